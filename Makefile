@@ -1,0 +1,50 @@
+# One verb per habit. Needs only Python 3.11 or newer, git and make; uses uv where it is installed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m pip install)
+MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
+
+.PHONY: help demo test test-slow quality style
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed  ## start the demo on http://127.0.0.1:7860 (the first call installs into .venv)
+	$(RUN)/python app.py
+
+test: $(VENV)/.installed-test  ## run the offline tests
+	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test  ## run the slow tests, offline too
+	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m slow
+
+quality: $(VENV)/.installed-test  ## lint, formatting, types and the order of the rooms
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	@find src -name '*.pyi' -delete  # Gradio's stubs would be checked in place of our components
+	$(RUN)/mypy
+	PYTHONPATH=src $(RUN)/lint-imports
+
+style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+# Stamps: a second call installs nothing until one of the two files changes.
+$(VENV)/.installed: requirements.txt pyproject.toml | $(RUN)/python
+	$(INSTALL) -r requirements.txt
+	@touch $@
+
+# Editable, so that `leukoscope` and `accelerate launch -m leukoscope` run this very source.
+$(VENV)/.installed-test: requirements.txt pyproject.toml | $(RUN)/python
+	$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+# A half-made environment is removed, or the next call would take it for a whole one.
+$(RUN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is '$$($(PYTHON) --version 2>&1)'; Leukoscope needs Python 3.11 or newer:" \
+			"install one and name it, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@rm -rf $(VENV)
+	$(MAKE_VENV) $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,33 @@
+"""The demo: `python app.py`, then open http://127.0.0.1:7860 (a Space runs this same file).
+
+A cell comes in through the page or the API at /predict; a label, its probabilities and the Grad-CAM overlay go out.
+Models are the releases under model_card/ and any Hub id a visitor types.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "src"))
+
+from leukoscope import LeukoscopeError
+
+
+def main() -> int:
+    """Serve until interrupted; problems the user can fix end in one line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--releases", type=Path, default=HERE / "model_card", help="folder of release folders to offer")
+    releases = parser.parse_args().releases
+    from leukoscope.web.demo import serve
+
+    try:
+        serve(releases)
+    except LeukoscopeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
+
+Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
+CPU as a training step on it. The cache is keyed by what was decoded and how, so it can never serve other pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.images import UnreadableImage, open_image, to_rgb
+from leukoscope.cells.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL import Image
+
+
+def cache_root() -> Path:
+    """Where decoded cells are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
+    return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
+
+
+def decode_cells(
+    cells: Dataset, preprocessing: Preprocessing, fingerprint: str, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Frame every cell, from the cache where it was done before.
+
+    Args:
+        cells: rows with `image` and `cell_id`.
+        fingerprint: of the data set the rows belong to.
+        progress: called with (done, total) now and then.
+
+    Returns:
+        (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); and cell id →
+        message for each picture that turned out damaged when decoded.
+
+    Raises:
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission).
+    """
+    size = preprocessing.image_size
+    shape = (len(cells), size, size, 3)
+    pixels_path, problems_path = _cache_files(cells["cell_id"][:], preprocessing, fingerprint)
+    if not (problems_path.exists() and pixels_path.exists()):
+        try:
+            pixels_path.parent.mkdir(parents=True, exist_ok=True)
+            _require_space(pixels_path.parent, int(np.prod(shape)))
+            _decode_to(pixels_path, problems_path, shape, cells, preprocessing, progress)
+        except OSError as error:
+            needed = int(np.prod(shape)) / 1e6
+            raise LeukoscopeError(
+                f"{pixels_path.parent}: cannot keep the decoded cells there ({error.strerror or error}; "
+                f"{needed:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
+            ) from None
+    problems = json.loads(problems_path.read_text())
+    return np.load(pixels_path, mmap_mode="r"), problems
+
+
+def _cache_files(ids: list[str], preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
+    key = sha256(repr((fingerprint, ids, preprocessing)).encode()).hexdigest()[:16]
+    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.json"
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Raise `OSError` where `needed` bytes do not fit: writing to a memory map on a full disk ends in SIGBUS."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _decode_to(
+    pixels_path: Path,
+    problems_path: Path,
+    shape: tuple[int, ...],
+    cells: Dataset,
+    preprocessing: Preprocessing,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    from datasets import Image as ImageFeature
+
+    aside = pixels_path.with_suffix(f".{os.getpid()}.tmp")
+    array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
+    frame = preprocessing.framer()
+    encoded = cells.cast_column("image", ImageFeature(decode=False))
+
+    ids = cells["cell_id"][:]
+
+    def decode(i: int) -> str | None:
+        try:
+            array[i] = frame(_open(encoded[i]["image"], ids[i]))
+        except UnreadableImage as error:
+            return str(error)
+        return None
+
+    problems = {}
+    try:
+        with ThreadPoolExecutor() as pool:
+            for done, problem in enumerate(pool.map(decode, range(shape[0])), start=1):
+                if problem:
+                    problems[ids[done - 1]] = problem
+                if progress and (done % 100 == 0 or done == shape[0]):
+                    progress(done, shape[0])
+    except BaseException:
+        # Also when interrupted: what is left would be as large as the data set and never be used.
+        aside.unlink(missing_ok=True)
+        raise
+    array.flush()
+    del array
+    aside.replace(pixels_path)
+    # The list of problems is written last: its presence says that the pixels are complete.
+    problems_aside = problems_path.with_suffix(f".{os.getpid()}.tmp")
+    problems_aside.write_text(json.dumps(problems))
+    problems_aside.replace(problems_path)
+
+
+def _open(encoded: dict[str, object], cell_id: str) -> Image.Image:
+    """A row's picture: from its file, or from the bytes a Hub data set carries."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    if encoded["bytes"] is None:
+        return open_image(str(encoded["path"]))
+    try:
+        with Image.open(BytesIO(encoded["bytes"])) as image:  # type: ignore[arg-type]
+            return to_rgb(image, cell_id)
+    except UnreadableImage:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"cell {cell_id}: the image is damaged ({error})") from None

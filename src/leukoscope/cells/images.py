@@ -1,0 +1,126 @@
+"""One cell image, from a file to 8-bit RGB pixels.
+
+Every room that reads a picture (loading, prediction, the demo) opens it here, so a file that training refuses
+is refused with the same words everywhere else. Orientation follows the EXIF tag, as transformers' pipelines do.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from leukoscope import LeukoscopeError
+
+IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+# A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
+MAX_PIXELS = 100_000_000
+MIN_SIDE = 8
+# A caller who turns warnings into errors gets the same words.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
+_MODE_PROBLEMS = {"CMYK": "is a CMYK (print) image", "F": "has floating-point pixels"}
+
+
+class UnreadableImage(LeukoscopeError):
+    """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open one image file as an upright 8-bit RGB picture.
+
+    Args:
+        path: a BMP, PNG, JPEG, TIFF or WebP file.
+
+    Returns:
+        A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation says.
+
+    Raises:
+        UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny or huge files.
+    """
+    try:
+        check_header(path)
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except UnreadableImage:
+        raise
+    except _BOMBS:
+        raise UnreadableImage(_too_large(path)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(
+            f"{path}: the image is damaged or cut short ({error}); copy or export it again"
+        ) from None
+
+
+def check_header(path: str | Path) -> tuple[int, int]:
+    """Refuse what the header alone shows to be unusable, without decoding a pixel.
+
+    Returns:
+        (width, height) in pixels, as stored.
+
+    Raises:
+        UnreadableImage: see `open_image`; damage inside the pixel data is found only by decoding.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise UnreadableImage(f"{path}: no such file; check the path")
+    if file.is_dir():
+        raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
+    if file.stat().st_size == 0:
+        raise UnreadableImage(f"{path}: the file is empty (0 bytes); copy or export it again")
+    try:
+        with Image.open(file) as image:
+            _check_kind(image, path)
+            return image.size
+    except UnidentifiedImageError:
+        formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
+        raise UnreadableImage(f"{path}: is not an image; give one of {formats}") from None
+    except _BOMBS:
+        raise UnreadableImage(_too_large(path)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{path}: cannot be read as an image ({error}); copy or export it again") from None
+
+
+def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
+    """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does."""
+    name = getattr(image, "filename", "") or name
+    _check_kind(image, name)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
+    """Make an RGB image from pixels.
+
+    Args:
+        array: (H, W, 3) or (H, W), uint8, 0–255.
+
+    Raises:
+        UnreadableImage: any other shape or dtype.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise UnreadableImage(
+            f"{name}: has shape {array.shape} and dtype {array.dtype}; give (H, W, 3) or (H, W) of uint8, 0–255"
+        )
+    return to_rgb(Image.fromarray(array), name)
+
+
+def _check_kind(image: Image.Image, name: str | Path) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(_too_large(name, image.size))
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableImage(f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}")
+    if getattr(image, "is_animated", False):
+        raise UnreadableImage(f"{name}: holds {image.n_frames} frames; save the one to use as a single image")  # type: ignore[attr-defined]
+    # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
+    deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
+    if deep or image.mode not in _MODES_READ_AS_RGB:
+        problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
+        raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+
+
+def _too_large(name: str | Path, size: tuple[int, int] | None = None) -> str:
+    extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
+    return f"{name}: {extent}, more than the {MAX_PIXELS // 1_000_000} megapixels read here; crop it to its cells first"

@@ -1,0 +1,201 @@
+"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting and cards need to say.
+
+A data set on disk is found by its entry's `find_cells`, which reads the trees as their publishers unpack them;
+adding a data set is adding one entry to `DATASETS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.images import IMAGE_SUFFIXES
+from leukoscope.cells.phantoms import PHANTOM_LABELS
+
+
+@dataclass(frozen=True)
+class CellFile:
+    """One labelled image on disk. `fold` is the publisher's own partition ("" where there is none)."""
+
+    path: Path
+    label: str
+    subject: str
+    cell_id: str
+    fold: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before a single image is opened.
+
+    Attributes:
+        labels: class names in the order of the network's outputs.
+        positive_label: the class whose detection "sensitivity" speaks of; empty with more than two classes.
+        official_counts: publisher's partition → label → number of cells.
+        subject_aliases: subject id → the id it is the same person as.
+        group: the unit that must not stand on two sides of an honest split.
+        background: what surrounds a cell; augmentation fills uncovered corners with it.
+        crop_pct: the central share of the shorter side that the network sees.
+        find_cells: walks a local folder; empty for data sets that are drawn rather than read.
+        hub_id: the Hub data set used when no local folder is given.
+        synthetic: True when no image shows a real cell.
+    """
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    positive_label: str
+    licence: str
+    citation: str
+    url: str
+    group: Literal["subject", "block"]
+    background: Literal["black", "smear"]
+    crop_pct: float
+    find_cells: Callable[[Path], Iterator[CellFile]] | None = None
+    official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    subject_aliases: Mapping[str, str] = field(default_factory=dict)
+    hub_id: str | None = None
+    synthetic: bool = False
+    layout: str = ""
+
+    def canonical_subject(self, subject: str) -> str:
+        """The subject a cell counts for, once known aliases are joined."""
+        return self.subject_aliases.get(subject, subject)
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """All image files under a folder, in a fixed order, hidden ones left out."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
+CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
+
+
+def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
+    """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV."""
+    preliminary = _cnmc_preliminary_names(root)
+    for path in image_files(root):
+        if "prelim" in path.parent.name:
+            original, fold = preliminary.get(path.stem, ""), "preliminary_test"
+        else:
+            original = path.stem
+            fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
+        if match := CNMC_NAME.match(original):
+            yield CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold)
+
+
+def _cnmc_preliminary_names(root: Path) -> dict[str, str]:
+    """Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list."""
+    lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
+    if not lists:
+        return {}
+    with lists[0].open(newline="") as file:
+        return {Path(row["new_names"]).stem: Path(row["Patient_ID"]).stem for row in csv.DictReader(file)}
+
+
+BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")
+
+
+def find_ball4_cells(root: Path) -> Iterator[CellFile]:
+    """The 4-class B-ALL fields; the parallel `Segmented` tree shows the same fields and is left out."""
+    for path in image_files(root):
+        match = BALL4_NAME.match(path.stem)
+        if match and "Segmented" not in path.parts:
+            yield CellFile(path, match["label"], subject="", cell_id=path.stem)
+
+
+def find_class_folders(root: Path) -> Iterator[CellFile]:
+    """A user's own cells: `<root>/…/<class>/<image>`; the class is the folder an image lies in."""
+    for path in image_files(root):
+        if path.parent != root:
+            yield CellFile(path, path.parent.name, subject="", cell_id=path.relative_to(root).with_suffix("").as_posix())
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        DatasetInfo(
+            name="cnmc2019",
+            title="C-NMC 2019 (ISBI 2019 challenge)",
+            labels=("ALL", "HEM"),
+            positive_label="ALL",
+            licence="CC BY 3.0 (TCIA)",
+            citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
+            "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
+            url="https://doi.org/10.7937/tcia.2019.dc64i46r",
+            group="subject",
+            background="black",
+            # The central 350 of 450 pixels hold 97 % of the cells whole.
+            crop_pct=350 / 450,
+            find_cells=find_cnmc_cells,
+            official_counts={
+                "fold_0": {"ALL": 2397, "HEM": 1130},
+                "fold_1": {"ALL": 2418, "HEM": 1163},
+                "fold_2": {"ALL": 2457, "HEM": 1096},
+                "preliminary_test": {"ALL": 1219, "HEM": 648},
+            },
+            # Pixel-identical cells are published under each of these groups of ids.
+            subject_aliases={"75": "51", "78": "51", "55": "51", "h3": "H10", "21": "20", "H4": "H2", "H5": "H2"},
+            hub_id="dwb2023/cnmc-leukemia-2019",
+            layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
+        ),
+        DatasetInfo(
+            name="ball4",
+            title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
+            labels=("Benign", "Early", "Pre", "Pro"),
+            positive_label="",
+            licence="ODbL 1.0 (database); contents © the original authors",
+            citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
+            "subtypes classification using peripheral blood smear images. International Journal of Intelligent Systems.",
+            url="https://www.kaggle.com/datasets/mehradaria/leukemia",
+            group="block",
+            background="smear",
+            crop_pct=1.0,
+            find_cells=find_ball4_cells,
+            official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
+            layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
+        ),
+        DatasetInfo(
+            name="imagefolder",
+            title="Your own class folders",
+            labels=(),
+            positive_label="",
+            licence="yours",
+            citation="",
+            url="",
+            group="subject",
+            background="smear",
+            crop_pct=1.0,
+            find_cells=find_class_folders,
+            layout="<class>/<image>, one folder a class",
+        ),
+        DatasetInfo(
+            name="phantoms",
+            title="Phantoms: synthetic cells drawn by Leukoscope",
+            labels=PHANTOM_LABELS,
+            positive_label="ALL",
+            licence="Apache-2.0",
+            citation="Synthetic cells drawn by Leukoscope; they show no patient.",
+            url="",
+            group="subject",
+            background="black",
+            crop_pct=350 / 450,
+            synthetic=True,
+        ),
+    )
+}
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The registry entry of a data set; raises `LeukoscopeError` naming the known ones."""
+    if name not in DATASETS:
+        raise LeukoscopeError(f"--dataset_name {name}: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name")
+    return DATASETS[name]

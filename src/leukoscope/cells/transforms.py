@@ -1,0 +1,177 @@
+"""The one home of preprocessing, and the label-preserving augmentation of training.
+
+`Preprocessing` is written into a release's config.json when a model is saved; training, evaluation, prediction, the
+demo and transformers' `pipeline()` all read it from there. Pictures become network input in two steps: `frame`
+(PIL: resize, centre crop — done once and cached in training) and `normalise` (tensors: scale, standardise).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        crop_pct: the share of the shorter side that is kept, centred.
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """Read the preprocessing back out of a release's config.json."""
+        return cls(
+            image_size=cfg["input_size"][-1],
+            crop_pct=cfg["crop_pct"],
+            interpolation=cfg["interpolation"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+        )
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The keys that timm and transformers read from config.json."""
+        return {
+            "input_size": [3, self.image_size, self.image_size],
+            "fixed_input_size": False,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": "center",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def framer(self) -> Callable[[Image.Image], np.ndarray]:
+        """A function from an RGB picture of any size to the (S, S, 3) uint8 pixels the network sees.
+
+        It is the geometric part of timm's evaluation transform, so `pipeline()` sees the same pixels.
+        """
+        from timm.data import create_transform
+
+        whole = create_transform(
+            input_size=(3, self.image_size, self.image_size),
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            mean=self.mean,
+            std=self.std,
+        )
+        resize, crop = whole.transforms[:2]
+        return lambda image: np.asarray(crop(resize(image)))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale and standardise pixels.
+
+        Args:
+            pixels: (B, 3, S, S), 0–255, any dtype.
+
+        Returns:
+            (B, 3, S, S) float32, channels-last in memory.
+        """
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
+        return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def view_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
+        side = min(width, height) * self.crop_pct
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Label-preserving changes, drawn anew for every cell and epoch.
+
+    No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle, a cell
+    has no upright. Size jitter counters the shortcut "small = normal"; stain jitter moves haematoxylin and eosin
+    apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
+
+    Attributes:
+        scale: largest relative change of size, both ways (0.1: ×1/1.1 … ×1.1).
+        brightness, contrast: largest relative change.
+        stain: largest relative change of each stain's optical density.
+    """
+
+    scale: float = 0.1
+    brightness: float = 0.15
+    contrast: float = 0.15
+    stain: float = 0.15
+
+
+# Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
+_STAIN_OD = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+
+class Augmenter:
+    """Augments whole batches at once; what a cell gets depends only on (seed, epoch, its row).
+
+    So the same cell is changed in the same way however many processes share the work.
+    """
+
+    def __init__(self, augmentation: Augmentation, background: str, seed: int):
+        self.augmentation = augmentation
+        self.padding_mode = "zeros" if background == "black" else "reflection"
+        self.black_background = background == "black"
+        self.seed = seed
+
+    def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
+        """Augment a batch.
+
+        Args:
+            pixels: (B, 3, S, S) uint8.
+            rows: row number of each cell in the data set.
+
+        Returns:
+            (B, 3, S, S) float32, 0–255.
+        """
+        draws = torch.from_numpy(np.stack([self._draw(row, epoch) for row in rows])).to(pixels.device)
+        return self._colour(self._warp(pixels.float(), draws), draws)
+
+    def _draw(self, row: int, epoch: int) -> np.ndarray:
+        """Nine numbers for one cell: angle, log-scale, flip, brightness, contrast, three stains (each −1…1), spare."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + int(row)]))
+        return rng.uniform(-1, 1, size=8).astype(np.float32)
+
+    def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Rotation, size and flip as one resampling."""
+        angle = draws[:, 0] * math.pi
+        # grid_sample maps output to input coordinates: dividing by the scale enlarges.
+        shrink = torch.exp(-draws[:, 1] * math.log1p(self.augmentation.scale))
+        flip = torch.where(draws[:, 2] < 0, -1.0, 1.0)
+        cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
+        zero = torch.zeros_like(cos)
+        theta = torch.stack([cos * flip, -sin, zero, sin * flip, cos, zero], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+        return F.grid_sample(pixels, grid, padding_mode=self.padding_mode, align_corners=False)
+
+    def _colour(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Stain, brightness and contrast; a black background stays black."""
+        a, column = self.augmentation, draws.view(len(draws), -1, 1, 1, 1)
+        cell = (pixels.amax(dim=1, keepdim=True) > 8).float() if self.black_background else 1.0
+        density = -torch.log((pixels + 1) / 256)
+        # One 3×3 matrix a cell: to stain space, each stain scaled, and back.
+        factors = torch.diag_embed(1 + draws[:, 5:8] * a.stain)
+        mixing = torch.linalg.inv(_STAIN_OD).to(pixels.device) @ factors @ _STAIN_OD.to(pixels.device)
+        density = torch.einsum("bchw,bcd->bdhw", density, mixing)
+        changed = 256 * torch.exp(-density) - 1
+        mean = changed.mean(dim=(1, 2, 3), keepdim=True)
+        changed = (changed - mean) * (1 + column[:, 4] * a.contrast) + mean
+        return (changed * (1 + column[:, 3] * a.brightness)).clamp(0, 255) * cell

@@ -1,0 +1,176 @@
+"""`leukoscope …`: thin commands over the rooms.
+
+A command reads its flags, calls one room and shows what came back; whatever it needs beyond typer and rich is
+imported inside it, so that `leukoscope --help` answers at once. Results go to stdout, problems to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+
+if TYPE_CHECKING:
+    from leukoscope.cells.images import UnreadableImage
+    from leukoscope.inference.predictor import Prediction
+
+
+class _OneLineErrors(TyperGroup):
+    """Ends a command in one line, without a traceback, for any problem the user can fix."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LeukoscopeError as error:
+            say_error(error)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="leukoscope",
+    cls=_OneLineErrors,
+    help=f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def say_error(error: Exception) -> None:
+    """One line on stderr, never wrapped or coloured, so that it can be copied and searched."""
+    typer.echo(f"error: {error}", err=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"leukoscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def leukoscope(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command; the help text above the list of commands is the app's."""
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Image files, or folders of them.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Release folder, or Hub id owner/name or owner/name@revision.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="OUTDIR", help="Write a Grad-CAM picture of each answer to this folder.")
+    ] = None,
+) -> None:
+    """Answer for cell images with a released model."""
+    from leukoscope.cells.images import UnreadableImage
+    from leukoscope.inference.predictor import Predictor
+
+    files, problems = _image_paths(images)
+    predictor = Predictor.from_pretrained(model)
+    rows = []
+    for answer in predictor.answers(files, explain=explain is not None):
+        if isinstance(answer, UnreadableImage):
+            problems.append(answer)
+            continue
+        row = answer.to_dict()
+        if explain is not None:
+            row["overlay"] = str(_save_overlay(answer, explain))
+        rows.append(row)
+
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif rows:
+        _print_table(rows, predictor.labels)
+    for problem in problems:
+        say_error(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[UnreadableImage]]:
+    """The files meant by files and folders, in the order given, and a problem for each folder without an image."""
+    from leukoscope.cells.images import IMAGE_SUFFIXES, UnreadableImage
+    from leukoscope.cells.registry import image_files
+
+    files: list[Path] = []
+    problems = []
+    for path in named:
+        inside = list(image_files(path)) if path.is_dir() else [path]
+        files += inside
+        if not inside:
+            kinds = ", ".join(IMAGE_SUFFIXES)
+            problems.append(UnreadableImage(f"{path}: this folder holds no image ({kinds}); name another"))
+    return files, problems
+
+
+def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "label", *labels, "ms")
+    for column, fold in enumerate(("fold", "fold", *("ellipsis" for _ in labels), "ellipsis")):
+        table.columns[column].overflow = fold  # type: ignore[assignment]
+        table.columns[column].justify = "left" if fold == "fold" else "right"
+    for row in rows:
+        shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
+        # Text, because square brackets in a file's name would be read as markup.
+        table.add_row(Text(row["source"]), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}")
+    console = Console(highlight=False)
+    console.print(table)
+    overlays = [row["overlay"] for row in rows if "overlay" in row]
+    if overlays:
+        console.print(Text(f"heat maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
+    console.print(Text(RESEARCH_NOTICE))
+
+
+def _save_overlay(prediction: Prediction, folder: Path) -> Path:
+    """Draw the predicted class's heat map over its picture and save it under a name no other picture has."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from leukoscope.cells.images import open_image
+    from leukoscope.inference.gradcam import overlay
+
+    assert prediction.heatmaps is not None
+    label = prediction.label
+    drawn = overlay(open_image(prediction.source), prediction.heatmaps[label], prediction.view_box)
+    about = PngInfo()
+    about.add_itxt("Title", f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}")
+    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
+    # A class may be called "Pro-B/early": only what every file system takes goes into the name.
+    safe_label = re.sub(r"[^\w.-]+", "_", label)
+    stem = f"{Path(prediction.source).stem}-{safe_label}"
+    return _write_new(folder, stem, ".png", lambda aside: drawn.save(aside, format="PNG", pnginfo=about))
+
+
+def _write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Write a file aside and rename it to `stem`, `stem-2`, … — the first name that is free."""
+    aside = folder / f".{stem}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        target, number = folder / f"{stem}{suffix}", 2
+        while target.exists():
+            target, number = folder / f"{stem}-{number}{suffix}", number + 1
+        return aside.rename(target)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{folder}: cannot write there ({error.strerror or error}); free some space or name another folder"
+        ) from None
+    finally:
+        if aside.exists():
+            aside.unlink()

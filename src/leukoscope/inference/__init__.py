@@ -1,0 +1,1 @@
+"""How it answers: one backbone pass gives a prediction and its explanation."""

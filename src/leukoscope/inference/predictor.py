@@ -1,0 +1,289 @@
+"""From pictures to answers: the one predictor behind `leukoscope predict`, the evaluation and the demo.
+
+A release comes from a folder or from the Hub, a picture from a path, PIL or an array; the picture goes through the
+release's own preprocessing and once through the backbone, and the head gives the answer and, when asked, its reasons.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.images import UnreadableImage, from_array, open_image, to_rgb
+from leukoscope.inference.gradcam import HeatMap, explain_features
+from leukoscope.models.release import CARD, CONFIG, METRICS, WEIGHTS, Release, load_release
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray
+
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
+HUB_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A release's answer to one picture.
+
+    Attributes:
+        label: the most probable class.
+        probabilities: class → probability, in the release's label order; sums to 1.
+        source: the picture's path, or "image 3" for the third of those given without one.
+        model, revision: folder or Hub id, and Hub commit ("" for a folder).
+        seconds: from file to answer, the batch's time shared evenly.
+        heatmaps: class → Grad-CAM, when explanations were asked for.
+        view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    source: str
+    model: str
+    revision: str
+    seconds: float
+    heatmaps: dict[str, HeatMap] | None
+    view_box: tuple[float, float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, without the heat maps and with the research notice."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "probabilities": dict(self.probabilities),
+            "model": self.model,
+            "revision": self.revision,
+            "seconds": self.seconds,
+            "view_box": list(self.view_box),
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+@dataclass(frozen=True)
+class _Framed:
+    """A picture ready for the network: (S, S, 3) uint8 pixels and where they lay."""
+
+    pixels: np.ndarray
+    source: str
+    view_box: tuple[float, float, float, float]
+
+
+class Predictor:
+    """Answers for pictures with one release.
+
+    Attributes:
+        release: the loaded release, its network on `device`.
+        labels: class names in the order of the probabilities.
+    """
+
+    def __init__(self, release: Release, *, device: str = "cpu"):
+        self._device = _device(device)
+        release.network.to(self._device)
+        self.release = release
+        self.labels = release.labels
+        self._frame = release.preprocessing.framer()
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None, device: str = "cpu") -> Predictor:
+        """Load a release from wherever it lives; a path that exists wins over a Hub id.
+
+        Args:
+            model: a release folder, `owner/name` or `owner/name@revision`.
+            revision: a Hub branch, tag or commit.
+            device: a torch device such as "cpu" or "cuda".
+
+        Raises:
+            LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
+                release, or a device this machine lacks.
+        """
+        if Path(model).exists():
+            if revision:
+                raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
+            return cls(load_release(model), device=device)
+        hub_id, revision = _parse_hub_id(str(model), revision)
+        folder = _download(hub_id, revision)
+        try:
+            return cls(load_release(folder, name=hub_id, revision=folder.name), device=device)
+        except LeukoscopeError as error:
+            raise LeukoscopeError(f"{hub_id}: {error}") from None
+
+    @overload  # a str is a sequence of str as well, which the checker minds
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: Picture, *, explain: bool = False, batch_size: int = 16
+    ) -> Prediction: ...
+    @overload
+    def __call__(
+        self, images: Sequence[Picture], *, explain: bool = False, batch_size: int = 16
+    ) -> list[Prediction]: ...
+    def __call__(
+        self, images: Picture | Sequence[Picture], *, explain: bool = False, batch_size: int = 16
+    ) -> Prediction | list[Prediction]:
+        """Answer one picture, or a list of them in their order.
+
+        Args:
+            images: a path, a PIL image or an (H, W, 3) uint8 array; or a list of those.
+            explain: add every class's heat map.
+            batch_size: pictures that go through the network at once.
+
+        Raises:
+            UnreadableImage: for the first picture that cannot be used.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            return self([images], explain=explain, batch_size=1)[0]
+        predictions = []
+        for answer in self.answers(images, explain=explain, batch_size=batch_size):
+            if isinstance(answer, UnreadableImage):
+                raise answer
+            predictions.append(answer)
+        return predictions
+
+    def answers(
+        self, images: Sequence[Picture], *, explain: bool = False, batch_size: int = 16
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Answer pictures batch by batch; one that cannot be used has its error in its place, the others go on."""
+        if batch_size < 1:
+            raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
+        for first in range(0, len(images), batch_size):
+            start = time.perf_counter()
+            batch = images[first : first + batch_size]
+            framed = [self._open_and_frame(image, number) for number, image in enumerate(batch, start=first + 1)]
+            usable = [cell for cell in framed if isinstance(cell, _Framed)]
+            answered = iter(self._answer(usable, explain, start) if usable else ())
+            for cell in framed:
+                yield next(answered) if isinstance(cell, _Framed) else cell
+
+    def _open_and_frame(self, image: Picture, number: int) -> _Framed | UnreadableImage:
+        source = str(image) if isinstance(image, str | Path) else f"image {number}"
+        try:
+            upright = _open(image, source)
+        except UnreadableImage as error:
+            return error
+        return _Framed(self._frame(upright), source, self.release.preprocessing.view_box(*upright.size))
+
+    def _answer(self, cells: list[_Framed], explain: bool, start: float) -> list[Prediction]:
+        """Answer framed pictures, one batch; `start` is when the first of them was opened."""
+        logits, maps = self._run(np.stack([cell.pixels for cell in cells]), explain)
+        probabilities = logits.double().softmax(dim=1).cpu().numpy()
+        seconds = (time.perf_counter() - start) / len(cells)
+        return [
+            Prediction(
+                label=self.labels[int(shares.argmax())],
+                probabilities=dict(zip(self.labels, shares.tolist(), strict=True)),
+                source=cell.source,
+                model=self.release.name,
+                revision=self.release.revision,
+                seconds=seconds,
+                heatmaps=None if maps is None else self._heatmaps(maps[i]),
+                view_box=cell.view_box,
+            )
+            for i, (cell, shares) in enumerate(zip(cells, probabilities, strict=True))
+        ]
+
+    def _run(self, pixels: np.ndarray, explain: bool) -> tuple[torch.Tensor, np.ndarray | None]:
+        """(B, S, S, 3) uint8 → logits (B, K) and, when asked, Grad-CAM (B, K, h, w)."""
+        network = self.release.network
+        with torch.inference_mode():
+            inputs = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+            features = network.forward_features(self.release.preprocessing.normalise(inputs))  # type: ignore[operator]
+            if not explain:
+                return network.forward_head(features), None  # type: ignore[operator]
+        logits, maps = explain_features(network, features)
+        return logits, maps.cpu().numpy()
+
+    def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
+        # Copied, so that keeping one picture's map does not keep its whole batch in memory.
+        return {label: HeatMap(maps[k].copy(), label) for k, label in enumerate(self.labels)}
+
+
+def _open(image: Picture, source: str) -> Image.Image:
+    if isinstance(image, str | Path):
+        return open_image(image)
+    if isinstance(image, np.ndarray):
+        return from_array(image, source)
+    if not isinstance(image, Image.Image):
+        raise UnreadableImage(f"{source}: is a {type(image).__name__}; give a path, a PIL image or a uint8 array")
+    try:
+        return to_rgb(image, source)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{source}: the image is damaged or cut short ({error}); export it again") from None
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise LeukoscopeError(f"device {name!r}: torch cannot compute there on this machine; use {found}") from None
+    return device
+
+
+def _parse_hub_id(model: str, revision: str | None) -> tuple[str, str | None]:
+    match = _HUB_ID.fullmatch(model)
+    if match is None or ".." in match["id"] or "--" in match["id"]:
+        raise LeukoscopeError(
+            f"{model}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+        )
+    if revision and match["revision"] and revision != match["revision"]:
+        raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")
+    return match["id"], revision or match["revision"]
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """The folder of a Hub release, downloaded or cached; its name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=[CONFIG, WEIGHTS, METRICS, CARD],
+            etag_timeout=HUB_TIMEOUT,
+            local_files_only=not _hub_answers(hub_id, revision),
+        )
+    except GatedRepoError:
+        problem = f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
+    except RepositoryNotFoundError:
+        problem = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
+    except RevisionNotFoundError:
+        problem = "the Hub has this model but not this revision; name one of its branches, tags or commits"
+    except LocalEntryNotFoundError:
+        problem = "the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
+    except HFValidationError:
+        problem = "no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+    except (HTTPError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        problem = f"cannot be fetched from the Hub ({reason}); try again, or give a release folder"
+    else:
+        return Path(folder)
+    raise LeukoscopeError(f"{wanted}: {problem}")
+
+
+def _hub_answers(hub_id: str, revision: str | None) -> bool:
+    """Whether the Hub can be asked at all; a refusal is an answer, too."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    # Asked with a limit of its own: on a network that swallows packets the download itself would wait for ever.
+    try:
+        HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return True
+    except (HTTPError, OSError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What judges: recipes as data, the networks they build, and the release directory that carries one."""

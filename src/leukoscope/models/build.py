@@ -1,0 +1,134 @@
+"""From a recipe to a network with its start weights.
+
+Start weights come from a safetensors file, from the Hub, or not at all (said aloud). A file made for another
+architecture is refused by name and shape; tensors it lacks must be declared, or the network would start half random
+without anyone knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.recipes import Recipe
+
+FROM_SCRATCH = "random initialisation (no pretrained weights)"
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """Where a network starts from.
+
+    Attributes:
+        file: a safetensors file in timm's tensor names; None asks the Hub for `recipe.base_model`.
+        name: what the weights truly are, for the card; defaults to the file's name.
+        may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
+        from_scratch: start from random weights and never ask the network.
+    """
+
+    file: Path | None = None
+    name: str = ""
+    may_miss: tuple[str, ...] = ()
+    from_scratch: bool = False
+
+
+def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The recipe's network with random weights, in channels-last memory."""
+    import timm
+
+    network = timm.create_model(
+        recipe.architecture,
+        pretrained=False,
+        num_classes=num_classes,
+        drop_rate=recipe.drop_rate,
+        **({"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}),
+    )
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
+    """Fill the backbone and return the true name of what it was filled with.
+
+    Raises:
+        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or
+            an unreachable Hub.
+    """
+    if start.from_scratch:
+        return FROM_SCRATCH
+    if start.file is None:
+        _fill(network, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
+        return f"ImageNet weights {recipe.base_model}"
+    _fill(network, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
+    return start.name or start.file.stem
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; any other format, pickle above all, is refused."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
+    if path.suffix != ".safetensors":
+        raise LeukoscopeError(
+            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read, because pickled weights can run code"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+
+
+def _fill(
+    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
+) -> None:
+    """Copy a backbone's tensors in; the classifier always stays new."""
+    head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
+    wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
+    given = {k: v for k, v in tensors.items() if k not in head}
+    unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
+    reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
+    if unknown or reshaped:
+        example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
+        raise LeukoscopeError(
+            f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
+            f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
+        )
+    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
+    if missing:
+        raise LeukoscopeError(
+            f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete file, "
+            "or declare the gap with --pretrained_may_miss PATTERN"
+        )
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
+
+
+def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the linear head."""
+    return [p for name in _classifier_names(network) for p in network.get_submodule(name).parameters()]
+
+
+def _classifier_names(network: nn.Module) -> list[str]:
+    names = network.pretrained_cfg["classifier"]  # type: ignore[index]
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _from_hub(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """ImageNet weights from the Hub, asked for once and as safetensors only."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise LeukoscopeError(
+            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
+            "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+        ) from None
+    return read_safetensors(Path(path))

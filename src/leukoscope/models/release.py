@@ -1,0 +1,222 @@
+"""A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load alike.
+
+config.json carries the labels and the preprocessing, model.safetensors the weights in half precision (computed with
+in float32), metrics.json how far to trust them. A local folder and a Hub repository hold exactly the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.models.build import read_safetensors
+
+CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A loaded release.
+
+    Attributes:
+        network: the timm model in eval mode, float32, channels-last.
+        labels: class names in the order of the network's outputs.
+        preprocessing: how a picture must be shown to it.
+        metrics: the content of metrics.json ({} where a foreign model has none).
+        name: the directory or Hub id it came from.
+        revision: Hub commit, or "" for a local folder.
+    """
+
+    network: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    metrics: Mapping[str, Any]
+    name: str
+    revision: str = ""
+
+
+def save_release(
+    directory: str | Path,
+    network: nn.Module,
+    *,
+    architecture: str,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    metrics: Mapping[str, Any],
+    description: str = "",
+) -> Path:
+    """Write a release directory; it appears whole or not at all.
+
+    Args:
+        network: a timm model with its own linear head.
+        architecture: its timm name.
+
+    Raises:
+        LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(directory)
+    outputs = network.num_classes
+    if outputs != len(labels):
+        raise LeukoscopeError(f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output")
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        # BatchNorm statistics stay float32: running variances can leave half precision's range.
+        tensors = {
+            k: (v.half() if v.is_floating_point() and "running_" not in k else v).contiguous().cpu()
+            for k, v in network.state_dict().items()
+        }
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description))
+        write_json(aside / METRICS, metrics)
+        _swap_in(aside, target)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise LeukoscopeError(f"{target}: the release cannot be written there ({error.strerror or error})") from None
+    return target
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON aside, then rename; floats keep six significant digits, more would be noise."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(_rounded(content), indent=1, ensure_ascii=False) + "\n")
+    aside.replace(path)
+
+
+def load_release(directory: str | Path, *, name: str = "", revision: str = "") -> Release:
+    """Load a release directory.
+
+    Args:
+        directory: a local folder in Hub format.
+        name, revision: what to call it, when the folder is a cached Hub snapshot.
+
+    Raises:
+        LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
+            architecture timm does not know, or pickle-only weights.
+    """
+    root = Path(directory)
+    config = _read_config(root)
+    labels = tuple(config["label_names"])
+    tensors = _read_weights(root)
+    network = _network(root, config, len(labels))
+    try:
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise LeukoscopeError(
+            f"{root / WEIGHTS}: not the weights of {config['architecture']} with {len(labels)} labels ({first}); "
+            "restore config.json and model.safetensors from one release"
+        ) from None
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
+    return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision)
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    """The release's metrics.json, {} where there is none."""
+    path = root / METRICS
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+
+
+def _config(
+    network: nn.Module, architecture: str, labels: Sequence[str], preprocessing: Preprocessing, description: str
+) -> dict[str, Any]:
+    """config.json as timm and transformers read it.
+
+    `num_classes` must not stand in `model_args` (transformers would pass it twice), and "dtype" makes `pipeline()`
+    compute in float32 from half-precision files.
+    """
+    cfg = network.pretrained_cfg
+    return {
+        "architecture": architecture,
+        "num_classes": len(labels),
+        "num_features": network.num_features,
+        "label_names": list(labels),
+        "dtype": "float32",
+        "pretrained_cfg": {
+            **preprocessing.to_pretrained_cfg(),
+            "tag": "leukoscope",
+            "custom_load": False,
+            "num_classes": len(labels),
+            "pool_size": None,
+            "first_conv": cfg["first_conv"],
+            "classifier": cfg["classifier"],
+            "description": description,
+        },
+    }
+
+
+def _read_config(root: Path) -> dict[str, Any]:
+    path = root / CONFIG
+    if not root.is_dir():
+        raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
+    if not path.is_file():
+        raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    for key in ("architecture", "num_classes", "label_names", "pretrained_cfg"):
+        if key not in config:
+            raise LeukoscopeError(f"{path}: has no {key!r}; only timm image classifiers with label names load here")
+    if len(config["label_names"]) != config["num_classes"]:
+        raise LeukoscopeError(
+            f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
+            "outputs; restore config.json from the release"
+        )
+    return config
+
+
+def _read_weights(root: Path) -> dict[str, torch.Tensor]:
+    if not (root / WEIGHTS).exists() and (pickles := [p.name for p in root.glob("*.bin")]):
+        raise LeukoscopeError(
+            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to safetensors"
+        )
+    return read_safetensors(root / WEIGHTS)
+
+
+def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(config["architecture"]):
+        raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
+    return timm.create_model(
+        config["architecture"], pretrained=False, num_classes=num_classes, **config.get("model_args", {})
+    )
+
+
+def _swap_in(aside: Path, target: Path) -> None:
+    """Put a finished directory in the place of an older one."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value

@@ -1,0 +1,165 @@
+"""Every flag of `train.py`: three frozen dataclasses, which are at once the configuration and the command line.
+
+Flags follow the Hugging Face example scripts. What is left unset comes from the recipe; `resolve` says what that is,
+and the run folder's `args.yaml` records the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.build import StartWeights
+from leukoscope.models.recipes import Recipe, get_recipe
+
+
+# Below 32 px nothing is left of a picture after the networks' five halvings.
+_LEAST = {
+    "max_train_samples": 1,
+    "max_eval_samples": 1,
+    "image_size": 32,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "early_stopping_patience": 1,
+    "seed": 0,
+}
+
+
+def _flag(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Which cells, and how they are split."""
+
+    dataset_name: str = _flag("phantoms", "cnmc2019, ball4, imagefolder, phantoms, or a Hub data-set id (owner/name).")
+    train_dir: str | None = _flag(None, "Local folder with the cells; without it the data set's Hub copy is used.")
+    subject_pattern: str | None = _flag(
+        None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
+    )
+    subject_csv: str | None = _flag(None, "imagefolder: CSV with the columns file,subject.")
+    split: str = _flag("subject", "subject, subject-cv, official, random, block or all.")
+    split_file: str | None = _flag(None, "A split.json of an earlier run: use its very cells.")
+    fold: int = _flag(0, "subject-cv: the fold that is tested.")
+    num_folds: int = _flag(5, "subject-cv: number of folds.")
+    train_folds: list[str] = _flag(["fold_0"], "official: folds to train on.")
+    test_folds: list[str] = _flag(["fold_1"], "official: folds to test on.")
+    no_validation: bool = _flag(
+        False, "Train on the validation cells too and keep the last epoch (subject-cv, official)."
+    )
+    max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
+    max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which network, and what it starts from."""
+
+    recipe: str = _flag("densenet121", "A recipe: efficientnet_b3, densenet121 or densenet169.")
+    image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
+    pretrained_weights: str | None = _flag(None, "Start from this .safetensors file instead of the Hub's ImageNet weights.")
+    pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
+    pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
+    from_scratch: bool = _flag(False, "Start from random weights; never ask the network.")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """How it learns, and what becomes of the result."""
+
+    output_dir: str | None = _flag(None, "The run folder (default: runs/<dataset>-<recipe>).")
+    num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
+    per_device_train_batch_size: int | None = _flag(None, "Training batch a process (default: the recipe's).")
+    per_device_eval_batch_size: int = _flag(64, "Evaluation batch a process.")
+    learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
+    head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
+    weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
+    early_stopping_patience: int = _flag(3, "Stop after this many epochs without a better validation score.")
+    mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
+    seed: int = _flag(0, "Seed of split, order, augmentation and weights; the same seed repeats the run.")
+    push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
+    hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
+    hub_private: bool = _flag(False, "Make that repository private.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run, complete: data, model and run arguments."""
+
+    data: DataArguments = field(default_factory=DataArguments)
+    model: ModelArguments = field(default_factory=ModelArguments)
+    run: RunArguments = field(default_factory=RunArguments)
+
+    def resolve(self) -> Recipe:
+        """The recipe with this run's overrides; on phantoms, sized for a smoke run.
+
+        Raises:
+            LeukoscopeError: an unknown recipe, or a number below what a run needs.
+        """
+        recipe = get_recipe(self.model.recipe)
+        flags = self.as_dict()
+        for flag, least in _LEAST.items():
+            if flags[flag] is not None and flags[flag] < least:
+                raise LeukoscopeError(f"--{flag} {flags[flag]}: give {least} or more")
+        if self.is_smoke_run:
+            recipe = replace(
+                recipe,
+                image_size=96,
+                num_train_epochs=6,
+                train_batch_size=16,
+                learning_rate=1e-3,
+                drop_rate=0.0,
+            )
+        if self.start_weights.from_scratch:
+            recipe = replace(recipe, frozen=())
+        overrides = {
+            "image_size": self.model.image_size,
+            "num_train_epochs": self.run.num_train_epochs,
+            "train_batch_size": self.run.per_device_train_batch_size,
+            "learning_rate": self.run.learning_rate,
+            "head_learning_rate": self.run.head_learning_rate,
+            "weight_decay": self.run.weight_decay,
+        }
+        return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+
+    @property
+    def is_smoke_run(self) -> bool:
+        """Phantoms show that everything works, and nothing about patients."""
+        return self.data.dataset_name == "phantoms"
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder."""
+        name = f"{self.data.dataset_name.replace('/', '--')}-{self.model.recipe}"
+        return Path(self.run.output_dir or Path("runs") / name)
+
+    @property
+    def start_weights(self) -> StartWeights:
+        """Where the network starts; a smoke run never asks the network."""
+        file = self.model.pretrained_weights
+        return StartWeights(
+            file=Path(file) if file else None,
+            name=self.model.pretrained_name,
+            may_miss=tuple(self.model.pretrained_may_miss),
+            from_scratch=self.model.from_scratch or (self.is_smoke_run and not file),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flags as given, for args.yaml."""
+        return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
+
+
+def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """Read the command line (`sys.argv` when None) into a `TrainingConfig`."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser((DataArguments, ModelArguments, RunArguments), description=__doc__, prog="train.py")
+    data, model, run = parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None)
+    return TrainingConfig(data, model, run)

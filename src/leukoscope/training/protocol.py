@@ -1,0 +1,166 @@
+"""Measure a recipe the honest way, then train the weights to release.
+
+A protocol is a list of training runs of one recipe: every fold of a class-stratified cross-validation by subject, the
+publisher's own folds both ways, the random split by image that prior systems used, and at last a model on every cell.
+The last one is what users get; the others say what to expect of it. Each run keeps its own folder and is skipped
+when it is finished, so an interrupted protocol goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.models.release import METRICS, write_json
+from leukoscope.training.config import TrainingConfig
+
+CROSS_VALIDATED = "recipe (cross-validated)"
+OFFICIAL_FOLDS = "recipe (official folds)"
+RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class ProtocolRun:
+    """One training run of a protocol; `estimates` is what its figures stand for in the released metrics.json."""
+
+    name: str
+    config: TrainingConfig
+    estimates: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.config.output_dir
+
+    def is_finished(self) -> bool:
+        """True when the folder holds this very run, completed.
+
+        Raises:
+            LeukoscopeError: the folder holds a finished run made with other flags.
+        """
+        if not (self.folder / "release" / METRICS).exists():
+            return False
+        made = yaml.safe_load((self.folder / "args.yaml").read_text())["flags"]
+        wanted = self.config.as_dict()
+        different = [k for k in wanted if k not in _NOT_THE_RESULT and made.get(k) != wanted[k]]
+        if different:
+            raise LeukoscopeError(
+                f"{self.folder}: finished with other flags ({', '.join(f'{k}: {made.get(k)}' for k in different)}); "
+                "give another --output_dir or remove it"
+            )
+        return True
+
+
+# Where files lie does not change what a run computes.
+_NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
+
+
+def protocol_runs(config: TrainingConfig, num_folds: int) -> Iterator[ProtocolRun]:
+    """The runs of a protocol in the order they are made, below the configuration's output folder.
+
+    The official folds come first: they are the quickest sign that a recipe is sound.
+    """
+    for train, test in (("0", "1"), ("1", "0")):
+        folds = {"train_folds": [f"fold_{train}"], "test_folds": [f"fold_{test}"]}
+        yield _run(config, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
+    yield _run(config, FINAL, split="all")
+    for fold in range(num_folds):
+        yield _run(
+            config, f"cv-{fold}", CROSS_VALIDATED, split="subject-cv", fold=fold, num_folds=num_folds, no_validation=True
+        )
+    yield _run(config, "random", RANDOM_SPLIT, split="random")
+
+
+def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
+    run = replace(config.run, output_dir=str(config.output_dir / name))
+    return ProtocolRun(name, TrainingConfig(replace(config.data, **data), config.model, run), estimates)
+
+
+def run_protocol(config: TrainingConfig, num_folds: int) -> list[ProtocolRun]:
+    """Make every run that is not finished yet."""
+    from leukoscope.training.loop import train
+
+    runs = list(protocol_runs(config, num_folds))
+    for number, run in enumerate(runs, start=1):
+        if run.is_finished():
+            print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
+            continue
+        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+        train(run.config)
+    return runs
+
+
+def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
+    """Put together what is published: the final weights, and in metrics.json what the other runs measured.
+
+    Args:
+        runs: the finished runs of one protocol.
+        directory: the release folder; replaced as a whole.
+    """
+    final = next(run for run in runs if run.name == FINAL)
+    aside = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(final.folder / "release", aside)
+    metrics = _metrics(final)
+    folds = [run for run in runs if run.estimates == CROSS_VALIDATED]
+    (aside / "predictions").mkdir()
+    metrics["evaluations"] = [_cross_validation(folds, aside / "predictions" / "subject_cv.parquet")]
+    for run in runs:
+        if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
+            name = run.name.replace("-", "_")
+            shutil.copy(run.folder / "predictions.parquet", aside / "predictions" / f"{name}.parquet")
+            block = _metrics(run)["evaluations"][0] | {"name": name, "estimates": run.estimates}
+            metrics["evaluations"].append(block | {"training_seconds": _metrics(run)["training"]["seconds"]})
+    metrics["training"]["protocol_seconds"] = sum(_metrics(run)["training"]["seconds"] for run in runs)
+    write_json(aside / METRICS, metrics)
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+    return directory
+
+
+def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:
+    """Pool the folds' predictions: one row a cell, each from a model that never saw its subject."""
+    answers = pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
+    answers.save(predictions)
+    blocks = [_metrics(run)["evaluations"][0] for run in folds]
+    block = {
+        "name": "subject_cv",
+        "estimates": CROSS_VALIDATED,
+        "split": {
+            "strategy": "subject-cv",
+            "detail": f"{len(folds)}-fold cross-validation by subject, pooled out-of-fold predictions",
+            "disjoint_by": blocks[0]["split"]["disjoint_by"],
+            "seed": blocks[0]["split"]["seed"],
+        },
+        "thresholds_fitted_on": None,
+        "metrics": measure(answers),
+        "training_seconds": sum(_metrics(run)["training"]["seconds"] for run in folds),
+        "folds": [
+            {
+                "fold": number,
+                "cells": block["metrics"]["cells"],
+                "subjects": sorted(block["metrics"]["subjects"]),
+                "split_fingerprint": block["split"]["fingerprint"],
+                **headline(block["metrics"]),
+                "training_seconds": _metrics(run)["training"]["seconds"],
+            }
+            for number, (run, block) in enumerate(zip(folds, blocks, strict=True))
+        ],
+    }
+    if "size_only_baseline" in blocks[0]:
+        baseline = pooled([CellPredictions.load(run.folder / "size_only_predictions.parquet") for run in folds])
+        block["size_only_baseline"] = headline(measure(baseline))
+    return block
+
+
+def _metrics(run: ProtocolRun) -> dict[str, Any]:
+    return json.loads((run.folder / METRICS).read_text())

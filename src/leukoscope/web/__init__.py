@@ -1,0 +1,1 @@
+"""What a person meets: the Gradio demo, one file per tab."""

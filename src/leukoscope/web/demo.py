@@ -1,0 +1,102 @@
+"""The demo as one page: what stands round the tabs, and how it is served.
+
+`app.py` calls `serve`. The page answers as soon as Gradio is imported; torch and the first model load behind it. It
+listens on this machine only (a Space's container listens to its proxy), is never shared, and asks nothing of the
+internet unless a visitor types a Hub id.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Thread
+
+import gradio as gr
+
+from leukoscope import LeukoscopeError
+from leukoscope.web import one_cell, panels
+from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases
+from leukoscope.web.theme import CSS, build_theme
+from leukoscope.web.upload import MAX_BYTES
+
+DEFAULT_PORT = 7860
+CACHE_SECONDS = 3600
+# Two answers at a time keep a small machine responsive; a longer queue would only make visitors wait in vain.
+AT_ONCE, QUEUE = 2, 32
+SESSIONS = 40
+HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
+<p>What a classifier says about one white blood cell, and where it looked.</p></div>"""
+PRIVACY = (
+    "Your picture is deleted from this server's disk as soon as it is read and stays in memory for this session only. "
+    "Overlay images made for the API are deleted within two hours."
+)
+
+
+def build_demo(shelf: Shelf) -> gr.Blocks:
+    """The page with all its tabs, not yet served."""
+    with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
+        gr.HTML(HEAD, padding=False)
+        gr.HTML(panels.notice(), elem_id="notice", padding=False)
+        model = gr.Dropdown(
+            shelf.names,
+            value=next(iter(shelf.names), None),
+            allow_custom_value=True,
+            label="Model",
+            info="A release that comes with the app, or any Hub id: owner/name or owner/name@revision",
+        )
+        if not shelf.names:
+            gr.HTML(panels.message("No model yet", HOW_TO_GET_ONE), padding=False)
+        one_cell.build_tab(shelf, model)
+        gr.HTML(f'<p class="lk-note">{PRIVACY}</p>', padding=False)
+    return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
+
+
+def serve(releases: Path) -> None:
+    """Serve the demo until interrupted.
+
+    Args:
+        releases: folder whose sub-folders with a config.json are the embedded releases.
+
+    Raises:
+        LeukoscopeError: GRADIO_SERVER_PORT is no port, or the port is taken.
+    """
+    shelf = Shelf(find_releases(releases))
+    port = _port()
+    demo = build_demo(shelf)
+    try:
+        demo.launch(
+            server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=SESSIONS,
+            theme=build_theme(),
+            css=CSS,
+            footer_links=["api"],
+            run_history=False,
+            prevent_thread_lock=True,
+        )
+    except OSError:
+        raise LeukoscopeError(f"port {port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+    # Only now: loading torch beside Gradio's start would hold the page back.
+    Thread(target=_warm_up, args=(shelf,), daemon=True).start()
+    demo.block_thread()
+
+
+def _warm_up(shelf: Shelf) -> None:
+    """Load the first release and answer once, so that the first visitor does not wait for imports."""
+    if not shelf.names:
+        return
+    name = shelf.names[0]
+    try:
+        one_cell.draw(look := one_cell.examine(shelf.predictor(name), *one_cell.example(0), name), look.prediction.label, 1)
+    except LeukoscopeError as error:
+        print(f"warning: {error}")
+
+
+def _port() -> int:
+    value = os.environ.get("GRADIO_SERVER_PORT", str(DEFAULT_PORT))
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise LeukoscopeError(f"GRADIO_SERVER_PORT={value}: is no port; give a number from 1 to 65535")
+    return int(value)

@@ -1,0 +1,251 @@
+"""The tab "One cell": upload, paste or pick a cell, and read what a model says and where it looked.
+
+A picture goes through `Predictor` once; class and opacity are then redrawn from the heat maps kept in the visitor's
+session. The same steps answer the API at /predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.web import panels, words
+from leukoscope.web.shelf import Shelf
+from leukoscope.web.upload import CellUpload, read_upload
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Prediction, Predictor
+
+# Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
+SHOWN_SIDE = 720
+SESSION_SECONDS = 1800
+OPACITY = 0.55
+EXAMPLES = tuple((label, subject, cell) for label in PHANTOM_LABELS for subject, cell in ((0, 0), (1, 1), (2, 2)))
+EXAMPLES_ARE = "Or pick a synthetic cell, drawn by a program and no patient's:"
+START_HINT = "Drop a cell, or pick a synthetic one: the answer appears here."
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture and what a model said of it; lives in a visitor's session, in memory only.
+
+    Attributes:
+        image: upright RGB, as given.
+        caption: its file name, or which phantom it is.
+        model: the name picked for the model that answered.
+        warning: what must be said about the model's training, "" where nothing must.
+    """
+
+    image: Image.Image
+    caption: str
+    model: str
+    prediction: Prediction
+    warning: str
+
+
+def examine(predictor: Predictor, image: Image.Image, caption: str, model: str) -> Look:
+    """Ask a model about a picture, once, for the answer and every class's heat map."""
+    prediction = predictor(image, explain=True)
+    return Look(image, caption, model, prediction, words.training_warning(predictor.release.metrics))
+
+
+def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:
+    """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
+
+    All classes of a picture share one colour scale, so that weak evidence looks weak.
+    """
+    from leukoscope.inference.gradcam import overlay
+
+    heatmaps = look.prediction.heatmaps or {}
+    peak = max(float(heat.evidence.max()) for heat in heatmaps.values())
+    shown = look.image.copy()
+    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    scale = shown.width / look.image.width
+    left, top, right, bottom = (edge * scale for edge in look.prediction.view_box)
+    return shown, overlay(shown, heatmaps[label], (left, top, right, bottom), opacity=opacity, peak=peak)
+
+
+def read_heat(look: Look, label: str) -> str:
+    """A class's heat map in words."""
+    left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)
+    heat = (look.prediction.heatmaps or {})[label]
+    return words.evidence(heat.evidence, look.image.crop((left, top, right, bottom)), label)
+
+
+def facts(look: Look) -> dict[str, str]:
+    """What stands behind an answer: the model, its revision, the time it took and the part of the picture it saw."""
+    answered = look.prediction
+    left, top, right, bottom = answered.view_box
+    seen = f"{round(right - left)} × {round(bottom - top)} of {look.image.width} × {look.image.height} pixels"
+    return {
+        "Model": look.model,
+        "Revision": answered.revision[:12] or "local files",
+        "Time": words.milliseconds(answered.seconds),
+        "Seen by the model": seen + (", framed in blue" if (right - left) < look.image.width else ""),
+    }
+
+
+def summary(look: Look) -> str:
+    """The whole result as plain text: verdict, heat map in words, warning, model and research notice."""
+    answered = look.prediction
+    about = words.provenance(look.model, answered.revision, answered.seconds)
+    parts = (words.verdict(answered.probabilities), read_heat(look, answered.label), look.warning, about, RESEARCH_NOTICE)
+    return "\n".join(part for part in parts if part)
+
+
+def example(number: int) -> tuple[Image.Image, str]:
+    """One of the six synthetic cells and its caption; drawn, never stored."""
+    label, subject, cell = EXAMPLES[number]
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), f"Synthetic {label}"
+
+
+def build_tab(shelf: Shelf, model: gr.Dropdown) -> None:
+    """Add the tab to the Blocks being built.
+
+    Args:
+        shelf: where models come from.
+        model: the picker that all tabs share.
+    """
+    with gr.Tab("One cell"), gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            upload = CellUpload(
+                label="Your cell", sources=["upload", "clipboard"], height=220, buttons=[], elem_id="upload"
+            )
+            gr.HTML(f'<p class="lk-note">{EXAMPLES_ARE}</p>', padding=False)
+            gallery = gr.Gallery(
+                [example(number) for number in range(len(EXAMPLES))],
+                label="Synthetic cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
+                elem_id="examples",
+            )  # fmt: skip
+        with gr.Column(scale=3, min_width=280):
+            view = View.build()
+    _wire(shelf, model, upload, gallery, view)
+    _add_endpoint(shelf, model)
+
+
+@dataclass(frozen=True)
+class View:
+    """The result's components, and what each shows for a look, a message or nothing."""
+
+    look: gr.State
+    answer: gr.HTML
+    pictures: gr.HTML
+    controls: gr.Row
+    label: gr.Radio
+    opacity: gr.Slider
+    reading: gr.HTML
+
+    @classmethod
+    def build(cls) -> View:
+        """Place the components in the column being built."""
+        look = gr.State(None, time_to_live=SESSION_SECONDS)
+        answer = gr.HTML(panels.placeholder(START_HINT), elem_id="answer", padding=False)
+        pictures = gr.HTML(visible=False, elem_id="pictures", padding=False)
+        with gr.Row(visible=False) as controls:
+            label = gr.Radio([], label="Show the evidence for", min_width=140)
+            opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Heat map opacity", min_width=140)
+        return cls(look, answer, pictures, controls, label, opacity, gr.HTML(elem_id="reading", padding=False))
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything a new result changes."""
+        return [self.look, self.answer, self.pictures, self.controls, self.label, self.reading]
+
+    def show(self, look: Look, opacity: float) -> dict[Any, Any]:
+        """Updates that show a result, opened at the class the model named."""
+        answered = look.prediction
+        labels = list(answered.probabilities)
+        return {
+            self.look: look,
+            self.answer: panels.answer(answered.probabilities),
+            self.controls: gr.Row(visible=True),
+            self.label: gr.Radio(labels, value=answered.label),
+            **self.redraw(look, answered.label, opacity),
+        }
+
+    def redraw(self, look: Look, label: str, opacity: float) -> dict[Any, Any]:
+        """Updates that show one class at one opacity."""
+        shown, covered = draw(look, label, opacity)
+        return {
+            self.pictures: gr.HTML(panels.pictures(shown, covered, look.caption, label), visible=True),
+            self.reading: panels.reading(read_heat(look, label), facts(look), look.warning),
+        }
+
+    def tell(self, text: str) -> dict[Any, Any]:
+        """Updates that show HTML alone, and no result; what was looked at is forgotten."""
+        hidden = {self.pictures: gr.HTML(visible=False), self.controls: gr.Row(visible=False)}
+        return {self.look: None, self.answer: text, self.reading: "", **hidden}
+
+
+def _wire(shelf: Shelf, model: gr.Dropdown, upload: CellUpload, gallery: gr.Gallery, view: View) -> None:
+    """Connect what a visitor does to what the page shows."""
+
+    def answer(read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float) -> dict[Any, Any]:
+        try:
+            image, caption = read()
+            return view.show(examine(shelf.predictor(choice), image, caption, str(choice)), opacity)
+        except LeukoscopeError as error:
+            return view.tell(panels.message("This did not work", str(error)))
+
+    def on_upload(path: str | None, choice: str | None, opacity: float) -> dict[Any, Any]:
+        if path is None:
+            return {upload: None}
+        return {upload: None, **answer(lambda: (read_upload(path), _name(path)), choice, opacity)}
+
+    def on_example(choice: str | None, opacity: float, picked: gr.SelectData) -> dict[Any, Any]:
+        # Unselected at once, so that the same example can be picked again.
+        return {gallery: gr.Gallery(selected_index=None), **answer(partial(example, picked.index), choice, opacity)}
+
+    def on_model(choice: str | None, opacity: float, look: Look | None) -> dict[Any, Any]:
+        if look is not None:
+            return answer(lambda: (look.image, look.caption), choice, opacity)
+        try:
+            shelf.predictor(choice)
+            return view.tell(panels.placeholder(f"{choice} is ready. {START_HINT}"))
+        except LeukoscopeError as error:
+            return view.tell(panels.message("This model cannot be used", str(error)))
+
+    def on_redraw(look: Look | None, label: str, opacity: float) -> dict[Any, Any]:
+        return view.redraw(look, label, opacity) if look else {view.reading: ""}
+
+    hidden = {"api_visibility": "private", "show_progress_on": [view.answer]}
+    upload.upload(on_upload, [upload, model, view.opacity], [upload, *view.outputs], **hidden)
+    gallery.select(on_example, [model, view.opacity], [gallery, *view.outputs], **hidden)
+    model.change(on_model, [model, view.opacity, view.look], view.outputs, **hidden)
+    for control in (view.label, view.opacity):
+        control.input(
+            on_redraw, [view.look, view.label, view.opacity], [view.pictures, view.reading],
+            api_visibility="private", show_progress="hidden", trigger_mode="always_last",
+        )  # fmt: skip
+
+
+def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
+    """The named endpoint /predict: image, model → label, probabilities, overlay (a file), text."""
+
+    def predict(image: str, model: str) -> tuple[str, dict[str, float], Image.Image, str]:
+        """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
+        try:
+            look = examine(shelf.predictor(model), read_upload(image), _name(image), model)
+        except LeukoscopeError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        answered = look.prediction
+        _, covered = draw(look, answered.label, OPACITY)
+        return answered.label, answered.probabilities, covered, summary(look)
+
+    with gr.Group(visible=False):
+        outputs = [
+            gr.Textbox(label="label"), gr.JSON(label="probabilities"),
+            gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"),
+        ]  # fmt: skip
+        gr.Button("predict").click(predict, [CellUpload(label="image"), model], outputs, api_name="predict")
+
+
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rsplit("/", 1)[-1]

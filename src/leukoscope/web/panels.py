@@ -1,0 +1,82 @@
+"""Results as HTML: bars, pictures, facts and messages, each readable by a screen reader and at phone width.
+
+Pictures travel inside the page (data URIs), so that a visitor's cell is never written to disk to be shown. All text
+is escaped here: file names and the labels of a Hub model are strangers' words.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from io import BytesIO
+
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.web.words import MEANINGS, percent, verdict
+
+# The overlay's colours, from no evidence to the strongest.
+SCALE = '<span class="lk-scale">none <i aria-hidden="true"></i> strongest</span>'
+
+
+def notice() -> str:
+    """The research-only notice."""
+    return f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
+
+
+def message(title: str, text: str) -> str:
+    """Something the visitor should act on: what is wrong, and the fix."""
+    return f'<div class="lk-message" role="alert"><strong>{escape(title)}</strong>{escape(text)}</div>'
+
+
+def placeholder(text: str) -> str:
+    """What stands where a result will be."""
+    return f'<div class="lk-empty">{escape(text)}</div>'
+
+
+def answer(probabilities: Mapping[str, float]) -> str:
+    """The verdict in words over one bar a label, likeliest first."""
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    bars = "".join(_bar(label, share, "first" if rank == 0 else "") for rank, (label, share) in enumerate(ranked))
+    return f'<p class="lk-verdict" aria-live="polite">{escape(verdict(probabilities))}</p><ul class="lk-bars">{bars}</ul>'
+
+
+def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str) -> str:
+    """The cell beside its Grad-CAM overlay, side by side at every width."""
+    about = f"Evidence for {label}"
+    return (
+        '<div class="lk-pictures">'
+        f"{_figure(original, f'The picture as given: {caption}', caption)}"
+        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', f'{about} (Grad-CAM)', SCALE)}"
+        "</div>"
+    )
+
+
+def reading(text: str, facts: Mapping[str, str], warning: str = "") -> str:
+    """The heat map in words, the facts behind the answer, and the research notice."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    shown = message("Synthetic training data", warning) if warning else ""
+    return f'<div class="lk-reading"><p>{escape(text)}</p>{shown}<dl class="lk-facts">{rows}</dl>{notice()}</div>'
+
+
+def _bar(label: str, share: float, rank: str) -> str:
+    meaning = f" <span>{escape(MEANINGS[label])}</span>" if label in MEANINGS else ""
+    return (
+        f'<li class="{rank}"><div class="name"><div><b>{escape(label)}</b>{meaning}</div>'
+        f'<data value="{share:.6f}">{percent(share)}</data></div>'
+        f'<div class="lk-track" aria-hidden="true"><i style="width:{share:.2%}"></i></div></li>'
+    )
+
+
+def _figure(image: Image.Image, alt: str, caption: str, scale: str = "") -> str:
+    return (
+        f'<figure><img src="{_data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
+        f"<figcaption>{escape(caption)}{scale}</figcaption></figure>"
+    )
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = BytesIO()
+    image.save(buffer, "WEBP", quality=92)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

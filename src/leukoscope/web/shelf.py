@@ -1,0 +1,107 @@
+"""The models a visitor can pick: releases embedded beside the app, and any Hub repository typed in by name.
+
+Stands between the model picker and `Predictor`: names become loaded models here, the last few stay in memory, and
+whatever cannot be loaded comes back as one `LeukoscopeError` that the page can show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from leukoscope import LeukoscopeError
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+
+# A visitor may name Hub repositories only: this shape leaves no way to spell an absolute or a parent folder.
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+HOW_TO_GET_ONE = (
+    "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
+    "model_card/<name>/, or type a Hub id such as owner/name above."
+)
+
+
+def find_releases(root: Path) -> dict[str, Path]:
+    """Releases embedded under a folder, by name, in alphabetical order; {} where the folder is missing."""
+    return {config.parent.name: config.parent for config in sorted(root.glob("*/config.json"))}
+
+
+class Shelf:
+    """Loaded models by name, the least recently used one making room for the next.
+
+    Args:
+        releases: name → release folder.
+        capacity: how many models stay in memory at once; one takes 20–100 MB.
+    """
+
+    def __init__(self, releases: Mapping[str, Path], capacity: int = 3) -> None:
+        self.releases = dict(releases)
+        self.capacity = capacity
+        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        self._shelf_lock = Lock()
+        # One lock a model: a slow download holds up only those who wait for the same model.
+        self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the embedded releases."""
+        return list(self.releases)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models in memory, least recently used first."""
+        with self._shelf_lock:
+            return list(self._loaded)
+
+    def predictor(self, choice: str | None) -> Predictor:
+        """The model of that name, loaded now unless it is in memory.
+
+        Args:
+            choice: an embedded release's name, or a Hub id `owner/name[@revision]`.
+
+        Raises:
+            LeukoscopeError: nothing chosen, a name that is neither, or a model that cannot be loaded.
+        """
+        name = (choice or "").strip()
+        model, revision = self._locate(name)
+        with self._shelf_lock:
+            lock = self._model_locks[name]
+        with lock:
+            return self._take(name) or self._put(name, _load(model, revision))
+
+    def _locate(self, name: str) -> tuple[Path | str, str | None]:
+        if name in self.releases:
+            return self.releases[name], None
+        if not name:
+            raise LeukoscopeError(HOW_TO_GET_ONE if not self.releases else "No model is chosen: pick one from the list.")
+        if not (match := HUB_ID.fullmatch(name)):
+            known = ", ".join(self.names) or "none"
+            raise LeukoscopeError(
+                f"{name!r} is no model name: pick an embedded one ({known}) or type a Hub id like owner/name or "
+                "owner/name@revision"
+            )
+        return match["repository"], match["revision"]
+
+    def _take(self, name: str) -> Predictor | None:
+        with self._shelf_lock:
+            if name in self._loaded:
+                self._loaded.move_to_end(name)
+            return self._loaded.get(name)
+
+    def _put(self, name: str, predictor: Predictor) -> Predictor:
+        with self._shelf_lock:
+            self._loaded[name] = predictor
+            while len(self._loaded) > self.capacity:
+                self._loaded.popitem(last=False)
+        return predictor
+
+
+def _load(model: Path | str, revision: str | None) -> Predictor:
+    from leukoscope.inference.predictor import Predictor
+
+    return Predictor.from_pretrained(model, revision=revision)

@@ -1,0 +1,82 @@
+"""How the demo looks: one theme and one style sheet for every tab, made of system fonts and colours on the page itself.
+
+Nothing here is fetched from the internet. Two tones carry all meaning (the violet of a Giemsa stain for what the model
+says, amber for a warning), each dark enough on light and light enough on dark to be read at any size (WCAG AA).
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+CSS = """
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+:root, .dark { --lk-accent: #6b3fa0; --lk-track: #e7e4ee; --lk-line: #d3d0db; --lk-quiet: #55515f;
+  --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
+.dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
+  --color-accent: #b794e6; --lk-warn-ink: #ffe2a0; --lk-warn-fill: #3a2f14; --lk-warn-line: #8a6a1c; }
+.lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
+.lk-head p { margin: 0.15rem 0 0; color: var(--lk-quiet); }
+.lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
+  border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
+#notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
+#examples .grid-wrap { max-height: none; overflow: visible; padding: 0; }
+#examples .grid-container { grid-template-rows: none; height: auto; }
+#examples .caption-label { font-size: 0.72rem; max-width: 100%; left: 0; right: auto; border-radius: 0; }
+.lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
+.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.75rem; }
+.lk-bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0.55rem; }
+.lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
+.lk-bars .name b { font-weight: 600; }
+.lk-bars .name span { color: var(--lk-quiet); }
+.lk-bars .name data { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; }
+.lk-track { height: 0.6rem; border-radius: 3px; background: var(--lk-track); overflow: hidden; margin-top: 0.2rem; }
+.lk-track i { display: block; height: 100%; background: var(--lk-quiet); }
+.lk-bars .first .lk-track i { background: var(--lk-accent); }
+.lk-pictures { display: grid; grid-template-columns: 1fr 1fr; gap: 0.75rem; }
+.lk-pictures figure { margin: 0; min-width: 0; }
+.lk-pictures img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--lk-line); }
+.lk-pictures figcaption { font-size: 0.88rem; margin-top: 0.3rem; color: var(--lk-quiet); }
+.lk-scale { display: flex; align-items: center; gap: 0.4rem; font-size: 0.82rem; }
+.lk-scale i { flex: 1; max-width: 7rem; height: 0.5rem; border-radius: 2px;
+  background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
+.lk-reading p { margin: 0 0 0.6rem; }
+.lk-facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 0.9rem; margin: 0 0 0.75rem;
+  font-size: 0.92rem; }
+.lk-facts dt { color: var(--lk-quiet); }
+.lk-facts dd { margin: 0; overflow-wrap: anywhere; }
+.lk-message { border-left: 4px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
+  padding: 0.7rem 0.9rem; border-radius: 4px; overflow-wrap: anywhere; }
+.lk-message strong { display: block; margin-bottom: 0.15rem; }
+.lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
+  color: var(--lk-quiet); }
+@media (max-width: 480px) {
+  .gradio-container main { padding-left: 0.75rem !important; padding-right: 0.75rem !important; }
+  .lk-pictures { gap: 0.4rem; }
+  .lk-facts { grid-template-columns: 1fr; }
+  .lk-facts dd { margin-bottom: 0.3rem; }
+}
+"""
+
+
+def build_theme() -> gr.themes.Base:
+    """The theme of all tabs: violet on neutral grey, flat, in the reader's own system fonts."""
+    return gr.themes.Base(
+        primary_hue="violet",
+        secondary_hue="violet",
+        neutral_hue="zinc",
+        radius_size="sm",
+        font=SYSTEM_FONTS,
+        font_mono=SYSTEM_MONO,
+    ).set(
+        body_text_color="*neutral_900",
+        body_text_color_subdued="*neutral_600",
+        block_label_text_color="*neutral_700",
+        block_info_text_color="*neutral_600",
+        block_shadow="none",
+        color_accent="*primary_700",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_300",
+    )

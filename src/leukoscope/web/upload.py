@@ -1,0 +1,82 @@
+"""From a visitor's upload to pixels: read once, then deleted.
+
+Gradio's own image component decodes before any handler runs and answers a broken file with a traceback; the one here
+hands the file over untouched, so that a bad picture is refused in the same words as everywhere else in Leukoscope.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from leukoscope.cells.images import UnreadableImage, check_header, open_image
+
+MAX_BYTES = 20_000_000
+# A crop of one cell is below 1 megapixel and a microscope's whole frame about 5; a session keeps its picture in memory.
+MAX_PIXELS = 8_000_000
+
+
+class CellUpload(gr.Image):
+    """An image input that gives its handler the path of the file exactly as it was sent.
+
+    The browser still draws it as Gradio's image component: drop, paste or choose.
+    """
+
+    # Gradio then loads the image component's own page code for this class.
+    is_template = True
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        """The path in Gradio's cache, where every upload lands; nothing is decoded here."""
+        return payload.path if payload else None
+
+    def example_payload(self) -> dict[str, Any]:
+        """What the API page shows as an input."""
+        return {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}
+
+    def example_value(self) -> str:
+        """As `example_payload`, for clients that take a plain path."""
+        return "cell.png"
+
+
+def read_upload(path: str | Path, name: str = "") -> Image.Image:
+    """Open an uploaded cell and delete the file, whether it could be used or not.
+
+    Args:
+        path: where Gradio put it.
+        name: what to call it in messages; defaults to its file name.
+
+    Returns:
+        An upright RGB picture of at most 8 megapixels, fully in memory.
+
+    Raises:
+        UnreadableImage: over 20 MB or 8 megapixels, or for any reason of `open_image`.
+    """
+    file = Path(path)
+    shown = name or file.name
+    try:
+        if file.is_file() and file.stat().st_size > MAX_BYTES:
+            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 1_000_000} MB; crop it to one cell")
+        width, height = check_header(file)
+        if width * height > MAX_PIXELS:
+            raise UnreadableImage(
+                f"{shown}: is {width}×{height} pixels, more than the {MAX_PIXELS // 1_000_000} megapixels one cell may "
+                "take here; crop it to the cell"
+            )
+        return open_image(file)
+    except UnreadableImage as error:
+        # The cache's folders mean nothing to a visitor.
+        raise UnreadableImage(str(error).replace(str(path), shown)) from None
+    finally:
+        forget(file)
+
+
+def forget(path: Path) -> None:
+    """Delete an upload; a file outside Gradio's cache is never touched."""
+    cache, file = Path(get_upload_folder()).resolve(), path.resolve()
+    if file.is_file() and file.is_relative_to(cache):
+        file.unlink(missing_ok=True)

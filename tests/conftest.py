@@ -1,0 +1,53 @@
+"""Fixtures shared by all rooms: real cells where they are at hand, and a small release made without any data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data sets, from LEUKOSCOPE_DATA."""
+    folder = os.environ.get("LEUKOSCOPE_DATA")
+    if not folder:
+        pytest.skip("needs real cells: set LEUKOSCOPE_DATA to a folder holding cnmc2019/ and ball4/")
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        pytest.fail(f"LEUKOSCOPE_DATA={folder}: no such folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it."""
+    import torch
+
+    from leukoscope.cells.transforms import Preprocessing
+    from leukoscope.models.build import build_network
+    from leukoscope.models.recipes import get_recipe
+    from leukoscope.models.release import save_release
+
+    torch.manual_seed(0)
+    recipe = get_recipe("densenet121")
+    return save_release(
+        tmp_path_factory.mktemp("release") / "tiny",
+        build_network(recipe, 2),
+        architecture=recipe.architecture,
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(96, 350 / 450),
+        metrics={"schema_version": 1, "labels": ["ALL", "HEM"]},
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded cells of a test never reach the user's cache."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))

@@ -1,0 +1,203 @@
+"""Heat maps must be Grad-CAM as pytorch-grad-cam computes it, and lie where the network looked."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.inference.gradcam import HeatMap, explain_features, overlay
+
+SIZE = 96
+BLUE = (0, 114, 178)
+
+
+def random_network(architecture: str, seed: int = 0, **kwargs: object) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(architecture, pretrained=False, num_classes=2, **kwargs).eval()
+
+
+def random_pictures(number: int = 2) -> torch.Tensor:
+    return torch.randn(number, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def their_maps(network: nn.Module, layer: nn.Module, pictures: torch.Tensor, k: int) -> np.ndarray:
+    with GradCAM(network, [layer]) as cam:
+        return cam(pictures, [ClassifierOutputTarget(k)] * len(pictures))
+
+
+def enlarged(heat: HeatMap) -> np.ndarray:
+    """The relative map at input size; stretched again because bilinear edges no longer reach 0 and 1."""
+    large = cv2.resize(heat.relative(), (SIZE, SIZE))
+    return (large - large.min()) / (large.max() - large.min())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "head"),
+    [
+        ("tf_efficientnet_b3", "bn2", "linear"),
+        ("densenet121", "features.norm5", "linear"),
+        ("densenet121", "features.norm5", "two layers"),
+    ],
+)
+def test_maps_of_every_class_equal_pytorch_grad_cam(architecture, layer, head):
+    network = random_network(architecture)
+    if head == "two layers":
+        network.classifier = nn.Sequential(nn.Linear(network.num_features, 32), nn.ReLU(), nn.Linear(32, 2))
+    pictures = random_pictures()
+
+    with torch.inference_mode():
+        features = network.forward_features(pictures)
+        expected_logits = network(pictures)
+    logits, maps = explain_features(network, features)
+
+    assert maps.shape == (2, 2, 3, 3) and maps.dtype == torch.float32
+    assert torch.allclose(logits, expected_logits, atol=1e-6)
+    for k in range(2):
+        theirs = their_maps(network, network.get_submodule(layer), pictures, k)
+        for ours, their in zip(maps[:, k].numpy(), theirs, strict=True):
+            assert ours.max() > ours.min(), "a flat map would compare nothing; choose another seed"
+            assert np.abs(enlarged(HeatMap(ours, "")) - their).max() < 1e-4
+
+
+def test_map_of_a_linear_head_is_the_class_weights_over_the_channels():
+    network = random_network("densenet121")
+    features = network.forward_features(random_pictures()).detach()
+
+    _, maps = explain_features(network, features)
+
+    expected = torch.einsum("kc,bchw->bkhw", network.classifier.weight.detach(), features).relu() / 9
+    assert torch.allclose(maps, expected, atol=1e-7)
+
+
+def test_a_picture_is_explained_the_same_in_any_company():
+    network = random_network("densenet121")
+    features = network.forward_features(random_pictures(3)).detach()
+
+    _, together = explain_features(network, features)
+    _, alone = explain_features(network, features[1:2])
+
+    assert torch.allclose(together[1], alone[0], atol=1e-7)
+
+
+def test_explaining_leaves_no_gradient_in_the_network():
+    network = random_network("densenet121")
+
+    explain_features(network, network.forward_features(random_pictures()))
+
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_refuses_a_network_without_a_feature_map():
+    network = random_network("vit_tiny_patch16_224", img_size=SIZE)
+
+    with pytest.raises(LeukoscopeError) as error:
+        explain_features(network, network.forward_features(random_pictures()))
+
+    assert str(error.value) == (
+        "VisionTransformer: its last features have shape (2, 37, 192), Grad-CAM needs (batch, channels, height, width);"
+        " explain with a convolutional network"
+    )
+
+
+def test_refuses_channels_in_the_last_place():
+    network = random_network("densenet121")
+    features = network.forward_features(random_pictures()).permute(0, 2, 3, 1)
+
+    with pytest.raises(LeukoscopeError, match=r"shape \(2, 3, 3, 1024\), Grad-CAM needs"):
+        explain_features(network, features)
+
+
+def test_relative_stretches_to_zero_and_one():
+    heat = HeatMap(np.array([[1.0, 2.0], [3.0, 5.0]], np.float32), "ALL")
+
+    assert heat.relative().tolist() == [[0.0, 0.25], [0.5, 1.0]]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.7])
+def test_relative_of_a_flat_map_is_zero(level):
+    assert not HeatMap(np.full((3, 3), level, np.float32), "ALL").relative().any()
+
+
+def heat_and_picture(seed: int = 0) -> tuple[HeatMap, Image.Image]:
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    return HeatMap(rng.random((3, 3)).astype(np.float32), "ALL"), picture
+
+
+def test_overlay_is_bilinear_over_the_view():
+    heat, _ = heat_and_picture()
+    black = Image.new("RGB", (90, 90))
+
+    drawn = np.asarray(overlay(black, heat, (0, 0, 90, 90), opacity=1.0))
+
+    from matplotlib import colormaps
+
+    evidence = torch.from_numpy(heat.evidence / heat.evidence.max())[None, None]
+    warmth = F.interpolate(evidence, size=(90, 90), mode="bilinear", align_corners=False)[0, 0].numpy()
+    expected = colormaps["inferno"](np.rint(warmth * 255).astype(np.uint8))[..., :3] * 255 * warmth[..., None]
+    # One step of the colour table at most, where rounding falls the other way.
+    assert np.abs(drawn - expected).max() < 5
+    assert np.abs(drawn - expected).mean() < 0.5
+
+
+def test_overlay_changes_only_the_view_and_frames_it():
+    heat, picture = heat_and_picture()
+    view = (25.0, 10.0, 95.0, 80.0)
+
+    drawn = np.asarray(overlay(picture, heat, view))
+
+    outside = np.ones((90, 120), bool)
+    outside[10:80, 25:95] = False
+    assert drawn.shape == (90, 120, 3)
+    assert np.array_equal(drawn[outside], np.asarray(picture)[outside])
+    border = np.concatenate([drawn[10, 25:95], drawn[79, 25:95], drawn[10:80, 25], drawn[10:80, 94]])
+    assert (border == BLUE).all()
+
+
+def test_overlay_does_not_frame_a_view_of_the_whole_picture():
+    heat, _ = heat_and_picture()
+    cold = HeatMap(np.zeros_like(heat.evidence), "HEM")
+    grey = Image.new("RGB", (120, 90), (90, 90, 90))
+
+    assert np.array_equal(overlay(grey, cold, (0, 0, 120, 90)), grey)
+
+
+def test_overlay_keeps_cold_regions_and_colours_hot_ones():
+    evidence = np.zeros((3, 3), np.float32)
+    evidence[0, 0] = 2.0
+    grey = Image.new("RGB", (90, 90), (90, 90, 90))
+
+    drawn = np.asarray(overlay(grey, HeatMap(evidence, "ALL"), (0, 0, 90, 90), opacity=0.5))
+
+    assert (drawn[50:, 50:] == 90).all()
+    hottest = (252, 255, 164)
+    assert np.abs(drawn[5, 5] - (np.array(hottest) + 90) / 2).max() <= 1
+
+
+def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker():
+    grey = Image.new("RGB", (90, 90), (90, 90, 90))
+    heat = HeatMap(np.full((3, 3), 0.5, np.float32), "HEM")
+
+    own_peak = np.asarray(overlay(grey, heat, (0, 0, 90, 90)))
+    common_peak = np.asarray(overlay(grey, heat, (0, 0, 90, 90), peak=5.0))
+
+    assert np.abs(own_peak.astype(int) - 90).max() > 60
+    assert np.abs(common_peak.astype(int) - 90).max() < 10
+
+
+def test_overlay_takes_a_view_with_fractional_edges():
+    heat, picture = heat_and_picture()
+
+    drawn = overlay(picture, heat, (24.6, 9.6, 95.4, 80.4))
+
+    assert drawn.size == picture.size
+    assert np.asarray(drawn)[10, 25].tolist() == list(BLUE)
