@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "src"))
 
 from leukoscope import LeukoscopeError
+from leukoscope.web.address import server_address
 
 
 def main() -> int:
@@ -19,10 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--releases", type=Path, default=HERE / "model_card", help="folder of release folders to offer")
     releases = parser.parse_args().releases
-    from leukoscope.web.demo import serve
-
     try:
-        serve(releases)
+        address = server_address()
+        from leukoscope.web.demo import serve
+
+        serve(releases, address)
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

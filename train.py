@@ -16,6 +16,9 @@ from leukoscope.training.config import parse_config
 def main() -> int:
     """Read the flags, train, and publish when asked to; problems the user can fix end in one line."""
     config = parse_config()
+    from accelerate import PartialState
+
+    from leukoscope.hub.card import write_card
     from leukoscope.hub.publish import check_can_publish, publish
     from leukoscope.training.loop import train
 
@@ -23,6 +26,9 @@ def main() -> int:
         if config.run.push_to_hub:
             check_can_publish(config.run.hub_model_id)
         run = train(config)
+        if not PartialState().is_main_process:
+            return 0
+        write_card(run / "release", hub_id=config.run.hub_model_id or "")
         if config.run.push_to_hub:
             print("published:", publish(run / "release", config.run.hub_model_id, private=config.run.hub_private))
     except LeukoscopeError as error:

@@ -169,10 +169,12 @@ def test_train_help_lists_every_flag() -> None:
     assert not [flag for flag in flags if not re.search(rf"{flag}\b", shown.stdout)]
 
 
-def test_train_names_an_unknown_flag() -> None:
-    refused = _run(sys.executable, "train.py", "--dataset_nam_e", "cnmc2019", cwd=ROOT, HF_HUB_OFFLINE="1")
-    assert refused.returncode != 0
-    assert "--dataset_nam_e" in refused.stderr
+def test_the_installed_command_would_find_its_entry_point() -> None:
+    module, _, name = PYPROJECT["project"]["scripts"]["leukoscope"].partition(":")
+    launcher = f"import sys; from {module} import {name}; sys.argv = ['leukoscope', '--version']; sys.exit({name}())"
+    shown = _run(sys.executable, "-c", launcher, cwd=ROOT, PYTHONPATH=str(ROOT / "src"))
+    assert shown.returncode == 0, shown.stderr
+    assert re.fullmatch(r"leukoscope \d+\.\d+\.\d+\S*", shown.stdout.strip())
 
 
 @pytest.fixture
@@ -252,8 +254,9 @@ def test_ci_runs_every_step_and_fails_when_one_does(tmp_path: Path, broken: str)
 def copied_house(tmp_path: Path) -> Path:
     """What a wheel is built from, aside: building leaves files behind."""
     shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "model_card").mkdir()
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "model_card/template.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -275,16 +278,18 @@ def test_wheel_holds_every_room_and_the_command(copied_house: Path) -> None:
     assert built.returncode == 0, built.stderr
     (wheel,) = (copied_house / "dist").glob("leukoscope-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith("leukoscope/")}
-        (information,) = {name.partition("/")[0] for name in archive.namelist()} - {"leukoscope"}
+        names = archive.namelist()
+        packed = {name for name in names if name.startswith("leukoscope/")}
+        (information,) = {top for name in names if (top := name.partition("/")[0]).endswith(".dist-info")}
         metadata = archive.read(f"{information}/METADATA").decode()
         commands = archive.read(f"{information}/entry_points.txt").decode()
     source = copied_house / "src"
     assert packed == {
         path.relative_to(source).as_posix() for path in (source / "leukoscope").rglob("*.*") if path.is_file()
     }
+    assert any(name.endswith(".data/data/share/leukoscope/template.md") for name in names), "the card's template"
     assert all(f"leukoscope/{room}/__init__.py" in packed for room in ROOMS)
-    assert "leukoscope = leukoscope.cli:main" in commands
+    assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
     needed = {
         name
         for line in metadata.splitlines()

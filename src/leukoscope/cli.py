@@ -128,8 +128,9 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         table.columns[column].justify = "left" if fold == "fold" else "right"
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        # Text, because square brackets in a file's name would be read as markup.
-        table.add_row(Text(row["source"]), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}")
+        # A file may be named in bytes that are no UTF-8; Text, because square brackets would be read as markup.
+        name = os.fsencode(row["source"]).decode(errors="replace")
+        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}")
     console = Console(highlight=False)
     console.print(table)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
@@ -174,3 +175,37 @@ def _write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Non
     finally:
         if aside.exists():
             aside.unlink()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def protocol(
+    ctx: typer.Context,
+    release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
+    num_folds: Annotated[int, typer.Option(help="Folds of the cross-validation by subject.")] = 5,
+) -> None:
+    """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py as well.
+
+    Finished runs are kept, so an interrupted protocol goes on where it stopped.
+    """
+    from leukoscope.hub.card import write_card
+    from leukoscope.training.config import parse_config
+    from leukoscope.training.protocol import compose_release, run_protocol
+
+    runs = run_protocol(parse_config(ctx.args), num_folds)
+    typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
+
+
+@app.command()
+def card(
+    releases: Annotated[list[Path], typer.Argument(metavar="RELEASE", help="Release folders.")],
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Render the results table of this README as well.")
+    ] = None,
+) -> None:
+    """Render model cards, and the README's table, from metrics.json."""
+    from leukoscope.hub.card import update_readme, write_card
+
+    for release in releases:
+        typer.echo(write_card(release))
+    if readme is not None:
+        typer.echo(update_readme(readme, releases))

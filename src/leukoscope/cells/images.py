@@ -112,7 +112,8 @@ def _check_kind(image: Image.Image, name: str | Path) -> None:
         raise UnreadableImage(_too_large(name, image.size))
     if min(width, height) < MIN_SIDE:
         raise UnreadableImage(f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}")
-    if getattr(image, "is_animated", False):
+    # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnreadableImage(f"{name}: holds {image.n_frames} frames; save the one to use as a single image")  # type: ignore[attr-defined]
     # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
     deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))

@@ -6,6 +6,7 @@ Both are rendered from committed metrics.json files alone, so a figure in prose 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.registry import DATASETS
 from leukoscope.models.release import CARD, CONFIG, read_metrics
 
-TEMPLATE = Path(__file__).parents[3] / "model_card" / "template.md"
+_TEMPLATE_HOMES = (
+    Path(__file__).parents[3] / "model_card" / "template.md",  # a checkout
+    Path(sys.prefix) / "share" / "leukoscope" / "template.md",  # an installed wheel
+)
 RESULTS_START, RESULTS_END = "<!-- results: rendered by `leukoscope card` -->", "<!-- end of results -->"
 
 
@@ -32,7 +36,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
     if not metrics.get("training"):
         raise LeukoscopeError(f"{release / 'metrics.json'}: missing or without a 'training' block; no card without figures")
     config = json.loads((release / CONFIG).read_text())
-    return _environment().from_string(TEMPLATE.read_text()).render(
+    return _environment().from_string(_template()).render(
         **metrics,
         name=release.name,
         hub_id=hub_id or f"model_card/{release.name}",
@@ -99,6 +103,13 @@ def _training_note(name: str, metrics: Mapping[str, Any]) -> str:
 
 def _hub_dataset(name: str) -> str | None:
     return DATASETS[name].hub_id if name in DATASETS else name
+
+
+def _template() -> str:
+    home = next((path for path in _TEMPLATE_HOMES if path.is_file()), None)
+    if home is None:
+        raise LeukoscopeError(f"{_TEMPLATE_HOMES[0]}: the card's template is missing; restore it from the repository")
+    return home.read_text()
 
 
 def _environment() -> Any:

@@ -51,6 +51,8 @@ _DENSENET_EARLY = (
     "features.norm0",
     "features.denseblock1",
     "features.transition1",
+    "features.denseblock2",
+    "features.transition2",
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -64,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
             base_model="timm/tf_efficientnet_b3.ns_jft_in1k",
             drop_rate=0.3,
             drop_path_rate=0.1,
-            frozen=("conv_stem", "bn1", "blocks.0", "blocks.1"),
+            frozen=("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"),
         ),
         Recipe(
             name="densenet121",

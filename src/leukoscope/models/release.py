@@ -63,6 +63,7 @@ def save_release(
     Raises:
         LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(directory)
@@ -79,19 +80,22 @@ def save_release(
             for k, v in network.state_dict().items()
         }
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description))
+        # A rounded crop_pct would resize to a pixel less than training did.
+        write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
         write_json(aside / METRICS, metrics)
         _swap_in(aside, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise LeukoscopeError(f"{target}: the release cannot be written there ({error.strerror or error})") from None
     return target
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON aside, then rename; floats keep six significant digits, more would be noise."""
+def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
+    """Write JSON aside, then rename; unless `exact`, floats keep six significant digits, more would be noise."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(_rounded(content), indent=1, ensure_ascii=False) + "\n")
+    aside.write_text(json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
     aside.replace(path)
 
 
@@ -109,6 +113,7 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     root = Path(directory)
     config = _read_config(root)
     labels = tuple(config["label_names"])
+    preprocessing = _preprocessing(root, config["pretrained_cfg"])
     tensors = _read_weights(root)
     network = _network(root, config, len(labels))
     try:
@@ -120,7 +125,6 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
             "restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision)
 
 
@@ -143,7 +147,7 @@ def _config(
     `num_classes` must not stand in `model_args` (transformers would pass it twice), and "dtype" makes `pipeline()`
     compute in float32 from half-precision files.
     """
-    cfg = network.pretrained_cfg
+    cfg: Any = network.pretrained_cfg
     return {
         "architecture": architecture,
         "num_classes": len(labels),
@@ -173,15 +177,29 @@ def _read_config(root: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
-    for key in ("architecture", "num_classes", "label_names", "pretrained_cfg"):
+    if not isinstance(config, dict):
+        raise LeukoscopeError(f"{path}: damaged (holds {config!r}, no settings); restore it from the release")
+    kinds = {"architecture": str, "num_classes": int, "label_names": list, "pretrained_cfg": dict}
+    for key, kind in kinds.items():
         if key not in config:
             raise LeukoscopeError(f"{path}: has no {key!r}; only timm image classifiers with label names load here")
+        if not isinstance(config[key], kind):
+            raise LeukoscopeError(f"{path}: damaged ({key} is {config[key]!r}); restore it from the release")
     if len(config["label_names"]) != config["num_classes"]:
         raise LeukoscopeError(
             f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
             "outputs; restore config.json from the release"
         )
     return config
+
+
+def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.from_pretrained_cfg(cfg)
+    except (KeyError, TypeError, IndexError) as error:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it from the release"
+        ) from None
 
 
 def _read_weights(root: Path) -> dict[str, torch.Tensor]:
@@ -197,9 +215,15 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
 
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
-    return timm.create_model(
-        config["architecture"], pretrained=False, num_classes=num_classes, **config.get("model_args", {})
-    )
+    try:
+        return timm.create_model(
+            config["architecture"], pretrained=False, num_classes=num_classes, **config.get("model_args", {})
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
+            "the release"
+        ) from None
 
 
 def _swap_in(aside: Path, target: Path) -> None:
@@ -208,7 +232,12 @@ def _swap_in(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

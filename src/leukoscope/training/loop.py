@@ -161,7 +161,8 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         mixed_precision=precision, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
     )
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
     return accelerator

@@ -7,7 +7,6 @@ internet unless a visitor types a Hub id.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from threading import Thread
 
@@ -15,11 +14,11 @@ import gradio as gr
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import one_cell, panels
+from leukoscope.web.address import Address
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases
 from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import MAX_BYTES
 
-DEFAULT_PORT = 7860
 CACHE_SECONDS = 3600
 # Two answers at a time keep a small machine responsive; a longer queue would only make visitors wait in vain.
 AT_ONCE, QUEUE = 2, 32
@@ -51,22 +50,21 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
-def serve(releases: Path) -> None:
+def serve(releases: Path, address: Address) -> None:
     """Serve the demo until interrupted.
 
     Args:
         releases: folder whose sub-folders with a config.json are the embedded releases.
 
     Raises:
-        LeukoscopeError: GRADIO_SERVER_PORT is no port, or the port is taken.
+        LeukoscopeError: the port is taken.
     """
     shelf = Shelf(find_releases(releases))
-    port = _port()
     demo = build_demo(shelf)
     try:
         demo.launch(
-            server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
-            server_port=port,
+            server_name=address.host,
+            server_port=address.port,
             share=False,
             ssr_mode=False,
             max_file_size=MAX_BYTES,
@@ -76,9 +74,11 @@ def serve(releases: Path) -> None:
             footer_links=["api"],
             run_history=False,
             prevent_thread_lock=True,
+            quiet=True,
         )
     except OSError:
-        raise LeukoscopeError(f"port {port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+        raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+    print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
     # Only now: loading torch beside Gradio's start would hold the page back.
     Thread(target=_warm_up, args=(shelf,), daemon=True).start()
     demo.block_thread()
@@ -90,13 +90,7 @@ def _warm_up(shelf: Shelf) -> None:
         return
     name = shelf.names[0]
     try:
-        one_cell.draw(look := one_cell.examine(shelf.predictor(name), *one_cell.example(0), name), look.prediction.label, 1)
+        look = one_cell.examine(shelf.predictor(name), *one_cell.example(0), name)
+        one_cell.draw(look, look.prediction.label, one_cell.OPACITY)
     except LeukoscopeError as error:
         print(f"warning: {error}")
-
-
-def _port() -> int:
-    value = os.environ.get("GRADIO_SERVER_PORT", str(DEFAULT_PORT))
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise LeukoscopeError(f"GRADIO_SERVER_PORT={value}: is no port; give a number from 1 to 65535")
-    return int(value)

@@ -18,7 +18,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.web import panels, words
 from leukoscope.web.shelf import Shelf
-from leukoscope.web.upload import CellUpload, read_upload
+from leukoscope.web.upload import cell_upload, read_upload
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Prediction, Predictor
@@ -28,7 +28,9 @@ SHOWN_SIDE = 720
 SESSION_SECONDS = 1800
 OPACITY = 0.55
 EXAMPLES = tuple((label, subject, cell) for label in PHANTOM_LABELS for subject, cell in ((0, 0), (1, 1), (2, 2)))
-EXAMPLES_ARE = "Or pick a synthetic cell, drawn by a program and no patient's:"
+EXAMPLES_ARE = "Or pick a synthetic cell (drawn by a program, from no patient):"
+# On a phone the answer stands below the examples, out of sight.
+REVEAL_ANSWER = "() => { if (innerWidth < 700) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}) }"
 START_HINT = "Drop a cell, or pick a synthetic one: the answer appears here."
 
 
@@ -96,8 +98,8 @@ def summary(look: Look) -> str:
     """The whole result as plain text: verdict, heat map in words, warning, model and research notice."""
     answered = look.prediction
     about = words.provenance(look.model, answered.revision, answered.seconds)
-    parts = (words.verdict(answered.probabilities), read_heat(look, answered.label), look.warning, about, RESEARCH_NOTICE)
-    return "\n".join(part for part in parts if part)
+    says, because = words.verdict(answered.probabilities), read_heat(look, answered.label)
+    return "\n".join(part for part in (says, because, look.warning, about, RESEARCH_NOTICE) if part)
 
 
 def example(number: int) -> tuple[Image.Image, str]:
@@ -115,12 +117,12 @@ def build_tab(shelf: Shelf, model: gr.Dropdown) -> None:
     """
     with gr.Tab("One cell"), gr.Row():
         with gr.Column(scale=2, min_width=280):
-            upload = CellUpload(
+            upload = cell_upload(
                 label="Your cell", sources=["upload", "clipboard"], height=220, buttons=[], elem_id="upload"
             )
             gr.HTML(f'<p class="lk-note">{EXAMPLES_ARE}</p>', padding=False)
             gallery = gr.Gallery(
-                [example(number) for number in range(len(EXAMPLES))],
+                [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
                 label="Synthetic cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
                 elem_id="examples",
             )  # fmt: skip
@@ -149,8 +151,8 @@ class View:
         answer = gr.HTML(panels.placeholder(START_HINT), elem_id="answer", padding=False)
         pictures = gr.HTML(visible=False, elem_id="pictures", padding=False)
         with gr.Row(visible=False) as controls:
-            label = gr.Radio([], label="Show the evidence for", min_width=140)
-            opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Heat map opacity", min_width=140)
+            label = gr.Radio([], label="Show the evidence for", min_width=120)
+            opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Heat map opacity", min_width=120)
         return cls(look, answer, pictures, controls, label, opacity, gr.HTML(elem_id="reading", padding=False))
 
     @property
@@ -184,7 +186,7 @@ class View:
         return {self.look: None, self.answer: text, self.reading: "", **hidden}
 
 
-def _wire(shelf: Shelf, model: gr.Dropdown, upload: CellUpload, gallery: gr.Gallery, view: View) -> None:
+def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Gallery, view: View) -> None:
     """Connect what a visitor does to what the page shows."""
 
     def answer(read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float) -> dict[Any, Any]:
@@ -215,9 +217,13 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: CellUpload, gallery: gr.Gall
     def on_redraw(look: Look | None, label: str, opacity: float) -> dict[Any, Any]:
         return view.redraw(look, label, opacity) if look else {view.reading: ""}
 
-    hidden = {"api_visibility": "private", "show_progress_on": [view.answer]}
-    upload.upload(on_upload, [upload, model, view.opacity], [upload, *view.outputs], **hidden)
-    gallery.select(on_example, [model, view.opacity], [gallery, *view.outputs], **hidden)
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view.answer]}
+    uploaded = upload.upload(
+        on_upload, [upload, model, view.opacity], [upload, *view.outputs], trigger_mode="multiple", **hidden
+    )
+    picked = gallery.select(on_example, [model, view.opacity], [gallery, *view.outputs], **hidden)
+    for result in (uploaded, picked):
+        result.then(None, js=REVEAL_ANSWER, api_visibility="private")
     model.change(on_model, [model, view.opacity, view.look], view.outputs, **hidden)
     for control in (view.label, view.opacity):
         control.input(
@@ -244,7 +250,7 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
             gr.Textbox(label="label"), gr.JSON(label="probabilities"),
             gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"),
         ]  # fmt: skip
-        gr.Button("predict").click(predict, [CellUpload(label="image"), model], outputs, api_name="predict")
+        gr.Button("predict").click(predict, [cell_upload(label="image"), model], outputs, api_name="predict")
 
 
 def _name(path: str) -> str:

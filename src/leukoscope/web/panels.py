@@ -39,7 +39,8 @@ def answer(probabilities: Mapping[str, float]) -> str:
     """The verdict in words over one bar a label, likeliest first."""
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     bars = "".join(_bar(label, share, "first" if rank == 0 else "") for rank, (label, share) in enumerate(ranked))
-    return f'<p class="lk-verdict" aria-live="polite">{escape(verdict(probabilities))}</p><ul class="lk-bars">{bars}</ul>'
+    says = escape(verdict(probabilities))
+    return f'<p class="lk-verdict" aria-live="polite">{says}</p><ul class="lk-bars">{bars}</ul>'
 
 
 def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str) -> str:

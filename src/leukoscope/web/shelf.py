@@ -78,7 +78,7 @@ class Shelf:
         if name in self.releases:
             return self.releases[name], None
         if not name:
-            raise LeukoscopeError(HOW_TO_GET_ONE if not self.releases else "No model is chosen: pick one from the list.")
+            raise LeukoscopeError("No model is chosen: pick one." if self.releases else HOW_TO_GET_ONE)
         if not (match := HUB_ID.fullmatch(name)):
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(

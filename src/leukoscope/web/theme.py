@@ -12,7 +12,11 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; overflow: clip !important; }
+/* Set here, not below: Gradio scopes what stands in a media query to inside this element. */
+.gradio-container .main.app { padding: 1rem clamp(0.75rem, 3vw, 2rem) !important; }
+.gradio-container .html-container { padding: 0; }
+footer .divider { display: none; }
 :root, .dark { --lk-accent: #6b3fa0; --lk-track: #e7e4ee; --lk-line: #d3d0db; --lk-quiet: #55515f;
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
@@ -22,8 +26,9 @@ CSS = """
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
-#examples .grid-wrap { max-height: none; overflow: visible; padding: 0; }
-#examples .grid-container { grid-template-rows: none; height: auto; }
+#examples .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+#examples .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
+#answer { scroll-margin-top: 5rem; }
 #examples .caption-label { font-size: 0.72rem; max-width: 100%; left: 0; right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
 .lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.75rem; }
@@ -53,7 +58,6 @@ CSS = """
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
 @media (max-width: 480px) {
-  .gradio-container main { padding-left: 0.75rem !important; padding-right: 0.75rem !important; }
   .lk-pictures { gap: 0.4rem; }
   .lk-facts { grid-template-columns: 1fr; }
   .lk-facts dd { margin-bottom: 0.3rem; }

@@ -16,31 +16,26 @@ from PIL import Image
 
 from leukoscope.cells.images import UnreadableImage, check_header, open_image
 
-MAX_BYTES = 20_000_000
+MAX_BYTES = 20 * 1024 * 1024
 # A crop of one cell is below 1 megapixel and a microscope's whole frame about 5; a session keeps its picture in memory.
 MAX_PIXELS = 8_000_000
 
 
-class CellUpload(gr.Image):
-    """An image input that gives its handler the path of the file exactly as it was sent.
+def cell_upload(**options: Any) -> gr.Image:
+    """An image input (drop, paste or choose) that gives its handler the path of the file exactly as it was sent.
 
-    The browser still draws it as Gradio's image component: drop, paste or choose.
+    Its preprocessing is replaced on the one component: Gradio writes a stub file into the source tree for every
+    subclass of a component.
     """
+    upload = gr.Image(type="filepath", image_mode=None, **options)
+    upload.preprocess = _path_as_sent  # type: ignore[method-assign]
+    upload.example_payload = lambda: {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}  # type: ignore[method-assign]
+    upload.example_value = lambda: "cell.png"  # type: ignore[method-assign]
+    return upload
 
-    # Gradio then loads the image component's own page code for this class.
-    is_template = True
 
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """The path in Gradio's cache, where every upload lands; nothing is decoded here."""
-        return payload.path if payload else None
-
-    def example_payload(self) -> dict[str, Any]:
-        """What the API page shows as an input."""
-        return {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}
-
-    def example_value(self) -> str:
-        """As `example_payload`, for clients that take a plain path."""
-        return "cell.png"
+def _path_as_sent(payload: ImageData | None) -> str | None:
+    return payload.path if payload else None
 
 
 def read_upload(path: str | Path, name: str = "") -> Image.Image:
@@ -60,7 +55,7 @@ def read_upload(path: str | Path, name: str = "") -> Image.Image:
     shown = name or file.name
     try:
         if file.is_file() and file.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 1_000_000} MB; crop it to one cell")
+            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 2**20} MB; crop it to one cell")
         width, height = check_header(file)
         if width * height > MAX_PIXELS:
             raise UnreadableImage(

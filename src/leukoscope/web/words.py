@@ -36,10 +36,10 @@ def named(label: str) -> str:
 def percent(share: float) -> str:
     """A share in [0, 1] as a whole percentage that never rounds to certainty."""
     if 0 < share < 0.01:
-        return "<1 %"
+        return "<1\u00a0%"
     if 0.99 < share < 1:
-        return ">99 %"
-    return f"{share:.0%}".replace("%", " %")
+        return ">99\u00a0%"
+    return f"{share:.0%}".replace("%", "\u00a0%")
 
 
 def verdict(probabilities: Mapping[str, float]) -> str:

@@ -1,0 +1,163 @@
+"""Cells are decoded once, under a key that no other pixels share, and never half."""
+
+from __future__ import annotations
+
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import cache_root, decode_cells
+from leukoscope.cells.images import open_image
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.transforms import Preprocessing
+
+SMALL = Preprocessing(16, 0.8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "cells"
+    for number in range(6):
+        path = root / ("blast" if number % 2 else "normal") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (30, 24, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def cells(folder: Path) -> datasets.Dataset:
+    return load_cells("imagefolder", folder).train
+
+
+def _files() -> list[str]:
+    return sorted(path.name for path in cache_root().iterdir())
+
+
+def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
+    pixels, problems = decode_cells(cells, SMALL, "data")
+    assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
+    frame = SMALL.framer()
+    for row, cell in enumerate(cells["cell_id"]):
+        assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))
+
+
+def test_the_second_call_decodes_nothing(folder: Path, cells: datasets.Dataset) -> None:
+    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    shutil.rmtree(folder)
+    seen: list[tuple[int, int]] = []
+    again, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    assert np.array_equal(first, again)
+    assert problems == {}
+    assert seen == []
+
+
+def test_progress_ends_with_the_last_cell(cells: datasets.Dataset) -> None:
+    seen: list[tuple[int, int]] = []
+    decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "fingerprint", "rows"),
+    [
+        (Preprocessing(17, 0.8), "data", 6),
+        (Preprocessing(16, 0.9), "data", 6),
+        (Preprocessing(16, 0.8, "bilinear"), "data", 6),
+        (SMALL, "other data", 6),
+        (SMALL, "data", 5),
+    ],
+    ids=["size", "crop", "interpolation", "data", "rows"],
+)
+def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
+    cells: datasets.Dataset, preprocessing: Preprocessing, fingerprint: str, rows: int
+) -> None:
+    decode_cells(cells, SMALL, "data")
+    before = len(_files())
+    pixels, _ = decode_cells(cells.select(range(rows)), preprocessing, fingerprint)
+    assert len(_files()) == 2 * before
+    assert pixels.shape[:2] == (rows, preprocessing.image_size)
+
+
+def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> None:
+    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    next(cache_root().glob("*.npy")).unlink()
+    assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
+
+
+def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cells: datasets.Dataset) -> None:
+    path = folder / "blast" / "3.png"
+    path.write_bytes(path.read_bytes()[:900])
+    row = cells["cell_id"][:].index("blast/3")
+    for _ in range(2):  # decoded, then from the cache
+        pixels, problems = decode_cells(cells, SMALL, "data")
+        assert list(problems) == ["blast/3"]
+        assert problems["blast/3"].startswith(f"{path}: the image is damaged or cut short (")
+        assert pixels[row].max() == 0
+        assert all(pixels[other].max() > 0 for other in range(6) if other != row)
+
+
+def _encoded(*contents: bytes) -> datasets.Dataset:
+    """Rows that carry their pictures inside, as Hub data sets do."""
+    rows = {"image": [{"bytes": c, "path": None} for c in contents], "cell_id": [f"c{i}" for i in range(len(contents))]}
+    features = datasets.Features(image=datasets.Image(), cell_id=datasets.Value("string"))
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell() -> None:
+    whole = _png(Image.new("RGB", (20, 20), (200, 100, 50)))
+    noise = _png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)))
+    broken_chunk = noise[:41] + b"\x00" * 8 + noise[49:]
+    cmyk = BytesIO()
+    Image.new("CMYK", (16, 16)).save(cmyk, "jpeg")
+    rows = _encoded(whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue())
+    pixels, problems = decode_cells(rows, SMALL, "hub data")
+    assert (pixels[0] == (200, 100, 50)).all()
+    assert list(problems) == ["c1", "c2", "c3", "c4"]
+    assert all(problems[c].startswith(f"cell {c}: the image is damaged (") for c in ("c1", "c2", "c3"))
+    assert problems["c4"] == "c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+
+
+def test_unwritable_cache_folder_is_refused_with_the_way_out(
+    cells: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(in_the_way / "cache"))
+    with pytest.raises(LeukoscopeError) as refused:
+        decode_cells(cells, SMALL, "data")
+    assert str(refused.value) == (
+        f"{in_the_way / 'cache'}: cannot keep the decoded cells there (Not a directory; 0 MB needed); "
+        "free some space or set LEUKOSCOPE_CACHE to another folder"
+    )
+
+
+def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Dataset) -> None:
+    """Writing to a memory map on a full disk would end the process without a word."""
+    with pytest.raises(LeukoscopeError) as refused:
+        decode_cells(cells, Preprocessing(3_000_000, 1.0), "data")
+    assert "cannot keep the decoded cells there (No space left on device; 162000000 MB needed)" in str(refused.value)
+    assert _files() == []
+
+
+def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_cells(cells, SMALL, "data", progress=interrupt)
+    assert _files() == []
+    pixels, _ = decode_cells(cells, SMALL, "data")
+    assert pixels.min(axis=(1, 2, 3)).shape == (6,)
+    assert all(cell.max() > 0 for cell in pixels)

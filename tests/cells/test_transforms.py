@@ -1,0 +1,205 @@
+"""Preprocessing equals timm's own to the pixel; augmentation changes how a cell looks and never what it is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.transforms import Augmentation, Augmenter, Preprocessing
+
+STILL = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0)
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _batch(*cells: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) pictures as (B, 3, S, S) uint8."""
+    return torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2).contiguous()
+
+
+def _disc(size: int, radius: float, level: int = 200) -> torch.Tensor:
+    """One round cell in the middle of black, (1, 3, S, S) uint8."""
+    axis = torch.arange(size) - (size - 1) / 2
+    inside = (axis[:, None] ** 2 + axis[None, :] ** 2) <= radius**2
+    return (inside * level).to(torch.uint8).expand(1, 3, size, size).contiguous()
+
+
+@pytest.fixture(scope="module")
+def phantom() -> torch.Tensor:
+    return _batch(draw_cell("ALL", size=96).image)
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize("preprocessing", [Preprocessing(96, 350 / 450), Preprocessing(64, 1.0, "bilinear"), Preprocessing(160, 0.9)])
+@pytest.mark.parametrize("extent", [(450, 450), (300, 200), (61, 97)], ids=str)
+def test_frame_and_normalise_equal_timms_evaluation_transform(
+    preprocessing: Preprocessing, extent: tuple[int, int]
+) -> None:
+    from timm.data import create_transform, resolve_data_config
+    from torchvision.transforms import ToTensor
+
+    whole = create_transform(**resolve_data_config(pretrained_cfg=preprocessing.to_pretrained_cfg()))
+    picture = _noise(*extent)
+    framed = preprocessing.framer()(picture)
+    assert (framed.shape, framed.dtype) == ((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
+    pixels = picture
+    for step in whole.transforms:
+        if "ToTensor" in type(step).__name__:
+            break
+        pixels = step(pixels)
+    assert np.array_equal(framed, np.asarray(pixels)), "the geometric part, pixel for pixel"
+    ours = preprocessing.normalise(_batch(framed))[0]
+    assert torch.allclose(ours, whole(picture), atol=1e-5)
+    assert torch.allclose(ToTensor()(pixels) * 255, _batch(framed)[0].float(), atol=1e-4)
+
+
+def test_normalise_takes_any_number_type_and_gives_channels_last_float32() -> None:
+    preprocessing = Preprocessing(8, 1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    expected = torch.tensor([[-2.0, -1.0, -0.5], [2.0, 1.0, 0.5]])
+    for given in (pixels, pixels.double(), pixels.to(torch.int64)):
+        out = preprocessing.normalise(given)
+        assert out.dtype == torch.float32
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(out.mean(dim=(2, 3)), expected)
+
+
+def test_preprocessing_survives_its_config_json() -> None:
+    import json
+
+    preprocessing = Preprocessing(160, 350 / 450, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    written = json.loads(json.dumps(preprocessing.to_pretrained_cfg()))
+    assert Preprocessing.from_pretrained_cfg(written) == preprocessing
+
+
+def test_view_box_marks_what_the_network_sees() -> None:
+    assert Preprocessing(160, 350 / 450).view_box(450, 450) == pytest.approx((50, 50, 400, 400))
+    assert Preprocessing(160, 1.0).view_box(300, 200) == pytest.approx((50, 0, 250, 200))
+    # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
+    left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(450, 450))
+    picture = Image.new("RGB", (450, 450))
+    picture.paste((255, 255, 255), (left, top, right, bottom))
+    framed = Preprocessing(160, 350 / 450).framer()(picture)
+    assert framed[2:-2, 2:-2].min() == 255
+
+
+# Augmentation
+
+
+def test_what_a_cell_gets_depends_on_its_row_and_not_on_its_batch(phantom: torch.Tensor) -> None:
+    augment = Augmenter(Augmentation(), "black", seed=0)
+    other = _batch(draw_cell("HEM", size=96).image)
+    alone = augment(phantom, [7], epoch=2)
+    together = augment(torch.cat([other, phantom, other]), [3, 7, 9], epoch=2)
+    assert torch.allclose(alone[0], together[1], atol=1e-3)
+    again = Augmenter(Augmentation(), "black", seed=0)(torch.cat([phantom, other]), [7, 3], epoch=2)
+    assert torch.allclose(again[0], together[1], atol=1e-3)
+    assert torch.allclose(again[1], together[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("seed", "row", "epoch"), [(1, 7, 2), (0, 8, 2), (0, 7, 3)], ids=["seed", "row", "epoch"])
+def test_another_seed_row_or_epoch_changes_a_cell_otherwise(
+    phantom: torch.Tensor, seed: int, row: int, epoch: int
+) -> None:
+    one = Augmenter(Augmentation(), "black", seed=0)(phantom, [7], epoch=2)
+    other = Augmenter(Augmentation(), "black", seed=seed)(phantom, [row], epoch=epoch)
+    assert (one - other).abs().mean() > 1
+
+
+def test_augmented_pixels_stay_floats_within_0_to_255(phantom: torch.Tensor) -> None:
+    out = Augmenter(Augmentation(), "black", seed=0)(phantom.expand(32, -1, -1, -1), range(32), epoch=0)
+    assert (out.shape, out.dtype) == ((32, 3, 96, 96), torch.float32)
+    assert out.min() >= 0
+    assert out.max() <= 255
+    assert torch.isfinite(out).all()
+
+
+def test_a_black_background_stays_exactly_black(phantom: torch.Tensor) -> None:
+    cells = phantom.expand(32, -1, -1, -1)
+    strong = Augmentation(brightness=0.4, contrast=0.4, stain=0.4)
+    out = Augmenter(strong, "black", seed=0)(cells, range(32), epoch=1)
+    edge = torch.cat([out[..., :4].flatten(1), out[..., -4:].flatten(1), out[..., :4, :].flatten(1)], dim=1)
+    assert edge.abs().max() == 0
+    background_share = (out.amax(dim=1) == 0).float().mean(dim=(1, 2))
+    assert background_share.min() > 0.2
+    nothing = Augmenter(strong, "black", seed=0)(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), range(4), epoch=0)
+    assert nothing.abs().max() == 0
+
+
+def test_a_cell_that_fits_is_never_cut() -> None:
+    size, strength = 128, 0.2
+    radius = (size / 2 - 2) / (1 + strength)
+    cell = _disc(size, radius).expand(64, -1, -1, -1)
+    augment = Augmenter(Augmentation(strength, 0.0, 0.0, 0.0), "black", seed=0)
+    out = augment(cell, range(64), epoch=0)
+    grown = torch.exp(torch.tensor([augment._draw(row, 0)[1] for row in range(64)]) * math.log1p(strength))
+    area = (out[:, 0] > 100).float().sum(dim=(1, 2))
+    assert torch.allclose(area / (math.pi * radius**2), grown**2, rtol=0.02)
+    assert grown.min() < 1 / (1 + 0.8 * strength), "cells shrink too"
+    assert grown.max() > 1 + 0.8 * strength
+    assert out[..., 0, :].max() == out[..., -1].max() == 0, "no cell touches the frame"
+
+
+def test_rotation_covers_the_whole_circle_evenly_and_flips_half_the_time() -> None:
+    size, count = 65, 400
+    # A dot to the right of the middle, and a fainter one above: they show where "right" went, and whether mirrored.
+    marks = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    marks[..., 30:35, 54:59] = 250
+    marks[..., 6:11, 30:35] = 120
+    out = Augmenter(STILL, "black", seed=0)(marks.expand(count, -1, -1, -1), range(count), epoch=0)[:, 0]
+    axis = torch.arange(size) - (size - 1) / 2
+
+    def direction(weight: torch.Tensor) -> torch.Tensor:
+        return torch.atan2((weight * -axis[:, None]).sum((1, 2)), (weight * axis[None, :]).sum((1, 2)))
+
+    bright, faint = direction(out * (out > 160)), direction(out * ((out > 40) & (out < 125)))
+    quarters = torch.histc(bright, bins=4, min=-math.pi, max=math.pi)
+    assert (quarters > count / 4 * 0.7).all(), quarters
+    mirrored = torch.sin(faint - bright) < 0
+    assert 0.4 < mirrored.float().mean() < 0.6
+
+
+def test_zero_strength_leaves_colours_as_they_are(phantom: torch.Tensor) -> None:
+    augment = Augmenter(STILL, "black", seed=0)
+    turned = augment._warp(phantom.float(), torch.from_numpy(augment._draw(0, 0))[None])
+    out = augment(phantom, [0], epoch=0)
+    cell = (turned.amax(dim=1, keepdim=True) > 8).expand_as(out)
+    assert (out - turned)[cell].abs().max() <= 1
+    assert out[~cell].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "stain"])
+def test_each_strength_changes_colours_within_its_bound(phantom: torch.Tensor, name: str) -> None:
+    cells = phantom.expand(24, -1, -1, -1)
+    still = Augmenter(STILL, "black", seed=0)(cells, range(24), epoch=0)
+    strengths = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0} | {name: 0.2}
+    out = Augmenter(Augmentation(**strengths), "black", seed=0)(cells, range(24), epoch=0)
+    change = (out.sum(dim=(1, 2, 3)) / still.sum(dim=(1, 2, 3)) - 1).abs()
+    assert change.max() > 0.01, "it does something"
+    assert change.max() < 0.45
+    assert (out - still).abs().amax(dim=(1, 2, 3)).median() > 2
+
+
+def test_stain_jitter_moves_the_two_stains_apart() -> None:
+    """A grey picture turns coloured: brightness and contrast alone never do that."""
+    grey = torch.full((16, 3, 8, 8), 120, dtype=torch.uint8)
+    stained = Augmenter(Augmentation(0.0, 0.0, 0.0, 0.15), "smear", seed=0)(grey, range(16), epoch=0)
+    assert (stained.amax(dim=1) - stained.amin(dim=1)).max() > 5
+    lit = Augmenter(Augmentation(0.0, 0.15, 0.15, 0.0), "smear", seed=0)(grey, range(16), epoch=0)
+    assert (lit.amax(dim=1) - lit.amin(dim=1)).max() < 0.01
+
+
+def test_a_smear_has_no_black_corners() -> None:
+    smear = _batch(draw_cell("ALL", size=96, background="smear").image).expand(48, -1, -1, -1)
+    out = Augmenter(Augmentation(brightness=0.0, contrast=0.0, stain=0.0), "smear", seed=0)(smear, range(48), epoch=0)
+    darkest = smear.amin().item()
+    assert out.min() >= darkest - 1, "reflection fills the corners with the smear itself"

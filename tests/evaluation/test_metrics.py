@@ -1,0 +1,239 @@
+"""Figures worked out by hand, and the table they are computed from: one answer a cell, kept without loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.metrics import (
+    CellPredictions,
+    cell_areas,
+    cell_metric,
+    headline,
+    measure,
+    pooled,
+    size_only_answers,
+)
+
+LABELS = ("ALL", "HEM")
+
+
+def _answers(references: list[int], p_all: list[float], subjects: list[str] | None = None, start: int = 0) -> CellPredictions:
+    """Two-class answers given by the probability of ALL (class 0)."""
+    count = len(references)
+    blast = np.asarray(p_all, dtype=np.float64)
+    return CellPredictions(
+        tuple(f"cell-{start + i}" for i in range(count)),
+        tuple(subjects or [""] * count),
+        np.asarray(references),
+        np.stack([blast, 1 - blast], axis=1),
+        LABELS,
+    )
+
+
+@pytest.fixture(scope="module")
+def ten() -> CellPredictions:
+    """Six ALL cells, four found; four HEM cells, three found.
+
+    Confusion (rows: truth): [[4, 2], [1, 3]]. Precision ALL 4/5, HEM 3/5; recall 4/6, 3/4; F1 8/11, 2/3.
+    AUROC: 24 ALL–HEM pairs; p(ALL) of the HEM cells is .05 .10 .15 .70, of the ALL cells .90 .80 .75 .60 .40 .30.
+    Against .05, .10 and .15 all six win (18); against .70 three win (3): 21/24.
+    """
+    return _answers(
+        [0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+        [0.90, 0.80, 0.75, 0.60, 0.40, 0.30, 0.05, 0.10, 0.15, 0.70],
+        ["a", "a", "a", "b", "b", "b", "H1", "H1", "H2", ""],
+    )
+
+
+@pytest.fixture(scope="module")
+def figures(ten: CellPredictions) -> dict[str, object]:
+    return measure(ten)
+
+
+def test_counts_and_shares_are_those_worked_out_by_hand(figures: dict[str, object]) -> None:
+    assert figures["cells"] == 10
+    assert figures["confusion_matrix"] == [[4, 2], [1, 3]]
+    assert figures["accuracy"] == pytest.approx(7 / 10)
+    assert figures["balanced_accuracy"] == pytest.approx((4 / 6 + 3 / 4) / 2)
+    assert figures["f1_macro"] == pytest.approx((8 / 11 + 2 / 3) / 2)
+    assert figures["f1_weighted"] == pytest.approx(0.6 * 8 / 11 + 0.4 * 2 / 3)
+    assert figures["auroc"] == pytest.approx(21 / 24)
+
+
+def test_per_class_figures_are_those_worked_out_by_hand(figures: dict[str, object]) -> None:
+    assert figures["per_class"] == {
+        "ALL": pytest.approx({"precision": 4 / 5, "recall": 4 / 6, "f1": 8 / 11, "support": 6}),
+        "HEM": pytest.approx({"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}),
+    }
+
+
+def test_each_subject_has_its_own_accuracy_and_the_unknown_none(figures: dict[str, object]) -> None:
+    assert figures["subjects"] == {
+        "a": {"label": "ALL", "cells": 3, "accuracy": 1.0},
+        "b": {"label": "ALL", "cells": 3, "accuracy": pytest.approx(1 / 3)},
+        "H1": {"label": "HEM", "cells": 2, "accuracy": 1.0},
+        "H2": {"label": "HEM", "cells": 1, "accuracy": 1.0},
+    }
+
+
+def test_headline_is_what_a_table_quotes(figures: dict[str, object]) -> None:
+    assert headline(figures) == {
+        k: figures[k] for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+    }
+
+
+def test_predictions_are_the_most_probable_class(ten: CellPredictions) -> None:
+    assert ten.predictions.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]
+
+
+def test_three_classes_by_hand() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.7]])
+    answers = CellPredictions(tuple("wxyz"), ("",) * 4, np.array([0, 1, 2, 2]), probabilities, ("Early", "Pre", "Pro"))
+    figures = measure(answers)
+    assert figures["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert figures["balanced_accuracy"] == pytest.approx((1 + 1 + 1 / 2) / 3)
+    assert figures["f1_macro"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert figures["f1_weighted"] == pytest.approx((1 + 2 / 3 + 2 * 2 / 3) / 4)
+    # One against the rest: Early 1; Pre wins against all three; Pro: .7 and .2 both beat .1 and .1.
+    assert figures["auroc"] == pytest.approx(1.0)
+
+
+def test_ties_count_half_in_auroc() -> None:
+    assert measure(_answers([0, 0, 1, 1], [0.9, 0.5, 0.5, 0.1]))["auroc"] == pytest.approx(3.5 / 4)
+
+
+def test_an_absent_class_leaves_auroc_unknown_and_does_not_lower_the_averages() -> None:
+    figures = measure(_answers([0, 0, 0, 0], [0.9, 0.8, 0.7, 0.2]))
+    assert figures["auroc"] is None
+    assert figures["balanced_accuracy"] == pytest.approx(3 / 4)
+    assert figures["f1_macro"] == figures["f1_weighted"] == pytest.approx(6 / 7)
+    assert figures["per_class"]["HEM"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def test_figures_hold_plain_numbers_that_json_takes(figures: dict[str, object]) -> None:
+    import json
+
+    assert json.loads(json.dumps(figures)) == figures
+
+
+# The table
+
+
+def test_a_cell_answered_twice_is_refused() -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        CellPredictions(("c1", "c2", "c1"), ("",) * 3, np.zeros(3, int), np.ones((3, 2)) / 2, LABELS)
+    assert str(refused.value) == "predictions: cell c1 is answered more than once; one prediction a cell is required"
+
+
+@pytest.mark.parametrize("short", ["subjects", "references", "probabilities"])
+def test_columns_of_unequal_length_are_refused(short: str) -> None:
+    columns = {"subjects": ("",) * 3, "references": np.zeros(3, int), "probabilities": np.ones((3, 2)) / 2}
+    columns[short] = columns[short][:2]
+    with pytest.raises(LeukoscopeError, match="differ in length"):
+        CellPredictions(("a", "b", "c"), **columns, label_names=LABELS)
+
+
+def test_predictions_survive_parquet(ten: CellPredictions, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.parquet"
+    ten.save(path)
+    loaded = CellPredictions.load(path)
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [path.name], "nothing is left beside it"
+    assert (loaded.cell_ids, loaded.subjects, loaded.label_names) == (ten.cell_ids, ten.subjects, ten.label_names)
+    assert loaded.references.tolist() == ten.references.tolist()
+    assert np.allclose(loaded.probabilities, ten.probabilities, atol=1e-7)
+    assert measure(loaded)["confusion_matrix"] == [[4, 2], [1, 3]]
+
+
+def test_a_parquet_row_is_readable_without_leukoscope(ten: CellPredictions, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    ten.save(tmp_path / "p.parquet")
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.column_names == ["cell_id", "subject", "label", "p_ALL", "p_HEM"]
+    assert table.slice(9, 1).to_pylist() == [
+        {"cell_id": "cell-9", "subject": "", "label": "HEM", "p_ALL": pytest.approx(0.7), "p_HEM": pytest.approx(0.3)}
+    ]
+
+
+def test_label_order_and_odd_names_survive_parquet(tmp_path: Path) -> None:
+    names = ("p_odd", "Ünsure", "a")
+    answers = CellPredictions(("1", "2"), ("", ""), np.array([2, 0]), np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), names)
+    answers.save(tmp_path / "p.parquet")
+    loaded = CellPredictions.load(tmp_path / "p.parquet")
+    assert loaded.label_names == names
+    assert loaded.references.tolist() == [2, 0]
+
+
+def test_pooling_joins_folds_in_order_and_refuses_overlap() -> None:
+    first, second = _answers([0, 1], [0.9, 0.2], ["a", "b"]), _answers([1], [0.6], ["c"], start=2)
+    both = pooled([first, second])
+    assert both.cell_ids == ("cell-0", "cell-1", "cell-2")
+    assert both.subjects == ("a", "b", "c")
+    assert both.references.tolist() == [0, 1, 1]
+    assert both.probabilities[:, 0].tolist() == [0.9, 0.2, 0.6]
+    with pytest.raises(LeukoscopeError, match="cell cell-0 is answered more than once"):
+        pooled([first, first])
+
+
+# 🤗 evaluate
+
+
+def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPredictions, figures: dict[str, object]) -> None:
+    import evaluate
+
+    metric = cell_metric(LABELS)
+    assert isinstance(metric, evaluate.Metric)
+    for part in (slice(0, 4), slice(4, 10)):
+        metric.add_batch(predictions=ten.probabilities[part], references=ten.references[part])
+    batched = metric.compute()
+    assert batched["confusion_matrix"] == figures["confusion_matrix"]
+    assert batched["auroc"] == pytest.approx(figures["auroc"])
+
+
+def test_the_metric_combines_with_others(ten: CellPredictions, figures: dict[str, object]) -> None:
+    import evaluate
+
+    together = evaluate.combine({"cells": cell_metric(LABELS)}, force_prefix=True)
+    out = together.compute(predictions=ten.probabilities.tolist(), references=ten.references.tolist())
+    assert out["cells_accuracy"] == pytest.approx(figures["accuracy"])
+
+
+# The baseline that only sees size
+
+
+def test_area_is_the_bounding_box_of_what_is_not_background() -> None:
+    cells = np.zeros((4, 20, 20, 3), np.uint8)
+    cells[0, 5:15, 5:10, 1] = 200
+    cells[1, 0, 0] = cells[1, 19, 19] = 255
+    cells[2, 5:15, 5:10] = 8  # what JPEG and WebP leave in the background
+    cells[3] = 9
+    assert cell_areas(cells).tolist() == pytest.approx([10 * 5 / 400, 1.0, 0.0, 1.0])
+
+
+def test_size_alone_separates_large_from_small() -> None:
+    dice = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    areas = np.where(labels == 0, 0.35, 0.15) * dice.uniform(0.9, 1.1, 80)
+    like = _answers([0, 1, 0], [0.5, 0.5, 0.5], ["a", "b", "a"])
+    answers = size_only_answers(areas, labels, np.array([0.34, 0.16, 0.36]), like)
+    assert answers.predictions.tolist() == [0, 1, 0]
+    assert (answers.cell_ids, answers.subjects, answers.label_names) == (like.cell_ids, like.subjects, like.label_names)
+    assert np.allclose(answers.probabilities.sum(axis=1), 1)
+    reversed_ = size_only_answers(areas, 1 - labels, np.array([0.34, 0.16, 0.36]), like)
+    assert reversed_.predictions.tolist() == [1, 0, 1], "it learns which class is larger, it does not assume it"
+
+
+def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
+    areas, labels = np.full(80, 0.2), np.repeat([0, 1], 40)
+    like = _answers([0, 1], [0.5, 0.5])
+    assert np.allclose(size_only_answers(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
+
+
+def test_an_empty_picture_has_a_size_that_can_be_answered() -> None:
+    like = _answers([0, 1], [0.5, 0.5])
+    answers = size_only_answers(np.array([0.3, 0.1, 0.0]), np.array([0, 1, 1]), np.array([0.3, 0.0]), like)
+    assert np.isfinite(answers.probabilities).all()

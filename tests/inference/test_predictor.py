@@ -1,0 +1,367 @@
+"""The predictor must answer alike however a picture arrives, say why it refuses one, and load from anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
+from leukoscope.cells.images import UnreadableImage
+from leukoscope.cells.phantoms import draw_cell
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_release: Path) -> Predictor:
+    return Predictor.from_pretrained(tiny_release)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five phantoms of three sizes, saved as PNG."""
+    folder = tmp_path_factory.mktemp("cells")
+    paths = [folder / f"cell-{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        cell = draw_cell("ALL" if i % 2 else "HEM", subject=i, cell=0, size=(450, 128, 64)[i % 3], background="black")
+        Image.fromarray(cell.image).save(path)
+    return paths
+
+
+def shares(prediction: Prediction) -> list[float]:
+    return list(prediction.probabilities.values())
+
+
+def test_one_picture_gives_one_prediction(predictor, cells, tiny_release):
+    prediction = predictor(cells[0])
+
+    assert isinstance(prediction, Prediction)
+    assert list(prediction.probabilities) == ["ALL", "HEM"] == list(predictor.labels)
+    assert sum(shares(prediction)) == pytest.approx(1, abs=1e-12)
+    assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    assert (prediction.source, prediction.model, prediction.revision) == (str(cells[0]), str(tiny_release), "")
+    assert prediction.heatmaps is None
+    assert prediction.seconds > 0
+
+
+def test_path_picture_and_array_give_one_answer(predictor, cells):
+    picture = Image.open(cells[0])
+
+    answers = [predictor(str(cells[0])), predictor(cells[0]), predictor(picture), predictor(np.asarray(picture))]
+
+    assert [shares(answer) for answer in answers] == [shares(answers[0])] * 4
+    assert [answer.source for answer in answers[2:]] == ["image 1", "image 1"]
+
+
+def test_a_list_is_answered_in_its_order_whatever_the_batch(predictor, cells):
+    alone = [shares(predictor(cell)) for cell in cells]
+    assert len({tuple(answer) for answer in alone}) == len(cells), "equal answers would hide a wrong order"
+
+    for batch_size in (2, 16):
+        together = predictor(cells, batch_size=batch_size)
+        assert [answer.source for answer in together] == [str(cell) for cell in cells]
+        assert np.allclose([shares(answer) for answer in together], alone, atol=1e-5)
+
+
+def test_pictures_without_a_path_are_numbered_across_batches(predictor, cells):
+    pictures = [np.asarray(Image.open(cell)) for cell in cells[:3]]
+
+    answers = predictor(pictures, batch_size=2)
+
+    assert [answer.source for answer in answers] == ["image 1", "image 2", "image 3"]
+
+
+def test_an_empty_list_gives_an_empty_list(predictor):
+    assert predictor([]) == []
+
+
+def test_explaining_gives_a_map_of_every_class_and_the_same_answer(predictor, cells):
+    plain, explained = predictor(cells[:2]), predictor(cells[:2], explain=True)
+
+    assert np.allclose([shares(a) for a in plain], [shares(a) for a in explained], atol=1e-6)
+    for answer in explained:
+        assert list(answer.heatmaps) == ["ALL", "HEM"]
+        for label, heat in answer.heatmaps.items():
+            assert heat.label == label
+            assert heat.evidence.shape == (3, 3) and heat.evidence.dtype == np.float32
+            assert heat.evidence.min() >= 0
+    assert not np.array_equal(explained[0].heatmaps["ALL"].evidence, explained[0].heatmaps["HEM"].evidence)
+
+
+def test_half_precision_weights_are_computed_in_float32(predictor, cells):
+    assert {p.dtype for p in predictor.release.network.parameters()} == {torch.float32}
+    assert predictor(cells[0], explain=True).heatmaps["ALL"].evidence.dtype == np.float32
+
+
+def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
+    upright = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=200, background="smear").image)
+    upright = upright.crop((0, 0, 200, 150))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    upright.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    upright.save(tmp_path / "upright.jpg", quality=100, subsampling=0)
+
+    turned, plain = predictor([tmp_path / "turned.jpg", tmp_path / "upright.jpg"])
+
+    side = 150 * 350 / 450
+    assert turned.view_box == plain.view_box
+    assert turned.view_box == pytest.approx((100 - side / 2, 75 - side / 2, 100 + side / 2, 75 + side / 2), abs=1e-3)
+    assert np.allclose(shares(turned), shares(plain), atol=2e-3)
+
+
+def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells):
+    answer = predictor(cells[0], explain=True)
+
+    read_back = json.loads(json.dumps(answer.to_dict()))
+
+    assert read_back["notice"] == RESEARCH_NOTICE
+    assert read_back["probabilities"] == answer.probabilities
+    assert set(read_back) == {
+        "source", "label", "probabilities", "model", "revision", "seconds", "view_box", "notice",
+    }  # fmt: skip
+
+
+def write_text(path: Path) -> None:
+    path.write_text("not a picture")
+
+
+def write_16_bit(path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path)
+
+
+def write_cmyk(path: Path) -> None:
+    Image.new("CMYK", (32, 32)).save(path)
+
+
+def write_animation(path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), (60 * i, 0, 0)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
+
+
+def write_nothing(path: Path) -> None:
+    pass
+
+
+def write_cut_short(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "problem"),
+    [
+        ("text.png", write_text, "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
+        ("deep.png", write_16_bit, "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"),
+        ("print.jpg", write_cmyk, "is a CMYK (print) image; convert it to 8-bit RGB first"),
+        ("moving.gif", write_animation, "holds 3 frames; save the one to use as a single image"),
+        ("moving.webp", write_animation, "holds 3 frames; save the one to use as a single image"),
+        ("missing.bmp", write_nothing, "no such file; check the path"),
+        ("cut.png", write_cut_short, "the image is damaged or cut short"),
+    ],
+)
+def test_an_unusable_file_is_refused_by_name_and_the_others_are_answered(
+    predictor, cells, tmp_path, name, write, problem
+):
+    bad = tmp_path / name
+    write(bad)
+
+    with pytest.raises(UnreadableImage) as error:
+        predictor(bad)
+    assert str(error.value).startswith(f"{bad}: {problem}")
+
+    before, refused, after = predictor.answers([cells[0], bad, cells[1]], batch_size=2)
+    assert (before.source, after.source) == (str(cells[0]), str(cells[1]))
+    assert str(refused) == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        (np.zeros((32, 32, 3)), "image 1: has shape (32, 32, 3) and dtype float64"),
+        (np.zeros((2, 32, 32, 3), np.uint8), "image 1: has shape (2, 32, 32, 3) and dtype uint8"),
+        (Image.new("CMYK", (32, 32)), "image 1: is a CMYK (print) image"),
+    ],
+)
+def test_unusable_pixels_are_refused(predictor, picture, problem):
+    with pytest.raises(UnreadableImage) as error:
+        predictor(picture)
+    assert str(error.value).startswith(problem)
+
+
+def test_an_opened_but_damaged_picture_is_refused(predictor, tmp_path):
+    write_cut_short(tmp_path / "cut.png")
+
+    with pytest.raises(UnreadableImage, match="image 1: the image is damaged or cut short"):
+        predictor(Image.open(tmp_path / "cut.png"))
+
+
+def test_something_that_is_no_picture_is_refused(predictor):
+    with pytest.raises(UnreadableImage) as error:
+        predictor([None])
+    assert str(error.value) == "image 1: is a NoneType; give a path, a PIL image or a uint8 array"
+
+
+def test_an_impossible_batch_size_is_refused(predictor, cells):
+    with pytest.raises(LeukoscopeError, match="^batch_size 0: give 1 picture at a time or more$"):
+        predictor(cells, batch_size=0)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_an_impossible_device_is_refused(tiny_release, device):
+    with pytest.raises(LeukoscopeError, match=f"^device '{device}': torch cannot compute there on this machine; use "):
+        Predictor.from_pretrained(tiny_release, device=device)
+
+
+# Where a release comes from
+
+
+@pytest.mark.parametrize("name", ["nowhere", "runs/x/release", "../model", "owner/", "a--b/c", "owner/name@", "a/b c"])
+def test_a_malformed_name_is_refused(name):
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_pretrained(name)
+    assert str(error.value) == (
+        f"{name}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+    )
+
+
+def test_two_different_revisions_are_refused():
+    with pytest.raises(LeukoscopeError, match="^owner/name@v1: names another revision than revision='v2'; give only"):
+        Predictor.from_pretrained("owner/name@v1", revision="v2")
+
+
+def test_a_revision_of_a_local_folder_is_refused(tiny_release):
+    with pytest.raises(LeukoscopeError, match="is a local folder, which has no revision 'v1'; leave it out$"):
+        Predictor.from_pretrained(tiny_release, revision="v1")
+
+
+def test_a_folder_wins_over_a_hub_id_of_the_same_name(tiny_release, tmp_path, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    shutil.copytree(tiny_release, tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+
+    release = Predictor.from_pretrained("owner/name").release
+
+    assert (release.name, release.revision) == ("owner/name", "")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put_in_cache(hub_cache: Path, release: Path, ref: str = "main") -> None:
+    """Lay a release where the Hub client keeps the downloads of owner/name."""
+    repository = hub_cache / "models--owner--name"
+    shutil.copytree(release, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / ref).write_text(COMMIT)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/name@v2", f"owner/name@{COMMIT}"])
+def test_offline_and_never_downloaded_says_so(hub_cache, name):
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_pretrained(name)
+    assert str(error.value) == (
+        f"{name}: the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "ref"), [("owner/name", "main"), ("owner/name@v2", "v2"), (f"owner/name@{COMMIT}", "main")]
+)
+def test_offline_the_cached_copy_answers(hub_cache, tiny_release, cells, predictor, name, ref):
+    put_in_cache(hub_cache, tiny_release, ref)
+
+    answer = Predictor.from_pretrained(name)(cells[0])
+
+    assert (answer.model, answer.revision) == ("owner/name", COMMIT)
+    assert shares(answer) == shares(predictor(cells[0]))
+
+
+def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release):
+    put_in_cache(hub_cache, tiny_release)
+    (hub_cache / "models--owner--name" / "snapshots" / COMMIT / "config.json").unlink()
+
+    with pytest.raises(LeukoscopeError, match="^owner/name: .*has no config.json"):
+        Predictor.from_pretrained("owner/name")
+
+
+class _RefusingHub(BaseHTTPRequestHandler):
+    """Answers every question as the Hub does for the repository's name."""
+
+    answers = {
+        "owner/absent": (404, "RepoNotFound"),
+        "owner/gated": (403, "GatedRepo"),
+        "owner/old": (404, "RevisionNotFound"),
+        "owner/broken": (500, ""),
+    }
+
+    def do_GET(self) -> None:
+        status, code = next(answer for name, answer in self.answers.items() if name in self.path)
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def online(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A reachable Hub on this machine's loopback, with an empty cache."""
+    import huggingface_hub.constants as constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _RefusingHub)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield monkeypatch
+    server.shutdown()
+    server.server_close()
+
+
+UNKNOWN = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
+GATED = "access is restricted; accept its terms on https://huggingface.co/owner/gated and run `hf auth login`"
+NO_REVISION = "the Hub has this model but not this revision; name one of its branches, tags or commits"
+UNREACHABLE = "the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("owner/absent", UNKNOWN),
+        ("owner/gated", GATED),
+        ("owner/old@v9", NO_REVISION),
+        ("owner/broken", UNREACHABLE),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_the_fix(online, name, problem):
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_pretrained(name)
+    assert str(error.value) == f"{name}: {problem}"
+
+
+def test_without_a_network_the_cached_copy_answers(online, hub_cache, tiny_release):
+    import huggingface_hub.constants as constants
+
+    online.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    put_in_cache(hub_cache, tiny_release)
+
+    assert Predictor.from_pretrained("owner/name").release.revision == COMMIT
+    with pytest.raises(LeukoscopeError, match="^owner/other: the Hub cannot be reached and no whole copy is cached"):
+        Predictor.from_pretrained("owner/other")

@@ -1,0 +1,196 @@
+"""Start weights are the right ones, whole and safe to read, or the run does not start."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.build import (
+    FROM_SCRATCH,
+    StartWeights,
+    build_network,
+    classifier_parameters,
+    load_start_weights,
+    read_safetensors,
+)
+from leukoscope.models.recipes import Recipe, get_recipe
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return get_recipe("densenet121")
+
+
+@pytest.fixture(scope="module")
+def donor(recipe: Recipe) -> Tensors:
+    """A whole densenet121 with the thousand classes of ImageNet."""
+    torch.manual_seed(1)
+    return dict(build_network(recipe, 1000).state_dict())
+
+
+@pytest.fixture(scope="module")
+def donor_file(donor: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "densenet121.safetensors"
+    save_file(_contiguous(donor), path)
+    return path
+
+
+@pytest.fixture
+def network(recipe: Recipe) -> nn.Module:
+    torch.manual_seed(2)
+    return build_network(recipe, 2)
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _saved(tensors: Tensors, path: Path) -> StartWeights:
+    save_file(_contiguous(tensors), path)
+    return StartWeights(file=path)
+
+
+def _refusal(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        load_start_weights(network, recipe, start)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def _backbone(network: nn.Module) -> Tensors:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items() if not name.startswith("classifier")}
+
+
+def test_fills_the_backbone_weights_and_statistics_alike(
+    network: nn.Module, recipe: Recipe, donor: Tensors, donor_file: Path
+) -> None:
+    assert load_start_weights(network, recipe, StartWeights(file=donor_file)) == "densenet121"
+    assert all(torch.equal(tensor, donor[name]) for name, tensor in _backbone(network).items())
+
+
+def test_the_head_is_never_filled_even_when_it_would_fit(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+    fitting = donor | {"classifier.weight": torch.ones(2, 1024), "classifier.bias": torch.ones(2)}
+    before = [p.clone() for p in classifier_parameters(network)]
+    load_start_weights(network, recipe, _saved(fitting, tmp_path / "two-classes.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(before, classifier_parameters(network), strict=True))
+
+
+def test_a_backbone_without_head_is_complete(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+    headless = {name: tensor for name, tensor in donor.items() if not name.startswith("classifier")}
+    assert load_start_weights(network, recipe, _saved(headless, tmp_path / "b.safetensors")) == "b"
+
+
+def test_the_given_name_is_what_the_card_will_say(network: nn.Module, recipe: Recipe, donor_file: Path) -> None:
+    start = StartWeights(file=donor_file, name="channels selected from DenseNet169")
+    assert load_start_weights(network, recipe, start) == "channels selected from DenseNet169"
+
+
+def test_half_precision_files_are_loaded_as_float32(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in donor.items()}
+    load_start_weights(network, recipe, _saved(halves, tmp_path / "half.safetensors"))
+    assert {t.dtype for t in _backbone(network).values() if t.is_floating_point()} == {torch.float32}
+    assert torch.equal(network.features.conv0.weight, halves["features.conv0.weight"].float())
+
+
+def test_weights_of_another_architecture_are_refused_and_change_nothing(
+    network: nn.Module, recipe: Recipe, tmp_path: Path
+) -> None:
+    other = dict(build_network(get_recipe("densenet169"), 2).state_dict())
+    before, path = _backbone(network), tmp_path / "densenet169.safetensors"
+    message = _refusal(network, recipe, _saved(other, path))
+    assert message.startswith(f"{path}: these weights are not for densenet121 (")
+    assert message.endswith("; give weights of densenet121")
+    assert " unknown and " in message and " differently shaped tensors, e.g. " in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in _backbone(network).items())
+
+
+def test_a_tensor_of_another_shape_is_named(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+    reshaped = donor | {"features.conv0.weight": torch.zeros(64, 3, 3, 3)}
+    message = _refusal(network, recipe, _saved(reshaped, tmp_path / "w.safetensors"))
+    assert "(0 unknown and 1 differently shaped tensors, e.g. features.conv0.weight has shape (64, 3, 3, 3))" in message
+
+
+def test_missing_tensors_are_refused_unless_declared(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+    gap = [name for name in donor if name.startswith("features.denseblock4.denselayer16.conv2")]
+    assert gap == ["features.denseblock4.denselayer16.conv2.weight"]
+    holey = _saved({name: tensor for name, tensor in donor.items() if name not in gap}, tmp_path / "holey.safetensors")
+    assert _refusal(network, recipe, holey) == (
+        f"{holey.file}: lacks 1 tensors of densenet121, e.g. {gap[0]}; give a complete file, "
+        "or declare the gap with --pretrained_may_miss PATTERN"
+    )
+    elsewhere = replace(holey, may_miss=("features.denseblock3.*",))
+    assert "lacks 1 tensors" in _refusal(network, recipe, elsewhere), "another gap was declared"
+    random = network.get_parameter(gap[0]).clone()
+    load_start_weights(network, recipe, replace(holey, may_miss=("features.denseblock4.denselayer16.*",)))
+    assert torch.equal(network.get_parameter(gap[0]), random), "what is missing stays random"
+    assert torch.equal(network.features.conv0.weight, donor["features.conv0.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt", ".ckpt"])
+def test_pickled_weights_are_refused_unopened(network: nn.Module, recipe: Recipe, tmp_path: Path, suffix: str) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'sprung')!r}, 'w')",))
+
+    path = tmp_path / f"weights{suffix}"
+    torch.save({"features.conv0.weight": Trap()}, path)
+    assert _refusal(network, recipe, StartWeights(file=path)) == (
+        f"{path}: is a {suffix} file; only .safetensors is read, because pickled weights can run code"
+    )
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_renamed_to_safetensors_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    torch.save({"a": torch.ones(2)}, path)
+    with pytest.raises(LeukoscopeError, match=r"not a whole safetensors file \("):
+        read_safetensors(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_files_are_refused(donor_file: Path, tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(donor_file.read_bytes()[: int(share * donor_file.stat().st_size)])
+    with pytest.raises(LeukoscopeError) as refused:
+        read_safetensors(path)
+    assert str(refused.value).startswith(f"{path}: not a whole safetensors file (")
+    assert str(refused.value).endswith("; download or copy it again")
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        read_safetensors(tmp_path / "none.safetensors")
+    assert str(refused.value) == f"{tmp_path / 'none.safetensors'}: no such weights file; give a .safetensors file"
+
+
+def test_from_scratch_changes_nothing_and_asks_no_network(network: nn.Module, recipe: Recipe) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    # A Hub id that cannot be had: asking for it would raise.
+    nowhere = replace(recipe, base_model="nobody/no-such-weights")
+    assert load_start_weights(network, nowhere, StartWeights(from_scratch=True)) == FROM_SCRATCH
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_an_unreachable_hub_ends_in_one_clear_message_at_once(network: nn.Module, recipe: Recipe) -> None:
+    started = time.monotonic()
+    message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
+    assert time.monotonic() - started < 10
+    assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (")
+    assert message.endswith("; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch")
+
+
+def test_a_network_built_twice_from_one_seed_is_the_same(recipe: Recipe) -> None:
+    torch.manual_seed(3)
+    first = build_network(recipe, 2).state_dict()
+    torch.manual_seed(3)
+    again = build_network(recipe, 2).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())

@@ -1,0 +1,387 @@
+"""A release must give one answer however it is loaded, refuse damage by name, and be saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.cells.images import open_image
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import load_release, save_release
+
+REPOSITORY = Path(__file__).parents[2]
+EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))
+
+Answers = np.ndarray
+"""(pictures, classes) probabilities, classes in the release's label order."""
+
+
+def by_pipeline(release: Path, pictures: Sequence[Path]) -> Answers:
+    from transformers import pipeline
+
+    labels = json.loads((release / "config.json").read_text())["label_names"]
+    classify = pipeline("image-classification", model=str(release), device=-1)
+    assert classify.model.dtype == torch.float32
+    rows = []
+    for picture in pictures:
+        shares = {answer["label"]: answer["score"] for answer in classify(str(picture), top_k=len(labels))}
+        rows.append([shares[label] for label in labels])
+    return np.array(rows)
+
+
+def by_timm(release: Path, pictures: Sequence[Path]) -> Answers:
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    network = timm.create_model(f"local-dir:{release}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config(model=network))
+    inputs = torch.stack([transform(Image.open(picture).convert("RGB")) for picture in pictures])
+    with torch.inference_mode():
+        return network(inputs).softmax(dim=1).numpy()
+
+
+def by_predictor(release: Path, pictures: Sequence[Path]) -> Answers:
+    return np.array([list(p.probabilities.values()) for p in Predictor.from_pretrained(release)(list(pictures))])
+
+
+def by_load_release(directory: Path, pictures: Sequence[Path]) -> Answers:
+    release = load_release(directory)
+    frame = release.preprocessing.framer()
+    pixels = torch.from_numpy(np.stack([frame(open_image(picture)) for picture in pictures])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return release.network(release.preprocessing.normalise(pixels)).softmax(dim=1).numpy()
+
+
+WAYS: tuple[Callable[[Path, Sequence[Path]], Answers], ...] = (by_pipeline, by_timm, by_predictor, by_load_release)
+
+
+def assert_one_answer(release: Path, pictures: Sequence[Path]) -> None:
+    answers = {way.__name__: way(release, pictures) for way in WAYS}
+    reference = answers["by_load_release"]
+    assert np.ptp(reference[:, 0]) > 1e-3, "pictures that all get one answer would hide a wrong preprocessing"
+    for way, answer in answers.items():
+        assert np.abs(answer - reference).max() < 1e-4, f"{way} differs"
+
+
+@pytest.fixture(scope="module")
+def sample_cells(real_data: Path) -> list[Path]:
+    cells = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
+    if not cells:
+        pytest.fail(f"LEUKOSCOPE_DATA={real_data}: holds no cnmc2019/samples-bmp/*.bmp")
+    return cells
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("phantoms")
+    paths = []
+    for label, background in (("ALL", "black"), ("HEM", "black"), ("ALL", "smear"), ("HEM", "smear")):
+        paths.append(folder / f"{label}-{background}.png")
+        cell = draw_cell(label, subject=3, cell=1, size=300, background=background)
+        Image.fromarray(cell.image).crop((0, 0, 300, 260)).save(paths[-1])
+    return paths
+
+
+def test_four_ways_of_loading_give_one_answer_on_phantoms(tiny_release, phantoms):
+    assert_one_answer(tiny_release, phantoms)
+
+
+def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample_cells):
+    assert_one_answer(tiny_release, sample_cells)
+
+
+@pytest.mark.skipif(not EMBEDDED, reason="no release lies in model_card/ yet")
+@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
+def test_embedded_releases_give_one_answer_on_real_cells(release, sample_cells):
+    assert_one_answer(release, sample_cells)
+
+
+def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(phantoms[2]).crop((0, 0, 300, 200)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    Image.open(phantoms[2]).crop((0, 0, 300, 200)).save(tmp_path / "plain.jpg", quality=95)
+    pictures = [tmp_path / "turned.jpg", tmp_path / "plain.jpg"]
+
+    ours, theirs = by_predictor(tiny_release, pictures), by_pipeline(tiny_release, pictures)
+
+    assert np.abs(ours - theirs).max() < 1e-4
+    assert np.abs(ours[0] - ours[1]).max() > 1e-4, "the turn must matter for this test to mean anything"
+
+
+def test_weights_are_half_precision_on_disk_and_float32_when_loaded(tiny_release):
+    from safetensors.torch import load_file
+
+    stored = load_file(tiny_release / "model.safetensors")
+    loaded = load_release(tiny_release).network.state_dict()
+
+    assert stored["classifier.weight"].dtype == torch.float16
+    assert stored["features.norm5.running_var"].dtype == torch.float32
+    assert {t.dtype for t in loaded.values()} == {torch.float32, torch.int64}
+    assert torch.equal(loaded["classifier.weight"], stored["classifier.weight"].float())
+
+
+@pytest.mark.parametrize("image_size", [96, 160, 224, 288])
+def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path, image_size):
+    """At 224 px the picture is first resized to 224 / (350/450) = 288: a rounded crop_pct would make that 287."""
+    trained = Preprocessing(image_size, 350 / 450)
+    save_tiny(tmp_path / "release", preprocessing=trained)
+    picture = Image.fromarray(draw_cell("ALL", subject=0, cell=0, size=450, background="smear").image)
+
+    served = load_release(tmp_path / "release").preprocessing
+
+    assert np.array_equal(served.framer()(picture), trained.framer()(picture))
+
+
+# Damage
+
+
+@pytest.fixture
+def copy(tiny_release: Path, tmp_path: Path) -> Path:
+    """A copy of the release that a test may damage."""
+    return Path(shutil.copytree(tiny_release, tmp_path / "copy"))
+
+
+def change_config(release: Path, **changes: object) -> None:
+    config = json.loads((release / "config.json").read_text())
+    (release / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def refusal(release: Path) -> str:
+    with pytest.raises(LeukoscopeError) as error:
+        load_release(release)
+    return str(error.value)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    assert refusal(tmp_path / "none") == (
+        f"{tmp_path / 'none'}: no such model folder; give a release folder or a Hub id like owner/name"
+    )
+
+
+def test_a_missing_config_is_named(copy):
+    (copy / "config.json").unlink()
+
+    assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
+
+
+def test_missing_weights_are_named(copy):
+    (copy / "model.safetensors").unlink()
+
+    assert refusal(copy) == f"{copy / 'model.safetensors'}: no such weights file; give a .safetensors file"
+
+
+def test_pickled_weights_are_never_loaded(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+
+    assert refusal(copy) == (
+        f"{copy}: holds only pytorch_model.bin; pickled weights can run code and are never loaded — "
+        "convert to safetensors"
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1000])
+def test_damaged_weights_are_named(copy, keep):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+
+    message = refusal(copy)
+
+    assert message.startswith(f"{weights}: not a whole safetensors file (")
+    assert message.endswith("); download or copy it again")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"architecture": "densenet121",', "\x00\x01"])
+def test_a_damaged_config_is_named(copy, text):
+    (copy / "config.json").write_text(text)
+
+    message = refusal(copy)
+
+    assert message.startswith(f"{copy / 'config.json'}: damaged (")
+    assert message.endswith("); restore it from the release")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label_names": 2},
+        {"label_names": "AB"},
+        {"architecture": None},
+        {"pretrained_cfg": {}},
+        {"pretrained_cfg": None},
+        {"model_args": {"no_such_argument": 1}},
+    ],
+    ids=str,
+)
+def test_a_config_with_senseless_values_is_named(copy, change):
+    change_config(copy, **change)
+
+    assert str(copy / "config.json") in refusal(copy)
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "null", '"text"'])
+def test_a_config_that_is_no_object_is_named(copy, text):
+    (copy / "config.json").write_text(text)
+
+    assert str(copy / "config.json") in refusal(copy)
+
+
+def test_a_config_without_labels_is_named(copy):
+    config = json.loads((copy / "config.json").read_text())
+    del config["label_names"]
+    (copy / "config.json").write_text(json.dumps(config))
+
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: has no 'label_names'; only timm image classifiers with label names load here"
+    )
+
+
+def test_labels_that_do_not_match_the_head_are_named(copy):
+    change_config(copy, label_names=["ALL", "HEM", "OTHER"])
+
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: label_names has 3 entries but the head has 2 outputs; "
+        "restore config.json from the release"
+    )
+
+
+def test_a_config_of_another_head_is_named(copy):
+    change_config(copy, label_names=["ALL", "HEM", "OTHER"], num_classes=3)
+
+    message = refusal(copy)
+
+    assert message.startswith(f"{copy / 'model.safetensors'}: not the weights of densenet121 with 3 labels (")
+    assert message.endswith("restore config.json and model.safetensors from one release")
+
+
+def test_weights_of_another_architecture_are_named(copy):
+    change_config(copy, architecture="densenet169")
+
+    assert refusal(copy).startswith(f"{copy / 'model.safetensors'}: not the weights of densenet169 with 2 labels (")
+
+
+def test_an_unknown_architecture_is_named(copy):
+    change_config(copy, architecture="leukonet9000")
+
+    assert refusal(copy) == f"{copy / 'config.json'}: timm has no architecture 'leukonet9000'; update timm"
+
+
+def test_damaged_metrics_are_named(copy):
+    (copy / "metrics.json").write_text("{")
+
+    assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
+
+
+def test_a_release_without_metrics_loads(copy):
+    (copy / "metrics.json").unlink()
+
+    assert load_release(copy).metrics == {}
+
+
+# Saving
+
+
+def save_tiny(directory: Path, **changes: object) -> Path:
+    arguments = {
+        "architecture": "densenet121",
+        "labels": ("ALL", "HEM"),
+        "preprocessing": Preprocessing(96, 1.0),
+        "metrics": {},
+        **changes,
+    }
+    return save_release(directory, build_network(get_recipe("densenet121"), 2), **arguments)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy):
+    (copy / "stray.txt").write_text("of the older release")
+    save_tiny(copy, metrics={"schema_version": 7})
+
+    assert sorted(content(copy)) == ["config.json", "metrics.json", "model.safetensors"]
+    assert load_release(copy).metrics == {"schema_version": 7}
+    assert [path.name for path in copy.parent.iterdir() if "copy" in path.name] == ["copy"]
+
+
+def test_too_few_labels_are_refused_before_anything_is_written(copy):
+    before = content(copy.parent)
+
+    with pytest.raises(LeukoscopeError) as error:
+        save_tiny(copy, labels=("ALL",))
+
+    assert str(error.value) == f"{copy}: 1 labels for a head with 2 outputs; give one label an output"
+    assert content(copy.parent) == before
+
+
+def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
+    before = content(copy.parent)
+
+    with pytest.raises((LeukoscopeError, TypeError)):
+        save_tiny(copy, metrics={"accuracy": object()})
+
+    assert content(copy.parent) == before
+
+
+SAVE_ON_A_FULL_DISK = """
+import resource, signal, sys
+from leukoscope import LeukoscopeError
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import save_release
+
+network = build_network(get_recipe("densenet121"), 2)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+how = {"architecture": "densenet121", "labels": ("ALL", "HEM"), "preprocessing": Preprocessing(96, 1.0), "metrics": {}}
+try:
+    save_release(sys.argv[1], network, **how)
+except LeukoscopeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes, which makes writes fail")
+def test_a_full_disk_leaves_the_older_release_alone(copy):
+    before = content(copy.parent)
+
+    done = subprocess.run([sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(copy)], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout.startswith(f"{copy}: the release cannot be written there (")
+    assert content(copy.parent) == before
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+
+    with pytest.raises(LeukoscopeError, match="the release cannot be written there"):
+        save_tiny(closed / "release")
+
+
+def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(LeukoscopeError) as error:
+        save_tiny(tmp_path / "file" / "release")
+
+    assert str(error.value).startswith(f"{tmp_path / 'file' / 'release'}: the release cannot be written there (")

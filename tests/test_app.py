@@ -1,0 +1,170 @@
+"""The demo as a visitor meets it: app.py in a process of its own, asked through its public API."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.web.address import server_address
+
+APP = Path(__file__).parents[1] / "app.py"
+START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
+
+
+def run_app(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(APP)], env=os.environ | environment, capture_output=True, text=True, timeout=START_SECONDS
+    )
+
+
+def test_it_listens_on_this_machine_only_unless_it_is_a_space() -> None:
+    assert server_address({}) == ("127.0.0.1", 7860)
+    assert server_address({"GRADIO_SERVER_PORT": "8000"}) == ("127.0.0.1", 8000)
+    assert server_address({"SPACE_ID": "owner/demo"}).host == "0.0.0.0"
+
+
+def test_a_port_that_is_none_is_one_line() -> None:
+    answer = run_app(GRADIO_SERVER_PORT="eighty")
+    assert answer.returncode == 1
+    assert answer.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = run_app(GRADIO_SERVER_PORT=str(port))
+    assert answer.returncode == 1
+    assert answer.stderr.strip() == f"error: port {port} is taken; set GRADIO_SERVER_PORT to a free one"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gradio")
+
+
+@pytest.fixture(scope="module")
+def address(tiny_release: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app on a free loopback port, with the tiny release embedded."""
+    releases = tmp_path_factory.mktemp("model_card")
+    shutil.copytree(tiny_release, releases / "tiny")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (cache / "app.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, str(APP), "--releases", str(releases)],
+        env=os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(cache)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        _wait_for_page(f"http://127.0.0.1:{port}/", process, cache / "app.log")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        log.close()
+
+
+def _wait_for_page(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"app.py ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"app.py served no page in {START_SECONDS} s:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from gradio_client import Client
+
+    return Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("answers")))
+
+
+def ask(client: Any, path: Path, model: str = "tiny") -> tuple[str, dict[str, float], str, str]:
+    from gradio_client import handle_file
+
+    return client.predict(handle_file(path), model, api_name="/predict")
+
+
+def check_answer(answer: tuple[str, dict[str, float], str, str], size: tuple[int, int]) -> None:
+    label, probabilities, overlay, text = answer
+    assert set(probabilities) == {"ALL", "HEM"}
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
+    assert label == max(probabilities, key=probabilities.__getitem__)
+    with Image.open(overlay) as image:
+        assert image.size == size
+    assert label in text
+    assert "Model tiny, local files" in text
+    assert text.endswith(RESEARCH_NOTICE)
+
+
+@pytest.mark.slow
+def test_a_phantom_is_answered_and_its_file_deleted(client: Any, cache: Path, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("ALL", subject=5, cell=1).image).save(tmp_path / "my cell.png")
+    check_answer(ask(client, tmp_path / "my cell.png"), (450, 450))
+    assert not [path for path in cache.rglob("*.png") if "cell" in path.name]
+
+
+@pytest.mark.slow
+def test_a_real_cell_is_answered(client: Any, real_data: Path) -> None:
+    cell = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))[0]
+    with Image.open(cell) as image:
+        size = image.size
+    check_answer(ask(client, cell), size)
+
+
+@pytest.mark.slow
+def test_a_text_file_renamed_is_one_clear_message(client: Any, cache: Path, tmp_path: Path) -> None:
+    from gradio_client.exceptions import AppError
+
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(AppError) as problem:
+        ask(client, tmp_path / "text.png")
+    assert str(problem.value) == "text.png: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    assert "Traceback" not in (cache / "app.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_unknown_model_is_one_clear_message(client: Any, tmp_path: Path) -> None:
+    from gradio_client.exceptions import AppError
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
+    with pytest.raises(AppError) as problem:
+        ask(client, tmp_path / "cell.png", model="/etc")
+    assert str(problem.value).startswith("'/etc' is no model name: pick an embedded one (tiny)")
+
+
+@pytest.mark.slow
+def test_only_predict_is_public(client: Any) -> None:
+    described = client.view_api(return_format="dict", print_info=False)
+    assert list(described["named_endpoints"]) == ["/predict"]
+    assert described["unnamed_endpoints"] == {}
+
+
+@pytest.mark.slow
+def test_the_page_names_no_font_or_script_of_another_site(address: str) -> None:
+    page = urllib.request.urlopen(address, timeout=60).read().decode()
+    assert "fonts.googleapis.com" not in page
+    assert 'src="http' not in page

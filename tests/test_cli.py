@@ -1,0 +1,190 @@
+"""The command line must answer for the good files, name the bad ones, and never show a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cli import app
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(a) for a in arguments])
+
+
+def error_lines(result: Any) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line]
+
+
+def save_cell(path: Path, label: str = "ALL", subject: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_cell(label, subject=subject, cell=0, size=96, background="black").image).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two cells and a file that is none."""
+    folder = tmp_path_factory.mktemp("cells")
+    save_cell(folder / "a.png")
+    save_cell(folder / "inner" / "b.bmp", "HEM", 1)
+    (folder / "notes.txt").write_text("not a picture, and not called one")
+    return folder
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from leukoscope.cli import app\n"
+        "try:\n    app(sys.argv[1:], prog_name='leukoscope')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "print('loaded:', {'torch', 'numpy', 'PIL', 'timm', 'transformers', 'gradio', 'matplotlib'} & set(sys.modules))"
+    )
+    for flag, expected in (("--help", "predict"), ("--version", "leukoscope 0.1.0")):
+        done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+        assert done.stdout.endswith("loaded: set()\n")
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "leukoscope", "--help"], capture_output=True, text=True, check=True)
+
+    assert "Usage: leukoscope" in done.stdout
+    assert "never use it for diagnosis" in done.stdout
+
+
+def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cells):
+    result = run("predict", "--model", tiny_release, cells / "a.png", cells / "inner" / "b.bmp")
+
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    answers = json.loads(run("predict", "--model", tiny_release, cells, "--json").stdout)
+    header = next(line for line in result.stdout.splitlines() if "file" in line)
+    assert [part.strip() for part in header.replace("┃", "|").split("|")[1:-1]] == ["file", "label", "ALL", "HEM", "ms"]
+    for answer in answers:
+        row = next(line for line in result.stdout.splitlines() if Path(answer["source"]).name in line)
+        for share in answer["probabilities"].values():
+            assert f" {share:.4f} " in row
+    assert RESEARCH_NOTICE in result.stdout
+
+
+def test_json_is_one_array_and_nothing_else(tiny_release, cells):
+    result = run("predict", "--model", tiny_release, "--json", cells / "a.png")
+
+    (answer,) = json.loads(result.stdout)
+    assert answer["source"] == str(cells / "a.png")
+    assert list(answer["probabilities"]) == ["ALL", "HEM"]
+    assert answer["notice"] == RESEARCH_NOTICE
+    assert "overlay" not in answer
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_a_folder_stands_for_all_its_images(tiny_release, cells):
+    answers = json.loads(run("predict", "--model", tiny_release, "--json", cells).stdout)
+
+    assert [answer["source"] for answer in answers] == [str(cells / "a.png"), str(cells / "inner" / "b.bmp")]
+
+
+def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp_path):
+    text = tmp_path / "text[1].png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    result = run("predict", "--model", tiny_release, "--json", cells / "a.png", text, empty, tmp_path / "none.bmp")
+
+    assert [answer["source"] for answer in json.loads(result.stdout)] == [str(cells / "a.png")]
+    assert error_lines(result) == [
+        f"error: {empty}: this folder holds no image (.bmp, .png, .jpg, .jpeg, .tif, .tiff, .webp); name another",
+        f"error: {text}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP",
+        f"error: {tmp_path / 'none.bmp'}: no such file; check the path",
+    ]
+    assert result.exit_code == 1
+
+
+def test_only_bad_files_give_an_empty_array(tiny_release, tmp_path):
+    result = run("predict", "--model", tiny_release, "--json", tmp_path / "none.bmp")
+
+    assert json.loads(result.stdout) == []
+    assert result.exit_code == 1
+
+
+def test_square_brackets_in_a_name_are_shown_as_they_are(tiny_release, tmp_path):
+    result = run("predict", "--model", tiny_release, save_cell(tmp_path / "cell[bold].png"))
+
+    assert "cell[bold].png" in result.stdout.replace("\n", "")
+
+
+def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
+    result = run("predict", "--model", tmp_path / "nowhere", cells / "a.png")
+
+    assert error_lines(result) == [
+        f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder, owner/name or "
+        "owner/name@revision"
+    ]
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
+
+
+def test_explain_draws_the_predicted_class_over_each_picture(tiny_release, cells, tmp_path):
+    out = tmp_path / "new" / "maps"
+
+    result = run("predict", "--model", tiny_release, "--json", "--explain", out, cells)
+
+    answers = json.loads(result.stdout)
+    assert {path.name for path in out.iterdir()} == {f"{Path(a['source']).stem}-{a['label']}.png" for a in answers}
+    for answer in answers:
+        drawn = Image.open(answer["overlay"])
+        picture = Image.open(answer["source"])
+        assert drawn.size == picture.size
+        assert not np.array_equal(drawn, picture)
+        assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
+        assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['label']} (")
+
+
+def test_explain_never_overwrites(tiny_release, tmp_path):
+    first, second = save_cell(tmp_path / "one" / "cell.png"), save_cell(tmp_path / "two" / "cell.png")
+    out = tmp_path / "maps"
+
+    together = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", out, first, second).stdout)
+    kept = {path: path.read_bytes() for path in out.iterdir()}
+    later = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", out, first).stdout)
+
+    label = together[0]["label"]
+    written = [Path(answer["overlay"]).name for answer in (*together, *later)]
+    assert written == [f"cell-{label}.png", f"cell-{label}-2.png", f"cell-{label}-3.png"]
+    assert {path.name for path in out.iterdir()} == set(written), "nothing half-written stays"
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
+    result = run("predict", "--model", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
+
+    assert error_lines(result) == [
+        f"error: {cells / 'notes.txt'}: cannot write there (File exists); free some space or name another folder"
+    ]
+    assert result.exit_code == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot exist on Windows")
+def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png")
+    save_cell(tmp_path / "cell.png").rename(path)
+
+    as_json = run("predict", "--model", tiny_release, "--json", path)
+    as_table = run("predict", "--model", tiny_release, path)
+
+    assert json.loads(as_json.stdout)[0]["source"] == path
+    assert as_table.exit_code == 0
+    assert "cell-\ufffd.png" in as_table.stdout

@@ -1,0 +1,127 @@
+"""Flags in, one resolved recipe out: what is left unset comes from the recipe, what is set wins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.recipes import get_recipe
+from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
+
+REAL = ["--dataset_name", "cnmc2019", "--train_dir", "cells"]
+
+
+def test_no_flags_is_a_smoke_run_that_asks_no_network() -> None:
+    config = parse_config([])
+    assert config == TrainingConfig()
+    assert config.is_smoke_run
+    assert config.start_weights.from_scratch
+    assert config.output_dir == Path("runs/phantoms-densenet121")
+    smoke, recipe = config.resolve(), get_recipe("densenet121")
+    assert smoke.image_size < recipe.image_size
+    assert smoke.frozen == (), "a network from scratch has no early filters worth keeping"
+
+
+def test_a_run_on_real_cells_is_the_recipe_unchanged() -> None:
+    config = parse_config([*REAL, "--recipe", "efficientnet_b3"])
+    assert not config.is_smoke_run
+    assert config.resolve() == get_recipe("efficientnet_b3")
+    assert not config.start_weights.from_scratch
+    assert config.output_dir == Path("runs/cnmc2019-efficientnet_b3")
+
+
+@pytest.mark.parametrize("dataset", [[], REAL], ids=["phantoms", "real"])
+def test_every_override_reaches_the_recipe(dataset: list[str]) -> None:
+    flags = {
+        "image_size": ("64", 64),
+        "num_train_epochs": ("7", 7),
+        "per_device_train_batch_size": ("5", 5),
+        "learning_rate": ("0.5", 0.5),
+        "head_learning_rate": ("0.25", 0.25),
+        "weight_decay": ("0", 0.0),
+    }
+    argv = [word for flag, (text, _) in flags.items() for word in (f"--{flag}", text)]
+    recipe = parse_config([*dataset, *argv]).resolve()
+    values = [getattr(recipe, "train_batch_size" if "batch" in flag else flag) for flag in flags]
+    assert values == [value for _, value in flags.values()]
+
+
+def test_from_scratch_on_real_cells_freezes_nothing() -> None:
+    config = parse_config([*REAL, "--from_scratch"])
+    assert config.start_weights.from_scratch
+    assert config.resolve().frozen == ()
+
+
+def test_given_weights_are_used_even_on_phantoms() -> None:
+    config = parse_config(
+        ["--pretrained_weights", "w.safetensors", "--pretrained_name", "twin", "--pretrained_may_miss", "a.*", "b.*"]
+    )
+    start = config.start_weights
+    assert (start.file, start.name, start.may_miss) == (Path("w.safetensors"), "twin", ("a.*", "b.*"))
+    assert not start.from_scratch
+    assert config.resolve().frozen == get_recipe("densenet121").frozen
+
+
+def test_lists_and_switches_are_read() -> None:
+    config = parse_config([*REAL, "--train_folds", "fold_0", "fold_2", "--test_folds", "fold_1", "--no_validation"])
+    assert config.data.train_folds == ["fold_0", "fold_2"]
+    assert config.data.test_folds == ["fold_1"]
+    assert config.data.no_validation
+
+
+def test_hub_data_set_gives_a_run_folder_of_one_name() -> None:
+    assert parse_config(["--dataset_name", "owner/cells"]).output_dir == Path("runs/owner--cells-densenet121")
+    assert parse_config(["--output_dir", "elsewhere"]).output_dir == Path("elsewhere")
+
+
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(LeukoscopeError, match="^--recipe vgg: unknown; choose one of "):
+        parse_config(["--recipe", "vgg"]).resolve()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "least"),
+    [
+        ("max_train_samples", -1, 1),
+        ("max_eval_samples", 0, 1),
+        ("image_size", 16, 32),
+        ("num_train_epochs", 0, 1),
+        ("per_device_train_batch_size", 0, 1),
+        ("per_device_eval_batch_size", 0, 1),
+        ("early_stopping_patience", 0, 1),
+        ("seed", -1, 0),
+    ],
+)
+def test_numbers_no_run_can_use_are_refused(flag: str, value: int, least: int) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config([f"--{flag}", str(value)]).resolve()
+    assert str(refused.value) == f"--{flag} {value}: give {least} or more"
+    parse_config([f"--{flag}", str(least)]).resolve()
+
+
+def test_unknown_flags_and_values_of_another_type_end_in_a_usage_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, complaint in ((["--epochs", "3"], "--epochs"), (["--seed", "abc"], "invalid int value: 'abc'")):
+        with pytest.raises((SystemExit, ValueError)) as ended:
+            parse_config(argv)
+        assert complaint in capsys.readouterr().err + str(ended.value)
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for group in (DataArguments, ModelArguments, RunArguments):
+        for flag in fields(group):
+            assert f"--{flag.name}" in shown
+            assert " ".join(flag.metadata["help"].split())[:30] in shown, f"--{flag.name} is not explained"
+
+
+def test_args_yaml_holds_every_flag_in_plain_values() -> None:
+    flags = parse_config([*REAL, "--seed", "4"]).as_dict()
+    assert set(flags) == {f.name for group in (DataArguments, ModelArguments, RunArguments) for f in fields(group)}
+    assert flags["seed"] == 4
+    assert json.loads(json.dumps(flags)) == flags

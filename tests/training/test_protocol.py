@@ -1,0 +1,295 @@
+"""A protocol makes each run once, goes on where it stopped, and pools what every run measured into one release."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.splits import make_split
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.models.release import load_release, write_json
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.loop import THESE_WEIGHTS, describe_run, judge
+from leukoscope.training.protocol import (
+    CROSS_VALIDATED,
+    FINAL,
+    OFFICIAL_FOLDS,
+    RANDOM_SPLIT,
+    ProtocolRun,
+    compose_release,
+    protocol_runs,
+    run_protocol,
+)
+
+FOLDS = 2
+ORDER = ["official-0-1", "official-1-0", "final", "cv-0", "cv-1", "random"]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms under C-NMC names: two folds of five ALL and five HEM subjects, three cells each."""
+    root = tmp_path_factory.mktemp("cnmc")
+    for label, prefix in (("all", ""), ("hem", "H")):
+        for subject in range(10):
+            folder = root / f"fold_{subject % 2}" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for cell in range(3):
+                image = draw_cell(label.upper(), subject=subject, cell=cell, size=32).image
+                Image.fromarray(image).save(folder / f"UID_{prefix}{100 + subject}_1_{cell}_{label}.bmp")
+    return root
+
+
+def _config(cells: Path, out: Path, *flags: str) -> TrainingConfig:
+    return parse_config(
+        ["--dataset_name", "cnmc2019", "--train_dir", str(cells), "--output_dir", str(out), "--from_scratch"]
+        + ["--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "8"]
+        + ["--mixed_precision", "no", *flags]
+    )
+
+
+@pytest.fixture
+def config(cells: Path, tmp_path: Path) -> TrainingConfig:
+    return _config(cells, tmp_path / "protocol")
+
+
+@pytest.fixture(scope="module")
+def data(cells: Path) -> LoadedCells:
+    return load_cells("cnmc2019", cells)
+
+
+def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds: float) -> None:
+    """What `train` leaves behind, with answers drawn by chance in the place of a network's."""
+    import shutil
+
+    args = run.config.data
+    split = make_split(
+        data, args.split, fold=args.fold, num_folds=args.num_folds, validation=False,
+        train_folds=args.train_folds, test_folds=args.test_folds,
+    )  # fmt: skip
+    rows = dict(zip(data.train["cell_id"], zip(data.train["label"], data.train["subject"], strict=True), strict=True))
+    metrics = describe_run(run.config, run.config.resolve(), data, split, "weights of a test")
+    metrics["training"]["seconds"] = seconds
+    run.folder.mkdir(parents=True)
+    if split.test:
+        dice = np.random.default_rng(len(run.name))
+        blast = dice.uniform(size=len(split.test))
+        answers = CellPredictions(
+            split.test,
+            tuple(rows[cell][1] for cell in split.test),
+            np.array([rows[cell][0] for cell in split.test]),
+            np.stack([blast, 1 - blast], axis=1),
+            data.info.labels,
+        )
+        answers.save(run.folder / "predictions.parquet")
+        answers.save(run.folder / "size_only_predictions.parquet")
+        block = judge("test", THESE_WEIGHTS, answers, split)
+        block["size_only_baseline"] = headline(measure(answers))
+        metrics["evaluations"].append(block)
+    write_json(run.folder / "metrics.json", metrics)
+    (run.folder / "args.yaml").write_text(yaml.safe_dump({"flags": run.config.as_dict()}))
+    shutil.copytree(release, run.folder / "release")
+    write_json(run.folder / "release" / "metrics.json", metrics)
+
+
+@pytest.fixture
+def finished_runs(config: TrainingConfig, data: LoadedCells, tiny_release: Path) -> list[ProtocolRun]:
+    runs = list(protocol_runs(config, FOLDS))
+    for number, run in enumerate(runs):
+        _finish_by_hand(run, data, tiny_release, seconds=10.0**number)
+    return runs
+
+
+# The list of runs
+
+
+def test_runs_come_in_the_order_of_what_they_tell_soonest(config: TrainingConfig) -> None:
+    runs = list(protocol_runs(config, FOLDS))
+    assert [run.name for run in runs] == ORDER
+    assert [run.folder for run in runs] == [config.output_dir / name for name in ORDER]
+    assert [run.estimates for run in runs] == [
+        OFFICIAL_FOLDS, OFFICIAL_FOLDS, "", CROSS_VALIDATED, CROSS_VALIDATED, RANDOM_SPLIT,
+    ]  # fmt: skip
+
+
+def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
+    args = {run.name: run.config.data for run in protocol_runs(config, FOLDS)}
+    assert (args["official-1-0"].train_folds, args["official-1-0"].test_folds) == (["fold_1"], ["fold_0"])
+    assert (args["cv-1"].split, args["cv-1"].fold, args["cv-1"].num_folds) == ("subject-cv", 1, FOLDS)
+    assert args["random"].split == "random"
+    assert args[FINAL].split == "all"
+    assert all(args[name].no_validation for name in ORDER if name.startswith(("cv", "official")))
+
+
+def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> None:
+    for run in protocol_runs(config, FOLDS):
+        assert run.config.model == config.model
+        assert replace(run.config.run, output_dir=None) == replace(config.run, output_dir=None)
+        assert run.config.data.dataset_name == config.data.dataset_name
+
+
+# Which runs are done
+
+
+def test_a_run_is_finished_once_its_release_is_whole(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    run = next(protocol_runs(config, FOLDS))
+    assert not run.is_finished()
+    run.folder.mkdir(parents=True)
+    assert not run.is_finished()
+    run.folder.rmdir()
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    assert run.is_finished()
+    (run.folder / "release" / "metrics.json").unlink()
+    assert not run.is_finished(), "an interrupted run is made again"
+
+
+def test_a_run_finished_with_other_flags_is_refused_by_name(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    _finish_by_hand(next(protocol_runs(config, FOLDS)), data, tiny_release, seconds=1.0)
+    other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
+    run = next(protocol_runs(other, FOLDS))
+    with pytest.raises(LeukoscopeError) as refused:
+        run.is_finished()
+    assert str(refused.value) == (
+        f"{run.folder}: finished with other flags (learning_rate: None, seed: 0); give another --output_dir or remove it"
+    )
+
+
+def test_where_the_cells_lie_does_not_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    _finish_by_hand(next(protocol_runs(config, FOLDS)), data, tiny_release, seconds=1.0)
+    moved = replace(config, data=replace(config.data, train_dir="elsewhere"), run=replace(config.run, push_to_hub=True))
+    assert next(protocol_runs(moved, FOLDS)).is_finished()
+
+
+def test_finished_runs_are_kept_as_they_are(
+    config: TrainingConfig, finished_runs: list[ProtocolRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    runs = run_protocol(config, FOLDS)
+    assert {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in runs} == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/6] official-0-1: finished earlier, kept"
+    assert lines[-1] == "[6/6] random: finished earlier, kept"
+
+
+def test_an_interrupted_run_and_only_that_one_is_made_again(
+    config: TrainingConfig, finished_runs: list[ProtocolRun]
+) -> None:
+    interrupted = finished_runs[1]
+    (interrupted.folder / "release" / "metrics.json").unlink()
+    before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    run_protocol(config, FOLDS)
+    after = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    assert {name for name in before if before[name] != after[name]} == {interrupted.name}
+    assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
+
+
+# What is published
+
+
+@pytest.fixture
+def composed(finished_runs: list[ProtocolRun], tmp_path: Path) -> Path:
+    return compose_release(finished_runs, tmp_path / "cards" / "release")
+
+
+def _blocks(release: Path) -> dict[str, dict[str, object]]:
+    return {block["name"]: block for block in json.loads((release / "metrics.json").read_text())["evaluations"]}
+
+
+def test_the_weights_published_are_the_final_ones(composed: Path, finished_runs: list[ProtocolRun]) -> None:
+    final = finished_runs[2].folder / "release"
+    assert (composed / "model.safetensors").read_bytes() == (final / "model.safetensors").read_bytes()
+    assert load_release(composed).labels == ("ALL", "HEM")
+    assert [p.name for p in composed.parent.iterdir()] == ["release"], "nothing is left beside it"
+
+
+def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None:
+    blocks = _blocks(composed)
+    assert {name: block["estimates"] for name, block in blocks.items()} == {
+        "subject_cv": CROSS_VALIDATED,
+        "official_0_1": OFFICIAL_FOLDS,
+        "official_1_0": OFFICIAL_FOLDS,
+        "random": RANDOM_SPLIT,
+    }
+    assert THESE_WEIGHTS not in {block["estimates"] for block in blocks.values()}
+    assert "patients on both sides" in blocks["random"]["estimates"]
+    metrics = json.loads((composed / "metrics.json").read_text())
+    assert metrics["training"]["cells"] == 60
+
+
+def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCells) -> None:
+    block = _blocks(composed)["subject_cv"]
+    answers = CellPredictions.load(composed / "predictions" / "subject_cv.parquet")
+    assert sorted(answers.cell_ids) == sorted(data.train["cell_id"])
+    assert block["metrics"]["cells"] == 60
+    assert block["metrics"]["confusion_matrix"] == measure(answers)["confusion_matrix"]
+    assert block["split"]["disjoint_by"] == "subject"
+    assert block["split"]["detail"] == "2-fold cross-validation by subject, pooled out-of-fold predictions"
+    assert block["size_only_baseline"]["accuracy"] == pytest.approx(block["metrics"]["accuracy"], abs=1e-5)
+
+
+def test_each_fold_is_listed_with_its_own_subjects_and_figures(composed: Path, finished_runs: list[ProtocolRun]) -> None:
+    folds = _blocks(composed)["subject_cv"]["folds"]
+    assert [fold["fold"] for fold in folds] == [0, 1]
+    assert not set(folds[0]["subjects"]) & set(folds[1]["subjects"])
+    assert len(folds[0]["subjects"]) + len(folds[1]["subjects"]) == 20
+    for fold, run in zip(folds, finished_runs[3:5], strict=True):
+        own = json.loads((run.folder / "metrics.json").read_text())["evaluations"][0]
+        assert fold["accuracy"] == own["metrics"]["accuracy"]
+        assert fold["split_fingerprint"] == own["split"]["fingerprint"]
+
+
+def test_training_times_are_added_up(composed: Path) -> None:
+    blocks = _blocks(composed)
+    assert blocks["official_1_0"]["training_seconds"] == 10
+    assert blocks["subject_cv"]["training_seconds"] == 1000 + 10000
+    assert json.loads((composed / "metrics.json").read_text())["training"]["protocol_seconds"] == 111111
+
+
+def test_predictions_of_every_measured_run_are_published(composed: Path) -> None:
+    assert {p.name for p in (composed / "predictions").iterdir()} == {
+        "subject_cv.parquet", "official_0_1.parquet", "official_1_0.parquet", "random.parquet",
+    }  # fmt: skip
+
+
+def test_folds_that_test_a_cell_twice_are_not_published(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    first, second = finished_runs[3:5]
+    CellPredictions.load(first.folder / "predictions.parquet").save(second.folder / "predictions.parquet")
+    with pytest.raises(LeukoscopeError, match="is answered more than once"):
+        compose_release(finished_runs, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    old = tmp_path / "release"
+    old.mkdir()
+    (old / "stale.txt").touch()
+    assert compose_release(finished_runs, old) == old
+    assert not (old / "stale.txt").exists()
+    assert load_release(old).labels == ("ALL", "HEM")
+
+
+@pytest.mark.slow
+def test_a_whole_protocol_from_cells_to_release(config: TrainingConfig, tmp_path: Path) -> None:
+    runs = run_protocol(config, FOLDS)
+    assert all(run.is_finished() for run in runs)
+    release = compose_release(runs, tmp_path / "release")
+    blocks = _blocks(release)
+    assert blocks["subject_cv"]["metrics"]["cells"] == 60
+    assert blocks["official_0_1"]["metrics"]["cells"] == 30
+    assert json.loads((release / "metrics.json").read_text())["training"]["subjects"] == sorted(
+        f"{prefix}{100 + n}" for prefix in ("", "H") for n in range(10)
+    )

@@ -1,0 +1,197 @@
+"""The tab "One cell" without a browser: words, uploads, the model shelf, and a result drawn by a real network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.web import panels, words
+from leukoscope.web.shelf import Shelf, find_releases
+
+BLANK = Image.new("RGB", (40, 40), "white")
+
+
+def cut_out_cell(side: int = 40) -> Image.Image:
+    """A bright square cell that fills the left half of a black view."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[:, : side // 2] = 120
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("probability", "opening"),
+    [
+        (0.97, "The model reads this cell as ALL (leukaemic blast): 97\u00a0%."),
+        (0.75, "The model leans towards ALL (leukaemic blast), 75\u00a0%, and is not firm"),
+        (0.55, "The model is undecided: ALL (leukaemic blast) 55\u00a0%, HEM (normal precursor) 45\u00a0%."),
+    ],
+)
+def test_verdict_is_as_firm_as_the_probability(probability: float, opening: str) -> None:
+    assert words.verdict({"HEM": 1 - probability, "ALL": probability}).startswith(opening)
+
+
+def test_verdict_names_an_unknown_label_plainly() -> None:
+    assert "reads this cell as basophil: 95" in words.verdict({"basophil": 0.95, "other": 0.05})
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.004, "<1"), (0.996, ">99"), (1.0, "100"), (0.0, "0")])
+def test_percent_never_rounds_to_certainty(share: float, text: str) -> None:
+    assert words.percent(share) == f"{text}\u00a0%"
+
+
+def test_evidence_on_a_cut_out_cell_is_shared_between_cell_and_background() -> None:
+    heat = np.array([[3.0, 1.0]], np.float32)
+    text = words.evidence(heat, cut_out_cell(), "ALL")
+    # Bilinear between two cells of 3 and 1: the left half holds 2.75 of 4 parts.
+    assert text.startswith("69\u00a0% of the evidence for ALL lies on the cell, 31\u00a0% on background")
+    assert "the cell fills 50\u00a0% of what the model saw" in text
+    assert "do not rely" not in text
+
+
+def test_evidence_on_the_background_is_a_warning() -> None:
+    text = words.evidence(np.array([[0.0, 1.0]], np.float32), cut_out_cell(), "HEM")
+    assert "Most of it is not on the cell: do not rely on this answer." in text
+
+
+def test_evidence_in_a_smear_is_placed() -> None:
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 3] = 1
+    assert words.evidence(heat, BLANK, "Pro") == (
+        "Half of the evidence for Pro lies in 6\u00a0% of what the model saw, around its upper right."
+    )
+
+
+def test_an_empty_heat_map_is_said_to_be_empty() -> None:
+    assert "Nothing the model saw speaks for ALL" in words.evidence(np.zeros((3, 3)), cut_out_cell(), "ALL")
+
+
+def test_synthetic_training_is_said() -> None:
+    assert "trained on synthetic phantoms" in words.training_warning({"data": {"synthetic": True}})
+    assert words.training_warning({"data": {"synthetic": False}}) == words.training_warning({}) == ""
+
+
+def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:
+    hostile = "<script>x</script>"
+    page = panels.answer({hostile: 0.9, "b": 0.1}) + panels.pictures(BLANK, BLANK, hostile, hostile)
+    page += panels.reading(hostile, {"Model": hostile}, hostile) + panels.message(hostile, hostile)
+    assert "<script>" not in page
+    assert RESEARCH_NOTICE in page
+
+
+def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "template.md").write_text("no release")
+    (tmp_path / "notes").mkdir()
+    assert find_releases(tmp_path) == {"a": tmp_path / "a", "b": tmp_path / "b"}
+    assert find_releases(tmp_path / "missing") == {}
+
+
+def test_shelf_keeps_the_models_used_last(tiny_release: Path) -> None:
+    shelf = Shelf(dict.fromkeys("abc", tiny_release), capacity=2)
+    first = shelf.predictor("a")
+    shelf.predictor("b")
+    assert shelf.predictor("a") is first
+    shelf.predictor("c")
+    assert shelf.loaded == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/.."])
+def test_shelf_refuses_what_is_no_model_name(name: str) -> None:
+    with pytest.raises(LeukoscopeError, match="is no model name: pick an embedded one \\(x\\) or type a Hub id"):
+        Shelf({"x": Path("x")}).predictor(name)
+
+
+def test_shelf_says_how_to_get_a_model() -> None:
+    with pytest.raises(LeukoscopeError, match="No model is embedded. Train one with `accelerate launch train.py`"):
+        Shelf({}).predictor(None)
+    with pytest.raises(LeukoscopeError, match="No model is chosen"):
+        Shelf({"x": Path("x")}).predictor(" ")
+
+
+def test_shelf_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"config\.json: damaged"):
+        Shelf({"broken": tmp_path}).predictor("broken")
+
+
+class TestUploads:
+    """An upload is read once and deleted, whatever it held."""
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+        (tmp_path / "cache" / "hash").mkdir(parents=True)
+        return tmp_path / "cache" / "hash"
+
+    def test_a_cell_is_read_and_its_file_deleted(self, cache: Path) -> None:
+        from leukoscope.web.upload import read_upload
+
+        cut_out_cell().save(cache / "cell.bmp")
+        assert read_upload(cache / "cell.bmp").size == (40, 40)
+        assert not (cache / "cell.bmp").exists()
+
+    def test_a_file_outside_the_cache_is_left_alone(self, cache: Path, tmp_path: Path) -> None:
+        from leukoscope.web.upload import read_upload
+
+        cut_out_cell().save(tmp_path / "mine.png")
+        read_upload(tmp_path / "mine.png")
+        assert (tmp_path / "mine.png").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "content", "problem"),
+        [
+            ("text.png", b"no picture", "text.png: is not an image; give one of BMP, PNG"),
+            ("empty.png", b"", r"empty.png: the file is empty \(0 bytes\)"),
+            ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to one cell"),
+        ],
+    )
+    def test_a_bad_file_is_named_without_its_folder_and_deleted(
+        self, cache: Path, name: str, content: bytes, problem: str
+    ) -> None:
+        from leukoscope.cells.images import UnreadableImage
+        from leukoscope.web.upload import read_upload
+
+        (cache / name).write_bytes(content)
+        with pytest.raises(UnreadableImage, match=f"^{problem}"):
+            read_upload(cache / name)
+        assert not (cache / name).exists()
+
+    def test_a_whole_slide_is_not_one_cell(self, cache: Path) -> None:
+        from leukoscope.cells.images import UnreadableImage
+        from leukoscope.web.upload import read_upload
+
+        Image.new("L", (4000, 3000)).save(cache / "wide.png")
+        with pytest.raises(UnreadableImage, match="wide.png: is 4000×3000 pixels, more than the 8 megapixels"):
+            read_upload(cache / "wide.png")
+
+
+def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) -> None:
+    from leukoscope.web import one_cell
+
+    shelf = Shelf({"tiny": tiny_release})
+    image, caption = one_cell.example(0)
+    look = one_cell.examine(shelf.predictor("tiny"), image, caption, "tiny")
+    shown, strong = one_cell.draw(look, "ALL", 0.9)
+    _, bare = one_cell.draw(look, "ALL", 0.0)
+    left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)
+    inside = (left + 4, top + 4, right - 4, bottom - 4)
+    assert np.array_equal(np.asarray(bare.crop(inside)), np.asarray(shown.crop(inside)))
+    assert not np.array_equal(np.asarray(strong), np.asarray(bare))
+    text = one_cell.summary(look)
+    assert text.startswith("The model ")
+    assert "Model tiny, local files; " in text
+    assert text.endswith(RESEARCH_NOTICE)
+
+
+def test_examples_are_three_of_each_label_and_never_the_same() -> None:
+    from leukoscope.web import one_cell
+
+    drawn = [one_cell.example(number) for number in range(len(one_cell.EXAMPLES))]
+    assert [caption for _, caption in drawn] == ["Synthetic ALL"] * 3 + ["Synthetic HEM"] * 3
+    assert len({image.tobytes() for image, _ in drawn}) == 6
