@@ -88,7 +88,9 @@ def test_refuses_text_renamed_to_png_and_names_the_formats(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
-def test_refuses_truncated_file_which_its_header_does_not_show(tmp_path: Path, picture: Image.Image, suffix: str) -> None:
+def test_refuses_truncated_file_which_its_header_does_not_show(
+    tmp_path: Path, picture: Image.Image, suffix: str
+) -> None:
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     picture.save(whole)
     cut.write_bytes(whole.read_bytes()[: int(0.7 * whole.stat().st_size)])
@@ -98,7 +100,9 @@ def test_refuses_truncated_file_which_its_header_does_not_show(tmp_path: Path, p
     assert message.endswith("; copy or export it again")
 
 
-@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"])
+@pytest.mark.parametrize(
+    ("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"]
+)
 def test_refuses_16_bit_png_of_every_colour_type(tmp_path: Path, colour_type: int, channels: int) -> None:
     path = tmp_path / "camera.png"
     path.write_bytes(_deep_png(colour_type, channels))
@@ -109,7 +113,9 @@ def test_refuses_16_bit_png_of_every_colour_type(tmp_path: Path, colour_type: in
 
 def test_refuses_16_bit_tiff(tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(tmp_path / "camera.tif")
-    assert _refusal(tmp_path / "camera.tif") == "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"
+    assert (
+        _refusal(tmp_path / "camera.tif") == "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"
+    )
 
 
 def test_refuses_float_tiff(tmp_path: Path) -> None:
@@ -158,7 +164,9 @@ def test_the_size_limit_itself_is_allowed(tmp_path: Path) -> None:
 def test_refuses_decompression_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(_png_of_size(60_000, 60_000))
-    assert _refusal(path) == "is larger than it may be, more than the 100 megapixels read here; crop it to its cells first"
+    assert (
+        _refusal(path) == "is larger than it may be, more than the 100 megapixels read here; crop it to its cells first"
+    )
 
 
 def test_bomb_warning_turned_into_an_error_is_refused_in_the_same_words(tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ def cnmc(tmp_path: Path) -> Path:
     """Four subjects of C-NMC, two ids of one of whom are aliases."""
     root = tmp_path / "cnmc"
     for number, (fold, name) in enumerate(
-        [(0, "UID_1_1_1_all"), (0, "UID_H10_1_1_hem"), (1, "UID_2_1_1_all"), (1, "UID_h3_1_1_hem"), (2, "UID_H3_1_1_hem")]
+        [
+            (0, "UID_1_1_1_all"),
+            (0, "UID_H10_1_1_hem"),
+            (1, "UID_2_1_1_all"),
+            (1, "UID_h3_1_1_hem"),
+            (2, "UID_H3_1_1_hem"),
+        ]
     ):
         _paint(root / f"fold_{fold}" / name[-3:] / f"{name}.bmp", number)
     return root
@@ -151,7 +157,10 @@ def test_folder_without_cells_is_refused_with_the_expected_layout(tmp_path: Path
 
 
 def test_data_set_without_a_hub_copy_asks_for_its_folder() -> None:
-    assert _refusal(load_cells, "ball4") == "--dataset_name ball4: it has no Hub copy; give its folder with --train_dir DIR"
+    assert (
+        _refusal(load_cells, "ball4")
+        == "--dataset_name ball4: it has no Hub copy; give its folder with --train_dir DIR"
+    )
 
 
 def test_ball4_is_loaded_without_its_segmented_copies(tmp_path: Path) -> None:
@@ -276,7 +285,9 @@ def test_phantoms_are_the_same_whenever_they_are_drawn() -> None:
 
 
 def test_phantoms_of_another_seed_or_size_are_other_data() -> None:
-    prints = {load_cells("phantoms", seed=seed, image_size=size).fingerprint for seed, size in ((0, 32), (1, 32), (0, 40))}
+    prints = {
+        load_cells("phantoms", seed=seed, image_size=size).fingerprint for seed, size in ((0, 32), (1, 32), (0, 40))
+    }
     assert len(prints) == 3
 
 

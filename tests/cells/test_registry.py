@@ -100,7 +100,9 @@ def test_cnmc_names_carry_the_subject(name: str, subject: str) -> None:
     assert match["subject"] == subject
 
 
-@pytest.mark.parametrize("name", ["UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"])
+@pytest.mark.parametrize(
+    "name", ["UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"]
+)
 def test_other_names_are_not_cnmc_cells(name: str) -> None:
     assert CNMC_NAME.match(name) is None
 

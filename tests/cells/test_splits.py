@@ -240,7 +240,7 @@ def test_block_split_keeps_neighbours_and_identical_files_together(tmp_path: Pat
         split = make_split(data, "block", seed=seed)
         assert split.group == "block"
         _assert_groups_disjoint(split, data)
-        assert all(0 < len(getattr(split, side)) for side in SIDES)
+        assert all(len(getattr(split, side)) > 0 for side in SIDES)
 
 
 def test_too_few_blocks_are_refused(tmp_path: Path) -> None:
@@ -284,7 +284,8 @@ def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2)
     assert str(refused.value).endswith(
-        "fewer than the 6 folds needed; use --split subject-cv or official with --no_validation, or gather more subjects"
+        "fewer than the 6 folds needed; "
+        "use --split subject-cv or official with --no_validation, or gather more subjects"
     )
     assert make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2, validation=False).test
 
@@ -362,7 +363,9 @@ def test_split_naming_unknown_cells_is_refused(patients: LoadedCells, saved: Pat
 
 def test_split_disjoint_by_an_unknown_unit_is_refused(patients: LoadedCells, saved: Path) -> None:
     _edit(saved, group="person")
-    assert _refused(saved, patients) == f"--split_file {saved}: group 'person' is unknown; draw a new split with --split"
+    assert (
+        _refused(saved, patients) == f"--split_file {saved}: group 'person' is unknown; draw a new split with --split"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[1, 2]", '{"train": []}', '{"strategy": "subject", "cells": []}'])
@@ -383,7 +386,9 @@ def test_missing_split_file_and_folder_are_refused(patients: LoadedCells, tmp_pa
     assert _refused(missing, patients) == (
         f"--split_file {missing}: cannot be read (No such file or directory); give a split.json"
     )
-    assert _refused(tmp_path, patients) == f"--split_file {tmp_path}: cannot be read (Is a directory); give a split.json"
+    assert (
+        _refused(tmp_path, patients) == f"--split_file {tmp_path}: cannot be read (Is a directory); give a split.json"
+    )
 
 
 def test_fingerprint_ignores_order_and_tells_sides_apart() -> None:

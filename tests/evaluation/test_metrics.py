@@ -21,7 +21,9 @@ from leukoscope.evaluation.metrics import (
 LABELS = ("ALL", "HEM")
 
 
-def _answers(references: list[int], p_all: list[float], subjects: list[str] | None = None, start: int = 0) -> CellPredictions:
+def _answers(
+    references: list[int], p_all: list[float], subjects: list[str] | None = None, start: int = 0
+) -> CellPredictions:
     """Two-class answers given by the probability of ALL (class 0)."""
     count = len(references)
     blast = np.asarray(p_all, dtype=np.float64)
@@ -161,7 +163,9 @@ def test_a_parquet_row_is_readable_without_leukoscope(ten: CellPredictions, tmp_
 
 def test_label_order_and_odd_names_survive_parquet(tmp_path: Path) -> None:
     names = ("p_odd", "Ünsure", "a")
-    answers = CellPredictions(("1", "2"), ("", ""), np.array([2, 0]), np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), names)
+    answers = CellPredictions(
+        ("1", "2"), ("", ""), np.array([2, 0]), np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), names
+    )
     answers.save(tmp_path / "p.parquet")
     loaded = CellPredictions.load(tmp_path / "p.parquet")
     assert loaded.label_names == names

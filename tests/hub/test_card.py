@@ -32,7 +32,13 @@ FIGURES = {
 }
 METRICS = {
     "schema_version": 1,
-    "recipe": {"name": "densenet121", "architecture": "densenet121", "image_size": 160, "num_train_epochs": 2, "frozen": []},
+    "recipe": {
+        "name": "densenet121",
+        "architecture": "densenet121",
+        "image_size": 160,
+        "num_train_epochs": 2,
+        "frozen": [],
+    },
     "labels": ["ALL", "HEM"],
     "positive_label": "ALL",
     "data": {
@@ -58,12 +64,30 @@ METRICS = {
         {
             "name": "subject_cv",
             "estimates": "recipe (cross-validated)",
-            "split": {"strategy": "subject-cv", "detail": "2-fold cross-validation by subject", "disjoint_by": "subject"},
+            "split": {
+                "strategy": "subject-cv",
+                "detail": "2-fold cross-validation by subject",
+                "disjoint_by": "subject",
+            },
             "metrics": FIGURES,
             "size_only_baseline": {"f1_weighted": 0.7999},
             "folds": [
-                {"fold": 0, "cells": 617, "subjects": ["16"], "f1_weighted": 0.8011, "balanced_accuracy": 0.7, "auroc": None},
-                {"fold": 1, "cells": 617, "subjects": ["H10"], "f1_weighted": 0.8654, "balanced_accuracy": 0.7, "auroc": 0.9},
+                {
+                    "fold": 0,
+                    "cells": 617,
+                    "subjects": ["16"],
+                    "f1_weighted": 0.8011,
+                    "balanced_accuracy": 0.7,
+                    "auroc": None,
+                },
+                {
+                    "fold": 1,
+                    "cells": 617,
+                    "subjects": ["H10"],
+                    "f1_weighted": 0.8654,
+                    "balanced_accuracy": 0.7,
+                    "auroc": 0.9,
+                },
             ],
         },
         {
@@ -73,7 +97,7 @@ METRICS = {
             "metrics": {**FIGURES, "f1_weighted": 0.9666},
         },
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture

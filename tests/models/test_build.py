@@ -77,14 +77,18 @@ def test_fills_the_backbone_weights_and_statistics_alike(
     assert all(torch.equal(tensor, donor[name]) for name, tensor in _backbone(network).items())
 
 
-def test_the_head_is_never_filled_even_when_it_would_fit(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+def test_the_head_is_never_filled_even_when_it_would_fit(
+    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
     fitting = donor | {"classifier.weight": torch.ones(2, 1024), "classifier.bias": torch.ones(2)}
     before = [p.clone() for p in classifier_parameters(network)]
     load_start_weights(network, recipe, _saved(fitting, tmp_path / "two-classes.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(before, classifier_parameters(network), strict=True))
 
 
-def test_a_backbone_without_head_is_complete(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+def test_a_backbone_without_head_is_complete(
+    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
     headless = {name: tensor for name, tensor in donor.items() if not name.startswith("classifier")}
     assert load_start_weights(network, recipe, _saved(headless, tmp_path / "b.safetensors")) == "b"
 
@@ -94,7 +98,9 @@ def test_the_given_name_is_what_the_card_will_say(network: nn.Module, recipe: Re
     assert load_start_weights(network, recipe, start) == "channels selected from DenseNet169"
 
 
-def test_half_precision_files_are_loaded_as_float32(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+def test_half_precision_files_are_loaded_as_float32(
+    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
     halves = {name: t.half() if t.is_floating_point() else t for name, t in donor.items()}
     load_start_weights(network, recipe, _saved(halves, tmp_path / "half.safetensors"))
     assert {t.dtype for t in _backbone(network).values() if t.is_floating_point()} == {torch.float32}
@@ -119,7 +125,9 @@ def test_a_tensor_of_another_shape_is_named(network: nn.Module, recipe: Recipe, 
     assert "(0 unknown and 1 differently shaped tensors, e.g. features.conv0.weight has shape (64, 3, 3, 3))" in message
 
 
-def test_missing_tensors_are_refused_unless_declared(network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path) -> None:
+def test_missing_tensors_are_refused_unless_declared(
+    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
     gap = [name for name in donor if name.startswith("features.denseblock4.denselayer16.conv2")]
     assert gap == ["features.denseblock4.denselayer16.conv2.weight"]
     holey = _saved({name: tensor for name, tensor in donor.items() if name not in gap}, tmp_path / "holey.safetensors")
@@ -144,7 +152,7 @@ def test_pickled_weights_are_refused_unopened(network: nn.Module, recipe: Recipe
     path = tmp_path / f"weights{suffix}"
     torch.save({"features.conv0.weight": Trap()}, path)
     assert _refusal(network, recipe, StartWeights(file=path)) == (
-        f"{path}: is a {suffix} file; only .safetensors is read, because pickled weights can run code"
+        f"{path}: is a {suffix} file; only .safetensors is read: pickled weights can run code"
     )
     assert not (tmp_path / "sprung").exists()
 
@@ -185,7 +193,9 @@ def test_an_unreachable_hub_ends_in_one_clear_message_at_once(network: nn.Module
     message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
     assert time.monotonic() - started < 10
     assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (")
-    assert message.endswith("; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch")
+    assert message.endswith(
+        "; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+    )
 
 
 def test_a_network_built_twice_from_one_seed_is_the_same(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Recipe, nn.Module]:
 
 
 def test_it_has_one_output_a_class_and_a_linear_head(built: tuple[Recipe, nn.Module]) -> None:
-    recipe, network = built
+    _, network = built
     with torch.inference_mode():
         logits = network.eval()(torch.zeros(1, 3, 64, 64))
     assert logits.shape == (1, 3)

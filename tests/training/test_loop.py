@@ -71,11 +71,9 @@ def own_cells(tmp_path: Path) -> Path:
 
 
 def _own(root: Path, out: Path, *flags: str) -> TrainingConfig:
-    return parse_config(
-        ["--dataset_name", "imagefolder", "--train_dir", str(root), "--subject_pattern", r"/(\w+)_", "--from_scratch"]
-        + ["--output_dir", str(out), "--image_size", "32", "--num_train_epochs", "1"]
-        + ["--per_device_train_batch_size", "4", "--mixed_precision", "no", *flags]
-    )
+    data = ("--dataset_name", "imagefolder", "--train_dir", str(root), "--subject_pattern", r"/(\w+)_")
+    small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "4")
+    return parse_config([*data, *small, "--from_scratch", "--mixed_precision", "no", "--output_dir", str(out), *flags])
 
 
 def _metrics(run: Path) -> dict[str, object]:
@@ -100,7 +98,11 @@ def test_the_run_folder_explains_itself(finished: Path) -> None:
         "split.json",
         "summary.csv",
     }
-    assert {path.name for path in (finished / "release").iterdir()} == {"config.json", "metrics.json", "model.safetensors"}
+    assert {path.name for path in (finished / "release").iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+    }
 
 
 def test_args_yaml_holds_the_flags_and_the_recipe_they_resolved_to(finished: Path) -> None:
@@ -319,7 +321,9 @@ def test_a_batch_larger_than_the_data_is_refused(own_cells: Path, tmp_path: Path
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30")
+    config = _own(
+        own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30"
+    )
     assert _refusal(config) == "epoch 1: the loss is nan; lower --learning_rate and start again"
     assert not (tmp_path / "run" / "release").exists()
 

@@ -48,17 +48,11 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _config(cells: Path, out: Path, *flags: str) -> TrainingConfig:
-    return parse_config(
-        ["--dataset_name", "cnmc2019", "--train_dir", str(cells), "--output_dir", str(out), "--from_scratch"]
-        + ["--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "8"]
-        + ["--mixed_precision", "no", *flags]
-    )
-
-
 @pytest.fixture
 def config(cells: Path, tmp_path: Path) -> TrainingConfig:
-    return _config(cells, tmp_path / "protocol")
+    data = ("--dataset_name", "cnmc2019", "--train_dir", str(cells), "--output_dir", str(tmp_path / "protocol"))
+    small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "8")
+    return parse_config([*data, *small, "--from_scratch", "--mixed_precision", "no"])
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +156,8 @@ def test_a_run_finished_with_other_flags_is_refused_by_name(
     with pytest.raises(LeukoscopeError) as refused:
         run.is_finished()
     assert str(refused.value) == (
-        f"{run.folder}: finished with other flags (learning_rate: None, seed: 0); give another --output_dir or remove it"
+        f"{run.folder}: finished with other flags (learning_rate: None, seed: 0); "
+        "give another --output_dir or remove it"
     )
 
 
@@ -241,7 +236,9 @@ def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCell
     assert block["size_only_baseline"]["accuracy"] == pytest.approx(block["metrics"]["accuracy"], abs=1e-5)
 
 
-def test_each_fold_is_listed_with_its_own_subjects_and_figures(composed: Path, finished_runs: list[ProtocolRun]) -> None:
+def test_each_fold_is_listed_with_its_own_subjects_and_figures(
+    composed: Path, finished_runs: list[ProtocolRun]
+) -> None:
     folds = _blocks(composed)["subject_cv"]["folds"]
     assert [fold["fold"] for fold in folds] == [0, 1]
     assert not set(folds[0]["subjects"]) & set(folds[1]["subjects"])

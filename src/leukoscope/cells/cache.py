@@ -33,7 +33,11 @@ def cache_root() -> Path:
 
 
 def decode_cells(
-    cells: Dataset, preprocessing: Preprocessing, fingerprint: str, *, progress: Callable[[int, int], None] | None = None
+    cells: Dataset,
+    preprocessing: Preprocessing,
+    fingerprint: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Frame every cell, from the cache where it was done before.
 
@@ -115,7 +119,6 @@ def _decode_to(
         aside.unlink(missing_ok=True)
         raise
     array.flush()
-    del array
     aside.replace(pixels_path)
     # The list of problems is written last: its presence says that the pixels are complete.
     problems_aside = problems_path.with_suffix(f".{os.getpid()}.tmp")

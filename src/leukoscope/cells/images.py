@@ -49,9 +49,7 @@ def open_image(path: str | Path) -> Image.Image:
     except _BOMBS:
         raise UnreadableImage(_too_large(path)) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(
-            f"{path}: the image is damaged or cut short ({error}); copy or export it again"
-        ) from None
+        raise UnreadableImage(f"{path}: the image is damaged or cut short ({error}); copy or export it again") from None
 
 
 def check_header(path: str | Path) -> tuple[int, int]:
@@ -111,7 +109,9 @@ def _check_kind(image: Image.Image, name: str | Path) -> None:
     if width * height > MAX_PIXELS:
         raise UnreadableImage(_too_large(name, image.size))
     if min(width, height) < MIN_SIDE:
-        raise UnreadableImage(f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}")
+        raise UnreadableImage(
+            f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}"
+        )
     # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnreadableImage(f"{name}: holds {image.n_frames} frames; save the one to use as a single image")  # type: ignore[attr-defined]

@@ -139,7 +139,9 @@ def _load_from_folder(
     _refuse_repeated_ids(found)
     readable, unreadable = _check_headers(found)
     if not readable:
-        raise LeukoscopeError(f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}")
+        raise LeukoscopeError(
+            f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}"
+        )
     info = info if info.labels else replace(info, labels=tuple(sorted({cell.label for cell in readable})))
     if len(info.labels) < 2:
         raise LeukoscopeError(
@@ -171,13 +173,17 @@ def _with_subjects(
         except re.error as error:
             raise LeukoscopeError(f"--subject_pattern {pattern!r}: not a regular expression ({error})") from None
         if not rule.groups:
-            raise LeukoscopeError(f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)")
+            raise LeukoscopeError(
+                f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)"
+            )
         for cell in cells:
             file = cell.path.relative_to(root).as_posix()
             match = rule.search(file)
             subject = match and match["subject" if "subject" in rule.groupindex else 1]
             if not subject:
-                raise LeukoscopeError(f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image")
+                raise LeukoscopeError(
+                    f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image"
+                )
             yield replace(cell, subject=subject)
     else:
         yield from cells
@@ -298,13 +304,21 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
         ) from None
     missing = {"image", "label"} - set(rows.column_names)
     if missing:
-        raise LeukoscopeError(f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {rows.column_names}")
+        raise LeukoscopeError(
+            f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {rows.column_names}"
+        )
     feature = rows.features["label"]
-    names = [feature.int2str(i) for i in rows["label"]] if isinstance(feature, ClassLabel) else [str(x) for x in rows["label"]]
+    names = (
+        [feature.int2str(i) for i in rows["label"]]
+        if isinstance(feature, ClassLabel)
+        else [str(x) for x in rows["label"]]
+    )
     ids = _hub_cell_ids(rows)
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
-        raise LeukoscopeError(f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id")
+        raise LeukoscopeError(
+            f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id"
+        )
     labels = info.labels or tuple(sorted(set(names)))
     columns = {
         "label": [_match_label(name, labels, hub_id) for name in names],

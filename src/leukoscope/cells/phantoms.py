@@ -223,9 +223,7 @@ def phantom_cells(
     _check_frame(size, background, seed)
     return (
         draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
-        for label, subject, cell in product(
-            PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject)
-        )
+        for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject))
     )
 
 
@@ -328,9 +326,7 @@ def _straight_cut(rng: np.random.Generator, angles: NDArray[np.float64]) -> NDAr
     return np.where((facing > 0.1) & (present < 1 / 12), line, np.inf)
 
 
-def _cytoplasm(
-    rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _cytoplasm(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Thickness of the cytoplasm: a thin rim, widening to a crescent on one side in some cells."""
     thickness = form.rim * np.exp(0.35 * _bounded_normal(rng))
     position, crescent = rng.random(2)
@@ -421,9 +417,7 @@ def _on_black(colour: Floats, window: _Window, size: int) -> NDArray[np.uint8]:
     return image
 
 
-def _on_smear(
-    colour: Floats, window: _Window, field: Floats, stain: _Stain, strength: float
-) -> NDArray[np.uint8]:
+def _on_smear(colour: Floats, window: _Window, field: Floats, stain: _Stain, strength: float) -> NDArray[np.uint8]:
     # C-NMC outlines run close to the nucleus; on the slide a fringe of cytoplasm lies beyond them.
     patch = field[window.span]
     fringe = _apply_stain(FRINGE_RGB, stain)

@@ -116,7 +116,9 @@ def find_class_folders(root: Path) -> Iterator[CellFile]:
     """A user's own cells: `<root>/…/<class>/<image>`; the class is the folder an image lies in."""
     for path in image_files(root):
         if path.parent != root:
-            yield CellFile(path, path.parent.name, subject="", cell_id=path.relative_to(root).with_suffix("").as_posix())
+            yield CellFile(
+                path, path.parent.name, subject="", cell_id=path.relative_to(root).with_suffix("").as_posix()
+            )
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -154,7 +156,7 @@ DATASETS: dict[str, DatasetInfo] = {
             positive_label="",
             licence="ODbL 1.0 (database); contents © the original authors",
             citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
-            "subtypes classification using peripheral blood smear images. International Journal of Intelligent Systems.",
+            "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
             url="https://www.kaggle.com/datasets/mehradaria/leukemia",
             group="block",
             background="smear",
@@ -197,5 +199,7 @@ DATASETS: dict[str, DatasetInfo] = {
 def dataset_info(name: str) -> DatasetInfo:
     """The registry entry of a data set; raises `LeukoscopeError` naming the known ones."""
     if name not in DATASETS:
-        raise LeukoscopeError(f"--dataset_name {name}: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name")
+        raise LeukoscopeError(
+            f"--dataset_name {name}: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name"
+        )
     return DATASETS[name]

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.loading import PRELIMINARY_TEST, LoadedCells
+from leukoscope.cells.loading import LoadedCells
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +72,8 @@ def load_split(path: str | Path, data: LoadedCells) -> Split:
     """
     try:
         fields = json.loads(Path(path).read_text())
-        split = Split(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        sides: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        split = Split(**sides)
     except OSError as error:
         raise LeukoscopeError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
     except (json.JSONDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -190,14 +191,16 @@ class _Drawing:
                     f"class {name} has {available} {self.group}(s), fewer than the {num_folds} folds needed; {advice}"
                 )
         folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=self.seed)
-        index = np.asarray(rows)
-        return [(index[a].tolist(), index[b].tolist()) for a, b in folds.split(index, labels, groups)]
+        all_rows = np.asarray(rows)
+        return [(all_rows[a].tolist(), all_rows[b].tolist()) for a, b in folds.split(all_rows, labels, groups)]
 
     def named(self, folds: Sequence[str]) -> list[int]:
         known = sorted({fold for fold in self.folds if fold})
         for fold in folds:
             if fold not in known:
-                raise LeukoscopeError(f"official fold {fold!r}: not in the data, which has {', '.join(known) or 'none'}")
+                raise LeukoscopeError(
+                    f"official fold {fold!r}: not in the data, which has {', '.join(known) or 'none'}"
+                )
         return [i for i, fold in enumerate(self.folds) if fold in folds]
 
     def finish(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
@@ -214,9 +217,11 @@ class _Drawing:
             self.group,
             self.seed,
             self.data.fingerprint,
-            *(tuple(self.ids[i] for i in side) for side in (kept, kept_val, test)),
-            detail,
-            tuple(notes),
+            train=tuple(self.ids[i] for i in kept),
+            validation=tuple(self.ids[i] for i in kept_val),
+            test=tuple(self.ids[i] for i in test),
+            detail=detail,
+            notes=tuple(notes),
         )
         assert_disjoint(split, self.groups)
         return split

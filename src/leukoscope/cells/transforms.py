@@ -152,7 +152,7 @@ class Augmenter:
         return rng.uniform(-1, 1, size=9).astype(np.float32)
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Rotation, size and flip as one resampling; half of the cells only turn by right angles, which keeps every pixel."""
+        """Rotation, size and flip as one resampling; half of the cells turn by right angles only, losing nothing."""
         resampled = draws[:, 8] < 0
         angle = torch.where(resampled, draws[:, 0] * math.pi, torch.round(draws[:, 0] * 2) * math.pi / 2)
         # grid_sample maps output to input coordinates: dividing by the scale enlarges.

@@ -44,7 +44,9 @@ class CellPredictions:
     def __post_init__(self) -> None:
         if len(set(self.cell_ids)) != len(self.cell_ids):
             twice = next(c for c in self.cell_ids if self.cell_ids.count(c) > 1)
-            raise LeukoscopeError(f"predictions: cell {twice} is answered more than once; one prediction a cell is required")
+            raise LeukoscopeError(
+                f"predictions: cell {twice} is answered more than once; one prediction a cell is required"
+            )
         if not len(self.cell_ids) == len(self.subjects) == len(self.references) == len(self.probabilities):
             raise LeukoscopeError("predictions: ids, subjects, references and probabilities differ in length")
 
@@ -106,7 +108,7 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
                 description="Classification of single cells", citation="", features=row, inputs_description=""
             )
 
-        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:  # type: ignore[override]
+        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
             return _figures(np.asarray(predictions), np.asarray(references), list(label_names))
 
     return CellMetric()

@@ -34,15 +34,21 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
     """
     metrics = read_metrics(release)
     if not metrics.get("training"):
-        raise LeukoscopeError(f"{release / 'metrics.json'}: missing or without a 'training' block; no card without figures")
+        raise LeukoscopeError(
+            f"{release / 'metrics.json'}: missing or without a 'training' block; no card without figures"
+        )
     config = json.loads((release / CONFIG).read_text())
-    return _environment().from_string(_template()).render(
-        **metrics,
-        name=release.name,
-        hub_id=hub_id or f"model_card/{release.name}",
-        preprocessing=config["pretrained_cfg"],
-        hub_dataset=_hub_dataset(metrics["data"]["name"]),
-        notice=RESEARCH_NOTICE,
+    return (
+        _environment()
+        .from_string(_template())
+        .render(
+            **metrics,
+            name=release.name,
+            hub_id=hub_id or f"model_card/{release.name}",
+            preprocessing=config["pretrained_cfg"],
+            hub_dataset=_hub_dataset(metrics["data"]["name"]),
+            notice=RESEARCH_NOTICE,
+        )
     )
 
 
@@ -91,7 +97,7 @@ def _result_row(name: str, block: Mapping[str, Any]) -> str:
 
 def _training_note(name: str, metrics: Mapping[str, Any]) -> str:
     training, recipe = metrics["training"], metrics["recipe"]
-    folds = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
+    folds: list[dict[str, Any]] = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
     by_fold = ", ".join(_share(fold["f1_weighted"]) for fold in folds)
     return (
         f"`{name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} epochs, from "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,14 +43,26 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     """The recipe's network with random weights, in channels-last memory."""
     import timm
 
+    # DenseNet takes no drop_path_rate at all.
+    depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
     network = timm.create_model(
-        recipe.architecture,
-        pretrained=False,
-        num_classes=num_classes,
-        drop_rate=recipe.drop_rate,
-        **({"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}),
+        recipe.architecture, pretrained=False, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth
     )
+    _start_undecided(network)
     return network.to(memory_format=torch.channels_last)
+
+
+def _start_undecided(network: nn.Module) -> None:
+    """Shrink a new linear head to torch's usual ±1/√inputs, so that training starts from small logits.
+
+    timm draws EfficientNet's head from ±1/√outputs: with two classes and 1,536 features that starts confidently wrong,
+    and a short fine-tuning spends its first epoch on unlearning it.
+    """
+    for name in _classifier_names(network):
+        weight = network.get_submodule(name).weight
+        bound = weight.shape[1] ** -0.5
+        with torch.no_grad():
+            weight.mul_((bound / weight.abs().max()).clamp(max=1.0))
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
@@ -77,7 +90,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
     if path.suffix != ".safetensors":
         raise LeukoscopeError(
-            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read, because pickled weights can run code"
+            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
         )
     try:
         return load_file(path)
@@ -103,8 +116,8 @@ def _fill(
     missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
     if missing:
         raise LeukoscopeError(
-            f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete file, "
-            "or declare the gap with --pretrained_may_miss PATTERN"
+            f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
+            "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
 

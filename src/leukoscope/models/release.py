@@ -69,7 +69,9 @@ def save_release(
     target = Path(directory)
     outputs = network.num_classes
     if outputs != len(labels):
-        raise LeukoscopeError(f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output")
+        raise LeukoscopeError(
+            f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
+        )
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -198,14 +200,15 @@ def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
         return Preprocessing.from_pretrained_cfg(cfg)
     except (KeyError, TypeError, IndexError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it from the release"
+            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it"
         ) from None
 
 
 def _read_weights(root: Path) -> dict[str, torch.Tensor]:
     if not (root / WEIGHTS).exists() and (pickles := [p.name for p in root.glob("*.bin")]):
         raise LeukoscopeError(
-            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to safetensors"
+            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — "
+            "convert to safetensors"
         )
     return read_safetensors(root / WEIGHTS)
 

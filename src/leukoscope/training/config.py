@@ -15,7 +15,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.build import StartWeights
 from leukoscope.models.recipes import Recipe, get_recipe
 
-
 # Below 32 px nothing is left of a picture after the networks' five halvings.
 _LEAST = {
     "max_train_samples": 1,
@@ -64,7 +63,9 @@ class ModelArguments:
 
     recipe: str = _flag("densenet121", "A recipe: efficientnet_b3, densenet121 or densenet169.")
     image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
-    pretrained_weights: str | None = _flag(None, "Start from this .safetensors file instead of the Hub's ImageNet weights.")
+    pretrained_weights: str | None = _flag(
+        None, "Start from this .safetensors file instead of the Hub's ImageNet weights."
+    )
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
     from_scratch: bool = _flag(False, "Start from random weights; never ask the network.")
@@ -119,7 +120,7 @@ class TrainingConfig:
             )
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
-        overrides = {
+        overrides: dict[str, Any] = {
             "image_size": self.model.image_size,
             "num_train_epochs": self.run.num_train_epochs,
             "train_batch_size": self.run.per_device_train_batch_size,
@@ -160,6 +161,7 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     """Read the command line (`sys.argv` when None) into a `TrainingConfig`."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser((DataArguments, ModelArguments, RunArguments), description=__doc__, prog="train.py")
+    kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
+    parser = HfArgumentParser(kinds, description=__doc__, prog="train.py")
     data, model, run = parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None)
     return TrainingConfig(data, model, run)

@@ -280,7 +280,9 @@ class _Engine:
             if self.split.validation:
                 row |= self._validate()
                 if best.update(epoch, row["val_balanced_accuracy"]):
-                    best_state = {k: v.detach().clone() for k, v in accelerator.unwrap_model(self.network).state_dict().items()}
+                    best_state = {
+                        k: v.detach().clone() for k, v in accelerator.unwrap_model(self.network).state_dict().items()
+                    }
             shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
             accelerator.print("  ".join(shown), flush=True)
             yield row
@@ -464,7 +466,9 @@ def _make_output_dir(out: Path, accelerator: Accelerator) -> Path:
             (out / ".writable").write_text("")
             (out / ".writable").unlink()
     except OSError as error:
-        raise LeukoscopeError(f"--output_dir {out}: cannot be written ({error.strerror}); give another folder") from None
+        raise LeukoscopeError(
+            f"--output_dir {out}: cannot be written ({error.strerror}); give another folder"
+        ) from None
     return out
 
 
@@ -489,4 +493,7 @@ def _say_result(block: dict[str, Any], say: Any) -> None:
         f"{figures['balanced_accuracy']:.3f}, weighted F1 {figures['f1_weighted']:.3f}, AUROC {auroc}"
     )
     if baseline := block.get("size_only_baseline"):
-        say(f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, weighted F1 {baseline['f1_weighted']:.3f}")
+        say(
+            f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
+            f"weighted F1 {baseline['f1_weighted']:.3f}"
+        )

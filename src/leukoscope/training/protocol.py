@@ -75,7 +75,13 @@ def protocol_runs(config: TrainingConfig, num_folds: int) -> Iterator[ProtocolRu
     yield _run(config, FINAL, split="all")
     for fold in range(num_folds):
         yield _run(
-            config, f"cv-{fold}", CROSS_VALIDATED, split="subject-cv", fold=fold, num_folds=num_folds, no_validation=True
+            config,
+            f"cv-{fold}",
+            CROSS_VALIDATED,
+            split="subject-cv",
+            fold=fold,
+            num_folds=num_folds,
+            no_validation=True,
         )
     yield _run(config, "random", RANDOM_SPLIT, split="random")
 

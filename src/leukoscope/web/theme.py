@@ -55,6 +55,7 @@ footer .divider { display: none; }
 .lk-message { border-left: 4px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   padding: 0.7rem 0.9rem; border-radius: 4px; overflow-wrap: anywhere; }
 .lk-message strong { display: block; margin-bottom: 0.15rem; }
+.lk-reading .lk-message { margin-bottom: 0.75rem; }
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
 @media (max-width: 480px) {
