@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -47,14 +47,23 @@ def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datase
         assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))
 
 
-def test_the_second_call_decodes_nothing(folder: Path, cells: datasets.Dataset) -> None:
+def test_the_second_call_decodes_nothing(cells: datasets.Dataset) -> None:
     first = np.array(decode_cells(cells, SMALL, "data")[0])
-    shutil.rmtree(folder)
     seen: list[tuple[int, int]] = []
     again, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
     assert np.array_equal(first, again)
     assert problems == {}
     assert seen == []
+
+
+def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, cells: datasets.Dataset) -> None:
+    decode_cells(cells, SMALL, "data")
+    path = next(folder.rglob("0.png"))
+    before = path.stat()
+    Image.new("RGB", (24, 30), (200, 0, 0)).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    pixels, _ = decode_cells(cells, SMALL, "data")
+    assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
 
 
 def test_progress_ends_with_the_last_cell(cells: datasets.Dataset) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -302,7 +303,7 @@ def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release
 class _RefusingHub(BaseHTTPRequestHandler):
     """Answers every question as the Hub does for the repository's name."""
 
-    answers = {
+    answers: ClassVar = {
         "owner/absent": (404, "RepoNotFound"),
         "owner/gated": (403, "GatedRepo"),
         "owner/old": (404, "RevisionNotFound"),

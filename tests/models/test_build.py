@@ -20,7 +20,7 @@ from leukoscope.models.build import (
     load_start_weights,
     read_safetensors,
 )
-from leukoscope.models.recipes import Recipe, get_recipe
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
 
 Tensors = dict[str, torch.Tensor]
 
@@ -204,3 +204,11 @@ def test_a_network_built_twice_from_one_seed_is_the_same(recipe: Recipe) -> None
     torch.manual_seed(3)
     again = build_network(recipe, 2).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_new_head_starts_undecided(name: str) -> None:
+    network = build_network(get_recipe(name), 2)
+    weight = next(p for p in classifier_parameters(network) if p.ndim > 1)
+    bound = weight.shape[1] ** -0.5
+    assert 0.5 * bound < weight.abs().max() <= bound * 1.001

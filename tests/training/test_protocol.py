@@ -18,7 +18,6 @@ from leukoscope.cells.splits import make_split
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.release import load_release, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.loop import THESE_WEIGHTS, describe_run, judge
 from leukoscope.training.protocol import (
     CROSS_VALIDATED,
     FINAL,
@@ -29,6 +28,7 @@ from leukoscope.training.protocol import (
     protocol_runs,
     run_protocol,
 )
+from leukoscope.training.record import THESE_WEIGHTS, describe_run, judge
 
 FOLDS = 2
 ORDER = ["official-0-1", "official-1-0", "final", "cv-0", "cv-1", "random"]

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.images import UnreadableImage, open_image, to_rgb
+from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -30,6 +32,41 @@ if TYPE_CHECKING:
 def cache_root() -> Path:
     """Where decoded cells are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
     return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
+
+
+@dataclass(frozen=True)
+class FramedCells:
+    """All cells of a data set as network-sized pixels, addressed by cell id.
+
+    Attributes:
+        data: the data set, less the cells found damaged.
+        pixels: (N, S, S, 3) uint8, memory-mapped.
+        row_of: cell id → row of `pixels`.
+        labels: (N,) class index.
+        subjects: (N,) subject ids.
+    """
+
+    data: LoadedCells
+    pixels: np.ndarray
+    row_of: dict[str, int]
+    labels: np.ndarray
+    subjects: list[str]
+
+    def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
+        """Rows of the given cells, in their order; cells found damaged are not among them."""
+        return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
+
+
+def frame_cells(
+    data: LoadedCells, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
+) -> FramedCells:
+    """Decode a whole data set, its publisher's test set included; damaged cells are reported and left out."""
+    from datasets import concatenate_datasets
+
+    rows = concatenate_datasets(list(data.cells.values()))
+    pixels, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+    row_of = {cell: i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems}
+    return FramedCells(data.without(problems), pixels, row_of, np.asarray(rows["label"][:]), rows["subject"][:])
 
 
 def decode_cells(
@@ -55,7 +92,7 @@ def decode_cells(
     """
     size = preprocessing.image_size
     shape = (len(cells), size, size, 3)
-    pixels_path, problems_path = _cache_files(cells["cell_id"][:], preprocessing, fingerprint)
+    pixels_path, problems_path = _cache_files(cells, preprocessing, fingerprint)
     if not (problems_path.exists() and pixels_path.exists()):
         try:
             pixels_path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +108,16 @@ def decode_cells(
     return np.load(pixels_path, mmap_mode="r"), problems
 
 
-def _cache_files(ids: list[str], preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
-    key = sha256(repr((fingerprint, ids, preprocessing)).encode()).hexdigest()[:16]
+def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
+    from datasets import Image as ImageFeature
+
+    def changed(path: str | None) -> int:
+        # Cells exported anew often keep name and size; their time of writing tells.
+        return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
+
+    encoded = cells.select_columns("image").cast_column("image", ImageFeature(decode=False))
+    times = [changed(row["path"]) for row in encoded["image"]]
+    key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
     return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.json"
 
 

@@ -110,6 +110,11 @@ def load_cells(
     if "/" in dataset_name and train_dir is None:
         return _load_from_hub(dataset_name, _entry_of_hub_id(dataset_name))
     info = dataset_info(dataset_name)
+    if (subject_pattern or subject_csv) and info.name != "imagefolder":
+        raise LeukoscopeError(
+            f"--dataset_name {info.name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+            "--dataset_name imagefolder"
+        )
     if info.synthetic:
         return _draw_phantoms(info, seed, image_size)
     if train_dir is not None:

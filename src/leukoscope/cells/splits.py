@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -56,6 +56,22 @@ class Split:
         """sha256 over the cell ids of each side; equal splits have equal fingerprints."""
         sides = json.dumps([sorted(self.train), sorted(self.validation), sorted(self.test)])
         return sha256(sides.encode()).hexdigest()
+
+    def at_most(self, train: int | None, evaluation: int | None) -> Split:
+        """The split with at most so many training cells, and validation and test cells each, drawn by its seed."""
+
+        def draw(cells: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
+            if limit is None or limit >= len(cells):
+                return cells
+            kept = np.random.default_rng(self.seed).choice(len(cells), size=limit, replace=False)
+            return tuple(cells[i] for i in sorted(kept))
+
+        return replace(
+            self,
+            train=draw(self.train, train),
+            validation=draw(self.validation, evaluation),
+            test=draw(self.test, evaluation),
+        )
 
     def save(self, path: Path) -> None:
         """Write `split.json` (aside, then renamed)."""

@@ -58,8 +58,7 @@ def _start_undecided(network: nn.Module) -> None:
     timm draws EfficientNet's head from ±1/√outputs: with two classes and 1,536 features that starts confidently wrong,
     and a short fine-tuning spends its first epoch on unlearning it.
     """
-    for name in _classifier_names(network):
-        weight = network.get_submodule(name).weight
+    for weight in (p for p in classifier_parameters(network) if p.ndim > 1):
         bound = weight.shape[1] ** -0.5
         with torch.no_grad():
             weight.mul_((bound / weight.abs().max()).clamp(max=1.0))

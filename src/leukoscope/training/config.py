@@ -6,6 +6,7 @@ and the run folder's `args.yaml` records the outcome.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -84,7 +85,7 @@ class RunArguments:
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
     early_stopping_patience: int = _flag(5, "Stop after this many epochs without a better validation score.")
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
-    seed: int = _flag(0, "Seed of split, order, augmentation and weights; the same seed repeats the run.")
+    seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_private: bool = _flag(False, "Make that repository private.")
@@ -155,6 +156,17 @@ class TrainingConfig:
     def as_dict(self) -> dict[str, Any]:
         """Flags as given, for args.yaml."""
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
+
+    def command(self) -> str:
+        """The command line that repeats the run, files and folders by their last name only."""
+        defaults, words = TrainingConfig().as_dict(), ["train.py"]
+        for flag, value in self.as_dict().items():
+            if value == defaults[flag] or flag in ("output_dir", "push_to_hub", "hub_model_id", "hub_private"):
+                continue
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            is_path = flag in ("train_dir", "split_file", "subject_csv", "pretrained_weights")
+            words += [f"--{flag}", *(Path(v).name if is_path else shlex.quote(str(v)) for v in values)]
+        return " ".join(words)
 
 
 def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:

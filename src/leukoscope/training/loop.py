@@ -6,15 +6,11 @@ an epoch), predictions.parquet (one row a test cell), metrics.json, and release/
 
 from __future__ import annotations
 
-import csv
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,49 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from leukoscope import LeukoscopeError, __version__
-from leukoscope.cells.cache import decode_cells
+from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.splits import Split, load_split, make_split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
-from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
+from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network, classifier_parameters, load_start_weights
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, save_release, write_json
 from leukoscope.training.config import TrainingConfig
+from leukoscope.training.record import append_row, describe_run, record_answers, result_lines, write_args
 from leukoscope.training.schedule import BestEpoch, cosine_with_warmup
-
-METRICS_SCHEMA_VERSION = 1
-THESE_WEIGHTS = "these weights"
-
-
-@dataclass(frozen=True)
-class FramedCells:
-    """All cells of a data set as network-sized pixels, addressed by cell id.
-
-    Attributes:
-        pixels: (N, S, S, 3) uint8, memory-mapped.
-        row_of: cell id → row of `pixels`.
-        labels: (N,) class index.
-        subjects: (N,) subject ids.
-    """
-
-    data: LoadedCells
-    pixels: np.ndarray
-    row_of: dict[str, int]
-    labels: np.ndarray
-    subjects: list[str]
-
-    def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
-        """Rows of the given cells, in their order; cells found damaged are not among them."""
-        return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
 
 class _Rows(Dataset[tuple[torch.Tensor, int, int]]):
@@ -94,7 +65,7 @@ def train(config: TrainingConfig) -> Path:
     out = _make_output_dir(config.output_dir, accelerator)
     set_seed(config.run.seed)
 
-    cells = frame_cells(config, recipe, accelerator)
+    cells = load_framed_cells(config, recipe, accelerator)
     split = choose_split(config, cells.data)
     say(cells.data.report())
     say(
@@ -111,7 +82,7 @@ def train(config: TrainingConfig) -> Path:
     say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started_from}")
     if accelerator.is_main_process:
         split.save(out / "split.json")
-        _write_args(out / "args.yaml", config, recipe)
+        write_args(out / "args.yaml", config, recipe)
 
     preprocessing = preprocessing_for(recipe, cells.data)
     engine = _Engine(accelerator, cells, split, recipe, preprocessing, config)
@@ -119,22 +90,17 @@ def train(config: TrainingConfig) -> Path:
     with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in engine.fit(network):
             if file is not None:
-                _append_row(file, epoch_row)
+                append_row(file, epoch_row)
     seconds = time.perf_counter() - started
 
-    answers = engine.answer(split.test, config.data.max_eval_samples) if split.test else None
+    answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
         metrics = describe_run(config, recipe, cells.data, split, started_from)
         metrics["training"]["seconds"] = seconds
         if answers is not None:
-            answers.save(out / "predictions.parquet")
-            block = judge("test", THESE_WEIGHTS, answers, split)
-            if cells.data.info.background == "black":
-                baseline = size_baseline(answers, cells, split)
-                baseline.save(out / "size_only_predictions.parquet")
-                block["size_only_baseline"] = headline(measure(baseline))
+            block = record_answers(out, answers, cells, split)
             metrics["evaluations"].append(block)
-            _say_result(block, say)
+            say(result_lines(block))
         write_json(out / METRICS, metrics)
         save_release(
             out / "release",
@@ -173,14 +139,14 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     return Preprocessing(recipe.image_size, data.info.crop_pct)
 
 
-def frame_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
+def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
     """Load the data set and decode it once; the main process does it first, the others read its cache."""
-    from datasets import concatenate_datasets, disable_progress_bars
+    from datasets import disable_progress_bars
     from tqdm.auto import tqdm
 
     disable_progress_bars()
     args = config.data
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), tqdm(disable=not _shows_progress(accelerator), leave=False) as bar:
         data = load_cells(
             args.dataset_name,
             args.train_dir,
@@ -188,21 +154,16 @@ def frame_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator
             subject_csv=args.subject_csv,
             image_size=2 * recipe.image_size,
         )
-        rows = concatenate_datasets(list(data.cells.values()))
-        bar = tqdm(total=len(rows), desc="decoding", disable=not _shows_progress(accelerator), leave=False)
 
         def progress(done: int, total: int) -> None:
+            bar.desc, bar.total = "decoding", total
             bar.update(done - bar.n)
 
-        pixels, problems = decode_cells(rows, preprocessing_for(recipe, data), data.fingerprint, progress=progress)
-        bar.close()
-    ids = rows["cell_id"][:]
-    row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
-    return FramedCells(data.without(problems), pixels, row_of, np.asarray(rows["label"][:]), rows["subject"][:])
+        return frame_cells(data, preprocessing_for(recipe, data), progress=progress)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
-    """The split asked for; every class must be trained on."""
+    """The split asked for: drawn, or given back from a file."""
     args = config.data
     if args.split_file:
         split = load_split(args.split_file, data)
@@ -217,7 +178,7 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             train_folds=args.train_folds,
             test_folds=args.test_folds,
         )
-    return split
+    return split.at_most(args.max_train_samples, args.max_eval_samples)
 
 
 class _Engine:
@@ -235,7 +196,7 @@ class _Engine:
         self.accelerator, self.cells, self.split = accelerator, cells, split
         self.recipe, self.preprocessing, self.config = recipe, preprocessing, config
         self.augment = Augmenter(recipe.augmentation, cells.data.info.background, config.run.seed)
-        self.train_rows = _at_most(cells.rows(split.train), config.data.max_train_samples, config.run.seed)
+        self.train_rows = cells.rows(split.train)
         self.class_weights = self._class_weights().to(accelerator.device)
         self.network: nn.Module
 
@@ -293,9 +254,9 @@ class _Engine:
             accelerator.unwrap_model(self.network).load_state_dict(best_state)
             accelerator.print(f"kept epoch {best.epoch + 1}: validation balanced accuracy {best.score:.3f}")
 
-    def answer(self, cell_ids: tuple[str, ...], at_most: int | None = None) -> CellPredictions:
+    def answer(self, cell_ids: tuple[str, ...]) -> CellPredictions:
         """Probabilities for the given cells, each exactly once however many processes share the work."""
-        rows = _at_most(self.cells.rows(cell_ids), at_most, self.config.run.seed)
+        rows = self.cells.rows(cell_ids)
         loader = DataLoader(_Rows(self.cells, rows), self.config.run.per_device_eval_batch_size)
         loader = self.accelerator.prepare(loader)
         self.network.eval()
@@ -332,7 +293,7 @@ class _Engine:
         return loss.detach()
 
     def _validate(self) -> dict[str, float]:
-        figures = measure(self.answer(self.split.validation, self.config.data.max_eval_samples))
+        figures = measure(self.answer(self.split.validation))
         names = ("balanced_accuracy", "f1_weighted", "auroc")
         return {f"val_{name}": round(figures[name], 5) for name in names if figures[name] is not None}
 
@@ -372,93 +333,6 @@ def _parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]
     ]
 
 
-def _at_most(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    if limit is None or limit >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, size=limit, replace=False))
-
-
-def judge(name: str, estimates: str, answers: CellPredictions, split: Split) -> dict[str, Any]:
-    """One block of metrics.json: figures, and what they estimate."""
-    return {
-        "name": name,
-        "estimates": estimates,
-        "split": {
-            "strategy": split.strategy,
-            "detail": split.detail,
-            "disjoint_by": split.group,
-            "seed": split.seed,
-            "fingerprint": split.fingerprint,
-            "train_cells": len(split.train),
-            "notes": list(split.notes),
-        },
-        "thresholds_fitted_on": None,
-        "metrics": measure(answers),
-    }
-
-
-def size_baseline(answers: CellPredictions, cells: FramedCells, split: Split) -> CellPredictions:
-    """What cell area alone answers for the same cells, fitted on the same training side."""
-    train = cells.rows(split.train)
-    return size_only_answers(
-        cell_areas(cells.pixels[train]),
-        cells.labels[train],
-        cell_areas(cells.pixels[cells.rows(answers.cell_ids)]),
-        answers,
-    )
-
-
-def describe_run(
-    config: TrainingConfig, recipe: Recipe, data: LoadedCells, split: Split, started_from: str
-) -> dict[str, Any]:
-    """The part of metrics.json that says how a model was made."""
-    trained = set(split.train)
-    rows = zip(data.train["cell_id"][:], data.train["subject"][:], strict=True)
-    subjects = {subject for cell, subject in rows if cell in trained and subject}
-    return {
-        "schema_version": METRICS_SCHEMA_VERSION,
-        "recipe": {**asdict(recipe)},
-        "labels": list(data.info.labels),
-        "positive_label": data.info.positive_label,
-        "data": {
-            "name": data.info.name,
-            "title": data.info.title,
-            "licence": data.info.licence,
-            "citation": data.info.citation,
-            "fingerprint": data.fingerprint,
-            "cells": sum(len(rows) for rows in data.cells.values()),
-            "unreadable": len(data.unreadable),
-            "count_differences": list(data.count_differences),
-            "synthetic": data.info.synthetic,
-        },
-        "training": {
-            "cells": len(split.train),
-            "subjects": sorted(subjects),
-            "split": split.detail,
-            "start_weights": started_from,
-            "seed": config.run.seed,
-            "command": " ".join(["train.py", *sys.argv[1:]]),
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "hardware": _hardware(),
-            "versions": _versions(),
-        },
-        "evaluations": [],
-    }
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
-    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
 def _make_output_dir(out: Path, accelerator: Accelerator) -> Path:
     try:
         if accelerator.is_main_process:
@@ -470,30 +344,3 @@ def _make_output_dir(out: Path, accelerator: Accelerator) -> Path:
             f"--output_dir {out}: cannot be written ({error.strerror}); give another folder"
         ) from None
     return out
-
-
-def _write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
-    content = {"flags": config.as_dict(), "resolved_recipe": asdict(recipe), "leukoscope": __version__}
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _append_row(file: Any, row: dict[str, Any]) -> None:
-    writer = csv.DictWriter(file, fieldnames=list(row))
-    if row["epoch"] == 1:
-        writer.writeheader()
-    writer.writerow(row)
-    file.flush()
-
-
-def _say_result(block: dict[str, Any], say: Any) -> None:
-    figures = block["metrics"]
-    auroc = "–" if figures["auroc"] is None else f"{figures['auroc']:.3f}"
-    say(
-        f"test ({figures['cells']:,} cells): accuracy {figures['accuracy']:.3f}, balanced accuracy "
-        f"{figures['balanced_accuracy']:.3f}, weighted F1 {figures['f1_weighted']:.3f}, AUROC {auroc}"
-    )
-    if baseline := block.get("size_only_baseline"):
-        say(
-            f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
-            f"weighted F1 {baseline['f1_weighted']:.3f}"
-        )

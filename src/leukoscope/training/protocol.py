@@ -126,6 +126,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
             shutil.copy(run.folder / "predictions.parquet", aside / "predictions" / f"{name}.parquet")
             block = _metrics(run)["evaluations"][0] | {"name": name, "estimates": run.estimates}
             metrics["evaluations"].append(block | {"training_seconds": _metrics(run)["training"]["seconds"]})
+    metrics["training"]["command"] = final.config.command()
     metrics["training"]["protocol_seconds"] = sum(_metrics(run)["training"]["seconds"] for run in runs)
     write_json(aside / METRICS, metrics)
     shutil.rmtree(directory, ignore_errors=True)

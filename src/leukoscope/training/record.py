@@ -1,0 +1,150 @@
+"""What a run writes down about itself: how it was made, what it answered, and what those answers are worth.
+
+Every block of figures says what it estimates; a number without that word misleads.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from leukoscope import __version__
+from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.loading import LoadedCells
+from leukoscope.cells.splits import Split
+from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
+from leukoscope.models.recipes import Recipe
+from leukoscope.training.config import TrainingConfig
+
+METRICS_SCHEMA_VERSION = 1
+THESE_WEIGHTS = "these weights"
+
+
+def record_answers(out: Path, answers: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:
+    """Keep the answers on the test side, and the baseline's on the same cells, in the run folder; judge both."""
+    answers.save(out / "predictions.parquet")
+    block = judge("test", THESE_WEIGHTS, answers, split)
+    if cells.data.info.background == "black":
+        baseline = size_baseline(answers, cells, split)
+        baseline.save(out / "size_only_predictions.parquet")
+        block["size_only_baseline"] = headline(measure(baseline))
+    return block
+
+
+def judge(name: str, estimates: str, answers: CellPredictions, split: Split) -> dict[str, Any]:
+    """One block of metrics.json: figures, and what they estimate."""
+    return {
+        "name": name,
+        "estimates": estimates,
+        "split": {
+            "strategy": split.strategy,
+            "detail": split.detail,
+            "disjoint_by": split.group,
+            "seed": split.seed,
+            "fingerprint": split.fingerprint,
+            "train_cells": len(split.train),
+            "notes": list(split.notes),
+        },
+        "thresholds_fitted_on": None,
+        "metrics": measure(answers),
+    }
+
+
+def size_baseline(answers: CellPredictions, cells: FramedCells, split: Split) -> CellPredictions:
+    """What cell area alone answers for the same cells, fitted on the same training side."""
+    train = cells.rows(split.train)
+    return size_only_answers(
+        cell_areas(cells.pixels[train]),
+        cells.labels[train],
+        cell_areas(cells.pixels[cells.rows(answers.cell_ids)]),
+        answers,
+    )
+
+
+def describe_run(
+    config: TrainingConfig, recipe: Recipe, data: LoadedCells, split: Split, started_from: str
+) -> dict[str, Any]:
+    """The part of metrics.json that says how a model was made."""
+    trained = set(split.train)
+    rows = zip(data.train["cell_id"][:], data.train["subject"][:], strict=True)
+    subjects = {subject for cell, subject in rows if cell in trained and subject}
+    return {
+        "schema_version": METRICS_SCHEMA_VERSION,
+        "recipe": {**asdict(recipe)},
+        "labels": list(data.info.labels),
+        "positive_label": data.info.positive_label,
+        "data": {
+            "name": data.info.name,
+            "title": data.info.title,
+            "licence": data.info.licence,
+            "citation": data.info.citation,
+            "fingerprint": data.fingerprint,
+            "cells": sum(len(rows) for rows in data.cells.values()),
+            "unreadable": len(data.unreadable),
+            "count_differences": list(data.count_differences),
+            "synthetic": data.info.synthetic,
+        },
+        "training": {
+            "cells": len(split.train),
+            "subjects": sorted(subjects),
+            "split": split.detail,
+            "start_weights": started_from,
+            "seed": config.run.seed,
+            "command": config.command(),
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "hardware": _hardware(),
+            "versions": _versions(),
+        },
+        "evaluations": [],
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
+    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
+    """Write args.yaml: the flags as given, and the recipe they came to."""
+    content = {"flags": config.as_dict(), "resolved_recipe": asdict(recipe), "leukoscope": __version__}
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def append_row(file: Any, row: dict[str, Any]) -> None:
+    """Add one epoch to summary.csv."""
+    writer = csv.DictWriter(file, fieldnames=list(row))
+    if row["epoch"] == 1:
+        writer.writeheader()
+    writer.writerow(row)
+    file.flush()
+
+
+def result_lines(block: dict[str, Any]) -> str:
+    """A block of figures for the terminal, the size-only baseline below it."""
+    figures, baseline = block["metrics"], block.get("size_only_baseline")
+    auroc = "–" if figures["auroc"] is None else f"{figures['auroc']:.3f}"
+    lines = [
+        f"test ({figures['cells']:,} cells): accuracy {figures['accuracy']:.3f}, balanced accuracy "
+        f"{figures['balanced_accuracy']:.3f}, weighted F1 {figures['f1_weighted']:.3f}, AUROC {auroc}"
+    ]
+    if baseline:
+        lines.append(
+            f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
+            f"weighted F1 {baseline['f1_weighted']:.3f}"
+        )
+    return "\n".join(lines)
