@@ -37,6 +37,20 @@ def test_a_launched_run_ends_with_a_release(tmp_path: Path) -> None:
     assert json.loads((release / "config.json").read_text())["label_names"] == ["ALL", "HEM"]
 
 
+def test_it_trains_on_real_cells_and_judges_them_subject_by_subject(tmp_path: Path, real_data: Path) -> None:
+    cells = ("--dataset_name", "cnmc2019", "--train_dir", str(real_data / "cnmc2019"), "--split", "official")
+    small = ("--image_size", "48", "--max_train_samples", "64", "--max_eval_samples", "128", "--num_train_epochs", "1")
+    ended = _run(_accelerate(*cells, *small, "--from_scratch", "--no_validation", "--output_dir", "run"), tmp_path, 900)
+    assert ended.returncode == 0, ended.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (block,) = metrics["evaluations"]
+    assert block["split"]["detail"] == "fold_0 → fold_1"
+    assert {"H10", "H14", "H22"} & set(block["metrics"]["subjects"])
+    assert not set(metrics["training"]["subjects"]) & set(block["metrics"]["subjects"])
+    assert metrics["training"]["cells"] == 64
+    assert str(tmp_path) not in json.dumps(metrics) and str(real_data) not in json.dumps(metrics)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

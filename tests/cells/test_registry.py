@@ -50,6 +50,12 @@ def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
     }
 
 
+def test_a_copy_kept_outside_the_folds_is_passed_over(tmp_path: Path) -> None:
+    _place(tmp_path, "fold_0/all/UID_11_22_2_all.png", "samples/UID_11_22_2_all.bmp", "samples/UID_12_1_1_all.bmp")
+    found = {cell.path.relative_to(tmp_path).as_posix() for cell in find_cnmc_cells(tmp_path)}
+    assert found == {"fold_0/all/UID_11_22_2_all.png", "samples/UID_12_1_1_all.bmp"}
+
+
 def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list(tmp_path: Path) -> None:
     training, prelim = "C-NMC_training_data", "C-NMC_test_prelim_phase_data"
     _place(
@@ -168,7 +174,7 @@ def test_published_counts_of_cnmc_add_up() -> None:
 
 
 def test_finds_every_real_cell(real_data: Path) -> None:
-    cells = list(find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia"))
+    cells = list(find_cnmc_cells(real_data / "cnmc2019"))
     assert len(cells) == 7779
     assert Counter(cell.fold for cell in cells) == {"fold_0": 3527, "fold_1": 3581, "fold_2": 671}
     assert len({cell.cell_id for cell in cells}) == len(cells)

@@ -80,7 +80,16 @@ CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
 
 
 def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
-    """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV."""
+    """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV.
+
+    A copy of a cell kept outside the folds (samples in another format, say) is passed over.
+    """
+    cells = list(_cnmc_files(root))
+    in_folds = {cell.cell_id for cell in cells if cell.fold}
+    yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
+
+
+def _cnmc_files(root: Path) -> Iterator[CellFile]:
     preliminary = _cnmc_preliminary_names(root)
     for path in image_files(root):
         if "prelim" in path.parent.name:
