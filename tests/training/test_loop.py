@@ -343,3 +343,22 @@ def test_unwritable_run_folder_is_refused_before_anything_is_loaded(tmp_path: Pa
 
 def test_missing_cells_are_refused(tmp_path: Path) -> None:
     assert _refusal(_own(tmp_path / "nowhere", tmp_path / "run")).startswith(f"--train_dir {tmp_path / 'nowhere'}: ")
+
+
+def test_probabilities_speak_for_the_training_frequencies_again() -> None:
+    torch.manual_seed(0)
+    network = build_network(get_recipe("densenet121"), 2).eval()
+    inputs = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        balanced = network(inputs).softmax(dim=1)
+        loop.restore_class_frequencies(network, torch.tensor([300.0, 100.0]))
+        restored = network(inputs).softmax(dim=1)
+    expected = balanced * torch.tensor([0.75, 0.25])
+    torch.testing.assert_close(restored, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_metrics_state_the_class_frequencies_behind_the_probabilities(tmp_path: Path) -> None:
+    run = train(parse_config([*TINY, "--output_dir", str(tmp_path / "run")]))
+    training = json.loads((run / "metrics.json").read_text())["training"]
+    assert sum(training["class_frequencies"].values()) == pytest.approx(1)
+    assert list(training["class_frequencies"]) == ["ALL", "HEM"]

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.splits import make_split
@@ -70,7 +71,10 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
         train_folds=args.train_folds, test_folds=args.test_folds,
     )  # fmt: skip
     rows = dict(zip(data.train["cell_id"], zip(data.train["label"], data.train["subject"], strict=True), strict=True))
-    metrics = describe_run(run.config, run.config.resolve(), data, split, "weights of a test")
+    ids, no_pixels = data.train["cell_id"][:], np.zeros((len(data.train), 1, 1, 3), np.uint8)
+    row_of = {cell: row for row, cell in enumerate(ids)}
+    framed = FramedCells(data, no_pixels, row_of, np.asarray(data.train["label"][:]), data.train["subject"][:])
+    metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test")
     metrics["training"]["seconds"] = seconds
     run.folder.mkdir(parents=True)
     if split.test:

@@ -95,7 +95,7 @@ def train(config: TrainingConfig) -> Path:
 
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
-        metrics = describe_run(config, recipe, cells.data, split, started_from)
+        metrics = describe_run(config, recipe, cells, split, started_from)
         metrics["training"]["seconds"] = seconds
         if answers is not None:
             block = record_answers(out, answers, cells, split)
@@ -197,7 +197,10 @@ class _Engine:
         self.recipe, self.preprocessing, self.config = recipe, preprocessing, config
         self.augment = Augmenter(recipe.augmentation, cells.data.info.background, config.run.seed)
         self.train_rows = cells.rows(split.train)
-        self.class_weights = self._class_weights().to(accelerator.device)
+        self.class_counts = self._class_counts()
+        # Inverse class frequency, mean 1 over the training cells.
+        weights = self.class_counts.sum() / (len(self.class_counts) * self.class_counts)
+        self.class_weights = weights.to(accelerator.device)
         self.network: nn.Module
 
     def _train_mode(self) -> None:
@@ -253,6 +256,7 @@ class _Engine:
         if best_state is not None:
             accelerator.unwrap_model(self.network).load_state_dict(best_state)
             accelerator.print(f"kept epoch {best.epoch + 1}: validation balanced accuracy {best.score:.3f}")
+        restore_class_frequencies(accelerator.unwrap_model(self.network), self.class_counts)
 
     def answer(self, cell_ids: tuple[str, ...]) -> CellPredictions:
         """Probabilities for the given cells, each exactly once however many processes share the work."""
@@ -297,19 +301,34 @@ class _Engine:
         names = ("balanced_accuracy", "f1_weighted", "auroc")
         return {f"val_{name}": round(figures[name], 5) for name in names if figures[name] is not None}
 
-    def _class_weights(self) -> torch.Tensor:
-        """Inverse class frequency on the training side, mean 1 over its cells."""
+    def _class_counts(self) -> torch.Tensor:
+        """Training cells of each class, (K,) float32."""
         names = self.cells.data.info.labels
         counts = np.bincount(self.cells.labels[self.train_rows], minlength=len(names))
         for name, count in zip(names, counts, strict=True):
             if count == 0:
                 raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
-        return torch.tensor(counts.sum() / (len(names) * counts), dtype=torch.float32)
+        return torch.tensor(counts, dtype=torch.float32)
 
     def _progress(self, loader: DataLoader[Any], epoch: int) -> Any:
         from tqdm.auto import tqdm
 
         return tqdm(loader, desc=f"epoch {epoch + 1}", disable=not _shows_progress(self.accelerator), leave=False)
+
+
+def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) -> None:
+    """Make the probabilities speak for the training data's class frequencies again.
+
+    A class-weighted loss teaches a network to answer as if all classes were equally frequent. Adding the logarithm of
+    the true frequencies to the head's bias undoes that exactly (Saerens et al. 2002, doi:10.1162/089976602753284446).
+
+    Args:
+        class_counts: (K,) training cells of each class.
+    """
+    bias = next(p for p in classifier_parameters(network) if p.ndim == 1)
+    shift = torch.log(class_counts / class_counts.sum())
+    with torch.no_grad():
+        bias.add_((shift - shift.mean()).to(bias.device))
 
 
 def _shows_progress(accelerator: Accelerator) -> bool:

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from leukoscope import __version__
 from leukoscope.cells.cache import FramedCells
-from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
@@ -69,12 +69,12 @@ def size_baseline(answers: CellPredictions, cells: FramedCells, split: Split) ->
 
 
 def describe_run(
-    config: TrainingConfig, recipe: Recipe, data: LoadedCells, split: Split, started_from: str
+    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, started_from: str
 ) -> dict[str, Any]:
     """The part of metrics.json that says how a model was made."""
-    trained = set(split.train)
-    rows = zip(data.train["cell_id"][:], data.train["subject"][:], strict=True)
-    subjects = {subject for cell, subject in rows if cell in trained and subject}
+    data, rows = cells.data, cells.rows(split.train)
+    subjects = {cells.subjects[row] for row in rows} - {""}
+    shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
     return {
         "schema_version": METRICS_SCHEMA_VERSION,
         "recipe": {**asdict(recipe)},
@@ -94,6 +94,8 @@ def describe_run(
         "training": {
             "cells": len(split.train),
             "subjects": sorted(subjects),
+            # The frequencies its probabilities speak for: elsewhere, with other frequencies, they shift.
+            "class_frequencies": dict(zip(data.info.labels, shares.tolist(), strict=True)),
             "split": split.detail,
             "start_weights": started_from,
             "seed": config.run.seed,
