@@ -10,31 +10,35 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
-from leukoscope.training.config import parse_config
+from leukoscope.training.config import TrainingConfig, parse_config
 
 
 def main() -> int:
-    """Read the flags, train, and publish when asked to; problems the user can fix end in one line."""
-    config = parse_config()
+    """Read the flags, then run; problems the user can fix end in one line."""
+    try:
+        run(parse_config())
+    except LeukoscopeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(config: TrainingConfig) -> None:
+    """Train, write the card, and publish when asked to."""
     from accelerate import PartialState
 
     from leukoscope.hub.card import write_card
     from leukoscope.hub.publish import check_can_publish, publish
     from leukoscope.training.loop import train
 
-    try:
-        if config.run.push_to_hub:
-            check_can_publish(config.run.hub_model_id)
-        run = train(config)
-        if not PartialState().is_main_process:
-            return 0
-        write_card(run / "release", hub_id=config.run.hub_model_id or "")
-        if config.run.push_to_hub:
-            print("published:", publish(run / "release", config.run.hub_model_id, private=config.run.hub_private))
-    except LeukoscopeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if config.run.push_to_hub:
+        check_can_publish(config.run.hub_model_id, private=config.run.hub_private)
+    release = train(config) / "release"
+    if not PartialState().is_main_process:
+        return
+    write_card(release, hub_id=config.run.hub_model_id or "")
+    if config.run.push_to_hub:
+        print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
 
 
 if __name__ == "__main__":

@@ -181,23 +181,31 @@ def _write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Non
 def protocol(
     ctx: typer.Context,
     release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
-    num_folds: Annotated[int, typer.Option(help="Folds of the cross-validation by subject.")] = 5,
 ) -> None:
-    """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py as well.
+    """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py (--num_folds …) as well.
 
     Finished runs are kept, so an interrupted protocol goes on where it stopped.
     """
-    from leukoscope.hub.card import write_card
-    from leukoscope.training.config import parse_config
-    from leukoscope.training.protocol import compose_release, run_protocol
+    from accelerate import PartialState
 
-    runs = run_protocol(parse_config(ctx.args), num_folds)
-    typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
+    from leukoscope.hub.card import read_template, write_card
+    from leukoscope.training.config import parse_config
+    from leukoscope.training.protocol import check_release_folder, compose_release, run_protocol
+
+    # Asked now rather than after hours of training.
+    check_release_folder(release)
+    read_template()
+    runs = run_protocol(parse_config(ctx.args))
+    if PartialState().is_main_process:
+        typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
 
 
 @app.command()
 def card(
     releases: Annotated[list[Path], typer.Argument(metavar="RELEASE", help="Release folders.")],
+    hub_model_id: Annotated[
+        str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
+    ] = "",
     readme: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Render the results table of this README as well.")
     ] = None,
@@ -206,6 +214,6 @@ def card(
     from leukoscope.hub.card import update_readme, write_card
 
     for release in releases:
-        typer.echo(write_card(release))
+        typer.echo(write_card(release, hub_id=hub_model_id))
     if readme is not None:
         typer.echo(update_readme(readme, releases))

@@ -134,8 +134,16 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     pixels, problems = decode_cells(rows, SMALL, "hub data")
     assert (pixels[0] == (200, 100, 50)).all()
     assert list(problems) == ["c1", "c2", "c3", "c4"]
-    assert all(problems[c].startswith(f"cell {c}: the image is damaged (") for c in ("c1", "c2", "c3"))
-    assert problems["c4"] == "c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+    assert problems["c1"] == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    assert all(problems[c].startswith(f"cell {c}: the image is damaged or cut short (") for c in ("c2", "c3"))
+    assert problems["c4"] == "cell c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+
+
+def test_a_picture_inside_the_data_set_that_would_start_another_program_is_refused() -> None:
+    eps = BytesIO()
+    Image.new("RGB", (20, 20)).save(eps, "eps")
+    _, problems = decode_cells(_encoded(eps.getvalue()), SMALL, "hub data")
+    assert problems == {"c0": "cell c0: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"}
 
 
 def test_unwritable_cache_folder_is_refused_with_the_way_out(

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from leukoscope.cells.images import MAX_PIXELS, UnreadableImage, check_header, from_array, open_image, to_rgb
+from leukoscope.cells.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    check_header,
+    from_array,
+    open_bytes,
+    open_image,
+    to_rgb,
+)
 
 
 @pytest.fixture
@@ -140,6 +148,51 @@ def test_refuses_pictures_smaller_than_a_cell(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "thumb.png") == "is 40×7 pixels, too small for a cell; give at least 8×8"
     Image.new("RGB", (8, 8)).save(tmp_path / "smallest.png")
     assert open_image(tmp_path / "smallest.png").size == (8, 8)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1_000_000, 8), (8, 1_000_000), (161, 16)])
+def test_refuses_strips_from_the_header_alone(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "strip.png"
+    path.write_bytes(_png_of_size(width, height))
+    wanted = f"is {width}×{height} pixels, one side more than 10 times the other; crop it to the cell"
+    assert _refusal(path) == wanted
+    with pytest.raises(UnreadableImage, match=wanted):
+        check_header(path)
+    with pytest.raises(UnreadableImage, match=f"^array: {wanted}"):
+        from_array(np.zeros((height, width), np.uint8))
+    Image.new("L", (160, 16)).save(tmp_path / "longest.png")
+    assert open_image(tmp_path / "longest.png").size == (160, 16)
+
+
+def test_formats_that_would_start_another_program_are_no_images(tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "cell.png"
+    picture.save(path, "EPS")
+    assert Image.open(path).format == "EPS", "Pillow alone goes by the content"
+    wanted = "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    assert _refusal(path) == wanted
+    with pytest.raises(UnreadableImage, match=wanted):
+        check_header(path)
+
+
+def test_a_phone_photograph_with_previews_is_its_first_picture(tmp_path: Path) -> None:
+    photograph, preview = Image.new("RGB", (32, 24), "white"), Image.new("RGB", (16, 12), "black")
+    photograph.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[preview])
+    assert Image.open(tmp_path / "phone.jpg").format == "MPO"
+    opened = open_image(tmp_path / "phone.jpg")
+    assert (opened.size, opened.getpixel((5, 5))) == ((32, 24), (255, 255, 255))
+
+
+def test_files_in_memory_are_read_and_refused_as_files_on_disk(tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "cell.png"
+    picture.save(path)
+    data = path.read_bytes()
+    assert np.array_equal(np.asarray(open_bytes(data, "cell 7")), np.asarray(picture))
+    for content in (b"", b"no picture", data[:1500], _png_of_size(60_000, 60_000), _deep_png(2, 3)):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableImage) as refused:
+            open_bytes(content, "cell 7")
+        # Pillow names the damaged file itself where it has a name.
+        assert str(refused.value) == f"cell 7: {_refusal(path)}"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

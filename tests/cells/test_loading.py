@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,6 +16,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.registry import CNMC_PRELIM_LABELS, DATASETS
 
 COLUMNS = ["image", "label", "subject", "cell_id", "fold"]
 
@@ -144,15 +147,23 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
     message = _refusal(load_cells, "cnmc2019", tmp_path / "nowhere")
     assert message == (
         f"--train_dir {tmp_path / 'nowhere'}: no such folder; unpack C-NMC 2019 (ISBI 2019 challenge) there "
-        "or correct the path"
+        "(get it from https://doi.org/10.7937/tcia.2019.dc64i46r) or correct the path"
+    )
+    assert _refusal(load_cells, "imagefolder", tmp_path / "nowhere") == (
+        f"--train_dir {tmp_path / 'nowhere'}: no such folder; correct the path"
     )
 
 
 def test_folder_without_cells_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
+    assert _refusal(load_cells, "cnmc2019", tmp_path) == (
+        f"--train_dir {tmp_path}: no cell of C-NMC 2019 (ISBI 2019 challenge) found; "
+        "expected …/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp"
+    )
     _paint(tmp_path / "holiday.png")
     assert _refusal(load_cells, "ball4", tmp_path) == (
         f"--train_dir {tmp_path}: no cell of B-ALL, four classes (Ghaderzadeh et al. 2021) found; "
-        "expected …/Original/{Benign,Early,Pre,Pro}/WBC-….jpg"
+        f"1 image file(s) passed over, for example {tmp_path / 'holiday.png'}: "
+        "not laid out as …/Original/{Benign,Early,Pre,Pro}/WBC-….jpg"
     )
 
 
@@ -171,7 +182,91 @@ def test_ball4_is_loaded_without_its_segmented_copies(tmp_path: Path) -> None:
     assert len(data.train) == 4
     assert data.info.labels == ("Benign", "Early", "Pre", "Pro")
     assert set(data.train["subject"]) == {""}
+    assert data.passed_over == (), "the parallel tree is expected"
     assert "subjects" not in data.report().splitlines()[0]
+
+
+# What was given and not used
+
+
+def test_images_that_are_no_cells_are_counted_and_named(cnmc: Path) -> None:
+    assert load_cells("cnmc2019", cnmc).passed_over == ()
+    _paint(cnmc / "fold_0" / "all" / "overview.png")
+    _paint(cnmc / "fold_0" / "all" / "UID_1_1_1_aml.png")
+    _paint(cnmc / "samples" / "UID_2_1_1_all.png")
+    data = load_cells("cnmc2019", cnmc)
+    assert len(data.train) == 5
+    assert data.passed_over == (
+        f"2 image file(s) passed over, for example {cnmc / 'fold_0' / 'all' / 'UID_1_1_1_aml.png'}: "
+        "not laid out as …/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
+        f"1 image file(s) passed over, for example {cnmc / 'samples' / 'UID_2_1_1_all.png'}: "
+        "copies of cells already found",
+    )
+    assert data.report().splitlines()[-2:] == list(data.passed_over)
+    assert data.without({"UID_2_1_1_all": "damaged"}).passed_over == data.passed_over
+
+
+def test_a_preliminary_test_without_its_label_list_is_named(cnmc: Path) -> None:
+    folder = cnmc / "C-NMC_test_prelim_phase_data"
+    _paint(folder / "1.bmp", 50)
+    _paint(folder / "2.bmp", 51)
+    opening = f"image file(s) of the preliminary test left out, for example {folder}/"
+    data = load_cells("cnmc2019", cnmc)
+    assert list(data.cells) == ["train"]
+    assert data.passed_over == (
+        f"2 {opening}1.bmp: their labels come from {CNMC_PRELIM_LABELS}, and that list is not there; "
+        "put it beside them",
+    )
+    (folder / CNMC_PRELIM_LABELS).write_text("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n")
+    assert load_cells("cnmc2019", cnmc).passed_over == (
+        f"1 {opening}2.bmp: their labels come from {CNMC_PRELIM_LABELS}, and it names no cell for them",
+    )
+
+
+def test_a_folder_of_nothing_but_the_unlabelled_preliminary_test_says_what_is_missing(tmp_path: Path) -> None:
+    _paint(tmp_path / "C-NMC_test_prelim_phase_data" / "1.bmp")
+    assert _refusal(load_cells, "cnmc2019", tmp_path).endswith(
+        f"their labels come from {CNMC_PRELIM_LABELS}, and that list is not there; put it beside them"
+    )
+
+
+def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path) -> None:
+    _paint(own_cells / "loose.png")
+    assert load_cells("imagefolder", own_cells).passed_over == (
+        f"1 image file(s) passed over, for example {own_cells / 'loose.png'}: "
+        "not laid out as <class>/<image>, one folder a class",
+    )
+
+
+# Flags that would have no effect
+
+
+def test_a_folder_given_with_phantoms_is_refused() -> None:
+    assert _refusal(load_cells, "phantoms", "my_cells") == (
+        "--train_dir my_cells: --dataset_name phantoms reads no folder; say what the folder holds with "
+        "--dataset_name (one of cnmc2019, ball4, imagefolder) --train_dir my_cells"
+    )
+
+
+def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
+    assert _refusal(load_cells, "owner/name", own_cells) == (
+        f"--dataset_name owner/name --train_dir {own_cells}: a Hub id and a folder exclude each other; leave "
+        "--train_dir out, or say what the folder holds with --dataset_name (one of cnmc2019, ball4, imagefolder)"
+    )
+
+
+@pytest.mark.parametrize("name", ["owner/name", "cnmc2019", "dwb2023/cnmc-leukemia-2019", "phantoms"])
+@pytest.mark.parametrize("flag", ["subject_pattern", "subject_csv"])
+def test_subject_rules_are_refused_where_they_would_be_ignored(name: str, flag: str) -> None:
+    assert _refusal(load_cells, name, **{flag: "(x)"}) == (
+        f"--dataset_name {name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+        "--dataset_name imagefolder"
+    )
+
+
+def test_two_rules_for_subjects_are_refused(own_cells: Path) -> None:
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", subject_csv="x.csv")
+    assert message == "--subject_pattern '(x)' --subject_csv x.csv: both name the subjects; give one"
 
 
 # A user's own class folders
@@ -240,7 +335,7 @@ def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
 def test_one_class_is_not_enough(own_cells: Path) -> None:
     shutil.rmtree(own_cells / "normal")
     assert _refusal(load_cells, "imagefolder", own_cells) == (
-        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more class folders"
+        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more classes"
     )
 
 
@@ -250,6 +345,16 @@ def test_one_class_is_not_enough(own_cells: Path) -> None:
 def test_the_same_data_elsewhere_has_the_same_fingerprint(cnmc: Path, tmp_path: Path) -> None:
     shutil.copytree(cnmc, tmp_path / "a copy")
     assert load_cells("cnmc2019", cnmc).fingerprint == load_cells("cnmc2019", tmp_path / "a copy").fingerprint
+
+
+def test_folders_are_known_by_id_label_subject_and_size(cnmc: Path) -> None:
+    """Splits and finished protocols name this very value: another rule would orphan them."""
+    size = (cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp").stat().st_size
+    lines = [
+        f"UID_{subject}_1_1_{label.lower()}\t{label}\t{subject}\t{size}\n"
+        for subject, label in (("1", "ALL"), ("2", "ALL"), ("H10", "HEM"), ("H3", "HEM"), ("h3", "HEM"))
+    ]
+    assert load_cells("cnmc2019", cnmc).fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("change", ["label", "subject", "cell", "size"])
@@ -284,20 +389,19 @@ def test_phantoms_are_the_same_whenever_they_are_drawn() -> None:
     assert "These cells are synthetic: figures on them say nothing about patients." in first.report()
 
 
-def test_phantoms_of_another_seed_or_size_are_other_data() -> None:
-    prints = {
-        load_cells("phantoms", seed=seed, image_size=size).fingerprint for seed, size in ((0, 32), (1, 32), (0, 40))
-    }
-    assert len(prints) == 3
+def test_phantoms_of_another_size_are_other_data() -> None:
+    assert load_cells("phantoms", image_size=32).fingerprint != load_cells("phantoms", image_size=40).fingerprint
 
 
 # Hub layout
 
 
-def _publish(folder: Path, columns: dict[str, list[object]], label: datasets.ClassLabel | datasets.Value) -> str:
+def _publish(
+    folder: Path, columns: dict[str, list[object]], label: datasets.ClassLabel | datasets.Value, green: int = 0
+) -> str:
     """A data-set folder as the Hub serves it, one Parquet file with the pictures inside."""
     count = len(columns["label"])
-    pictures = [Image.new("RGB", (16, 16), (10 * i, 0, 0)) for i in range(count)]
+    pictures = [Image.new("RGB", (16, 16), (10 * i, green, 0)) for i in range(count)]
     rows = datasets.Dataset.from_dict({"image": pictures, **columns})
     rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
     folder.mkdir(parents=True)
@@ -342,6 +446,89 @@ def test_hub_layout_has_a_fingerprint_of_its_labels_and_subjects(tmp_path: Path)
     assert load_cells(one).fingerprint == load_cells(same).fingerprint != load_cells(other).fingerprint
 
 
+def test_hub_data_sets_that_differ_in_nothing_but_a_picture_have_other_fingerprints(tmp_path: Path) -> None:
+    columns, text = {"label": ["ALL", "HEM"]}, datasets.Value("string")
+    one = _publish(tmp_path / "1", columns, text)
+    other = _publish(tmp_path / "2", columns, text, green=1)
+    assert load_cells(one).fingerprint != load_cells(other).fingerprint
+
+
+def test_hub_data_of_loose_files_are_known_by_their_content_too(tmp_path: Path) -> None:
+    def fingerprint(folder: str, seed: int) -> str:
+        for number, name in enumerate(("blast/1.bmp", "normal/2.bmp")):
+            _paint(tmp_path / folder / name, seed + number)
+        return load_cells(str(tmp_path / folder)).fingerprint
+
+    assert fingerprint("a", seed=0) == fingerprint("b", seed=0) != fingerprint("c", seed=5)
+
+
+def test_a_hub_row_without_a_picture_is_refused(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16)), None], "label": ["ALL", "HEM"]})
+    (tmp_path / "hub").mkdir()
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
+    assert _refusal(load_cells, str(tmp_path / "hub")) == (
+        f"data set {tmp_path / 'hub'}: cell row_000001 has no image; remove its row"
+    )
+
+
+@pytest.fixture
+def cnmc_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, list[object]]], LoadedCells]:
+    """Loads `cnmc2019` from a Hub copy with the given columns."""
+
+    def load(columns: dict[str, list[object]]) -> LoadedCells:
+        hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+        monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
+        return load_cells("cnmc2019")
+
+    return load
+
+
+def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
+    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
+) -> None:
+    data = cnmc_on_the_hub(
+        {
+            "label": ["ALL", "HEM", "ALL"],
+            "file_name": ["UID_1_1_1_all.bmp", "UID_h3_1_1_hem.bmp", "UID_57_29_1_all.bmp"],
+            "fold": ["fold_0", "fold_1", "preliminary_test"],
+        }
+    )
+    assert data.train["cell_id"][:] == ["UID_1_1_1_all", "UID_h3_1_1_hem"]
+    assert data.train["subject"][:] == ["1", "H10"]
+    assert data.cells["preliminary_test"]["cell_id"][:] == ["UID_57_29_1_all"]
+    assert np.asarray(data.cells["preliminary_test"][0]["image"])[0, 0].tolist() == [20, 0, 0]
+    assert data.train.features == data.cells["preliminary_test"].features
+    assert "fold_0 ALL: 1 cells here, 2,397 published" in data.count_differences
+    assert "preliminary_test ALL: 1 cells here, 1,219 published" in data.count_differences
+
+
+def test_hub_copy_without_folds_is_checked_by_its_sums(
+    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
+) -> None:
+    data = cnmc_on_the_hub({"label": ["ALL", "HEM", "HEM"]})
+    assert data.count_differences == (
+        "all ALL: 1 cells here, 7,272 published",
+        "all HEM: 2 cells here, 3,389 published",
+    )
+
+
+def test_other_splits_of_a_hub_data_set_are_counted_and_named(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
+    shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
+    data = load_cells(hub_id)
+    assert len(data.train) == 2
+    assert data.report().splitlines()[-1] == "Hub split 'test' not used: 2 rows"
+
+
+def test_hub_data_of_one_class_are_refused(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "ALL"]}, datasets.Value("string"))
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: only the class 'ALL' found; a classifier needs two or more classes"
+    )
+
+
 def test_hub_layout_with_a_cell_twice_is_refused(tmp_path: Path) -> None:
     columns = {"label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "hem/1.bmp"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
@@ -364,7 +551,9 @@ def test_unreachable_hub_data_set_ends_in_one_clear_message_at_once() -> None:
     message = _refusal(load_cells, "nobody/no-such-cells")
     assert time.monotonic() - started < 10
     assert message.startswith("data set nobody/no-such-cells: cannot be loaded from the Hub (")
-    assert message.endswith("; check the id and the network, or give a local copy with --train_dir DIR")
+    assert message.endswith(
+        "; check the id and the network, or give a local copy with --dataset_name imagefolder --train_dir DIR"
+    )
 
 
 # Real cells

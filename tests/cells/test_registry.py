@@ -21,6 +21,7 @@ from leukoscope.cells.registry import (
     find_class_folders,
     find_cnmc_cells,
     image_files,
+    read_columns,
 )
 
 
@@ -73,6 +74,28 @@ def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list
         ("UID_57_29_1_all", "ALL", "57", "preliminary_test"),
         ("UID_H48_8_2_hem", "HEM", "H48", "preliminary_test"),
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "lacks the column(s) Patient_ID, new_names; it needs new_names,Patient_ID"),
+        (b"Patient_ID,labels\nUID_57_29_1_all.bmp,1\n", "lacks the column(s) new_names; it needs"),
+        (b"\xff\xfe\x00PK", "cannot be read as a CSV file in UTF-8 ("),
+    ],
+    ids=["empty", "missing column", "binary"],
+)
+def test_malformed_label_list_is_refused_with_its_name(tmp_path: Path, content: bytes, message: str) -> None:
+    _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp")
+    (tmp_path / CNMC_PRELIM_LABELS).write_bytes(content)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(find_cnmc_cells(tmp_path))
+    assert str(refused.value).startswith(f"{tmp_path / CNMC_PRELIM_LABELS}: {message}")
+
+
+def test_short_rows_of_a_table_read_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("file,subject,age\na.png,p1,7\nb.png\n", encoding="utf-8-sig")
+    assert read_columns(tmp_path / "table.csv", "subject", "file") == [("p1", "a.png"), ("", "b.png")]
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "BMP", "png", "webp", "tif", "tiff", "jpg", "jpeg"])

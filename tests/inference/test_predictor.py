@@ -113,7 +113,7 @@ def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
 
     turned, plain = predictor([tmp_path / "turned.jpg", tmp_path / "upright.jpg"])
 
-    side = 150 * 350 / 450
+    side = 150 * 96 / int(96 * 450 / 350)
     assert turned.view_box == plain.view_box
     assert turned.view_box == pytest.approx((100 - side / 2, 75 - side / 2, 100 + side / 2, 75 + side / 2), abs=1e-3)
     assert np.allclose(shares(turned), shares(plain), atol=2e-3)
@@ -225,7 +225,9 @@ def test_an_impossible_device_is_refused(tiny_release, device):
 # Where a release comes from
 
 
-@pytest.mark.parametrize("name", ["nowhere", "runs/x/release", "../model", "owner/", "a--b/c", "owner/name@", "a/b c"])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "runs/x/release", "../model", "owner/", "a--b/c", "owner/name@", "a/b c", "a/b.git", "a/b@../c"]
+)
 def test_a_malformed_name_is_refused(name):
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
@@ -296,8 +298,20 @@ def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release
     put_in_cache(hub_cache, tiny_release)
     (hub_cache / "models--owner--name" / "snapshots" / COMMIT / "config.json").unlink()
 
-    with pytest.raises(LeukoscopeError, match="^owner/name: .*has no config.json"):
+    with pytest.raises(LeukoscopeError, match="^owner/name: has no config.json; give the folder of a release$"):
         Predictor.from_pretrained("owner/name")
+
+
+def test_from_the_hub_no_folder_of_that_name_is_opened(hub_cache, tiny_release, tmp_path, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    shutil.copytree(tiny_release, tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(LeukoscopeError, match="^owner/name: the Hub cannot be reached and no whole copy is cached"):
+        Predictor.from_hub("owner/name")
+    put_in_cache(hub_cache, tiny_release)
+    assert Predictor.from_hub("owner/name").release.revision == COMMIT
+    assert Predictor.from_hub("owner/name", revision=COMMIT).release.revision == COMMIT
 
 
 class _RefusingHub(BaseHTTPRequestHandler):
@@ -366,3 +380,15 @@ def test_without_a_network_the_cached_copy_answers(online, hub_cache, tiny_relea
     assert Predictor.from_pretrained("owner/name").release.revision == COMMIT
     with pytest.raises(LeukoscopeError, match="^owner/other: the Hub cannot be reached and no whole copy is cached"):
         Predictor.from_pretrained("owner/other")
+
+
+def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(hub_cache, monkeypatch):
+    def refuse(*_args, **_options):
+        (hub_cache.parent / "no such folder" / "file").touch()
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_hub("owner/name")
+    assert str(error.value) == (
+        "owner/name: cannot be fetched from the Hub (No such file or directory); try again, or give a release folder"
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,31 @@ def test_an_unreachable_hub_ends_in_one_clear_message_at_once(network: nn.Module
     assert message.endswith(
         "; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
     )
+
+
+@pytest.mark.parametrize("base_model", ["no such id", "one/two/three"])
+def test_a_malformed_hub_id_is_one_clear_message(network: nn.Module, recipe: Recipe, base_model: str) -> None:
+    message = _refusal(network, replace(recipe, base_model=base_model), StartWeights())
+    assert message.startswith(f"{base_model}: its weights cannot be fetched from the Hub (HFValidationError); ")
+
+
+def test_a_hub_that_hangs_up_is_one_clear_message(
+    network: nn.Module, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HangsUp(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HangsUp)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.server_port}/weights"
+    )
+    message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
+    server.shutdown()
+    server.server_close()
+    assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (RemoteProtocolErr")
 
 
 def test_a_network_built_twice_from_one_seed_is_the_same(recipe: Recipe) -> None:

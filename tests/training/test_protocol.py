@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -17,6 +16,7 @@ from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.splits import make_split
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.protocol import (
@@ -25,11 +25,12 @@ from leukoscope.training.protocol import (
     OFFICIAL_FOLDS,
     RANDOM_SPLIT,
     ProtocolRun,
+    check_release_folder,
     compose_release,
     protocol_runs,
     run_protocol,
 )
-from leukoscope.training.record import THESE_WEIGHTS, describe_run, judge
+from leukoscope.training.record import THESE_WEIGHTS, describe_run, judge, write_args
 
 FOLDS = 2
 ORDER = ["official-0-1", "official-1-0", "final", "cv-0", "cv-1", "random"]
@@ -53,7 +54,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(cells: Path, tmp_path: Path) -> TrainingConfig:
     data = ("--dataset_name", "cnmc2019", "--train_dir", str(cells), "--output_dir", str(tmp_path / "protocol"))
     small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "8")
-    return parse_config([*data, *small, "--from_scratch", "--mixed_precision", "no"])
+    return parse_config([*data, *small, "--num_folds", str(FOLDS), "--from_scratch", "--mixed_precision", "no"])
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,14 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
         block["size_only_baseline"] = headline(measure(answers))
         metrics["evaluations"].append(block)
     write_json(run.folder / "metrics.json", metrics)
-    (run.folder / "args.yaml").write_text(yaml.safe_dump({"flags": run.config.as_dict()}))
+    write_args(run.folder / "args.yaml", run.config, run.config.resolve())
     shutil.copytree(release, run.folder / "release")
     write_json(run.folder / "release" / "metrics.json", metrics)
 
 
 @pytest.fixture
 def finished_runs(config: TrainingConfig, data: LoadedCells, tiny_release: Path) -> list[ProtocolRun]:
-    runs = list(protocol_runs(config, FOLDS))
+    runs = list(protocol_runs(config))
     for number, run in enumerate(runs):
         _finish_by_hand(run, data, tiny_release, seconds=10.0**number)
     return runs
@@ -110,7 +111,7 @@ def finished_runs(config: TrainingConfig, data: LoadedCells, tiny_release: Path)
 
 
 def test_runs_come_in_the_order_of_what_they_tell_soonest(config: TrainingConfig) -> None:
-    runs = list(protocol_runs(config, FOLDS))
+    runs = list(protocol_runs(config))
     assert [run.name for run in runs] == ORDER
     assert [run.folder for run in runs] == [config.output_dir / name for name in ORDER]
     assert [run.estimates for run in runs] == [
@@ -119,7 +120,7 @@ def test_runs_come_in_the_order_of_what_they_tell_soonest(config: TrainingConfig
 
 
 def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
-    args = {run.name: run.config.data for run in protocol_runs(config, FOLDS)}
+    args = {run.name: run.config.data for run in protocol_runs(config)}
     assert (args["official-1-0"].train_folds, args["official-1-0"].test_folds) == (["fold_1"], ["fold_0"])
     assert (args["cv-1"].split, args["cv-1"].fold, args["cv-1"].num_folds) == ("subject-cv", 1, FOLDS)
     assert args["random"].split == "random"
@@ -128,7 +129,7 @@ def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
 
 
 def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> None:
-    for run in protocol_runs(config, FOLDS):
+    for run in protocol_runs(config):
         assert run.config.model == config.model
         assert replace(run.config.run, output_dir=None) == replace(config.run, output_dir=None)
         assert run.config.data.dataset_name == config.data.dataset_name
@@ -140,7 +141,7 @@ def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> N
 def test_a_run_is_finished_once_its_release_is_whole(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
-    run = next(protocol_runs(config, FOLDS))
+    run = next(protocol_runs(config))
     assert not run.is_finished()
     run.folder.mkdir(parents=True)
     assert not run.is_finished()
@@ -154,30 +155,76 @@ def test_a_run_is_finished_once_its_release_is_whole(
 def test_a_run_finished_with_other_flags_is_refused_by_name(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
-    _finish_by_hand(next(protocol_runs(config, FOLDS)), data, tiny_release, seconds=1.0)
+    _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
     other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
-    run = next(protocol_runs(other, FOLDS))
+    run = next(protocol_runs(other))
     with pytest.raises(LeukoscopeError) as refused:
         run.is_finished()
     assert str(refused.value) == (
-        f"{run.folder}: finished with other flags (learning_rate: None, seed: 0); "
+        f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0003); "
         "give another --output_dir or remove it"
     )
+
+
+def test_a_recipe_edited_since_makes_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = next(protocol_runs(config))
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    monkeypatch.setitem(RECIPES, "densenet121", replace(RECIPES["densenet121"], label_smoothing=0.3))
+    with pytest.raises(LeukoscopeError, match="recipe's label_smoothing: 0.1"):
+        run.is_finished()
+
+
+def test_more_folds_repeat_no_other_run(config: TrainingConfig) -> None:
+    more = replace(config, data=replace(config.data, num_folds=5))
+    few, many = ({run.name: run.config for run in protocol_runs(c)} for c in (config, more))
+    assert {name for name in few if few[name] != many[name]} == {"cv-0", "cv-1"}
+
+
+def test_data_without_published_folds_is_cross_validated_only() -> None:
+    names = [run.name for run in protocol_runs(parse_config(["--dataset_name", "phantoms", "--num_folds", "2"]))]
+    assert names == [FINAL, "cv-0", "cv-1", "random"]
+
+
+@pytest.mark.parametrize("flag", [["--push_to_hub"], ["--split_file", "split.json"]])
+def test_flags_a_protocol_sets_itself_are_refused(config: TrainingConfig, flag: list[str]) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^{flag[0]}: a protocol draws its own splits and publishes nothing"):
+        run_protocol(parse_config(["--dataset_name", "cnmc2019", *flag]))
+
+
+def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work" / "precious").mkdir(parents=True)
+    with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced; name another folder"):
+        check_release_folder(tmp_path / "work")
+    with pytest.raises(LeukoscopeError, match="give the release a folder of its own"):
+        check_release_folder(Path("."))
+    check_release_folder(tmp_path / "new")
+
+
+def test_runs_on_other_data_are_not_pooled(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    path = finished_runs[-1].folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["data"]["fingerprint"] = "other"
+    write_json(path, metrics)
+    with pytest.raises(LeukoscopeError, match="runs differ in their data fingerprint"):
+        compose_release(finished_runs, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_where_the_cells_lie_does_not_make_it_another_run(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
-    _finish_by_hand(next(protocol_runs(config, FOLDS)), data, tiny_release, seconds=1.0)
-    moved = replace(config, data=replace(config.data, train_dir="elsewhere"), run=replace(config.run, push_to_hub=True))
-    assert next(protocol_runs(moved, FOLDS)).is_finished()
+    _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
+    moved = replace(config, data=replace(config.data, train_dir="elsewhere"), run=replace(config.run, hub_private=True))
+    assert next(protocol_runs(moved)).is_finished()
 
 
 def test_finished_runs_are_kept_as_they_are(
     config: TrainingConfig, finished_runs: list[ProtocolRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
-    runs = run_protocol(config, FOLDS)
+    runs = run_protocol(config)
     assert {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in runs} == before
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/6] official-0-1: finished earlier, kept"
@@ -190,7 +237,7 @@ def test_an_interrupted_run_and_only_that_one_is_made_again(
     interrupted = finished_runs[1]
     (interrupted.folder / "release" / "metrics.json").unlink()
     before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
-    run_protocol(config, FOLDS)
+    run_protocol(config)
     after = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
     assert {name for name in before if before[name] != after[name]} == {interrupted.name}
     assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
@@ -278,6 +325,7 @@ def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun
     old = tmp_path / "release"
     old.mkdir()
     (old / "stale.txt").touch()
+    (old / "config.json").write_text("{}")
     assert compose_release(finished_runs, old) == old
     assert not (old / "stale.txt").exists()
     assert load_release(old).labels == ("ALL", "HEM")
@@ -285,7 +333,7 @@ def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun
 
 @pytest.mark.slow
 def test_a_whole_protocol_from_cells_to_release(config: TrainingConfig, tmp_path: Path) -> None:
-    runs = run_protocol(config, FOLDS)
+    runs = run_protocol(config)
     assert all(run.is_finished() for run in runs)
     release = compose_release(runs, tmp_path / "release")
     blocks = _blocks(release)

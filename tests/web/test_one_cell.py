@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import gradio
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +14,16 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.web import panels, words
 from leukoscope.web.shelf import Shelf, find_releases
+
+
+def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
+    """What answers at /predict."""
+    from leukoscope.web.demo import build_demo
+
+    (endpoint,) = (block.fn for block in build_demo(Shelf(releases)).fns.values() if block.api_name == "predict")
+    assert endpoint is not None
+    return endpoint
+
 
 BLANK = Image.new("RGB", (40, 40), "white")
 
@@ -86,6 +99,8 @@ def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / ".half.tmp").mkdir()
+    (tmp_path / ".half.tmp" / "config.json").write_text("{}")
     (tmp_path / "template.md").write_text("no release")
     (tmp_path / "notes").mkdir()
     assert find_releases(tmp_path) == {"a": tmp_path / "a", "b": tmp_path / "b"}
@@ -101,7 +116,9 @@ def test_shelf_keeps_the_models_used_last(tiny_release: Path) -> None:
     assert shelf.loaded == ["a", "c"]
 
 
-@pytest.mark.parametrize("name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/.."])
+@pytest.mark.parametrize(
+    "name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c"]
+)
 def test_shelf_refuses_what_is_no_model_name(name: str) -> None:
     with pytest.raises(LeukoscopeError, match="is no model name: pick an embedded one \\(x\\) or type a Hub id"):
         Shelf({"x": Path("x")}).predictor(name)
@@ -118,6 +135,33 @@ def test_shelf_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LeukoscopeError, match=r"config\.json: damaged"):
         Shelf({"broken": tmp_path}).predictor("broken")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_folder_of_this_machine_is_never_opened_for_a_visitor(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_cache: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "secret").symlink_to(tiny_release)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LeukoscopeError, match="^runs/secret: the Hub cannot be reached"):
+        Shelf({"tiny": tiny_release}).predictor("runs/secret")
+
+
+def test_a_damaged_hub_model_is_told_without_this_machine_s_folders(tmp_path: Path, hub_cache: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = hub_cache / "models--owner--name" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"^owner/name/config\.json: damaged") as refused:
+        Shelf({}).predictor(f"owner/name@{commit}")
+    assert str(tmp_path) not in str(refused.value)
 
 
 class TestUploads:
@@ -161,6 +205,17 @@ class TestUploads:
         with pytest.raises(UnreadableImage, match=f"^{problem}"):
             read_upload(cache / name)
         assert not (cache / name).exists()
+
+    @pytest.mark.parametrize(("model", "problem"), [("/etc", "'/etc' is no model name"), (None, "No model is chosen")])
+    def test_a_bad_model_name_leaves_no_upload_behind(self, cache: Path, model: str | None, problem: str) -> None:
+        cut_out_cell().save(cache / "cell.png")
+        with pytest.raises(gradio.Error, match=f"^['\"]?{problem}"):
+            _predict({"x": Path("x")})(str(cache / "cell.png"), model)
+        assert not (cache / "cell.png").exists()
+
+    def test_a_missing_picture_is_one_clear_message(self) -> None:
+        with pytest.raises(gradio.Error, match="image: no picture was sent; give one image file"):
+            _predict({"x": Path("x")})(None, "x")
 
     def test_a_whole_slide_is_not_one_cell(self, cache: Path) -> None:
         from leukoscope.cells.images import UnreadableImage

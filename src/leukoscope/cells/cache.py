@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import UnreadableImage, open_image, to_rgb
+from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.transforms import Preprocessing
 
@@ -173,16 +173,5 @@ def _decode_to(
 
 def _open(encoded: dict[str, object], cell_id: str) -> Image.Image:
     """A row's picture: from its file, or from the bytes a Hub data set carries."""
-    from io import BytesIO
-
-    from PIL import Image
-
-    if encoded["bytes"] is None:
-        return open_image(str(encoded["path"]))
-    try:
-        with Image.open(BytesIO(encoded["bytes"])) as image:  # type: ignore[arg-type]
-            return to_rgb(image, cell_id)
-    except UnreadableImage:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"cell {cell_id}: the image is damaged ({error})") from None
+    data = encoded["bytes"]
+    return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))

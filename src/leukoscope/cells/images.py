@@ -7,6 +7,9 @@ is refused with the same words everywhere else. Orientation follows the EXIF tag
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,13 @@ IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
+# The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
+MAX_SIDE_RATIO = 10
+# The WebP and JPEG copies of cut-out cells carry background pixels of 1–8 instead of 0.
+BACKGROUND_LEVEL = 8
+# Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
+# JPEG covers MPO; GIF is here for its films, which are refused in words that help.
+_FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
 # A caller who turns warnings into errors gets the same words.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
@@ -38,18 +48,15 @@ def open_image(path: str | Path) -> Image.Image:
         A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation says.
 
     Raises:
-        UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny or huge files.
+        UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
     """
-    try:
-        check_header(path)
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except UnreadableImage:
-        raise
-    except _BOMBS:
-        raise UnreadableImage(_too_large(path)) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"{path}: the image is damaged or cut short ({error}); copy or export it again") from None
+    return _decode(_file(path), path)
+
+
+def open_bytes(data: bytes, name: str) -> Image.Image:
+    """Open an image file held in memory, as `open_image` does; messages call it `name`."""
+    _require_content(len(data), name)
+    return _decode(BytesIO(data), name)
 
 
 def check_header(path: str | Path) -> tuple[int, int]:
@@ -61,24 +68,52 @@ def check_header(path: str | Path) -> tuple[int, int]:
     Raises:
         UnreadableImage: see `open_image`; damage inside the pixel data is found only by decoding.
     """
+    with _identified(_file(path), path) as image:
+        return image.size
+
+
+def _file(path: str | Path) -> Path:
     file = Path(path)
     if not file.exists():
         raise UnreadableImage(f"{path}: no such file; check the path")
     if file.is_dir():
         raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
-    if file.stat().st_size == 0:
-        raise UnreadableImage(f"{path}: the file is empty (0 bytes); copy or export it again")
-    try:
-        with Image.open(file) as image:
-            _check_kind(image, path)
-            return image.size
-    except UnidentifiedImageError:
-        formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
-        raise UnreadableImage(f"{path}: is not an image; give one of {formats}") from None
-    except _BOMBS:
-        raise UnreadableImage(_too_large(path)) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"{path}: cannot be read as an image ({error}); copy or export it again") from None
+    _require_content(file.stat().st_size, path)
+    return file
+
+
+def _require_content(size: int, name: str | Path) -> None:
+    if size == 0:
+        raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or export it again")
+
+
+@contextmanager
+def _identified(source: Path | BytesIO, name: str | Path) -> Iterator[Image.Image]:
+    """The picture with its header read and found usable, its pixels not yet decoded."""
+    with ExitStack() as stack:
+        try:
+            image = stack.enter_context(Image.open(source, formats=_FORMATS))
+            _check_kind(image, name)
+        except UnidentifiedImageError:
+            formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
+            raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
+        except _BOMBS:
+            raise UnreadableImage(_too_large(name)) from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImage(f"{name}: cannot be read as an image ({error}); copy or export it again") from None
+        yield image
+
+
+def _decode(source: Path | BytesIO, name: str | Path) -> Image.Image:
+    with _identified(source, name) as image:
+        try:
+            return to_rgb(image, name)
+        except _BOMBS:
+            raise UnreadableImage(_too_large(name)) from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImage(
+                f"{name}: the image is damaged or cut short ({error}); copy or export it again"
+            ) from None
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
@@ -111,6 +146,11 @@ def _check_kind(image: Image.Image, name: str | Path) -> None:
     if min(width, height) < MIN_SIDE:
         raise UnreadableImage(
             f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}"
+        )
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise UnreadableImage(
+            f"{name}: is {width}×{height} pixels, one side more than {MAX_SIDE_RATIO} times the other; "
+            "crop it to the cell"
         )
     # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -6,7 +6,6 @@ own test set stays a split of its own. What could not be used is counted and nam
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections import Counter
@@ -14,15 +13,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.images import UnreadableImage, check_header
 from leukoscope.cells.phantoms import phantom_cells
-from leukoscope.cells.registry import CellFile, DatasetInfo, dataset_info
+from leukoscope.cells.registry import (
+    CNMC_NAME,
+    DATASETS,
+    CellFile,
+    DatasetInfo,
+    dataset_info,
+    passed_over,
+    read_columns,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset, DatasetDict
 
 PRELIMINARY_TEST = "preliminary_test"
 _HUB_SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
@@ -36,10 +43,11 @@ class LoadedCells:
     Attributes:
         info: the registry entry, with the labels found when the entry leaves them open.
         cells: `train` and, where the publisher has one, `preliminary_test`.
-        fingerprint: sha256 over (cell id, label, subject, size in bytes) of every row; the same data gives the
-            same value whatever the folder.
+        fingerprint: sha256 over (cell id, label, subject, content) of every row; the same data gives the same value
+            whatever the folder. The content is a file's size in bytes, or a hash where no file can be looked up.
         unreadable: one message a file that could not be used.
         count_differences: one line a partition whose counts differ from the publisher's.
+        passed_over: one line a reason for which images given are not among the cells.
     """
 
     info: DatasetInfo
@@ -47,6 +55,7 @@ class LoadedCells:
     fingerprint: str
     unreadable: tuple[str, ...] = ()
     count_differences: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @property
     def train(self) -> Dataset:
@@ -78,6 +87,7 @@ class LoadedCells:
         if self.info.synthetic:
             lines.append("These cells are synthetic: figures on them say nothing about patients.")
         lines += [f"counts differ: {line}" for line in self.count_differences]
+        lines += self.passed_over
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} unreadable file(s) left out:")
             lines += [f"  {message}" for message in self.unreadable]
@@ -90,7 +100,6 @@ def load_cells(
     *,
     subject_pattern: str | None = None,
     subject_csv: str | Path | None = None,
-    seed: int = 0,
     image_size: int = 450,
 ) -> LoadedCells:
     """Load a data set by registry name from a local folder, or from the Hub.
@@ -101,22 +110,16 @@ def load_cells(
         subject_pattern: `imagefolder` only: a regular expression over the path below `train_dir`, whose group
             `subject` (or first group) names the subject.
         subject_csv: `imagefolder` only: a CSV with columns `file` (path below `train_dir`) and `subject`.
-        seed: of the phantoms.
         image_size: side in pixels of the phantoms.
 
     Raises:
-        LeukoscopeError: unknown data set, missing or empty folder, bad pattern, unreachable Hub data set.
+        LeukoscopeError: unknown data set, flags that exclude each other, missing or empty folder, bad pattern,
+            unreachable Hub data set.
     """
-    if "/" in dataset_name and train_dir is None:
-        return _load_from_hub(dataset_name, _entry_of_hub_id(dataset_name))
-    info = dataset_info(dataset_name)
-    if (subject_pattern or subject_csv) and info.name != "imagefolder":
-        raise LeukoscopeError(
-            f"--dataset_name {info.name}: names its subjects itself; --subject_pattern and --subject_csv are for "
-            "--dataset_name imagefolder"
-        )
+    info = _entry_of_hub_id(dataset_name) if "/" in dataset_name else dataset_info(dataset_name)
+    _refuse_idle_flags(dataset_name, info, train_dir, subject_pattern, subject_csv)
     if info.synthetic:
-        return _draw_phantoms(info, seed, image_size)
+        return _draw_phantoms(info, image_size)
     if train_dir is not None:
         return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv)
     if info.hub_id is None:
@@ -124,22 +127,107 @@ def load_cells(
     return _load_from_hub(info.hub_id, info)
 
 
-def _features(labels: Sequence[str]) -> Features:
-    from datasets import ClassLabel, Features, Image, Value
+def _refuse_idle_flags(
+    dataset_name: str,
+    info: DatasetInfo,
+    train_dir: str | Path | None,
+    subject_pattern: str | None,
+    subject_csv: str | Path | None,
+) -> None:
+    """A flag that would have no effect is a misunderstanding about which cells are used."""
+    folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
+    if train_dir is not None and "/" in dataset_name:
+        raise LeukoscopeError(
+            f"--dataset_name {dataset_name} --train_dir {train_dir}: a Hub id and a folder exclude each other; leave "
+            f"--train_dir out, or say what the folder holds with --dataset_name (one of {folder_names})"
+        )
+    if train_dir is not None and info.synthetic:
+        raise LeukoscopeError(
+            f"--train_dir {train_dir}: --dataset_name {info.name} reads no folder; say what the folder holds with "
+            f"--dataset_name (one of {folder_names}) --train_dir {train_dir}"
+        )
+    if (subject_pattern or subject_csv) and dataset_name != "imagefolder":
+        raise LeukoscopeError(
+            f"--dataset_name {dataset_name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+            "--dataset_name imagefolder"
+        )
+    if subject_pattern and subject_csv:
+        raise LeukoscopeError(
+            f"--subject_pattern {subject_pattern!r} --subject_csv {subject_csv}: both name the subjects; give one"
+        )
 
+
+class _Row(NamedTuple):
+    """One labelled cell, wherever its image lies; `content` is what the fingerprint knows the image by."""
+
+    cell_id: str
+    label: str
+    subject: str
+    content: object
+    fold: str = ""
+
+
+def _assemble(
+    info: DatasetInfo,
+    images: Dataset,
+    rows: Sequence[_Row],
+    source: str,
+    *,
+    unreadable: Iterable[str] = (),
+    passed_over: Iterable[str] = (),
+) -> LoadedCells:
+    """The one way from (N,) images and what is known of each to a data set, whatever they came from.
+
+    Raises:
+        LeukoscopeError: fewer than two classes; the message opens with `source`.
+    """
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
+
+    labels = info.labels or tuple(sorted({row.label for row in rows}))
+    if len(labels) < 2:
+        seen = f"only the class {labels[0]!r}" if labels else "no cell"
+        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes")
     text = Value("string")
-    return Features(image=Image(), label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
+    columns = {
+        "label": [row.label for row in rows],
+        "subject": [info.canonical_subject(row.subject) for row in rows],
+        "cell_id": [row.cell_id for row in rows],
+        "fold": [row.fold for row in rows],
+    }
+    features = Features(label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
+    table = concatenate_datasets([images, Dataset.from_dict(columns, features=features)], axis=1)
+    held_out = [i for i, row in enumerate(rows) if row.fold == PRELIMINARY_TEST]
+    parts = {"train": table.select([i for i, row in enumerate(rows) if row.fold != PRELIMINARY_TEST])}
+    if held_out:
+        parts[PRELIMINARY_TEST] = table.select(held_out)
+    return LoadedCells(
+        replace(info, labels=labels),
+        DatasetDict(parts),
+        _fingerprint(row[:4] for row in rows),
+        tuple(unreadable),
+        tuple(_compare_counts(info, rows)),
+        tuple(passed_over),
+    )
+
+
+def _images(values: list[object]) -> Dataset:
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
 
 
 def _load_from_folder(
     info: DatasetInfo, root: Path, subject_pattern: str | None, subject_csv: str | Path | None
 ) -> LoadedCells:
     if not root.is_dir():
-        raise LeukoscopeError(f"--train_dir {root}: no such folder; unpack {info.title} there or correct the path")
+        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
+        raise LeukoscopeError(f"--train_dir {root}: no such folder; {fetch}correct the path")
     assert info.find_cells is not None
     found = list(info.find_cells(root))
+    not_used = list(passed_over(info, root, found))
     if not found:
-        raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; expected {info.layout}")
+        reasons = "; ".join(not_used or [f"expected {info.layout}"])
+        raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; {reasons}")
     found = list(_with_subjects(found, root, subject_pattern, subject_csv))
     _refuse_repeated_ids(found)
     readable, unreadable = _check_headers(found)
@@ -147,18 +235,9 @@ def _load_from_folder(
         raise LeukoscopeError(
             f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}"
         )
-    info = info if info.labels else replace(info, labels=tuple(sorted({cell.label for cell in readable})))
-    if len(info.labels) < 2:
-        raise LeukoscopeError(
-            f"--train_dir {root}: only the class {info.labels[0]!r} found; a classifier needs two or more class folders"
-        )
-    return LoadedCells(
-        info,
-        _as_dataset_dict(info, readable),
-        _fingerprint((c.cell_id, c.label, c.subject, c.path.stat().st_size) for c in readable),
-        tuple(unreadable),
-        tuple(_compare_counts(info, readable)),
-    )
+    rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
+    images = _images([str(c.path) for c in readable])
+    return _assemble(info, images, rows, f"--train_dir {root}", unreadable=unreadable, passed_over=not_used)
 
 
 def _with_subjects(
@@ -197,13 +276,7 @@ def _with_subjects(
 def _subjects_from_csv(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise LeukoscopeError(f"--subject_csv {path}: no such file; it needs the columns file,subject")
-    # Spreadsheets start a UTF-8 file with a byte-order mark.
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"file", "subject"} - set(reader.fieldnames or ())
-        if missing:
-            raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(sorted(missing))}; it needs file,subject")
-        return {row["file"]: row["subject"] for row in reader}
+    return {file: subject for file, subject in read_columns(path, "file", "subject")}
 
 
 def _refuse_repeated_ids(cells: Iterable[CellFile]) -> None:
@@ -233,30 +306,16 @@ def _check_headers(cells: list[CellFile]) -> tuple[list[CellFile], list[str]]:
     )
 
 
-def _as_dataset_dict(info: DatasetInfo, cells: list[CellFile]) -> DatasetDict:
-    from datasets import Dataset, DatasetDict
-
-    def rows(part: list[CellFile]) -> Dataset:
-        columns = {
-            "image": [str(c.path) for c in part],
-            "label": [c.label for c in part],
-            "subject": [info.canonical_subject(c.subject) for c in part],
-            "cell_id": [c.cell_id for c in part],
-            "fold": [c.fold for c in part],
-        }
-        return Dataset.from_dict(columns, features=_features(info.labels))
-
-    held_out = [c for c in cells if c.fold == PRELIMINARY_TEST]
-    parts = {"train": rows([c for c in cells if c.fold != PRELIMINARY_TEST])}
-    if held_out:
-        parts[PRELIMINARY_TEST] = rows(held_out)
-    return DatasetDict(parts)
-
-
-def _compare_counts(info: DatasetInfo, cells: Iterable[CellFile]) -> Iterator[str]:
+def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
     """One line a partition and label whose number of cells is not the publisher's."""
-    found = Counter((cell.fold, cell.label) for cell in cells)
-    for fold, labels in info.official_counts.items():
+    found = Counter((row.fold, row.label) for row in rows)
+    published = info.official_counts
+    if published and not any(fold in published for fold, _ in found):
+        # Without the publisher's folds only the sums over its training data can be compared.
+        training = [Counter(labels) for fold, labels in published.items() if fold != PRELIMINARY_TEST]
+        published = {"": sum(training, Counter())}
+        found = Counter(("", row.label) for row in rows)
+    for fold, labels in published.items():
         for label, official in labels.items():
             count = found[fold, label]
             if count != official:
@@ -270,75 +329,78 @@ def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
     return digest.hexdigest()
 
 
-def _draw_phantoms(info: DatasetInfo, seed: int, image_size: int) -> LoadedCells:
-    from datasets import Dataset, DatasetDict
-
-    cells = list(phantom_cells(size=image_size, seed=seed))
-    columns = {
-        "image": [cell.image for cell in cells],
-        "label": [cell.label for cell in cells],
-        "subject": [cell.subject for cell in cells],
-        "cell_id": [cell.cell_id for cell in cells],
-        "fold": ["" for _ in cells],
-    }
-    rows = Dataset.from_dict(columns, features=_features(info.labels))
+def _draw_phantoms(info: DatasetInfo, image_size: int) -> LoadedCells:
+    cells = list(phantom_cells(size=image_size))
     # By their pixels: a new way of drawing them must not meet an old cache.
-    keys = ((c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells)
-    return LoadedCells(info, DatasetDict(train=rows), _fingerprint(keys))
+    rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
+    return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
 
 
 def _entry_of_hub_id(hub_id: str) -> DatasetInfo:
     """The registry entry a Hub id belongs to; an unknown one is treated as class folders are."""
-    from leukoscope.cells.registry import DATASETS
-
     known = next((info for info in DATASETS.values() if info.hub_id == hub_id), None)
     return known or replace(DATASETS["imagefolder"], name=hub_id, title=hub_id, hub_id=hub_id)
 
 
 def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
     """Load a Hub data set (or a local folder in the same layout) and give its columns our names."""
-    from datasets import ClassLabel, load_dataset
+    from datasets import Image, load_dataset
 
     try:
-        rows = load_dataset(hub_id, split="train")
+        table = load_dataset(hub_id, split="train")
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
         reason = str(error).splitlines()[0]
+        name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
             f"data set {hub_id}: cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
-            "check the id and the network, or give a local copy with --train_dir DIR"
+            f"check the id and the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
-    missing = {"image", "label"} - set(rows.column_names)
+    missing = {"image", "label"} - set(table.column_names)
     if missing:
         raise LeukoscopeError(
-            f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {rows.column_names}"
+            f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {table.column_names}"
         )
-    feature = rows.features["label"]
-    names = (
-        [feature.int2str(i) for i in rows["label"]]
-        if isinstance(feature, ClassLabel)
-        else [str(x) for x in rows["label"]]
+    others = {name: split.num_examples for name, split in (table.info.splits or {}).items() if name != "train"}
+    images = table.select_columns("image").cast_column("image", Image())
+    return _assemble(
+        info,
+        images,
+        _hub_rows(hub_id, info, table, images),
+        f"data set {hub_id}",
+        passed_over=[f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()],
     )
-    ids = _hub_cell_ids(rows)
+
+
+def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -> list[_Row]:
+    from datasets import ClassLabel
+
+    ids = _hub_cell_ids(table)
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(
             f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id"
         )
+    feature = table.features["label"]
+    name_of = feature.int2str if isinstance(feature, ClassLabel) else str
+    names = [name_of(label) for label in table["label"]]
     labels = info.labels or tuple(sorted(set(names)))
-    columns = {
-        "label": [_match_label(name, labels, hub_id) for name in names],
-        "subject": [info.canonical_subject(s) for s in _hub_subjects(rows, ids)],
-        "cell_id": ids,
-        "fold": [str(f or "") for f in rows["fold"]] if "fold" in rows.column_names else [""] * len(rows),
-    }
-    rows = rows.select_columns(["image"])
-    for name, values in columns.items():
-        rows = rows.add_column(name, values)
-    rows = rows.cast(_features(labels))
-    from datasets import DatasetDict
+    folds = table["fold"] if "fold" in table.column_names else [""] * len(ids)
+    columns = zip(ids, names, _hub_subjects(table, ids), _hub_contents(hub_id, images, ids), folds, strict=True)
+    return [
+        _Row(cell, _match_label(name, labels, hub_id), subject, content, "" if fold is None else str(fold))
+        for cell, name, subject, content, fold in columns
+    ]
 
-    keys = zip(ids, columns["label"], columns["subject"], strict=True)
-    return LoadedCells(replace(info, labels=labels), DatasetDict(train=rows), _fingerprint(keys))
+
+def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]:
+    """The sha256 of each image as encoded: two data sets may agree in all else."""
+    from datasets import Image
+
+    for cell, row in zip(ids, images.cast_column("image", Image(decode=False)), strict=True):
+        if row["image"] is None:
+            raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no image; remove its row")
+        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        yield hashlib.sha256(content).hexdigest()
 
 
 def _hub_cell_ids(rows: Dataset) -> list[str]:
@@ -350,8 +412,6 @@ def _hub_subjects(rows: Dataset, cell_ids: list[str]) -> list[str]:
     column = next((name for name in _HUB_SUBJECT_COLUMNS if name in rows.column_names), None)
     if column:
         return ["" if x is None else str(x) for x in rows[column]]
-    from leukoscope.cells.registry import CNMC_NAME
-
     matches = [CNMC_NAME.match(cell_id) for cell_id in cell_ids]
     return [match["subject"] if match else "" for match in matches]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -41,7 +41,10 @@ class DatasetInfo:
         group: the unit that must not stand on two sides of an honest split.
         background: what surrounds a cell; augmentation fills uncovered corners with it.
         crop_pct: the central share of the shorter side that the network sees.
+        url: where its publisher offers it; empty where there is nothing to fetch.
         find_cells: walks a local folder; empty for data sets that are drawn rather than read.
+        label_list: the publisher's file without which the preliminary test has no labels.
+        other_folders: folders known to hold images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
         synthetic: True when no image shows a real cell.
     """
@@ -62,6 +65,8 @@ class DatasetInfo:
     hub_id: str | None = None
     synthetic: bool = False
     layout: str = ""
+    label_list: str = ""
+    other_folders: tuple[str, ...] = ()
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
@@ -73,6 +78,48 @@ def image_files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
+
+
+def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
+    """One line a reason for which image files under `root` are not among the cells found there."""
+    cells = {cell.path: cell.cell_id for cell in found}
+    ids = set(cells.values())
+    left: dict[str, list[Path]] = {}
+    for path in image_files(root):
+        if path in cells or not set(info.other_folders).isdisjoint(path.relative_to(root).parts):
+            continue
+        if info.label_list and _is_preliminary(path):
+            reason = "preliminary"
+        else:
+            reason = "copies of cells already found" if path.stem in ids else f"not laid out as {info.layout}"
+        left.setdefault(reason, []).append(path)
+    if preliminary := left.pop("preliminary", None):
+        missing = next(root.rglob(info.label_list), None) is None
+        state = "that list is not there; put it beside them" if missing else "it names no cell for them"
+        yield (
+            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
+            f"their labels come from {info.label_list}, and {state}"
+        )
+    for reason, paths in left.items():
+        yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {reason}"
+
+
+def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
+    """The named columns of a CSV file, row by row; a cell that is not there reads as "".
+
+    Raises:
+        LeukoscopeError: a column is missing, or the file is no CSV in UTF-8.
+    """
+    needed = f"it needs {','.join(columns)}"
+    try:
+        # Spreadsheets start a UTF-8 file with a byte-order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {needed}")
+            return [tuple(row[name] or "" for name in columns) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LeukoscopeError(f"{path}: cannot be read as a CSV file in UTF-8 ({error}); {needed}") from None
 
 
 CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
@@ -92,7 +139,7 @@ def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
 def _cnmc_files(root: Path) -> Iterator[CellFile]:
     preliminary = _cnmc_preliminary_names(root)
     for path in image_files(root):
-        if "prelim" in path.parent.name:
+        if _is_preliminary(path):
             original, fold = preliminary.get(path.stem, ""), "preliminary_test"
         else:
             original = path.stem
@@ -101,13 +148,16 @@ def _cnmc_files(root: Path) -> Iterator[CellFile]:
             yield CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold)
 
 
+def _is_preliminary(path: Path) -> bool:
+    return "prelim" in path.parent.name
+
+
 def _cnmc_preliminary_names(root: Path) -> dict[str, str]:
     """Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list."""
     lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
     if not lists:
         return {}
-    with lists[0].open(newline="") as file:
-        return {Path(row["new_names"]).stem: Path(row["Patient_ID"]).stem for row in csv.DictReader(file)}
+    return {Path(name).stem: Path(cell).stem for name, cell in read_columns(lists[0], "new_names", "Patient_ID")}
 
 
 BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")
@@ -157,6 +207,7 @@ DATASETS: dict[str, DatasetInfo] = {
             subject_aliases={"75": "51", "78": "51", "55": "51", "h3": "H10", "21": "20", "H4": "H2", "H5": "H2"},
             hub_id="dwb2023/cnmc-leukemia-2019",
             layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
+            label_list=CNMC_PRELIM_LABELS,
         ),
         DatasetInfo(
             name="ball4",
@@ -173,6 +224,7 @@ DATASETS: dict[str, DatasetInfo] = {
             find_cells=find_ball4_cells,
             official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
             layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
+            other_folders=("Segmented",),
         ),
         DatasetInfo(
             name="imagefolder",

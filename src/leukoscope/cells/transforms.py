@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from leukoscope.cells.images import BACKGROUND_LEVEL
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -170,7 +172,7 @@ class Augmenter:
     def _colour(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Stain, brightness and contrast; a black background stays black."""
         a, column = self.augmentation, draws.view(len(draws), -1, 1, 1, 1)
-        cell = (pixels.amax(dim=1, keepdim=True) > 8).float() if self.black_background else 1.0
+        cell = (pixels.amax(dim=1, keepdim=True) > BACKGROUND_LEVEL).float() if self.black_background else 1.0
         density = -torch.log((pixels + 1) / 256)
         # One 3×3 matrix a cell: to stain space, each stain scaled, and back.
         factors = torch.diag_embed(1 + draws[:, 5:8] * a.stain)

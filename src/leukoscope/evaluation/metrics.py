@@ -7,7 +7,7 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.images import BACKGROUND_LEVEL
 
 if TYPE_CHECKING:
     import evaluate
-
-# The WebP and JPEG copies of cut-out cells carry background pixels of 1–8 instead of 0.
-BACKGROUND_LEVEL = 8
 
 
 @dataclass(frozen=True)
@@ -182,22 +180,23 @@ def _per_subject(answers: CellPredictions) -> dict[str, dict[str, Any]]:
     }
 
 
-def cell_areas(pixels: np.ndarray) -> np.ndarray:
+def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
     """Bounding-box area of cut-out cells as a share of the picture.
 
     Args:
-        pixels: (N, S, S, 3) uint8 cells on black, memory-mapped or not.
+        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
 
     Returns:
         (N,) float, 0–1; 0 for an empty picture.
     """
-    areas = np.zeros(len(pixels))
-    for i, cell in enumerate(pixels):
-        mask = cell.max(axis=2) > BACKGROUND_LEVEL
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows):
-            areas[i] = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / mask.size
-    return areas
+    return np.asarray([_box_share(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
+
+
+def _box_share(mask: np.ndarray) -> float:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0.0
+    return float((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / mask.size)
 
 
 def size_only_answers(

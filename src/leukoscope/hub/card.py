@@ -37,19 +37,29 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         raise LeukoscopeError(
             f"{release / 'metrics.json'}: missing or without a 'training' block; no card without figures"
         )
-    config = json.loads((release / CONFIG).read_text())
+    try:
+        config = json.loads((release / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
     return (
         _environment()
-        .from_string(_template())
+        .from_string(read_template())
         .render(
             **metrics,
-            name=release.name,
-            hub_id=hub_id or f"model_card/{release.name}",
+            name=hub_id.split("/")[-1] or _own_name(release),
+            hub_id=hub_id,
+            model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
             notice=RESEARCH_NOTICE,
         )
     )
+
+
+def _own_name(release: Path) -> str:
+    """The folder's name; a run folder's `release` is called by the run."""
+    folder = release.resolve()
+    return folder.parent.name if folder.name == "release" else folder.name
 
 
 def write_card(release: Path, *, hub_id: str = "") -> Path:
@@ -79,6 +89,8 @@ def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
     Raises:
         LeukoscopeError: the markers are missing.
     """
+    if not readme.is_file():
+        raise LeukoscopeError(f"--readme {readme}: no such file")
     text = readme.read_text()
     if RESULTS_START not in text or RESULTS_END not in text:
         raise LeukoscopeError(f"{readme}: lacks the markers {RESULTS_START!r} and {RESULTS_END!r}; restore them")
@@ -89,7 +101,7 @@ def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
 
 def _result_row(name: str, block: Mapping[str, Any]) -> str:
     figures, baseline = block["metrics"], block.get("size_only_baseline") or {}
-    both_sides = "**yes**" if block["split"]["disjoint_by"] == "cell" else "no"
+    both_sides = {"cell": "**yes**", "subject": "no"}.get(block["split"]["disjoint_by"], "not known")
     shown = (figures["f1_weighted"], figures["balanced_accuracy"], figures["auroc"], baseline.get("f1_weighted"))
     cells = " | ".join(_share(value) for value in shown)
     return f"| `{name}` | {block['split']['detail']} | {both_sides} | {_count(figures['cells'])} | {cells} |"
@@ -102,8 +114,9 @@ def _training_note(name: str, metrics: Mapping[str, Any]) -> str:
     return (
         f"`{name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} epochs, from "
         f"{training['start_weights']}; released weights trained on {_count(training['cells'])} cells in "
-        f"{_minutes(training['seconds'])}, the whole protocol in {_minutes(training['protocol_seconds'])} on "
-        f"{training['hardware']}. Weighted F1 by fold: {by_fold}.\n"
+        f"{_minutes(training['seconds'])}, the whole protocol in "
+        f"{_minutes(training.get('protocol_seconds', training['seconds']))} on {training['hardware']}. "
+        f"Weighted F1 by fold: {by_fold or '–'}.\n"
     )
 
 
@@ -111,7 +124,8 @@ def _hub_dataset(name: str) -> str | None:
     return DATASETS[name].hub_id if name in DATASETS else name
 
 
-def _template() -> str:
+def read_template() -> str:
+    """The card's Jinja template, from the checkout or the installed wheel."""
     home = next((path for path in _TEMPLATE_HOMES if path.is_file()), None)
     if home is None:
         raise LeukoscopeError(f"{_TEMPLATE_HOMES[0]}: the card's template is missing; restore it from the repository")

@@ -1,4 +1,4 @@
-"""From pictures to answers: the one predictor behind `leukoscope predict`, the evaluation and the demo.
+"""From pictures to answers: the one predictor behind `leukoscope predict`, the demo and scripts.
 
 A release comes from a folder or from the Hub, a picture from a path, PIL or an array; the picture goes through the
 release's own preprocessing and once through the backbone, and the head gives the answer and, when asked, its reasons.
@@ -24,7 +24,8 @@ from leukoscope.models.release import CARD, CONFIG, METRICS, WEIGHTS, Release, l
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
+# What stands before the @ is judged by the Hub client's own rule, in `parse_hub_id`.
+_HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
 HUB_TIMEOUT = 5.0  # seconds
 
 
@@ -106,12 +107,26 @@ class Predictor:
             if revision:
                 raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
             return cls(load_release(model), device=device)
-        hub_id, revision = _parse_hub_id(str(model), revision)
+        return cls.from_hub(str(model), revision=revision, device=device)
+
+    @classmethod
+    def from_hub(cls, model: str, *, revision: str | None = None, device: str = "cpu") -> Predictor:
+        """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
+
+        Args:
+            model: `owner/name` or `owner/name@revision`.
+            revision, device: as for `from_pretrained`.
+
+        Raises:
+            LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
+        """
+        hub_id, revision = parse_hub_id(model, revision)
         folder = _download(hub_id, revision)
         try:
-            return cls(load_release(folder, name=hub_id, revision=folder.name), device=device)
+            release = load_release(folder, name=hub_id, revision=folder.name)
         except LeukoscopeError as error:
-            raise LeukoscopeError(f"{hub_id}: {error}") from None
+            raise LeukoscopeError(str(error).replace(str(folder), hub_id)) from None
+        return cls(release, device=device)
 
     @overload  # a str is a sequence of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
@@ -224,12 +239,25 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _parse_hub_id(model: str, revision: str | None) -> tuple[str, str | None]:
+def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Split `owner/name[@revision]` into repository and revision.
+
+    Raises:
+        LeukoscopeError: no Hub id, or two different revisions.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     match = _HUB_ID.fullmatch(model)
-    if match is None or ".." in match["id"] or "--" in match["id"]:
+    try:
+        # The client looks revisions up as file names in its cache.
+        if match is None or ".." in model:
+            raise HFValidationError
+        validate_repo_id(match["id"])
+    except HFValidationError:
         raise LeukoscopeError(
             f"{model}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
-        )
+        ) from None
     if revision and match["revision"] and revision != match["revision"]:
         raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")
     return match["id"], revision or match["revision"]
@@ -240,7 +268,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -254,7 +281,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             revision=revision,
             allow_patterns=[CONFIG, WEIGHTS, METRICS, CARD],
             etag_timeout=HUB_TIMEOUT,
-            local_files_only=not _hub_answers(hub_id, revision),
+            local_files_only=not hub_answers(hub_id, revision),
         )
     except GatedRepoError:
         problem = f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
@@ -264,17 +291,16 @@ def _download(hub_id: str, revision: str | None) -> Path:
         problem = "the Hub has this model but not this revision; name one of its branches, tags or commits"
     except LocalEntryNotFoundError:
         problem = "the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
-    except HFValidationError:
-        problem = "no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
     except (HTTPError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # The full text of a file system's error holds the path of the cache.
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         problem = f"cannot be fetched from the Hub ({reason}); try again, or give a release folder"
     else:
         return Path(folder)
     raise LeukoscopeError(f"{wanted}: {problem}")
 
 
-def _hub_answers(hub_id: str, revision: str | None) -> bool:
+def hub_answers(hub_id: str, revision: str | None = None) -> bool:
     """Whether the Hub can be asked at all; a refusal is an answer, too."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError

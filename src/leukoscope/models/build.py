@@ -134,11 +134,11 @@ def _classifier_names(network: nn.Module) -> list[str]:
 def _from_hub(recipe: Recipe) -> dict[str, torch.Tensor]:
     """ImageNet weights from the Hub, asked for once and as safetensors only."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise LeukoscopeError(
             f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
             "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"

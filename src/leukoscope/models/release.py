@@ -85,7 +85,7 @@ def save_release(
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
         write_json(aside / METRICS, metrics)
-        _swap_in(aside, target)
+        swap_in(aside, target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
@@ -229,8 +229,8 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
         ) from None
 
 
-def _swap_in(aside: Path, target: Path) -> None:
-    """Put a finished directory in the place of an older one."""
+def swap_in(aside: Path, target: Path) -> None:
+    """Put a finished directory in the place of an older one, which stays if that fails."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

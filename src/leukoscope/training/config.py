@@ -7,14 +7,17 @@ and the run folder's `args.yaml` records the outcome.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.registry import DATASETS
+from leukoscope.cells.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import Recipe, get_recipe
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
 
 # Below 32 px nothing is left of a picture after the networks' five halvings.
 _LEAST = {
@@ -39,13 +42,13 @@ def _flag(default: Any, text: str) -> Any:
 class DataArguments:
     """Which cells, and how they are split."""
 
-    dataset_name: str = _flag("phantoms", "cnmc2019, ball4, imagefolder, phantoms, or a Hub data-set id (owner/name).")
+    dataset_name: str = _flag("phantoms", f"{', '.join(DATASETS)}, or a Hub data-set id (owner/name).")
     train_dir: str | None = _flag(None, "Local folder with the cells; without it the data set's Hub copy is used.")
     subject_pattern: str | None = _flag(
         None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
     )
     subject_csv: str | None = _flag(None, "imagefolder: CSV with the columns file,subject.")
-    split: str = _flag("subject", "subject, subject-cv, official, random, block or all.")
+    split: str = _flag("subject", f"How cells are dealt out: {', '.join(STRATEGIES)}.")
     split_file: str | None = _flag(None, "A split.json of an earlier run: use its very cells.")
     fold: int = _flag(0, "subject-cv: the fold that is tested.")
     num_folds: int = _flag(5, "subject-cv: number of folds.")
@@ -62,7 +65,7 @@ class DataArguments:
 class ModelArguments:
     """Which network, and what it starts from."""
 
-    recipe: str = _flag("densenet121", "A recipe: efficientnet_b3, densenet121 or densenet169.")
+    recipe: str = _flag("densenet121", f"A recipe: {', '.join(RECIPES)}.")
     image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
     pretrained_weights: str | None = _flag(
         None, "Start from this .safetensors file instead of the Hub's ImageNet weights."
@@ -106,6 +109,7 @@ class TrainingConfig:
             LeukoscopeError: an unknown recipe, or a number below what a run needs.
         """
         recipe = get_recipe(self.model.recipe)
+        self._check_choices()
         flags = self.as_dict()
         for flag, least in _LEAST.items():
             if flags[flag] is not None and flags[flag] < least:
@@ -130,6 +134,24 @@ class TrainingConfig:
             "weight_decay": self.run.weight_decay,
         }
         return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+
+    def _check_choices(self) -> None:
+        """Refuse at once what would otherwise be found after the whole data set is decoded."""
+        if self.data.split not in STRATEGIES:
+            raise LeukoscopeError(f"--split {self.data.split}: unknown; choose one of {', '.join(STRATEGIES)}")
+        if self.model.from_scratch and self.model.pretrained_weights:
+            raise LeukoscopeError("--from_scratch and --pretrained_weights exclude each other; leave one out")
+        for flag in ("learning_rate", "head_learning_rate"):
+            rate = getattr(self.run, flag)
+            if rate is not None and not rate > 0:
+                raise LeukoscopeError(f"--{flag} {rate}: give a number above 0")
+        if self.run.weight_decay is not None and not self.run.weight_decay >= 0:
+            raise LeukoscopeError(f"--weight_decay {self.run.weight_decay}: give 0 or more")
+        if self.run.seed >= 2**32:
+            raise LeukoscopeError(f"--seed {self.run.seed}: give a number below {2**32}")
+        for flag, file in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
+            if file and not Path(file).is_file():
+                raise LeukoscopeError(f"--{flag} {file}: no such file; check the path")
 
     @property
     def is_smoke_run(self) -> bool:
@@ -158,22 +180,29 @@ class TrainingConfig:
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
 
     def command(self) -> str:
-        """The command line that repeats the run, files and folders by their last name only."""
+        """The flags that make this run, files and folders by their last name only: where they lay is private."""
         defaults, words = TrainingConfig().as_dict(), ["train.py"]
         for flag, value in self.as_dict().items():
             if value == defaults[flag] or flag in ("output_dir", "push_to_hub", "hub_model_id", "hub_private"):
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
             is_path = flag in ("train_dir", "split_file", "subject_csv", "pretrained_weights")
-            words += [f"--{flag}", *(Path(v).name if is_path else shlex.quote(str(v)) for v in values)]
+            words += [f"--{flag}", *(shlex.quote(Path(v).name if is_path else str(v)) for v in values)]
         return " ".join(words)
 
 
 def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
-    """Read the command line (`sys.argv` when None) into a `TrainingConfig`."""
+    """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
+
+    Raises:
+        LeukoscopeError: a flag that does not exist.
+    """
     from transformers import HfArgumentParser
 
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
     parser = HfArgumentParser(kinds, description=__doc__, prog="train.py")
-    data, model, run = parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None)
+    words = list(sys.argv[1:] if argv is None else argv)
+    data, model, run, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    if unknown:
+        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
     return TrainingConfig(data, model, run)

@@ -7,6 +7,7 @@ an epoch), predictions.parquet (one row a test cell), metrics.json, and release/
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -66,8 +67,8 @@ def train(config: TrainingConfig) -> Path:
     set_seed(config.run.seed)
 
     cells = load_framed_cells(config, recipe, accelerator)
-    split = choose_split(config, cells.data)
     say(cells.data.report())
+    split = choose_split(config, cells.data)
     say(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
@@ -96,7 +97,7 @@ def train(config: TrainingConfig) -> Path:
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
         metrics = describe_run(config, recipe, cells, split, started_from)
-        metrics["training"]["seconds"] = seconds
+        metrics["training"] |= {"seconds": seconds, "epochs_run": engine.epochs_run, "kept_epoch": engine.kept_epoch}
         if answers is not None:
             block = record_answers(out, answers, cells, split)
             metrics["evaluations"].append(block)
@@ -202,6 +203,7 @@ class _Engine:
         weights = self.class_counts.sum() / (len(self.class_counts) * self.class_counts)
         self.class_weights = weights.to(accelerator.device)
         self.network: nn.Module
+        self.epochs_run = self.kept_epoch = 0
 
     def _train_mode(self) -> None:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
@@ -253,6 +255,8 @@ class _Engine:
             if self.split.validation and best.should_stop(epoch):
                 accelerator.print(f"no better validation score for {best.patience} epochs: stopped")
                 break
+        self.epochs_run = epoch + 1
+        self.kept_epoch = self.epochs_run if best_state is None else best.epoch + 1
         if best_state is not None:
             accelerator.unwrap_model(self.network).load_state_dict(best_state)
             accelerator.print(f"kept epoch {best.epoch + 1}: validation balanced accuracy {best.score:.3f}")
@@ -358,6 +362,10 @@ def _make_output_dir(out: Path, accelerator: Accelerator) -> Path:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").write_text("")
             (out / ".writable").unlink()
+            # What an earlier run left there would be taken for this one's, should it end early.
+            shutil.rmtree(out / "release", ignore_errors=True)
+            for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+                (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise LeukoscopeError(
             f"--output_dir {out}: cannot be written ({error.strerror}); give another folder"

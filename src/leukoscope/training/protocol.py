@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.registry import DATASETS
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.models.release import METRICS, write_json
-from leukoscope.training.config import TrainingConfig
+from leukoscope.models.release import CONFIG, METRICS, swap_in, write_json
+from leukoscope.training.config import DataArguments, TrainingConfig
+from leukoscope.training.record import plain
 
 CROSS_VALIDATED = "recipe (cross-validated)"
 OFFICIAL_FOLDS = "recipe (official folds)"
@@ -49,13 +51,16 @@ class ProtocolRun:
         """
         if not (self.folder / "release" / METRICS).exists():
             return False
-        made = yaml.safe_load((self.folder / "args.yaml").read_text())["flags"]
-        wanted = self.config.as_dict()
-        different = [k for k in wanted if k not in _NOT_THE_RESULT and made.get(k) != wanted[k]]
+        made = yaml.safe_load((self.folder / "args.yaml").read_text())
+        flags, wanted = made["flags"], self.config.as_dict()
+        different = [f"{k}: {flags.get(k)}" for k in wanted if k not in _NOT_THE_RESULT and flags.get(k) != wanted[k]]
+        recipe = plain(asdict(self.config.resolve()))
+        then = made["resolved_recipe"]
+        different += [f"recipe's {k}: {then.get(k)}" for k in recipe if then.get(k) != recipe[k]]
         if different:
             raise LeukoscopeError(
-                f"{self.folder}: finished with other flags ({', '.join(f'{k}: {made.get(k)}' for k in different)}); "
-                "give another --output_dir or remove it"
+                f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
+                "remove it"
             )
         return True
 
@@ -64,26 +69,21 @@ class ProtocolRun:
 _NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
 
 
-def protocol_runs(config: TrainingConfig, num_folds: int) -> Iterator[ProtocolRun]:
+def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """The runs of a protocol in the order they are made, below the configuration's output folder.
 
-    The official folds come first: they are the quickest sign that a recipe is sound.
+    The official folds, where the data set has them, come first: they are the quickest sign that a recipe is sound.
     """
-    for train, test in (("0", "1"), ("1", "0")):
+    # The number of folds says nothing about the other runs: measuring with more of them repeats none.
+    single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
+    published = DATASETS[config.data.dataset_name].official_counts if config.data.dataset_name in DATASETS else {}
+    for train, test in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
         folds = {"train_folds": [f"fold_{train}"], "test_folds": [f"fold_{test}"]}
-        yield _run(config, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
-    yield _run(config, FINAL, split="all")
-    for fold in range(num_folds):
-        yield _run(
-            config,
-            f"cv-{fold}",
-            CROSS_VALIDATED,
-            split="subject-cv",
-            fold=fold,
-            num_folds=num_folds,
-            no_validation=True,
-        )
-    yield _run(config, "random", RANDOM_SPLIT, split="random")
+        yield _run(single, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
+    yield _run(single, FINAL, split="all")
+    for fold in range(config.data.num_folds):
+        yield _run(config, f"cv-{fold}", CROSS_VALIDATED, split="subject-cv", fold=fold, no_validation=True)
+    yield _run(single, "random", RANDOM_SPLIT, split="random")
 
 
 def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
@@ -91,11 +91,18 @@ def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) ->
     return ProtocolRun(name, TrainingConfig(replace(config.data, **data), config.model, run), estimates)
 
 
-def run_protocol(config: TrainingConfig, num_folds: int) -> list[ProtocolRun]:
-    """Make every run that is not finished yet."""
+def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
+    """Make every run that is not finished yet.
+
+    Raises:
+        LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
+    """
     from leukoscope.training.loop import train
 
-    runs = list(protocol_runs(config, num_folds))
+    for flag, given in (("split_file", config.data.split_file), ("push_to_hub", config.run.push_to_hub)):
+        if given:
+            raise LeukoscopeError(f"--{flag}: a protocol draws its own splits and publishes nothing; leave it out")
+    runs = list(protocol_runs(config))
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
             print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
@@ -111,27 +118,63 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     Args:
         runs: the finished runs of one protocol.
         directory: the release folder; replaced as a whole.
+
+    Raises:
+        LeukoscopeError: runs made from different data or start weights, or a folder that cannot be written.
     """
+    check_release_folder(directory)
+    _require_one_experiment(runs)
     final = next(run for run in runs if run.name == FINAL)
     aside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(final.folder / "release", aside)
+    try:
+        shutil.copytree(final.folder / "release", aside)
+        (aside / "predictions").mkdir()
+        write_json(aside / METRICS, _composed_metrics(runs, final, aside / "predictions"))
+        swap_in(aside, directory)
+    except OSError as error:
+        raise LeukoscopeError(f"{directory}: the release cannot be written there ({error.strerror})") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return directory
+
+
+def check_release_folder(directory: Path) -> None:
+    """Refuse to replace a folder that is no release; asked before hours of training, too."""
+    if not directory.name:
+        raise LeukoscopeError(f"--release {directory}: give the release a folder of its own, e.g. model_card/my-model")
+    if directory.exists() and not (directory / CONFIG).is_file():
+        raise LeukoscopeError(
+            f"--release {directory}: exists, is no release and would be replaced; name another folder"
+        )
+
+
+def _require_one_experiment(runs: list[ProtocolRun]) -> None:
+    """Figures belong together only when all runs saw the same data and started from the same weights."""
+    for what in ("data fingerprint", "start weights"):
+        found = {run.name: _experiment(run)[what] for run in runs}
+        if len(set(found.values())) > 1:
+            raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")
+
+
+def _experiment(run: ProtocolRun) -> dict[str, str]:
+    metrics = _metrics(run)
+    return {"data fingerprint": metrics["data"]["fingerprint"], "start weights": metrics["training"]["start_weights"]}
+
+
+def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: Path) -> dict[str, Any]:
     metrics = _metrics(final)
     folds = [run for run in runs if run.estimates == CROSS_VALIDATED]
-    (aside / "predictions").mkdir()
-    metrics["evaluations"] = [_cross_validation(folds, aside / "predictions" / "subject_cv.parquet")]
+    metrics["evaluations"] = [_cross_validation(folds, predictions / "subject_cv.parquet")]
     for run in runs:
         if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
             name = run.name.replace("-", "_")
-            shutil.copy(run.folder / "predictions.parquet", aside / "predictions" / f"{name}.parquet")
+            shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
             block = _metrics(run)["evaluations"][0] | {"name": name, "estimates": run.estimates}
             metrics["evaluations"].append(block | {"training_seconds": _metrics(run)["training"]["seconds"]})
     metrics["training"]["command"] = final.config.command()
     metrics["training"]["protocol_seconds"] = sum(_metrics(run)["training"]["seconds"] for run in runs)
-    write_json(aside / METRICS, metrics)
-    shutil.rmtree(directory, ignore_errors=True)
-    aside.rename(directory)
-    return directory
+    return metrics
 
 
 def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from leukoscope import __version__
+from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
@@ -61,9 +61,9 @@ def size_baseline(answers: CellPredictions, cells: FramedCells, split: Split) ->
     """What cell area alone answers for the same cells, fitted on the same training side."""
     train = cells.rows(split.train)
     return size_only_answers(
-        cell_areas(cells.pixels[train]),
+        cell_areas(cells.pixels[row] for row in train),
         cells.labels[train],
-        cell_areas(cells.pixels[cells.rows(answers.cell_ids)]),
+        cell_areas(cells.pixels[row] for row in cells.rows(answers.cell_ids)),
         answers,
     )
 
@@ -77,6 +77,7 @@ def describe_run(
     shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
     return {
         "schema_version": METRICS_SCHEMA_VERSION,
+        "notice": RESEARCH_NOTICE,
         "recipe": {**asdict(recipe)},
         "labels": list(data.info.labels),
         "positive_label": data.info.positive_label,
@@ -123,8 +124,17 @@ def _versions() -> dict[str, str]:
 
 def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
     """Write args.yaml: the flags as given, and the recipe they came to."""
-    content = {"flags": config.as_dict(), "resolved_recipe": asdict(recipe), "leukoscope": __version__}
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    content = {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), "leukoscope": __version__}
+    aside = path.with_suffix(".tmp")
+    aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    aside.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as YAML and JSON give them back."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def append_row(file: Any, row: dict[str, Any]) -> None:
@@ -149,4 +159,4 @@ def result_lines(block: dict[str, Any]) -> str:
             f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
             f"weighted F1 {baseline['f1_weighted']:.3f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {RESEARCH_NOTICE}"])

@@ -58,6 +58,18 @@ def examine(predictor: Predictor, image: Image.Image, caption: str, model: str) 
     return Look(image, caption, model, prediction, words.training_warning(predictor.release.metrics))
 
 
+def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:
+    """Read a picture, then ask the chosen model about it.
+
+    In this order: reading an upload deletes its file, which must happen whatever becomes of the model.
+
+    Raises:
+        LeukoscopeError: the picture or the model cannot be used.
+    """
+    image, caption = read()
+    return examine(shelf.predictor(choice), image, caption, str(choice))
+
+
 def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:
     """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
 
@@ -191,8 +203,7 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
 
     def answer(read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float) -> dict[Any, Any]:
         try:
-            image, caption = read()
-            return view.show(examine(shelf.predictor(choice), image, caption, str(choice)), opacity)
+            return view.show(look_at(shelf, read, choice), opacity)
         except LeukoscopeError as error:
             return view.tell(panels.message("This did not work", str(error)))
 
@@ -235,10 +246,10 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
 def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
     """The named endpoint /predict: image, model → label, probabilities, overlay (a file), text."""
 
-    def predict(image: str, model: str) -> tuple[str, dict[str, float], Image.Image, str]:
+    def predict(image: str | None, model: str | None) -> tuple[str, dict[str, float], Image.Image, str]:
         """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
         try:
-            look = examine(shelf.predictor(model), read_upload(image), _name(image), model)
+            look = look_at(shelf, lambda: (read_upload(image), _name(image)), model)
         except LeukoscopeError as error:
             raise gr.Error(str(error), print_exception=False) from None
         answered = look.prediction
@@ -253,5 +264,5 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
         gr.Button("predict").click(predict, [cell_upload(label="image"), model], outputs, api_name="predict")
 
 
-def _name(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+def _name(path: str | None) -> str:
+    return (path or "").replace("\\", "/").rsplit("/", 1)[-1]

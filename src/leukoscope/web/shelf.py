@@ -6,9 +6,9 @@ whatever cannot be loaded comes back as one `LeukoscopeError` that the page can 
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -18,8 +18,6 @@ from leukoscope import LeukoscopeError
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
 
-# A visitor may name Hub repositories only: this shape leaves no way to spell an absolute or a parent folder.
-HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 HOW_TO_GET_ONE = (
     "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
     "model_card/<name>/, or type a Hub id such as owner/name above."
@@ -28,7 +26,9 @@ HOW_TO_GET_ONE = (
 
 def find_releases(root: Path) -> dict[str, Path]:
     """Releases embedded under a folder, by name, in alphabetical order; {} where the folder is missing."""
-    return {config.parent.name: config.parent for config in sorted(root.glob("*/config.json"))}
+    folders = (config.parent for config in sorted(root.glob("*/config.json")))
+    # A hidden folder is a release still being written or copied.
+    return {folder.name: folder for folder in folders if not folder.name.startswith(".")}
 
 
 class Shelf:
@@ -68,24 +68,29 @@ class Shelf:
             LeukoscopeError: nothing chosen, a name that is neither, or a model that cannot be loaded.
         """
         name = (choice or "").strip()
-        model, revision = self._locate(name)
+        load = self._loader(name)
         with self._shelf_lock:
             lock = self._model_locks[name]
         with lock:
-            return self._take(name) or self._put(name, _load(model, revision))
+            return self._take(name) or self._put(name, load())
 
-    def _locate(self, name: str) -> tuple[Path | str, str | None]:
-        if name in self.releases:
-            return self.releases[name], None
+    def _loader(self, name: str) -> Callable[[], Predictor]:
+        """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""
         if not name:
             raise LeukoscopeError("No model is chosen: pick one." if self.releases else HOW_TO_GET_ONE)
-        if not (match := HUB_ID.fullmatch(name)):
+        from leukoscope.inference.predictor import Predictor, parse_hub_id
+
+        if name in self.releases:
+            return partial(Predictor.from_pretrained, self.releases[name])
+        try:
+            parse_hub_id(name)
+        except LeukoscopeError:
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
                 f"{name!r} is no model name: pick an embedded one ({known}) or type a Hub id like owner/name or "
                 "owner/name@revision"
-            )
-        return match["repository"], match["revision"]
+            ) from None
+        return partial(Predictor.from_hub, name)
 
     def _take(self, name: str) -> Predictor | None:
         with self._shelf_lock:
@@ -99,9 +104,3 @@ class Shelf:
             while len(self._loaded) > self.capacity:
                 self._loaded.popitem(last=False)
         return predictor
-
-
-def _load(model: Path | str, revision: str | None) -> Predictor:
-    from leukoscope.inference.predictor import Predictor
-
-    return Predictor.from_pretrained(model, revision=revision)

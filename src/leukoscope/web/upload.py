@@ -38,19 +38,21 @@ def _path_as_sent(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
-def read_upload(path: str | Path, name: str = "") -> Image.Image:
+def read_upload(path: str | Path | None, name: str = "") -> Image.Image:
     """Open an uploaded cell and delete the file, whether it could be used or not.
 
     Args:
-        path: where Gradio put it.
+        path: where Gradio put it; None where nothing was sent.
         name: what to call it in messages; defaults to its file name.
 
     Returns:
         An upright RGB picture of at most 8 megapixels, fully in memory.
 
     Raises:
-        UnreadableImage: over 20 MB or 8 megapixels, or for any reason of `open_image`.
+        UnreadableImage: nothing sent, over 20 MB or 8 megapixels, or for any reason of `open_image`.
     """
+    if path is None:
+        raise UnreadableImage("image: no picture was sent; give one image file")
     file = Path(path)
     shown = name or file.name
     try:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from leukoscope.cells.images import BACKGROUND_LEVEL
+
 # Registered data sets name their classes by these words.
 MEANINGS = {
     "ALL": "leukaemic blast",
@@ -22,8 +24,6 @@ MEANINGS = {
     "Pro": "pro-B blast",
 }
 FIRM, LEANING = 0.9, 0.65
-# C-NMC cuts its cells out on black; JPEG and resizing leave a trace of light there.
-BLACK = 8
 BLACK_SHARE = 0.05
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
@@ -70,7 +70,7 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     total = float(heat.sum())
     if total <= 0:
         return f"Nothing the model saw speaks for {label}: its heat map is empty."
-    cell = np.asarray(view).max(axis=2) > BLACK
+    cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
     if (~cell).mean() < BLACK_SHARE or not cell.any():
         return _concentration(heat, label)
     spread = _fitted(heat, view.size)
