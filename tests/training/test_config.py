@@ -136,7 +136,7 @@ def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: st
 
 
 def test_command_repeats_the_flags_and_keeps_folders_private() -> None:
-    argv = ["--dataset_name", "cnmc2019", "--train_dir", "/home/me/my cells", "--no_validation", "--seed", "3"]
+    argv = ["--dataset_name", "cnmc2019", "--train_dir", "/data/my cells", "--no_validation", "--seed", "3"]
     assert parse_config(argv).command() == (
         "train.py --dataset_name cnmc2019 --train_dir 'my cells' --no_validation --seed 3"
     )
