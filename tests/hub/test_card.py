@@ -32,6 +32,7 @@ FIGURES = {
 }
 METRICS = {
     "schema_version": 1,
+    "notice": RESEARCH_NOTICE,
     "recipe": {
         "name": "densenet121",
         "architecture": "densenet121",

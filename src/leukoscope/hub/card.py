@@ -45,13 +45,12 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         _environment()
         .from_string(read_template())
         .render(
-            **metrics,
+            **metrics | {"notice": RESEARCH_NOTICE},
             name=hub_id.split("/")[-1] or _own_name(release),
             hub_id=hub_id,
             model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
-            notice=RESEARCH_NOTICE,
         )
     )
 

@@ -82,6 +82,7 @@ def save_release(
             for k, v in network.state_dict().items()
         }
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
         write_json(aside / METRICS, metrics)
