@@ -30,10 +30,16 @@ def test_rate_is_nought_at_and_beyond_the_end() -> None:
     assert cosine_with_warmup(150, 100, 0.1) == pytest.approx(0)
 
 
-def test_best_epoch_keeps_the_first_of_equal_scores() -> None:
+def test_best_epoch_keeps_the_last_of_equal_scores() -> None:
     best = BestEpoch(patience=2)
-    assert [best.update(epoch, score) for epoch, score in enumerate((0.5, 0.7, 0.7, 0.6))] == [True, True, False, False]
-    assert (best.epoch, best.score) == (1, 0.7)
+    assert [best.update(epoch, score) for epoch, score in enumerate((0.5, 0.7, 0.7, 0.6))] == [True, True, True, False]
+    assert (best.epoch, best.score) == (2, 0.7)
+
+
+def test_equal_scores_are_no_gain_to_wait_for() -> None:
+    best = BestEpoch(patience=2)
+    stops = [best.update(epoch, 0.5) and best.should_stop(epoch) for epoch in range(4)]
+    assert stops == [False, False, True, True]
 
 
 def test_stops_after_as_many_epochs_without_gain_as_it_has_patience() -> None:

@@ -86,7 +86,7 @@ class RunArguments:
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
-    early_stopping_patience: int = _flag(5, "Stop after this many epochs without a better validation score.")
+    early_stopping_patience: int = _flag(8, "Stop after this many epochs without a better validation score.")
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
@@ -118,7 +118,7 @@ class TrainingConfig:
             recipe = replace(
                 recipe,
                 image_size=96,
-                num_train_epochs=10,
+                num_train_epochs=12,
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,

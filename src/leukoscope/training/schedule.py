@@ -26,14 +26,17 @@ class BestEpoch:
     patience: int
     score: float = field(default=-math.inf, init=False)
     epoch: int = field(default=-1, init=False)
+    _gained: int = field(default=-1, init=False)
 
     def update(self, epoch: int, score: float) -> bool:
-        """Record an epoch's score; True when it is the best so far."""
+        """Record an epoch's score; True when none was better: of equals, the longer-trained epoch is kept."""
         if score > self.score:
+            self._gained = epoch
+        if score >= self.score:
             self.score, self.epoch = score, epoch
             return True
         return False
 
     def should_stop(self, epoch: int) -> bool:
-        """True once `patience` epochs have passed since the best one."""
-        return epoch - self.epoch >= self.patience
+        """True once `patience` epochs have passed since the score last rose."""
+        return epoch - self._gained >= self.patience
