@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.files import write_whole
 from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.transforms import Preprocessing
@@ -166,9 +167,7 @@ def _decode_to(
     array.flush()
     aside.replace(pixels_path)
     # The list of problems is written last: its presence says that the pixels are complete.
-    problems_aside = problems_path.with_suffix(f".{os.getpid()}.tmp")
-    problems_aside.write_text(json.dumps(problems))
-    problems_aside.replace(problems_path)
+    write_whole(problems_path, json.dumps(problems))
 
 
 def _open(encoded: dict[str, object], cell_id: str) -> Image.Image:

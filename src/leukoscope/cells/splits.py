@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.files import write_whole
 from leukoscope.cells.loading import LoadedCells
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write `split.json` (aside, then renamed)."""
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
-        aside.replace(path)
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: str | Path, data: LoadedCells) -> Split:

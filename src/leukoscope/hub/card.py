@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.files import write_whole
 from leukoscope.cells.registry import DATASETS
 from leukoscope.models.release import CARD, CONFIG, read_metrics
 
@@ -63,7 +64,7 @@ def _own_name(release: Path) -> str:
 
 def write_card(release: Path, *, hub_id: str = "") -> Path:
     """Render the card into the release's README.md."""
-    return _write(release / CARD, render_card(release, hub_id=hub_id))
+    return write_whole(release / CARD, render_card(release, hub_id=hub_id))
 
 
 def results_table(releases: Sequence[Path]) -> str:
@@ -95,7 +96,7 @@ def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
         raise LeukoscopeError(f"{readme}: lacks the markers {RESULTS_START!r} and {RESULTS_END!r}; restore them")
     before, rest = text.split(RESULTS_START, 1)
     after = rest.split(RESULTS_END, 1)[1]
-    return _write(readme, f"{before}{RESULTS_START}\n{results_table(releases)}\n{RESULTS_END}{after}")
+    return write_whole(readme, f"{before}{RESULTS_START}\n{results_table(releases)}\n{RESULTS_END}{after}")
 
 
 def _result_row(name: str, block: Mapping[str, Any]) -> str:
@@ -156,10 +157,3 @@ def _minutes(seconds: float) -> str:
 
 def _worst_first(subjects: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(subjects.items(), key=lambda item: item[1]["accuracy"])
-
-
-def _write(path: Path, text: str) -> Path:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    aside.replace(path)
-    return path

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.files import write_whole
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import read_safetensors
 
@@ -97,9 +98,7 @@ def save_release(
 
 def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
     """Write JSON aside, then rename; unless `exact`, floats keep six significant digits, more would be noise."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
-    aside.replace(path)
+    write_whole(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def load_release(directory: str | Path, *, name: str = "", revision: str = "") -> Release:

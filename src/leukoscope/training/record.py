@@ -18,6 +18,7 @@ import yaml
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.files import write_whole
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
@@ -125,9 +126,7 @@ def _versions() -> dict[str, str]:
 def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
     """Write args.yaml: the flags as given, and the recipe they came to."""
     content = {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), "leukoscope": __version__}
-    aside = path.with_suffix(".tmp")
-    aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    aside.replace(path)
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def plain(value: Any) -> Any:
