@@ -1,8 +1,4 @@
-"""`leukoscope …`: thin commands over the rooms.
-
-A command reads its flags, calls one room and shows what came back; whatever it needs beyond typer and rich is
-imported inside it, so that `leukoscope --help` answers at once. Results go to stdout, problems to stderr.
-"""
+"""`leukoscope predict`: answers for cell images, as a table, as JSON or as heat maps on disk."""
 
 from __future__ import annotations
 
@@ -14,57 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.errors import say_error
 
 if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
     from leukoscope.inference.predictor import Prediction
 
 
-class _OneLineErrors(TyperGroup):
-    """Ends a command in one line, without a traceback, for any problem the user can fix."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LeukoscopeError as error:
-            say_error(error)
-            raise typer.Exit(1) from None
-
-
-app = typer.Typer(
-    name="leukoscope",
-    cls=_OneLineErrors,
-    help=f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def say_error(error: Exception) -> None:
-    """One line on stderr, never wrapped or coloured, so that it can be copied and searched."""
-    typer.echo(f"error: {error}", err=True)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"leukoscope {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def leukoscope(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Options of every command; the help text above the list of commands is the app's."""
-
-
-@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Image files, or folders of them.")],
     model: Annotated[
@@ -175,45 +129,3 @@ def _write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Non
     finally:
         if aside.exists():
             aside.unlink()
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def protocol(
-    ctx: typer.Context,
-    release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
-) -> None:
-    """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py (--num_folds …) as well.
-
-    Finished runs are kept, so an interrupted protocol goes on where it stopped.
-    """
-    from accelerate import PartialState
-
-    from leukoscope.hub.card import read_template, write_card
-    from leukoscope.training.config import parse_config
-    from leukoscope.training.protocol import check_release_folder, compose_release, run_protocol
-
-    # Asked now rather than after hours of training.
-    check_release_folder(release)
-    read_template()
-    runs = run_protocol(parse_config(ctx.args))
-    if PartialState().is_main_process:
-        typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
-
-
-@app.command()
-def card(
-    releases: Annotated[list[Path], typer.Argument(metavar="RELEASE", help="Release folders.")],
-    hub_model_id: Annotated[
-        str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
-    ] = "",
-    readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Render the results table of this README as well.")
-    ] = None,
-) -> None:
-    """Render model cards, and the README's table, from metrics.json."""
-    from leukoscope.hub.card import update_readme, write_card
-
-    for release in releases:
-        typer.echo(write_card(release, hub_id=hub_model_id))
-    if readme is not None:
-        typer.echo(update_readme(readme, releases))

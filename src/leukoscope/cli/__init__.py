@@ -1,0 +1,48 @@
+"""`leukoscope …`: thin commands over the rooms, one file for each few that belong together.
+
+A command reads its flags, calls one room and shows what came back; whatever it needs beyond typer and rich is
+imported inside it, so that `leukoscope --help` answers at once. Results go to stdout, problems to stderr.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.cli.errors import OneLineErrors
+from leukoscope.cli.predict import predict
+from leukoscope.cli.releases import card, protocol
+
+# A command that hands flags it does not know on to the parser of train.py.
+_WITH_TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="leukoscope",
+    cls=OneLineErrors,
+    help=f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"leukoscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def leukoscope(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command; the help text above the list of commands is the app's."""
+
+
+app.command()(predict)
+app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
+app.command()(card)

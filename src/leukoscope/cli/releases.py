@@ -1,0 +1,48 @@
+"""`leukoscope protocol` and `leukoscope card`: make a release, and render what people read about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def protocol(
+    ctx: typer.Context,
+    release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
+) -> None:
+    """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py (--num_folds …) as well.
+
+    Finished runs are kept, so an interrupted protocol goes on where it stopped.
+    """
+    from accelerate import PartialState
+
+    from leukoscope.hub.card import read_template, write_card
+    from leukoscope.training.config import parse_config
+    from leukoscope.training.protocol import check_release_folder, compose_release, run_protocol
+
+    # Asked now rather than after hours of training.
+    check_release_folder(release)
+    read_template()
+    runs = run_protocol(parse_config(ctx.args))
+    if PartialState().is_main_process:
+        typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
+
+
+def card(
+    releases: Annotated[list[Path], typer.Argument(metavar="RELEASE", help="Release folders.")],
+    hub_model_id: Annotated[
+        str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
+    ] = "",
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Render the results table of this README as well.")
+    ] = None,
+) -> None:
+    """Render model cards, and the README's table, from metrics.json."""
+    from leukoscope.hub.card import update_readme, write_card
+
+    for release in releases:
+        typer.echo(write_card(release, hub_id=hub_model_id))
+    if readme is not None:
+        typer.echo(update_readme(readme, releases))
