@@ -395,3 +395,14 @@ def test_fingerprint_ignores_order_and_tells_sides_apart() -> None:
     base = Split("subject", "subject", 0, "f", ("a", "b"), ("c",), ("d",))
     assert replace(base, train=("b", "a")).fingerprint == base.fingerprint
     assert replace(base, train=("a", "b", "c"), validation=()).fingerprint != base.fingerprint
+
+
+def test_blocks_are_cross_validated_like_subjects(tmp_path: Path) -> None:
+    data = _fields(tmp_path, per_class=4 * BALL4_BLOCK, twins={})
+    folds = [make_split(data, "block-cv", fold=k, num_folds=4, validation=False) for k in range(4)]
+    tested = [cell for split in folds for cell in split.test]
+    assert sorted(tested) == sorted(data.train["cell_id"]), "every image is tested exactly once"
+    blocks = groups_of(data, "block")
+    for split in folds:
+        assert split.group == "block"
+        assert not {blocks[c] for c in split.train} & {blocks[c] for c in split.test}

@@ -23,6 +23,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
 from leukoscope.cells.loading import LoadedCells
+from leukoscope.cells.splits import groups_of
 from leukoscope.cells.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class FramedCells:
         pixels: (N, S, S, 3) uint8, memory-mapped.
         row_of: cell id → row of `pixels`.
         labels: (N,) class index.
-        subjects: (N,) subject ids.
+        subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
     """
 
     data: LoadedCells
@@ -66,8 +67,10 @@ def frame_cells(
 
     rows = concatenate_datasets(list(data.cells.values()))
     pixels, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
-    row_of = {cell: i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems}
-    return FramedCells(data.without(problems), pixels, row_of, np.asarray(rows["label"][:]), rows["subject"][:])
+    ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
+    row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
+    labels = np.asarray(rows["label"][:])
+    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids])
 
 
 def decode_cells(

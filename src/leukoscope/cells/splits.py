@@ -24,7 +24,7 @@ from leukoscope.cells.loading import LoadedCells
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Strategy = Literal["subject", "subject-cv", "official", "random", "block", "all"]
+Strategy = Literal["subject", "subject-cv", "official", "random", "block", "block-cv", "all"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
@@ -121,7 +121,8 @@ def make_split(
         strategy: `subject` (about 70/15/15, no subject on two sides), `subject-cv` (class-stratified k-fold by
             subject; `fold` is tested), `official` (the publisher's named folds), `random` (70/15/15 by image,
             stratified: the prior systems' protocol), `block` (like `subject`, by blocks of neighbouring
-            images), `all` (train on everything, test on nothing: for a final release).
+            images), `block-cv` (like `subject-cv`, by blocks), `all` (train on everything, test on nothing: for a
+            final release).
         validation: set part of the training side apart to choose the checkpoint.
 
     Raises:
@@ -134,7 +135,7 @@ def make_split(
             f"--split {strategy}: {data.info.title} has no subject ids; give --subject_pattern or --subject_csv, "
             "or use --split block or random (and say so when you report figures)"
         )
-    group = {"random": "cell", "block": "block", "all": data.info.group}.get(strategy, "subject")
+    group = {"random": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(strategy, "subject")
     drawing = _Drawing(data, group, seed)
     if strategy == "random":
         train, val, test, detail = *drawing.by_image(), "70/15/15 by image"
@@ -144,7 +145,7 @@ def make_split(
         train, test = drawing.named(train_folds), drawing.named(test_folds)
         train, val = drawing.set_validation_apart(train) if validation else (train, [])
         detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
-    elif strategy == "subject-cv":
+    elif strategy in ("subject-cv", "block-cv"):
         train, test = drawing.fold(fold, num_folds)
         train, val = drawing.set_validation_apart(train) if validation else (train, [])
         detail = f"fold {fold} of {num_folds}"
@@ -187,11 +188,12 @@ class _Drawing:
             raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
         if not 0 <= fold < num_folds:
             raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
-        advice = "use --split subject-cv with a smaller --num_folds, or gather more subjects"
+        advice = f"use --split {self.group}-cv with a smaller --num_folds, or gather more {self.group}s"
         return self._grouped_folds(self.everything, num_folds, advice)[fold]
 
     def set_validation_apart(self, train: list[int]) -> tuple[list[int], list[int]]:
-        advice = "use --split subject-cv or official with --no_validation, or gather more subjects"
+        without = "subject-cv or official" if self.group == "subject" else "block-cv"
+        advice = f"use --split {without} with --no_validation, or gather more {self.group}s"
         return self._grouped_folds(train, _SUBJECT_FOLDS - 1, advice)[0]
 
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:

@@ -27,7 +27,8 @@ class CellPredictions:
 
     Attributes:
         cell_ids: (N,) unique ids.
-        subjects: (N,) subject of each cell, "" where unknown.
+        subjects: (N,) subject of each cell, or its block of neighbouring images where subjects are not published;
+            "" where neither is known.
         references: (N,) int, the true class.
         probabilities: (N, K) float, rows sum to 1.
         label_names: K class names in output order.

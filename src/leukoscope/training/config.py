@@ -50,12 +50,12 @@ class DataArguments:
     subject_csv: str | None = _flag(None, "imagefolder: CSV with the columns file,subject.")
     split: str = _flag("subject", f"How cells are dealt out: {', '.join(STRATEGIES)}.")
     split_file: str | None = _flag(None, "A split.json of an earlier run: use its very cells.")
-    fold: int = _flag(0, "subject-cv: the fold that is tested.")
-    num_folds: int = _flag(5, "subject-cv: number of folds.")
+    fold: int = _flag(0, "subject-cv, block-cv: the fold that is tested.")
+    num_folds: int = _flag(5, "subject-cv, block-cv: number of folds.")
     train_folds: list[str] = _flag(["fold_0"], "official: folds to train on.")
     test_folds: list[str] = _flag(["fold_1"], "official: folds to test on.")
     no_validation: bool = _flag(
-        False, "Train on the validation cells too and keep the last epoch (subject-cv, official)."
+        False, "Train on the validation cells too and keep the last epoch (subject-cv, block-cv, official)."
     )
     max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
     max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")

@@ -1,9 +1,10 @@
 """Measure a recipe the honest way, then train the weights to release.
 
-A protocol is a list of training runs of one recipe: every fold of a class-stratified cross-validation by subject, the
-publisher's own folds both ways, the random split by image that prior systems used, and at last a model on every cell.
-The last one is what users get; the others say what to expect of it. Each run keeps its own folder and is skipped
-when it is finished, so an interrupted protocol goes on where it stopped.
+A protocol is a list of training runs of one recipe: every fold of a class-stratified cross-validation by subject (by
+blocks of neighbouring images where a data set names no subjects), the publisher's own folds both ways, the random
+split by image that prior systems used, and at last a model on every cell. The last one is what users get; the others
+say what to expect of it. Each run keeps its own folder and is skipped when it is finished, so an interrupted protocol
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -76,13 +77,14 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """
     # The number of folds says nothing about the other runs: measuring with more of them repeats none.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
-    published = DATASETS[config.data.dataset_name].official_counts if config.data.dataset_name in DATASETS else {}
+    entry = DATASETS.get(config.data.dataset_name, DATASETS["imagefolder"])
+    published = entry.official_counts
     for train, test in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
         folds = {"train_folds": [f"fold_{train}"], "test_folds": [f"fold_{test}"]}
         yield _run(single, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
     for fold in range(config.data.num_folds):
-        yield _run(config, f"cv-{fold}", CROSS_VALIDATED, split="subject-cv", fold=fold, no_validation=True)
+        yield _run(config, f"cv-{fold}", CROSS_VALIDATED, split=f"{entry.group}-cv", fold=fold, no_validation=True)
     yield _run(single, "random", RANDOM_SPLIT, split="random")
 
 
@@ -165,7 +167,7 @@ def _experiment(run: ProtocolRun) -> dict[str, str]:
 def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: Path) -> dict[str, Any]:
     metrics = _metrics(final)
     folds = [run for run in runs if run.estimates == CROSS_VALIDATED]
-    metrics["evaluations"] = [_cross_validation(folds, predictions / "subject_cv.parquet")]
+    metrics["evaluations"] = [_cross_validation(folds, predictions)]
     for run in runs:
         if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
             name = run.name.replace("-", "_")
@@ -178,17 +180,18 @@ def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: 
 
 
 def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:
-    """Pool the folds' predictions: one row a cell, each from a model that never saw its subject."""
+    """Pool the folds' predictions: one row a cell, each from a model that never saw its subject (or block)."""
     answers = pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
-    answers.save(predictions)
     blocks = [_metrics(run)["evaluations"][0] for run in folds]
+    unit = blocks[0]["split"]["disjoint_by"]
+    answers.save(predictions / f"{unit}_cv.parquet")
     block = {
-        "name": "subject_cv",
+        "name": f"{unit}_cv",
         "estimates": CROSS_VALIDATED,
         "split": {
-            "strategy": "subject-cv",
-            "detail": f"{len(folds)}-fold cross-validation by subject, pooled out-of-fold predictions",
-            "disjoint_by": blocks[0]["split"]["disjoint_by"],
+            "strategy": f"{unit}-cv",
+            "detail": f"{len(folds)}-fold cross-validation by {unit}, pooled out-of-fold predictions",
+            "disjoint_by": unit,
             "seed": blocks[0]["split"]["seed"],
         },
         "thresholds_fitted_on": None,

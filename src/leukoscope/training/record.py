@@ -92,6 +92,7 @@ def describe_run(
             "unreadable": len(data.unreadable),
             "count_differences": list(data.count_differences),
             "synthetic": data.info.synthetic,
+            "unit": data.info.group,
         },
         "training": {
             "cells": len(split.train),
