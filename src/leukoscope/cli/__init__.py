@@ -13,7 +13,7 @@ import typer
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.predict import predict
-from leukoscope.cli.releases import card, protocol
+from leukoscope.cli.releases import card, leakage, protocol
 
 # A command that hands flags it does not know on to the parser of train.py.
 _WITH_TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -45,4 +45,5 @@ def leukoscope(
 
 app.command()(predict)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
+app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command()(card)

@@ -1,4 +1,4 @@
-"""`leukoscope protocol` and `leukoscope card`: make a release, and render what people read about it."""
+"""`leukoscope protocol`, `leakage` and `card`: make a release, price a leak, render what people read about them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from leukoscope import RESEARCH_NOTICE
 
 
 def protocol(
@@ -28,6 +30,27 @@ def protocol(
     runs = run_protocol(parse_config(ctx.args))
     if PartialState().is_main_process:
         typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
+
+
+def leakage(
+    ctx: typer.Context,
+    results: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
+    seeds: Annotated[int, typer.Option(help="How often patients are drawn anew.")] = 3,
+) -> None:
+    """Measure what splitting by image is worth: the same cells tested with their patients seen and unseen in training.
+
+    Takes the flags of train.py (--recipe, --num_train_epochs, --max_train_samples …) as well. Finished runs are kept.
+    """
+    from accelerate import PartialState
+
+    from leukoscope.training.config import parse_config
+    from leukoscope.training.leakage import measure_leakage
+
+    comparison = measure_leakage(parse_config(ctx.args), range(seeds), results)
+    if PartialState().is_main_process:
+        for name, spread in comparison["difference"].items():
+            typer.echo(f"{name}: {spread['mean']:+.3f} ({spread['smallest']:+.3f} to {spread['largest']:+.3f})")
+        typer.echo(f"{results}\n{RESEARCH_NOTICE}")
 
 
 def card(

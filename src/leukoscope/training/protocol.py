@@ -99,12 +99,16 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     Raises:
         LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
     """
-    from leukoscope.training.loop import train
-
     for flag, given in (("split_file", config.data.split_file), ("push_to_hub", config.run.push_to_hub)):
         if given:
             raise LeukoscopeError(f"--{flag}: a protocol draws its own splits and publishes nothing; leave it out")
-    runs = list(protocol_runs(config))
+    return finish(list(protocol_runs(config)))
+
+
+def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
+    """Make every run that is not finished yet; an interrupted list of runs goes on where it stopped."""
+    from leukoscope.training.loop import train
+
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
             print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
