@@ -64,6 +64,9 @@ RECIPES: dict[str, Recipe] = {
             name="efficientnet_b3",
             architecture="tf_efficientnet_b3",
             base_model="timm/tf_efficientnet_b3.ns_jft_in1k",
+            # Depthwise filters move slowly: at a DenseNet's rate and two epochs it stays under-trained.
+            num_train_epochs=3,
+            learning_rate=1e-3,
             drop_rate=0.3,
             drop_path_rate=0.1,
             frozen=("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"),
