@@ -1,114 +1,20 @@
-"""Cards and the README's table: every figure comes from metrics.json, and what is missing is said."""
+"""Model cards: every figure comes from metrics.json, and what is missing is said."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.hub.card import RESULTS_END, RESULTS_START, render_card, results_table, update_readme, write_card
+from leukoscope.hub.card import render_card, write_card
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
-
-FIGURES = {
-    "cells": 1234,
-    "accuracy": 0.8111,
-    "balanced_accuracy": 0.7222,
-    "f1_weighted": 0.8333,
-    "f1_macro": 0.7444,
-    "auroc": 0.8554,
-    "per_class": {},
-    "confusion_matrix": [],
-    "subjects": {
-        "H10": {"label": "HEM", "cells": 405, "accuracy": 0.1919},
-        "16": {"label": "ALL", "cells": 53, "accuracy": 1.0},
-    },
-}
-METRICS = {
-    "schema_version": 1,
-    "notice": RESEARCH_NOTICE,
-    "recipe": {
-        "name": "densenet121",
-        "architecture": "densenet121",
-        "image_size": 160,
-        "num_train_epochs": 2,
-        "frozen": [],
-    },
-    "labels": ["ALL", "HEM"],
-    "positive_label": "ALL",
-    "data": {
-        "name": "cnmc2019",
-        "title": "C-NMC 2019",
-        "licence": "CC BY 3.0",
-        "citation": "Gupta & Gupta 2019.",
-        "count_differences": ["fold_2 ALL: 413 cells here, 2,457 published"],
-        "synthetic": False,
-    },
-    "training": {
-        "cells": 7779,
-        "subjects": ["1", "2", "3"],
-        "split": "every cell trains",
-        "start_weights": "channels selected from ImageNet DenseNet169",
-        "seed": 0,
-        "seconds": 600.0,
-        "protocol_seconds": 6000.0,
-        "hardware": "CPU, 2 threads",
-        "versions": {"leukoscope": "0.1.0"},
-    },
-    "evaluations": [
-        {
-            "name": "subject_cv",
-            "estimates": "recipe (cross-validated)",
-            "split": {
-                "strategy": "subject-cv",
-                "detail": "2-fold cross-validation by subject",
-                "disjoint_by": "subject",
-            },
-            "metrics": FIGURES,
-            "size_only_baseline": {"f1_weighted": 0.7999},
-            "folds": [
-                {
-                    "fold": 0,
-                    "cells": 617,
-                    "subjects": ["16"],
-                    "f1_weighted": 0.8011,
-                    "balanced_accuracy": 0.7,
-                    "auroc": None,
-                },
-                {
-                    "fold": 1,
-                    "cells": 617,
-                    "subjects": ["H10"],
-                    "f1_weighted": 0.8654,
-                    "balanced_accuracy": 0.7,
-                    "auroc": 0.9,
-                },
-            ],
-        },
-        {
-            "name": "random",
-            "estimates": "recipe (random split by image: patients on both sides)",
-            "split": {"strategy": "random", "detail": "70/15/15 by image", "disjoint_by": "cell"},
-            "metrics": {**FIGURES, "f1_weighted": 0.9666},
-        },
-    ],
-}
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    """A release folder with known figures; the card needs no weights."""
-    folder = tmp_path / "leukoscope-test"
-    folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(METRICS))
-    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 350 / 450}}))
-    return folder
 
 
 def front_matter(card: str) -> dict:
@@ -148,10 +54,9 @@ def test_a_figure_that_does_not_exist_is_a_dash(release: Path) -> None:
     assert random_row.endswith("| – |")
 
 
-def test_synthetic_models_say_so(release: Path) -> None:
-    metrics = copy.deepcopy(METRICS)
-    metrics["data"]["synthetic"] = True  # type: ignore[index]
-    (release / "metrics.json").write_text(json.dumps(metrics))
+def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
+    release_metrics["data"]["synthetic"] = True
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert "Trained on synthetic phantoms" in render_card(release)
 
 
@@ -170,27 +75,6 @@ def test_write_card_leaves_no_half_written_file(release: Path) -> None:
     assert not list(release.glob(".*"))
 
 
-def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
-    rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
-    assert "| no | 1,234 | 0.833 |" in rows[0] and rows[0].endswith("| 0.800 |")
-    assert "| **yes** | 1,234 | 0.967 |" in rows[1]
-    assert "Weighted F1 by fold: 0.801, 0.865." in results_table([release])
-
-
-def test_update_readme_replaces_only_the_results(release: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{RESULTS_START}\nstale\n{RESULTS_END}\nafter\n")
-    update_readme(readme, [release])
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text and "0.833" in text
-
-
-def test_update_readme_without_markers_is_refused(release: Path, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(LeukoscopeError, match="lacks the markers"):
-        update_readme(tmp_path / "README.md", [release])
-
-
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
     assert (embedded / "README.md").read_text() == render_card(embedded)
@@ -201,11 +85,6 @@ def test_every_figure_of_a_committed_card_stands_in_its_metrics(embedded: Path) 
     known = {f"{number:.3f}" for number in _numbers(json.loads((embedded / "metrics.json").read_text()))}
     shown = set(re.findall(r"\b[01]\.\d{3}\b", (embedded / "README.md").read_text()))
     assert shown and shown <= known
-
-
-def test_committed_readme_table_is_the_rendered_one() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    assert text.split(RESULTS_START)[1].split(RESULTS_END)[0] == f"\n{results_table(EMBEDDED)}\n"
 
 
 def _numbers(value: object) -> list[float]:

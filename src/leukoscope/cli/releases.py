@@ -59,11 +59,12 @@ def card(
         str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Render the results table of this README as well.")
+        Path | None, typer.Option(metavar="FILE", help="Render the tables of this README as well.")
     ] = None,
 ) -> None:
-    """Render model cards, and the README's table, from metrics.json."""
-    from leukoscope.hub.card import update_readme, write_card
+    """Render model cards, and the README's tables, from committed JSON."""
+    from leukoscope.hub.card import write_card
+    from leukoscope.hub.tables import update_readme
 
     for release in releases:
         typer.echo(write_card(release, hub_id=hub_model_id))

@@ -1,0 +1,125 @@
+"""The README's tables, rendered from committed JSON between markers; what is not measured is not in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.files import write_whole
+from leukoscope.hub.wording import count, gain, minutes, share
+from leukoscope.models.release import read_metrics
+
+
+def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
+    """Render every table anew, from the releases and from `results/` beside the README.
+
+    Raises:
+        LeukoscopeError: no such README, the markers of a table are missing, or a result file is damaged.
+    """
+    if not readme.is_file():
+        raise LeukoscopeError(f"--readme {readme}: no such file")
+    text = readme.read_text()
+    for name, table in readme_tables(readme.parent / "results", releases).items():
+        text = _between_markers(text, name, table, readme)
+    return write_whole(readme, text)
+
+
+def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
+    """Name of each table → its Markdown."""
+    return {"results": results_table(releases), "leakage": leakage_table(_read_all(results / "leakage"))}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a README holds the table of that name."""
+    return f"<!-- {name}: rendered by `leukoscope card` -->", f"<!-- end of {name} -->"
+
+
+def _between_markers(text: str, name: str, table: str, readme: Path) -> str:
+    start, end = markers(name)
+    if start not in text or end not in text:
+        raise LeukoscopeError(f"{readme}: lacks the markers {start!r} and {end!r}; restore them")
+    before, rest = text.split(start, 1)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
+
+
+def _read_all(folder: Path) -> list[dict[str, Any]]:
+    def read(path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the repository") from None
+
+    return [read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def results_table(releases: Sequence[Path]) -> str:
+    """Each release on unseen subjects beside the random split of the prior systems."""
+    head = [
+        "| release | tested on | patients on both sides? | cells | weighted F1 | balanced accuracy | AUROC | "
+        "cell size alone, weighted F1 |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    rows = [
+        _result_row(release.name, block)
+        for release in releases
+        for block in read_metrics(release).get("evaluations", [])
+    ]
+    notes = [_training_note(release.name, read_metrics(release)) for release in releases]
+    return "\n".join([*head, *rows, "", *notes])
+
+
+def _result_row(name: str, block: Mapping[str, Any]) -> str:
+    figures, baseline = block["metrics"], block.get("size_only_baseline") or {}
+    both_sides = {"cell": "**yes**", "subject": "no", "block": "not known, but no block of neighbouring images"}
+    shown = (figures["f1_weighted"], figures["balanced_accuracy"], figures["auroc"], baseline.get("f1_weighted"))
+    cells = " | ".join(share(value) for value in shown)
+    side = both_sides.get(block["split"]["disjoint_by"], "not known")
+    return f"| `{name}` | {block['split']['detail']} | {side} | {count(figures['cells'])} | {cells} |"
+
+
+def _training_note(name: str, metrics: Mapping[str, Any]) -> str:
+    training, recipe = metrics["training"], metrics["recipe"]
+    folds: list[dict[str, Any]] = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
+    by_fold = ", ".join(share(fold["f1_weighted"]) for fold in folds)
+    return (
+        f"`{name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} epochs, from "
+        f"{training['start_weights']}; released weights trained on {count(training['cells'])} cells in "
+        f"{minutes(training['seconds'])}, the whole protocol in "
+        f"{minutes(training.get('protocol_seconds', training['seconds']))} on {training['hardware']}. "
+        f"Weighted F1 by fold: {by_fold or '–'}.\n"
+    )
+
+
+_LEAKAGE_FIGURES = {"f1_weighted": "weighted F1", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+
+
+def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """What testing on patients seen in training adds, one row a data set, recipe and figure."""
+    if not comparisons:
+        return "Not measured yet."
+    head = [
+        "| data | recipe | training cells | figure | tested patients unseen | their other cells trained on | "
+        "the leak is worth (over seeds) |",
+        "|---|---|--:|---|--:|--:|--:|",
+    ]
+    return "\n".join([*head, *(row for result in comparisons for row in _leakage_rows(result)), ""])
+
+
+def _leakage_rows(result: Mapping[str, Any]) -> list[str]:
+    recipe, seeds = result["recipe"], result["seeds"]
+    made = f"{recipe['architecture']}, {recipe['image_size']} px, {recipe['num_train_epochs']} epochs"
+    rows = []
+    for figure, name in _LEAKAGE_FIGURES.items():
+        if figure not in result["difference"]:
+            continue
+        unseen, seen = (sum(seed[side][figure] for seed in seeds) / len(seeds) for side in ("unseen", "seen"))
+        spread = result["difference"][figure]
+        worth = f"**{gain(spread['mean'])}** ({gain(spread['smallest'])} … {gain(spread['largest'])})"
+        cells = count(round(sum(result["train_cells"]) / len(seeds)))
+        rows.append(
+            f"| {result['data']['title']} | {made} | {cells} | {name} | {share(unseen)} | {share(seen)} | {worth} |"
+        )
+    return rows

@@ -1,0 +1,72 @@
+"""The README's tables: rendered from JSON between markers, and the committed README is what they render to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.hub.tables import leakage_table, markers, readme_tables, results_table, update_readme
+
+REPOSITORY = Path(__file__).parents[2]
+EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
+
+COMPARISON: dict[str, Any] = {
+    "recipe": {"architecture": "densenet121", "image_size": 160, "num_train_epochs": 2},
+    "data": {"title": "C-NMC 2019"},
+    "train_cells": [5000, 5000],
+    "seeds": [
+        {"seed": 0, "unseen": {"f1_weighted": 0.8, "auroc": None}, "seen": {"f1_weighted": 0.9, "auroc": None}},
+        {"seed": 1, "unseen": {"f1_weighted": 0.84, "auroc": None}, "seen": {"f1_weighted": 0.88, "auroc": None}},
+    ],
+    "difference": {"f1_weighted": {"mean": 0.07, "smallest": 0.04, "largest": 0.1}},
+}
+
+
+def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
+    rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
+    assert "| no | 1,234 | 0.833 |" in rows[0] and rows[0].endswith("| 0.800 |")
+    assert "| **yes** | 1,234 | 0.967 |" in rows[1]
+    assert "Weighted F1 by fold: 0.801, 0.865." in results_table([release])
+
+
+def test_leakage_table_shows_what_seeds_agree_on() -> None:
+    table = leakage_table([COMPARISON])
+    assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
+    assert "AUROC" not in table, "a figure that was not measured has no row"
+    assert leakage_table([]) == "Not measured yet."
+
+
+def test_update_readme_replaces_only_what_stands_between_markers(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "results" / "leakage").mkdir(parents=True)
+    (tmp_path / "results" / "leakage" / "a.json").write_text(json.dumps(COMPARISON))
+    readme = tmp_path / "README.md"
+    parts = [f"{start}\nstale\n{end}" for start, end in map(markers, readme_tables(tmp_path, []))]
+    readme.write_text("\n".join(["before", *parts, "after\n"]))
+    update_readme(readme, [release])
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "0.833" in text and "+0.070" in text
+
+
+def test_update_readme_without_markers_is_refused(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(LeukoscopeError, match="lacks the markers '<!-- results"):
+        update_readme(tmp_path / "README.md", [release])
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "leakage").mkdir()
+    (tmp_path / "leakage" / "a.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"a\.json: damaged \(.*\); restore it from the repository$"):
+        readme_tables(tmp_path, [])
+
+
+def test_committed_readme_tables_are_the_rendered_ones() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for name, table in readme_tables(REPOSITORY / "results", EMBEDDED).items():
+        start, end = markers(name)
+        assert text.split(start)[1].split(end)[0] == f"\n{table}\n", name
