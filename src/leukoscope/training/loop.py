@@ -35,6 +35,7 @@ from leukoscope.models.build import build_network, classifier_parameters, load_s
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, save_release, write_json
 from leukoscope.training.config import TrainingConfig
+from leukoscope.training.memory import keep_freed_memory
 from leukoscope.training.record import append_row, describe_run, record_answers, result_lines, write_args
 from leukoscope.training.schedule import BestEpoch, cosine_with_warmup
 
@@ -62,6 +63,8 @@ def train(config: TrainingConfig) -> Path:
     """
     recipe = config.resolve()
     accelerator = make_accelerator(config, recipe)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     say = partial(accelerator.print, flush=True)
     out = _make_output_dir(config.output_dir, accelerator)
     set_seed(config.run.seed)
