@@ -43,7 +43,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture=recipe.architecture,
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(96, 350 / 450),
-        metrics={"schema_version": 1, "labels": ["ALL", "HEM"]},
+        metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
     )
 
 

@@ -26,7 +26,7 @@ FIGURES = {
     },
 }
 METRICS: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "notice": RESEARCH_NOTICE,
     "recipe": {
         "name": "densenet121",

@@ -17,7 +17,9 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.cells.images import UnreadableImage
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.phantoms import draw_cell, phantom_cells
+from leukoscope.inference.guard import fit_guard, pooled_features
+from leukoscope.models.release import GUARD, load_release
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -127,7 +129,8 @@ def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells)
     assert read_back["notice"] == RESEARCH_NOTICE
     assert read_back["probabilities"] == answer.probabilities
     assert set(read_back) == {
-        "source", "label", "probabilities", "model", "revision", "seconds", "view_box", "notice",
+        "source", "label", "probabilities", "model", "revision", "seconds", "view_box", "guard_score", "recognised",
+        "notice",
     }  # fmt: skip
 
 
@@ -220,6 +223,101 @@ def test_an_impossible_batch_size_is_refused(predictor, cells):
 def test_an_impossible_device_is_refused(tiny_release, device):
     with pytest.raises(LeukoscopeError, match=f"^device '{device}': torch cannot compute there on this machine; use "):
         Predictor.from_pretrained(tiny_release, device=device)
+
+
+# The input guard
+
+
+@pytest.fixture(scope="module")
+def guarded_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release with a guard fitted on 60 phantoms of six subjects."""
+    folder = tmp_path_factory.mktemp("guarded") / "tiny"
+    shutil.copytree(tiny_release, folder)
+    release = load_release(folder)
+    frame = release.preprocessing.framer()
+    phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
+    pixels = np.stack([frame(Image.fromarray(phantom.image)) for phantom in phantoms])
+    guard, _ = fit_guard(pooled_features(release, pixels), [phantom.subject for phantom in phantoms])
+    guard.save(folder / GUARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(guarded_release: Path) -> Predictor:
+    return Predictor.from_pretrained(guarded_release)
+
+
+def test_a_release_without_a_guard_says_nothing_about_familiarity(predictor, cells):
+    answer = predictor(cells[0])
+
+    assert predictor.guard is None
+    assert (answer.guard_score, answer.recognised) == (None, None)
+    assert (answer.to_dict()["guard_score"], answer.to_dict()["recognised"]) == (None, None)
+
+
+def test_a_known_kind_of_cell_is_recognised_and_a_picture_of_nothing_is_not(guarded):
+    cell = draw_cell("ALL", subject=1, cell=3).image
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    white = np.full((200, 200, 3), 255, np.uint8)
+
+    known, *unknown = guarded([cell, noise, white])
+
+    assert known.recognised is True and 0 <= known.guard_score <= 1
+    assert [answer.recognised for answer in unknown] == [False, False]
+    assert all(answer.guard_score < 0 for answer in unknown)
+    assert json.loads(json.dumps(known.to_dict()))["guard_score"] == known.guard_score
+
+
+def test_familiarity_is_the_same_explained_or_in_a_batch(guarded, cells):
+    alone = [guarded(cell).guard_score for cell in cells]
+
+    assert np.allclose([answer.guard_score for answer in guarded(cells)], alone, atol=1e-4)
+    assert np.allclose([answer.guard_score for answer in guarded(cells, explain=True)], alone, atol=1e-4)
+    assert len(set(alone)) == len(cells), "equal scores would hide a wrong order"
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_answer_map_and_familiarity_come_from_one_pass_through_the_backbone(guarded, cells, explain):
+    passes = []
+    hook = guarded.release.network.features.register_forward_hook(lambda *_: passes.append(1))
+
+    guarded(cells[0], explain=explain)
+
+    hook.remove()
+    assert len(passes) == 1
+
+
+def test_a_temperature_in_the_classifier_leaves_familiarity_alone(guarded_release, guarded, cells):
+    cooler = Predictor.from_pretrained(guarded_release)
+    with torch.no_grad():
+        cooler.release.network.classifier.weight.div_(3)
+
+    before, after = guarded(cells[0]), cooler(cells[0])
+
+    assert shares(before) != shares(after)
+    assert before.guard_score == after.guard_score
+
+
+def test_a_guard_of_another_network_is_refused(guarded_release, tmp_path):
+    shutil.copytree(guarded_release, tmp_path / "release")
+    features = np.random.default_rng(0).random((60, 512), dtype=np.float32)
+    path = fit_guard(features, [str(i % 3) for i in range(60)])[0].save(tmp_path / "release" / GUARD)
+
+    with pytest.raises(LeukoscopeError, match="fitted on 512 features, but this network has 1024; restore") as error:
+        Predictor.from_pretrained(tmp_path / "release")
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_cached_hub_release_brings_its_guard_and_a_damaged_one_is_named_by_hub_id(
+    hub_cache, guarded_release, guarded, cells
+):
+    put_in_cache(hub_cache, guarded_release)
+    assert Predictor.from_pretrained("owner/name")(cells[0]).guard_score == guarded(cells[0]).guard_score
+
+    cached = hub_cache / "models--owner--name" / "snapshots" / COMMIT / GUARD
+    cached.write_bytes(b"no tensors")
+    with pytest.raises(LeukoscopeError, match=f"^owner/name/{GUARD}: not a whole safetensors file"):
+        Predictor.from_pretrained("owner/name")
 
 
 # Where a release comes from

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import load_release, save_release
+from leukoscope.models.release import load_release, rescale_classifier, save_release
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))
@@ -123,16 +124,18 @@ def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, t
     assert np.abs(ours[0] - ours[1]).max() > 1e-4, "the turn must matter for this test to mean anything"
 
 
-def test_weights_are_half_precision_on_disk_and_float32_when_loaded(tiny_release):
+def test_the_backbone_is_half_precision_on_disk_and_all_is_float32_when_loaded(tiny_release):
     from safetensors.torch import load_file
 
     stored = load_file(tiny_release / "model.safetensors")
     loaded = load_release(tiny_release).network.state_dict()
 
-    assert stored["classifier.weight"].dtype == torch.float16
+    assert stored["features.conv0.weight"].dtype == torch.float16
+    assert stored["classifier.weight"].dtype == stored["classifier.bias"].dtype == torch.float32
     assert stored["features.norm5.running_var"].dtype == torch.float32
     assert {t.dtype for t in loaded.values()} == {torch.float32, torch.int64}
-    assert torch.equal(loaded["classifier.weight"], stored["classifier.weight"].float())
+    assert torch.equal(loaded["features.conv0.weight"], stored["features.conv0.weight"].float())
+    assert torch.equal(loaded["classifier.weight"], stored["classifier.weight"])
 
 
 @pytest.mark.parametrize("image_size", [96, 160, 224, 288])
@@ -385,3 +388,62 @@ def test_a_file_in_the_place_of_the_parent_folder_is_named(tmp_path):
         save_tiny(tmp_path / "file" / "release")
 
     assert str(error.value).startswith(f"{tmp_path / 'file' / 'release'}: the release cannot be written there (")
+
+
+# Temperature
+
+
+@pytest.fixture(scope="module", params=["densenet121", "efficientnet_b3"])
+def decided(request):
+    """A network whose head, unlike a new one, gives logits of a trained network's size; and its architecture."""
+    torch.manual_seed(0)
+    recipe = get_recipe(request.param)
+    network = build_network(recipe, 3).eval().requires_grad_(False)
+    network.get_classifier().weight.normal_(std=0.1)
+    network.get_classifier().bias.normal_()
+    return network, recipe.architecture
+
+
+def logits(network: torch.nn.Module) -> torch.Tensor:
+    pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return network(pixels.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("temperature", [0.37, 2.5])
+def test_folding_a_temperature_equals_scaling_the_logits(decided, temperature):
+    network, _ = decided
+    before = logits(network)
+    folded = rescale_classifier(deepcopy(network), temperature)
+
+    assert before.abs().max() > 0.5, "logits near 0 would agree whatever was folded"
+    assert torch.allclose(logits(folded), before / temperature, rtol=1e-6, atol=1e-6)
+
+
+def test_a_saved_release_keeps_its_temperature_exactly(decided, tmp_path):
+    network, architecture = decided
+    how = {
+        "architecture": architecture,
+        "labels": ("A", "B", "C"),
+        "preprocessing": Preprocessing(96, 1.0),
+        "metrics": {},
+    }
+    save_release(tmp_path / "plain", network, **how)
+    save_release(tmp_path / "folded", rescale_classifier(deepcopy(network), 2.5), **how)
+
+    plain = logits(load_release(tmp_path / "plain").network)
+    folded = logits(load_release(tmp_path / "folded").network)
+
+    assert torch.allclose(folded, plain / 2.5, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature):
+    network = build_network(get_recipe("densenet121"), 2)
+    before = network.get_classifier().weight.clone()
+
+    with pytest.raises(LeukoscopeError) as error:
+        rescale_classifier(network, temperature)
+
+    assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold answers"
+    assert torch.equal(network.get_classifier().weight, before)

@@ -20,9 +20,9 @@ from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.protocol import (
-    CROSS_VALIDATED,
     FINAL,
     OFFICIAL_FOLDS,
+    OUT_OF_FOLD,
     RANDOM_SPLIT,
     ProtocolRun,
     check_release_folder,
@@ -115,7 +115,7 @@ def test_runs_come_in_the_order_of_what_they_tell_soonest(config: TrainingConfig
     assert [run.name for run in runs] == ORDER
     assert [run.folder for run in runs] == [config.output_dir / name for name in ORDER]
     assert [run.estimates for run in runs] == [
-        OFFICIAL_FOLDS, OFFICIAL_FOLDS, "", CROSS_VALIDATED, CROSS_VALIDATED, RANDOM_SPLIT,
+        OFFICIAL_FOLDS, OFFICIAL_FOLDS, "", OUT_OF_FOLD, OUT_OF_FOLD, RANDOM_SPLIT,
     ]  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_the_weights_published_are_the_final_ones(composed: Path, finished_runs:
 def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None:
     blocks = _blocks(composed)
     assert {name: block["estimates"] for name, block in blocks.items()} == {
-        "subject_cv": CROSS_VALIDATED,
+        "subject_cv": OUT_OF_FOLD,
         "official_0_1": OFFICIAL_FOLDS,
         "official_1_0": OFFICIAL_FOLDS,
         "random": RANDOM_SPLIT,

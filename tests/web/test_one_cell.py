@@ -83,8 +83,14 @@ def test_an_empty_heat_map_is_said_to_be_empty() -> None:
 
 
 def test_synthetic_training_is_said() -> None:
-    assert "trained on synthetic phantoms" in words.training_warning({"data": {"synthetic": True}})
-    assert words.training_warning({"data": {"synthetic": False}}) == words.training_warning({}) == ""
+    (said,) = words.warnings({"data": {"synthetic": True}}, None)
+    assert "trained on synthetic phantoms" in said
+    assert words.warnings({"data": {"synthetic": False}}, True) == words.warnings({}, None) == ()
+
+
+def test_a_picture_the_guard_does_not_know_is_said_first() -> None:
+    said = words.warnings({"data": {"synthetic": True}}, False)
+    assert said[0].startswith("This does not look like the cells this model knows") and len(said) == 2
 
 
 def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:

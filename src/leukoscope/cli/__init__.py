@@ -14,6 +14,7 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.predict import predict
 from leukoscope.cli.releases import card, leakage, protocol
+from leukoscope.cli.trust import assess, recalibrate
 
 # A command that hands flags it does not know on to the parser of train.py.
 _WITH_TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -47,3 +48,5 @@ app.command()(predict)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command()(card)
+app.command()(assess)
+app.command()(recalibrate)

@@ -76,7 +76,8 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("file", "label", *labels, "ms")
+    guarded = any(row["recognised"] is not None for row in rows)
+    table = Table("file", "label", *labels, "ms", *(["known?"] if guarded else []))
     for column, fold in enumerate(("fold", "fold", *("ellipsis" for _ in labels), "ellipsis")):
         table.columns[column].overflow = fold  # type: ignore[assignment]
         table.columns[column].justify = "left" if fold == "fold" else "right"
@@ -84,12 +85,15 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
         # A file may be named in bytes that are no UTF-8; Text, because square brackets would be read as markup.
         name = os.fsencode(row["source"]).decode(errors="replace")
-        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}")
+        known = [{True: "yes", False: "NO", None: "–"}[row["recognised"]]] if guarded else []
+        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}", *known)
     console = Console(highlight=False)
     console.print(table)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     if overlays:
         console.print(Text(f"heat maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
+    if any(row["recognised"] is False for row in rows):
+        console.print(Text("known? NO: unlike the cells this model knows; its answer means nothing there"))
     console.print(Text(RESEARCH_NOTICE))
 
 

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli.trust import FieldsDir, OtherDir, assess
 
 
 def protocol(
     ctx: typer.Context,
     release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
+    fields_dir: FieldsDir = None,
+    other_dir: OtherDir = None,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py (--num_folds …) as well.
 
@@ -20,16 +23,27 @@ def protocol(
     """
     from accelerate import PartialState
 
-    from leukoscope.hub.card import read_template, write_card
+    from leukoscope.hub.card import read_template
     from leukoscope.training.config import parse_config
     from leukoscope.training.protocol import check_release_folder, compose_release, run_protocol
 
     # Asked now rather than after hours of training.
     check_release_folder(release)
     read_template()
-    runs = run_protocol(parse_config(ctx.args))
+    config = parse_config(ctx.args)
+    runs = run_protocol(config)
     if PartialState().is_main_process:
-        typer.echo(f"release: {write_card(compose_release(runs, release)).parent}")
+        compose_release(runs, release)
+        data = config.data
+        assess(
+            release,
+            data.dataset_name,
+            Path(data.train_dir) if data.train_dir else None,
+            data.subject_pattern,
+            Path(data.subject_csv) if data.subject_csv else None,
+            fields_dir,
+            other_dir,
+        )
 
 
 def leakage(

@@ -11,7 +11,7 @@ from typing import Any
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.registry import DATASETS
-from leukoscope.hub.wording import count, minutes, share
+from leukoscope.hub.wording import count, minutes, share, span, with_interval
 from leukoscope.models.release import CARD, CONFIG, read_metrics
 
 _TEMPLATE_HOMES = (
@@ -80,7 +80,8 @@ def _environment() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {"share": share, "count": count, "minutes": minutes, "worst_first": _worst_first}
+    environment.filters |= {f.__name__: f for f in (share, count, minutes, span, with_interval)}
+    environment.filters["worst_first"] = _worst_first
     return environment
 
 

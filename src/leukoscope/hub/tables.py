@@ -9,7 +9,7 @@ from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
-from leukoscope.hub.wording import count, gain, minutes, share
+from leukoscope.hub.wording import count, gain, minutes, share, with_interval
 from leukoscope.models.release import read_metrics
 
 
@@ -72,12 +72,12 @@ def results_table(releases: Sequence[Path]) -> str:
 
 
 def _result_row(name: str, block: Mapping[str, Any]) -> str:
-    figures, baseline = block["metrics"], block.get("size_only_baseline") or {}
+    baseline = block.get("size_only_baseline") or {}
     both_sides = {"cell": "**yes**", "subject": "no", "block": "not known, but no block of neighbouring images"}
-    shown = (figures["f1_weighted"], figures["balanced_accuracy"], figures["auroc"], baseline.get("f1_weighted"))
-    cells = " | ".join(share(value) for value in shown)
+    shown = [with_interval(block, figure) for figure in ("f1_weighted", "balanced_accuracy", "auroc")]
+    cells = " | ".join([*shown, share(baseline.get("f1_weighted"))])
     side = both_sides.get(block["split"]["disjoint_by"], "not known")
-    return f"| `{name}` | {block['split']['detail']} | {side} | {count(figures['cells'])} | {cells} |"
+    return f"| `{name}` | {block['split']['detail']} | {side} | {count(block['metrics']['cells'])} | {cells} |"
 
 
 def _training_note(name: str, metrics: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -15,6 +16,18 @@ def share(value: Any) -> str:
 def gain(value: float | None) -> str:
     """A difference of shares, its sign always shown."""
     return "–" if value is None else f"{value:+.3f}"
+
+
+def span(interval: Mapping[str, float] | None) -> str:
+    """An interval of shares with two digits: more would claim to know it better."""
+    return "–" if interval is None else f"{interval['low']:.2f}–{interval['high']:.2f}"
+
+
+def with_interval(block: Mapping[str, Any], figure: str) -> str:
+    """A figure of an evaluation with its interval by subject, where there is one."""
+    intervals = block.get("intervals", {}).get("by_subject", {})
+    value = share(block["metrics"][figure])
+    return f"{value} ({span(intervals[figure])})" if figure in intervals else value
 
 
 def count(value: int) -> str:

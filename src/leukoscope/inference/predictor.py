@@ -20,7 +20,8 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import UnreadableImage, from_array, open_image, to_rgb
 from leukoscope.inference.gradcam import HeatMap, explain_features
-from leukoscope.models.release import CARD, CONFIG, METRICS, WEIGHTS, Release, load_release
+from leukoscope.inference.guard import Guard, pool
+from leukoscope.models.release import CARD, CONFIG, GUARD, METRICS, WEIGHTS, Release, load_release
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 
@@ -41,6 +42,8 @@ class Prediction:
         seconds: from file to answer, the batch's time shared evenly.
         heatmaps: class → Grad-CAM, when explanations were asked for.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
+        guard_score: how familiar the picture looks to the release, at most 1; None where it has no guard.
+        recognised: whether that is enough (0 or more) for the answer to mean anything; None where it has no guard.
     """
 
     label: str
@@ -51,6 +54,8 @@ class Prediction:
     seconds: float
     heatmaps: dict[str, HeatMap] | None
     view_box: tuple[float, float, float, float]
+    guard_score: float | None = None
+    recognised: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, without the heat maps and with the research notice."""
@@ -62,6 +67,8 @@ class Prediction:
             "revision": self.revision,
             "seconds": self.seconds,
             "view_box": list(self.view_box),
+            "guard_score": self.guard_score,
+            "recognised": self.recognised,
             "notice": RESEARCH_NOTICE,
         }
 
@@ -81,6 +88,7 @@ class Predictor:
     Attributes:
         release: the loaded release, its network on `device`.
         labels: class names in the order of the probabilities.
+        guard: the release's input guard; None where it has none.
     """
 
     def __init__(self, release: Release, *, device: str = "cpu"):
@@ -89,6 +97,8 @@ class Predictor:
         self.release = release
         self.labels = release.labels
         self._frame = release.preprocessing.framer()
+        guard = _guard_of(release)
+        self.guard = guard and guard.to(self._device)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None, device: str = "cpu") -> Predictor:
@@ -123,10 +133,9 @@ class Predictor:
         hub_id, revision = parse_hub_id(model, revision)
         folder = _download(hub_id, revision)
         try:
-            release = load_release(folder, name=hub_id, revision=folder.name)
+            return cls(load_release(folder, name=hub_id, revision=folder.name), device=device)
         except LeukoscopeError as error:
             raise LeukoscopeError(str(error).replace(str(folder), hub_id)) from None
-        return cls(release, device=device)
 
     @overload  # a str is a sequence of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
@@ -183,7 +192,7 @@ class Predictor:
 
     def _answer(self, cells: list[_Framed], explain: bool, start: float) -> list[Prediction]:
         """Answer framed pictures, one batch; `start` is when the first of them was opened."""
-        logits, maps = self._run(np.stack([cell.pixels for cell in cells]), explain)
+        logits, maps, familiarity = self._run(np.stack([cell.pixels for cell in cells]), explain)
         probabilities = logits.double().softmax(dim=1).cpu().numpy()
         seconds = (time.perf_counter() - start) / len(cells)
         return [
@@ -196,24 +205,33 @@ class Predictor:
                 seconds=seconds,
                 heatmaps=None if maps is None else self._heatmaps(maps[i]),
                 view_box=cell.view_box,
+                guard_score=score,
+                recognised=None if score is None else score >= 0,
             )
-            for i, (cell, shares) in enumerate(zip(cells, probabilities, strict=True))
+            for i, (cell, shares, score) in enumerate(zip(cells, probabilities, familiarity, strict=True))
         ]
 
-    def _run(self, pixels: np.ndarray, explain: bool) -> tuple[torch.Tensor, np.ndarray | None]:
-        """(B, S, S, 3) uint8 → logits (B, K) and, when asked, Grad-CAM (B, K, h, w)."""
+    def _run(self, pixels: np.ndarray, explain: bool) -> tuple[torch.Tensor, np.ndarray | None, Sequence[float | None]]:
+        """(B, S, S, 3) uint8 → logits (B, K), Grad-CAM (B, K, h, w) when asked, and B guard scores, in one pass."""
         network = self.release.network
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
             features = network.forward_features(self.release.preprocessing.normalise(inputs))  # type: ignore[operator]
+            scores = self.guard.scores(pool(features)).tolist() if self.guard else [None] * len(pixels)
             if not explain:
-                return network.forward_head(features), None  # type: ignore[operator]
+                return network.forward_head(features), None, scores  # type: ignore[operator]
         logits, maps = explain_features(network, features)
-        return logits, maps.cpu().numpy()
+        return logits, maps.cpu().numpy(), scores
 
     def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
         # Copied, so that keeping one picture's map does not keep its whole batch in memory.
         return {label: HeatMap(maps[k].copy(), label) for k, label in enumerate(self.labels)}
+
+
+def _guard_of(release: Release) -> Guard | None:
+    if release.folder is None or not (release.folder / GUARD).exists():
+        return None
+    return Guard.load(release.folder / GUARD, release.network.num_features)  # type: ignore[arg-type]
 
 
 def _open(image: Picture, source: str) -> Image.Image:
@@ -237,6 +255,18 @@ def _device(name: str) -> torch.device:
         found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise LeukoscopeError(f"device {name!r}: torch cannot compute there on this machine; use {found}") from None
     return device
+
+
+def release_folder(model: str) -> Path:
+    """Where the files of a release lie on this machine, downloaded first where it is named by Hub id.
+
+    Args:
+        model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+
+    Raises:
+        LeukoscopeError: as `Predictor.from_pretrained`.
+    """
+    return Path(model) if Path(model).exists() else _download(*parse_hub_id(model))
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -279,7 +309,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         folder = snapshot_download(
             hub_id,
             revision=revision,
-            allow_patterns=[CONFIG, WEIGHTS, METRICS, CARD],
+            allow_patterns=[CONFIG, WEIGHTS, METRICS, CARD, GUARD],
             etag_timeout=HUB_TIMEOUT,
             local_files_only=not hub_answers(hub_id, revision),
         )

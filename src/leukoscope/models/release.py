@@ -1,14 +1,17 @@
 """A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load alike.
 
-config.json carries the labels and the preprocessing, model.safetensors the weights in half precision (computed with
-in float32), metrics.json how far to trust them. A local folder and a Hub repository hold exactly the same files.
+config.json carries the labels and the preprocessing, model.safetensors the backbone in half precision (computed with
+in float32) and the small classifier in full, metrics.json how far to trust them. A local folder and a Hub repository
+hold exactly the same files.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,12 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.transforms import Preprocessing
-from leukoscope.models.build import read_safetensors
+from leukoscope.models.build import classifier_parameters, read_safetensors
 
+SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
+GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Release:
         metrics: the content of metrics.json ({} where a foreign model has none).
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
+        folder: where its files lie on this machine; None for a network that was never saved.
     """
 
     network: nn.Module
@@ -43,6 +50,7 @@ class Release:
     metrics: Mapping[str, Any]
     name: str
     revision: str = ""
+    folder: Path | None = None
 
 
 def save_release(
@@ -65,7 +73,6 @@ def save_release(
         LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     target = Path(directory)
     outputs = network.num_classes
@@ -77,13 +84,7 @@ def save_release(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        # BatchNorm statistics stay float32: running variances can leave half precision's range.
-        tensors = {
-            k: (v.half() if v.is_floating_point() and "running_" not in k else v).contiguous().cpu()
-            for k, v in network.state_dict().items()
-        }
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
+        save_weights(network, aside)
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
         write_json(aside / METRICS, metrics)
@@ -94,6 +95,64 @@ def save_release(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def save_weights(network: nn.Module, directory: Path) -> None:
+    """Write model.safetensors into a release's folder.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses.
+    """
+    from safetensors.torch import save_file
+
+    save_file(_stored_tensors(network), directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
+
+
+@contextmanager
+def rewritten(source: Path, target: Path | None = None) -> Iterator[Path]:
+    """A copy of a release to be changed, which takes the place of `target` (of `source` itself) when all went well.
+
+    Raises:
+        LeukoscopeError: the disk refuses; `target` is then as it was.
+    """
+    from safetensors import SafetensorError
+
+    target = target or source
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(source, aside)
+        yield aside
+        swap_in(aside, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
+    """Fold a temperature into the last linear layer, W/T and b/T: its plain softmax is then calibrated everywhere.
+
+    Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer gives just that divided logit.
+
+    Args:
+        network: a timm model with its own linear head, which is changed in place.
+        temperature: above 0; 1 changes nothing.
+
+    Returns:
+        `network`.
+
+    Raises:
+        LeukoscopeError: a temperature that is no positive number.
+    """
+    if not 0 < temperature < math.inf:
+        raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold answers")
+    with torch.no_grad():
+        for parameter in classifier_parameters(network):
+            parameter.div_(temperature)
+    return network
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
@@ -127,7 +186,7 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
             "restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision)
+    return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision, root)
 
 
 def read_metrics(root: Path) -> dict[str, Any]:
@@ -139,6 +198,20 @@ def read_metrics(root: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+
+
+def _stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What model.safetensors holds.
+
+    BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
+    classifier, a few kilobytes, since a temperature folded into it would be rounded away.
+    """
+    whole = {id(parameter) for parameter in classifier_parameters(network)}
+    names = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
+    return {
+        k: (v.half() if v.is_floating_point() and "running_" not in k and k not in names else v).contiguous().cpu()
+        for k, v in network.state_dict().items()
+    }
 
 
 def _config(

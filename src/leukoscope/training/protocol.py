@@ -20,12 +20,12 @@ import yaml
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.registry import DATASETS
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.models.release import CONFIG, METRICS, swap_in, write_json
+from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, rewritten, write_json
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.record import plain
 
-CROSS_VALIDATED = "recipe (cross-validated)"
 OFFICIAL_FOLDS = "recipe (official folds)"
 RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
 FINAL = "final"
@@ -84,7 +84,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
         yield _run(single, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
     for fold in range(config.data.num_folds):
-        yield _run(config, f"cv-{fold}", CROSS_VALIDATED, split=f"{entry.group}-cv", fold=fold, no_validation=True)
+        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{entry.group}-cv", fold=fold, no_validation=True)
     yield _run(single, "random", RANDOM_SPLIT, split="random")
 
 
@@ -131,28 +131,18 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     check_release_folder(directory)
     _require_one_experiment(runs)
     final = next(run for run in runs if run.name == FINAL)
-    aside = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        shutil.copytree(final.folder / "release", aside)
-        (aside / "predictions").mkdir()
-        write_json(aside / METRICS, _composed_metrics(runs, final, aside / "predictions"))
-        swap_in(aside, directory)
-    except OSError as error:
-        raise LeukoscopeError(f"{directory}: the release cannot be written there ({error.strerror})") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with rewritten(final.folder / "release", directory) as aside:
+        (aside / PREDICTIONS).mkdir()
+        write_json(aside / METRICS, _composed_metrics(runs, final, aside / PREDICTIONS))
     return directory
 
 
-def check_release_folder(directory: Path) -> None:
+def check_release_folder(directory: Path, *, flag: str = "--release") -> None:
     """Refuse to replace a folder that is no release; asked before hours of training, too."""
     if not directory.name:
-        raise LeukoscopeError(f"--release {directory}: give the release a folder of its own, e.g. model_card/my-model")
+        raise LeukoscopeError(f"{flag} {directory}: give the release a folder of its own, e.g. model_card/my-model")
     if directory.exists() and not (directory / CONFIG).is_file():
-        raise LeukoscopeError(
-            f"--release {directory}: exists, is no release and would be replaced; name another folder"
-        )
+        raise LeukoscopeError(f"{flag} {directory}: exists, is no release and would be replaced; name another folder")
 
 
 def _require_one_experiment(runs: list[ProtocolRun]) -> None:
@@ -170,7 +160,7 @@ def _experiment(run: ProtocolRun) -> dict[str, str]:
 
 def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: Path) -> dict[str, Any]:
     metrics = _metrics(final)
-    folds = [run for run in runs if run.estimates == CROSS_VALIDATED]
+    folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
     metrics["evaluations"] = [_cross_validation(folds, predictions)]
     for run in runs:
         if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
@@ -191,7 +181,7 @@ def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, 
     answers.save(predictions / f"{unit}_cv.parquet")
     block = {
         "name": f"{unit}_cv",
-        "estimates": CROSS_VALIDATED,
+        "estimates": OUT_OF_FOLD,
         "split": {
             "strategy": f"{unit}-cv",
             "detail": f"{len(folds)}-fold cross-validation by {unit}, pooled out-of-fold predictions",

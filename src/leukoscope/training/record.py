@@ -22,9 +22,9 @@ from leukoscope.cells.files import write_whole
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.release import SCHEMA_VERSION
 from leukoscope.training.config import TrainingConfig
 
-METRICS_SCHEMA_VERSION = 1
 THESE_WEIGHTS = "these weights"
 
 
@@ -77,7 +77,7 @@ def describe_run(
     subjects = {cells.subjects[row] for row in rows} - {""}
     shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
     return {
-        "schema_version": METRICS_SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
         "recipe": {**asdict(recipe)},
         "labels": list(data.info.labels),

@@ -42,20 +42,20 @@ class Look:
         image: upright RGB, as given.
         caption: its file name, or which phantom it is.
         model: the name picked for the model that answered.
-        warning: what must be said about the model's training, "" where nothing must.
+        warnings: what must be said beside the answer, most important first.
     """
 
     image: Image.Image
     caption: str
     model: str
     prediction: Prediction
-    warning: str
+    warnings: tuple[str, ...]
 
 
 def examine(predictor: Predictor, image: Image.Image, caption: str, model: str) -> Look:
     """Ask a model about a picture, once, for the answer and every class's heat map."""
     prediction = predictor(image, explain=True)
-    return Look(image, caption, model, prediction, words.training_warning(predictor.release.metrics))
+    return Look(image, caption, model, prediction, words.warnings(predictor.release.metrics, prediction.recognised))
 
 
 def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:
@@ -107,11 +107,11 @@ def facts(look: Look) -> dict[str, str]:
 
 
 def summary(look: Look) -> str:
-    """The whole result as plain text: verdict, heat map in words, warning, model and research notice."""
+    """The whole result as plain text: verdict, warnings, heat map in words, model and research notice."""
     answered = look.prediction
     about = words.provenance(look.model, answered.revision, answered.seconds)
     says, because = words.verdict(answered.probabilities), read_heat(look, answered.label)
-    return "\n".join(part for part in (says, because, look.warning, about, RESEARCH_NOTICE) if part)
+    return "\n".join(part for part in (says, *look.warnings, because, about, RESEARCH_NOTICE))
 
 
 def example(number: int) -> tuple[Image.Image, str]:
@@ -189,7 +189,7 @@ class View:
         shown, covered = draw(look, label, opacity)
         return {
             self.pictures: gr.HTML(panels.pictures(shown, covered, look.caption, label), visible=True),
-            self.reading: panels.reading(read_heat(look, label), facts(look), look.warning),
+            self.reading: panels.reading(read_heat(look, label), facts(look), look.warnings),
         }
 
     def tell(self, text: str) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ is escaped here: file names and the labels of a Hub model are strangers' words.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 
@@ -54,11 +54,11 @@ def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: s
     )
 
 
-def reading(text: str, facts: Mapping[str, str], warning: str = "") -> str:
-    """The heat map in words, the facts behind the answer, and the research notice."""
+def reading(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -> str:
+    """What to beware of, the heat map in words, the facts behind the answer, and the research notice."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    shown = message("Synthetic training data", warning) if warning else ""
-    return f'<div class="lk-reading"><p>{escape(text)}</p>{shown}<dl class="lk-facts">{rows}</dl>{notice()}</div>'
+    shown = "".join(message("Beware", warning) for warning in warnings)
+    return f'<div class="lk-reading">{shown}<p>{escape(text)}</p><dl class="lk-facts">{rows}</dl>{notice()}</div>'
 
 
 def _bar(label: str, share: float, rank: str) -> str:

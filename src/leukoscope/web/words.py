@@ -92,11 +92,21 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def training_warning(metrics: Mapping[str, Any]) -> str:
-    """What a result must say of a model that never saw a patient's cell; "" for all others."""
-    if not metrics.get("data", {}).get("synthetic"):
-        return ""
-    return "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
+def warnings(metrics: Mapping[str, Any], recognised: bool | None) -> tuple[str, ...]:
+    """What must be said beside an answer, most important first.
+
+    Args:
+        metrics: of the model's release.
+        recognised: whether its input guard knows such pictures; None where it has no guard.
+    """
+    said = []
+    if recognised is False:
+        said.append("This does not look like the cells this model knows: its answer means nothing here.")
+    if metrics.get("data", {}).get("synthetic"):
+        said.append(
+            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
+        )
+    return tuple(said)
 
 
 def _version(revision: str) -> str:

@@ -1,0 +1,141 @@
+"""How far to trust a release, put into it: intervals, shortcuts, calibration, decisions, input guard, heat-map checks.
+
+A protocol leaves weights and out-of-fold answers. From these and the cells they were made with, `assess` computes the
+rest, folds the temperature into the weights and writes the release anew. Assessing it again, with a newer Leukoscope,
+starts from the same answers and ends in the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import FramedCells
+from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
+from leukoscope.evaluation.decisions import decision_block
+from leukoscope.evaluation.draws import DRAWS, LEVEL
+from leukoscope.evaluation.guard_checks import fit_and_check
+from leukoscope.evaluation.heatmap_checks import heatmap_checks
+from leukoscope.evaluation.intervals import cell_intervals, point_figures, subject_intervals
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
+from leukoscope.models.release import (
+    GUARD,
+    METRICS,
+    PREDICTIONS,
+    SCHEMA_VERSION,
+    load_release,
+    read_metrics,
+    rescale_classifier,
+    rewritten,
+    save_weights,
+    write_json,
+)
+
+
+def assess(directory: Path, cells: FramedCells, *, others: Mapping[str, np.ndarray] | None = None) -> Path:
+    """Compute everything that a release says about itself beyond its training and its answers.
+
+    Args:
+        directory: a release made by a protocol; replaced as a whole.
+        cells: the data set it was made from, framed for it.
+        others: pictures that are no such cells, to measure the guard with; see `guard_checks.fit_and_check`.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        LeukoscopeError: no release of a protocol, other cells than it was made from, too few subjects of a class, or a
+            folder that cannot be written.
+    """
+    metrics = read_metrics(directory)
+    answers = _out_of_fold(directory, metrics)
+    _require_same_cells(directory, metrics, cells)
+    # What an older Leukoscope did not write.
+    metrics["schema_version"] = SCHEMA_VERSION
+    metrics["data"]["unit"] = cells.data.info.group
+    metrics["evaluations"] = [_with_intervals(block, directory) for block in metrics["evaluations"]]
+    cross_validation = metrics["evaluations"][0]
+    cross_validation["shortcut_baselines"] = _shortcuts(cells, answers, cross_validation["folds"])
+    with rewritten(directory) as aside:
+        earlier = metrics.get("calibration", {}).get("temperature", 1.0)
+        fit_trust(aside, metrics, answers, cells, earlier_temperature=earlier, others=others)
+    return directory
+
+
+def fit_trust(
+    directory: Path,
+    metrics: dict[str, Any],
+    answers: CellPredictions,
+    cells: FramedCells,
+    *,
+    earlier_temperature: float = 1.0,
+    estimates: str = OUT_OF_FOLD,
+    others: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Fit temperature, thresholds and guard, and write weights, guard and metrics.json.
+
+    Args:
+        directory: a release, changed in place.
+        metrics: what its metrics.json is to hold besides.
+        answers: on subjects unseen by the networks that gave them.
+        cells: those the guard is fitted on and the heat maps are checked with.
+        earlier_temperature: how far the weights are already scaled beyond the networks that gave `answers`.
+        estimates: what figures from `answers` stand for.
+    """
+    unit = cells.data.info.group
+    metrics["calibration"] = calibration_block(answers, estimates=estimates, unit=unit)
+    metrics["decisions"] = decision_block(answers, metrics["positive_label"], estimates=estimates, unit=unit)
+    release = load_release(directory)
+    rescale_classifier(release.network, metrics["calibration"]["temperature"] / earlier_temperature)
+    save_weights(release.network, directory)
+    rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
+    pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
+    guard, metrics["guard"] = fit_and_check(release, pixels, units, background=background, others=others)
+    guard.save(directory / GUARD)
+    metrics["heat_maps"] = heatmap_checks(release, pixels, cells.labels[rows], units, background=background)
+    write_json(directory / METRICS, metrics)
+
+
+def _out_of_fold(directory: Path, metrics: Mapping[str, Any]) -> CellPredictions:
+    blocks = metrics.get("evaluations") or [{}]
+    path = directory / PREDICTIONS / f"{blocks[0].get('name')}.parquet"
+    if "folds" not in blocks[0] or not path.is_file() or "recalibration" in metrics:
+        raise LeukoscopeError(
+            f"{directory}: holds no out-of-fold answers to assess it by; give a release that `leukoscope protocol` made"
+        )
+    return CellPredictions.load(path)
+
+
+def _require_same_cells(directory: Path, metrics: Mapping[str, Any], cells: FramedCells) -> None:
+    made_from, given = metrics["data"]["fingerprint"], cells.data.fingerprint
+    if made_from != given:
+        raise LeukoscopeError(
+            f"{directory}: was made from other cells (fingerprint {made_from[:12]}, these are {given[:12]}); assess it "
+            "with the very data it was trained on"
+        )
+
+
+def _with_intervals(block: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """An evaluation with its intervals: by subject, and the naive ones by cell."""
+    answers = CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet")
+    figures = point_figures(answers)
+    by_subject = subject_auroc = {}
+    if "" not in answers.subjects:
+        by_subject = {"by_subject": subject_intervals(answers)}
+        subject_auroc = {"subject_auroc": figures["subject_auroc"]} if "subject_auroc" in figures else {}
+    intervals = {"level": LEVEL, "draws": DRAWS, "seed": 0, **by_subject, "by_cell": cell_intervals(answers)}
+    return {**block, **subject_auroc, "intervals": intervals}
+
+
+def _shortcuts(cells: FramedCells, answers: CellPredictions, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What trivial features alone answer on the very folds that the networks were tested on."""
+    rows, subjects = cells.rows(answers.cell_ids), np.asarray(answers.subjects)
+    features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
+    tested = [np.isin(subjects, fold["subjects"]) for fold in folds]
+    sides = [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested]
+    return shortcut_figures(features, sides, answers)

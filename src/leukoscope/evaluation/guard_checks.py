@@ -1,0 +1,219 @@
+"""How well a release's input guard tells its own cells from everything else, measured when the guard is fitted.
+
+True cells are judged by guards that did not see their subject; the rest is made from those cells (inverted, blurred,
+cut, …), drawn (blank, noise, phantoms), or comes from data sets at hand. The figures are the "guard" block of
+metrics.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.images import open_image
+from leukoscope.cells.phantoms import Background, phantom_cells
+from leukoscope.cells.registry import image_files
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.inference.guard import FOLDS, KEPT_SHARE, METHOD, Guard, fit_guard, pooled_features
+from leukoscope.models.release import Release
+
+ESTIMATES = (
+    "these weights: cells of subjects that the guard was not fitted on, but that the network was trained on; "
+    "of a new patient's cells it may keep fewer"
+)
+# Kinds that need pictures from elsewhere; where nobody gives them, they are listed as not measured.
+FROM_ELSEWHERE = {
+    "fields": "fields of view with many cells (BCCD)",
+    "other_data_set": "pictures of another leukaemia data set",
+}
+_MADE_HERE = {
+    "blank": "evenly black, grey or white",
+    "noise": "coloured noise with the 1/f spectrum of natural pictures",
+    "inverted": "true cells, colours inverted",
+    "blurred": "true cells, Gaussian blur of a twentieth of the side",
+    "cut": "true cells, moved until a quarter of the view is left in a corner",
+    "zoomed": "true cells, the central part magnified 2.5 times",
+}
+_FOR_INFORMATION = {"phantoms": "synthetic cells, drawn to look true; not counted as something to catch"}
+KINDS = FROM_ELSEWHERE | _MADE_HERE | _FOR_INFORMATION
+
+
+def fit_and_check(
+    release: Release,
+    pixels: np.ndarray,
+    subjects: Sequence[str],
+    *,
+    background: Background,
+    others: Mapping[str, np.ndarray] | None = None,
+    sample: int = 300,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Guard, dict[str, Any]]:
+    """Fit the guard of a release on its cells and measure it.
+
+    Args:
+        pixels: (N, S, S, 3) uint8, its training cells framed by its own preprocessing; may be memory-mapped.
+        subjects: (N,) subject of each cell, or the block it must stay with where patients are unknown.
+        background: what surrounds the cells of this data set; phantoms are drawn on the same.
+        others: kind (a key of `FROM_ELSEWHERE`) → framed pictures, see `frame_sample`; what is missing is listed as
+            not measured.
+        sample: number of cells that inverted, blurred and other such pictures are made from.
+        seed: of that sample, the noise and the phantoms.
+        progress: called with (done, total) over the cells.
+
+    Returns:
+        The guard, to be saved as guard.safetensors, and the "guard" block of metrics.json.
+
+    Raises:
+        LeukoscopeError: too few cells or subjects, an unknown kind, or a network without a map of channels.
+    """
+    others = others or {}
+    if unknown := sorted(others.keys() - FROM_ELSEWHERE.keys()):
+        raise LeukoscopeError(f"guard check {unknown[0]!r}: unknown kind; give {' or '.join(FROM_ELSEWHERE)}")
+    guard, held_out = fit_guard(pooled_features(release, pixels, progress=progress), subjects)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(pixels), min(sample, len(pixels)), replace=False))
+    foreign = {**others, **wrong_pictures(pixels[chosen], rng)}
+    foreign["phantoms"] = _phantoms(release.preprocessing, background, seed)
+    scores = {
+        kind: guard.scores(torch.from_numpy(pooled_features(release, pictures))).numpy()
+        for kind, pictures in foreign.items()
+    }
+    return guard, guard_block(guard, held_out, subjects, scores)
+
+
+def guard_block(
+    guard: Guard, held_out: np.ndarray, subjects: Sequence[str], scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The "guard" block of metrics.json.
+
+    Args:
+        held_out: (N,) familiarity of the true cells from `fit_guard`.
+        subjects: (N,) their subjects.
+        scores: kind (a key of `KINDS`) → familiarity of its pictures.
+    """
+    return {
+        "estimates": ESTIMATES,
+        "method": METHOD,
+        "dimension": len(guard.axes),
+        "features": len(guard.mean),
+        "distance_limit": float(guard.limit),
+        "wanted_kept_share": KEPT_SHARE,
+        "held_out": _held_out(held_out, np.asarray(subjects)),
+        "kinds": {
+            kind: {"shows": what, "to_be_caught": kind not in _FOR_INFORMATION, **_caught(held_out, scores[kind])}
+            for kind, what in KINDS.items()
+            if kind in scores
+        },
+        "not_measured": [what for kind, what in KINDS.items() if kind not in scores],
+    }
+
+
+def _held_out(scores: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
+    kept = scores >= 0
+    # Ties go to the subject with more cells: half of two cells says less than half of two hundred.
+    worst = min(set(subjects.tolist()), key=lambda s: (kept[subjects == s].mean(), -(subjects == s).sum()))
+    known = len(set(subjects.tolist()))
+    return {
+        "cells": len(scores),
+        "subjects": known,
+        "folds": min(FOLDS, known),
+        "kept_share": float(kept.mean()),
+        "worst_subject": {
+            "subject": worst,
+            "cells": int((subjects == worst).sum()),
+            "kept_share": float(kept[subjects == worst].mean()),
+        },
+    }
+
+
+def _caught(true_cells: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    from sklearn.metrics import roc_auc_score
+
+    is_cell = np.repeat([1, 0], [len(true_cells), len(others)])
+    return {
+        "pictures": len(others),
+        "auroc": float(roc_auc_score(is_cell, np.concatenate([true_cells, others]))),
+        "caught_share": float((others < 0).mean()),
+    }
+
+
+def wrong_pictures(cells: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Pictures that nobody should get an answer for, made from true cells or from nothing.
+
+    Args:
+        cells: (N, S, S, 3) uint8.
+
+    Returns:
+        kind → (n, S, S, 3) uint8.
+    """
+    side = cells.shape[1]
+    edge = round(side * (1 - 1 / 2.5) / 2)
+    return {
+        "blank": np.stack([np.full((side, side, 3), level, np.uint8) for level in range(0, 256, 15)]),
+        "noise": _natural_noise(min(100, len(cells)), side, rng),
+        "inverted": 255 - cells,
+        "blurred": _each(cells, lambda cell: cell.filter(ImageFilter.GaussianBlur(side / 20))),
+        "cut": np.stack([_moved_to_the_corner(cell) for cell in cells]),
+        "zoomed": _each(
+            cells[:, edge : side - edge, edge : side - edge],
+            lambda part: part.resize((side, side), Image.Resampling.BICUBIC),
+        ),
+    }
+
+
+def _each(pixels: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(change(Image.fromarray(picture))) for picture in pixels])
+
+
+def _natural_noise(pictures: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Amplitude falls as 1/frequency, as in natural pictures (Field 1987, doi:10.1364/JOSAA.4.002379)."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((pictures, 3, side, side))) / frequency
+    noise = np.fft.irfft2(spectrum, s=(side, side))
+    noise *= 50 / noise.std(axis=(2, 3), keepdims=True)
+    return np.clip(128 + noise, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _moved_to_the_corner(cell: np.ndarray) -> np.ndarray:
+    """The lower right quarter moved to the upper left; the rest takes the colour of the picture's border."""
+    half = cell.shape[0] // 2
+    border = np.concatenate([cell[0], cell[-1], cell[:, 0], cell[:, -1]])
+    moved = np.empty_like(cell)
+    moved[:] = np.median(border, axis=0)
+    moved[:half, :half] = cell[-half:, -half:]
+    return moved
+
+
+def _phantoms(preprocessing: Preprocessing, background: Background, seed: int) -> np.ndarray:
+    frame = preprocessing.framer()
+    drawn = phantom_cells(subjects_per_class=10, cells_per_subject=5, background=background, seed=seed)
+    return np.stack([frame(Image.fromarray(phantom.image)) for phantom in drawn])
+
+
+def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 150) -> np.ndarray:
+    """An even sample of the pictures below a folder, framed for a network.
+
+    Args:
+        pictures: at most this many.
+
+    Returns:
+        (n, S, S, 3) uint8.
+
+    Raises:
+        LeukoscopeError: the folder holds no picture.
+        UnreadableImage: a picture of the sample is damaged.
+    """
+    paths = list(image_files(folder))
+    if not paths:
+        raise LeukoscopeError(f"{folder}: holds no picture to check the input guard with; name another folder")
+    frame = preprocessing.framer()
+    chosen = np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)
+    return np.stack([frame(open_image(paths[i])) for i in chosen])

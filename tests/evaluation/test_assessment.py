@@ -1,0 +1,131 @@
+"""Assessing a release: everything is written whole, twice gives the same, and the scores are calibrated everywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import FramedCells, frame_cells
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.evaluation.assessment import assess
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models import release as release_module
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import PREDICTIONS, load_release, save_release, write_json
+from leukoscope.training.config import parse_config
+from leukoscope.training.record import describe_run
+
+SCHEMA = json.loads(Path(release_module.__file__).with_name("metrics.schema.json").read_text())
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
+    """The phantoms as a small network sees them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return frame_cells(load_cells("phantoms", image_size=2 * SIZE), Preprocessing(SIZE, 350 / 450))
+
+
+@pytest.fixture
+def made_release(tmp_path: Path, cells: FramedCells) -> Path:
+    """What a protocol leaves: untrained weights, and overconfident out-of-fold answers that are right 8 times in 10."""
+    torch.manual_seed(0)
+    network, data = build_network(get_recipe("densenet121"), 2), cells.data
+    answers = _answers(cells)
+    folds = [sorted(set(answers.subjects))[first::2] for first in (0, 1)]
+    metrics = _metrics(cells, answers, folds)
+    folder = save_release(
+        tmp_path / "made",
+        network,
+        architecture="densenet121",
+        labels=data.info.labels,
+        preprocessing=Preprocessing(SIZE, 350 / 450),
+        metrics=metrics,
+    )
+    (folder / PREDICTIONS).mkdir()
+    answers.save(folder / PREDICTIONS / "subject_cv.parquet")
+    return folder
+
+
+def _answers(cells: FramedCells) -> CellPredictions:
+    rng = np.random.default_rng(0)
+    ids = tuple(cells.data.train["cell_id"])
+    references = cells.labels[cells.rows(ids)]
+    answered = np.where(rng.random(len(ids)) < 0.8, references, 1 - references)
+    sure = rng.uniform(0.9, 0.999, len(ids))
+    probabilities = np.where(np.eye(2, dtype=bool)[answered], sure[:, None], 1 - sure[:, None])
+    subjects = tuple(cells.subjects[row] for row in cells.rows(ids))
+    return CellPredictions(ids, subjects, references, probabilities, cells.data.info.labels)
+
+
+def _metrics(cells: FramedCells, answers: CellPredictions, folds: list[list[str]]) -> dict[str, Any]:
+    config = parse_config(["--split", "all", "--image_size", str(SIZE)])
+    from leukoscope.cells.splits import make_split
+
+    metrics = describe_run(config, config.resolve(), cells, make_split(cells.data, "all"), "random weights")
+    metrics["training"] |= {"seconds": 1.0, "epochs_run": 1, "kept_epoch": 1}
+    figures = measure(answers)
+    fold_blocks = [
+        {"fold": k, "cells": 240, "subjects": subjects, **headline(figures)} for k, subjects in enumerate(folds)
+    ]
+    split = {"strategy": "subject-cv", "detail": "2-fold", "disjoint_by": "subject", "seed": 0}
+    block = {"name": "subject_cv", "estimates": "recipe (cross-validated)", "split": split}
+    metrics["evaluations"] = [block | {"thresholds_fitted_on": None, "metrics": figures, "folds": fold_blocks}]
+    return metrics
+
+
+@pytest.mark.slow
+def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_again(
+    made_release: Path, cells: FramedCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = load_release(made_release)
+    metrics = load_release(assess(made_release, cells)).metrics
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(metrics)] == []
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature > 1.5, "answers at .95 that are right at .8 are overconfident"
+    assert metrics["calibration"]["after"]["ece"] < 0.05 < metrics["calibration"]["before"]["ece"]
+    assert metrics["evaluations"][0]["shortcut_baselines"].keys() >= {"size", "mean colour"}
+    wide = metrics["evaluations"][0]["intervals"]
+    assert wide["by_subject"]["accuracy"]["low"] < metrics["evaluations"][0]["metrics"]["accuracy"]
+
+    picture = torch.rand(2, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        expected = before.network(picture) / temperature
+        once = load_release(made_release).network(picture)
+    assert torch.allclose(once, expected, atol=1e-6), "the temperature is folded into the weights"
+    assert Predictor.from_pretrained(made_release)(np.zeros((99, 99, 3), np.uint8)).recognised is False
+
+    again = load_release(assess(made_release, cells))
+    assert again.metrics == metrics
+    with torch.inference_mode():
+        assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"
+
+
+def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:
+    other = replace(cells, data=replace(cells.data, fingerprint="f" * 64))
+    with pytest.raises(LeukoscopeError, match=r"made: was made from other cells \(fingerprint .* trained on$"):
+        assess(made_release, other)
+
+
+@pytest.mark.parametrize("lacking", ["evaluations", "predictions"])
+def test_a_release_without_out_of_fold_answers_is_refused(made_release: Path, cells: FramedCells, lacking: str) -> None:
+    if lacking == "predictions":
+        shutil.rmtree(made_release / PREDICTIONS)
+    else:
+        metrics = dict(load_release(made_release).metrics) | {"evaluations": []}
+        write_json(made_release / "metrics.json", metrics)
+    with pytest.raises(LeukoscopeError, match=r"made: holds no out-of-fold answers .* `leukoscope protocol` made$"):
+        assess(made_release, cells)

@@ -1,0 +1,250 @@
+"""Temperatures and calibration errors that are known beforehand, and judged only by subjects who fitted nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.calibration import (
+    calibrated,
+    calibration_block,
+    calibration_figures,
+    cross_fitted,
+    fit_temperature,
+    leave_one_subject_out,
+    own_thresholds,
+    reliability_bins,
+    scaled,
+    who_fitted,
+)
+from leukoscope.evaluation.draws import subject_draws
+from leukoscope.evaluation.metrics import CellPredictions
+
+Maker = Callable[..., CellPredictions]
+
+
+def _figures(answers: CellPredictions) -> dict[str, object]:
+    return calibration_figures(answers, subject_draws(answers, draws=200))
+
+
+def _rows(answers: CellPredictions, rows: np.ndarray) -> CellPredictions:
+    kept = np.flatnonzero(rows)
+    return CellPredictions(
+        tuple(answers.cell_ids[i] for i in kept),
+        tuple(answers.subjects[i] for i in kept),
+        answers.references[kept],
+        answers.probabilities[kept],
+        answers.label_names,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_bins() -> CellPredictions:
+    """Ten cells claimed with .6 of which five are right, ten claimed with .9 of which eight are; always ALL."""
+    right = [True] * 5 + [False] * 5 + [True] * 8 + [False] * 2
+    blast = np.repeat([0.6, 0.9], 10)
+    subjects = [f"{'ALL' if is_right else 'HEM'}{i % 3}" for i, is_right in enumerate(right)]
+    return CellPredictions(
+        tuple(f"cell-{i}" for i in range(20)),
+        tuple(subjects),
+        np.where(right, 0, 1),
+        np.stack([blast, 1 - blast], axis=1),
+        ("ALL", "HEM"),
+    )
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_of_synthetic_logits_is_recovered(
+    calibrated_cells: Maker, classes: int, temperature: float
+) -> None:
+    answers = calibrated_cells(10_000, classes=classes, too_sharp=temperature)
+
+    assert fit_temperature(answers) == pytest.approx(temperature, rel=0.05)
+
+
+def test_scaling_divides_log_odds_and_keeps_the_answer() -> None:
+    odds = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+    cooler = scaled(odds, 2.0)
+
+    assert np.log(cooler[:, 0] / cooler[:, 1]) == pytest.approx(np.log(odds[:, 0] / odds[:, 1]) / 2)
+    assert cooler.sum(axis=1) == pytest.approx([1, 1])
+    assert scaled(odds, 1.0) == pytest.approx(odds)
+
+
+def test_a_probability_rounded_to_zero_stays_a_number() -> None:
+    assert np.isfinite(scaled(np.array([[1.0, 0.0]], dtype=np.float32), 3.0)).all()
+
+
+def test_cells_that_are_all_right_do_not_buy_certainty(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(200)
+    perfect = replace(answers, probabilities=np.where(np.eye(2)[answers.references], 0.8, 0.2))
+
+    assert fit_temperature(perfect) == pytest.approx(0.1, rel=1e-3)
+
+
+# Calibration error
+
+
+def test_figures_of_a_constructed_case_are_those_worked_out_by_hand(two_bins: CellPredictions) -> None:
+    figures = _figures(two_bins)
+
+    assert figures["ece"] == pytest.approx((0.1 * 10 + 0.1 * 10) / 20)
+    assert figures["overconfidence"] == pytest.approx(0.75 - 0.65)
+    assert figures["brier"] == pytest.approx((5 * 0.4**2 + 5 * 0.6**2 + 8 * 0.1**2 + 2 * 0.9**2) / 20)
+    assert figures["nll"] == pytest.approx(-(5 * log(0.6) + 5 * log(0.4) + 8 * log(0.9) + 2 * log(0.1)) / 20)
+
+
+def test_errors_of_opposite_sign_do_not_cancel_in_ece(two_bins: CellPredictions) -> None:
+    answers = replace(two_bins, probabilities=np.repeat([[0.55, 0.45], [0.75, 0.25]], 10, axis=0))
+
+    figures = _figures(answers)
+
+    assert figures["overconfidence"] == pytest.approx(0)
+    assert figures["ece"] == pytest.approx(0.05)
+
+
+def test_calibrated_cells_have_next_to_no_error(calibrated_cells: Maker) -> None:
+    assert _figures(calibrated_cells(20_000))["ece"] < 0.015
+
+
+def test_bins_hold_equally_many_cells_and_equal_confidences_share_one(
+    calibrated_cells: Maker, two_bins: CellPredictions
+) -> None:
+    answers = calibrated_cells(3000)
+    bins = reliability_bins(answers, subject_draws(answers, draws=50))
+    tied = reliability_bins(two_bins, subject_draws(two_bins, draws=50))
+
+    assert [one["cells"] for one in bins] == [200] * 15
+    assert [(one["confidence"], one["accuracy"], one["cells"]) for one in tied] == [
+        (pytest.approx(0.6), 0.5, 10),
+        (pytest.approx(0.9), 0.8, 10),
+    ]
+
+
+def test_the_interval_of_ece_is_never_flattering() -> None:
+    """Subjects are each off in their own way but right on average: plain percentiles would miss this 0."""
+    rng = np.random.default_rng(0)
+    intervals = [_figures(_subjects_each_off(rng))["intervals"]["ece"] for _ in range(60)]
+
+    assert np.mean([one["low"] <= 0.002 for one in intervals]) >= 0.93
+
+
+def test_the_interval_of_ece_holds_a_large_error_too() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [_figures(_subjects_each_off(rng, claimed=0.08))["intervals"]["ece"] for _ in range(60)]
+
+    assert np.mean([one["low"] <= 0.08 <= one["high"] for one in intervals]) >= 0.93
+    assert np.mean([one["low"] > 0.0 for one in intervals]) > 0.5, "an interval that always holds 0 says nothing"
+
+
+def _subjects_each_off(rng: np.random.Generator, claimed: float = 0.0, subjects: int = 40) -> CellPredictions:
+    """50 cells of each subject, whose chance to be right is the confidence less `claimed`, give or take .05."""
+    confidence = rng.uniform(0.65, 0.85, (subjects, 50))
+    right = rng.random((subjects, 50)) < confidence - claimed + rng.normal(0, 0.05, (subjects, 1))
+    truth = np.repeat([0, 1], subjects // 2)[:, None]
+    blast = np.where(right == (truth == 0), confidence, 1 - confidence).ravel()
+    return CellPredictions(
+        tuple(f"cell-{i}" for i in range(subjects * 50)),
+        tuple(str(s) for s in np.repeat(np.arange(subjects), 50)),
+        np.broadcast_to(truth, (subjects, 50)).ravel(),
+        np.stack([blast, 1 - blast], axis=1),
+        ("ALL", "HEM"),
+    )
+
+
+# Leaving a subject out
+
+
+def test_a_subject_is_calibrated_by_all_others_alone(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(600, subjects=3, too_sharp=2)
+    left_out = leave_one_subject_out(answers)
+    one = next(one for one in left_out if one.subject == "HEM1")
+
+    assert len(left_out) == 6
+    assert one.temperature == pytest.approx(fit_temperature(_rows(answers, ~one.rows)), rel=1e-6)
+    assert cross_fitted(answers, left_out).probabilities[one.rows] == pytest.approx(
+        scaled(answers.probabilities[one.rows], one.temperature)
+    )
+
+
+def test_an_outlier_is_judged_without_its_own_help(calibrated_cells: Maker) -> None:
+    """One subject is sure and wrong: the temperature it fits itself hides much of what a new one like it would meet."""
+    answers = calibrated_cells(2000, subjects=4)
+    outlier = np.asarray(answers.subjects) == "HEM0"
+    answers = replace(answers, probabilities=np.where(outlier[:, None], [0.97, 0.03], answers.probabilities))
+    left_out = leave_one_subject_out(answers)
+
+    in_sample = calibrated(answers, fit_temperature(answers))
+    honest = cross_fitted(answers, left_out)
+
+    assert next(one for one in left_out if one.subject == "HEM0").temperature < 0.8 * fit_temperature(answers)
+    assert _figures(honest)["nll"] > _figures(in_sample)["nll"] + 0.02
+
+
+def test_each_cell_meets_the_threshold_of_the_other_subjects(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(300, subjects=3)
+    left_out = leave_one_subject_out(answers)
+
+    own = own_thresholds(answers, left_out, lambda probabilities, references: len(references))
+
+    assert all((own[one.rows] == 300 - one.rows.sum()).all() for one in left_out)
+
+
+def test_too_few_subjects_of_a_class_are_refused_with_their_number(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(100, subjects=3)
+    two_left = _rows(answers, np.asarray(answers.subjects) != "HEM2")
+
+    with pytest.raises(LeukoscopeError) as refused:
+        calibration_block(two_left)
+
+    assert str(refused.value) == (
+        "class HEM: 2 subject(s) have it; calibration and thresholds need 3 or more subjects of each class"
+    )
+
+
+def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(100, subjects=3)
+
+    with pytest.raises(LeukoscopeError) as refused:
+        leave_one_subject_out(replace(answers, subjects=(*answers.subjects[:50], "", *answers.subjects[51:])))
+
+    assert str(refused.value) == (
+        "cell cell-50: its subject is not known; calibration and thresholds are judged on unseen subjects and need a "
+        "subject id for every cell"
+    )
+
+
+# The block
+
+
+def test_scaling_repairs_sharp_answers_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
+    block = calibration_block(calibrated_cells(4000, too_sharp=2.5))
+
+    assert block["temperature_range"]["low"] <= block["temperature"] <= block["temperature_range"]["high"]
+    assert block["before"]["ece"] > 0.1 > 0.03 > block["after"]["ece"]
+    assert block["before"]["intervals"]["overconfidence"]["low"] > 0
+    assert all(block["after"][name] < block["before"][name] for name in ("overconfidence", "brier", "nll"))
+
+
+def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(500, classes=3, subjects=3)
+
+    block = calibration_block(answers, estimates="these weights")
+
+    assert block["estimates"] == "these weights"
+    assert block["fitted_on"] == who_fitted(answers)
+    assert block["fitted_on"] == {"cells": 500, "subjects": {"ALL": 3, "HEM": 3, "OTHER": 3}}
+    assert block["histogram"]["edges"][0] == pytest.approx(1 / 3)
+    assert [sum(block["histogram"][side]) for side in ("before", "after")] == [500, 500]
+    assert json.loads(json.dumps(block, allow_nan=False)) == block

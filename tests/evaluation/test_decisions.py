@@ -1,0 +1,196 @@
+"""Thresholds that reach their target where they were fitted, and are judged where they were not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.calibration import calibrated, fit_temperature, leave_one_subject_out
+from leukoscope.evaluation.decisions import abstention, decision_block, operating_points, risk_coverage
+from leukoscope.evaluation.draws import subject_draws
+from leukoscope.evaluation.metrics import CellPredictions
+
+Maker = Callable[..., CellPredictions]
+
+
+def _points(answers: CellPredictions, positive_label: str = "ALL") -> dict[str, Any]:
+    draws = subject_draws(answers, draws=200)
+    return operating_points(answers, positive_label, leave_one_subject_out(answers), draws)["points"]
+
+
+def _two_class(blast: list[float], references: list[int], subjects: list[str]) -> CellPredictions:
+    p = np.asarray(blast)
+    ids = tuple(f"cell-{i}" for i in range(len(p)))
+    return CellPredictions(ids, tuple(subjects), np.asarray(references), np.stack([p, 1 - p], axis=1), ("ALL", "HEM"))
+
+
+@pytest.fixture(scope="module")
+def answers(calibrated_cells: Maker) -> CellPredictions:
+    return calibrated_cells(3000, subjects=12, too_sharp=2.0)
+
+
+# Operating points
+
+
+def test_thresholds_reach_their_target_on_the_cells_that_fitted_them_and_no_more(answers: CellPredictions) -> None:
+    points, cells = _points(answers), np.bincount(answers.references)
+
+    assert 0.95 <= points["sensitivity_95"]["fitted"]["sensitivity"] < 0.95 + 1 / cells[0]
+    assert 0.95 <= points["specificity_95"]["fitted"]["specificity"] < 0.95 + 1 / cells[1]
+    best = points["youden"]["fitted"]["balanced_accuracy"]
+    assert all(best >= point["fitted"]["balanced_accuracy"] for point in points.values())
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_a_threshold_stands_on_the_calibrated_scale_of_its_class(answers: CellPredictions, positive: int) -> None:
+    point = _points(answers, answers.label_names[positive])["sensitivity_95"]
+    shipped = calibrated(answers, fit_temperature(answers)).probabilities[:, positive]
+
+    found = (shipped >= point["threshold"])[answers.references == positive].mean()
+
+    assert found == pytest.approx(point["fitted"]["sensitivity"], abs=1e-12)
+    assert point["rests_on"] == {answers.label_names[positive]: 12}
+
+
+def test_rounding_a_threshold_for_json_moves_no_cell(answers: CellPredictions) -> None:
+    threshold = _points(answers)["youden"]["threshold"]
+    scores = calibrated(answers, fit_temperature(answers)).probabilities[:, 0].astype(np.float32)
+
+    assert ((scores >= threshold) == (scores >= float(f"{threshold:.6g}"))).all()
+
+
+def test_rates_of_a_separable_case_are_those_worked_out_by_hand() -> None:
+    """Three blasts' subjects at .8, three normal ones' at .3, and one normal cell that looks like a blast."""
+    subjects = ["a", "b", "c"] * 4 + ["H1", "H2", "H3"] * 2 + ["H1"]
+    answers = _two_class([0.8] * 12 + [0.3] * 6 + [0.9], [0] * 12 + [1] * 7, subjects)
+
+    youden = _points(answers)["youden"]
+
+    assert youden["fitted"] == {
+        "sensitivity": 1.0,
+        "specificity": pytest.approx(6 / 7),
+        "balanced_accuracy": pytest.approx(13 / 14),
+        "ppv": pytest.approx(12 / 13),
+        "npv": 1.0,
+    }
+    assert youden["cross_fitted"]["prevalence"] == pytest.approx(12 / 19)
+    assert youden["cross_fitted"]["subjects"]["HEM"] == {"lowest": pytest.approx(2 / 3), "median": 1.0, "highest": 1.0}
+
+
+def test_an_outlying_subject_cannot_vouch_for_its_own_threshold(answers: CellPredictions) -> None:
+    """Its normal cells look like blasts: the threshold it fitted reaches 95 % specificity, the others' does not."""
+    outlier = np.asarray(answers.subjects) == "HEM3"
+    blast = np.where(outlier, 0.999, answers.probabilities[:, 0])
+    odd = replace(answers, probabilities=np.stack([blast, 1 - blast], axis=1))
+
+    plain, point = _points(answers)["specificity_95"], _points(odd)["specificity_95"]
+
+    assert plain["cross_fitted"]["specificity"] == pytest.approx(0.95, abs=0.01)
+    assert point["fitted"]["specificity"] >= 0.95
+    assert point["cross_fitted"]["specificity"] < 0.92
+    assert point["cross_fitted"]["subjects"]["HEM"]["lowest"] == 0.0
+    assert point["threshold_range"]["low"] < plain["threshold_range"]["low"] + 0.05 < point["threshold_range"]["high"]
+
+
+def test_intervals_hold_their_figure_and_widen_when_subjects_differ(answers: CellPredictions) -> None:
+    outlier = np.isin(answers.subjects, ["HEM3", "HEM4", "HEM5"])
+    blast = np.where(outlier, 0.999, answers.probabilities[:, 0])
+    found = _points(answers)["youden"]["cross_fitted"]
+    odd = _points(replace(answers, probabilities=np.stack([blast, 1 - blast], axis=1)))["youden"]["cross_fitted"]
+
+    def width(figures: dict[str, Any], name: str) -> float:
+        return figures["intervals"][name]["high"] - figures["intervals"][name]["low"]
+
+    for name, interval in found["intervals"].items():
+        assert interval["low"] < found[name] < interval["high"]
+    assert width(odd, "specificity") > 3 * width(found, "specificity")
+
+
+def test_a_rate_without_cells_is_none_rather_than_not_a_number() -> None:
+    """No threshold but the highest gives 95 % specificity here, and above it no cell is called ALL."""
+    subjects = ["a", "b", "c"] * 2 + ["H1", "H2", "H3"] * 2
+    answers = _two_class([0.4] * 6 + [0.6] * 6, [0] * 6 + [1] * 6, subjects)
+
+    found = _points(answers)["specificity_95"]["cross_fitted"]
+
+    assert found["sensitivity"] == 0.0
+    assert found["ppv"] is None
+    assert found["intervals"]["ppv"] is None
+
+
+def test_more_than_two_classes_have_no_operating_point(calibrated_cells: Maker) -> None:
+    block = decision_block(calibrated_cells(600, classes=3, subjects=4), "", unit="block")
+
+    assert block["operating_points"] == {}
+    assert block["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
+    assert set(block["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
+    assert set(block["prediction_sets"]["methods"]["class_conditional"]["least_probability"]) == {"ALL", "HEM", "OTHER"}
+
+
+def test_an_unknown_positive_label_is_refused_with_the_known_ones(answers: CellPredictions) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        decision_block(answers, "blast")
+
+    assert str(refused.value) == "positive label 'blast': not a class of these answers; give one of ALL, HEM"
+
+
+# Abstention
+
+
+def test_area_and_risks_are_those_worked_out_by_hand() -> None:
+    """Surest first: right, right, wrong, wrong. Selective risks 0, 0, 1/3, 1/2."""
+    answers = _two_class([0.9, 0.2, 0.7, 0.4], [0, 1, 1, 0], ["a", "H1", "H2", "b"])
+
+    found = risk_coverage(answers, subject_draws(answers, draws=50))
+
+    assert found["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert found["risk_at_full_coverage"] == 0.5
+    assert [point["risk"] for point in found["curve"] if point["coverage"] in (0.5, 1.0)] == [0.0, 0.5]
+    assert next(point["risk"] for point in found["curve"] if point["coverage"] > 0.501) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_cells_of_equal_confidence_are_answered_together_in_whatever_order(order: list[int]) -> None:
+    blast, truth, subjects = [0.8, 0.2, 0.8, 0.2], [0, 1, 1, 0], ["a", "H1", "H2", "b"]
+    answers = _two_class(*([column[i] for i in order] for column in (blast, truth, subjects)))
+
+    found = risk_coverage(answers, subject_draws(answers, draws=50))
+
+    assert found["aurc"] == 0.5
+    assert {point["risk"] for point in found["curve"]} == {0.5}
+
+
+def test_the_default_threshold_answers_its_share_and_errs_less(answers: CellPredictions) -> None:
+    found = abstention(answers, leave_one_subject_out(answers), subject_draws(answers, draws=200))
+    default = found["default"]
+
+    assert default["coverage"] == pytest.approx(0.8, abs=0.01)
+    assert default["risk"] < found["risk_at_full_coverage"] - 0.03
+    assert default["threshold_range"]["low"] <= default["threshold"] <= default["threshold_range"]["high"]
+    cells = np.bincount(answers.references)
+    by_class = [default["per_class"][name]["coverage"] for name in answers.label_names]
+    assert np.average(by_class, weights=cells) == pytest.approx(default["coverage"])
+    assert default["intervals"]["coverage"]["low"] < 0.8 < default["intervals"]["coverage"]["high"]
+
+
+def test_area_has_an_interval_around_it(answers: CellPredictions) -> None:
+    found = risk_coverage(answers, subject_draws(answers, draws=300))
+
+    assert found["aurc_interval"]["low"] < found["aurc"] < found["aurc_interval"]["high"]
+    assert len(found["curve"]) == 50
+    assert found["curve"][-1]["risk"] == pytest.approx(found["risk_at_full_coverage"])
+
+
+def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(answers: CellPredictions) -> None:
+    block = decision_block(answers, "HEM")
+
+    assert block["estimates"] == "recipe (cross-validated)"
+    assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
+    assert block["operating_points"]["positive_label"] == "HEM"
+    assert json.loads(json.dumps(block, allow_nan=False)) == block
