@@ -12,6 +12,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.errors import OneLineErrors
+from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.predict import predict
 from leukoscope.cli.releases import card, leakage, protocol
 from leukoscope.cli.trust import assess, recalibrate
@@ -48,5 +49,6 @@ app.command()(predict)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command()(card)
+app.command()(evaluate)
 app.command()(assess)
 app.command()(recalibrate)

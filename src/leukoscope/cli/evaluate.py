@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,8 @@ import typer
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 
 if TYPE_CHECKING:
-    from leukoscope.cells.loading import LoadedCells
-    from leukoscope.cells.splits import Split
-    from leukoscope.evaluation.metrics import CellPredictions
+    from leukoscope.evaluation.answering import Answered, AskedCells
+    from leukoscope.inference.foreign import Classifier
 
 
 def _option(text: str, *names: str, **more: Any) -> Any:
@@ -38,9 +37,12 @@ _Seed = Annotated[int, _option("Of the split, of --max_eval_samples and of the i
 _Predictions = Annotated[Path | None, _option("Judge the answers in this predictions.parquet.", metavar="FILE")]
 _Compare = Annotated[str | None, _option("A second model or .parquet, judged on the same cells.", metavar="OTHER")]
 _LabelMap = Annotated[
-    list[str] | None, _option("The model's name of a class, and ours; repeatable.", "--label_map", metavar="THEIRS=OURS")
+    list[str] | None,
+    _option("The model's name of a class, and ours; repeatable.", "--label_map", metavar="THEIRS=OURS"),
 ]
-_OutputDir = Annotated[Path | None, _option("Report folder (default: evaluations/<model>).", "--output_dir", metavar="DIR")]
+_OutputDir = Annotated[
+    Path | None, _option("Report folder (default: evaluations/<model>).", "--output_dir", metavar="DIR")
+]
 _MaxSamples = Annotated[int | None, _option("Ask about at most so many cells, at random.", "--max_eval_samples", min=1)]
 _BatchSize = Annotated[int, _option("Cells answered at once.", "--batch_size", min=1)]
 
@@ -65,242 +67,92 @@ def evaluate(
     batch_size: _BatchSize = 16,
 ) -> None:
     """Measure a model on labelled cells: figures with intervals by subject, worst subjects, a page to read."""
+    _check_asked_for(model, predictions)
+    if dataset_name is None and (train_dir or split or split_file or max_eval_samples):
+        raise LeukoscopeError("--train_dir, --split, --split_file and --max_eval_samples need --dataset_name")
+    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
+        raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
+    names = _label_map(label_map or ())
+    from leukoscope.cells.loading import load_cells
+    from leukoscope.evaluation.answering import FoldChoice, answers_in_file, ask_about
     from leukoscope.evaluation.evaluation_page import judge_answers, write_evaluation
 
-    if (model is None) == (predictions is None):
-        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
-    names = _label_map(label_map or ())
+    # Models first: one that cannot be had is said at once, not after the data set is read.
+    asked, other = _open(model), _open(compare)
     cells = None
     if dataset_name is not None:
-        from leukoscope.cells.loading import load_cells
-
         data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
         typer.echo(data.report(), err=True)
-        drawn = _test_side(data, split, split_file, fold=fold, num_folds=num_folds, test_fold=test_fold, seed=seed)
-        cells = _Cells(data, drawn.at_most(None, max_eval_samples), drawn.fingerprint)
-    elif train_dir or split or split_file or max_eval_samples:
-        raise LeukoscopeError("--train_dir, --split, --split_file, --max_eval_samples: need --dataset_name beside them")
-    first = _from_file(predictions, cells) if predictions else _from_model(str(model), cells, names, batch_size)
-    second = _second(compare, cells, first, names, batch_size) if compare else None
-    evaluation = judge_answers(
-        first.answers, _about(first, second, cells), compared=second.answers if second else None, seed=seed
-    )
-    out = output_dir or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.model["name"].removesuffix(".parquet"))
+        which = FoldChoice(fold, num_folds, test_fold)
+        cells = ask_about(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
+    first = answers_in_file(predictions, cells) if predictions else _ask(asked, cells, names, batch_size)
+    second = _second(other or compare, cells, first, names, batch_size)
+    evaluation = judge_answers(first, cells, compared=second, seed=seed)
+    out = output_dir or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
     page = write_evaluation(out, evaluation, first.answers)
     _print_summary(evaluation)
     typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """The cells to ask about: the test side of `split`; `fingerprint` is that of the split before any were left out."""
-
-    data: LoadedCells
-    split: Split
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A model's answers, and what is known of it; see `judge_answers`."""
-
-    answers: CellPredictions
-    model: dict[str, str]
-    estimates: str
-    overlap: dict[str, Any]
-    left_out: list[str] = field(default_factory=list)
+def _check_asked_for(model: str | None, predictions: Path | None) -> None:
+    if (model is None) == (predictions is None):
+        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
+    if model and model.endswith(".parquet"):
+        raise LeukoscopeError(f"{model}: is no model; give a file of answers as --predictions {model}")
 
 
 def _label_map(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
             raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
-    return dict(pair.rsplit("=", 1) for pair in pairs)
+    return {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in pairs)}
 
 
-def _test_side(
-    data: LoadedCells, split: str | None, split_file: Path | None, *, fold: int, num_folds: int, test_fold: str, seed: int
-) -> Split:
-    """The split whose test side is asked about; without one, all cells are its test side."""
-    from leukoscope.cells.splits import Split, load_split, make_split
-
-    if split and split_file:
-        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
-    if split_file:
-        chosen = load_split(split_file, data)
-    elif split:
-        # What trained is the model's own affair: only the test side is used, and no training fold is taken away.
-        chosen = make_split(
-            data, split, seed=seed, fold=fold, num_folds=num_folds, train_folds=(), test_folds=(test_fold,), validation=False
-        )
-        chosen = replace(chosen, detail=test_fold if split == "official" else chosen.detail)
-    else:
-        every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
-        return Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
-    if not chosen.test:
-        raise LeukoscopeError(f"split {chosen.strategy}: has no test side; leave it out to ask about every cell")
-    return chosen
-
-
-def _second(
-    other: str, cells: _Cells | None, first: _Answered, names: Mapping[str, str], batch_size: int
-) -> _Answered:
-    """The answers of the model to compare with, to the cells that the first one answered."""
-    asked = first.answers.cell_ids
-    if other.endswith(".parquet"):
-        answered = _from_file(Path(other), None)
-        return replace(answered, answers=_only(answered.answers, set(asked)))
-    same = replace(cells, split=replace(cells.split, test=asked)) if cells else None
-    return _from_model(other, same, names, batch_size)
-
-
-def _from_model(model: str, cells: _Cells | None, names: Mapping[str, str], batch_size: int) -> _Answered:
+def _open(model: str | None) -> Classifier | None:
+    """The model; None for none, and for a file of answers."""
+    if model is None or model.endswith(".parquet"):
+        return None
     import torch
 
-    from leukoscope.evaluation.evaluation_page import training_overlap
     from leukoscope.inference.foreign import open_classifier
 
-    if cells is None:
-        raise LeukoscopeError(f"{model}: say which labelled cells to ask it about with --dataset_name … --train_dir …")
-    classifier = open_classifier(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    answers, damaged = _ask(classifier, cells, names, batch_size)
-    known = {"name": cells.data.info.name, "fingerprint": cells.data.fingerprint}
-    overlap = training_overlap(classifier.metrics, answers, known, cells.fingerprint)
-    about = {"name": _public_name(model), "revision": classifier.revision}
-    return _Answered(answers, about, "these weights", overlap, damaged)
+    return open_classifier(model, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _ask(
-    classifier: Any, cells: _Cells, names: Mapping[str, str], batch_size: int
-) -> tuple[CellPredictions, list[str]]:
-    """Answers to the test side in the data set's order, and what was wrong with the cells that have none."""
-    import numpy as np
-    from datasets import concatenate_datasets
+    classifier: Classifier | None, cells: AskedCells | None, names: Mapping[str, str], batch_size: int
+) -> Answered:
     from rich.console import Console
     from rich.progress import track
 
-    from leukoscope.evaluation.metrics import CellPredictions
-    from leukoscope.inference.foreign import answer_cells
+    from leukoscope.evaluation.answering import answers_of_model
 
-    labels, tested = cells.data.info.labels, set(cells.split.test)
-    rows = concatenate_datasets(list(cells.data.cells.values()))
-    rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in tested])
-    stream = answer_cells(classifier, rows, labels, label_map=names, batch_size=batch_size)
-    shown = track(stream, "answering", total=len(rows), console=Console(stderr=True))
-    answers = [answer for _, answer in shown]
-    right = [i for i, answer in enumerate(answers) if isinstance(answer, np.ndarray)]
-    kept = rows.select(right)
-    found = CellPredictions(
-        tuple(kept["cell_id"][:]),
-        tuple(kept["subject"][:]),
-        np.asarray(kept["label"][:], dtype=int),
-        np.asarray([answers[i] for i in right]).reshape(-1, len(labels)),
-        labels,
-    )
-    return found, [str(answer) for answer in answers if not isinstance(answer, np.ndarray)]
+    assert classifier is not None and cells is not None
+    console = Console(stderr=True)
+
+    def progress(stream: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(stream, f"asking {classifier.name}", total=total, console=console)
+
+    return answers_of_model(classifier, cells, label_map=names, batch_size=batch_size, progress=progress)
 
 
-def _from_file(path: Path, cells: _Cells | None) -> _Answered:
-    """Answers kept by a run or a release, with what its metrics.json says of them."""
-    from leukoscope.evaluation.metrics import CellPredictions
+def _second(
+    other: Classifier | str | None,
+    cells: AskedCells | None,
+    first: Answered,
+    names: Mapping[str, str],
+    batch_size: int,
+) -> Answered | None:
+    """What to compare with, a model or a file of answers, on the cells that the first one answered."""
+    from leukoscope.evaluation.answering import answers_in_file, only
 
-    try:
-        answers = CellPredictions.load(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise LeukoscopeError(f"{path}: cannot be read as predictions ({reason}); give a predictions.parquet") from None
-    left_out = []
-    if cells:
-        asked = _only(answers, set(cells.split.test))
-        if less := len(answers.cell_ids) - len(asked.cell_ids):
-            left_out = [f"{less:,} answers in {path.name}: not among the cells asked about"]
-        answers = _with_truth_of(asked, cells.data, path)
-    estimates, overlap = _recorded(path, len(answers.cell_ids) if not cells else None)
-    return _Answered(answers, {"name": _public_name(str(path)), "revision": ""}, estimates, overlap, left_out)
-
-
-def _recorded(path: Path, cells: int | None) -> tuple[str, dict[str, Any]]:
-    """What the metrics.json of the release or run that the file lies in says of these answers."""
-    from leukoscope.models.release import read_metrics
-
-    for home, name in ((path.parent.parent, path.stem), (path.parent, "test")):
-        for block in read_metrics(home).get("evaluations", ()):
-            if block["name"] == name and cells in (None, block["metrics"]["cells"]):
-                group, detail = block["split"]["disjoint_by"], block["split"]["detail"]
-                apart = group in ("subject", "block")
-                statement = f"{detail}: " + (
-                    f"no {group} stands on both sides." if apart else "patients stand on both sides: no test of new ones."
-                )
-                return block["estimates"], {"verdict": "good" if apart else "bad", "statement": statement, "subjects": None}
-    statement = "Which cells trained the model that gave these answers is not recorded beside them."
-    return f"the model behind {path.name}", {"verdict": "warning", "statement": statement, "subjects": None}
-
-
-def _with_truth_of(answers: CellPredictions, data: LoadedCells, path: Path) -> CellPredictions:
-    """The answers with the data set's subjects; refused where the file says another class of a cell."""
-    known: dict[str, tuple[str, str]] = {}
-    for rows in data.cells.values():
-        labels = rows.features["label"].int2str(rows["label"][:])
-        known |= dict(zip(rows["cell_id"][:], zip(rows["subject"][:], labels, strict=True), strict=True))
-    for cell, reference in zip(answers.cell_ids, answers.references, strict=True):
-        if answers.label_names[reference] != known[cell][1]:
-            raise LeukoscopeError(
-                f"{path}: cell {cell} is {answers.label_names[reference]} there and {known[cell][1]} in the data set; "
-                "give the data that the answers were made from"
-            )
-    return replace(answers, subjects=tuple(known[cell][0] for cell in answers.cell_ids))
-
-
-def _only(answers: CellPredictions, wanted: set[str]) -> CellPredictions:
-    rows = [row for row, cell in enumerate(answers.cell_ids) if cell in wanted]
-    return replace(
-        answers,
-        cell_ids=tuple(answers.cell_ids[row] for row in rows),
-        subjects=tuple(answers.subjects[row] for row in rows),
-        references=answers.references[rows],
-        probabilities=answers.probabilities[rows],
-    )
-
-
-def _public_name(model: str) -> str:
-    """A folder or file by its last name (a run's `release` by the run's): where it lies is private."""
-    if not Path(model).exists():
-        return model
-    path = Path(model).resolve()
-    return path.parent.name if path.name == "release" else path.name
-
-
-def _about(first: _Answered, second: _Answered | None, cells: _Cells | None) -> dict[str, Any]:
-    """The part of evaluation.json that says what was measured on what."""
-    about: dict[str, Any] = {
-        "model": first.model,
-        "estimates": first.estimates,
-        "training_overlap": first.overlap,
-        "data": None,
-        "split": None,
-        "left_out": first.left_out,
-        "compared_with": second and {**second.model, "estimates": second.estimates, "training_overlap": second.overlap},
-    }
-    if cells:
-        info, split = cells.data.info, cells.split
-        about["data"] = {
-            "name": info.name,
-            "title": info.title,
-            "licence": info.licence,
-            "citation": info.citation,
-            "fingerprint": cells.data.fingerprint,
-            "synthetic": info.synthetic,
-        }
-        about["split"] = {
-            "strategy": split.strategy,
-            "detail": split.detail,
-            "disjoint_by": split.group,
-            "seed": split.seed,
-            "fingerprint": cells.fingerprint,
-            "cells": len(split.test),
-        }
-        about["left_out"] = [*cells.data.unreadable, *first.left_out]
-    return about
+    asked = first.answers.cell_ids
+    if other is None:
+        return None
+    if isinstance(other, str):
+        answered = answers_in_file(Path(other))
+        return replace(answered, answers=only(answered.answers, asked))
+    return _ask(other, cells and replace(cells, split=replace(cells.split, test=asked)), names, batch_size)
 
 
 def _print_summary(evaluation: Mapping[str, Any]) -> None:
@@ -308,7 +160,7 @@ def _print_summary(evaluation: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from leukoscope.evaluation.evaluation_page import figure_rows
+    from leukoscope.evaluation.evaluation_page import figure_rows, worst_subjects
 
     console, overlap = Console(highlight=False), evaluation["training_overlap"]
     table = Table("figure", "value", "95 % by subject", "naive, by cell")
@@ -320,3 +172,16 @@ def _print_summary(evaluation: Mapping[str, Any]) -> None:
     console.print(Text(overlap["statement"], style))
     for line in evaluation["left_out"]:
         console.print(Text(f"left out: {line}"))
+    if other := evaluation["comparison"]:
+        console.print(Text(f"beside {other['model']['name']}: {_difference(other['figures'])}"))
+    if worst := worst_subjects(evaluation, 3):
+        named = ", ".join(f"{name} ({s['label']}, {s['accuracy']:.0%} of {s['cells']})" for name, s in worst)
+        console.print(Text(f"worst subjects: {named}"))
+
+
+def _difference(figures: Mapping[str, Mapping[str, float]]) -> str:
+    found = figures["balanced_accuracy"]
+    return (
+        f"balanced accuracy {found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f} by subject), "
+        f"better in {found['share_a_better']:.0%} of draws"
+    )

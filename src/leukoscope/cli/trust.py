@@ -72,7 +72,7 @@ def recalibrate(
     """
     from leukoscope.evaluation.recalibration import recalibrate as recalibrate_release
     from leukoscope.hub.card import write_card
-    from leukoscope.inference.predictor import release_folder
+    from leukoscope.inference.hub_files import release_folder
     from leukoscope.models.release import load_release
     from leukoscope.training.protocol import check_release_folder
 

@@ -11,8 +11,9 @@ from typing import Any
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.registry import DATASETS
+from leukoscope.hub.figures import SHOWN, draw_figures
 from leukoscope.hub.wording import count, minutes, share, span, with_interval
-from leukoscope.models.release import CARD, CONFIG, read_metrics
+from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
 
 _TEMPLATE_HOMES = (
     Path(__file__).parents[3] / "model_card" / "template.md",  # a checkout
@@ -48,6 +49,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             hub_id=hub_id,
             model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
+            figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
         )
     )
@@ -60,7 +62,8 @@ def _own_name(release: Path) -> str:
 
 
 def write_card(release: Path, *, hub_id: str = "") -> Path:
-    """Render the card into the release's README.md."""
+    """Draw the release's figures and render the card into its README.md."""
+    draw_figures(release)
     return write_whole(release / CARD, render_card(release, hub_id=hub_id))
 
 

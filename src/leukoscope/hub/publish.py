@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.predictor import hub_answers
+from leukoscope.inference.hub_files import hub_answers
 
 
 def check_can_publish(hub_model_id: str | None, *, private: bool = False) -> None:

@@ -27,6 +27,7 @@ from leukoscope.models.build import classifier_parameters, read_safetensors
 SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
+FIGURES = "figures"  # pictures of the card
 GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
 

@@ -78,7 +78,8 @@ class Shelf:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""
         if not name:
             raise LeukoscopeError("No model is chosen: pick one." if self.releases else HOW_TO_GET_ONE)
-        from leukoscope.inference.predictor import Predictor, parse_hub_id
+        from leukoscope.inference.hub_files import parse_hub_id
+        from leukoscope.inference.predictor import Predictor
 
         if name in self.releases:
             return partial(Predictor.from_pretrained, self.releases[name])

@@ -1,0 +1,222 @@
+"""Anyone's classifier beside ours: whatever answers `pipeline("image-classification")` of transformers.
+
+Our own releases go through the `Predictor`; any other model through its own pipeline, from safetensors alone and
+without running code that came with it. Its classes are matched to the data set's before the first cell is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
+from leukoscope.inference.hub_files import fetch_files, parse_hub_id
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release import CONFIG, load_release
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What config.json of a release holds and a plain transformers model lacks; see models/release.py.
+_RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that can be asked, ours or anyone's.
+
+    Attributes:
+        name, revision: folder or Hub id, and Hub commit ("" for a folder).
+        labels: its own class names, in the order of its outputs.
+        metrics: the release's metrics.json; {} for a model that is no release.
+        probabilities: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1.
+    """
+
+    name: str
+    revision: str
+    labels: tuple[str, ...]
+    metrics: Mapping[str, Any]
+    probabilities: Callable[[Sequence[Image.Image]], np.ndarray]
+
+
+def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
+    """Open a release or any transformers image classifier.
+
+    Args:
+        model: a folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+        device: a torch device such as "cpu" or "cuda".
+
+    Raises:
+        LeukoscopeError: no such model, no network and no cached copy, pickled weights only, a model that wants to run
+            code of its own, or one that is no image classifier.
+    """
+    if Path(model).exists():
+        folder, name, revision = Path(model), str(model), ""
+    else:
+        name, wanted = parse_hub_id(str(model))
+        folder = fetch_files(name, wanted)
+        revision = folder.name
+    if _is_release(folder):
+        return _from_release(Predictor(load_release(folder, name=name, revision=revision), device=device))
+    if revision:
+        # Beside a release's files: its image processor, and weights in shards.
+        fetch_files(name, revision, ("*.json", "*.safetensors"))
+    return _from_pipeline(folder, name, revision, device)
+
+
+def answer_cells(
+    classifier: Classifier,
+    cells: Dataset,
+    labels: Sequence[str],
+    *,
+    label_map: Mapping[str, str] | None = None,
+    batch_size: int = 16,
+) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
+    """Ask about every cell, a batch at a time; a damaged one has its error in its place.
+
+    Args:
+        cells: rows with `image` and `cell_id`.
+        labels: the K classes of the data set.
+        label_map: the model's class → ours; see `match_labels`.
+
+    Yields:
+        cell id, and its (K,) probabilities.
+
+    Raises:
+        LeukoscopeError: classes that cannot be matched, before any cell is opened.
+    """
+    if batch_size < 1:
+        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
+    ours = match_labels(classifier.name, classifier.labels, labels, label_map or {})
+    return _answers(classifier, cells, np.eye(len(labels))[list(ours)], batch_size)
+
+
+def _answers(
+    classifier: Classifier, cells: Dataset, to_ours: np.ndarray, batch_size: int
+) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
+    from datasets import Image as ImageFeature
+
+    encoded = cells.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
+    for rows in encoded.iter(batch_size):
+        opened = [(cell, _open(image, cell)) for cell, image in zip(rows["cell_id"], rows["image"], strict=True)]
+        pictures = [picture for _, picture in opened if isinstance(picture, Image.Image)]
+        answers = iter(classifier.probabilities(pictures) @ to_ours if pictures else ())
+        for cell, picture in opened:
+            yield cell, picture if isinstance(picture, UnreadableImage) else next(answers)
+
+
+def _open(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
+    data = image["bytes"]
+    try:
+        return open_bytes(data, f"cell {cell}") if data is not None else open_image(image["path"])
+    except UnreadableImage as error:
+        return error
+
+
+def match_labels(
+    name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
+) -> tuple[int, ...]:
+    """Which of our classes each of a model's classes is.
+
+    Args:
+        theirs: the model's T classes; several may be one of ours (their probabilities are added).
+        ours: the data set's K classes.
+        label_map: theirs → ours, for those whose names differ in more than case.
+
+    Returns:
+        T indices into `ours`.
+
+    Raises:
+        LeukoscopeError: a class of either side without a counterpart.
+    """
+    index = {label.casefold(): k for k, label in enumerate(ours)}
+    renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
+    found = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
+    matched = tuple(k for k in found if k is not None)
+    if len(matched) < len(theirs) or len(set(matched)) < len(ours):
+        example = " ".join(f"--label_map {their}={our}" for their, our in zip(theirs, ours, strict=False))
+        raise LeukoscopeError(
+            f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; say which is "
+            f"which, for example {example}"
+        )
+    return matched
+
+
+def _is_release(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        # A folder without a readable config.json is no model of anyone; `load_release` says so best.
+        return True
+    return isinstance(config, dict) and config.keys() >= _RELEASE_KEYS
+
+
+def _from_release(predictor: Predictor) -> Classifier:
+    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+        answers = predictor(list(pictures), batch_size=len(pictures))
+        return np.asarray([list(answer.probabilities.values()) for answer in answers])
+
+    release = predictor.release
+    return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities)
+
+
+def _from_pipeline(folder: Path, name: str, revision: str, device: str) -> Classifier:
+    pipe = _pipeline(folder, name, device)
+    labels = tuple(dict.fromkeys(str(label) for _, label in sorted(pipe.model.config.id2label.items())))
+
+    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+        answers = pipe(
+            list(pictures),
+            batch_size=len(pictures),
+            top_k=pipe.model.config.num_labels,
+            function_to_apply="softmax",
+        )
+        return np.asarray([[_share(answer, label) for label in labels] for answer in answers])
+
+    return Classifier(name, revision, labels, {}, probabilities)
+
+
+def _share(answer: Sequence[Mapping[str, Any]], label: str) -> float:
+    """The probability of a class; two outputs of one name count together."""
+    return sum(row["score"] for row in answer if str(row["label"]) == label)
+
+
+def _pipeline(folder: Path, name: str, device: str) -> Any:
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+    if not any(folder.glob("*.safetensors")):
+        raise LeukoscopeError(
+            f"{name}: holds no .safetensors file; pickled weights can run code and are never loaded — convert them "
+            "to safetensors"
+        )
+    # Half-precision files are computed with in float32, as releases are.
+    safe: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        network, loaded = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False, **safe)
+    except Exception as error:  # the loaders raise a dozen unrelated types, safetensors' own among them
+        raise LeukoscopeError(_not_opened(str(error) or type(error).__name__, folder, name)) from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise LeukoscopeError(
+            f"{name}: its weights lack {missing[0]} ({len(missing)} tensor(s) in all), which would be random; give a "
+            "model that was trained to classify"
+        )
+    return pipeline("image-classification", model=network, image_processor=processor, device=device)
+
+
+def _not_opened(reason: str, folder: Path, name: str) -> str:
+    reason = reason.strip().splitlines()[0].replace(str(folder), name)
+    if "trust_remote_code" in reason or "custom code" in reason:
+        reason = "it wants to run Python code of its own, which is never run here"
+    return (
+        f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
+        "pipeline('image-classification') answers with"
+    )

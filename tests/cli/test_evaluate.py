@@ -1,0 +1,139 @@
+"""`leukoscope evaluate` must judge any model or kept answers, write its report, and say when it was no test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cli.errors import OneLineErrors
+from leukoscope.cli.evaluate import evaluate
+from leukoscope.evaluation.metrics import CellPredictions
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+OUT_OF_FOLD = RELEASE / "predictions" / "subject_cv.parquet"
+
+app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False)
+app.command()(evaluate)
+app.command("other")(lambda: None)  # a second command, so that the first is called by its name
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """The flags for a folder with two subjects a class, three small cells each."""
+    root = tmp_path_factory.mktemp("cells")
+    for number, label in enumerate(["ALL", "ALL", "HEM", "HEM"]):
+        for cell in range(3):
+            (root / label).mkdir(exist_ok=True)
+            drawn = draw_cell(label, subject=number, cell=cell, size=64, background="black")
+            Image.fromarray(drawn.image).save(root / label / f"s{number}_{cell}.png")
+    return "--dataset_name", "imagefolder", "--train_dir", root, "--subject_pattern", r"(s\d)_"
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", *(str(a) for a in arguments)])
+
+
+def error_of(result: Any) -> str:
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+def test_kept_answers_are_judged_without_any_picture(tmp_path):
+    result = run("--predictions", OUT_OF_FOLD, "--output_dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["estimates"] == "recipe (cross-validated)"
+    assert report["metrics"]["cells"] == 7779 and report["training_overlap"]["verdict"] == "good"
+    row = next(line for line in result.stdout.splitlines() if "balanced accuracy" in line)
+    assert f"{report['figures']['balanced_accuracy']:.3f}" in row
+    assert "no subject stands on both sides" in result.stdout and "worst subjects: H6 (HEM, " in result.stdout
+    assert RESEARCH_NOTICE in result.stdout
+    assert RESEARCH_NOTICE in (tmp_path / "evaluation.html").read_text()
+
+
+def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tmp_path):
+    flags = ("--split", "subject-cv", "--num_folds", 2, "--fold", 1, "--max_eval_samples", 5)
+    result = run(tiny_release, *cells, *flags, "--output_dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["model"] == {"name": "tiny", "revision": ""}
+    assert report["split"]["detail"] == "fold 1 of 2"
+    assert (report["split"]["cells"], report["split"]["drawn_from"]) == (5, 6)
+    assert len(report["data"]["fingerprint"]) == 64
+    assert len(CellPredictions.load(tmp_path / "predictions.parquet").cell_ids) == 5
+    assert "What trained these weights is not recorded" in result.stdout
+    assert "only subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
+
+
+def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, tmp_path):
+    run(tiny_release, *cells, "--output_dir", tmp_path / "first")
+    kept = tmp_path / "first" / "predictions.parquet"
+    result = run(tiny_release, *cells, "--compare", kept, "--output_dir", tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "both" / "evaluation.json").read_text())
+    differences = [figure["difference"] for figure in report["comparison"]["figures"].values()]
+    assert differences and max(map(abs, differences)) < 1e-6
+    assert "beside predictions.parquet: balanced accuracy +0.000" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two"),
+        (
+            ("m", "--predictions", "p"),
+            "leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two",
+        ),
+        (("a.parquet",), "a.parquet: is no model; give a file of answers as --predictions a.parquet"),
+        (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
+        (
+            ("--predictions", "p", "--split", "subject"),
+            "--train_dir, --split, --split_file and --max_eval_samples need --dataset_name",
+        ),
+        (
+            ("m", "--dataset_name", "phantoms", "--label_map", "blast"),
+            "--label_map blast: write the model's class, =, and ours, like blast=ALL",
+        ),
+        (
+            ("nobody/nothing", "--dataset_name", "phantoms"),
+            "nobody/nothing: the Hub cannot be reached and no whole copy is cached; check the network, or give a "
+            "release folder",
+        ),
+        (
+            ("--predictions", "none.parquet"),
+            "none.parquet: no such file; give a predictions.parquet",
+        ),
+    ],
+)
+def test_a_wrong_question_ends_in_one_line(arguments, expected):
+    assert error_of(run(*arguments)) == expected
+
+
+def test_help_names_the_flags():
+    result = run("--help")
+    assert result.exit_code == 0
+    for flag in ("--predictions", "--compare", "--label_map", "--max_eval_samples", "--split_file"):
+        assert flag in result.stdout
+
+
+@pytest.mark.slow
+def test_a_release_asked_about_its_own_patients_is_called_no_test(real_data, tmp_path):
+    folder = real_data / "cnmc2019" / "C-NMC_Leukemia"
+    result = run(
+        *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", folder, "--max_eval_samples", 60),
+        *("--compare", OUT_OF_FOLD, "--output_dir", tmp_path),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    overlap, subjects = report["training_overlap"], len(report["metrics"]["subjects"])
+    assert overlap["verdict"] == "bad" and overlap["subjects"] == subjects
+    assert f"trained on {subjects} of these {subjects} subjects: not a test." in result.stdout

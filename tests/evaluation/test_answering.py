@@ -1,0 +1,189 @@
+"""Answers must come with the truth about them: which cells, whose model, and which of these people trained it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.splits import make_split
+from leukoscope.evaluation.answering import (
+    AskedCells,
+    FoldChoice,
+    answers_in_file,
+    answers_of_model,
+    ask_about,
+    only,
+    training_overlap,
+)
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.foreign import Classifier
+from leukoscope.models.release import write_json
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> LoadedCells:
+    return load_cells("phantoms", image_size=48)
+
+
+@pytest.fixture(scope="module")
+def everything(phantoms) -> AskedCells:
+    return ask_about(phantoms)
+
+
+def classifier(labels: tuple[str, ...] = ("ALL", "HEM")) -> Classifier:
+    """Says how bright a picture is; no network, but a classifier in every other respect."""
+
+    def probabilities(pictures: Any) -> np.ndarray:
+        bright = np.asarray([np.asarray(picture).mean() / 255 for picture in pictures])
+        return np.stack([bright, 1 - bright], axis=1)
+
+    return Classifier("house/bright", "abc", labels, {}, probabilities)
+
+
+def answers_to(cells: AskedCells) -> CellPredictions:
+    return answers_of_model(classifier(), cells).answers
+
+
+def test_without_a_split_every_cell_is_asked_about(phantoms, everything):
+    assert set(everything.split.test) == set(phantoms.train["cell_id"][:])
+    answered = answers_of_model(classifier(), everything)
+    assert list(answered.answers.cell_ids) == phantoms.train["cell_id"][:]
+    assert answered.answers.subjects == tuple(phantoms.train["subject"][:])
+    assert answered.answers.references.tolist() == phantoms.train["label"][:]
+    assert (answered.name, answered.revision, answered.estimates) == ("house/bright", "abc", "these weights")
+
+
+def test_a_split_asks_about_its_test_side(phantoms, tmp_path):
+    drawn = make_split(phantoms, "subject-cv", fold=1, num_folds=3, validation=False)
+    assert ask_about(phantoms, "subject-cv", which=FoldChoice(1, 3)).split.test == drawn.test
+    drawn.save(tmp_path / "split.json")
+    asked = ask_about(phantoms, split_file=tmp_path / "split.json")
+    assert asked.split == drawn
+    assert set(answers_to(asked).cell_ids) == set(drawn.test)
+
+
+def test_fewer_cells_are_drawn_from_the_same_side(phantoms):
+    whole = ask_about(phantoms, "subject")
+    some = ask_about(phantoms, "subject", at_most=5)
+    assert len(some.split.test) == 5 and set(some.split.test) < set(whole.split.test)
+    assert some.about()["split"]["fingerprint"] == whole.split.fingerprint
+    assert (some.about()["split"]["cells"], some.about()["split"]["drawn_from"]) == (5, len(whole.split.test))
+
+
+def test_two_ways_to_choose_cells_are_refused(phantoms, tmp_path):
+    with pytest.raises(LeukoscopeError, match="--split subject --split_file x.json: both say which cells are tested"):
+        ask_about(phantoms, "subject", "x.json")
+    with pytest.raises(LeukoscopeError, match="--split all: tests nothing; leave it out to ask about every cell"):
+        ask_about(phantoms, "all")
+
+
+def release_metrics(cells: AskedCells, subjects: list[str], **more: Any) -> dict[str, Any]:
+    return {
+        "training": {"subjects": subjects},
+        "data": {"name": cells.data.info.name, "title": "Phantoms", "fingerprint": cells.data.fingerprint},
+        **more,
+    }
+
+
+def test_people_who_trained_the_weights_are_counted(everything):
+    answers = answers_to(everything)
+    people = sorted(set(answers.subjects))
+    found = training_overlap(release_metrics(everything, [*people[:3], "someone else"]), answers, everything)
+    expected = f"These weights were trained on 3 of these {len(people)} subjects: not a test."
+    assert found == {"verdict": "bad", "statement": expected, "subjects": 3}
+    apart = training_overlap(release_metrics(everything, ["someone else"]), answers, everything)
+    assert (apart["verdict"], apart["subjects"]) == ("good", 0)
+
+
+def test_a_model_without_a_record_is_not_called_tested(everything):
+    found = training_overlap({}, answers_to(everything), everything)
+    assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]
+
+
+def test_another_data_set_s_subjects_are_other_people(everything):
+    answers = answers_to(everything)
+    metrics = release_metrics(everything, list(answers.subjects)) | {"data": {"name": "cnmc2019", "title": "C-NMC"}}
+    found = training_overlap(metrics, answers, everything)
+    assert found["statement"] == "These weights were trained on another data set (C-NMC)."
+
+
+def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
+    asked = ask_about(phantoms, "subject")
+    nameless = replace(answers_to(asked), subjects=("",) * len(asked.split.test))
+    metrics = release_metrics(asked, [])
+    assert training_overlap(metrics, nameless, asked)["verdict"] == "bad"
+    metrics["evaluations"] = [{"split": {"fingerprint": asked.split.fingerprint}}]
+    assert training_overlap(metrics, nameless, asked)["verdict"] == "good"
+
+
+@pytest.fixture
+def kept(everything, tmp_path) -> Path:
+    """Answers in a release, with the blocks that describe them."""
+    (tmp_path / "predictions").mkdir()
+    answers = answers_to(everything)
+    blocks = [
+        {
+            "name": name,
+            "estimates": f"recipe ({name})",
+            "split": {"disjoint_by": group, "detail": "five folds"},
+            "metrics": {"cells": len(answers.cell_ids)},
+        }
+        for name, group in (("subject_cv", "subject"), ("random", "cell"))
+    ]
+    write_json(tmp_path / "metrics.json", {"evaluations": blocks})
+    for block in blocks:
+        answers.save(tmp_path / "predictions" / f"{block['name']}.parquet")
+    return tmp_path / "predictions"
+
+
+def test_a_file_in_a_release_says_what_it_estimates(kept):
+    honest, random = answers_in_file(kept / "subject_cv.parquet"), answers_in_file(kept / "random.parquet")
+    assert (honest.estimates, honest.overlap["verdict"]) == ("recipe (subject_cv)", "good")
+    assert honest.overlap["statement"] == "five folds: no subject stands on both sides."
+    assert (random.estimates, random.overlap["verdict"]) == ("recipe (random)", "bad")
+    assert "patients on both sides" in random.overlap["statement"]
+
+
+def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):
+    alone = tmp_path / "elsewhere" / "answers.parquet"
+    alone.parent.mkdir()
+    shutil.copy(kept / "subject_cv.parquet", alone)
+    found = answers_in_file(alone)
+    assert (found.estimates, found.overlap["verdict"]) == ("the model behind answers.parquet", "warning")
+
+
+def test_answers_to_other_cells_are_left_out_and_counted(kept, phantoms):
+    asked = ask_about(phantoms, "subject")
+    found = answers_in_file(kept / "subject_cv.parquet", asked)
+    assert set(found.answers.cell_ids) == set(asked.split.test)
+    less = len(phantoms.train) - len(asked.split.test)
+    assert found.left_out == (f"{less} answers in subject_cv.parquet: not among the cells asked about",)
+
+
+def test_a_file_that_contradicts_the_data_is_refused(everything, tmp_path):
+    answers = answers_to(everything)
+    path = tmp_path / "wrong.parquet"
+    replace(answers, references=1 - answers.references).save(path)
+    with pytest.raises(LeukoscopeError, match=f"{path}: cell {answers.cell_ids[0]} is .* there and .* in the data set"):
+        answers_in_file(path, everything)
+
+
+def test_what_is_no_file_of_answers_says_so(tmp_path):
+    (tmp_path / "x.parquet").write_text("no parquet")
+    with pytest.raises(LeukoscopeError, match="x.parquet: cannot be read as predictions .*; give a"):
+        answers_in_file(tmp_path / "x.parquet")
+    with pytest.raises(LeukoscopeError, match="none.parquet: no such file; give a predictions.parquet"):
+        answers_in_file(tmp_path / "none.parquet")
+
+
+def test_only_keeps_the_named_cells_in_their_order(everything):
+    answers = answers_to(everything)
+    wanted = (answers.cell_ids[7], answers.cell_ids[2], "unknown")
+    assert only(answers, wanted).cell_ids == (answers.cell_ids[2], answers.cell_ids[7])

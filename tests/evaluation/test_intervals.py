@@ -1,0 +1,255 @@
+"""Intervals must cover what they promise, tell patients from cells, and agree with the plain definitions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.draws import Draws, subject_draws
+from leukoscope.evaluation.intervals import (
+    cell_intervals,
+    drawn_figures,
+    paired_difference,
+    point_figures,
+    subject_intervals,
+)
+from leukoscope.evaluation.metrics import CellPredictions
+
+
+def clustered(
+    subjects: int = 12, cells: int = 30, classes: int = 2, spread: float = 1.5, seed: int = 0
+) -> CellPredictions:
+    """`subjects` a class, each with a difficulty of its own that all its cells share."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(subjects * classes), cells)
+    references = owner % classes
+    logits = rng.normal(size=(len(owner), classes))
+    logits[np.arange(len(owner)), references] += 1 + spread * rng.normal(size=subjects * classes)[owner]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ids = tuple(f"cell-{i}" for i in range(len(owner)))
+    return CellPredictions(ids, tuple(f"s{o}" for o in owner), references, shares, tuple("ABCD"[:classes]))
+
+
+def width(interval: dict[str, float]) -> float:
+    return interval["high"] - interval["low"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_point_figures_are_those_of_scikit_learn(classes):
+    from sklearn import metrics as sk
+
+    answers = clustered(classes=classes)
+    truth, said = answers.references, answers.predictions
+    figures = point_figures(answers)
+    expected = {
+        "accuracy": sk.accuracy_score(truth, said),
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, said),
+        "f1_weighted": sk.f1_score(truth, said, average="weighted"),
+        "f1_macro": sk.f1_score(truth, said, average="macro"),
+        "recall_B": sk.recall_score(truth, said, average=None)[1],
+        "auroc": np.mean([sk.roc_auc_score(truth == k, answers.probabilities[:, k]) for k in range(classes)]),
+    }
+    for key, value in expected.items():
+        assert figures[key] == pytest.approx(value, abs=1e-12), key
+
+
+def test_each_draw_has_the_figures_of_the_cells_it_drew():
+    from sklearn import metrics as sk
+
+    answers = clustered(subjects=4, cells=9)
+    # Coarse scores tie often, across classes too.
+    positive = np.round(answers.probabilities[:, 0], 1)
+    answers = replace(answers, probabilities=np.stack([positive, 1 - positive], axis=1))
+    drawing = subject_draws(answers, draws=5, seed=1)
+    figures = drawn_figures(answers, drawing)
+    for draw, counts in enumerate(drawing.counts):
+        rows = np.repeat(np.arange(len(answers.cell_ids)), counts[drawing.unit_of_cell])
+        truth, said = answers.references[rows], answers.predictions[rows]
+        auroc = sk.roc_auc_score(truth == 0, answers.probabilities[rows, 0])
+        assert figures["auroc"][draw] == pytest.approx(auroc, abs=1e-12)
+        assert figures["f1_macro"][draw] == pytest.approx(sk.f1_score(truth, said, average="macro"), abs=1e-12)
+
+
+def test_subjects_are_drawn_whole_and_within_their_class():
+    answers = clustered(subjects=6, cells=5)
+    drawing = subject_draws(answers, draws=200)
+    for k in (0, 1):
+        assert (drawing.counts[:, drawing.classes == k].sum(axis=1) == 6).all()
+    assert drawing.counts.std(axis=0).min() > 0, "every subject is drawn sometimes and left out sometimes"
+    weights = np.concatenate(list(drawing.cell_weights()))
+    for unit in range(12):
+        own = weights[:, drawing.unit_of_cell == unit]
+        assert (own == own[:, :1]).all(), "all cells of a subject go with it"
+
+
+def test_the_same_seed_draws_the_same_intervals():
+    answers = clustered()
+    assert subject_intervals(answers, draws=300) == subject_intervals(answers, draws=300)
+    assert subject_intervals(answers, draws=300) != subject_intervals(answers, draws=300, seed=1)
+
+
+def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree():
+    by_subject, by_cell = subject_intervals(clustered(), draws=500), cell_intervals(clustered(), draws=500)
+    assert set(by_subject) - set(by_cell) == {"subject_auroc"}
+    for key in by_cell:
+        assert width(by_subject[key]) > 2 * width(by_cell[key]), key
+
+
+def test_both_intervals_agree_where_every_cell_is_a_patient_of_its_own():
+    answers = clustered(subjects=400, cells=1)
+    by_subject, by_cell = subject_intervals(answers, draws=1000), cell_intervals(answers, draws=1000)
+    for key in by_cell:
+        assert width(by_subject[key]) == pytest.approx(width(by_cell[key]), rel=0.15), key
+
+
+def test_sums_and_means_take_one_figure_or_many():
+    drawing = Draws(np.array([0, 0, 1]), np.array([0, 0]), np.array([[1, 1], [2, 0]], dtype=np.int16))
+    assert drawing.sums(np.array([1.0, 2.0, 4.0])).tolist() == [7.0, 6.0]
+    assert drawing.means(np.array([[1.0, 0.0], [2.0, 0.0], [6.0, 1.0]])).tolist() == [[3.0, 1 / 3], [1.5, 0.0]]
+
+
+@pytest.mark.parametrize(("per_class", "sizes"), [(40, "equal"), (40, "unequal")])
+def test_nominal_95_percent_intervals_cover_95_percent(per_class, sizes):
+    """2,000 simulated studies: each subject has a rate of its own, its cells are right at that rate."""
+    rng = np.random.default_rng(0)
+    studies, subjects = 2000, 2 * per_class
+    cells = np.full(subjects, 50) if sizes == "equal" else rng.permutation(np.linspace(10, 150, subjects).astype(int))
+    rates = rng.beta(np.where(np.arange(subjects) % 2, 9, 4), 1.5, size=(studies, subjects)).T
+    right = rng.binomial(cells[:, None], rates)
+    owner = np.repeat(np.arange(subjects), cells)
+    # A subject's cells enter as its mean: only their sums count.
+    per_cell = (right / cells[:, None])[owner]
+    answers = CellPredictions(
+        tuple(map(str, range(len(owner)))), tuple(map(str, owner)), owner % 2, np.eye(2)[owner % 2], ("A", "B")
+    )
+    drawing = subject_draws(answers, draws=1000)
+    drawn = drawing.means(per_cell)
+    truth = np.average(np.where(np.arange(subjects) % 2, 9 / 10.5, 4 / 5.5), weights=cells)
+    intervals = [drawing.interval(drawn[:, study]) for study in range(studies)]
+    covered = np.mean([interval["low"] <= truth <= interval["high"] for interval in intervals])
+    assert 0.93 <= covered <= 0.97, covered
+
+
+def test_few_subjects_widen_the_interval_beyond_plain_percentiles():
+    drawing = subject_draws(clustered(subjects=6), draws=10)
+    values = np.linspace(0, 1, 2001)
+    interval = drawing.interval(values)
+    assert interval["low"] < 0.01 and interval["high"] > 0.99, "plain percentiles would give 0.025 and 0.975"
+    many = subject_draws(clustered(subjects=400, cells=1), draws=10).interval(values)
+    assert many["low"] == pytest.approx(0.025, abs=2e-3) and many["high"] == pytest.approx(0.975, abs=2e-3)
+
+
+def test_recall_widens_by_the_subjects_of_its_own_class():
+    answers = clustered(subjects=200, cells=2)
+    keep = [i for i, (s, k) in enumerate(zip(answers.subjects, answers.references, strict=True)) if k or int(s[1:]) < 8]
+    answers = CellPredictions(
+        tuple(answers.cell_ids[i] for i in keep),
+        tuple(answers.subjects[i] for i in keep),
+        answers.references[keep],
+        answers.probabilities[keep],
+        ("A", "B"),
+    )
+    drawing, values = subject_draws(answers, draws=10), np.linspace(0, 1, 2001)
+    assert width(drawing.interval(values, of_class=0)) > width(drawing.interval(values, of_class=1))
+    assert drawing.interval(values) == drawing.interval(values, of_class=0), "the smallest class decides for all"
+
+
+def test_a_class_without_cells_leaves_the_auroc_out():
+    answers = clustered()
+    rows = np.flatnonzero(answers.references == 0)
+    alone = CellPredictions(
+        tuple(answers.cell_ids[i] for i in rows),
+        tuple(answers.subjects[i] for i in rows),
+        answers.references[rows],
+        answers.probabilities[rows],
+        ("A", "B"),
+    )
+    assert set(point_figures(alone)) == {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "recall_A"}
+    assert set(subject_intervals(alone, draws=50)) == set(point_figures(alone))
+
+
+def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc():
+    answers = clustered(subjects=6)
+    mixed = replace(answers, references=np.where(np.arange(360) % 30 == 0, 1 - answers.references, answers.references))
+    assert "subject_auroc" in subject_intervals(answers, draws=50)
+    assert "subject_auroc" not in subject_intervals(mixed, draws=50)
+
+
+def test_cells_of_unknown_subject_are_refused_by_subject_only():
+    answers = clustered(subjects=3)
+    unknown = replace(answers, subjects=("", *answers.subjects[1:]))
+    with pytest.raises(LeukoscopeError, match="cell cell-0: its subject is not known; intervals by subject need"):
+        subject_intervals(unknown)
+    assert cell_intervals(unknown, draws=50) == cell_intervals(answers, draws=50)
+
+
+def test_a_class_with_one_subject_is_refused():
+    answers = clustered(subjects=1)
+    with pytest.raises(LeukoscopeError, match="class A: only subject s0 has it; intervals by subject need two or more"):
+        subject_draws(answers)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing():
+    for figure in paired_difference(clustered(), clustered(), draws=100).values():
+        assert (figure["difference"], figure["low"], figure["high"], figure["share_a_better"]) == (0, 0, 0, 0.5)
+
+
+def test_pairing_sees_a_small_difference_that_both_intervals_hide():
+    weaker = clustered()
+    logits = np.log(weaker.probabilities)
+    logits[np.arange(len(logits)), weaker.references] += 0.3
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    better = replace(weaker, probabilities=shares)
+    found = paired_difference(better, weaker, draws=500)["accuracy"]
+    assert found["difference"] == pytest.approx(found["a"] - found["b"])
+    assert found["low"] > 0 and found["share_a_better"] == 1.0
+    assert subject_intervals(better, draws=500)["accuracy"]["low"] < found["b"]
+    mirrored = paired_difference(weaker, better, draws=500)["accuracy"]
+    assert mirrored["high"] < 0 and mirrored["share_a_better"] == 0.0
+
+
+def test_order_of_cells_and_classes_does_not_matter_to_a_comparison():
+    answers = clustered(subjects=4)
+    rows = np.random.default_rng(0).permutation(len(answers.cell_ids))
+    turned = CellPredictions(
+        tuple(answers.cell_ids[i] for i in rows),
+        tuple(answers.subjects[i] for i in rows),
+        1 - answers.references[rows],
+        answers.probabilities[rows][:, ::-1],
+        ("B", "A"),
+    )
+    assert all(figure["difference"] == 0 for figure in paired_difference(answers, turned, draws=50).values())
+
+
+def test_a_comparison_on_other_cells_names_the_first_that_differs():
+    answers = clustered(subjects=4)
+    short = CellPredictions(
+        answers.cell_ids[:-1],
+        answers.subjects[:-1],
+        answers.references[:-1],
+        answers.probabilities[:-1],
+        answers.label_names,
+    )
+    last = answers.cell_ids[-1]
+    with pytest.raises(LeukoscopeError, match=f"cell {last} has no answer of the second model; both must answer"):
+        paired_difference(answers, short)
+    with pytest.raises(LeukoscopeError, match=f"cell {last} has no answer of the first model; both must answer"):
+        paired_difference(short, answers)
+    with pytest.raises(LeukoscopeError, match="one model answers A, B, the other X, Y; compare models of the same"):
+        paired_difference(answers, replace(answers, label_names=("X", "Y")))
+    with pytest.raises(LeukoscopeError, match="cell cell-0 is labelled differently in the two sets of answers"):
+        paired_difference(answers, replace(answers, references=np.r_[1, answers.references[1:]]))
+
+
+def test_ten_thousand_cells_take_seconds():
+    import time
+
+    answers = clustered(subjects=50, cells=100)
+    assert len(answers.cell_ids) == 10_000
+    start = time.process_time()
+    subject_intervals(answers)
+    cell_intervals(answers)
+    assert time.process_time() - start < 5

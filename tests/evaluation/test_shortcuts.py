@@ -1,0 +1,102 @@
+"""A planted shortcut is found by its own feature, and by no other; without one the baselines know nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.splits import make_split
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.shortcuts import (
+    ALL_TOGETHER,
+    FEATURES,
+    cross_validation,
+    shortcut_answers,
+    shortcut_figures,
+    split_unit,
+    trivial_features,
+)
+
+CELLS = 48
+ROWS = np.arange(CELLS)
+FOLDS = [(np.delete(ROWS, ROWS[k::3]), ROWS[k::3]) for k in range(3)]
+CLASSES = ROWS // 3 % 2
+TRUTH = CellPredictions(tuple(map(str, ROWS)), ("",) * CELLS, CLASSES, np.zeros((CELLS, 2)), ("ALL", "HEM"))
+
+
+@pytest.fixture(scope="module")
+def fields() -> np.ndarray:
+    """Fields of one class each, whose named class is unrelated to them."""
+    return np.stack([draw_cell("ALL", cell=k, size=112, background="smear").image for k in range(CELLS)])
+
+
+def balanced(cells: np.ndarray, background: str = "smear") -> dict[str, float]:
+    figures = shortcut_figures(trivial_features(cells, background), FOLDS, TRUTH)
+    return {name: figure["balanced_accuracy"] for name, figure in figures.items()}
+
+
+def test_without_a_shortcut_the_baselines_are_near_chance(fields: np.ndarray) -> None:
+    found = balanced(fields)
+    assert list(found) == ["mean colour", "background", "corner", ALL_TOGETHER]
+    assert set(found) <= set(FEATURES)
+    assert max(found.values()) < 0.75
+
+
+def test_a_background_colour_is_found(fields: np.ndarray) -> None:
+    tinted = fields.copy()
+    tinted[CLASSES == 1, ..., 2] = np.maximum(tinted[CLASSES == 1, ..., 2].astype(int) - 25, 0)
+    found = balanced(tinted)
+    assert found["background"] > 0.95 and found["corner"] < 0.75
+
+
+def test_a_scale_bar_is_found(fields: np.ndarray) -> None:
+    marked = fields.copy()
+    marked[CLASSES == 1, 104:108, 98:110] = 0
+    found = balanced(marked)
+    assert found["corner"] > 0.95 and found["background"] < 0.75
+
+
+def test_the_size_of_a_cell_on_black_is_found_and_the_background_left_out() -> None:
+    cells = np.zeros((CELLS, 64, 64, 3), np.uint8)
+    for cell, (row, large) in zip(cells, enumerate(CLASSES), strict=True):
+        side = 20 + 12 * large + row % 5
+        cell[10 : 10 + side, 10 : 10 + side] = 120
+    found = balanced(cells, "black")
+    assert list(found) == ["size", "mean colour", ALL_TOGETHER]
+    assert found["size"] == 1 and found["mean colour"] == pytest.approx(0.5)
+
+
+def test_an_empty_picture_on_black_has_finite_features() -> None:
+    features = trivial_features(np.zeros((2, 32, 32, 3), np.uint8), "black")
+    assert all(np.isfinite(values).all() for values in features.values())
+
+
+def test_answers_cover_the_tested_cells_and_a_class_never_seen_gets_nothing() -> None:
+    references = np.asarray([0, 0, 1, 1, 2])
+    truth = CellPredictions(tuple("abcde"), ("s",) * 5, references, np.zeros((5, 3)), ("x", "y", "z"))
+    train, test = np.asarray([0, 1, 2, 3]), np.asarray([4, 0])
+    answers = shortcut_answers(np.asarray([[0.0], [0.1], [1.0], [1.1], [9.0]]), [(train, test)], truth)
+    assert answers.cell_ids == ("e", "a")
+    assert (answers.probabilities[:, 2] == 0).all()
+    assert answers.probabilities.sum(axis=1) == pytest.approx(1)
+    assert answers.predictions.tolist() == [1, 0]
+
+
+def test_the_folds_are_those_of_a_network() -> None:
+    data = load_cells("phantoms", image_size=32)
+    assert split_unit(data) == "subject"
+    splits = cross_validation(data)
+    wanted = [make_split(data, "subject-cv", fold=k, validation=False) for k in range(5)]
+    assert [split.fingerprint for split in splits] == [split.fingerprint for split in wanted]
+    assert sorted(cell for split in splits for cell in split.test) == sorted(data.train["cell_id"])
+
+
+def test_a_class_of_one_subject_cannot_be_cross_validated() -> None:
+    data = load_cells("phantoms", image_size=32)
+    one = [i for i, subject in enumerate(data.train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
+    data.cells["train"] = data.train.select(one)
+    with pytest.raises(LeukoscopeError, match=r"class HEM has 1 subject\(s\); two or more are needed"):
+        cross_validation(data)

@@ -1,0 +1,176 @@
+"""Anyone's classifier must be asked about the same pixels as ours, without running its code or guessing its classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.cells.images import UnreadableImage, open_image
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.inference.foreign import answer_cells, match_labels, open_classifier
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT with random weights (seed 0) that calls the classes by other names, as transformers saves it."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("foreign") / "vit"
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        id2label={0: "normal", 1: "Blast"},
+        label2id={"normal": 0, "Blast": 1},
+        # Untrained heads answer one half to everything; a wide one tells cells apart.
+        initializer_range=2.0,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with five phantoms, one cut short."""
+    root = tmp_path_factory.mktemp("cells")
+    for i, label in enumerate(["ALL", "HEM", "ALL", "HEM", "ALL"]):
+        (root / label).mkdir(exist_ok=True)
+        image = draw_cell(label, subject=i, cell=0, size=(64, 96)[i % 2], background="black").image
+        Image.fromarray(image).save(root / label / f"{i}.png")
+    cut = root / "HEM" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:700])
+    return root
+
+
+NAMES = {"blast": "all", "normal": "HEM"}
+
+
+def test_a_foreign_model_answers_what_its_own_pipeline_answers(foreign, cells):
+    from transformers import pipeline
+
+    classifier = open_classifier(foreign)
+    assert (classifier.labels, classifier.metrics, classifier.revision) == (("normal", "Blast"), {}, "")
+    rows = load_cells("imagefolder", cells).train
+    answers = dict(answer_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2))
+
+    plain = pipeline("image-classification", model=str(foreign))
+    assert list(answers) == rows["cell_id"][:]
+    for cell in ("ALL/0", "HEM/1", "ALL/2", "ALL/4"):
+        expected = {row["label"]: row["score"] for row in plain(str(cells / f"{cell}.png"))}
+        assert answers[cell] == pytest.approx([expected["Blast"], expected["normal"]], abs=1e-5)
+    assert np.ptp([answer[0] for answer in answers.values() if isinstance(answer, np.ndarray)]) > 1e-3
+
+
+def test_a_damaged_cell_has_its_error_in_its_place(foreign, cells):
+    rows = load_cells("imagefolder", cells).train
+    answers = dict(answer_cells(open_classifier(foreign), rows, ("ALL", "HEM"), label_map=NAMES, batch_size=3))
+    assert isinstance(answers["HEM/3"], UnreadableImage)
+    assert f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short" in str(answers["HEM/3"])
+    assert sum(isinstance(answer, np.ndarray) for answer in answers.values()) == 4
+
+
+def test_a_release_answers_as_the_predictor_does(tiny_release, cells):
+    classifier = open_classifier(tiny_release)
+    assert classifier.metrics["labels"] == ["ALL", "HEM"]
+    rows = load_cells("imagefolder", cells).train
+    answers = dict(answer_cells(classifier, rows, ("HEM", "ALL")))
+    predicted = Predictor.from_pretrained(tiny_release)(open_image(cells / "ALL" / "0.png")).probabilities
+    assert answers["ALL/0"] == pytest.approx([predicted["HEM"], predicted["ALL"]], abs=1e-5)
+
+
+def test_classes_meet_by_name_whatever_the_case():
+    assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == (1, 0)
+
+
+def test_several_classes_of_a_model_may_be_one_of_ours():
+    names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
+    assert match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
+def test_classes_without_a_counterpart_are_named_on_both_sides(names):
+    with pytest.raises(LeukoscopeError) as error:
+        match_labels("some/model", ["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names)
+    assert str(error.value) == (
+        "some/model: its classes are LABEL_0, LABEL_1, those of the data set ALL, HEM; say which is which, for "
+        "example --label_map LABEL_0=ALL --label_map LABEL_1=HEM"
+    )
+
+
+def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells):
+    with pytest.raises(LeukoscopeError, match="its classes are normal, Blast, those of the data set ALL, HEM"):
+        answer_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"))
+
+
+def test_pickled_weights_are_never_loaded(foreign, tmp_path):
+    shutil.copytree(foreign, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(LeukoscopeError, match="pickled: holds no .safetensors file; pickled weights can run code"):
+        open_classifier(tmp_path / "pickled")
+
+
+def test_code_that_comes_with_a_model_is_never_run(foreign, tmp_path):
+    folder = tmp_path / "coded"
+    shutil.copytree(foreign, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    with pytest.raises(LeukoscopeError, match="it wants to run Python code of its own, which is never run here"):
+        open_classifier(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_for_something_else_is_refused_in_one_line(tmp_path, foreign):
+    shutil.copytree(foreign, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text()) | {
+        "model_type": "bert",
+        "architectures": ["Bert"],
+    }
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LeukoscopeError, match="transformers cannot open it as an image classifier") as error:
+        open_classifier(tmp_path / "other")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_trained_head_is_refused(foreign, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(foreign, tmp_path / "backbone")
+    weights = load_file(foreign / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier")}
+    save_file(kept, tmp_path / "backbone" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LeukoscopeError) as error:
+        open_classifier(tmp_path / "backbone")
+    assert str(error.value) == (
+        f"{tmp_path / 'backbone'}: its weights lack classifier.bias (2 tensor(s) in all), which would be random; give "
+        "a model that was trained to classify"
+    )
+
+
+def test_a_folder_that_is_no_model_says_so(tmp_path):
+    with pytest.raises(LeukoscopeError, match="has no config.json; give the folder of a release"):
+        open_classifier(tmp_path)
+
+
+def test_without_a_network_a_hub_id_fails_at_once():
+    with pytest.raises(LeukoscopeError, match="nobody/nothing: the Hub cannot be reached and no whole copy is cached"):
+        open_classifier("nobody/nothing")
+
+
+def test_a_batch_of_nothing_is_refused(foreign, cells):
+    with pytest.raises(LeukoscopeError, match="--batch_size 0: give 1 or more"):
+        answer_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"), batch_size=0)
