@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.hub.tables import leakage_table, markers, readme_tables, results_table, update_readme
+from leukoscope.hub.tables import leakage_table, markers, readme_tables, results_table, shortcuts_table, update_readme
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
@@ -38,6 +38,15 @@ def test_leakage_table_shows_what_seeds_agree_on() -> None:
     assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
     assert "AUROC" not in table, "a figure that was not measured has no row"
     assert leakage_table([]) == "Not measured yet."
+
+
+def test_shortcuts_stand_beside_chance() -> None:
+    figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949}
+    split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
+    shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
+    table = shortcuts_table([{"data": {"title": "B-ALL"}, "shortcuts": shortcuts}])
+    row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
+    assert row in table.splitlines()
 
 
 def test_update_readme_replaces_only_what_stands_between_markers(release: Path, tmp_path: Path) -> None:

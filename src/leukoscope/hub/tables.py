@@ -29,7 +29,11 @@ def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
 
 def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """Name of each table → its Markdown."""
-    return {"results": results_table(releases), "leakage": leakage_table(_read_all(results / "leakage"))}
+    return {
+        "results": results_table(releases),
+        "leakage": leakage_table(_read_all(results / "leakage")),
+        "shortcuts": shortcuts_table(_read_all(results / "audit")),
+    }
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -123,3 +127,25 @@ def _leakage_rows(result: Mapping[str, Any]) -> list[str]:
             f"| {result['data']['title']} | {made} | {cells} | {name} | {share(unseen)} | {share(seen)} | {worth} |"
         )
     return rows
+
+
+def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
+    """What trivial features alone answer, one row a data set and feature."""
+    if not audits:
+        return "Not measured yet."
+    head = [
+        "| data | feature | tested on | balanced accuracy (chance) | weighted F1 | AUROC |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    return "\n".join([*head, *(row for audit in audits for row in _shortcut_rows(audit)), ""])
+
+
+def _shortcut_rows(audit: Mapping[str, Any]) -> list[str]:
+    shortcuts = audit["shortcuts"]
+    split, chance = shortcuts["split"], share(shortcuts["chance_balanced_accuracy"])
+    tested = f"{split['folds']}-fold cross-validation by {split['disjoint_by']}"
+    return [
+        f"| {audit['data']['title']} | {feature} | {tested} | {share(figures['balanced_accuracy'])} ({chance}) | "
+        f"{share(figures['f1_weighted'])} | {share(figures['auroc'])} |"
+        for feature, figures in shortcuts["features"].items()
+    ]
