@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -111,12 +111,17 @@ class Augmentation:
         scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
         brightness, contrast: largest relative change.
         stain: largest relative change of each stain's optical density.
+        rotation: largest angle in degrees, both ways; 180 is any angle, and half of the cells then turn by right
+            angles only, which loses nothing.
+        flips: "both", "horizontal" or "none".
     """
 
     scale: float = 0.25
     brightness: float = 0.2
     contrast: float = 0.15
     stain: float = 0.2
+    rotation: float = 180.0
+    flips: Literal["both", "horizontal", "none"] = "both"
 
 
 # Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
