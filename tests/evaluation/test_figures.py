@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 
-from leukoscope.evaluation.figures import confusion_figure, interval_plot, subject_strip
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.evaluation.figures import (
+    AnsweredCell,
+    confusion_figure,
+    curves_figure,
+    interval_plot,
+    network_figure,
+    one_vs_rest_figure,
+    samples_figure,
+    save_figure,
+    subject_strip,
+)
 
 SUBJECTS = {
     "s1": {"label": "ALL", "cells": 10, "accuracy": 0.9},
@@ -68,3 +80,69 @@ def test_figures_save_without_a_screen(classes):
         file = io.BytesIO()
         figure.savefig(file, format="png")
         assert file.getvalue().startswith(b"\x89PNG")
+
+
+EPOCHS = [
+    {"epoch": 1.0, "train_loss": 0.7, "val_loss": 0.6, "val_balanced_accuracy": 0.5},
+    {"epoch": 2.0, "train_loss": 0.4, "val_loss": 0.5, "val_balanced_accuracy": 0.8},
+    {"epoch": 3.0, "train_loss": 0.2, "val_balanced_accuracy": 0.7},
+]
+
+
+def test_curves_show_what_was_recorded_and_the_epoch_kept():
+    loss, accuracy = curves_figure(EPOCHS, kept_epoch=2).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert drawn["training"] == [[1, 0.7], [2, 0.4], [3, 0.2]]
+    assert drawn["validation"] == [[1, 0.6], [2, 0.5]], "an epoch without the figure has no point"
+    assert drawn["epoch 2: kept"] == [[2, 0], [2, 1]]
+    labels = [line.get_label() for line in accuracy.lines]
+    assert labels == ["validation, balanced over classes", "epoch 2: kept"], "a column that is missing is not drawn"
+
+
+def test_a_run_without_validation_has_one_panel():
+    (loss,) = curves_figure([{"epoch": 1.0, "train_loss": 0.7}], kept_epoch=1).axes
+    assert loss.get_ylabel() == "loss"
+
+
+def test_every_class_stands_against_the_rest():
+    row = {"recall": 0.9, "specificity": 0.99, "one_vs_rest_accuracy": 0.975}
+    figure = one_vs_rest_figure({"Early": row, "Pre": row | {"recall": 0.5, "specificity": None}})
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Early", "Pre"]
+    sensitivity = next(line for line in axes.lines if line.get_label() == "sensitivity")
+    assert sensitivity.get_xdata().tolist() == [0.9, 0.5]
+    assert {"0.500", "0.990", "0.975"} <= set(texts(figure))
+    assert len({line.get_marker() for line in axes.lines}) == 3, "told apart without colour"
+
+
+def test_the_network_table_holds_every_stage():
+    (table,) = network_figure(["stage", "output"], [["conv0", "64 × 16 × 16"], ["classifier", "2"]]).axes[0].tables
+    found = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
+    assert found == {
+        **{(0, 0): "stage", (0, 1): "output"},
+        **{(1, 0): "conv0", (1, 1): "64 × 16 × 16"},
+        **{(2, 0): "classifier", (2, 1): "2"},
+    }
+
+
+def test_a_wrong_answer_names_the_truth():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    cells = [
+        AnsweredCell(pixels, "ALL", 0.91, "ALL"),
+        AnsweredCell(pixels, "ALL", 0.62, "HEM"),
+        AnsweredCell(pixels, "Pre", 0.5),
+    ]
+    figure = samples_figure(cells, "seven cells")
+    assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))
+    assert sum(bool(axes.images) for axes in figure.axes) == 3
+
+
+def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path):
+    def saved(name):
+        figure = confusion_figure([[90, 10], [1500, 500]], ["ALL", "HEM"])
+        path = save_figure(figure, tmp_path / name)
+        assert RESEARCH_NOTICE in texts(figure)
+        return path.read_bytes()
+
+    assert saved("a.png") == saved("b.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"], "nothing is left aside"

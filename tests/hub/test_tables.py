@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.hub.tables import leakage_table, markers, readme_tables, results_table, shortcuts_table, update_readme
+from leukoscope.hub.tables import (
+    leakage_table,
+    markers,
+    prior_table,
+    readme_tables,
+    results_table,
+    shortcuts_table,
+    update_readme,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
@@ -23,6 +31,31 @@ COMPARISON: dict[str, Any] = {
         {"seed": 1, "unseen": {"f1_weighted": 0.84, "auroc": None}, "seen": {"f1_weighted": 0.88, "auroc": None}},
     ],
     "difference": {"f1_weighted": {"mean": 0.07, "smallest": 0.04, "largest": 0.1}},
+}
+PRIOR: dict[str, Any] = {
+    "protocol": "unseen",
+    "claim": {"recipe": "prior_b_densenet201"},
+    "recipe": {"image_size": 160},
+    "data": {"title": "B-ALL"},
+    "split": {"detail": "about 70/15/15 by block"},
+    "training": {
+        "cells": 2300,
+        "kept_epoch": 7,
+        "epochs_run": 10,
+        "start_weights": "part of ImageNet DenseNet201",
+        "seed": 0,
+        "seconds": 1200.0,
+        "hardware": "CPU",
+    },
+    "metrics": {
+        "cells": 480,
+        "accuracy": 0.9123,
+        "balanced_accuracy": 0.9012,
+        "one_vs_rest_accuracy": 0.95615,
+        "per_class": {name: {} for name in ("Benign", "Early", "Pre", "Pro")},
+    },
+    "intervals": {"by_subject": {"accuracy": {"low": 0.85, "high": 0.96}}},
+    "size_only_baseline": None,
 }
 
 
@@ -47,6 +80,38 @@ def test_shortcuts_stand_beside_chance() -> None:
     table = shortcuts_table([{"data": {"title": "B-ALL"}, "shortcuts": shortcuts}])
     row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
     assert row in table.splitlines()
+
+
+def test_a_prior_system_stands_beside_its_claim() -> None:
+    table = prior_table([PRIOR]).splitlines()
+    claimed = "0.996 · specificity 0.999 · precision 0.980 · recall 0.978 · f1 0.978"
+    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956"
+    assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} |" in table
+    (note,) = (line for line in table if line.startswith("- **B**"))
+    assert note.endswith(
+        "Unseen: B-ALL, about 70/15/15 by block, 2,300 training and 480 test cells, 160 px, epoch 7 of 10 kept, from "
+        "part of ImageNet DenseNet201, seed 0, 20 min on CPU."
+    )
+
+
+def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> None:
+    metrics = PRIOR["metrics"] | {"per_class": {"ALL": {}, "HEM": {}}}
+    row = PRIOR | {
+        "protocol": "random",
+        "claim": {"recipe": "prior_d_resnet"},
+        "metrics": metrics,
+        "intervals": {},
+        "size_only_baseline": {"accuracy": 0.8},
+    }
+    table = prior_table([row])
+    assert "| D | `prior_d_resnet` | 0.820 | **0.912** · balanced 0.901 | not run |" in table.splitlines()
+    assert "480 test cells (cell size alone: 0.800), 160 px" in table
+
+
+def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
+    rows = [line for line in prior_table([]).splitlines() if "`prior_" in line and line.startswith("| ")]
+    assert len(rows) == 10 and all(row.endswith("| not run | not run |") for row in rows)
+    assert [row[2] for row in rows] == list("ABCCCCDDDE")
 
 
 def test_update_readme_replaces_only_what_stands_between_markers(release: Path, tmp_path: Path) -> None:

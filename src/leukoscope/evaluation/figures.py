@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: every subject, every figure with its two intervals, and what was taken for what.
+"""The pictures of a run and of an evaluation: how it learnt, every subject, every figure, what was taken for what.
 
 Each function draws one matplotlib `Figure` that stays readable at the width of a README, in Okabe & Ito's colours,
 which colour-blind readers can tell apart. Shapes and words carry the same meaning.
@@ -7,9 +7,13 @@ which colour-blind readers can tell apart. Shapes and words carry the same meani
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from leukoscope import RESEARCH_NOTICE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +23,37 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 _GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
+# Column of summary.csv → words, colour, marker and line; training dashed, validation solid.
+_LOSSES = {
+    "train_loss": ("training", ORANGE, "o", (0, (4, 2))),
+    "val_loss": ("validation", BLUE, "s", "-"),
+}
+_ACCURACIES = {
+    "train_accuracy": ("training", ORANGE, "o", (0, (4, 2))),
+    "val_accuracy": ("validation", BLUE, "s", "-"),
+    "val_balanced_accuracy": ("validation, balanced over classes", GREEN, "^", "-"),
+}
+_ONE_VS_REST = {
+    "recall": ("sensitivity", BLUE, "o"),
+    "specificity": ("specificity", VERMILION, "s"),
+    "one_vs_rest_accuracy": ("accuracy, one against the rest", GREEN, "^"),
+}
+
+
+@dataclass(frozen=True)
+class AnsweredCell:
+    """A cell to be shown with its answer.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        answer, probability: the most probable class, and how probable.
+        truth: the true class; "" where none of the model's classes is true.
+    """
+
+    pixels: np.ndarray
+    answer: str
+    probability: float
+    truth: str = ""
 
 
 def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequence[str]) -> Figure:
@@ -118,6 +153,118 @@ def confusion_figure(matrix: Sequence[Sequence[int]], label_names: Sequence[str]
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def curves_figure(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Figure:
+    """Loss and accuracy over the epochs, with the epoch whose weights were kept.
+
+    Args:
+        epochs: the rows of summary.csv as numbers; columns that are missing are not drawn.
+        kept_epoch: counted from 1.
+    """
+    recorded = {"loss": _LOSSES, "accuracy": _ACCURACIES}
+    panels = {name: [c for c in lines if any(c in row for row in epochs)] for name, lines in recorded.items()}
+    panels = {name: columns for name, columns in panels.items() if columns}
+    figure = _figure(_WIDTH, 3.4)
+    for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for column in columns:
+            words, colour, marker, line = recorded[name][column]
+            points = [(row["epoch"], row[column]) for row in epochs if column in row]
+            axes.plot(
+                *zip(*points, strict=True), marker=marker, linestyle=line, color=colour, label=words, markersize=4
+            )
+        axes.axvline(kept_epoch, color=_GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+        _plain(axes)
+    return figure
+
+
+def one_vs_rest_figure(classes: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Each class against all others: sensitivity, specificity and accuracy.
+
+    Args:
+        classes: name → recall, specificity and one_vs_rest_accuracy (0–1), as `class_report` gives them.
+    """
+    figure = _figure(_WIDTH, 1.2 + 0.55 * len(classes))
+    axes = figure.subplots()
+    for offset, (key, (words, colour, marker)) in zip((-0.18, 0, 0.18), _ONE_VS_REST.items(), strict=True):
+        values = [np.nan if row[key] is None else row[key] for row in classes.values()]
+        lines = np.arange(len(classes)) + offset
+        axes.plot(values, lines, marker, color=colour, label=words, markersize=7)
+        for value, line in zip(values, lines, strict=True):
+            axes.annotate(f"{value:.3f}", (value, line), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(classes)), list(classes))
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.margins(x=0.1)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def network_figure(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure:
+    """A network's stages as a table, from the picture down to the answer.
+
+    Args:
+        columns: headings; the first two columns are set to the left, the others to the right.
+        rows: one a stage, ready to be shown.
+    """
+    figure = _figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
+    axes = figure.subplots()
+    axes.axis("off")
+    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=(0, 0, 1, 1))
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.auto_set_column_width(list(range(len(columns))))
+    for (row, column), cell in table.get_celld().items():
+        cell.set_edgecolor("#d0d0d0")
+        cell.set_text_props(ha="left" if column < 2 else "right", fontweight="bold" if row == 0 else "normal")
+    return figure
+
+
+def samples_figure(cells: Sequence[AnsweredCell], title: str) -> Figure:
+    """A grid of cells with what was answered; a cross and the truth stand by the wrong ones."""
+    across = 6
+    down = -(-len(cells) // across)
+    figure = _figure(_WIDTH, 0.4 + 1.75 * down)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, cell in zip(grid, cells, strict=False):
+        axes.imshow(cell.pixels)
+        axes.set_title(_words(cell), fontsize=8, color=_ink(cell))
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _words(cell: AnsweredCell) -> str:
+    answer = f"{cell.answer} {cell.probability:.2f}"
+    if not cell.truth:
+        return answer
+    return f"✓ {answer}" if cell.answer == cell.truth else f"✗ {answer}\nis {cell.truth}"
+
+
+def _ink(cell: AnsweredCell) -> str:
+    if not cell.truth:
+        return "black"
+    return BLUE if cell.answer == cell.truth else VERMILION
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, the research notice below it, aside and then renamed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=_GREY)
+    aside = path.with_name(f".{path.name}")
+    # Without the library's version, the same numbers give the same file.
+    figure.savefig(aside, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return aside.replace(path)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -9,8 +9,9 @@ from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
-from leukoscope.hub.wording import count, gain, minutes, share, with_interval
+from leukoscope.hub.wording import count, gain, minutes, share, span, with_interval
 from leukoscope.models.release import read_metrics
+from leukoscope.training.reproduce import CLAIMS, PROTOCOLS, RANDOM, Claim
 
 
 def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
@@ -31,8 +32,9 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """Name of each table → its Markdown."""
     return {
         "results": results_table(releases),
-        "leakage": leakage_table(_read_all(results / "leakage")),
-        "shortcuts": shortcuts_table(_read_all(results / "audit")),
+        "leakage": leakage_table(read_results(results / "leakage")),
+        "shortcuts": shortcuts_table(read_results(results / "audit")),
+        "prior": prior_table(read_results(results / "prior")),
     }
 
 
@@ -49,7 +51,13 @@ def _between_markers(text: str, name: str, table: str, readme: Path) -> str:
     return f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
 
 
-def _read_all(folder: Path) -> list[dict[str, Any]]:
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Every JSON file of a results folder, by name; none where the folder is missing.
+
+    Raises:
+        LeukoscopeError: a damaged file.
+    """
+
     def read(path: Path) -> dict[str, Any]:
         try:
             return json.loads(path.read_text())
@@ -149,3 +157,76 @@ def _shortcut_rows(audit: Mapping[str, Any]) -> list[str]:
         f"{share(figures['f1_weighted'])} | {share(figures['auroc'])} |"
         for feature, figures in shortcuts["features"].items()
     ]
+
+
+def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every rebuilt prior system: the claim, what a split by image gives, what unseen patients give, and how it ran."""
+    made = {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
+    claims = sorted(CLAIMS.values(), key=lambda claim: claim.system)
+    head = [
+        "| system | recipe | its author claims | measured, split by image | measured, unseen patients |",
+        "|---|---|---|---|---|",
+    ]
+    table = [
+        "| "
+        + " | ".join([claim.system, f"`{claim.recipe}`", _claimed(claim), *_measured_both_ways(claim, made)])
+        + " |"
+        for claim in claims
+    ]
+    notes = [f"- **{claim.system}** `{claim.recipe}`: {_prior_note(claim, made)}" for claim in claims]
+    return "\n".join(
+        [
+            *head,
+            *table,
+            "",
+            "Shares of cells answered right (accuracy); in brackets 95 % intervals of drawing subjects anew. The data "
+            "of system B name no patients: its unseen side, and its interval, are by blocks of neighbouring images.",
+            "",
+            "<details><summary>Sources, and how each row was made</summary>\n",
+            *notes,
+            "\n</details>",
+            "",
+        ]
+    )
+
+
+def _claimed(claim: Claim) -> str:
+    others = [f"{name} {share(value)}" for name, value in claim.figures.items() if name != "accuracy"]
+    return " · ".join([share(claim.figures["accuracy"]), *others])
+
+
+def _measured_both_ways(claim: Claim, made: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    return [_measured(made.get((claim.recipe, protocol))) for protocol in PROTOCOLS]
+
+
+def _measured(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    figures = row["metrics"]
+    shown = [f"**{share(figures['accuracy'])}**{_by_subject(row)}", f"balanced {share(figures['balanced_accuracy'])}"]
+    if len(figures["per_class"]) > 2:
+        shown.append(f"one-vs-rest {share(figures['one_vs_rest_accuracy'])}")
+    return " · ".join(shown)
+
+
+def _by_subject(row: Mapping[str, Any]) -> str:
+    interval = row["intervals"].get("by_subject", {}).get("accuracy")
+    return f" ({span(interval)})" if interval else ""
+
+
+def _prior_note(claim: Claim, made: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    rows = [made[claim.recipe, protocol] for protocol in PROTOCOLS if (claim.recipe, protocol) in made]
+    said = f"{claim.source}; {claim.remark}."
+    return " ".join([said, *map(_how_it_ran, rows)])
+
+
+def _how_it_ran(row: Mapping[str, Any]) -> str:
+    training, recipe, data, baseline = row["training"], row["recipe"], row["data"], row["size_only_baseline"]
+    named = "By image" if row["protocol"] == RANDOM else "Unseen"
+    size_alone = f" (cell size alone: {share(baseline['accuracy'])})" if baseline else ""
+    return (
+        f"{named}: {data['title']}, {row['split']['detail']}, {count(training['cells'])} training and "
+        f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch "
+        f"{training['kept_epoch']} of {training['epochs_run']} kept, from {training['start_weights']}, seed "
+        f"{training['seed']}, {minutes(training['seconds'])} on {training['hardware']}."
+    )

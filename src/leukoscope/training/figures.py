@@ -1,0 +1,289 @@
+"""What a finished run shows of itself: `figures/` in the run folder, drawn from what the run has written down.
+
+Curves, confusion matrix, each class by itself, the network's stages and a grid of answered cells. A run folder may show
+its owner's test cells; where nothing was tested, and in releases that are passed on, phantoms stand in.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.files import write_whole
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.cells.registry import DATASETS
+from leukoscope.evaluation.figures import (
+    AnsweredCell,
+    confusion_figure,
+    curves_figure,
+    network_figure,
+    one_vs_rest_figure,
+    samples_figure,
+    save_figure,
+)
+from leukoscope.evaluation.heatmap_checks import even_sample
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release import FIGURES, read_metrics, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = 18
+# A module with more than this share of the parameters says nothing as one row: its parts are shown instead.
+_TOO_LARGE = 0.75
+
+
+def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
+    """Draw a finished run into its `figures/` folder, which is emptied first.
+
+    Args:
+        out: the run folder with summary.csv, metrics.json, release/ and, where cells were tested, predictions.parquet.
+        network: the trained network.
+        cells: those the run was made with.
+
+    Returns:
+        The pictures, and class_report.txt and .json, where something was tested.
+
+    Raises:
+        LeukoscopeError: the folder cannot be written.
+    """
+    folder = out / FIGURES
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        drawn = [save_figure(figure, folder / f"{name}.png") for name, figure in _drawn(out, network, cells)]
+        tested = read_metrics(out)["evaluations"]
+        return drawn + (write_class_report(folder, tested[0]["metrics"]) if tested else [])
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{folder}: the figures cannot be written there ({error.strerror or error}); free some space"
+        ) from None
+
+
+def _drawn(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
+    metrics = read_metrics(out)
+    yield "curves", curves_figure(_epochs(out / "summary.csv"), metrics["training"]["kept_epoch"])
+    yield "network", structure_figure(network, metrics["recipe"]["image_size"])
+    if not metrics["evaluations"]:
+        yield "samples", phantom_samples(out / "release")
+        return
+    figures = metrics["evaluations"][0]["metrics"]
+    yield "confusion", confusion_figure(figures["confusion_matrix"], metrics["labels"])
+    if len(metrics["labels"]) > 2:
+        yield "one_vs_rest", one_vs_rest_figure(class_report(figures)["classes"])
+    yield "samples", tested_samples(CellPredictions.load(out / "predictions.parquet"), cells)
+
+
+def _epochs(summary: Path) -> list[dict[str, float]]:
+    """summary.csv as numbers; what an epoch leaves empty is left out."""
+    with summary.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if _is_number(v)} for row in csv.DictReader(file)]
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        return value is not None and float(value) == float(value)
+    except ValueError:
+        return False
+
+
+def class_report(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Each class by itself and against all others.
+
+    One-vs-rest accuracy asks for each class alone whether a cell is of it. A wrong answer is wrong about two of the K
+    classes and right about all others, so with four classes the mean shows half the error rate: a published accuracy
+    far above the recall beside it may be this figure.
+
+    Args:
+        figures: of `measure`.
+
+    Returns:
+        notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,
+        one_vs_rest_accuracy (shares, 0–1; specificity is None where all cells are of the class) and support; and
+        `mean` of those shares over the classes that were tested.
+    """
+    matrix, cells = figures["confusion_matrix"], figures["cells"]
+    classes = {}
+    for k, (name, of_class) in enumerate(figures["per_class"].items()):
+        others, taken_for_it = cells - sum(matrix[k]), sum(row[k] for row in matrix) - matrix[k][k]
+        missed = sum(matrix[k]) - matrix[k][k]
+        classes[name] = {
+            **{key: of_class[key] for key in ("precision", "recall")},
+            "specificity": (others - taken_for_it) / others if others else None,
+            "f1": of_class["f1"],
+            "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
+            "support": of_class["support"],
+        }
+    return {
+        "notice": RESEARCH_NOTICE,
+        **{key: figures[key] for key in ("cells", "accuracy", "balanced_accuracy")},
+        "classes": classes,
+        "mean": _mean([row for row in classes.values() if row["support"]]),
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    def over_classes(key: str) -> float | None:
+        known = [row[key] for row in rows if row[key] is not None]
+        return sum(known) / len(known) if known else None
+
+    return {key: over_classes(key) for key in rows[0] if key != "support"}
+
+
+def write_class_report(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
+    """Write class_report.json, and class_report.txt for a person."""
+    report = class_report(figures)
+    write_json(folder / "class_report.json", report)
+    return [write_whole(folder / "class_report.txt", _as_text(report)), folder / "class_report.json"]
+
+
+def _as_text(report: Mapping[str, Any]) -> str:
+    columns = ("precision", "recall", "specificity", "f1", "one_vs_rest_accuracy")
+    rows = {**report["classes"], "mean over classes": report["mean"] | {"support": report["cells"]}}
+    first = max(map(len, rows))
+
+    def line(name: str, row: Mapping[str, Any]) -> str:
+        shares = ("–" if row[key] is None else f"{row[key]:.3f}" for key in columns)
+        cells = (f"{share:>{max(len(key), 9)}}" for key, share in zip(columns, shares, strict=True))
+        return "  ".join([f"{name:{first}}", *cells, f"{row['support']:>7,}"])
+
+    head = "  ".join([" " * first, *(f"{key.replace('_', ' '):>9}" for key in columns), f"{'cells':>7}"])
+    overall = f"accuracy {report['accuracy']:.3f}, balanced accuracy {report['balanced_accuracy']:.3f}"
+    return "\n".join([head, *(line(name, row) for name, row in rows.items()), "", overall, RESEARCH_NOTICE, ""])
+
+
+def tested_samples(answers: CellPredictions, cells: FramedCells) -> Figure:
+    """Tested cells with their answers, drawn evenly over classes and subjects by a fixed seed."""
+    chosen = even_sample(answers.references, answers.subjects, SAMPLES, seed=0)
+    names, rows = answers.label_names, cells.rows(answers.cell_ids)
+    shown = [
+        AnsweredCell(
+            cells.pixels[rows[i]],
+            names[answers.predictions[i]],
+            float(answers.probabilities[i].max()),
+            names[answers.references[i]],
+        )
+        for i in chosen
+    ]
+    return samples_figure(shown, "tested cells, drawn evenly over classes and subjects; none was chosen")
+
+
+def phantom_samples(release: Path) -> Figure:
+    """Phantoms with a release's answers: what may be passed on, since no patient's cell is in it."""
+    predictor = Predictor.from_pretrained(release)
+    data = DATASETS.get(predictor.release.metrics.get("data", {}).get("name"), DATASETS["imagefolder"])
+    side = 2 * predictor.release.preprocessing.image_size
+    phantoms = [
+        draw_cell(PHANTOM_LABELS[i % len(PHANTOM_LABELS)], subject=i, size=side, background=data.background)
+        for i in range(SAMPLES)
+    ]
+    shown = [
+        AnsweredCell(
+            phantom.image,
+            answer.label,
+            answer.probabilities[answer.label],
+            phantom.label if phantom.label in predictor.labels else "",
+        )
+        for phantom, answer in zip(phantoms, predictor([phantom.image for phantom in phantoms]), strict=True)
+    ]
+    return samples_figure(shown, "phantoms: synthetic cells, none of a patient; their answers measure nothing")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of a network's structure.
+
+    Attributes:
+        name: where it stands in the network.
+        kind: its module's class.
+        output: shape for one picture, without the batch.
+        parameters: how many numbers it learns or has learnt.
+        trains: whether training changes any of them.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    trains: bool
+
+
+def structure_figure(network: nn.Module, image_size: int) -> Figure:
+    """A network's stages with their outputs and parameters, as a table."""
+    stages = network_stages(network, image_size)
+    total = sum(p.numel() for p in network.parameters())
+    rows = [
+        (
+            stage.name,
+            stage.kind,
+            " × ".join(map(str, stage.output)),
+            f"{stage.parameters:,}" if stage.parameters else "–",
+            ("yes" if stage.trains else "frozen") if stage.parameters else "–",
+        )
+        for stage in stages
+    ]
+    picture = ("picture", "", f"3 × {image_size} × {image_size}", "", "")
+    return network_figure(
+        ("stage", "layer", "output", "parameters", "trains"), [picture, *rows, ("all", "", "", f"{total:,}", "")]
+    )
+
+
+def network_stages(network: nn.Module, image_size: int) -> list[Stage]:
+    """The stages that one picture passes through, in their order.
+
+    A module that holds most of the network is shown by its parts, and so is what stands behind the pooling: that is
+    where classifiers of one backbone differ. The network is left in evaluation mode.
+
+    Args:
+        image_size: side of the picture in pixels.
+    """
+    outputs: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs[module] = tuple(output.shape[1:])
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    picture = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    try:
+        with torch.inference_mode():
+            network.eval()(picture)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = sum(p.numel() for p in network.parameters())
+    return [_stage(name, module, outputs[module]) for name, module in _rows(network, outputs, total)]
+
+
+def _rows(
+    network: nn.Module, outputs: Mapping[nn.Module, tuple[int, ...]], total: int, prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in network.named_children():
+        size = sum(p.numel() for p in module.parameters())
+        seen = module in outputs and not isinstance(module, nn.Identity)
+        behind_pooling = len(outputs.get(module, ())) == 1 and size > 0
+        if any(module.children()) and (size > _TOO_LARGE * total or behind_pooling):
+            yield from _rows(module, outputs, total, f"{prefix}{name}.")
+        elif seen:
+            yield f"{prefix}{name}", module
+
+
+def _stage(name: str, module: nn.Module, output: tuple[int, ...]) -> Stage:
+    parameters = list(module.parameters())
+    return Stage(
+        name,
+        type(module).__name__,
+        output,
+        sum(p.numel() for p in parameters),
+        any(p.requires_grad for p in parameters),
+    )
