@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,15 +166,21 @@ def _marks(size: int) -> torch.Tensor:
     return marks
 
 
-def test_rotation_covers_the_whole_circle_evenly_and_flips_half_the_time() -> None:
-    size, count = 65, 600
-    out = Augmenter(STILL, "black", seed=0)(_marks(size).expand(count, -1, -1, -1), range(count), epoch=0)[:, 0]
+def _directions(augmentation: Augmentation, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Radians from the right of the bright mark and of the faint one, in `count` augmented cells."""
+    size = 65
+    out = Augmenter(augmentation, "black", seed=0)(_marks(size).expand(count, -1, -1, -1), range(count), epoch=0)[:, 0]
     axis = torch.arange(size) - (size - 1) / 2
 
     def direction(weight: torch.Tensor) -> torch.Tensor:
         return torch.atan2((weight * -axis[:, None]).sum((1, 2)), (weight * axis[None, :]).sum((1, 2)))
 
-    bright, faint = direction(out * (out > 160)), direction(out * ((out > 40) & (out < 125)))
+    return direction(out * (out > 160)), direction(out * ((out > 40) & (out < 125)))
+
+
+def test_rotation_covers_the_whole_circle_evenly_and_flips_half_the_time() -> None:
+    count = 600
+    bright, faint = _directions(STILL, count)
     # Sectors of a twelfth, their borders off the right angles that some cells are turned by.
     sectors = ((bright / (2 * math.pi) + 1 / 24) % 1 * 12).long()
     counts = torch.bincount(sectors, minlength=12)
@@ -226,6 +233,57 @@ def test_stain_jitter_moves_the_two_stains_apart() -> None:
     assert (stained.amax(dim=1) - stained.amin(dim=1)).max() > 5
     lit = Augmenter(Augmentation(0.0, 0.15, 0.15, 0.0), "smear", seed=0)(grey, range(16), epoch=0)
     assert (lit.amax(dim=1) - lit.amin(dim=1)).max() < 0.01
+
+
+# What a recipe may ask for instead: less rotation, other flips
+
+
+def _angle_and_mirroring(augmentation: Augmentation, count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each cell's bright mark went, in degrees from the right, and whether the cell was mirrored."""
+    bright, faint = _directions(augmentation, count)
+    return torch.rad2deg(bright), torch.sin(faint - bright) < 0
+
+
+def test_rotation_stays_within_its_angle() -> None:
+    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=20.0, flips="none"))
+    assert not mirrored.any()
+    assert -20.5 < angle.min() < -18
+    assert 18 < angle.max() < 20.5
+    assert angle.abs().median() == pytest.approx(10, abs=2), "every cell is turned, evenly within the angle"
+
+
+def test_both_flips_show_all_four_mirrorings_equally_often() -> None:
+    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=5.0, flips="both"))
+    left = angle.abs() > 90
+    counts = torch.tensor([(side & m).sum() for side in (left, ~left) for m in (mirrored, ~mirrored)])
+    assert counts.sum() == 300
+    assert counts.min() > 50, counts
+
+
+def test_a_horizontal_flip_never_turns_a_cell_upside_down() -> None:
+    angle, mirrored = _angle_and_mirroring(replace(STILL, rotation=5.0, flips="horizontal"))
+    assert torch.equal(angle.abs() > 90, mirrored), "the mark to the right is on the left just where it is mirrored"
+    assert 0.4 < mirrored.float().mean() < 0.6
+
+
+@pytest.mark.parametrize(("flips", "looks"), [("none", 1), ("horizontal", 2), ("both", 4)])
+def test_with_flips_alone_a_cell_has_exactly_its_mirrorings(phantom: torch.Tensor, flips: str, looks: int) -> None:
+    augmentation = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips=flips)
+    assert augmentation.only_mirrors
+    assert len(augmentation.mirrorings) == looks
+    augment, rows = Augmenter(augmentation, "black", seed=0), list(range(100))
+    out, which = augment(phantom.expand(100, -1, -1, -1), rows, epoch=3), augment.mirrorings_of(rows, epoch=3)
+    for cell, number in zip(out, which.tolist(), strict=True):
+        assert torch.equal(cell, phantom.flip(augmentation.mirrorings[number])[0].float())
+    shares = torch.bincount(which, minlength=looks) / 100
+    assert len(shares) == looks
+    assert shares.min() > 0.6 / looks
+
+
+@pytest.mark.parametrize("name", ["scale", "brightness", "contrast", "stain", "rotation"])
+def test_any_other_change_leaves_more_looks_than_mirrorings(name: str) -> None:
+    nothing = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
+    assert not Augmentation(**nothing | {name: 0.1}).only_mirrors
 
 
 def test_a_smear_has_no_black_corners() -> None:

@@ -92,7 +92,6 @@ def test_unknown_recipe_is_refused() -> None:
     [
         ("max_train_samples", -1, 1),
         ("max_eval_samples", 0, 1),
-        ("image_size", 16, 32),
         ("num_train_epochs", 0, 1),
         ("per_device_train_batch_size", 0, 1),
         ("per_device_eval_batch_size", 0, 1),
@@ -157,3 +156,12 @@ def test_args_yaml_holds_every_flag_in_plain_values() -> None:
     assert set(flags) == {f.name for group in (DataArguments, ModelArguments, RunArguments) for f in fields(group)}
     assert flags["seed"] == 4
     assert json.loads(json.dumps(flags)) == flags
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("densenet121", 32), ("prior_d_inception", 75)])
+def test_an_image_too_small_for_its_network_is_refused(recipe: str, least: int) -> None:
+    architecture = get_recipe(recipe).architecture
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config(["--recipe", recipe, "--image_size", str(least - 1)]).resolve()
+    assert str(refused.value) == f"--image_size {least - 1}: {architecture} needs {least} or more"
+    assert parse_config(["--recipe", recipe, "--image_size", str(least)]).resolve().image_size == least

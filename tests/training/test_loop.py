@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import decode_cells
 from leukoscope.cells.loading import load_cells
-from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.splits import load_split
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
@@ -27,6 +25,7 @@ from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.training import loop
 from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.engine import Engine, restore_class_frequencies
 from leukoscope.training.loop import train
 
 TINY = ["--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--mixed_precision", "no"]
@@ -57,19 +56,6 @@ def finished(tiny_run: Run) -> Path:
     return tiny_run()
 
 
-@pytest.fixture
-def own_cells(tmp_path: Path) -> Path:
-    """Class folders of small phantoms: 8 subjects a class, 2 cells each, `<class>/<subject>_<n>.png`."""
-    root = tmp_path / "cells"
-    for label in ("ALL", "HEM"):
-        (root / label).mkdir(parents=True)
-        for subject in range(8):
-            for cell in range(2):
-                image = draw_cell(label, subject=subject, cell=cell, size=32).image
-                Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
-    return root
-
-
 def _own(root: Path, out: Path, *flags: str) -> TrainingConfig:
     data = ("--dataset_name", "imagefolder", "--train_dir", str(root), "--subject_pattern", r"/(\w+)_")
     small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "4")
@@ -91,6 +77,7 @@ def _summary(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
+        "figures",
         "metrics.json",
         "predictions.parquet",
         "release",
@@ -117,7 +104,9 @@ def test_summary_has_a_row_an_epoch(finished: Path) -> None:
     (row,) = _summary(finished)
     assert row["epoch"] == "1"
     assert 0 < float(row["train_loss"]) < 10
-    assert 0 <= float(row["val_balanced_accuracy"]) <= 1
+    assert 0 < float(row["val_loss"]) < 10
+    for share in ("train_accuracy", "val_accuracy", "val_balanced_accuracy"):
+        assert 0 <= float(row[share]) <= 1
 
 
 def test_each_test_cell_is_answered_exactly_once(finished: Path) -> None:
@@ -235,13 +224,13 @@ class _GivenScores:
     def __init__(self, *scores: float):
         self.scores, self.networks = list(scores), []
 
-    def __call__(self, engine: loop._Engine) -> dict[str, float]:
+    def __call__(self, engine: Engine) -> dict[str, float]:
         self.networks.append({k: v.clone() for k, v in engine.network.state_dict().items()})
         return {"val_balanced_accuracy": self.scores[len(self.networks) - 1]}
 
 
 def _with_scores(scores: _GivenScores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop._Engine, "_validate", lambda engine: scores(engine))
+    monkeypatch.setattr(Engine, "_validate", lambda engine: scores(engine))
 
 
 def test_keeps_the_best_epoch_and_stops_when_patience_ends(
@@ -258,6 +247,16 @@ def test_keeps_the_best_epoch_and_stops_when_patience_ends(
     said = capsys.readouterr().out
     assert "no better validation score for 2 epochs: stopped" in said
     assert "kept epoch 2: validation balanced accuracy 0.900" in said
+
+
+def test_a_rate_that_follows_validation_is_refused_where_there_is_none(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(own_cells, tmp_path / "run", "--recipe", "prior_a_efficientnet_b3", "--split", "all")
+    message = _refusal(config)
+    assert message.startswith(
+        "--recipe prior_a_efficientnet_b3: its learning rate follows the validation cells and split all ("
+    )
+    assert message.endswith(") has none; leave out --no_validation or choose another --split")
+    assert not (tmp_path / "run" / "args.yaml").exists()
 
 
 def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Path) -> None:
@@ -351,7 +350,7 @@ def test_probabilities_speak_for_the_training_frequencies_again() -> None:
     inputs = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         balanced = network(inputs).softmax(dim=1)
-        loop.restore_class_frequencies(network, torch.tensor([300.0, 100.0]))
+        restore_class_frequencies(network, torch.tensor([300.0, 100.0]))
         restored = network(inputs).softmax(dim=1)
     expected = balanced * torch.tensor([0.75, 0.25])
     torch.testing.assert_close(restored, expected / expected.sum(dim=1, keepdim=True))

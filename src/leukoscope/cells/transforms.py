@@ -99,13 +99,20 @@ class Preprocessing:
         return left, top, left + side, top + side
 
 
+_MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal": ((), (3,)),
+    "both": ((), (3,), (2,), (2, 3)),
+}
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Label-preserving changes, drawn anew for every cell and epoch.
 
-    No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle, a cell
-    has no upright. Size jitter counters the shortcut "small = normal"; stain jitter moves haematoxylin and eosin
-    apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
+    No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle unless a
+    recipe says less: a cell has no upright. Size jitter counters the shortcut "small = normal"; stain jitter moves
+    haematoxylin and eosin apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
 
     Attributes:
         scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
@@ -113,7 +120,8 @@ class Augmentation:
         stain: largest relative change of each stain's optical density.
         rotation: largest angle in degrees, both ways; 180 is any angle, and half of the cells then turn by right
             angles only, which loses nothing.
-        flips: "both", "horizontal" or "none".
+        flips: mirrored left to right half of the time ("horizontal"), upside down half of the time as well ("both"),
+            or never ("none"). A full circle of rotation already holds the second mirroring.
     """
 
     scale: float = 0.25
@@ -122,6 +130,16 @@ class Augmentation:
     stain: float = 0.2
     rotation: float = 180.0
     flips: Literal["both", "horizontal", "none"] = "both"
+
+    @property
+    def mirrorings(self) -> tuple[tuple[int, ...], ...]:
+        """The axes of a (B, 3, S, S) batch to flip, one entry a variant; the first is the picture as it is."""
+        return _MIRRORINGS[self.flips]
+
+    @property
+    def only_mirrors(self) -> bool:
+        """True where a cell has no other looks than its `mirrorings`, each exact to the pixel."""
+        return not any((self.scale, self.brightness, self.contrast, self.stain, self.rotation))
 
 
 # Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
@@ -150,24 +168,54 @@ class Augmenter:
         Returns:
             (B, 3, S, S) float32, 0–255.
         """
-        draws = torch.from_numpy(np.stack([self._draw(row, epoch) for row in rows])).to(pixels.device)
+        if self.augmentation.only_mirrors:
+            return self._mirrored(pixels.float(), self.mirrorings_of(rows, epoch))
+        draws = self._draws(rows, epoch).to(pixels.device)
         return self._colour(self._warp(pixels.float(), draws), draws)
 
+    def mirrorings_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
+        """(B,) which of the augmentation's `mirrorings` each cell shows in this epoch."""
+        across, down = (flip < 0 for flip in self._flips(self._draws(rows, epoch)))
+        return across.long() + 2 * down.long()
+
+    def _draws(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self._draw(row, epoch) for row in rows]))
+
     def _draw(self, row: int, epoch: int) -> np.ndarray:
-        """Nine numbers in −1…1 for one cell: angle, log-size, flip, brightness, contrast, three stains, resampled?"""
+        """Ten numbers in −1…1 for one cell.
+
+        Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip.
+        """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + int(row)]))
-        return rng.uniform(-1, 1, size=9).astype(np.float32)
+        return rng.uniform(-1, 1, size=10).astype(np.float32)
+
+    def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
+        a, kept = self.augmentation, torch.ones(len(draws), device=draws.device)
+        across = kept if a.flips == "none" else torch.where(draws[:, 2] < 0, -1.0, 1.0)
+        down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips == "both" and a.rotation < 180 else kept
+        return across, down
+
+    def _mirrored(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        out = pixels.clone()
+        for number, axes in enumerate(self.augmentation.mirrorings):
+            out[which == number] = pixels[which == number].flip(axes)
+        return out
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Rotation, size and flip as one resampling; half of the cells turn by right angles only, losing nothing."""
-        resampled = draws[:, 8] < 0
-        angle = torch.where(resampled, draws[:, 0] * math.pi, torch.round(draws[:, 0] * 2) * math.pi / 2)
+        """Rotation, size and flips as one resampling.
+
+        Over the full circle half of the cells turn by right angles only, losing nothing.
+        """
+        largest = math.radians(self.augmentation.rotation)
+        resampled = (draws[:, 8] < 0) | (largest < math.pi)
+        angle = torch.where(resampled, draws[:, 0] * largest, torch.round(draws[:, 0] * 2) * math.pi / 2)
         # grid_sample maps output to input coordinates: dividing by the scale enlarges.
         shrink = torch.exp(-draws[:, 1] * math.log1p(self.augmentation.scale) * resampled)
-        flip = torch.where(draws[:, 2] < 0, -1.0, 1.0)
+        across, down = self._flips(draws)
         cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
         zero = torch.zeros_like(cos)
-        theta = torch.stack([cos * flip, -sin, zero, sin * flip, cos, zero], dim=1).view(-1, 2, 3)
+        theta = torch.stack([cos * across, -sin * down, zero, sin * across, cos * down, zero], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
         # Bicubic, because bilinear resampling takes a third of the fine chromatin contrast away: a network trained on
         # such blurred cells meets crisp ones in use and leans to one class.

@@ -19,11 +19,9 @@ from leukoscope.cells.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
 
-# Below 32 px nothing is left of a picture after the networks' five halvings.
 _LEAST = {
     "max_train_samples": 1,
     "max_eval_samples": 1,
-    "image_size": 32,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -86,7 +84,9 @@ class RunArguments:
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
-    early_stopping_patience: int = _flag(8, "Stop after this many epochs without a better validation score.")
+    early_stopping_patience: int = _flag(
+        8, "Stop after this many epochs without a better validation score (recipes with a plateau say it themselves)."
+    )
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
@@ -125,6 +125,10 @@ class TrainingConfig:
             )
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
+        if self.model.image_size is not None and self.model.image_size < recipe.least_image_size:
+            raise LeukoscopeError(
+                f"--image_size {self.model.image_size}: {recipe.architecture} needs {recipe.least_image_size} or more"
+            )
         overrides: dict[str, Any] = {
             "image_size": self.model.image_size,
             "num_train_epochs": self.run.num_train_epochs,

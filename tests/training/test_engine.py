@@ -1,0 +1,243 @@
+"""What a recipe asks of the epochs: loss, rate, selection — and that the house recipes learn as they always have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+
+from leukoscope.cells.cache import FramedCells, frame_cells
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.splits import make_split
+from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.models.build import build_network, classifier_parameters, penalty
+from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.engine import Engine
+from leukoscope.training.loop import make_accelerator, preprocessing_for
+from leukoscope.training.schedule import cosine_with_warmup
+
+PREPROCESSING = Preprocessing(32, 1.0)
+RECIPE = Recipe(
+    name="small",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=3,
+    train_batch_size=8,
+    learning_rate=0.01,
+    head_learning_rate=0.02,
+    label_smoothing=0.0,
+    head=Head(hidden=(Hidden(8),)),
+    class_weighted=False,
+    schedule="constant",
+)
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def cells(own_cells: Path) -> FramedCells:
+    # An uneven set: two thirds of the cells are ALL.
+    for subject in range(8):
+        (own_cells / "HEM" / f"HEM{subject}_1.png").unlink()
+    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
+    return frame_cells(data, PREPROCESSING)
+
+
+@pytest.fixture
+def engine_for(cells: FramedCells) -> MakeEngine:
+    """An engine for a recipe on a few cells, with the flags of a run."""
+
+    def make(recipe: Recipe, *, split: str = "subject", **flags: Any) -> Engine:
+        config = TrainingConfig(run=RunArguments(mixed_precision="no", **flags))
+        set_seed(config.run.seed)
+        accelerator = make_accelerator(config, recipe)
+        return Engine(accelerator, cells, make_split(cells.data, split), recipe, PREPROCESSING, config.run)
+
+    return make
+
+
+def _scripted(engine: Engine, monkeypatch: pytest.MonkeyPatch, **columns: list[float]) -> list[dict[str, torch.Tensor]]:
+    """Prescribe the validation figures of each epoch; returns the weights that each of them was given for."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate() -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in engine.network.state_dict().items()})
+        return {name: values[len(seen) - 1] for name, values in columns.items()}
+
+    monkeypatch.setattr(engine, "_validate", validate)
+    return seen
+
+
+# The house recipes
+
+
+def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
+    engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, drop_rate=0.0, frozen=())
+    engine, batches = engine_for(recipe, split="all"), []
+    augmented = Augmenter.__call__
+
+    def recorded(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
+        batches.append((rows, epoch))
+        return augmented(augment, pixels, rows, epoch)
+
+    monkeypatch.setattr(Augmenter, "__call__", recorded)
+    ours = build_network(recipe, 2)
+    twin = build_network(recipe, 2)
+    twin.load_state_dict(ours.state_dict())
+    list(engine.fit(ours))
+    monkeypatch.undo()
+
+    head = {id(p) for p in classifier_parameters(twin)}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for p in twin.parameters():
+        groups.setdefault((1e-3 if id(p) in head else 3e-4, 0.05 if p.ndim > 1 else 0.0), []).append(p)
+    settings = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    optimizer = torch.optim.AdamW(settings, fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    counts = torch.bincount(torch.from_numpy(cells.labels)).float()
+    augment = Augmenter(recipe.augmentation, cells.data.info.background, seed=0)
+    twin.train()
+    for step, (rows, epoch) in enumerate(batches):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * cosine_with_warmup(step, len(batches), 0.1)
+        pixels = torch.from_numpy(cells.pixels[rows].transpose(0, 3, 1, 2).copy())
+        labels = torch.from_numpy(cells.labels[rows])
+        logits = twin(PREPROCESSING.normalise(augment(pixels, rows, epoch)))
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+        (loss * (counts.sum() / (2 * counts))[labels]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    shift = torch.log(counts / counts.sum())
+    with torch.no_grad():
+        twin.classifier.bias.add_(shift - shift.mean())
+
+    assert len(batches) == 2 * (len(cells.labels) // 8)
+    for (name, one), other in zip(ours.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_early_layers_that_are_frozen_record_no_gradients(engine_for: MakeEngine) -> None:
+    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, num_train_epochs=1)
+    engine, network = engine_for(recipe, split="all"), build_network(get_recipe("densenet121"), 2)
+    seen: list[tuple[bool, bool]] = []
+    last = network.get_submodule("features.transition2")
+    last.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
+    before = {k: v.clone() for k, v in last.state_dict().items()}
+    list(engine.fit(network))
+    assert seen
+    assert set(seen) == {(False, False)}, "in eval mode, with nothing to differentiate below it"
+    assert all(torch.equal(v, last.state_dict()[k]) for k, v in before.items())
+
+
+# The loss
+
+
+def test_validation_loss_is_the_training_loss_on_those_cells(engine_for: MakeEngine) -> None:
+    recipe = replace(RECIPE, label_smoothing=0.1, penalty=Penalty(weight_l2=0.5, bias_l1=0.25), num_train_epochs=1)
+    engine, network = engine_for(recipe), build_network(recipe, 2)
+    (row,) = engine.fit(network)
+    answers = engine.answer(engine.split.validation)
+    logs, truth = np.log(answers.probabilities), answers.references
+    own, both = logs[np.arange(len(truth)), truth], logs.mean(axis=1)
+    strength = float(penalty(network, recipe).detach())
+    expected = float(-(0.9 * own + 0.1 * both).mean()) + strength
+    assert strength > 0.1
+    assert row["val_loss"] == pytest.approx(expected, abs=1e-4)
+    assert row["val_accuracy"] == pytest.approx((answers.predictions == truth).mean(), abs=1e-4)
+
+
+def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(engine_for: MakeEngine) -> None:
+    sizes = []
+    for strength in (0.0, 5.0):
+        recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
+        engine = engine_for(recipe, split="all")
+        network = build_network(recipe, 2)
+        list(engine.fit(network))
+        sizes.append(float(network.head.hidden[0][0].weight.detach().square().sum()))
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_only_a_class_weighted_loss_is_weighted_and_undone(engine_for: MakeEngine, cells: FramedCells) -> None:
+    labels, logits = torch.tensor([0, 1]), torch.tensor([[0.3, -0.2], [0.3, -0.2]])
+    each = F.cross_entropy(logits, labels, reduction="none")
+    weights = len(cells.labels) / (2 * torch.bincount(torch.from_numpy(cells.labels)).float())
+    for weighted, expected in ((True, (each * weights).mean()), (False, each.mean())):
+        recipe = replace(RECIPE, class_weighted=weighted, learning_rate=1e-30, head_learning_rate=1e-30, weight_decay=0)
+        engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+        before = network.head.classifier.bias.detach().clone()
+        list(engine.fit(network))
+        torch.testing.assert_close(engine._loss(logits, labels), expected)
+        moved = (network.head.classifier.bias - before).abs().max()
+        assert bool(moved > 0.1) is weighted
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(None, False), (1e-6, True)])
+def test_gradients_are_clipped_only_where_the_recipe_says_so(
+    engine_for: MakeEngine, limit: float | None, clipped: bool
+) -> None:
+    recipe = replace(RECIPE, optimizer="sgd", weight_decay=0.0, max_grad_norm=limit, num_train_epochs=1)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    before = network.head.classifier.weight.detach().clone()
+    list(engine.fit(network))
+    moved = float((network.head.classifier.weight - before).detach().abs().max())
+    assert (moved < 1e-6) is clipped
+
+
+# The rate, and what is kept
+
+
+def test_a_constant_rate_neither_warms_up_nor_falls(engine_for: MakeEngine) -> None:
+    rows = list(engine_for(RECIPE, split="all").fit(build_network(RECIPE, 2)))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.01]
+
+
+def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RECIPE, num_train_epochs=9, plateau=Plateau("val_accuracy", 0.5, patience=1, stop_patience=2))
+    engine, network = engine_for(recipe, early_stopping_patience=1), build_network(recipe, 2)
+    seen = _scripted(engine, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
+    rows = list(engine.fit(network))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.005, 0.005, 0.0025]
+    assert (engine.epochs_run, engine.kept_epoch) == (5, 3)
+    assert all(torch.equal(v, seen[2][k]) for k, v in network.state_dict().items())
+    said = capsys.readouterr().out
+    assert "2 cuts of the learning rate brought no gain: stopped" in said
+    assert "kept epoch 3: validation accuracy 0.800" in said
+
+
+@pytest.mark.parametrize(("selected_by", "kept"), [("val_loss", 2), ("val_accuracy", 1), ("val_balanced_accuracy", 3)])
+def test_the_recipe_says_which_figure_picks_the_epoch(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch, selected_by: str, kept: int
+) -> None:
+    engine = engine_for(replace(RECIPE, selected_by=selected_by))
+    seen = _scripted(
+        engine,
+        monkeypatch,
+        val_loss=[0.5, 0.3, 0.4],
+        val_accuracy=[0.9, 0.7, 0.8],
+        val_balanced_accuracy=[0.6, 0.7, 0.8],
+    )
+    network = build_network(RECIPE, 2)
+    list(engine.fit(network))
+    assert engine.kept_epoch == kept
+    assert all(torch.equal(v, seen[kept - 1][k]) for k, v in network.state_dict().items())
+
+
+def test_pixels_are_standardised_as_the_recipe_says(cells: FramedCells) -> None:
+    recipe = replace(RECIPE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    preprocessing = preprocessing_for(recipe, cells.data)
+    assert (preprocessing.mean, preprocessing.std) == (recipe.mean, recipe.std)
+    white = preprocessing.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    assert white.min() == white.max() == 1
