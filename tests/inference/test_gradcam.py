@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from timm.models.vgg import VGG
 from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.gradcam import HeatMap, explain_features, overlay
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
 
 SIZE = 96
 BLUE = (0, 114, 178)
@@ -66,6 +71,54 @@ def test_maps_of_every_class_equal_pytorch_grad_cam(architecture, layer, head):
         for ours, their in zip(maps[:, k].numpy(), theirs, strict=True):
             assert ours.max() > ours.min(), "a flat map would compare nothing; choose another seed"
             assert np.abs(enlarged(HeatMap(ours, "")) - their).max() < 1e-4
+
+
+def own_network(recipe_name: str, backbone: str | None = None) -> nn.Module:
+    """A prior system's network with random weights, over a small backbone where one is given."""
+    recipe = get_recipe(recipe_name)
+    if backbone:
+        recipe = replace(recipe, architecture=backbone, drop_path_rate=0.0)
+    torch.manual_seed(0)
+    return build_network(recipe, 2).eval()
+
+
+def small_vgg() -> nn.Module:
+    """VGG16's kind of network, its head flattened and three layers deep, at a hundredth of its size."""
+    torch.manual_seed(0)
+    return VGG([8, "M", 16, "M", 16, "M", 16, "M", 16, "M"], num_classes=2, mlp_ratio=0.02, drop_rate=0.5).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        pytest.param(lambda: own_network("prior_a_efficientnet_b3", "test_efficientnet"), "backbone.bn2", id="A"),
+        pytest.param(lambda: own_network("prior_b_densenet201", "test_resnet"), "backbone.layer4", id="B"),
+        pytest.param(lambda: own_network("prior_e_densenet121_frozen"), "backbone.features.norm5", id="E"),
+        pytest.param(lambda: own_network("prior_c_alexnet"), "features", id="AlexNet"),
+        pytest.param(small_vgg, "features", id="VGG"),
+        pytest.param(lambda: own_network("prior_d_baseline_cnn"), "features", id="baseline CNN"),
+    ],
+)
+def test_maps_through_every_prior_systems_head_equal_pytorch_grad_cam(make, layer):
+    network, pictures = make(), random_pictures()
+    # Untrained deep heads hardly move, and pytorch-grad-cam adds 1e-7 to what it divides by.
+    last = next(m for m in reversed(list(network.modules())) if isinstance(m, nn.Linear))
+    last.weight.data.mul_(1e6)
+
+    with torch.inference_mode():
+        features = network.forward_features(pictures)
+    logits, maps = explain_features(network, features)
+
+    with torch.inference_mode():
+        assert torch.allclose(logits, network(pictures), rtol=1e-5)
+    compared = 0
+    for k in range(2):
+        theirs = their_maps(network, network.get_submodule(layer), pictures, k)
+        for ours, their in zip(maps[:, k].numpy(), theirs, strict=True):
+            if ours.max() > ours.min():
+                assert np.abs(enlarged(HeatMap(ours, "")) - their).max() < 1e-4
+                compared += 1
+    assert compared >= 2, "flat maps compare nothing; choose another seed"
 
 
 def test_map_of_a_linear_head_is_the_class_weights_over_the_channels():

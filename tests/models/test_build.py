@@ -19,10 +19,12 @@ from leukoscope.models.build import (
     StartWeights,
     build_network,
     classifier_parameters,
+    head_parameters,
     load_start_weights,
+    penalty,
     read_safetensors,
 )
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+from leukoscope.models.recipes import Recipe, get_recipe
 
 Tensors = dict[str, torch.Tensor]
 
@@ -233,9 +235,75 @@ def test_a_network_built_twice_from_one_seed_is_the_same(recipe: Recipe) -> None
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+# One of each kind of last layer; VGG16 would only cost seconds.
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b3", "densenet121", "prior_a_efficientnet_b3", "prior_c_alexnet", "prior_d_inception"]
+)
 def test_a_new_head_starts_undecided(name: str) -> None:
     network = build_network(get_recipe(name), 2)
     weight = next(p for p in classifier_parameters(network) if p.ndim > 1)
     bound = weight.shape[1] ** -0.5
     assert 0.5 * bound < weight.abs().max() <= bound * 1.001
+
+
+# Heads and networks of our own
+
+
+@pytest.fixture
+def frozen() -> Recipe:
+    return get_recipe("prior_e_densenet121_frozen")
+
+
+def test_a_timm_file_fills_the_backbone_under_a_head_of_its_own(
+    frozen: Recipe, donor: Tensors, donor_file: Path
+) -> None:
+    network = build_network(frozen, 2)
+    head = [p.clone() for p in head_parameters(network)]
+    assert load_start_weights(network, frozen, StartWeights(file=donor_file)) == "densenet121"
+    loaded = network.backbone.state_dict()
+    assert all(torch.equal(tensor, donor[name]) for name, tensor in loaded.items())
+    assert len(loaded) == len(donor) - 2, "all of the file but its classifier"
+    assert all(torch.equal(a, b) for a, b in zip(head, head_parameters(network), strict=True))
+
+
+def test_a_backbone_under_a_head_of_its_own_refuses_what_timms_would(
+    frozen: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
+    network = build_network(frozen, 2)
+    other = _saved(donor | {"features.extra": torch.zeros(3)}, tmp_path / "other.safetensors")
+    assert "these weights are not for densenet121 (1 unknown and 0 differently" in _refusal(network, frozen, other)
+    holey = _saved({k: v for k, v in donor.items() if k != "features.conv0.weight"}, tmp_path / "holey.safetensors")
+    assert "lacks 1 tensors of densenet121, e.g. features.conv0.weight" in _refusal(network, frozen, holey)
+    load_start_weights(network, frozen, replace(holey, may_miss=("features.conv0.*",)))
+
+
+@pytest.mark.parametrize("name", ["prior_c_alexnet", "prior_d_baseline_cnn"])
+def test_without_published_weights_a_recipe_starts_from_scratch_and_says_so(name: str) -> None:
+    recipe = get_recipe(name)
+    with torch.device("meta"):
+        network = build_network(recipe, 2)
+    assert load_start_weights(network, recipe, StartWeights()) == FROM_SCRATCH
+
+
+def test_inceptions_auxiliary_tensors_are_left_out_of_a_published_file(tmp_path: Path) -> None:
+    recipe = get_recipe("prior_d_inception")
+    network = build_network(recipe, 2)
+    published = {k: torch.full_like(v, 0.5) for k, v in network.state_dict().items() if k.split(".")[0] != "fc"}
+    published |= {"AuxLogits.conv0.conv.weight": torch.zeros(128, 768, 1, 1), "AuxLogits.fc.bias": torch.zeros(1000)}
+    load_start_weights(network, recipe, _saved(published, tmp_path / "inception_v3.safetensors"))
+    assert torch.all(network.Conv2d_1a_3x3.conv.weight == 0.5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["prior_a_efficientnet_b3", "prior_b_densenet201", "prior_d_baseline_cnn"])
+def test_heads_of_our_own_learn_in_either_precision(name: str, precision: torch.dtype) -> None:
+    recipe = get_recipe(name)
+    if recipe.head is not None:
+        recipe = replace(recipe, architecture="test_resnet", drop_path_rate=0.0)
+    network = build_network(recipe, 2).train()
+    pixels = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        logits = network(pixels)
+    (logits.float().square().sum() + penalty(network, recipe)).backward()
+    assert logits.shape == (4, 2)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -2,36 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.build import build_network, classifier_parameters
+from leukoscope.models.build import build_network, classifier_parameters, head_parameters
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+
+HOUSE = [name for name in RECIPES if not name.startswith("prior_")]
+
+
+def on_paper(recipe: Recipe, num_classes: int = 3) -> nn.Module:
+    """The network without its numbers: shapes and settings are all there, and VGG16 costs nothing."""
+    with torch.device("meta"):
+        return build_network(recipe, num_classes)
 
 
 @pytest.fixture(scope="module", params=RECIPES)
 def built(request: pytest.FixtureRequest) -> tuple[Recipe, nn.Module]:
     recipe = get_recipe(request.param)
-    return recipe, build_network(recipe, 3)
+    return recipe, on_paper(recipe)
 
 
-def test_it_has_one_output_a_class_and_a_linear_head(built: tuple[Recipe, nn.Module]) -> None:
-    _, network = built
-    with torch.inference_mode():
-        logits = network.eval()(torch.zeros(1, 3, 64, 64))
-    assert logits.shape == (1, 3)
-    assert [p.shape for p in classifier_parameters(network)] == [(3, network.num_features), (3,)]
+def pixels(side: int) -> torch.Tensor:
+    return torch.zeros(2, 3, side, side, device="meta")
+
+
+class Dropouts(TorchFunctionMode):
+    """Notes the rate of every dropout that really drops something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: list[float] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.nn.functional.dropout:
+            given = {**dict(zip(("input", "p", "training"), args, strict=False)), **(kwargs or {})}
+            self.rates += [given["p"]] if given["training"] and given["p"] else []
+        return func(*args, **(kwargs or {}))
+
+
+def expected_dropouts(recipe: Recipe) -> Iterator[float]:
+    if recipe.head is not None:
+        yield from (layer.dropout for layer in recipe.head.hidden if layer.dropout)
+    elif recipe.drop_rate:
+        # AlexNet and VGG drop before (after) each of their two dense layers.
+        yield from [recipe.drop_rate] * (2 if recipe.architecture in ("alexnet", "vgg16") else 1)
+
+
+def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tuple[Recipe, nn.Module]) -> None:
+    recipe, network = built
+    assert recipe.least_image_size <= recipe.image_size
+    with torch.no_grad(), Dropouts() as dropouts:
+        features = network.eval().forward_features(pixels(recipe.least_image_size))
+        assert features.shape[:2] == (2, network.num_features)
+        assert network.forward_head(features).shape == (2, 3)
+        assert dropouts.rates == [] and not any(m.training for m in network.modules())
+        network.train().forward_head(features)
+        assert dropouts.rates == list(expected_dropouts(recipe))
+    weight, bias = classifier_parameters(network)
+    assert weight.ndim == 2 and weight.shape[0] == 3 and bias.shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["prior_c_alexnet", "prior_d_inception"])
+def test_below_its_least_size_nothing_is_left_of_a_picture(name: str) -> None:
+    recipe = get_recipe(name)
+    with pytest.raises(RuntimeError):
+        on_paper(recipe).eval().forward_features(pixels(recipe.least_image_size - 1))
 
 
 def test_the_modules_it_freezes_exist_and_are_an_early_part_of_it(built: tuple[Recipe, nn.Module]) -> None:
     recipe, network = built
-    assert recipe.frozen
+    assert recipe.frozen or recipe.name not in HOUSE
     frozen = {id(p) for name in recipe.frozen for p in network.get_submodule(name).parameters()}
     parameters = list(network.parameters())
     assert [id(p) in frozen for p in parameters] == [True] * len(frozen) + [False] * (len(parameters) - len(frozen))
-    assert not frozen & {id(p) for p in classifier_parameters(network)}
+    assert not frozen & {id(p) for p in head_parameters(network)}
+
+
+def test_its_head_is_its_last_part_and_ends_in_the_last_layer(built: tuple[Recipe, nn.Module]) -> None:
+    recipe, network = built
+    head = [id(p) for p in head_parameters(network)]
+    assert head == [id(p) for p in network.parameters()][-len(head) :]
+    assert head[-2:] == [id(p) for p in classifier_parameters(network)]
+    assert (len(head) > 2) == (recipe.head is not None)
 
 
 def test_its_memory_is_channels_last(built: tuple[Recipe, nn.Module]) -> None:
@@ -40,25 +98,27 @@ def test_its_memory_is_channels_last(built: tuple[Recipe, nn.Module]) -> None:
     assert first.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_its_rates_of_dropping_reach_the_network(built: tuple[Recipe, nn.Module]) -> None:
+def test_it_skips_whole_branches_as_it_says(built: tuple[Recipe, nn.Module]) -> None:
     recipe, network = built
-    head = network.head_drop.p if hasattr(network, "head_drop") else network.drop_rate
-    assert head == recipe.drop_rate > 0
     paths = {m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"}
+    assert max(paths, default=0) <= recipe.drop_path_rate
     assert (max(paths, default=0) > 0) == (recipe.drop_path_rate > 0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_entries_are_consistent(recipe: Recipe) -> None:
     assert RECIPES[recipe.name] is recipe
-    assert recipe.base_model.startswith(f"timm/{recipe.architecture}."), "the weights are of this very architecture"
+    if recipe.base_model:
+        assert recipe.base_model.startswith(f"timm/{recipe.architecture}."), "weights of this very architecture"
     assert recipe.cpu_precision in ("no", "bf16")
     assert recipe.learning_rate <= recipe.head_learning_rate, "the head is new, the backbone is not"
+    assert recipe.schedule == "constant" or recipe.plateau is None, "a plateau cuts a constant rate"
+    assert recipe.head is None or recipe.drop_rate == 0, "a head of its own brings its own dropout"
 
 
 def test_efficientnet_is_the_tensorflow_twin() -> None:
     """The plain one takes the same tensors without a word and gives other answers."""
-    network = build_network(get_recipe("efficientnet_b3"), 2)
+    network = on_paper(get_recipe("efficientnet_b3"))
     assert network.bn1.eps == pytest.approx(1e-3)
     assert type(network.conv_stem).__name__ == "Conv2dSame"
 
@@ -66,4 +126,5 @@ def test_efficientnet_is_the_tensorflow_twin() -> None:
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         get_recipe("resnet50")
-    assert str(refused.value) == "--recipe resnet50: unknown; choose one of efficientnet_b3, densenet121, densenet169"
+    assert str(refused.value) == f"--recipe resnet50: unknown; choose one of {', '.join(RECIPES)}"
+    assert ", ".join(RECIPES).startswith("efficientnet_b3, densenet121, densenet169, prior_a_efficientnet_b3, prior_b")

@@ -8,7 +8,7 @@ without anyone knowing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import Recipe
+from leukoscope.models.ingredients import Recipe
+from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
 
 FROM_SCRATCH = "random initialisation (no pretrained weights)"
+# Inception's second answer, which steadied its first training; published files hold it, networks here lack it.
+_AUXILIARY = "AuxLogits."
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,28 @@ class StartWeights:
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's network with random weights, in channels-last memory."""
-    import timm
+    """The recipe's network with random weights, in channels-last memory.
 
+    Returns:
+        A timm model, or an `OwnNetwork` that offers the same where the head or the architecture is not timm's.
+    """
     # DenseNet takes no drop_path_rate at all.
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    network = timm.create_model(
-        recipe.architecture, pretrained=False, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth
-    )
+    network = _build(recipe, num_classes, depth)
     _start_undecided(network)
     return network.to(memory_format=torch.channels_last)
+
+
+def _build(recipe: Recipe, num_classes: int, depth: dict[str, Any]) -> nn.Module:
+    if recipe.head is not None:
+        return Classifier(recipe.architecture, num_classes, asdict(recipe.head), **depth)
+    if recipe.architecture in OWN_ARCHITECTURES:
+        return OWN_ARCHITECTURES[recipe.architecture](num_classes, recipe.drop_rate)
+    import timm
+
+    return timm.create_model(
+        recipe.architecture, pretrained=False, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth
+    )
 
 
 def _start_undecided(network: nn.Module) -> None:
@@ -67,16 +82,21 @@ def _start_undecided(network: nn.Module) -> None:
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
     """Fill the backbone and return the true name of what it was filled with.
 
+    Args:
+        start: where from; a recipe without ImageNet weights starts from random ones unless a file is given.
+
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or
             an unreachable Hub.
     """
-    if start.from_scratch:
+    if start.from_scratch or (start.file is None and not recipe.base_model):
         return FROM_SCRATCH
+    # A head of its own is new as a whole: the file's tensors carry the backbone's names.
+    backbone = network.backbone if isinstance(network, Classifier) else network
     if start.file is None:
-        _fill(network, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
+        _fill(backbone, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
         return f"ImageNet weights {recipe.base_model}"
-    _fill(network, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
+    _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
     return start.name or start.file.stem
 
 
@@ -103,7 +123,7 @@ def _fill(
     """Copy a backbone's tensors in; the classifier always stays new."""
     head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
     wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
-    given = {k: v for k, v in tensors.items() if k not in head}
+    given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
     unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
     if unknown or reshaped:
@@ -122,8 +142,37 @@ def _fill(
 
 
 def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the linear head."""
+    """The parameters of the last linear layer."""
     return [p for name in _classifier_names(network) for p in network.get_submodule(name).parameters()]
+
+
+def head_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """All that is new in a network started from ImageNet: a head of its own as a whole, else the last linear layer."""
+    return list(network.head.parameters()) if isinstance(network, Classifier) else classifier_parameters(network)
+
+
+def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:
+    """What the recipe adds to the loss for the linear layers hidden in its head.
+
+    Keras's L1 and L2 regularisers: strength times the sum of absolute or squared values, without a factor of one half.
+
+    Args:
+        network: as `build_network` made it, not wrapped for training.
+
+    Returns:
+        () float32; 0 for a network without a head of its own.
+    """
+    total = next(network.parameters()).new_zeros(())
+    if not isinstance(network, Classifier):
+        return total
+    strengths = recipe.penalty
+    for layer in network.head.hidden.modules():
+        if isinstance(layer, nn.Linear):
+            total = total + strengths.weight_l2 * layer.weight.square().sum()
+            total = total + strengths.weight_l1 * layer.weight.abs().sum()
+            total = total + strengths.bias_l2 * layer.bias.square().sum()
+            total = total + strengths.bias_l1 * layer.bias.abs().sum()
+    return total
 
 
 def _classifier_names(network: nn.Module) -> list[str]:

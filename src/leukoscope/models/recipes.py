@@ -6,115 +6,11 @@ override single values; a run's `args.yaml` records what was used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 from leukoscope import LeukoscopeError
-from leukoscope.cells.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from leukoscope.models.ingredients import Head, Hidden, Penalty, Plateau, Recipe
+from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 
-
-@dataclass(frozen=True)
-class Hidden:
-    """A hidden layer of a head: linear, then batch normalisation, activation and dropout as given."""
-
-    width: int
-    activation: Literal["relu", "leaky_relu"] = "relu"
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands between the last feature map and the answer, where it is not the architecture's own.
-
-    Attributes:
-        pooling: how the map becomes one number a channel.
-        batch_norm: normalise the pooled features; eps and momentum (PyTorch's: the share of the new batch) follow.
-        hidden: layers before the last linear one.
-    """
-
-    pooling: Literal["avg", "max"] = "avg"
-    batch_norm: bool = False
-    eps: float = 1e-5
-    momentum: float = 0.1
-    hidden: tuple[Hidden, ...] = ()
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """Added to the loss for a head's hidden layers: sums over weights and biases, as Keras's regularisers."""
-
-    weight_l2: float = 0.0
-    weight_l1: float = 0.0
-    bias_l2: float = 0.0
-    bias_l1: float = 0.0
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """The rate falls when a watched quantity stops improving, and training stops after several such cuts.
-
-    Attributes:
-        monitor: what is watched, a column of summary.csv.
-        factor: the rate is multiplied by it at each cut.
-        patience: epochs without improvement before a cut.
-        stop_patience: cuts in a row without improvement before training stops; the best epoch is restored.
-    """
-
-    monitor: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = "val_accuracy"
-    factor: float = 0.5
-    patience: int = 1
-    stop_patience: int = 3
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one kind of classifier is built and trained.
-
-    Attributes:
-        architecture: a timm model, or a network of `models/networks.py` (AlexNet, the baseline CNN).
-        base_model: Hub repository of its ImageNet weights (safetensors); "" where there are none.
-        image_size: side of the input in pixels.
-        learning_rate: peak rate of the pretrained layers.
-        head_learning_rate: peak rate of the new head.
-        frozen: modules that keep their pretrained weights and statistics. Early filters carry over from photographs;
-            leaving them alone regularises (few patients, many cells) and saves the costliest part of a step.
-            Ignored when starting from scratch.
-        cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU (GPUs always use bf16).
-        head: layers of its own; None keeps the architecture's global-average-pooled linear head.
-        penalty: added to the loss for the head's hidden layers.
-        optimizer: AdamW decays weights apart from the gradient; Adam and SGD add `weight_decay` to it (L2).
-        plateau: watches validation instead of the cosine schedule with warm-up; None for the latter.
-        class_weighted: weigh the loss by inverse class frequency; prior systems did not.
-        selected_by: the validation figure whose best epoch is kept.
-        mean, std: what pixels in 0–1 are standardised with.
-    """
-
-    name: str
-    architecture: str
-    base_model: str
-    image_size: int = 160
-    num_train_epochs: int = 2
-    train_batch_size: int = 32
-    learning_rate: float = 3e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    label_smoothing: float = 0.1
-    drop_rate: float = 0.2
-    drop_path_rate: float = 0.0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    frozen: tuple[str, ...] = ()
-    cpu_precision: str = "no"
-    head: Head | None = None
-    penalty: Penalty = field(default_factory=Penalty)
-    optimizer: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
-    plateau: Plateau | None = None
-    class_weighted: bool = True
-    selected_by: Literal["val_balanced_accuracy", "val_accuracy", "val_loss"] = "val_balanced_accuracy"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
+__all__ = ["RECIPES", "Head", "Hidden", "Penalty", "Plateau", "Recipe", "get_recipe"]
 
 _DENSENET_EARLY = (
     "features.conv0",
@@ -155,6 +51,7 @@ RECIPES: dict[str, Recipe] = {
             frozen=_DENSENET_EARLY,
             cpu_precision="bf16",
         ),
+        *PRIOR_SYSTEMS,
     )
 }
 

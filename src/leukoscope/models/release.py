@@ -1,8 +1,9 @@
 """A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load alike.
 
 config.json carries the labels and the preprocessing, model.safetensors the backbone in half precision (computed with
-in float32) and the small classifier in full, metrics.json how far to trust them. A local folder and a Hub repository
-hold exactly the same files.
+in float32) and the small classifier in full, metrics.json how far to trust them. A network that timm does not know
+brings its code along for transformers (`trust_remote_code=True`); Leukoscope itself never runs code from a release. A
+local folder and a Hub repository hold exactly the same files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import classifier_parameters, read_safetensors
+from leukoscope.models.release_code import NETWORK, code_config, needs_code, network_of, save_code
+from leukoscope.models.remote.networks import OwnNetwork
 
 SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
@@ -36,7 +39,7 @@ class Release:
     """A loaded release.
 
     Attributes:
-        network: the timm model in eval mode, float32, channels-last.
+        network: the timm model or `OwnNetwork` in eval mode, float32, channels-last.
         labels: class names in the order of the network's outputs.
         preprocessing: how a picture must be shown to it.
         metrics: the content of metrics.json ({} where a foreign model has none).
@@ -67,8 +70,8 @@ def save_release(
     """Write a release directory; it appears whole or not at all.
 
     Args:
-        network: a timm model with its own linear head.
-        architecture: its timm name.
+        network: a timm model with its own head, or an `OwnNetwork`, whose code is saved beside it.
+        architecture: its name, of the backbone where the head is its own.
 
     Raises:
         LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
@@ -89,6 +92,8 @@ def save_release(
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
         write_json(aside / METRICS, metrics)
+        if isinstance(network, OwnNetwork):
+            save_code(aside, preprocessing)
         swap_in(aside, target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -139,7 +144,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
     Temperature scaling divides the logits by T (Guo et al. 2017), and a linear layer gives just that divided logit.
 
     Args:
-        network: a timm model with its own linear head, which is changed in place.
+        network: as `build_network` makes it; it is changed in place.
         temperature: above 0; 1 changes nothing.
 
     Returns:
@@ -178,6 +183,8 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     preprocessing = _preprocessing(root, config["pretrained_cfg"])
     tensors = _read_weights(root)
     network = _network(root, config, len(labels))
+    if needs_code(config):
+        tensors = {k.removeprefix(NETWORK): v for k, v in tensors.items()}
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as error:
@@ -209,10 +216,11 @@ def _stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     """
     whole = {id(parameter) for parameter in classifier_parameters(network)}
     names = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
-    return {
+    tensors = {
         k: (v.half() if v.is_floating_point() and "running_" not in k and k not in names else v).contiguous().cpu()
         for k, v in network.state_dict().items()
     }
+    return {NETWORK + k: v for k, v in tensors.items()} if isinstance(network, OwnNetwork) else tensors
 
 
 def _config(
@@ -224,7 +232,7 @@ def _config(
     compute in float32 from half-precision files.
     """
     cfg: Any = network.pretrained_cfg
-    return {
+    config = {
         "architecture": architecture,
         "num_classes": len(labels),
         "num_features": network.num_features,
@@ -241,6 +249,7 @@ def _config(
             "description": description,
         },
     }
+    return config | code_config(network, labels) if isinstance(network, OwnNetwork) else config
 
 
 def _read_config(root: Path) -> dict[str, Any]:
@@ -288,6 +297,8 @@ def _read_weights(root: Path) -> dict[str, torch.Tensor]:
 
 
 def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
+    if needs_code(config):
+        return network_of(config, root / CONFIG)
     import timm
 
     if not timm.is_model(config["architecture"]):
