@@ -67,17 +67,19 @@ def results_table(releases: Sequence[Path]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     rows = [
-        _result_row(release.name, block)
-        for release in releases
-        for block in read_metrics(release).get("evaluations", [])
+        _result_row(release.name, block, shares_persons=bool(joined_since(metrics)))
+        for release, metrics in ((release, read_metrics(release)) for release in releases)
+        for block in metrics.get("evaluations", [])
     ]
     notes = [_training_note(release.name, read_metrics(release)) for release in releases]
     return "\n".join([*head, *rows, "", *notes])
 
 
-def _result_row(name: str, block: Mapping[str, Any]) -> str:
+def _result_row(name: str, block: Mapping[str, Any], *, shares_persons: bool) -> str:
     baseline = block.get("size_only_baseline") or {}
-    both_sides = {"cell": "**yes**", "subject": "no", "block": "not known, but no block of neighbouring images"}
+    # Persons found under several ids after the measurement may stand on two sides of a split by subject.
+    by_subject = "**a few**, found since" if shares_persons else "no"
+    both_sides = {"cell": "**yes**", "subject": by_subject, "block": "not known, but no block of neighbouring images"}
     shown = [with_interval(block, figure) for figure in ("f1_weighted", "balanced_accuracy", "auroc")]
     cells = " | ".join([*shown, share(baseline.get("f1_weighted"))])
     side = both_sides.get(block["split"]["disjoint_by"], "not known")
