@@ -49,7 +49,9 @@ def joined_since(metrics: Mapping[str, Any]) -> list[str]:
         one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.
     """
     info = DATASETS.get(metrics["data"]["name"])
+    if info is None:
+        return []
     persons: dict[str, list[str]] = {}
-    for subject in metrics["training"]["subjects"] if info else ():
+    for subject in metrics["training"]["subjects"]:
         persons.setdefault(info.canonical_subject(subject), []).append(subject)
     return [" = ".join(sorted(ids)) for ids in persons.values() if len(ids) > 1]
