@@ -195,16 +195,17 @@ def real_cnmc(real_data: Path) -> LoadedCells:
     return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
 
 
-def test_real_official_folds_are_as_published(real_cnmc: LoadedCells) -> None:
+def test_real_official_folds_lose_the_persons_they_share(real_cnmc: LoadedCells) -> None:
+    # As published, fold_0 has 3,527 cells; 627 of them show persons whose other cells fold_1 holds.
     split = make_split(real_cnmc, "official", validation=False)
-    assert (len(split.train), len(split.test)) == (3527, 3581)
-    assert split.notes == ()
+    assert (len(split.train), len(split.test)) == (3527 - 627, 3581)
+    assert split.notes == ("627 training cells left out: subject 20, 43, H14 is also tested",)
 
 
 def test_real_subjects_under_two_ids_are_not_trained_and_tested(real_cnmc: LoadedCells) -> None:
     split = make_split(real_cnmc, "official", train_folds=["fold_2"], test_folds=["fold_1"], validation=False)
     (note,) = split.notes
-    assert note.endswith("training cells left out: subject 51, H10 is also tested")
+    assert note.endswith("training cells left out: subject 20, 51, H10 is also tested")
     assert len(split.train) == 671 - int(note.split()[0])
 
 

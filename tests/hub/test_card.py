@@ -60,6 +60,13 @@ def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any])
     assert "Trained on synthetic phantoms" in render_card(release)
 
 
+def test_persons_found_since_it_was_measured_are_a_known_leak(release: Path, release_metrics: dict[str, Any]) -> None:
+    assert "Known leak" not in render_card(release)
+    release_metrics["training"]["subjects"] = ["1", "15", "51", "H2", "H6", "H7"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "one person each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
+
+
 def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
     assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
 
@@ -82,7 +89,7 @@ def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_every_figure_of_a_committed_card_stands_in_its_metrics(embedded: Path) -> None:
-    known = {f"{number:.3f}" for number in _numbers(json.loads((embedded / "metrics.json").read_text()))}
+    known = {f"{abs(number):.3f}" for number in _numbers(json.loads((embedded / "metrics.json").read_text()))}
     shown = set(re.findall(r"\b[01]\.\d{3}\b", (embedded / "README.md").read_text()))
     assert shown and shown <= known
 

@@ -66,6 +66,13 @@ def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
     assert "Weighted F1 by fold: 0.801, 0.865." in results_table([release])
 
 
+def test_persons_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
+    release_metrics["training"]["subjects"] = ["H2", "H6"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    table = results_table([release])
+    assert "| **a few**, found since | 1,234 | 0.833 |" in table and "found H2 = H6 to be one person each" in table
+
+
 def test_leakage_table_shows_what_seeds_agree_on() -> None:
     table = leakage_table([COMPARISON])
     assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table

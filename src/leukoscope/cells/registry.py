@@ -203,8 +203,17 @@ DATASETS: dict[str, DatasetInfo] = {
                 "fold_2": {"ALL": 2457, "HEM": 1096},
                 "preliminary_test": {"ALL": 1219, "HEM": 648},
             },
-            # Pixel-identical cells are published under each of these groups of ids.
-            subject_aliases={"75": "51", "78": "51", "55": "51", "h3": "H10", "21": "20", "H4": "H2", "H5": "H2"},
+            # One person under several ids: `leukoscope audit` finds the same cells, identical pixel for pixel or
+            # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
+            subject_aliases={
+                **{alias: "51" for alias in ("55", "75", "78")},
+                **{alias: "H2" for alias in ("H4", "H5", "H6", "H7")},
+                **{alias: "20" for alias in ("16", "17", "21")},
+                "h3": "H10",
+                "H24": "H14",
+                "44": "43",
+                "15": "1",
+            },
             hub_id="dwb2023/cnmc-leukemia-2019",
             layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
             label_list=CNMC_PRELIM_LABELS,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.predict import predict
@@ -50,5 +51,6 @@ app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command()(card)
 app.command()(evaluate)
+app.command(cls=AuditCommand)(audit)
 app.command()(assess)
 app.command()(recalibrate)

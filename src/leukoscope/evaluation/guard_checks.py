@@ -118,7 +118,7 @@ def guard_block(
 def _held_out(scores: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
     kept = scores >= 0
     # Ties go to the subject with more cells: half of two cells says less than half of two hundred.
-    worst = min(set(subjects.tolist()), key=lambda s: (kept[subjects == s].mean(), -(subjects == s).sum()))
+    worst = min(sorted(set(subjects.tolist())), key=lambda s: (kept[subjects == s].mean(), -(subjects == s).sum()))
     known = len(set(subjects.tolist()))
     return {
         "cells": len(scores),

@@ -12,7 +12,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures
-from leukoscope.hub.wording import count, minutes, share, span, with_interval
+from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
 
 _TEMPLATE_HOMES = (
@@ -50,6 +50,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
             figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
+            joined_since=joined_since(metrics),
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
         )
     )

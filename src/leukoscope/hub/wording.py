@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from leukoscope.cells.registry import DATASETS
+
 
 def share(value: Any) -> str:
     """A share of 1 with three digits; a dash where a figure does not exist."""
@@ -38,3 +40,18 @@ def count(value: int) -> str:
 def minutes(seconds: float) -> str:
     """A duration in whole minutes."""
     return f"{seconds / 60:.0f} min"
+
+
+def joined_since(metrics: Mapping[str, Any]) -> list[str]:
+    """Subjects that a release still counts apart, although its data set is now known to hold one person under them.
+
+    Returns:
+        one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.
+    """
+    info = DATASETS.get(metrics["data"]["name"])
+    if info is None:
+        return []
+    persons: dict[str, list[str]] = {}
+    for subject in metrics["training"]["subjects"]:
+        persons.setdefault(info.canonical_subject(subject), []).append(subject)
+    return [" = ".join(sorted(ids)) for ids in persons.values() if len(ids) > 1]
