@@ -213,10 +213,12 @@ def network_figure(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Fig
         columns: headings; the first two columns are set to the left, the others to the right.
         rows: one a stage, ready to be shown.
     """
+    from matplotlib.transforms import Bbox
+
     figure = _figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
     axes = figure.subplots()
     axes.axis("off")
-    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=(0, 0, 1, 1))
+    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=Bbox.unit())
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.auto_set_column_width(list(range(len(columns))))
