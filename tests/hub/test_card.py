@@ -67,6 +67,15 @@ def test_persons_found_since_it_was_measured_are_a_known_leak(release: Path, rel
     assert "one person each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
 
 
+def test_a_release_that_brings_its_code_says_how_to_trust_it(release: Path) -> None:
+    config = json.loads((release / "config.json").read_text())
+    assert "trust_remote_code" not in render_card(release) and "timm.create_model" in render_card(release)
+    (release / "config.json").write_text(json.dumps(config | {"model_type": "leukoscope"}))
+    card = render_card(release)
+    assert front_matter(card)["library_name"] == "transformers" and "import timm" not in card
+    assert 'model="path/to/leukoscope-test", trust_remote_code=True)("cell.bmp")' in card
+
+
 def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
     assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
 

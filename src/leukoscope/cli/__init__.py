@@ -16,6 +16,7 @@ from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.predict import predict
 from leukoscope.cli.releases import card, leakage, protocol
+from leukoscope.cli.reproduce import reproduce
 from leukoscope.cli.trust import assess, recalibrate
 
 # A command that hands flags it does not know on to the parser of train.py.
@@ -49,6 +50,7 @@ def leukoscope(
 app.command()(predict)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
+app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
 app.command()(card)
 app.command()(evaluate)
 app.command(cls=AuditCommand)(audit)

@@ -14,6 +14,7 @@ from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
+from leukoscope.models.release_code import needs_code
 
 _TEMPLATE_HOMES = (
     Path(__file__).parents[3] / "model_card" / "template.md",  # a checkout
@@ -50,6 +51,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
             figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
+            own_code=needs_code(config),
             joined_since=joined_since(metrics),
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
         )
