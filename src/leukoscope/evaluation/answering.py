@@ -14,7 +14,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.loading import LoadedCells
-from leukoscope.cells.splits import Split, load_split, make_split
+from leukoscope.cells.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.foreign import Classifier, answer_cells
 from leukoscope.models.release import read_metrics
@@ -39,6 +39,7 @@ class AskedCells:
                 "citation": info.citation,
                 "fingerprint": self.data.fingerprint,
                 "synthetic": info.synthetic,
+                "unit": info.group,
             },
             "split": {
                 "strategy": split.strategy,
@@ -158,10 +159,10 @@ def answers_of_model(
     stream = answer_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
     replies = [reply for _, reply in progress(stream, len(rows))]
     found = [i for i, reply in enumerate(replies) if isinstance(reply, np.ndarray)]
-    answered = rows.select(found)
+    answered, units = rows.select(found), groups_of(cells.data, cells.data.info.group)
     answers = CellPredictions(
         tuple(answered["cell_id"][:]),
-        tuple(answered["subject"][:]),
+        tuple(units[cell] for cell in answered["cell_id"][:]),
         np.asarray(answered["label"][:], dtype=int),
         np.asarray([replies[i] for i in found]).reshape(-1, len(labels)),
         labels,
@@ -265,19 +266,16 @@ def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[
 
 
 def _with_truth_of(answers: CellPredictions, data: LoadedCells, path: Path) -> CellPredictions:
-    subjects: dict[str, str] = {}
-    labels: dict[str, str] = {}
+    units, labels = groups_of(data, data.info.group), dict[str, str]()
     for rows in data.cells.values():
-        cells = rows["cell_id"][:]
-        subjects |= zip(cells, rows["subject"][:], strict=True)
-        labels |= zip(cells, rows.features["label"].int2str(rows["label"][:]), strict=True)
+        labels |= zip(rows["cell_id"][:], rows.features["label"].int2str(rows["label"][:]), strict=True)
     for cell, reference in zip(answers.cell_ids, answers.references, strict=True):
         if answers.label_names[reference] != labels[cell]:
             raise LeukoscopeError(
                 f"{path}: cell {cell} is {answers.label_names[reference]} there and {labels[cell]} in the data set; "
                 "give the data that the answers were made from"
             )
-    return replace(answers, subjects=tuple(subjects[cell] for cell in answers.cell_ids))
+    return replace(answers, subjects=tuple(units[cell] for cell in answers.cell_ids))
 
 
 def _public_name(model: str) -> str:

@@ -187,11 +187,17 @@ def _figures(evaluation: Mapping[str, Any]) -> Section:
     alt = "Every figure with its interval by subject and by cell, as in the table."
     return Section(
         "Figures",
-        [*_interval_notes(block), *_seen_note(evaluation)],
+        [*_unit_note(evaluation), *_interval_notes(block), *_seen_note(evaluation)],
         ("figure", "value", f"{block['level']:.0%} interval, by subject", "naive, by cell"),
         figure_rows(evaluation),
         [figure_picture(interval_plot(_lines(evaluation)), alt)],
     )
+
+
+def _unit_note(evaluation: Mapping[str, Any]) -> Sequence[str]:
+    if (evaluation["data"] or {}).get("unit") != "block":
+        return []
+    return ["This data set publishes no subjects: wherever this page says so, it means a block of neighbouring images."]
 
 
 def _interval_notes(block: Mapping[str, Any]) -> Sequence[str]:
