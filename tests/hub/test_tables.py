@@ -24,7 +24,7 @@ EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/me
 
 COMPARISON: dict[str, Any] = {
     "recipe": {"architecture": "densenet121", "image_size": 160, "num_train_epochs": 2},
-    "data": {"title": "C-NMC 2019"},
+    "data": {"title": "C-NMC 2019", "unit": "subject"},
     "train_cells": [5000, 5000],
     "seeds": [
         {"seed": 0, "unseen": {"f1_weighted": 0.8, "auroc": None}, "seen": {"f1_weighted": 0.9, "auroc": None}},
@@ -76,6 +76,9 @@ def test_persons_found_since_the_measurement_are_marked(release: Path, release_m
 def test_leakage_table_shows_what_seeds_agree_on() -> None:
     table = leakage_table([COMPARISON])
     assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
+    assert "| C-NMC 2019 | densenet121" in table
+    blocks = leakage_table([COMPARISON | {"data": {"title": "B-ALL", "unit": "block"}}])
+    assert "| B-ALL — blocks for patients | densenet121" in blocks
     assert "AUROC" not in table, "a figure that was not measured has no row"
     assert leakage_table([]) == "Not measured yet."
 

@@ -135,6 +135,8 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 def _leakage_rows(result: Mapping[str, Any]) -> list[str]:
     recipe, seeds = result["recipe"], result["seeds"]
     made = f"{recipe['architecture']}, {recipe['image_size']} px, {recipe['num_train_epochs']} epochs"
+    # Where patients are not published, blocks stand in for them, and one patient may fill two.
+    data = result["data"]["title"] + (" — blocks for patients" if result["data"]["unit"] == "block" else "")
     rows = []
     for figure, name in _LEAKAGE_FIGURES.items():
         if figure not in result["difference"]:
@@ -143,9 +145,7 @@ def _leakage_rows(result: Mapping[str, Any]) -> list[str]:
         spread = result["difference"][figure]
         worth = f"**{gain(spread['mean'])}** ({gain(spread['smallest'])} … {gain(spread['largest'])})"
         cells = count(round(sum(result["train_cells"]) / len(seeds)))
-        rows.append(
-            f"| {result['data']['title']} | {made} | {cells} | {name} | {share(unseen)} | {share(seen)} | {worth} |"
-        )
+        rows.append(f"| {data} | {made} | {cells} | {name} | {share(unseen)} | {share(seen)} | {worth} |")
     return rows
 
 
