@@ -76,17 +76,13 @@ def save_release(
     Raises:
         LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
     """
-    from safetensors import SafetensorError
-
     target = Path(directory)
     outputs = network.num_classes
     if outputs != len(labels):
         raise LeukoscopeError(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
         )
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with _appearing_whole(target) as aside:
         aside.mkdir(parents=True)
         save_weights(network, aside)
         # A rounded crop_pct would resize to a pixel less than training did.
@@ -94,12 +90,6 @@ def save_release(
         write_json(aside / METRICS, metrics)
         if isinstance(network, OwnNetwork):
             save_code(aside, preprocessing)
-        swap_in(aside, target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
@@ -122,13 +112,19 @@ def rewritten(source: Path, target: Path | None = None) -> Iterator[Path]:
     Raises:
         LeukoscopeError: the disk refuses; `target` is then as it was.
     """
+    with _appearing_whole(target or source) as aside:
+        shutil.copytree(source, aside)
+        yield aside
+
+
+@contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder to be made, which takes the place of `target` when all went well."""
     from safetensors import SafetensorError
 
-    target = target or source
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        shutil.copytree(source, aside)
         yield aside
         swap_in(aside, target)
     except (OSError, SafetensorError) as error:
