@@ -21,14 +21,13 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
-from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
+from leukoscope.cells.images import UnreadableImage, open_encoded
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.splits import groups_of
 from leukoscope.cells.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL import Image
 
 
 def cache_root() -> Path:
@@ -100,7 +99,7 @@ def decode_cells(
     if not (problems_path.exists() and pixels_path.exists()):
         try:
             pixels_path.parent.mkdir(parents=True, exist_ok=True)
-            _require_space(pixels_path.parent, int(np.prod(shape)))
+            require_space(pixels_path.parent, int(np.prod(shape)))
             _decode_to(pixels_path, problems_path, shape, cells, preprocessing, progress)
         except OSError as error:
             needed = int(np.prod(shape)) / 1e6
@@ -125,7 +124,7 @@ def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str)
     return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.json"
 
 
-def _require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int) -> None:
     """Raise `OSError` where `needed` bytes do not fit: writing to a memory map on a full disk ends in SIGBUS."""
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -150,7 +149,7 @@ def _decode_to(
 
     def decode(i: int) -> str | None:
         try:
-            array[i] = frame(_open(encoded[i]["image"], ids[i]))
+            array[i] = frame(open_encoded(encoded[i]["image"], ids[i]))
         except UnreadableImage as error:
             return str(error)
         return None
@@ -171,9 +170,3 @@ def _decode_to(
     aside.replace(pixels_path)
     # The list of problems is written last: its presence says that the pixels are complete.
     write_whole(problems_path, json.dumps(problems))
-
-
-def _open(encoded: dict[str, object], cell_id: str) -> Image.Image:
-    """A row's picture: from its file, or from the bytes a Hub data set carries."""
-    data = encoded["bytes"]
-    return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))

@@ -7,10 +7,11 @@ is refused with the same words everywhere else. Orientation follows the EXIF tag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,6 +58,12 @@ def open_bytes(data: bytes, name: str) -> Image.Image:
     """Open an image file held in memory, as `open_image` does; messages call it `name`."""
     _require_content(len(data), name)
     return _decode(BytesIO(data), name)
+
+
+def open_encoded(encoded: Mapping[str, Any], cell_id: str) -> Image.Image:
+    """Open the undecoded `image` of a data set's row: its file, or the bytes that a Hub data set carries."""
+    data = encoded["bytes"]
+    return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))
 
 
 def check_header(path: str | Path) -> tuple[int, int]:

@@ -266,6 +266,11 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
+def entry_or_folders(name: str | None) -> DatasetInfo:
+    """The registry entry of a data set; of one it does not know, that of plain class folders."""
+    return DATASETS.get(name or "", DATASETS["imagefolder"])
+
+
 def dataset_info(name: str) -> DatasetInfo:
     """The registry entry of a data set; raises `LeukoscopeError` naming the known ones."""
     if name not in DATASETS:

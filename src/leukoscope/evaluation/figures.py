@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-_GREY = "#767676"
+GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 # Column of summary.csv → words, colour, marker and line; training dashed, validation solid.
 _LOSSES = {
@@ -65,7 +65,7 @@ def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequen
     """
     groups = {label: _worst_first(subjects, label) for label in label_names}
     groups = {label: rows for label, rows in groups.items() if rows}
-    figure = _figure(_WIDTH, 3.0)
+    figure = new_figure(_WIDTH, 3.0)
     # One column a subject, but no panel too narrow for its heading.
     ratios = [max(len(rows), len(subjects) / 5) for rows in groups.values()]
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=ratios)[0]
@@ -90,10 +90,10 @@ def _draw_strip(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str) -> N
     area = 14 + 60 * np.sqrt([row["cells"] for row in rows]) / np.sqrt(400)
     axes.vlines(np.arange(len(rows)), accuracy, 1, color=colour, alpha=0.25, linewidth=1.2)
     axes.scatter(np.arange(len(rows)), accuracy, s=area, color=colour, edgecolor="white", linewidth=0.6, zorder=3)
-    axes.axhline(accuracy.mean(), color=_GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(accuracy.mean(), color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xlim(-1, len(rows))
     axes.set_xticks([])
-    _plain(axes)
+    plain(axes)
 
 
 def interval_plot(rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]]) -> Figure:
@@ -102,7 +102,7 @@ def interval_plot(rows: Sequence[tuple[str, float, Mapping[str, float] | None, M
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
     """
-    figure = _figure(_WIDTH, 0.75 + 0.42 * len(rows))
+    figure = new_figure(_WIDTH, 0.75 + 0.42 * len(rows))
     axes = figure.subplots()
     for line, (_, value, by_subject, by_cell) in enumerate(rows):
         if by_cell:
@@ -112,7 +112,7 @@ def interval_plot(rows: Sequence[tuple[str, float, Mapping[str, float] | None, M
         axes.plot(value, line - 0.1, "o", color="white", markeredgecolor=BLUE, markersize=7, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     _interval_legend(axes, any(row[2] for row in rows), any(row[3] for row in rows))
@@ -139,7 +139,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], label_names: Sequence[str]
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.9 * len(label_names)
-    figure = _figure(side + 0.6, side)
+    figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
@@ -165,7 +165,7 @@ def curves_figure(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Fig
     recorded = {"loss": _LOSSES, "accuracy": _ACCURACIES}
     panels = {name: [c for c in lines if any(c in row for row in epochs)] for name, lines in recorded.items()}
     panels = {name: columns for name, columns in panels.items() if columns}
-    figure = _figure(_WIDTH, 3.4)
+    figure = new_figure(_WIDTH, 3.4)
     for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for column in columns:
             words, colour, marker, line = recorded[name][column]
@@ -173,12 +173,12 @@ def curves_figure(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Fig
             axes.plot(
                 *zip(*points, strict=True), marker=marker, linestyle=line, color=colour, label=words, markersize=4
             )
-        axes.axvline(kept_epoch, color=_GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
+        axes.axvline(kept_epoch, color=GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -188,7 +188,7 @@ def one_vs_rest_figure(classes: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         classes: name → recall, specificity and one_vs_rest_accuracy (0–1), as `class_report` gives them.
     """
-    figure = _figure(_WIDTH, 1.2 + 0.55 * len(classes))
+    figure = new_figure(_WIDTH, 1.2 + 0.55 * len(classes))
     axes = figure.subplots()
     for offset, (key, (words, colour, marker)) in zip((-0.18, 0, 0.18), _ONE_VS_REST.items(), strict=True):
         values = [np.nan if row[key] is None else row[key] for row in classes.values()]
@@ -202,7 +202,7 @@ def one_vs_rest_figure(classes: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -215,7 +215,7 @@ def network_figure(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Fig
     """
     from matplotlib.transforms import Bbox
 
-    figure = _figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
+    figure = new_figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
     axes = figure.subplots()
     axes.axis("off")
     table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=Bbox.unit())
@@ -232,7 +232,7 @@ def samples_figure(cells: Sequence[AnsweredCell], title: str) -> Figure:
     """A grid of cells with what was answered; a cross and the truth stand by the wrong ones."""
     across = 6
     down = -(-len(cells) // across)
-    figure = _figure(_WIDTH, 0.4 + 1.75 * down)
+    figure = new_figure(_WIDTH, 0.4 + 1.75 * down)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -262,14 +262,15 @@ def save_figure(figure: Figure, path: Path) -> Path:
     Raises:
         OSError: the disk refuses.
     """
-    figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=_GREY)
+    figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
     aside = path.with_name(f".{path.name}")
     # Without the library's version, the same numbers give the same file.
     figure.savefig(aside, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return aside.replace(path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches, that lays itself out."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -279,6 +280,8 @@ def _colours(count: int) -> list[str]:
     return [CLASS_COLOURS[k % len(CLASS_COLOURS)] for k in range(count)]
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+def plain(*panels: Axes) -> None:
+    """Leave a panel the two axes that carry numbers."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)

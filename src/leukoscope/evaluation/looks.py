@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope.cells.images import BACKGROUND_LEVEL, UnreadableImage, open_bytes, open_image
+from leukoscope.cells.images import BACKGROUND_LEVEL, UnreadableImage, open_encoded
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.evaluation.duplicates import PictureKey, picture_key
 from leukoscope.evaluation.metrics import cell_areas
@@ -102,9 +102,8 @@ def look_at_cells(data: LoadedCells, *, progress: Callable[[int, int], None] | N
 
 
 def open_cell(row: Mapping[str, Any]) -> Image:
-    """The picture of one of `SeenCells.rows`: from its file, or from the bytes a Hub data set carries."""
-    content = row["image"]["bytes"]
-    return open_bytes(content, f"cell {row['cell_id']}") if content else open_image(row["image"]["path"])
+    """The picture of one of `SeenCells.rows`."""
+    return open_encoded(row["image"], row["cell_id"])
 
 
 def look_at(image: Image, background: Any) -> Look:

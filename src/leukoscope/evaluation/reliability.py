@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope.evaluation.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from leukoscope.evaluation.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, new_figure, plain
 from leukoscope.evaluation.metrics import CellPredictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GREY = "#767676"
 _POINTS = {  # name in metrics.json → words, colour, marker
     "sensitivity_95": ("95 % sensitivity", VERMILION, "s"),
     "specificity_95": ("95 % specificity", GREEN, "D"),
@@ -33,12 +32,12 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
     Args:
         calibration: the block of `calibration_block`.
     """
-    figure = _figure(5.4, 5.6)
+    figure = new_figure(5.4, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     edges = np.asarray(calibration["histogram"]["edges"])
-    upper.plot(edges[[0, -1]], edges[[0, -1]], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
-    upper.annotate("claims too little", (0.03, 0.95), xycoords="axes fraction", va="top", color=_GREY, fontsize=9)
-    upper.annotate("claims too much", (0.97, 0.05), xycoords="axes fraction", ha="right", color=_GREY, fontsize=9)
+    upper.plot(edges[[0, -1]], edges[[0, -1]], color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+    upper.annotate("claims too little", (0.03, 0.95), xycoords="axes fraction", va="top", color=GREY, fontsize=9)
+    upper.annotate("claims too much", (0.97, 0.05), xycoords="axes fraction", ha="right", color=GREY, fontsize=9)
     # The wider bars lie below, so that both sides of a bin stay visible.
     for side, colour, style, width in (("before", ORANGE, "o", 6), ("after", BLUE, "s", 2)):
         bins, words = calibration["reliability"][side], _ece_words(side, calibration[side])
@@ -50,7 +49,7 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
     lower.set_ylabel("share of cells")
     lower.set_xlabel("confidence (probability of the answer given)")
     lower.set_xlim(edges[0] - 0.01, 1.01)
-    _plain(upper, lower)
+    plain(upper, lower)
     return figure
 
 
@@ -75,7 +74,7 @@ def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
     Args:
         abstention: the block of `decisions.abstention`.
     """
-    figure = _figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]
     coverage = [point["coverage"] for point in curve]
@@ -94,7 +93,7 @@ def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
     # The first few cells' interval would squeeze all the rest.
     axes.set_ylim(0, 1.15 * max(end for end, share in zip(high, coverage, strict=True) if share >= 0.1))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -110,11 +109,11 @@ def roc_figure(answers: CellPredictions, operating_points: Mapping[str, Any]) ->
     sought = operating_points["positive_label"]
     positive = answers.label_names.index(sought)
     truth, scores = answers.references == positive, answers.probabilities[:, positive]
-    figure = _figure(5.4, 5.6)
+    figure = new_figure(5.4, 5.6)
     axes = figure.subplots()
     false_positives, sensitivity, _ = roc_curve(truth, scores)
     axes.plot(false_positives, sensitivity, color=BLUE, linewidth=2, label=f"AUROC {roc_auc_score(truth, scores):.3f}")
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=1)
     for name, point in operating_points["points"].items():
         _draw_point(axes, point["cross_fitted"], *_POINTS[name])
     axes.set_xlabel(f"1 - specificity (share of {answers.label_names[1 - positive]} cells called {sought})")
@@ -122,7 +121,7 @@ def roc_figure(answers: CellPredictions, operating_points: Mapping[str, Any]) ->
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -133,15 +132,3 @@ def _draw_point(axes: Axes, found: Mapping[str, Any], words: str, colour: str, m
     axes.vlines(x, up["low"], up["high"], color=colour, alpha=0.45, linewidth=2.5)
     label = f"{words}: {y:.1%} and {found['specificity']:.1%}, cross-fitted"
     axes.plot(x, y, marker, color=colour, markeredgecolor="white", markersize=9, label=label)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _plain(*panels: Axes) -> None:
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)

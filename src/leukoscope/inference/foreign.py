@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import UnreadableImage, open_bytes, open_image
+from leukoscope.cells.images import UnreadableImage, open_encoded
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import CONFIG, load_release
@@ -113,9 +113,8 @@ def _answers(
 
 
 def _open(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
-    data = image["bytes"]
     try:
-        return open_bytes(data, f"cell {cell}") if data is not None else open_image(image["path"])
+        return open_encoded(image, cell)
     except UnreadableImage as error:
         return error
 

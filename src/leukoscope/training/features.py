@@ -7,10 +7,8 @@ is computed by itself, so training on what is kept is training on the cells. The
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells, cache_root
+from leukoscope.cells.cache import FramedCells, cache_root, require_space
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.recipes import Recipe
@@ -104,9 +102,7 @@ def frozen_features(
     needed = int(np.prod(shape)) * 4
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Writing to a memory map on a full disk would end in SIGBUS.
-        if shutil.disk_usage(path.parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        require_space(path.parent, needed)
         _compute_to(path, shape, network, cells, preprocessing, looks, shows_progress)
     except OSError as error:
         raise LeukoscopeError(

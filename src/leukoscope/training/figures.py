@@ -20,7 +20,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
-from leukoscope.cells.registry import DATASETS
+from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.figures import (
     AnsweredCell,
     confusion_figure,
@@ -181,7 +181,7 @@ def tested_samples(answers: CellPredictions, cells: FramedCells) -> Figure:
 def phantom_samples(release: Path) -> Figure:
     """Phantoms with a release's answers: what may be passed on, since no patient's cell is in it."""
     predictor = Predictor.from_pretrained(release)
-    data = DATASETS.get(predictor.release.metrics.get("data", {}).get("name"), DATASETS["imagefolder"])
+    data = entry_or_folders(predictor.release.metrics.get("data", {}).get("name"))
     side = 2 * predictor.release.preprocessing.image_size
     phantoms = [
         draw_cell(PHANTOM_LABELS[i % len(PHANTOM_LABELS)], subject=i, size=side, background=data.background)

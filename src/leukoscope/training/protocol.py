@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.registry import DATASETS
+from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, rewritten, write_json
@@ -54,7 +54,7 @@ class ProtocolRun:
             return False
         made = yaml.safe_load((self.folder / "args.yaml").read_text())
         flags, wanted = made["flags"], self.config.as_dict()
-        different = [f"{k}: {flags.get(k)}" for k in wanted if k not in _NOT_THE_RESULT and flags.get(k) != wanted[k]]
+        different = [f"{k}: {flags.get(k)}" for k in wanted if k not in NOT_THE_RESULT and flags.get(k) != wanted[k]]
         recipe = plain(asdict(self.config.resolve()))
         then = made["resolved_recipe"]
         different += [f"recipe's {k}: {then.get(k)}" for k in recipe if then.get(k) != recipe[k]]
@@ -66,8 +66,8 @@ class ProtocolRun:
         return True
 
 
-# Where files lie does not change what a run computes.
-_NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
+# Where files lie and what becomes of the release do not change what a run computes.
+NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
@@ -77,7 +77,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """
     # The number of folds says nothing about the other runs: measuring with more of them repeats none.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
-    entry = DATASETS.get(config.data.dataset_name, DATASETS["imagefolder"])
+    entry = entry_or_folders(config.data.dataset_name)
     published = entry.official_counts
     for train, test in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
         folds = {"train_folds": [f"fold_{train}"], "test_folds": [f"fold_{test}"]}

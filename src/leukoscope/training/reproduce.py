@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.registry import DATASETS
+from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.draws import DRAWS, LEVEL
 from leukoscope.evaluation.intervals import subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.figures import class_report
-from leukoscope.training.protocol import RANDOM_SPLIT, ProtocolRun, finish
+from leukoscope.training.protocol import NOT_THE_RESULT, RANDOM_SPLIT, ProtocolRun, finish
 from leukoscope.training.record import plain
 
 PRIOR_RESULTS = Path("results/prior")
@@ -130,14 +130,10 @@ class Row:
         return True
 
 
-# Where files lie and what becomes of the release do not change what a run computes.
-_NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
-
-
 def _flags(config: TrainingConfig) -> dict[str, Any]:
     """The flags that make a row and are not the defaults."""
     defaults = TrainingConfig().as_dict()
-    return {k: plain(v) for k, v in config.as_dict().items() if k not in _NOT_THE_RESULT and v != defaults[k]}
+    return {k: plain(v) for k, v in config.as_dict().items() if k not in NOT_THE_RESULT and v != defaults[k]}
 
 
 def prior_rows(
@@ -189,7 +185,7 @@ def _check_flags(config: TrainingConfig, recipes: Sequence[str], protocols: Sequ
 
 def _row(config: TrainingConfig, claim: Claim, protocol: str, results: Path) -> Row:
     # Blocks of neighbouring images stand for subjects where a data set names none.
-    unit = DATASETS.get(config.data.dataset_name, DATASETS["imagefolder"]).group
+    unit = entry_or_folders(config.data.dataset_name).group
     name = f"{claim.recipe}-{protocol}"
     its_config = TrainingConfig(
         replace(config.data, split="random" if protocol == RANDOM else unit),
