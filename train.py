@@ -11,12 +11,17 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
 from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.interruption import Interrupted, launch_words
 
 
 def main() -> int:
     """Read the flags, then run; problems the user can fix end in one line."""
     try:
-        run(parse_config())
+        config = parse_config()
+        try:
+            run(config)
+        except Interrupted:
+            print(f"go on with: {config.resume_command(launch_words())}", flush=True)
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

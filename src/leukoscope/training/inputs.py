@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import sys
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
+from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.splits import Split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.models.recipes import Recipe
+from leukoscope.training.features import HeadOnFeatures, can_be_kept, features_file, frozen_features, pays_off
 
 
 class Inputs(Protocol):
@@ -69,3 +79,88 @@ class Rows(Dataset[tuple[torch.Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         row = int(self.rows[index])
         return self.inputs.item(row), int(self.labels[row]), row
+
+
+def inputs_and_learner(
+    accelerator: Accelerator,
+    network: nn.Module,
+    cells: FramedCells,
+    split: Split,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    augment: Augmenter,
+    *,
+    keep_features: bool = True,
+) -> tuple[Inputs, nn.Module]:
+    """Pixels and the network; or, where the frozen backbone's features are kept, these and its head."""
+    pixels = PixelInputs(cells, preprocessing, augment)
+    if not (keep_features and can_be_kept(recipe)):
+        return pixels, network
+    path = features_file(network, cells, recipe)
+    passes = recipe.num_train_epochs * (len(split.train) + len(split.validation)) + len(split.test)
+    if not pays_off(path, cells, recipe, passes):
+        return pixels, network
+    network.to(accelerator.device)
+    say, shows = partial(accelerator.print, flush=True), shows_progress(accelerator)
+    looks = recipe.augmentation.mirrorings
+    # One process computes; the others read what it kept.
+    with accelerator.main_process_first():
+        features = frozen_features(path, network, cells, preprocessing, looks, say=say, shows_progress=shows)
+    return FeatureInputs(features, augment), HeadOnFeatures(network)
+
+
+class WholeSteps(BatchSampler):
+    """Batches of an epoch, less the last ones that do not fill a whole step of all processes."""
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, batches_per_step: int):
+        super().__init__(sampler, batch_size, drop_last=True)
+        self.batches_per_step = batches_per_step
+
+    def __len__(self) -> int:
+        batches = super().__len__()
+        return batches - batches % self.batches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(super().__iter__(), len(self))
+
+
+def training_loader(
+    rows: Rows, batch_size: int, accelerator: Accelerator, sampler: Sampler[int] | None = None
+) -> DataLoader[Any]:
+    """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate.
+
+    Args:
+        batch_size: cells a batch of one process.
+        sampler: draws each epoch's order; None shuffles.
+
+    Raises:
+        LeukoscopeError: fewer cells than a step takes.
+    """
+    processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    sampler = sampler or RandomSampler(rows)
+    steps = WholeSteps(sampler, batch_size, processes * batches)
+    if not len(steps):
+        times = (f" × {processes} processes" if processes > 1 else "") + (
+            f" × --gradient_accumulation_steps {batches}" if batches > 1 else ""
+        )
+        raise LeukoscopeError(
+            f"--per_device_train_batch_size {batch_size}{times}: larger than the {len(rows)} training cells; give a "
+            "smaller one"
+        )
+    return _loader(rows, accelerator, batch_sampler=steps)
+
+
+def answering_loader(rows: Rows, batch_size: int, accelerator: Accelerator) -> DataLoader[Any]:
+    """All rows in their order, prepared."""
+    loader = _loader(rows, accelerator, batch_size=batch_size)
+    return accelerator.prepare_data_loader(loader, device_placement=False)
+
+
+def _loader(rows: Rows, accelerator: Accelerator, **how: Any) -> DataLoader[Any]:
+    # A generator of its own: iterating must not disturb the one that dropout draws from.
+    return DataLoader(rows, generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda", **how)
+
+
+def shows_progress(accelerator: Accelerator) -> bool:
+    """Bars are for a person at a terminal; a log file keeps one line an epoch."""
+    return accelerator.is_main_process and sys.stderr.isatty()
