@@ -122,6 +122,8 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
     [
         (["--split", "patient"], "--split patient: unknown; choose one of subject, "),
         (["--from_scratch", "--pretrained_weights", "w"], "--from_scratch and --pretrained_weights exclude each other"),
+        (["--report_to", "wandb", "--with_tracking"], "--report_to wandb: unknown; choose trackio or tensorboard"),
+        (["--report_to", "tensorboard"], "--report_to tensorboard: has no effect alone; add --with_tracking"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
         (["--weight_decay", "-2"], "--weight_decay -2.0: give 0 or more"),
         (["--seed", "5000000000"], "--seed 5000000000: give a number below "),
@@ -132,6 +134,23 @@ def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: st
     with pytest.raises(LeukoscopeError) as refused:
         parse_config(argv).resolve()
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "tracker"),
+    [([], None), (["--with_tracking"], "trackio"), (["--with_tracking", "--report_to", "tensorboard"], "tensorboard")],
+)
+def test_the_tracker_is_the_one_asked_for(argv: list[str], tracker: str | None) -> None:
+    config = parse_config(argv)
+    assert config.tracker == tracker
+    assert config.command() == "train.py", "how a run is watched is no part of how it is made"
+
+
+def test_the_default_recipe_is_told_from_the_same_one_asked_for() -> None:
+    """Only `--init_from` makes a difference of it; either way the flags hold a name."""
+    assert parse_config([]).model.recipe == parse_config(["--recipe", "densenet121"]).model.recipe == "densenet121"
+    with pytest.raises(LeukoscopeError, match="^--recipe : unknown; choose one of "):
+        parse_config(["--recipe", ""]).resolve()
 
 
 def test_command_repeats_the_flags_and_keeps_folders_private() -> None:

@@ -141,6 +141,32 @@ def _fill(
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
 
 
+def continue_from(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
+    """Fill a network with all tensors of another that was built alike.
+
+    Args:
+        outputs: for each output of `network`, which of the donor's it goes on from; None leaves the last linear layer
+            as it is.
+        source: what the donor is called, for messages.
+
+    Raises:
+        LeukoscopeError: networks that differ in more than their number of outputs.
+    """
+    ours, theirs = network.state_dict(), donor.state_dict()
+    head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
+    body = (ours.keys() | theirs.keys()) - head
+    unlike = sorted(k for k in body if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape)
+    if unlike or not head <= theirs.keys():
+        raise LeukoscopeError(
+            f"{source}: is another network than the recipe's ({len(unlike)} tensors differ, e.g. "
+            f"{[*unlike, *sorted(head)][0]}); follow the release's own recipe"
+        )
+    given = {k: theirs[k] for k in body}
+    if outputs is not None:
+        given |= {k: theirs[k][list(outputs)] for k in head}
+    network.load_state_dict(given, strict=False)
+
+
 def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters of the last linear layer."""
     return [p for name in _classifier_names(network) for p in network.get_submodule(name).parameters()]
