@@ -17,11 +17,7 @@ from leukoscope.training.interruption import Interrupted, launch_words
 def main() -> int:
     """Read the flags, then run; problems the user can fix end in one line."""
     try:
-        config = parse_config()
-        try:
-            run(config)
-        except Interrupted:
-            print(f"go on with: {config.resume_command(launch_words())}", flush=True)
+        run(parse_config())
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,7 +34,12 @@ def run(config: TrainingConfig) -> None:
 
     if config.run.push_to_hub:
         check_can_publish(config.run.hub_model_id, private=config.run.hub_private)
-    release = train(config) / "release"
+    try:
+        release = train(config) / "release"
+    except Interrupted:
+        if PartialState().is_main_process:
+            print("go on with:", config.resume_command(launch_words()), flush=True)
+        raise
     if not PartialState().is_main_process:
         return
     write_card(release, hub_id=config.run.hub_model_id or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from leukoscope.training.checkpoints import (
 from leukoscope.training.config import RunArguments, TrainingConfig, parse_config
 from leukoscope.training.engine import Engine
 from leukoscope.training.inputs import FeatureInputs
-from leukoscope.training.interruption import Interrupted, StopRequest
+from leukoscope.training.interruption import Interrupted, StopRequest, launch_words
 from leukoscope.training.loop import make_accelerator
 
 PREPROCESSING = Preprocessing(32, 1.0)
@@ -415,3 +416,37 @@ def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:
         assert stop.noted
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_command_to_go_on_is_the_one_that_was_given() -> None:
+    flags = ("--train_dir", "/data/my cells", "--seed", "3", "--no_validation", "--resume_from_checkpoint", "x")
+    config = parse_config(
+        ["--dataset_name", "cnmc2019", *flags, "--output_dir", "runs/a", "--checkpointing_steps", "5"]
+    )
+    assert config.resume_command(["python", "train.py"]) == (
+        "python train.py --dataset_name cnmc2019 --train_dir '/data/my cells' --no_validation --output_dir runs/a "
+        "--seed 3 --checkpointing_steps 5 --resume_from_checkpoint latest"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "python train.py"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"},
+            "accelerate launch --cpu --num_processes 1 ",
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "4"}, "accelerate launch --num_processes 4 train.py"),
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nproc_per_node 2 train.py"),
+    ],
+)
+def test_it_names_the_launcher_that_started_the_run(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
+    assert " ".join(launch_words()).startswith(words)

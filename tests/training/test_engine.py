@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 
+from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.splits import make_split
@@ -192,6 +193,44 @@ def test_gradients_are_clipped_only_where_the_recipe_says_so(
     list(engine.fit(network))
     moved = float((network.head.classifier.weight - before).detach().abs().max())
     assert (moved < 1e-6) is clipped
+
+
+# Several batches a step
+
+
+def test_a_step_of_several_batches_learns_from_their_mean(engine_for: MakeEngine, cells: FramedCells) -> None:
+    # No batch normalisation, so that two batches of 4 weigh as one of 8.
+    system = get_recipe("prior_d_baseline_cnn")
+    recipe = replace(system, image_size=32, num_train_epochs=3, class_weighted=True, drop_rate=0.0)
+    networks = []
+    for batch, steps in ((8, 1), (4, 2)):
+        its = replace(recipe, train_batch_size=batch)
+        engine = engine_for(its, split="all", gradient_accumulation_steps=steps)
+        networks.append(build_network(its, 2))
+        rows = list(engine.fit(networks[-1]))
+        assert engine.steps_per_epoch == len(cells.labels) // 8
+        assert len(rows) == 3
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_batches_that_fill_no_step_are_left_out(engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for(replace(RECIPE, train_batch_size=4), split="all", gradient_accumulation_steps=4)
+    seen: list[int] = []
+    step = engine._step
+    monkeypatch.setattr(engine, "_step", lambda *batch: seen.append(len(batch[1])) or step(*batch))
+    list(engine.fit(build_network(RECIPE, 2)))
+    assert seen == [4] * 4 * 3, "of six batches the last two would make half a step"
+
+
+def test_a_step_larger_than_the_data_is_refused(engine_for: MakeEngine) -> None:
+    engine = engine_for(RECIPE, split="all", gradient_accumulation_steps=4)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(engine.fit(build_network(RECIPE, 2)))
+    assert str(refused.value) == (
+        "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
+        "smaller one"
+    )
 
 
 # The rate, and what is kept

@@ -63,11 +63,13 @@ class StopRequest:
 
 
 def launch_words() -> list[str]:
-    """How this process was started, up to the script's name: by python, or by accelerate with as many processes."""
-    script = sys.argv[0]
-    # What `accelerate launch` always sets for what it starts.
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return ["python", script]
+    """How this process was started, up to the script's name: by python, or with as many others by their launcher."""
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    processes = os.environ.get("WORLD_SIZE", "1")
-    return ["accelerate", "launch", *["--cpu"] * on_cpu, "--num_processes", processes, script]
+    # What `accelerate launch` always sets for what it starts; and torchrun.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        return ["accelerate", "launch", *["--cpu"] * on_cpu, "--num_processes", processes, sys.argv[0]]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes = os.environ["LOCAL_WORLD_SIZE"]
+        return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, sys.argv[0]]
+    return ["python", sys.argv[0]]

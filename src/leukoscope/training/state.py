@@ -71,8 +71,8 @@ class Progress:
     def from_values(cls, values: dict[str, Any], figures: list[torch.Tensor]) -> Progress:
         """What `values` and the figures were taken from."""
         rest = {k: v for k, v in values.items() if k not in ("seconds", "epoch_seconds")}
-        watches = {"watch": Stopwatch(values["seconds"]), "epoch_watch": Stopwatch(values["epoch_seconds"])}
-        return cls(**rest, **watches, figures=figures)
+        watch, epoch_watch = Stopwatch(values["seconds"]), Stopwatch(values["epoch_seconds"])
+        return cls(**rest, figures=figures, watch=watch, epoch_watch=epoch_watch)
 
 
 @dataclass
@@ -131,11 +131,10 @@ class TrainingState:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:
     """An optimiser's memory of each parameter, by "<parameter>/<what>"."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value
-        for parameter, memory in optimizer.state.items()
-        for key, value in memory.items()
+        f"{name}/{key}": value
+        for name, parameter in network.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
 
