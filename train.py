@@ -39,12 +39,14 @@ def run(config: TrainingConfig) -> None:
     except Interrupted:
         if PartialState().is_main_process:
             print("go on with:", config.resume_command(launch_words()), flush=True)
+        PartialState().destroy_process_group()
         raise
-    if not PartialState().is_main_process:
-        return
-    write_card(release, hub_id=config.run.hub_model_id or "")
-    if config.run.push_to_hub:
-        print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
+    if PartialState().is_main_process:
+        write_card(release, hub_id=config.run.hub_model_id or "")
+        if config.run.push_to_hub:
+            print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
+    # Left to the end of the process, it sometimes aborts.
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

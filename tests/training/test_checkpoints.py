@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from leukoscope.training.engine import Engine
 from leukoscope.training.inputs import FeatureInputs
 from leukoscope.training.interruption import Interrupted, StopRequest, launch_words
 from leukoscope.training.loop import make_accelerator
+from leukoscope.training.state import random_states
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(
@@ -281,8 +284,9 @@ def _same(one: tuple[Engine, list[dict[str, Any]]], other: tuple[Engine, list[di
         ({"optimizer": "sgd", "schedule": "constant", "selected_by": "val_loss"}, "2"),
         ({"optimizer": "adamax", "schedule": "constant", "plateau": Plateau("val_loss", 0.5, 1, 9)}, "3"),
         ({"frozen": ("backbone.conv1",)}, "1"),
+        ({"sampling": "subjects", "mixup": 0.4, "subject_robustness": 0.1, "ema_decay": 0.9}, "1"),
     ],
-    ids=["every step", "every epoch", "sgd", "adamax with a plateau", "frozen layer"],
+    ids=["every step", "every epoch", "sgd", "adamax with a plateau", "frozen layer", "for unseen subjects"],
 )
 def test_a_killed_run_goes_on_to_the_bit(
     cells: FramedCells, tmp_path: Path, change: dict[str, Any], steps: str
@@ -324,6 +328,22 @@ def test_a_run_that_had_stopped_early_is_not_trained_further(
     rows = list(engine.fit(network))
     assert len(rows) == 3
     _same(runs.gone_on(), (engine, rows))
+
+
+def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_path: Path) -> None:
+    engine, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").engine()
+    list(engine.fit(network))
+    first = random_states(torch.device("cpu"))
+    draws = (lambda: torch.rand(3).tolist(), lambda: np.random.normal(), lambda: random.gauss(0, 1))
+    expected = [draw() for draw in draws]
+    second, later = random_states(torch.device("cpu")), [draw() for draw in draws]
+    saved = engine.state.checkpoint()
+    states = {f"random/{k}": torch.stack([first[k], second[k]]) for k in first}
+    for process, numbers in ((0, expected), (1, later)):
+        accelerator = SimpleNamespace(process_index=process, num_processes=2, device=torch.device("cpu"))
+        state = replace(engine.state, accelerator=accelerator)
+        state.restore(replace(saved, tensors=saved.tensors | states))
+        assert [draw() for draw in draws] == numbers
 
 
 def test_time_spent_before_an_interruption_counts(cells: FramedCells, tmp_path: Path) -> None:

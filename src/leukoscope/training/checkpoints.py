@@ -227,7 +227,9 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
         record = json.loads((folder / _STATE).read_text())
         digest = record.pop("sha256")
         if digest == _digest(folder / _TENSORS, record):
-            return Checkpoint(load_file(folder / _TENSORS), record["values"]), record["settings"]
+            # Cloned, because what is loaded stays tied to its file, which will be removed in time.
+            tensors = {name: tensor.clone() for name, tensor in load_file(folder / _TENSORS).items()}
+            return Checkpoint(tensors, record["values"]), record["settings"]
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError):
         pass
     raise DamagedCheckpoint(f"{folder}: a damaged checkpoint")
