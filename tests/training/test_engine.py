@@ -183,6 +183,57 @@ def test_only_a_class_weighted_loss_is_weighted_and_undone(engine_for: MakeEngin
         assert bool(moved > 0.1) is weighted
 
 
+@pytest.mark.parametrize("change", [{"sampling": "subjects"}, {"subject_robustness": 0.1}])
+def test_classes_evened_out_by_other_means_are_not_weighted_twice_but_undone(
+    engine_for: MakeEngine, change: dict[str, Any]
+) -> None:
+    recipe = replace(RECIPE, class_weighted=True, learning_rate=1e-30, head_learning_rate=1e-30, **change)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    before = network.head.classifier.bias.detach().clone()
+    list(engine.fit(network))
+    assert engine.objective.class_weights.tolist() == [1.0, 1.0]
+    frequencies = engine.objective.class_counts / engine.objective.class_counts.sum()
+    shift = network.head.classifier.bias.detach() - before
+    torch.testing.assert_close(shift[0] - shift[1], torch.log(frequencies[0] / frequencies[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_balanced_epochs_show_every_subject_of_a_class_equally_often(
+    engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, sampling="subjects", train_batch_size=4, num_train_epochs=4)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    shown: list[int] = []
+    fed = engine._step
+    monkeypatch.setattr(
+        engine, "_step", lambda inputs, labels, rows: shown.extend(rows.tolist()) or fed(inputs, labels, rows)
+    )
+    list(engine.fit(network))
+    classes = np.bincount(cells.labels[shown])
+    assert abs(classes[0] - classes[1]) <= 0.1 * len(shown), "though two thirds of the cells are ALL"
+
+
+def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2)
+    engine, network = engine_for(recipe), build_network(recipe, 2)
+    judged: list[torch.Tensor] = []
+    validate = engine._validate
+
+    def seen() -> dict[str, float]:
+        assert engine.answerer is engine.state.judged is not network
+        judged.append(engine.state.judged.head.classifier.weight.detach().clone())
+        return validate()
+
+    monkeypatch.setattr(engine, "_validate", seen)
+    course = engine.fit(network)
+    next(course)
+    assert not torch.equal(judged[0], network.head.classifier.weight), "the learner is ahead of the mean"
+    list(course)
+    assert torch.equal(network.head.classifier.weight, judged[engine.kept_epoch - 1])
+    assert engine.answerer is engine.learner
+
+
 @pytest.mark.parametrize(("limit", "clipped"), [(None, False), (1e-6, True)])
 def test_gradients_are_clipped_only_where_the_recipe_says_so(
     engine_for: MakeEngine, limit: float | None, clipped: bool

@@ -25,7 +25,7 @@ def logits_of(
     """Ask a network, in evaluation mode.
 
     Args:
-        learner: prepared by `accelerator`.
+        learner: on the device of `accelerator`.
         inputs: what feeds it.
         batch_size: cells a batch of one process.
         between: called after each batch with its number.
@@ -37,7 +37,7 @@ def logits_of(
     learner.eval()
     gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, (items, _, row) in enumerate(answering_loader(rows, batch_size, accelerator)):
-        with torch.inference_mode():
+        with torch.inference_mode(), accelerator.autocast():
             logits = learner(inputs.for_answers(items.to(device, non_blocking=True))).float()
         gathered.append(accelerator.gather_for_metrics((logits, row.to(device, non_blocking=True))))
         between(number)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from leukoscope.models.recipes import Recipe
@@ -19,25 +16,10 @@ def make_average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
     """The recipe's running mean, starting at the network's weights; None where it keeps the last step's.
 
     The decay rises to `recipe.ema_decay` over the first steps: a mean that remembers random start weights is of no use
-    in a short run.
+    in a short run. What it holds, batch statistics included, is a network of its own, its `module`.
     """
     if not recipe.ema_decay:
         return None
     from timm.utils import ModelEmaV3
 
     return ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
-
-
-@contextmanager
-def averaged_weights(network: nn.Module, average: ModelEmaV3 | None) -> Iterator[None]:
-    """Within it the network carries the mean weights and statistics; afterwards its own again."""
-    if average is None:
-        yield
-        return
-    own = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    with torch.no_grad():
-        network.load_state_dict(average.module.state_dict())
-    try:
-        yield
-    finally:
-        network.load_state_dict(own)

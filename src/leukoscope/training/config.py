@@ -17,6 +17,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.registry import DATASETS
 from leukoscope.cells.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
+from leukoscope.models.overrides import with_overrides
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
 
 _RECIPE = "densenet121"
@@ -87,6 +88,7 @@ class ModelArguments:
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
     from_scratch: bool = _flag(False, "Start from random weights; never ask the network.")
+    override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: augmentation.scale=0.4 mixup=0.2 …")
     init_from: str | None = _flag(
         None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
     )
@@ -150,7 +152,7 @@ class TrainingConfig:
         Raises:
             LeukoscopeError: an unknown recipe, or a number below what a run needs.
         """
-        recipe = get_recipe(self.model.recipe)
+        recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
         self._check_choices()
         flags = self.as_dict()
         for flag, least in _LEAST.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from leukoscope.cells.transforms import Augmenter, Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.answers import logits_of, predictions_of
+from leukoscope.training.averaging import make_average
 from leukoscope.training.checkpoints import Checkpoints
 from leukoscope.training.config import RunArguments
+from leukoscope.training.features import HeadOnFeatures
 from leukoscope.training.inputs import (
     Inputs,
     Rows,
@@ -33,8 +36,10 @@ from leukoscope.training.inputs import (
     training_loader,
 )
 from leukoscope.training.interruption import Interrupted, StopRequest
+from leukoscope.training.mixing import mixed, mixing_share
 from leukoscope.training.objective import Objective
 from leukoscope.training.optim import make_optimizer
+from leukoscope.training.sampling import SubjectBalancedSampler
 from leukoscope.training.schedule import BestEpoch, Decision, PlateauController, cosine_with_warmup
 from leukoscope.training.state import Stopwatch, TrainingState
 
@@ -44,7 +49,8 @@ class Engine:
 
     Attributes:
         network: the whole network, as it is released.
-        learner: what learns and answers: the network, or its head alone where the features below it are kept.
+        learner: what learns: the network, or its head alone where the features below it are kept.
+        answerer: what answers: the learner, while fitting with the running mean of its weights where there is one.
         state: what changes while fitting; a checkpoint holds all of it.
         epochs_run, kept_epoch: after `fit`, counted from 1.
         seconds: after `fit`, what it took, sessions before an interruption included.
@@ -52,6 +58,7 @@ class Engine:
 
     network: nn.Module
     learner: nn.Module
+    answerer: nn.Module
     inputs: Inputs
     state: TrainingState
     steps_per_epoch: int
@@ -73,8 +80,9 @@ class Engine:
         self.checkpoints, self.stop = checkpoints, StopRequest()
         self.augment = Augmenter(recipe.augmentation, cells.data.info.background, run.seed)
         self.train_rows = cells.rows(split.train)
-        names = cells.data.info.labels
-        self.objective = Objective(recipe, cells.labels[self.train_rows], names, accelerator.device)
+        self.labels, self.subjects = cells.labels[self.train_rows], [cells.subjects[row] for row in self.train_rows]
+        self.objective = Objective(recipe, self.labels, self.subjects, cells.data.info.labels, accelerator.device)
+        self.groups = self._loss_groups()
         self.controller = PlateauController(recipe.plateau) if recipe.plateau else None
         self.best = BestEpoch(run.early_stopping_patience)
         self.epochs_run = self.kept_epoch = 0
@@ -105,13 +113,22 @@ class Engine:
             self.augment,
             keep_features=self.keep_features,
         )
-        loader = training_loader(self._rows(self.train_rows), recipe.train_batch_size, accelerator)
+        balanced = SubjectBalancedSampler(self.labels, self.subjects, self.run.seed)
+        sampler = balanced if recipe.sampling == "subjects" else None
+        loader = training_loader(self._rows(self.train_rows), recipe.train_batch_size, accelerator, sampler)
         # Row numbers stay on the CPU, where the augmentation draws from them; the rest is moved in `_epoch`.
         self.learner, optimizer, loader = accelerator.prepare(
             learner, make_optimizer(network, recipe), loader, device_placement=[True, True, False]
         )
         self.steps_per_epoch = len(loader) // accelerator.gradient_accumulation_steps
-        self.state = TrainingState(accelerator, network, optimizer, self.controller or self.best)
+        average = make_average(network, recipe)
+        judge, subject_weights = self.controller or self.best, self.objective.subject_weights
+        self.state = TrainingState(accelerator, network, optimizer, judge, average, subject_weights)
+        if average is not None:
+            keeps_features = isinstance(learner, HeadOnFeatures)
+            self.answerer = HeadOnFeatures(average.module) if keeps_features else average.module
+        else:
+            self.answerer = self.learner
         if accelerator.process_index:
             # Dropout must not strike the same units in every process.
             torch.manual_seed(self.run.seed + accelerator.process_index)
@@ -145,8 +162,9 @@ class Engine:
         progress = self.state.progress
         self.epochs_run, self.seconds = progress.epoch, progress.watch.seconds
         self.kept_epoch = progress.kept_epoch or self.epochs_run
+        self.network.load_state_dict(self.state.kept or self.state.judged.state_dict())
+        self.answerer = self.learner
         if self.state.kept:
-            self.network.load_state_dict(self.state.kept)
             self.accelerator.print(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
         self.objective.undo_class_weights(self.network)
 
@@ -154,13 +172,23 @@ class Engine:
         """Write a checkpoint of this moment; every process takes part, the main one writes."""
         assert self.checkpoints is not None
         checkpoint, progress = self.state.checkpoint(), self.state.progress
-        self._require_numbers("loss", torch.stack(progress.figures)[:, 0] if progress.figures else torch.zeros(1))
-        for weight in checkpoint.part("network").values():
-            self._require_numbers("weight", weight)
+        # Figures of all processes, and weights, which they share: all come to the same conclusion.
+        for figures in checkpoint.part("progress").values():
+            self._require_numbers("loss", figures[..., 0])
+        for weight in self.network.parameters():
+            self._require_numbers("weight", weight.detach())
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, progress.epoch + 1, progress.step)
 
+    def _mixing_share(self) -> float:
+        """What each cell of the next batch keeps of itself; every process mixes its own."""
+        progress, accelerator = self.state.progress, self.accelerator
+        batch = len(progress.figures) * accelerator.num_processes + accelerator.process_index
+        return mixing_share(self.recipe.mixup, self.run.seed, progress.epoch, batch)
+
     def _after_step(self) -> None:
+        if self.state.average is not None:
+            self.state.average.update(self.network, step=self._steps_done)
         self._stop_if_asked(self._steps_done)
         # At the end of an epoch one is written after validation.
         if (
@@ -190,7 +218,7 @@ class Engine:
     def _logits(self, cell_ids: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, K) logits and the (N,) rows they belong to, on the CPU."""
         return logits_of(
-            self.learner,
+            self.answerer,
             self.inputs,
             self._rows(self.cells.rows(cell_ids)),
             self.accelerator,
@@ -200,6 +228,13 @@ class Engine:
 
     def _rows(self, rows: np.ndarray) -> Rows:
         return Rows(self.inputs, self.cells.labels, rows)
+
+    def _loss_groups(self) -> torch.Tensor:
+        """(N,) by row: which of the objective's subject weights a training cell belongs to, else 0."""
+        groups, weights = torch.zeros(len(self.cells.labels), dtype=torch.long), self.objective.subject_weights
+        if weights is not None:
+            groups[torch.from_numpy(self.train_rows)] = weights.groups(self.labels, self.subjects)
+        return groups
 
     def _train_mode(self) -> None:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
@@ -217,7 +252,7 @@ class Engine:
             self._set_rates()
             with accelerator.accumulate(self.learner):
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, progress.epoch)
-                progress.figures.append(self._step(inputs, labels.to(device, non_blocking=True)))
+                progress.figures.append(self._step(inputs, labels.to(device, non_blocking=True), rows))
             if accelerator.sync_gradients:
                 progress.step += 1
                 self._after_step()
@@ -257,11 +292,20 @@ class Engine:
             return cut
         return cut * cosine_with_warmup(step, total_steps, self.recipe.warmup_share)
 
-    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Learn from one batch; (2,) its loss and accuracy before that."""
+        share = self._mixing_share()
         with self.accelerator.autocast():
-            logits = self.learner(inputs)
-        loss = self.objective.loss(logits, labels, self.network)
+            logits = self.learner(mixed(inputs, share))
+        groups = self.groups[rows].to(labels.device, non_blocking=True)
+        loss = self.objective.training_loss(
+            logits,
+            labels,
+            self.network,
+            share=share,
+            groups=groups,
+            total=partial(self.accelerator.reduce, reduction="sum"),
+        )
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.max_grad_norm)

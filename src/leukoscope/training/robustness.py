@@ -6,7 +6,7 @@ over; a mean over cells lets it give up on a person whose cells look unlike the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class SubjectWeights:
         weights: (G,) float32, sum 1; at the start each class shares equally, and in it each subject.
     """
 
-    def __init__(self, labels: np.ndarray, subjects: list[str], step_size: float):
+    def __init__(self, labels: np.ndarray, subjects: Sequence[str], step_size: float):
         """Args:
         labels, subjects: of the training cells; one subject in two classes counts as two.
         step_size: the η of the paper.
@@ -30,7 +30,7 @@ class SubjectWeights:
         start = torch.tensor([1.0 / per_class[label] for label, _ in pairs], dtype=torch.float32)
         self.step_size, self.weights = step_size, start / start.sum()
 
-    def groups(self, labels: np.ndarray, subjects: list[str]) -> torch.Tensor:
+    def groups(self, labels: np.ndarray, subjects: Sequence[str]) -> torch.Tensor:
         """(B,) which weight each cell belongs to."""
         return torch.tensor([self._index[pair] for pair in zip(labels.tolist(), subjects, strict=True)])
 

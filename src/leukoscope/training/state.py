@@ -9,7 +9,7 @@ import math
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from leukoscope.training.checkpoints import Checkpoint
+from leukoscope.training.robustness import SubjectWeights
 from leukoscope.training.schedule import BestEpoch, PlateauController
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 class Stopwatch:
@@ -82,6 +86,8 @@ class TrainingState:
     Attributes:
         network: unwrapped.
         judge: what remembers the best epoch.
+        average: the running mean of its weights, where the recipe keeps one.
+        subject_weights: of the loss, where the recipe turns to the subjects that do worst.
         kept: weights of the best epoch so far.
     """
 
@@ -89,12 +95,19 @@ class TrainingState:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     judge: PlateauController | BestEpoch
+    average: ModelEmaV3 | None = None
+    subject_weights: SubjectWeights | None = None
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose answers count: that of the running mean, where there is one."""
+        return self.network if self.average is None else self.average.module
+
     def keep_weights(self, reason: str) -> None:
         """Remember the weights as they are now, as those of the epoch under way; `reason` is its `kept_for`."""
-        self.kept = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.kept = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
         self.progress.kept_epoch, self.progress.kept_for = self.progress.epoch + 1, reason
 
     def checkpoint(self) -> Checkpoint:
@@ -107,6 +120,10 @@ class TrainingState:
         }
         if self.progress.figures:
             parts["progress"] = {"figures": self._of_all(torch.stack(self.progress.figures))}
+        if self.average is not None:
+            parts["average"] = self.average.module.state_dict()
+        if self.subject_weights is not None:
+            parts["subjects"] = {"weights": self.subject_weights.weights}
         tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
         return Checkpoint(tensors, {"progress": self.progress.values(), "judge": self.judge.state_dict()})
 
@@ -116,11 +133,16 @@ class TrainingState:
         self.network.load_state_dict(checkpoint.part("network"))
         self.kept = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.part("optimizer"))
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.part("average"))
+        if self.subject_weights is not None:
+            self.subject_weights.weights = checkpoint.part("subjects")["weights"].to(device)
         self.judge.load_state_dict(checkpoint.values["judge"])
         figures = checkpoint.part("progress").get("figures")
         unbound = [] if figures is None else list(figures[mine].to(device).unbind())
         self.progress = Progress.from_values(checkpoint.values["progress"], unbound)
-        set_random_states({k: v[mine] for k, v in checkpoint.part("random").items()}, device)
+        # Cloned, because torch's generators misread a state that is part of a larger tensor.
+        set_random_states({k: v[mine].clone() for k, v in checkpoint.part("random").items()}, device)
 
     def _of_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """(P, …), the tensor of each process."""
