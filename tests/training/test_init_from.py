@@ -94,8 +94,8 @@ def test_the_same_classes_keep_the_head_as_training_left_it(tmp_path: Path, cell
     # A constant on every logit changes no probability.
     torch.testing.assert_close(bias - bias.mean(), as_trained[1] - as_trained[1].mean())
     assert started.remarks == (
-        "the head of r goes on, without the temperature and the class frequencies that were folded into it after "
-        "training",
+        "the head of r goes on, without the temperature 1.600 and the class frequencies that training did not put "
+        "there",
     )
     assert started.provenance["started_from"]["kept_head"] is True
 
@@ -134,8 +134,9 @@ def test_uneven_frequencies_follow_their_class_into_our_order(tmp_path: Path, ce
 def test_a_head_trained_without_class_weights_keeps_its_bias(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     plain = {"name": "prior_d_resnet", "class_weighted": False}
     folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(recipe=plain)), _network(2)
-    _start(network, folder, cells, split)
+    started = _start(network, folder, cells, split)
     assert torch.equal(_head(network)[1], _head(load_release(folder).network)[1])
+    assert started.remarks == ("the head of r goes on",)
 
 
 def test_other_classes_get_a_new_head_and_it_is_said(tmp_path: Path, cells: FramedCells, split: Split) -> None:

@@ -102,11 +102,9 @@ def start_network(
         ours, theirs = ", ".join(cells.data.info.labels), ", ".join(release.labels)
         remark = f"a new head for {ours}: {name_of(release)} answers {theirs}"
     else:
-        _as_training_left(network, release.metrics, cells.data.info.labels)
-        remark = (
-            f"the head of {name_of(release)} goes on, without the temperature and the class frequencies that were "
-            "folded into it after training"
-        )
+        undone = _as_training_left(network, release.metrics, cells.data.info.labels)
+        without = f", without {' and '.join(undone)} that training did not put there" if undone else ""
+        remark = f"the head of {name_of(release)} goes on{without}"
     return Started(_in_words(release), (remark,), notes, _provenance(release, kept_head=outputs is not None))
 
 
@@ -145,17 +143,22 @@ def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) ->
             )
 
 
-def _as_training_left(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Take out of a kept head what was folded into it after training; this run's own will be folded in at its end."""
+def _as_training_left(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Take out of a kept head what was folded into it after training, and name it; this run folds in its own."""
+    undone = []
     now = metrics.get("calibration", {}).get("temperature", 1.0)
     before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
-    rescale_classifier(network, 1 / (now * before))
+    if (temperature := now * before) != 1:
+        rescale_classifier(network, 1 / temperature)
+        undone.append(f"the temperature {temperature:.3f}")
     shares = metrics.get("training", {}).get("class_frequencies", {})
     # Releases older than this entry were all trained with a weighted loss.
     if shares and metrics.get("recipe", {}).get("class_weighted", True):
         by_name = {label.casefold(): share for label, share in shares.items()}
         # Their inverse adds the negative logarithms, up to a constant that no softmax sees.
         restore_class_frequencies(network, 1 / torch.tensor([by_name[label.casefold()] for label in labels]))
+        undone.append("the class frequencies")
+    return undone
 
 
 def _refuse_known_subjects(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:

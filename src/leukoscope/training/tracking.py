@@ -43,19 +43,18 @@ def check_tracking(config: TrainingConfig) -> None:
             )
 
 
-def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe, *, resumed: bool = False) -> None:
+def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
     """Start the run's tracker; does nothing without --with_tracking.
 
     TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
 
     Args:
         accelerator: made with `log_with=config.tracker` and `project_dir=config.output_dir`.
-        resumed: the run goes on after an interruption, and so does its line in trackio.
     """
     if config.tracker is None:
         return
-    run = "/".join(config.output_dir.resolve().parts[-2:])
-    trackio = {"name": run, "resume": "allow" if resumed else "never", "embed": False}
+    # A run that goes on after an interruption tells its earlier epochs again: its line is a new one, and whole.
+    trackio = {"name": "/".join(config.output_dir.resolve().parts[-2:]), "resume": "never", "embed": False}
     with _hub_unasked():
         accelerator.init_trackers(
             # To TensorBoard this is the folder.
