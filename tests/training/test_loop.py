@@ -78,6 +78,7 @@ def _summary(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
+        "environment.json",
         "figures",
         "metrics.json",
         "predictions.parquet",
@@ -365,7 +366,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: P
     config = _own(
         own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30"
     )
-    assert _refusal(config) == "epoch 1: the loss is nan; lower --learning_rate and start again"
+    refusal = _refusal(config)
+    assert refusal.startswith("epoch 1, batch 2: the loss is nan for the cells ")
+    assert refusal.endswith("; look at them, or lower --learning_rate, and start again")
+    assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["cells"]) == 4
     assert not (tmp_path / "run" / "release").exists()
 
 

@@ -27,6 +27,7 @@ from leukoscope.training.answers import logits_of, predictions_of
 from leukoscope.training.averaging import make_average
 from leukoscope.training.checkpoints import Checkpoints
 from leukoscope.training.config import RunArguments
+from leukoscope.training.divergence import LossWatch
 from leukoscope.training.features import HeadOnFeatures
 from leukoscope.training.inputs import (
     Inputs,
@@ -74,10 +75,11 @@ class Engine:
         *,
         keep_features: bool = True,
         checkpoints: Checkpoints | None = None,
+        watch: LossWatch | None = None,
     ):
         self.accelerator, self.cells, self.split = accelerator, cells, split
         self.recipe, self.preprocessing, self.run, self.keep_features = recipe, preprocessing, run, keep_features
-        self.checkpoints, self.stop = checkpoints, StopRequest()
+        self.checkpoints, self.stop, self.watch = checkpoints, StopRequest(), watch
         self.augment = Augmenter(recipe.augmentation, cells.data.info.background, run.seed)
         self.train_rows = cells.rows(split.train)
         self.labels, self.subjects = cells.labels[self.train_rows], [cells.subjects[row] for row in self.train_rows]
@@ -171,6 +173,7 @@ class Engine:
     def _save(self) -> None:
         """Write a checkpoint of this moment; every process takes part, the main one writes."""
         assert self.checkpoints is not None
+        self._read_losses()
         checkpoint, progress = self.state.checkpoint(), self.state.progress
         # Figures of all processes, and weights, which they share: all come to the same conclusion.
         for figures in checkpoint.part("progress").values():
@@ -253,9 +256,12 @@ class Engine:
             with accelerator.accumulate(self.learner):
                 inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, progress.epoch)
                 progress.figures.append(self._step(inputs, labels.to(device, non_blocking=True), rows))
+            if self.watch:
+                self.watch.note(progress.epoch, len(progress.figures) - 1, progress.figures[-1][0], rows)
             if accelerator.sync_gradients:
                 progress.step += 1
                 self._after_step()
+        self._read_losses()
         # The mean over processes too: they must come to one decision.
         figures = accelerator.reduce(torch.stack(progress.figures).mean(dim=0), "mean")
         self._require_numbers("loss", figures[0])
@@ -328,6 +334,11 @@ class Engine:
     def _judge(self, row: dict[str, Any]) -> Decision:
         """Whether to keep this epoch's weights, and whether to go on."""
         return self.controller.update(row) if self.controller else self.best.judge(row, self.recipe.selected_by)
+
+    def _read_losses(self) -> None:
+        """Stop every process, naming the batch, where a loss since the last reading is no number."""
+        if self.watch:
+            self.watch.read(self.state.progress.epoch, len(self.state.progress.figures) - 1)
 
     def _require_numbers(self, what: str, values: torch.Tensor) -> None:
         """Stop before what is no number any more is written anywhere."""

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
-from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.features import HeadOnFeatures, can_be_kept, features_file, frozen_features, pays_off
+from leukoscope.training.preflight import require_whole_step
 
 
 class Inputs(Protocol):
@@ -139,14 +139,7 @@ def training_loader(
     processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
     sampler = sampler or RandomSampler(rows)
     steps = WholeSteps(sampler, batch_size, processes * batches)
-    if not len(steps):
-        times = (f" × {processes} processes" if processes > 1 else "") + (
-            f" × --gradient_accumulation_steps {batches}" if batches > 1 else ""
-        )
-        raise LeukoscopeError(
-            f"--per_device_train_batch_size {batch_size}{times}: larger than the {len(rows)} training cells; give a "
-            "smaller one"
-        )
+    require_whole_step(len(rows), batch_size, processes, batches)
     return _loader(rows, accelerator, batch_sampler=steps)
 
 

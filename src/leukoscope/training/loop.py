@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,16 +23,21 @@ from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.splits import Split, load_split, make_split
 from leukoscope.cells.transforms import Preprocessing
-from leukoscope.models.build import build_network, load_start_weights
+from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, save_release, write_json
 from leukoscope.training.checkpoints import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
+from leukoscope.training.divergence import BAD_BATCH, LossWatch
 from leukoscope.training.engine import Engine
+from leukoscope.training.environment import complete_environment, write_environment
 from leukoscope.training.figures import draw_run
+from leukoscope.training.init_from import start_network
 from leukoscope.training.inputs import shows_progress
 from leukoscope.training.memory import keep_freed_memory
+from leukoscope.training.preflight import check_before_training
 from leukoscope.training.record import append_row, describe_run, record_answers, result_lines, write_args
+from leukoscope.training.tracking import check_tracking, finish_tracking, start_tracking, track_epoch, track_result
 
 
 def train(config: TrainingConfig) -> Path:
@@ -41,6 +47,7 @@ def train(config: TrainingConfig) -> Path:
         LeukoscopeError: anything the user can fix, before the first step where possible.
     """
     recipe = config.resolve()
+    check_tracking(config)
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -54,11 +61,6 @@ def train(config: TrainingConfig) -> Path:
     cells = load_framed_cells(config, recipe, accelerator)
     say(cells.data.report())
     split = choose_split(config, cells.data)
-    if recipe.plateau and not split.validation:
-        raise LeukoscopeError(
-            f"--recipe {recipe.name}: its learning rate follows the validation cells and split {split.strategy} "
-            f"({split.detail}) has none; leave out --no_validation or choose another --split"
-        )
     say(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
@@ -69,8 +71,24 @@ def train(config: TrainingConfig) -> Path:
         say("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
     network = build_network(recipe, len(cells.data.info.labels))
-    started_from = load_start_weights(network, recipe, config.start_weights)
-    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started_from}")
+    started = start_network(network, recipe, config, cells, split)
+    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started.name}")
+    notes = check_before_training(
+        out,
+        cells,
+        split,
+        recipe,
+        network,
+        processes=accelerator.num_processes,
+        batches=config.run.gradient_accumulation_steps,
+        checkpoints=config.run.save_total_limit,
+    )
+    split = replace(split, notes=(*split.notes, *started.notes, *notes))
+    for line in (*started.remarks, *started.notes, *notes):
+        say(f"  {line}")
+    resumed = config.run.resume_from_checkpoint is not None
+    write_environment(out, accelerator, config, cells.data, resumed=resumed)
+    start_tracking(accelerator, config, recipe)
     if accelerator.is_main_process:
         split.save(out / "split.json")
         write_args(out / "args.yaml", config, recipe)
@@ -79,21 +97,25 @@ def train(config: TrainingConfig) -> Path:
     checkpoints = _checkpoints(config, recipe, cells, split, accelerator)
     if config.run.resume_from_checkpoint:
         checkpoints.resume(config.run.resume_from_checkpoint, say)
-    engine = Engine(accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints)
+    watch = LossWatch(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
+    engine = Engine(accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, watch=watch)
     with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in engine.fit(network):
             if file is not None:
                 append_row(file, epoch_row)
+            track_epoch(accelerator, epoch_row)
 
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
-        metrics = describe_run(config, recipe, cells, split, started_from)
+        metrics = describe_run(config, recipe, cells, split, started.name)
+        metrics["training"] |= started.provenance
         metrics["training"] |= {"processes": accelerator.num_processes, "seconds": engine.seconds}
         metrics["training"] |= {"epochs_run": engine.epochs_run, "kept_epoch": engine.kept_epoch}
         if answers is not None:
             block = record_answers(out, answers, cells, split)
             metrics["evaluations"].append(block)
             say(result_lines(block))
+            track_result(accelerator, block, epoch=engine.kept_epoch)
         write_json(out / METRICS, metrics)
         save_release(
             out / "release",
@@ -107,6 +129,8 @@ def train(config: TrainingConfig) -> Path:
         draw_run(out, engine.network, cells)
         checkpoints.remove()
         say(f"run folder: {out}\nrelease:    {out / 'release'}")
+    complete_environment(out, accelerator, engine.seconds)
+    finish_tracking(accelerator)
     accelerator.wait_for_everyone()
     return out
 
@@ -120,6 +144,8 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
+        log_with=config.tracker,
+        project_dir=config.output_dir,
         # Said here, it is not taken from the environment, which a checkpoint would know nothing of.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
@@ -208,7 +234,7 @@ def _make_output_dir(config: TrainingConfig, accelerator: Accelerator) -> Path:
             (out / ".writable").unlink()
             for name in folders:
                 shutil.rmtree(out / name, ignore_errors=True)
-            for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+            for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise LeukoscopeError(
