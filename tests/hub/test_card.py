@@ -12,6 +12,9 @@ import yaml
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.hub.card import render_card, write_card
+from leukoscope.hub.figures import judged_evaluation
+from leukoscope.models.recipes import get_recipe
+from leukoscope.training.figures import class_report
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
@@ -98,9 +101,70 @@ def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
 def test_every_figure_of_a_committed_card_stands_in_its_metrics(embedded: Path) -> None:
-    known = {f"{abs(number):.3f}" for number in _numbers(json.loads((embedded / "metrics.json").read_text()))}
+    metrics = json.loads((embedded / "metrics.json").read_text())
+    # Counts stand in the confusion matrix; the card shows them as shares too.
+    tested = judged_evaluation(metrics)["metrics"]
+    shares = [[cells / sum(row) for cells in row] for row in tested["confusion_matrix"]]
+    known = {f"{abs(number):.3f}" for number in _numbers([metrics, class_report(tested), shares])}
     shown = set(re.findall(r"\b[01]\.\d{3}\b", (embedded / "README.md").read_text()))
     assert shown and shown <= known
+
+
+def test_every_share_of_the_confusion_table_is_of_its_class(release: Path) -> None:
+    card = render_card(release)
+    assert "| ALL | 834 | 800 (0.959) | 34 (0.041) |\n| HEM | 400 | 199 (0.497) | 201 (0.502) |" in card
+    assert "Estimates: recipe (cross-validated)." in card
+    assert "| ALL | 0.801 | 0.959 | 0.502 | 0.873 |\n| HEM | 0.855 | 0.502 | 0.959 | 0.633 |" in card
+    assert "one-vs-rest" not in card, "with two classes it is the plain accuracy"
+
+
+FOUR = ("Benign", "Early", "Pre", "Pro")
+
+
+@pytest.fixture
+def four_classes(release: Path, release_metrics: dict[str, Any]) -> Path:
+    """The release with four classes of ten cells: two Early taken for Pre, one Pre for Pro, Pro untested."""
+    matrix = [[10, 0, 0, 0], [0, 8, 2, 0], [0, 0, 9, 1], [0, 0, 0, 0]]
+    block = release_metrics["evaluations"][0]
+    per_class = {
+        name: {"precision": 0.9, "recall": row[k] / 10, "f1": 0.9, "support": sum(row)}
+        for k, (name, row) in enumerate(zip(FOUR, matrix, strict=True))
+    }
+    block["metrics"] |= {"cells": 30, "accuracy": 0.9, "per_class": per_class, "confusion_matrix": matrix}
+    release_metrics |= {"labels": list(FOUR), "positive_label": "", "evaluations": [block]}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    return release
+
+
+def test_four_classes_are_shown_each_against_the_rest(four_classes: Path) -> None:
+    card = render_card(four_classes)
+    assert "| class | precision | sensitivity (recall) | specificity | F1 | one-vs-rest accuracy |" in card
+    assert "| Pre | 0.900 | 0.900 | 0.900 | 0.900 | 0.900 |" in card
+    assert "| *mean over classes* | 0.900 | 0.900 | 0.967 | 0.900 | 0.944 |" in card
+    assert "its mean looks better than the plain accuracy of 0.900" in card
+
+
+def test_a_class_without_tested_cells_has_no_shares(four_classes: Path) -> None:
+    assert "| Pro | 0 | 0 (–) | 0 (–) | 0 (–) | 0 (–) |" in render_card(four_classes)
+
+
+def test_a_rebuilt_system_is_described_and_set_apart_from_its_authors_model(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    assert "The system it rebuilds" not in render_card(release)
+    about = get_recipe("prior_e_densenet121_frozen").about
+    release_metrics["recipe"]["about"] = about
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert f"## The system it rebuilds\n\n{about}\n" in card
+    assert "it is not its author's model" in card
+
+
+def test_phantoms_of_no_class_have_no_right_answer(four_classes: Path) -> None:
+    assert "How its answers look" not in render_card(four_classes)
+    (four_classes / "figures").mkdir()
+    (four_classes / "figures" / "samples.png").touch()
+    assert "no answer here is right or wrong" in render_card(four_classes)
 
 
 def _numbers(value: object) -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.predictor import Predictor
 from leukoscope.training.figures import class_report, draw_run, network_stages, phantom_samples
 
 # Four classes of ten cells; two Early taken for Pre, one Pre for Pro.
@@ -52,7 +55,7 @@ def small_network(classes: int = 4) -> nn.Module:
             fc=nn.Linear(4, classes),
         )
     )
-    return nn.Sequential(OrderedDict(backbone=backbone.requires_grad_(False), head=head))
+    return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def run(tmp_path: Path, cells: FramedCells) -> Path:
     CellPredictions(ids, ("",) * len(ids), references, np.eye(4)[references], NAMES).save(out / "predictions.parquet")
     metrics = {
         "labels": list(NAMES),
-        "recipe": {"image_size": 32},
+        "recipe": {"image_size": 32, "frozen": ["backbone"]},
         "training": {"kept_epoch": 2},
         "evaluations": [{"metrics": FIGURES}],
     }
@@ -139,17 +142,25 @@ def test_a_run_that_tested_nothing_shows_phantoms(run: Path, cells: FramedCells,
 
 
 def test_phantoms_say_that_they_are_no_patients(tiny_release: Path) -> None:
-    figure = phantom_samples(tiny_release)
+    figure = phantom_samples(Predictor.from_pretrained(tiny_release))
     assert figure.get_suptitle() == "phantoms: synthetic cells, none of a patient; their answers measure nothing"
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 18 and all(title[0] in "✓✗" for title in titles)
 
 
+def test_no_answer_is_right_or_wrong_where_phantoms_are_of_no_class(tiny_release: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_release, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"label_names": ["Benign", "Early"]}))
+    titles = [axes.get_title() for axes in phantom_samples(Predictor.from_pretrained(copy)).axes]
+    assert len(titles) == 18 and all(re.fullmatch(r"(Benign|Early) [01]\.\d\d", title) for title in titles)
+
+
 def test_stages_open_what_holds_most_and_what_follows_the_pooling() -> None:
-    stages = network_stages(small_network(), 32)
+    stages = network_stages(small_network(), 32, frozen=["backbone.conv", "head.fc1"])
     assert [(s.name, s.output, s.parameters, s.trains) for s in stages] == [
         ("backbone.conv", (64, 15, 15), 1792, False),
-        ("backbone.norm", (64, 15, 15), 128, False),
+        ("backbone.norm", (64, 15, 15), 128, True),
         ("head.pool", (64, 1, 1), 0, False),
         ("head.flat", (64,), 0, False),
         ("head.hidden", (4,), 260, True),

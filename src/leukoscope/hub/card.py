@@ -10,11 +10,13 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.files import write_whole
+from leukoscope.cells.phantoms import PHANTOM_LABELS
 from leukoscope.cells.registry import DATASETS
-from leukoscope.hub.figures import SHOWN, draw_figures
+from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
 from leukoscope.models.release_code import needs_code
+from leukoscope.training.figures import class_report
 
 _TEMPLATE_HOMES = (
     Path(__file__).parents[3] / "model_card" / "template.md",  # a checkout
@@ -41,6 +43,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         config = json.loads((release / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
+    tested = judged_evaluation(metrics)
     return (
         _environment()
         .from_string(read_template())
@@ -51,6 +54,9 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             model=hub_id or f"path/to/{_own_name(release)}",
             preprocessing=config["pretrained_cfg"],
             figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
+            tested=tested,
+            classes=tested and class_report(tested["metrics"]),
+            phantom_labels=[label for label in PHANTOM_LABELS if label in metrics["labels"]],
             own_code=needs_code(config),
             joined_since=joined_since(metrics),
             hub_dataset=_hub_dataset(metrics["data"]["name"]),

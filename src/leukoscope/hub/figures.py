@@ -1,21 +1,29 @@
-"""The figures of a model card: drawn from a release's metrics.json and answers into its figures/ folder."""
+"""The figures of a model card: drawn from a release's metrics.json, answers and weights into its figures/ folder.
+
+No patient's picture is in them: what a release answers is shown on phantoms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from leukoscope.evaluation.figures import subject_strip
+from leukoscope.evaluation.figures import confusion_figure, save_figure, subject_strip
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.reliability import reliability_diagram, risk_coverage_curve, roc_figure
-from leukoscope.models.release import FIGURES, PREDICTIONS, read_metrics
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release import FIGURES, PREDICTIONS, WEIGHTS, read_metrics
+from leukoscope.training.figures import figures_folder, phantom_samples, structure_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What each shows, in words: the alt text of the card. Their order is that of the card.
 SHOWN = {
+    "samples": "Synthetic cells (phantoms) with this release's answers and probabilities; nothing about patients",
+    "network": "The network's stages from the picture to the answer, with their outputs and numbers of parameters",
+    "confusion": "Confusion matrix: cells of each true class by what they were answered as, counts and shares",
     "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
     "reliability": "Reliability diagram: accuracy against confidence, before and after temperature scaling",
     "roc": "ROC curve of the out-of-fold answers with the operating points",
@@ -24,19 +32,34 @@ SHOWN = {
 
 
 def draw_figures(release: Path) -> list[Path]:
-    """Draw every figure that the release has the numbers for.
+    """Draw every figure that the release has the weights or the numbers for.
 
     Returns:
-        The files written, in the order of the card; none for a release without calibration.
+        The files written, in the order of the card; equal weights and numbers give equal files.
+
+    Raises:
+        LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
     """
-    return [_write(release / FIGURES / f"{name}.png", figure) for name, figure in _drawn(release)]
+    folder, figures = release / FIGURES, list(_drawn(release))
+    with figures_folder(folder):
+        return [save_figure(figure, folder / f"{name}.png") for name, figure in figures]
+
+
+def judged_evaluation(metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The evaluation a card speaks of in detail: that of the recalibration, else the first; None without any."""
+    evaluations = metrics["evaluations"]
+    return evaluations[-1 if "recalibration" in metrics else 0] if evaluations else None
 
 
 def _drawn(release: Path) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(release)
-    if "calibration" not in metrics:
+    if (release / WEIGHTS).is_file():
+        yield from _of_the_weights(release, metrics["recipe"])
+    tested = judged_evaluation(metrics)
+    if tested is not None:
+        yield "confusion", confusion_figure(tested["metrics"]["confusion_matrix"], metrics["labels"])
+    if tested is None or "calibration" not in metrics:
         return
-    tested = metrics["evaluations"][-1 if "recalibration" in metrics else 0]
     yield "subjects", subject_strip(tested["metrics"]["subjects"], metrics["labels"])
     yield "reliability", reliability_diagram(metrics["calibration"])
     answers = release / PREDICTIONS / f"{tested['name']}.parquet"
@@ -45,9 +68,7 @@ def _drawn(release: Path) -> Iterator[tuple[str, Figure]]:
     yield "risk_coverage", risk_coverage_curve(metrics["decisions"]["abstention"])
 
 
-def _write(path: Path, figure: Figure) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    # Without the library's version, the same numbers give the same file.
-    figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
-    return aside.replace(path)
+def _of_the_weights(release: Path, recipe: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+    predictor = Predictor.from_pretrained(release)
+    yield "samples", phantom_samples(predictor)
+    yield "network", structure_figure(predictor.release.network, recipe["image_size"], recipe["frozen"])

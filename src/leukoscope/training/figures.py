@@ -1,7 +1,8 @@
 """What a finished run shows of itself: `figures/` in the run folder, drawn from what the run has written down.
 
 Curves, confusion matrix, each class by itself, the network's stages and a grid of answered cells. A run folder may show
-its owner's test cells; where nothing was tested, and in releases that are passed on, phantoms stand in.
+its owner's test cells; where nothing was tested, and in releases that are passed on, phantoms stand in. The figures of
+a model card take their parts from here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +60,23 @@ def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
         LeukoscopeError: the folder cannot be written.
     """
     folder = out / FIGURES
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    shutil.rmtree(folder, ignore_errors=True)
+    with figures_folder(folder):
         drawn = [save_figure(figure, folder / f"{name}.png") for name, figure in _drawn(out, network, cells)]
         tested = read_metrics(out)["evaluations"]
         return drawn + (write_class_report(folder, tested[0]["metrics"]) if tested else [])
+
+
+@contextmanager
+def figures_folder(folder: Path) -> Iterator[None]:
+    """Make the folder for what is drawn inside the block.
+
+    Raises:
+        LeukoscopeError: it, or a file in it, cannot be written.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        yield
     except OSError as error:
         raise LeukoscopeError(
             f"{folder}: the figures cannot be written there ({error.strerror or error}); free some space"
@@ -73,9 +86,9 @@ def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
 def _drawn(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(out)
     yield "curves", curves_figure(_epochs(out / "summary.csv"), metrics["training"]["kept_epoch"])
-    yield "network", structure_figure(network, metrics["recipe"]["image_size"])
+    yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])
     if not metrics["evaluations"]:
-        yield "samples", phantom_samples(out / "release")
+        yield "samples", phantom_samples(Predictor.from_pretrained(out / "release"))
         return
     figures = metrics["evaluations"][0]["metrics"]
     yield "confusion", confusion_figure(figures["confusion_matrix"], metrics["labels"])
@@ -178,9 +191,11 @@ def tested_samples(answers: CellPredictions, cells: FramedCells) -> Figure:
     return samples_figure(shown, "tested cells, drawn evenly over classes and subjects; none was chosen")
 
 
-def phantom_samples(release: Path) -> Figure:
-    """Phantoms with a release's answers: what may be passed on, since no patient's cell is in it."""
-    predictor = Predictor.from_pretrained(release)
+def phantom_samples(predictor: Predictor) -> Figure:
+    """Phantoms with a release's answers: what may be passed on, since no patient's cell is in it.
+
+    Phantoms are drawn as ALL and HEM; where the release knows neither, its answers stand there neither right nor wrong.
+    """
     data = entry_or_folders(predictor.release.metrics.get("data", {}).get("name"))
     side = 2 * predictor.release.preprocessing.image_size
     phantoms = [
@@ -218,9 +233,9 @@ class Stage:
     trains: bool
 
 
-def structure_figure(network: nn.Module, image_size: int) -> Figure:
-    """A network's stages with their outputs and parameters, as a table."""
-    stages = network_stages(network, image_size)
+def structure_figure(network: nn.Module, image_size: int, frozen: Sequence[str] = ()) -> Figure:
+    """A network's stages with their outputs and parameters, as a table; arguments as for `network_stages`."""
+    stages = network_stages(network, image_size, frozen)
     total = sum(p.numel() for p in network.parameters())
     rows = [
         (
@@ -238,7 +253,7 @@ def structure_figure(network: nn.Module, image_size: int) -> Figure:
     )
 
 
-def network_stages(network: nn.Module, image_size: int) -> list[Stage]:
+def network_stages(network: nn.Module, image_size: int, frozen: Sequence[str] = ()) -> list[Stage]:
     """The stages that one picture passes through, in their order.
 
     A module that holds most of the network is shown by its parts, and so is what stands behind the pooling: that is
@@ -246,6 +261,7 @@ def network_stages(network: nn.Module, image_size: int) -> list[Stage]:
 
     Args:
         image_size: side of the picture in pixels.
+        frozen: modules that training leaves alone, a recipe's `frozen`; a released network no longer knows them.
     """
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -262,7 +278,7 @@ def network_stages(network: nn.Module, image_size: int) -> list[Stage]:
         for hook in hooks:
             hook.remove()
     total = sum(p.numel() for p in network.parameters())
-    return [_stage(name, module, outputs[module]) for name, module in _rows(network, outputs, total)]
+    return [_stage(name, module, outputs[module], frozen) for name, module in _rows(network, outputs, total)]
 
 
 def _rows(
@@ -278,12 +294,7 @@ def _rows(
             yield f"{prefix}{name}", module
 
 
-def _stage(name: str, module: nn.Module, output: tuple[int, ...]) -> Stage:
-    parameters = list(module.parameters())
-    return Stage(
-        name,
-        type(module).__name__,
-        output,
-        sum(p.numel() for p in parameters),
-        any(p.requires_grad for p in parameters),
-    )
+def _stage(name: str, module: nn.Module, output: tuple[int, ...], frozen: Sequence[str]) -> Stage:
+    parameters = sum(p.numel() for p in module.parameters())
+    trains = parameters > 0 and not any(f"{name}.".startswith(f"{left_alone}.") for left_alone in frozen)
+    return Stage(name, type(module).__name__, output, parameters, trains)
