@@ -24,7 +24,6 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, rewritten, write_json
 from leukoscope.training.checkpoints import FOLDER, LATEST, checkpoints_in, other_settings, run_settings
-from leukoscope.training.config import NOT_THE_RESULT as NOT_THE_RESULT
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.interruption import Interrupted
 

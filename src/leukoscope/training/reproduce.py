@@ -21,7 +21,7 @@ from leukoscope.evaluation.metrics import CellPredictions, headline
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.figures import class_report
-from leukoscope.training.protocol import NOT_THE_RESULT, RANDOM_SPLIT, ProtocolRun, finish
+from leukoscope.training.protocol import RANDOM_SPLIT, ProtocolRun, finish
 from leukoscope.training.record import plain
 
 PRIOR_RESULTS = Path("results/prior")
