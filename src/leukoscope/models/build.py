@@ -95,9 +95,14 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     backbone = network.backbone if isinstance(network, Classifier) else network
     if start.file is None:
         _fill(backbone, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
-        return f"ImageNet weights {recipe.base_model}"
+        return hub_weights_name(recipe.base_model)
     _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
     return start.name or start.file.stem
+
+
+def hub_weights_name(base_model: str) -> str:
+    """What start weights from the Hub are called in metrics.json."""
+    return f"ImageNet weights {base_model}"
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
