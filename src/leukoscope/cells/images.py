@@ -7,6 +7,7 @@ is refused with the same words everywhere else. Orientation follows the EXIF tag
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
@@ -21,6 +22,8 @@ from leukoscope import LeukoscopeError
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
+# A field of view is looked at in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
+MAX_FIELD_PIXELS = 178_000_000
 MIN_SIDE = 8
 # The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
 MAX_SIDE_RATIO = 10
@@ -52,6 +55,20 @@ def open_image(path: str | Path) -> Image.Image:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
     """
     return _decode(_file(path), path)
+
+
+def open_field(path: str | Path) -> Image.Image:
+    """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels.
+
+    Raises:
+        UnreadableImage: see `open_image`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _identified(_file(path), path, MAX_FIELD_PIXELS) as image, _damage_named(path):
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_bytes(data: bytes, name: str) -> Image.Image:
@@ -95,12 +112,12 @@ def _require_content(size: int, name: str | Path) -> None:
 
 
 @contextmanager
-def _identified(source: Path | BytesIO, name: str | Path) -> Iterator[Image.Image]:
+def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read and found usable, its pixels not yet decoded."""
     with ExitStack() as stack:
         try:
             image = stack.enter_context(Image.open(source, formats=_FORMATS))
-            _check_kind(image, name)
+            _check_kind(image, name, max_pixels)
         except UnidentifiedImageError:
             formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
             raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
@@ -112,15 +129,19 @@ def _identified(source: Path | BytesIO, name: str | Path) -> Iterator[Image.Imag
 
 
 def _decode(source: Path | BytesIO, name: str | Path) -> Image.Image:
-    with _identified(source, name) as image:
-        try:
-            return to_rgb(image, name)
-        except _BOMBS:
-            raise UnreadableImage(_too_large(name)) from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImage(
-                f"{name}: the image is damaged or cut short ({error}); copy or export it again"
-            ) from None
+    with _identified(source, name) as image, _damage_named(name):
+        return to_rgb(image, name)
+
+
+@contextmanager
+def _damage_named(name: str | Path) -> Iterator[None]:
+    """Turns what decoding meets into words."""
+    try:
+        yield
+    except _BOMBS:
+        raise UnreadableImage(_too_large(name)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{name}: the image is damaged or cut short ({error}); copy or export it again") from None
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
@@ -146,10 +167,10 @@ def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
     return to_rgb(Image.fromarray(array), name)
 
 
-def _check_kind(image: Image.Image, name: str | Path) -> None:
+def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(_too_large(name, image.size))
+    if width * height > max_pixels:
+        raise UnreadableImage(_too_large(name, image.size, max_pixels))
     if min(width, height) < MIN_SIDE:
         raise UnreadableImage(
             f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}"
@@ -169,6 +190,6 @@ def _check_kind(image: Image.Image, name: str | Path) -> None:
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
 
 
-def _too_large(name: str | Path, size: tuple[int, int] | None = None) -> str:
+def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
     extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
-    return f"{name}: {extent}, more than the {MAX_PIXELS // 1_000_000} megapixels read here; crop it to its cells first"
+    return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels read here; crop it to its cells first"

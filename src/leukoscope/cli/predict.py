@@ -16,7 +16,7 @@ from leukoscope.cli.errors import say_error
 
 if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
-    from leukoscope.inference.predictor import Prediction
+    from leukoscope.inference.predictor import Prediction, Predictor
 
 
 def predict(
@@ -37,8 +37,8 @@ def predict(
     predictor = Predictor.from_pretrained(model)
     rows = []
     for answer in predictor.answers(files, explain=explain is not None):
-        if isinstance(answer, UnreadableImage):
-            problems.append(answer)
+        if problem := answer if isinstance(answer, UnreadableImage) else _smear_problem(predictor, answer):
+            problems.append(problem)
             continue
         row = answer.to_dict()
         if explain is not None:
@@ -69,6 +69,20 @@ def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[UnreadableImag
             kinds = ", ".join(IMAGE_SUFFIXES)
             problems.append(UnreadableImage(f"{path}: this folder holds no image ({kinds}); name another"))
     return files, problems
+
+
+def _smear_problem(predictor: Predictor, answer: Prediction) -> UnreadableImage | None:
+    """What to say of a smear given as if it were a cell; a picture the guard recognises is none."""
+    from leukoscope.cells.images import UnreadableImage, open_image
+    from leukoscope.inference.field_reading import refuse_smear, takes_cut_outs
+
+    if answer.recognised or not takes_cut_outs(predictor.release):
+        return None
+    try:
+        refuse_smear(predictor.release, open_image(answer.source), answer.source)
+    except UnreadableImage as problem:
+        return problem
+    return None
 
 
 def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:

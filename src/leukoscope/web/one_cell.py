@@ -16,6 +16,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.inference.field_reading import refuse_smear
 from leukoscope.web import panels, words
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import cell_upload, read_upload
@@ -64,10 +65,13 @@ def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: s
     In this order: reading an upload deletes its file, which must happen whatever becomes of the model.
 
     Raises:
-        LeukoscopeError: the picture or the model cannot be used.
+        LeukoscopeError: the picture or the model cannot be used; a smear given to a model of cut-out cells is told
+            where to go instead.
     """
     image, caption = read()
-    return examine(shelf.predictor(choice), image, caption, str(choice))
+    predictor = shelf.predictor(choice)
+    refuse_smear(predictor.release, image, caption)
+    return examine(predictor, image, caption, str(choice))
 
 
 def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:

@@ -1,0 +1,81 @@
+"""A field of view with a verdict drawn round each of its cells, told apart by line as well as by colour."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageDraw, ImageFont
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.field_reading import AT_EDGE, NOT_RECOGNISED, NOT_SURE, FieldReading
+
+# Okabe & Ito (2008): told apart by people with any colour vision.
+CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+OTHER_COLOURS = {NOT_SURE: "#56565b", NOT_RECOGNISED: "#000000", AT_EDGE: "#8a8a8f"}
+DASHED = (NOT_RECOGNISED, AT_EDGE)
+DRAWN_SIDE = 1600
+
+
+def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN_SIDE) -> Image.Image:
+    """Draw every cell's box and verdict, and a legend below.
+
+    Args:
+        image: the field that was read.
+        side: longest side of the drawing of the field, pixels.
+
+    Returns:
+        RGB. Classes have full lines, "not sure" a thin one, and cells that count as none are dashed; those not
+        recognised are crossed out.
+    """
+    factor = min(1.0, side / max(image.size))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    drawn = image.resize(size, Image.Resampling.BOX)
+    pen, width = ImageDraw.Draw(drawn), max(2, round(max(size) / 400))
+    font = ImageFont.load_default(max(11, round(max(size) / 60)))
+    for cell in reading.cells:
+        box = tuple(edge * factor for edge in cell.cell.box)
+        _draw_box(pen, box, cell.verdict, _colour(cell.verdict, reading.labels), width)
+        if cell.verdict in reading.labels and cell.prediction:
+            share = cell.prediction.probabilities[cell.verdict]
+            place = (box[0], max(0, box[1] - font.size - 2))
+            pen.text(place, f"{cell.verdict} {share:.2f}", _colour(cell.verdict, reading.labels), font)
+    return _with_legend(drawn, reading, font)
+
+
+def _colour(verdict: str, labels: tuple[str, ...]) -> str:
+    return OTHER_COLOURS.get(verdict) or CLASS_COLOURS[labels.index(verdict) % len(CLASS_COLOURS)]
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, ...], verdict: str, colour: str, width: int) -> None:
+    left, top, right, bottom = box
+    if verdict not in DASHED:
+        pen.rectangle((left, top, right, bottom), outline=colour, width=1 if verdict == NOT_SURE else width)
+        return
+    for start, end in (((left, top), (right, top)), ((right, top), (right, bottom)),
+                       ((right, bottom), (left, bottom)), ((left, bottom), (left, top))):  # fmt: skip
+        _dashes(pen, start, end, colour, width)
+    if verdict == NOT_RECOGNISED:
+        pen.line((left, top, right, bottom), colour, 1)
+        pen.line((left, bottom, right, top), colour, 1)
+
+
+def _dashes(
+    pen: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], colour: str, width: int
+) -> None:
+    length = max(1.0, abs(end[0] - start[0]) + abs(end[1] - start[1]))
+    count = max(2, round(length / (4 * width)))
+    for dash in range(count):
+        a, b = dash / count, (dash + 0.6) / count
+        at = [start[k] + share * (end[k] - start[k]) for share in (a, b) for k in (0, 1)]
+        pen.line(at, colour, width)
+
+
+def _with_legend(drawn: Image.Image, reading: FieldReading, font: ImageFont.FreeTypeFont) -> Image.Image:
+    lines = [(f"{verdict}: {count}", _colour(verdict, reading.labels)) for verdict, count in reading.counts.items()]
+    step = int(font.size * 1.5)
+    below = Image.new("RGB", (drawn.width, drawn.height + step * 2 + 6), "white")
+    below.paste(drawn, (0, 0))
+    pen, x, y = ImageDraw.Draw(below), 6.0, drawn.height + 4
+    for text, colour in lines:
+        pen.text((x, y), text, colour, font)
+        x += pen.textlength(text, font) + 2 * font.size
+    pen.text((6, y + step), RESEARCH_NOTICE, "#3c3c41", font)
+    return below
