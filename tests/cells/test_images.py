@@ -18,6 +18,7 @@ from leukoscope.cells.images import (
     check_header,
     from_array,
     open_bytes,
+    open_field,
     open_image,
     to_rgb,
 )
@@ -326,3 +327,31 @@ def test_refuses_arrays_of_another_kind(array: np.ndarray) -> None:
 def test_refuses_arrays_too_small() -> None:
     with pytest.raises(UnreadableImage, match="^array: is 4×4 pixels, too small for a cell"):
         from_array(np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.slow
+def test_a_field_may_be_larger_than_a_cell_and_opens_without_a_warning(tmp_path):
+    path = tmp_path / "field.png"
+    Image.new("1", (10_400, 10_000), 1).save(path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(UnreadableImage, match="more than the 100 megapixels read here"):
+            open_image(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        field = open_field(path)
+    assert (field.mode, field.size, said) == ("RGB", (10_400, 10_000), [])
+
+
+def test_a_field_is_upright_and_refused_in_the_same_words_as_a_cell(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.new("RGB", (30, 20), "pink").save(tmp_path / "turned.jpg", exif=exif)
+    assert open_field(tmp_path / "turned.jpg").size == (20, 30)
+
+    whole = (tmp_path / "turned.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    for opened in (open_image, open_field):
+        with pytest.raises(UnreadableImage, match="copy or export it again"):
+            opened(tmp_path / "cut.jpg")

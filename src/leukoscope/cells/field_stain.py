@@ -14,7 +14,7 @@ Floats = NDArray[np.floating]
 
 # Nuclear stain (difference of the optical densities of green and blue) lies near 0 in red cells and at 0.4 to 1.3 in
 # nuclei of BCCD and the four-class B-ALL set; bluish red cells of the latter reach 0.3.
-THRESHOLD_RANGE = (0.24, 0.42)
+THRESHOLD_RANGE = (0.24, 0.50)
 # Less than this holds no nucleus of any field that fits under a microscope's camera.
 SMALLEST_NUCLEAR_SHARE = 1e-6
 THUMBNAIL = 512
@@ -23,6 +23,7 @@ DARKEST_PLASMA = 110
 LARGEST_TINT = 1.8
 STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03
+RED_MARGIN = 0.06  # above the median of red cells, in nuclear stain
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Stain:
     Attributes:
         plasma: (3,) RGB of what lies between the cells, 0–255.
         threshold: nuclear stain of the palest nuclei.
-        holds_nuclei: whether anything is stained so.
+        red_level: nuclear stain that red cells seem to hold; cytoplasm must exceed it to be told from them.
+        holds_nuclei: whether anything is stained as nuclei are.
         problem: why it cannot be read as a smear; "" where it can.
     """
 
     plasma: Floats
     threshold: float
+    red_level: float
     holds_nuclei: bool
     problem: str = ""
 
@@ -58,16 +61,21 @@ def measure_stain(image: Image.Image) -> Stain:
     """Read plasma and threshold off the whole field, reduced to 512 pixels a side at most."""
     pixels = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
     plasma = _plasma(pixels)
-    stain = Stain(plasma, THRESHOLD_RANGE[1], False, _background_problem(plasma))
+    stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(plasma))
     if stain.problem:
         return stain
     density = stain.density(pixels)
-    stained = density.mean(axis=-1) > STAINED
-    if stained.any() and float(np.percentile(np.ptp(density[stained], axis=-1), 95)) < GREY_SPREAD:
+    density = density[density.mean(axis=-1) > STAINED]
+    if not density.size:
+        return stain
+    if float(np.percentile(np.ptp(density, axis=-1), 95)) < GREY_SPREAD:
         return replace(stain, problem="the picture is grey: nuclei are told by their stain; give the colour photograph")
-    level = density[..., 1] - density[..., 2]
+    level = density[:, 1] - density[:, 2]
     threshold = float(np.clip(otsu_threshold(level), *THRESHOLD_RANGE))
-    return replace(stain, threshold=threshold, holds_nuclei=bool((level > threshold).mean() >= SMALLEST_NUCLEAR_SHARE))
+    nuclear = level > threshold
+    red_level = float(np.median(level[~nuclear])) + RED_MARGIN if (~nuclear).any() else 0.0
+    share = nuclear.sum() / (pixels.size / 3)
+    return replace(stain, threshold=threshold, red_level=red_level, holds_nuclei=bool(share >= SMALLEST_NUCLEAR_SHARE))
 
 
 def looks_like_smear(image: Image.Image) -> bool:

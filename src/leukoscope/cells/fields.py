@@ -50,6 +50,7 @@ class FinderSettings:
         cytoplasm_reach: how far from its nucleus a cell may extend, µm.
         smallest_nucleus: µm²; a platelet is below, a small lymphocyte's nucleus (about 6 µm across) above.
         largest_cell: µm²; beyond it lie smears of stain and clumps that no outline can be drawn in.
+        round_nucleus: a nucleus that holds a disc of this radius is no lobe, µm.
         lobe_gap: lobes of one nucleus lie closer together than this, µm.
         split_distance: centres of two cells lie farther apart than this, µm.
         waist: between two touching cells the outline narrows to less than this share of the smaller one.
@@ -59,6 +60,7 @@ class FinderSettings:
     cytoplasm_reach: float = 4.0
     smallest_nucleus: float = 18.0
     largest_cell: float = 700.0
+    round_nucleus: float = 2.6
     lobe_gap: float = 2.0
     split_distance: float = 4.0
     waist: float = 0.8
@@ -227,7 +229,7 @@ def _cells_of_tile(
     nuclei = _cleaned(level > stain.threshold, grid.pitch)
     if not nuclei.any():
         return
-    labels = _split(_cell_region(level, nuclei, stain, grid.pitch, settings), grid.pitch, settings)
+    labels = _split(_cell_region(level, nuclei, stain, grid.pitch, settings), nuclei, grid.pitch, settings)
     slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / grid.pitch
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         if window is None:
@@ -259,7 +261,7 @@ def _cell_region(
     level: NDArray[np.floating], nuclei: Mask, stain: Stain, pitch: float, settings: FinderSettings
 ) -> Mask:
     """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
-    stained = level > stain.threshold * settings.cytoplasm_share
+    stained = level > min(max(stain.threshold * settings.cytoplasm_share, stain.red_level), stain.threshold)
     near = ndimage.distance_transform_edt(~nuclei) <= settings.cytoplasm_reach / pitch
     region = nuclei | ndimage.binary_opening(stained & near, _disc(1.0 / pitch))
     # Padded: a closing would otherwise eat into cells at the edge.
@@ -268,36 +270,42 @@ def _cell_region(
     return ndimage.binary_fill_holes(closed)
 
 
-def _split(region: Mask, pitch: float, settings: FinderSettings) -> NDArray[np.int32]:
+def _split(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> NDArray[np.int32]:
     """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987)."""
-    depth = ndimage.distance_transform_edt(region).astype(np.float32)
-    smooth = ndimage.gaussian_filter(depth, 0.6 / pitch)
     reach = round(np.sqrt(settings.largest_cell / np.pi) / pitch)
     labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
-    for number, (y, x) in enumerate(_centres(smooth, region, pitch, settings), start=1):
+    for number, (y, x, radius) in enumerate(_discs(region, nuclei, pitch, settings), start=1):
         window = tuple(
             slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
         )
         rows, columns = np.ogrid[window]
-        power = (rows - y) ** 2 + (columns - x) ** 2 - smooth[y, x] ** 2
+        power = (rows - y) ** 2 + (columns - x) ** 2 - radius**2
         nearer = region[window] & (power < nearest[window])
         labels[window][nearer] = number
         nearest[window][nearer] = power[nearer]
     return labels
 
 
-def _centres(
-    depth: NDArray[np.floating], region: Mask, pitch: float, settings: FinderSettings
-) -> list[tuple[int, int]]:
-    """Where cells are deepest, deepest first; two peaks without a waist between them are one cell."""
-    peaks = region & (depth == ndimage.maximum_filter(depth, footprint=_disc(settings.split_distance / 2 / pitch)))
-    found = sorted(np.argwhere(peaks).tolist(), key=lambda at: -depth[at[0], at[1]])
-    kept: list[tuple[int, int]] = []
-    for y, x in found:
+def _discs(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
+    """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
+    round_ones = [disc for disc in _peaks(nuclei, pitch, settings) if disc[2] * pitch >= settings.round_nucleus]
+    return round_ones + [
+        (y, x, radius)
+        for y, x, radius in _peaks(region, pitch, settings)
+        if all(np.hypot(y - v, x - u) > radius + r for v, u, r in round_ones)
+    ]
+
+
+def _peaks(mask: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
+    """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / pitch)
+    tops = mask & (depth == ndimage.maximum_filter(depth, footprint=_disc(settings.split_distance / 2 / pitch)))
+    kept: list[tuple[int, int, float]] = []
+    for y, x in sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]]):
         radius = float(depth[y, x])
-        near = [at for at in kept if np.hypot(at[0] - y, at[1] - x) <= 2 * depth[at] + radius]
+        near = [(v, u) for v, u, r in kept if np.hypot(v - y, u - x) <= 2 * r + radius]
         if not any(_waist(depth, at, (y, x)) >= settings.waist * radius for at in near):
-            kept.append((y, x))
+            kept.append((y, x, radius))
     return kept
 
 

@@ -11,7 +11,8 @@ from leukoscope.inference.field_reading import AT_EDGE, NOT_RECOGNISED, NOT_SURE
 CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 OTHER_COLOURS = {NOT_SURE: "#56565b", NOT_RECOGNISED: "#000000", AT_EDGE: "#8a8a8f"}
 DASHED = (NOT_RECOGNISED, AT_EDGE)
-DRAWN_SIDE = 1600
+# Below the second, names of verdicts would not fit.
+DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
 
 
 def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN_SIDE) -> Image.Image:
@@ -19,15 +20,15 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN
 
     Args:
         image: the field that was read.
-        side: longest side of the drawing of the field, pixels.
+        side: longest side of the drawing of the field, pixels; at least 800, where a small field is drawn larger.
 
     Returns:
         RGB. Classes have full lines, "not sure" a thin one, and cells that count as none are dashed; those not
         recognised are crossed out.
     """
-    factor = min(1.0, side / max(image.size))
+    factor = min(side, max(SMALLEST_SIDE, *image.size)) / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    drawn = image.resize(size, Image.Resampling.BOX)
+    drawn = image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
     pen, width = ImageDraw.Draw(drawn), max(2, round(max(size) / 400))
     font = ImageFont.load_default(max(11, round(max(size) / 60)))
     for cell in reading.cells:
