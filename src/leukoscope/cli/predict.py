@@ -37,8 +37,11 @@ def predict(
     predictor = Predictor.from_pretrained(model)
     rows = []
     for answer in predictor.answers(files, explain=explain is not None):
-        if problem := answer if isinstance(answer, UnreadableImage) else _smear_problem(predictor, answer):
-            problems.append(problem)
+        if isinstance(answer, UnreadableImage):
+            problems.append(answer)
+            continue
+        if smear := _smear_problem(predictor, answer):
+            problems.append(smear)
             continue
         row = answer.to_dict()
         if explain is not None:

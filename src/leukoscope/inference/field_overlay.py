@@ -30,15 +30,16 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     drawn = image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
     pen, width = ImageDraw.Draw(drawn), max(2, round(max(size) / 400))
-    font = ImageFont.load_default(max(11, round(max(size) / 60)))
+    font_size = max(11, round(max(size) / 60))
+    font = ImageFont.load_default(font_size)
     for cell in reading.cells:
         box = tuple(edge * factor for edge in cell.cell.box)
         _draw_box(pen, box, cell.verdict, _colour(cell.verdict, reading.labels), width)
         if cell.verdict in reading.labels and cell.prediction:
             share = cell.prediction.probabilities[cell.verdict]
-            place = (box[0], max(0, box[1] - font.size - 2))
+            place = (box[0], max(0, box[1] - font_size - 2))
             pen.text(place, f"{cell.verdict} {share:.2f}", _colour(cell.verdict, reading.labels), font)
-    return _with_legend(drawn, reading, font)
+    return _with_legend(drawn, reading, font, font_size)
 
 
 def _colour(verdict: str, labels: tuple[str, ...]) -> str:
@@ -69,14 +70,16 @@ def _dashes(
         pen.line(at, colour, width)
 
 
-def _with_legend(drawn: Image.Image, reading: FieldReading, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _with_legend(
+    drawn: Image.Image, reading: FieldReading, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, font_size: int
+) -> Image.Image:
     lines = [(f"{verdict}: {count}", _colour(verdict, reading.labels)) for verdict, count in reading.counts.items()]
-    step = int(font.size * 1.5)
+    step = int(font_size * 1.5)
     below = Image.new("RGB", (drawn.width, drawn.height + step * 2 + 6), "white")
     below.paste(drawn, (0, 0))
     pen, x, y = ImageDraw.Draw(below), 6.0, drawn.height + 4
     for text, colour in lines:
         pen.text((x, y), text, colour, font)
-        x += pen.textlength(text, font) + 2 * font.size
+        x += pen.textlength(text, font) + 2 * font_size
     pen.text((6, y + step), RESEARCH_NOTICE, "#3c3c41", font)
     return below

@@ -136,7 +136,7 @@ def read_field(
 def takes_cut_outs(release: Release) -> bool | None:
     """Whether a release learnt from cells cut out on black; None where its data set is not a registered one."""
     info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
-    return info and info.background == "black"
+    return None if info is None else info.background == "black"
 
 
 def refuse_smear(release: Release, image: Image.Image, source: str) -> None:
