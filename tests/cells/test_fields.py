@@ -149,7 +149,7 @@ def test_a_cut_out_looks_like_the_phantom_it_came_from():
 
     assert made.shape == (450, 450, 3)
     area, true_area = ((picture.max(axis=-1) > BACKGROUND_LEVEL).sum() for picture in (made, original))
-    assert 0.9 < area / true_area < 1.25
+    assert 0.9 < area / true_area < 1.3, "a fringe of cytoplasm lies round the original here"
     corner = made[:20, :20]
     assert not corner.any()
 

@@ -56,7 +56,7 @@ class FinderSettings:
         waist: between two touching cells the outline narrows to less than this share of the smaller one.
     """
 
-    cytoplasm_share: float = 0.15
+    cytoplasm_share: float = 0.25
     cytoplasm_reach: float = 4.0
     smallest_nucleus: float = 18.0
     largest_cell: float = 700.0

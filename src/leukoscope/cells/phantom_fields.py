@@ -19,6 +19,7 @@ from leukoscope.cells.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
 from leukoscope.cells.images import BACKGROUND_LEVEL
 from leukoscope.cells.phantoms import (
     FRINGE_RGB,
+    FRINGE_WIDTH,
     MIN_SIZE,
     PLASMA_RGB,
     RED_CELL_RGB,
@@ -31,7 +32,7 @@ Floats = NDArray[np.floating]
 RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
 PLATELET_RADIUS = 1.2
 PLATELET_RGB = np.array([150, 110, 180], np.float32)
-CYTOPLASM_WIDTH = 0.5
+CYTOPLASM_WIDTH = FRINGE_WIDTH * CUT_OUT_PITCH
 TRIES = 400
 
 

@@ -70,7 +70,7 @@ def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: s
     """
     image, caption = read()
     predictor = shelf.predictor(choice)
-    refuse_smear(predictor.release, image, caption)
+    refuse_smear(predictor.release, image, caption, str(choice))
     return examine(predictor, image, caption, str(choice))
 
 
