@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.field_scale import Scale, measure_scale
+from leukoscope.cells.field_split import disc, split_cells
 from leukoscope.cells.field_stain import Stain, measure_stain
 
 Mask = NDArray[np.bool_]
@@ -229,7 +230,7 @@ def _cells_of_tile(
     nuclei = _cleaned(level > stain.threshold, grid.pitch)
     if not nuclei.any():
         return
-    labels = _split(_cell_region(level, nuclei, stain, grid.pitch, settings), nuclei, grid.pitch, settings)
+    labels = split_cells(_cell_region(level, nuclei, stain, grid.pitch, settings), nuclei, grid.pitch, settings)
     slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / grid.pitch
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         if window is None:
@@ -253,7 +254,7 @@ def _cells_of_tile(
 
 def _cleaned(mask: Mask, pitch: float) -> Mask:
     """Nuclei without specks and threads thinner than a micrometre, their pale gaps filled."""
-    opened = ndimage.binary_opening(mask, _disc(0.5 / pitch))
+    opened = ndimage.binary_opening(mask, disc(0.5 / pitch))
     return ndimage.binary_fill_holes(opened)
 
 
@@ -263,57 +264,11 @@ def _cell_region(
     """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
     stained = level > min(max(stain.threshold * settings.cytoplasm_share, stain.red_level), stain.threshold)
     near = ndimage.distance_transform_edt(~nuclei) <= settings.cytoplasm_reach / pitch
-    region = nuclei | ndimage.binary_opening(stained & near, _disc(1.0 / pitch))
+    region = nuclei | ndimage.binary_opening(stained & near, disc(1.0 / pitch))
     # Padded: a closing would otherwise eat into cells at the edge.
     gap = max(1, round(settings.lobe_gap / 2 / pitch))
-    closed = ndimage.binary_closing(np.pad(region, gap + 1), _disc(gap))[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
+    closed = ndimage.binary_closing(np.pad(region, gap + 1), disc(gap))[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
     return ndimage.binary_fill_holes(closed)
-
-
-def _split(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> NDArray[np.int32]:
-    """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987)."""
-    reach = round(np.sqrt(settings.largest_cell / np.pi) / pitch)
-    labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
-    for number, (y, x, radius) in enumerate(_discs(region, nuclei, pitch, settings), start=1):
-        window = tuple(
-            slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
-        )
-        rows, columns = np.ogrid[window]
-        power = (rows - y) ** 2 + (columns - x) ** 2 - radius**2
-        nearer = region[window] & (power < nearest[window])
-        labels[window][nearer] = number
-        nearest[window][nearer] = power[nearer]
-    return labels
-
-
-def _discs(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
-    """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
-    round_ones = [disc for disc in _peaks(nuclei, pitch, settings) if disc[2] * pitch >= settings.round_nucleus]
-    return round_ones + [
-        (y, x, radius)
-        for y, x, radius in _peaks(region, pitch, settings)
-        if all(np.hypot(y - v, x - u) > radius + r for v, u, r in round_ones)
-    ]
-
-
-def _peaks(mask: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
-    """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
-    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / pitch)
-    tops = mask & (depth == ndimage.maximum_filter(depth, footprint=_disc(settings.split_distance / 2 / pitch)))
-    kept: list[tuple[int, int, float]] = []
-    for y, x in sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]]):
-        radius = float(depth[y, x])
-        near = [(v, u) for v, u, r in kept if np.hypot(v - y, u - x) <= 2 * r + radius]
-        if not any(_waist(depth, at, (y, x)) >= settings.waist * radius for at in near):
-            kept.append((y, x, radius))
-    return kept
-
-
-def _waist(depth: NDArray[np.floating], one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Least depth on the straight line between two centres."""
-    steps = max(2, round(np.hypot(one[0] - other[0], one[1] - other[1])))
-    rows, columns = (np.linspace(a, b, steps).round().astype(int) for a, b in zip(one, other, strict=True))
-    return float(depth[rows, columns].min())
 
 
 def _is_cell(mask: Mask, nucleus: Mask, pitch: float, settings: FinderSettings) -> bool:
@@ -326,12 +281,6 @@ def _edge_width(level: NDArray[np.floating], slope: NDArray[np.floating], nucleu
     rim = nucleus ^ ndimage.binary_erosion(nucleus)
     contrast = float(np.median(level[nucleus]))
     return contrast / max(float(np.percentile(slope[rim], 75)), 1e-6)
-
-
-def _disc(radius: float) -> Mask:
-    reach = max(1, round(radius))
-    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    return np.asarray(x**2 + y**2 <= max(radius, 1.0) ** 2 + 0.5)
 
 
 def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
