@@ -32,10 +32,15 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "fields.json"
-# The one setting that moves its training figures by more than a cell or two.
+# All other settings were set by hand; HOW_CHOSEN says on what.
 GRID = {"cytoplasm_share": (0.15, 0.25, 0.35)}
 # BCCD's red cells are 102 px wide (median of the training list's boxes): 7.5 µm.
 BCCD_UM_PER_PIXEL = 0.0735
+HOW_CHOSEN = (
+    "cytoplasm_share by the figures below; all else by hand on fields of the training list and, by eye, on 15 pictures "
+    "of ball4, whose figures here are therefore not of unseen pictures. The rule that reads the scale was improved on the "
+    "training list after a first look at the test list, where scales from red cells gave recall .92 and precision .71"
+)
 ENOUGH_OVERLAP = 0.5
 # The authors' segmentation is drawn in colour on black, and its JPEG spreads a little.
 SEGMENTED_LEVEL = 60
@@ -84,7 +89,7 @@ def _tune(bccd: Path) -> tuple[FinderSettings, dict[str, Any]]:
         tried.append((settings, _found(bccd, _listed(bccd, "train"), settings, BCCD_UM_PER_PIXEL)))
     best = max(tried, key=lambda one: (one[1]["f1"], one[0].cytoplasm_share))
     grid = [{name: getattr(settings, name) for name in GRID} | figures for settings, figures in tried]
-    return best[0], {"list": "train", "tried": grid}
+    return best[0], {"list": "train", "how_chosen": HOW_CHOSEN, "tried": grid}
 
 
 def _found(bccd: Path, names: Sequence[str], settings: FinderSettings, um_per_pixel: float | None) -> dict[str, Any]:

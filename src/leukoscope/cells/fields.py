@@ -44,7 +44,10 @@ class UnusableField(LeukoscopeError):
 
 @dataclass(frozen=True)
 class FinderSettings:
-    """What counts as a nucleated cell; the defaults were chosen on BCCD's training list by benchmarks/fields.py.
+    """What counts as a nucleated cell.
+
+    `cytoplasm_share` was chosen on BCCD's training list by benchmarks/fields.py; the others were set by eye on fields
+    of that list and on a few of the four-class B-ALL set.
 
     Attributes:
         cytoplasm_share: cytoplasm is stained at least this share of the way from plasma to the nuclear threshold.
