@@ -39,7 +39,8 @@ BCCD_UM_PER_PIXEL = 0.0735
 HOW_CHOSEN = (
     "cytoplasm_share by the figures below; all else by hand on fields of the training list and, by eye, on 15 pictures "
     "of ball4, whose figures here are therefore not of unseen pictures. The rule that reads the scale was improved on "
-    "the training list after a first look at the test list, where scales from red cells gave recall .92 and precision .71"
+    "the training list after a first look at the test list, where scales from red cells gave recall .92 and "
+    "precision .71"
 )
 ENOUGH_OVERLAP = 0.5
 # The authors' segmentation is drawn in colour on black, and its JPEG spreads a little.
