@@ -185,7 +185,7 @@ def _loader(rows: Rows, accelerator: Accelerator, **how: Any) -> DataLoader[Any]
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

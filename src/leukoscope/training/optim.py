@@ -91,7 +91,7 @@ def _blocks_above(network: nn.Module) -> dict[str, int]:
 
     if not hasattr(network, "group_matcher"):
         raise LeukoscopeError("layer_decay: this network has no blocks that timm knows; leave it at 1")
-    depth: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    depth: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
     # The classifier is the deepest group of all, the last block the one before.
     last = max(depth.values()) - 1
     return {name: max(last - number, 0) for name, number in depth.items()}
