@@ -22,6 +22,7 @@ from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.answers import logits_of, predictions_of
+from leukoscope.training.averaging import share_statistics
 from leukoscope.training.checkpoints import Checkpoints
 from leukoscope.training.config import RunArguments
 from leukoscope.training.divergence import LossWatch
@@ -131,7 +132,9 @@ class Engine:
     def _one_epoch(self, loader: DataLoader[Any]) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
         progress = self.state.progress
-        row = self._epoch(loader) | (self._validate() if self.split.validation else {})
+        row = self._epoch(loader)
+        share_statistics(self.state.average, self.accelerator)
+        row |= self._validate() if self.split.validation else {}
         decision = self._judge(row) if self.split.validation else None
         if decision and decision.improved:
             self.state.keep_weights(f"{_in_words(decision.watched)} {row[decision.watched]:.3f}")
