@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
 from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.interruption import Interrupted, launch_words
 
 
 def main() -> int:
@@ -33,12 +34,19 @@ def run(config: TrainingConfig) -> None:
 
     if config.run.push_to_hub:
         check_can_publish(config.run.hub_model_id, private=config.run.hub_private)
-    release = train(config) / "release"
-    if not PartialState().is_main_process:
-        return
-    write_card(release, hub_id=config.run.hub_model_id or "")
-    if config.run.push_to_hub:
-        print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
+    try:
+        release = train(config) / "release"
+    except Interrupted:
+        if PartialState().is_main_process:
+            print("go on with:", config.resume_command(launch_words()), flush=True)
+        PartialState().destroy_process_group()
+        raise
+    if PartialState().is_main_process:
+        write_card(release, hub_id=config.run.hub_model_id or "")
+        if config.run.push_to_hub:
+            print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
+    # Left to the end of the process, it sometimes aborts.
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +82,92 @@ def test_without_arguments_it_learns_phantoms_of_subjects_it_never_saw(tmp_path:
     assert block["split"]["disjoint_by"] == "subject"
     assert not set(metrics["training"]["subjects"]) & set(block["metrics"]["subjects"])
     assert block["metrics"]["accuracy"] >= 0.95
+
+
+# Killed, asked to stop, and gone on with
+
+SMALL = ("--image_size", "32", "--max_train_samples", "64", "--num_train_epochs", "3", "--mixed_precision", "no")
+EVERY_STEP = ("--checkpointing_steps", "1", "--save_total_limit", "3")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `train.py` on phantoms in an empty folder; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+    own = {"HF_HUB_OFFLINE": "1", "LEUKOSCOPE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def begin(*flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "train.py"), *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, text=True, **pipes))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _when(there: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 900
+    while not there():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupted(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    assert start(*SMALL, "--output_dir", "whole").wait(900) == 0
+    flags, folder = (*SMALL, *EVERY_STEP, "--output_dir", "run"), tmp_path / "run" / "checkpoints"
+
+    def written(number: int) -> bool:
+        return any(folder.glob(f"{number:05d}-*"))
+
+    def half_written() -> bool:
+        return written(3) and any(folder.glob(".*.tmp/tensors.safetensors"))
+
+    first = start(*flags)
+    _when(lambda: written(2), first)
+    first.kill()
+    assert first.wait(60) == -signal.SIGKILL
+
+    second = start(*flags, "--resume_from_checkpoint", "latest")
+    _when(half_written, second)
+    second.kill()
+    second.wait(60)
+    assert any(folder.glob(".*.tmp")), "killed while it wrote"
+
+    last = sorted(folder.glob("0*"))[-1]
+    with (last / "tensors.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    third = start(*flags, "--resume_from_checkpoint", "latest")
+    _when(lambda: any(folder.glob("*-epoch-2-step-1")), third)
+    third.kill()
+    said, _ = third.communicate()
+    assert (
+        f"{Path('run', 'checkpoints', last.name)}: a damaged checkpoint; it is passed over for the one before" in said
+    )
+
+    fourth = start(*flags, "--resume_from_checkpoint", "latest")
+    _when(lambda: any(folder.glob("*-epoch-2-step-3")), fourth)
+    fourth.send_signal(signal.SIGTERM)
+    said, problems = fourth.communicate(timeout=300)
+    assert fourth.returncode == 0, problems
+    command = shlex.split(said.rpartition("go on with: ")[2])
+    assert command[0] == "python" and Path(command[1]) == ROOT / "train.py"
+    assert start(*command[2:]).wait(900) == 0
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert (run / "release/model.safetensors").read_bytes() == (whole / "release/model.safetensors").read_bytes()
+    assert (run / "predictions.parquet").read_bytes() == (whole / "predictions.parquet").read_bytes()
+    blocks = [json.loads((folder / "metrics.json").read_text())["evaluations"] for folder in (run, whole)]
+    assert blocks[0] == blocks[1]
+    assert _figures(run / "summary.csv") == _figures(whole / "summary.csv")
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def _figures(summary: Path) -> list[dict[str, str]]:
+    with summary.open(newline="") as file:
+        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]

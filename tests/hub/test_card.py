@@ -173,3 +173,21 @@ def _numbers(value: object) -> list[float]:
     if isinstance(value, list):
         return [n for v in value for n in _numbers(v)]
     return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize(
+    ("training", "base_model"),
+    [
+        ({"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
+        ({"start_weights": "channels selected from ImageNet DenseNet169"}, None),
+        ({"started_from": {"release": "lab/cells", "revision": "0" * 40}}, "lab/cells"),
+        ({"started_from": {"release": "my-release", "revision": None}}, None),
+    ],
+)
+def test_the_hub_repository_it_started_from_is_its_base_model(
+    release: Path, release_metrics: dict[str, Any], training: dict[str, Any], base_model: str | None
+) -> None:
+    release_metrics["recipe"]["base_model"] = "timm/densenet121.ra_in1k"
+    release_metrics["training"] |= training
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert front_matter(render_card(release)).get("base_model") == base_model

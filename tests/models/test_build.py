@@ -19,6 +19,7 @@ from leukoscope.models.build import (
     StartWeights,
     build_network,
     classifier_parameters,
+    continue_from,
     head_parameters,
     load_start_weights,
     penalty,
@@ -182,6 +183,29 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         read_safetensors(tmp_path / "none.safetensors")
     assert str(refused.value) == f"{tmp_path / 'none.safetensors'}: no such weights file; give a .safetensors file"
+
+
+def test_a_network_goes_on_from_another_with_or_without_its_outputs(recipe: Recipe, network: nn.Module) -> None:
+    torch.manual_seed(4)
+    donor = build_network(recipe, 3)
+    new_head = [p.clone() for p in classifier_parameters(network)]
+    continue_from(network, donor, None, source="donor")
+    body = _backbone(donor)
+    assert all(torch.equal(tensor, body[name]) for name, tensor in _backbone(network).items())
+    assert all(torch.equal(a, b) for a, b in zip(new_head, classifier_parameters(network), strict=True))
+    continue_from(network, donor, (2, 0), source="donor")
+    for ours, theirs in zip(classifier_parameters(network), classifier_parameters(donor), strict=True):
+        assert torch.equal(ours, theirs[[2, 0]])
+
+
+def test_a_network_does_not_go_on_from_one_built_otherwise(recipe: Recipe, network: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for other in (get_recipe("densenet169"), get_recipe("prior_e_densenet121_frozen")):
+        with pytest.raises(LeukoscopeError) as refused:
+            continue_from(network, build_network(other, 2), (0, 1), source="x/y")
+        assert str(refused.value).startswith("x/y: is another network than the recipe's (")
+        assert str(refused.value).endswith("); follow the release's own recipe")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_from_scratch_changes_nothing_and_asks_no_network(network: nn.Module, recipe: Recipe) -> None:

@@ -122,16 +122,58 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
     [
         (["--split", "patient"], "--split patient: unknown; choose one of subject, "),
         (["--from_scratch", "--pretrained_weights", "w"], "--from_scratch and --pretrained_weights exclude each other"),
+        (["--report_to", "wandb", "--with_tracking"], "--report_to wandb: unknown; choose trackio or tensorboard"),
+        (["--report_to", "tensorboard"], "--report_to tensorboard: has no effect alone; add --with_tracking"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
         (["--weight_decay", "-2"], "--weight_decay -2.0: give 0 or more"),
         (["--seed", "5000000000"], "--seed 5000000000: give a number below "),
         (["--split_file", "nowhere.json"], "--split_file nowhere.json: no such file"),
+        (["--checkpointing_steps", "0"], "--checkpointing_steps 0: give epoch, no, or a number of steps from 1"),
     ],
 )
 def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: str) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         parse_config(argv).resolve()
     assert str(refused.value).startswith(message)
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config(["--torch_compile"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(LeukoscopeError) as refused:
+        config.resolve()
+    assert str(refused.value) == (
+        "--torch_compile: no C++ compiler (g++) on this machine; install one (Debian, Ubuntu: apt install g++), name "
+        "it in CXX, or leave the flag out"
+    )
+    (tmp_path / "my-compiler").touch(mode=0o755)
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert config.resolve().name == "densenet121"
+
+
+def test_where_pixels_are_kept_is_no_part_of_how_a_run_is_made() -> None:
+    config = parse_config(["--no_cache_images"])
+    assert (parse_config([]).data.cache_images, config.data.cache_images) == (True, False)
+    assert config.command() == "train.py"
+    assert parse_config(config.resume_command(["train.py"]).split()[1:]).data == config.data
+
+
+@pytest.mark.parametrize(
+    ("argv", "tracker"),
+    [([], None), (["--with_tracking"], "trackio"), (["--with_tracking", "--report_to", "tensorboard"], "tensorboard")],
+)
+def test_the_tracker_is_the_one_asked_for(argv: list[str], tracker: str | None) -> None:
+    config = parse_config(argv)
+    assert config.tracker == tracker
+    assert config.command() == "train.py", "how a run is watched is no part of how it is made"
+
+
+def test_the_default_recipe_is_told_from_the_same_one_asked_for() -> None:
+    """Only `--init_from` makes a difference of it; either way the flags hold a name."""
+    assert parse_config([]).model.recipe == parse_config(["--recipe", "densenet121"]).model.recipe == "densenet121"
+    with pytest.raises(LeukoscopeError, match="^--recipe : unknown; choose one of "):
+        parse_config(["--recipe", ""]).resolve()
 
 
 def test_command_repeats_the_flags_and_keeps_folders_private() -> None:

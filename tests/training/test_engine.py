@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 
+from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.splits import make_split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.training import preparation
+from leukoscope.training.batch_size import require_fitting
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.engine import Engine
 from leukoscope.training.loop import make_accelerator, preprocessing_for
@@ -177,9 +181,60 @@ def test_only_a_class_weighted_loss_is_weighted_and_undone(engine_for: MakeEngin
         engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
         before = network.head.classifier.bias.detach().clone()
         list(engine.fit(network))
-        torch.testing.assert_close(engine._loss(logits, labels), expected)
+        torch.testing.assert_close(engine.objective.loss(logits, labels, network), expected)
         moved = (network.head.classifier.bias - before).abs().max()
         assert bool(moved > 0.1) is weighted
+
+
+@pytest.mark.parametrize("change", [{"sampling": "subjects"}, {"subject_robustness": 0.1}])
+def test_classes_evened_out_by_other_means_are_not_weighted_twice_but_undone(
+    engine_for: MakeEngine, change: dict[str, Any]
+) -> None:
+    recipe = replace(RECIPE, class_weighted=True, learning_rate=1e-30, head_learning_rate=1e-30, **change)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    before = network.head.classifier.bias.detach().clone()
+    list(engine.fit(network))
+    assert engine.objective.class_weights.tolist() == [1.0, 1.0]
+    frequencies = engine.objective.class_counts / engine.objective.class_counts.sum()
+    shift = network.head.classifier.bias.detach() - before
+    torch.testing.assert_close(shift[0] - shift[1], torch.log(frequencies[0] / frequencies[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_balanced_epochs_show_every_subject_of_a_class_equally_often(
+    engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, sampling="subjects", train_batch_size=4, num_train_epochs=4)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    shown: list[int] = []
+    fed = engine._step
+    monkeypatch.setattr(
+        engine, "_step", lambda inputs, labels, rows: shown.extend(rows.tolist()) or fed(inputs, labels, rows)
+    )
+    list(engine.fit(network))
+    classes = np.bincount(cells.labels[shown])
+    assert abs(classes[0] - classes[1]) <= 0.1 * len(shown), "though two thirds of the cells are ALL"
+
+
+def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2)
+    engine, network = engine_for(recipe), build_network(recipe, 2)
+    judged: list[torch.Tensor] = []
+    validate = engine._validate
+
+    def seen() -> dict[str, float]:
+        assert engine.answerer is engine.state.judged is not network
+        judged.append(engine.state.judged.head.classifier.weight.detach().clone())
+        return validate()
+
+    monkeypatch.setattr(engine, "_validate", seen)
+    course = engine.fit(network)
+    next(course)
+    assert not torch.equal(judged[0], network.head.classifier.weight), "the learner is ahead of the mean"
+    list(course)
+    assert torch.equal(network.head.classifier.weight, judged[engine.kept_epoch - 1])
+    assert engine.answerer is engine.learner
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(None, False), (1e-6, True)])
@@ -192,6 +247,121 @@ def test_gradients_are_clipped_only_where_the_recipe_says_so(
     list(engine.fit(network))
     moved = float((network.head.classifier.weight - before).detach().abs().max())
     assert (moved < 1e-6) is clipped
+
+
+# Several batches a step
+
+
+def test_a_step_of_several_batches_learns_from_their_mean(engine_for: MakeEngine, cells: FramedCells) -> None:
+    # No batch normalisation, so that two batches of 4 weigh as one of 8.
+    system = get_recipe("prior_d_baseline_cnn")
+    recipe = replace(system, image_size=32, num_train_epochs=3, class_weighted=True, drop_rate=0.0)
+    networks = []
+    for batch, steps in ((8, 1), (4, 2)):
+        its = replace(recipe, train_batch_size=batch)
+        engine = engine_for(its, split="all", gradient_accumulation_steps=steps)
+        networks.append(build_network(its, 2))
+        rows = list(engine.fit(networks[-1]))
+        assert engine.steps_per_epoch == len(cells.labels) // 8
+        assert len(rows) == 3
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_batches_that_fill_no_step_are_left_out(engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for(replace(RECIPE, train_batch_size=4), split="all", gradient_accumulation_steps=4)
+    seen: list[int] = []
+    step = engine._step
+    monkeypatch.setattr(engine, "_step", lambda *batch: seen.append(len(batch[1])) or step(*batch))
+    list(engine.fit(build_network(RECIPE, 2)))
+    assert seen == [4] * 4 * 3, "of six batches the last two would make half a step"
+
+
+def test_a_step_larger_than_the_data_is_refused(engine_for: MakeEngine) -> None:
+    engine = engine_for(RECIPE, split="all", gradient_accumulation_steps=4)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(engine.fit(build_network(RECIPE, 2)))
+    assert str(refused.value) == (
+        "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
+        "smaller one"
+    )
+
+
+def test_a_batch_too_large_for_the_device_is_learnt_from_in_parts(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small_device(accelerator: Any, recipe: Recipe, *_: object) -> int:
+        def attempt(cells: int) -> None:
+            if cells > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return require_fitting(accelerator, recipe, attempt)
+
+    system = replace(get_recipe("prior_d_baseline_cnn"), image_size=32, train_batch_size=8, num_train_epochs=2)
+    networks = []
+    for fits in (True, False):
+        if not fits:
+            monkeypatch.setattr(preparation, "_fitting_batch_size", small_device)
+        engine = engine_for(system, split="all")
+        networks.append(build_network(system, 2))
+        rows = list(engine.fit(networks[-1]))
+        assert engine.batch_size == (8 if fits else 4)
+        assert (len(rows), engine.steps_per_epoch) == (2, 3)
+    assert "2 batches of 4 make one step" in capsys.readouterr().out
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# Speed
+
+
+def test_cells_decoded_when_asked_for_teach_the_same_to_the_bit(
+    engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, answers = [], []
+    for keep in (True, False):
+        engine = engine_for(replace(RECIPE, num_train_epochs=2))
+        engine.cells = frame_cells(cells.data, PREPROCESSING, keep=keep)
+        networks.append(build_network(RECIPE, 2))
+        list(engine.fit(networks[-1]))
+        answers.append(engine.answer(engine.split.test).probabilities)
+    assert np.array_equal(*answers)
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmented = Augmenter.__call__
+
+    def slowly(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
+        time.sleep(0.2)
+        return augmented(augment, pixels, rows, epoch)
+
+    monkeypatch.setattr(Augmenter, "__call__", slowly)
+    engine = engine_for(replace(RECIPE, num_train_epochs=2), split="all")
+    for row in engine.fit(build_network(RECIPE, 2)):
+        waited = row["data_wait_percent"] / 100 * row["seconds"]
+        assert 0.6 - 0.1 <= waited <= row["seconds"] + 0.1, "three batches"
+        assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
+        assert 50 < row["peak_memory_mb"] < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
+def test_a_compiled_network_learns_the_same_under_its_own_names(engine_for: MakeEngine, change: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, num_train_epochs=2, **change)
+    networks, rows, answers = [], [], []
+    for compiled in (False, True):
+        engine = engine_for(recipe, torch_compile=compiled)
+        networks.append(build_network(recipe, 2))
+        rows.append(list(engine.fit(networks[-1])))
+        answers.append(engine.answer(engine.split.test).probabilities)
+        assert list(engine.state.checkpoint().part("network")) == list(networks[-1].state_dict())
+        assert not any("_orig_mod" in name for name in networks[-1].state_dict())
+    assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-3)
+    assert np.allclose(*answers, atol=1e-3)
 
 
 # The rate, and what is kept

@@ -25,8 +25,9 @@ from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.training import loop
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.engine import Engine, restore_class_frequencies
+from leukoscope.training.engine import Engine
 from leukoscope.training.loop import train
+from leukoscope.training.objective import restore_class_frequencies
 
 TINY = ["--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--mixed_precision", "no"]
 Run = Callable[..., Path]
@@ -77,6 +78,7 @@ def _summary(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
+        "environment.json",
         "figures",
         "metrics.json",
         "predictions.parquet",
@@ -295,6 +297,47 @@ def test_bf16_after_full_precision_in_one_process(own_cells: Path, tmp_path: Pat
         assert accelerator.mixed_precision == precision
 
 
+# Interrupted and gone on with
+
+
+def _crashing(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Let the run die when it writes down that epoch."""
+    append = loop.append_row
+
+    def dying(file: object, row: dict[str, object]) -> None:
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+        append(file, row)
+
+    monkeypatch.setattr(loop, "append_row", dying)
+
+
+def test_an_interrupted_run_goes_on_and_leaves_what_a_whole_one_leaves(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = ("--num_train_epochs", "2")
+    whole = train(_own(own_cells, tmp_path / "whole", *epochs))
+    _crashing(monkeypatch, epoch=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(_own(own_cells, tmp_path / "run", *epochs, "--checkpointing_steps", "1"))
+    monkeypatch.undo()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+    assert "holds an unfinished run (" in _refusal(_own(own_cells, tmp_path / "run", *epochs))
+    other = _own(own_cells, tmp_path / "run", *epochs, "--seed", "1", "--resume_from_checkpoint")
+    assert ": a checkpoint of a run with other settings (seed: 0, the split's fingerprint: " in _refusal(other)
+    run = train(_own(own_cells, tmp_path / "run", *epochs, "--resume_from_checkpoint"))
+    assert "going on from " in capsys.readouterr().out
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+    assert (run / "release/model.safetensors").read_bytes() == (whole / "release/model.safetensors").read_bytes()
+    assert _metrics(run)["evaluations"] == _metrics(whole)["evaluations"]
+    assert [_without_times(row) for row in _summary(run)] == [_without_times(row) for row in _summary(whole)]
+    assert "is complete" in _refusal(_own(own_cells, run, *epochs, "--resume_from_checkpoint", "latest"))
+
+
+def _without_times(row: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if "second" not in name}
+
+
 # How it ends when something is wrong
 
 
@@ -323,7 +366,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: P
     config = _own(
         own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30"
     )
-    assert _refusal(config) == "epoch 1: the loss is nan; lower --learning_rate and start again"
+    refusal = _refusal(config)
+    assert refusal.startswith("epoch 1, batch 2: the loss is nan for the cells ")
+    assert refusal.endswith("; look at them, or lower --learning_rate, and start again")
+    assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["cells"]) == 4
     assert not (tmp_path / "run" / "release").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.engine import Engine
+from leukoscope.training.interruption import Interrupted
 from leukoscope.training.protocol import (
     FINAL,
     OFFICIAL_FOLDS,
@@ -64,8 +68,6 @@ def data(cells: Path) -> LoadedCells:
 
 def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds: float) -> None:
     """What `train` leaves behind, with answers drawn by chance in the place of a network's."""
-    import shutil
-
     args = run.config.data
     split = make_split(
         data, args.split, fold=args.fold, num_folds=args.num_folds, validation=False,
@@ -241,6 +243,32 @@ def test_an_interrupted_run_and_only_that_one_is_made_again(
     after = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
     assert {name for name in before if before[name] != after[name]} == {interrupted.name}
     assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_by_itself(
+    config: TrainingConfig,
+    finished_runs: list[ProtocolRun],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted = finished_runs[1]
+    shutil.rmtree(interrupted.folder)
+
+    def stopped(engine: Engine, number: int) -> None:
+        monkeypatch.undo()
+        engine._save()
+        raise Interrupted
+
+    monkeypatch.setattr(Engine, "_stop_if_asked", stopped)
+    cache = os.environ["LEUKOSCOPE_CACHE"]
+    with pytest.raises(Interrupted):
+        run_protocol(config)
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", cache)
+    assert capsys.readouterr().out.splitlines()[-1] == "the same command, given again, goes on from there"
+    run_protocol(config)
+    assert f"going on from {interrupted.folder / 'checkpoints' / '00001-epoch-1-step-1'}" in capsys.readouterr().out
+    assert interrupted.is_finished()
+    assert not (interrupted.folder / "checkpoints").exists()
 
 
 # What is published

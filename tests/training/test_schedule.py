@@ -160,3 +160,17 @@ def test_a_state_once_taken_does_not_change_with_its_controller() -> None:
     state = controller.state_dict()
     controller.update(_row(ACCURACY, (0, 0.6)))
     assert state["best"]["val_accuracy"] == 0.5
+
+
+def test_the_best_epoch_is_remembered_through_a_checkpoint() -> None:
+    columns = [{"epoch": n + 1, "val_loss": loss} for n, loss in enumerate([0.5, 0.4, 0.4, 0.6, 0.6])]
+    whole = BestEpoch(patience=3)
+    decisions = [whole.judge(row, "val_loss") for row in columns]
+    assert [d.improved for d in decisions] == [True, True, True, False, False]
+    assert [d.reason for d in decisions] == [""] * 4 + ["no better validation score for 3 epochs"]
+    for stop in range(6):
+        before = BestEpoch(patience=3)
+        seen = [before.judge(row, "val_loss") for row in columns[:stop]]
+        after = BestEpoch(patience=3)
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        assert seen + [after.judge(row, "val_loss") for row in columns[stop:]] == decisions

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.cli.ablate import ablate
 from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
@@ -51,6 +52,7 @@ app.command()(predict)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
+app.command(context_settings=_WITH_TRAINING_FLAGS)(ablate)
 app.command()(card)
 app.command()(evaluate)
 app.command(cls=AuditCommand)(audit)

@@ -14,6 +14,7 @@ from leukoscope.cells.phantoms import PHANTOM_LABELS
 from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
+from leukoscope.models.build import hub_weights_name
 from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
 from leukoscope.models.release_code import needs_code
 from leukoscope.training.figures import class_report
@@ -60,8 +61,18 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             own_code=needs_code(config),
             joined_since=joined_since(metrics),
             hub_dataset=_hub_dataset(metrics["data"]["name"]),
+            base_model=_base_model(metrics),
         )
     )
+
+
+def _base_model(metrics: Mapping[str, Any]) -> str | None:
+    """The Hub repository that training started from; None where it was a file, a folder or random weights."""
+    training, imagenet = metrics["training"], metrics["recipe"].get("base_model")
+    started_from = training.get("started_from")
+    if started_from:
+        return started_from["release"] if started_from["revision"] else None
+    return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None
 
 
 def _own_name(release: Path) -> str:

@@ -35,6 +35,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(read_results(results / "prior")),
+        "ablation": ablation_table(read_results(results / "ablation")),
     }
 
 
@@ -242,3 +243,32 @@ def _how_it_ran(row: Mapping[str, Any]) -> str:
         f"{training['kept_epoch']} of {training['epochs_run']} kept, from {training['start_weights']}, seed "
         f"{training['seed']}, {minutes(training['seconds'])} on {training['hardware']}."
     )
+
+
+def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Settings of a recipe on unseen subjects, one table a comparison."""
+    return "\n".join(map(_ablation, comparisons)) if comparisons else "Not measured yet."
+
+
+def _ablation(comparison: Mapping[str, Any]) -> str:
+    settings, first = comparison["settings"], comparison["compared_with"]
+    cells = count(settings[0]["metrics"]["cells"])
+    head = [
+        f"{comparison['data']['title']}: {comparison['estimates']}, {cells} cells answered.",
+        "",
+        f"| setting | weighted F1 | AUROC | weighted F1 beside “{first}” | accuracy, worst tenth of the subjects | "
+        "ECE, calibrated | training |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    return "\n".join([*head, *(_ablation_row(setting, first) for setting in settings), ""])
+
+
+def _ablation_row(setting: Mapping[str, Any], first: str) -> str:
+    figures, by_subject = setting["metrics"], setting["by_subject"]
+    f1, auroc = (f"{share(figures[key])} ({span(by_subject[key])})" for key in ("f1_weighted", "auroc"))
+    change = setting["difference"]["f1_weighted"]
+    beside = "–"
+    if setting["name"] != first:
+        beside = f"{gain(change['difference'])} ({gain(change['low'])} … {gain(change['high'])})"
+    last = [share(figures["worst_subjects_accuracy"]), share(figures["ece_after_scaling"])]
+    return f"| {' | '.join([setting['name'], f1, auroc, beside, *last, minutes(setting['training_seconds'])])} |"

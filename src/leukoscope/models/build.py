@@ -95,9 +95,14 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     backbone = network.backbone if isinstance(network, Classifier) else network
     if start.file is None:
         _fill(backbone, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
-        return f"ImageNet weights {recipe.base_model}"
+        return hub_weights_name(recipe.base_model)
     _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
     return start.name or start.file.stem
+
+
+def hub_weights_name(base_model: str) -> str:
+    """What start weights from the Hub are called in metrics.json."""
+    return f"ImageNet weights {base_model}"
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -139,6 +144,32 @@ def _fill(
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
+
+
+def continue_from(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
+    """Fill a network with all tensors of another that was built alike.
+
+    Args:
+        outputs: for each output of `network`, which of the donor's it goes on from; None leaves the last linear layer
+            as it is.
+        source: what the donor is called, for messages.
+
+    Raises:
+        LeukoscopeError: networks that differ in more than their number of outputs.
+    """
+    ours, theirs = network.state_dict(), donor.state_dict()
+    head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
+    body = (ours.keys() | theirs.keys()) - head
+    unlike = sorted(k for k in body if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape)
+    if unlike or not head <= theirs.keys():
+        raise LeukoscopeError(
+            f"{source}: is another network than the recipe's ({len(unlike)} tensors differ, e.g. "
+            f"{[*unlike, *sorted(head)][0]}); follow the release's own recipe"
+        )
+    given = {k: theirs[k] for k in body}
+    if outputs is not None:
+        given |= {k: theirs[k][list(outputs)] for k in head}
+    network.load_state_dict(given, strict=False)
 
 
 def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:

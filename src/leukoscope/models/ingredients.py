@@ -90,10 +90,20 @@ class Recipe:
         penalty: added to the loss for the head's hidden layers.
         optimizer: AdamW decays weights apart from the gradient and spares biases and norms; the others add
             `weight_decay` times every parameter to its gradient (L2).
+        layer_decay: each step from the head towards the input learns this much slower than the one above it (Clark et
+            al. 2020, arXiv:2003.10555); 1 lets the whole backbone learn at one rate.
         schedule: cosine with warm-up, or one rate throughout.
         plateau: cuts a constant rate when validation stops improving; its last improvement is the epoch kept.
         max_grad_norm: gradients are clipped to this norm; None leaves them alone.
         class_weighted: weigh the loss by inverse class frequency; prior systems did not.
+        sampling: an epoch shows every cell once, or every class equally and in it every subject equally: few patients
+            with many cells each otherwise decide what a class looks like.
+        mixup: cells are blended in pairs, labels too, by a share drawn from Beta(mixup, mixup) (Zhang et al. 2018,
+            arXiv:1710.09412); 0 blends none.
+        subject_robustness: step size by which training turns to the subjects that do worst (group DRO, Sagawa et al.
+            2020, arXiv:1911.08731); 0 treats all cells alike.
+        ema_decay: the weights kept are a running mean over the steps with this decay (Izmailov et al. 2018,
+            arXiv:1803.05407); 0 keeps the last step's.
         selected_by: without a plateau, the validation figure whose best epoch is kept.
         mean, std: what pixels in 0–1 are standardised with.
     """
@@ -119,10 +129,15 @@ class Recipe:
     head: Head | None = None
     penalty: Penalty = field(default_factory=Penalty)
     optimizer: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
+    layer_decay: float = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
     plateau: Plateau | None = None
     max_grad_norm: float | None = 5.0
     class_weighted: bool = True
+    sampling: Literal["cells", "subjects"] = "cells"
+    mixup: float = 0.0
+    subject_robustness: float = 0.0
+    ema_decay: float = 0.0
     selected_by: Literal["val_balanced_accuracy", "val_accuracy", "val_loss"] = "val_balanced_accuracy"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

@@ -17,23 +17,26 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.registry import DATASETS
 from leukoscope.cells.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
+from leukoscope.models.overrides import with_overrides
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+from leukoscope.training.choices import TRACKERS, check_choices, check_one_start
 
-_LEAST = {
-    "max_train_samples": 1,
-    "max_eval_samples": 1,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "early_stopping_patience": 1,
-    "seed": 0,
-}
+_RECIPE = "densenet121"
+# Where files lie, how a run is watched or gone on with, and what becomes of the release do not change what it computes.
+NOT_THE_RESULT = (
+    *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
+    *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private"),
+)
+_PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
+_NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
 
 
-def _flag(default: Any, text: str) -> Any:
+def _flag(default: Any, text: str, **of_parser: Any) -> Any:
+    metadata = {"help": text, **of_parser}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,19 @@ class DataArguments:
     )
     max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
     max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")
+    cache_images: bool = _flag(
+        True, "Decode every cell once and keep the pixels on disk; without, nothing is written and each epoch decodes."
+    )
 
 
 @dataclass(frozen=True)
 class ModelArguments:
     """Which network, and what it starts from."""
 
-    recipe: str = _flag("densenet121", f"A recipe: {', '.join(RECIPES)}.")
+    recipe: str = _flag(
+        _RECIPE,
+        f"A recipe: {', '.join(RECIPES)} (default: {_RECIPE}, or the one that made the release of --init_from).",
+    )
     image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
     pretrained_weights: str | None = _flag(
         None, "Start from this .safetensors file instead of the Hub's ImageNet weights."
@@ -71,6 +80,10 @@ class ModelArguments:
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
     from_scratch: bool = _flag(False, "Start from random weights; never ask the network.")
+    override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: augmentation.scale=0.4 mixup=0.2 …")
+    init_from: str | None = _flag(
+        None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,9 @@ class RunArguments:
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
     per_device_train_batch_size: int | None = _flag(None, "Training batch a process (default: the recipe's).")
     per_device_eval_batch_size: int = _flag(64, "Evaluation batch a process.")
+    gradient_accumulation_steps: int = _flag(
+        1, "Batches that make one step of learning: one process with N learns as N processes do."
+    )
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
@@ -88,7 +104,22 @@ class RunArguments:
         8, "Stop after this many epochs without a better validation score (recipes with a plateau say it themselves)."
     )
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
+    torch_compile: bool = _flag(False, "Compile the network: quicker steps after minutes of waiting for the first.")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
+    checkpointing_steps: str = _flag(
+        "epoch", "When to write a checkpoint: epoch, every so many steps, or no (only when asked to stop)."
+    )
+    save_total_limit: int = _flag(2, "Checkpoints kept in the run folder; the second is for when the last is damaged.")
+    resume_from_checkpoint: str | None = _flag(
+        None,
+        "Go on with an interrupted run: latest (also when nothing is named), or the folder of a checkpoint.",
+        nargs="?",
+        const="latest",
+    )
+    with_tracking: bool = _flag(False, "Follow the run's figures in a tracker; nothing leaves this machine.")
+    report_to: str | None = _flag(
+        None, f"The tracker: {' or '.join(TRACKERS)} (default with --with_tracking: trackio)."
+    )
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_private: bool = _flag(False, "Make that repository private.")
@@ -108,12 +139,8 @@ class TrainingConfig:
         Raises:
             LeukoscopeError: an unknown recipe, or a number below what a run needs.
         """
-        recipe = get_recipe(self.model.recipe)
-        self._check_choices()
-        flags = self.as_dict()
-        for flag, least in _LEAST.items():
-            if flags[flag] is not None and flags[flag] < least:
-                raise LeukoscopeError(f"--{flag} {flags[flag]}: give {least} or more")
+        recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
+        check_choices(self.as_dict())
         if self.is_smoke_run:
             recipe = replace(
                 recipe,
@@ -139,23 +166,10 @@ class TrainingConfig:
         }
         return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
 
-    def _check_choices(self) -> None:
-        """Refuse at once what would otherwise be found after the whole data set is decoded."""
-        if self.data.split not in STRATEGIES:
-            raise LeukoscopeError(f"--split {self.data.split}: unknown; choose one of {', '.join(STRATEGIES)}")
-        if self.model.from_scratch and self.model.pretrained_weights:
-            raise LeukoscopeError("--from_scratch and --pretrained_weights exclude each other; leave one out")
-        for flag in ("learning_rate", "head_learning_rate"):
-            rate = getattr(self.run, flag)
-            if rate is not None and not rate > 0:
-                raise LeukoscopeError(f"--{flag} {rate}: give a number above 0")
-        if self.run.weight_decay is not None and not self.run.weight_decay >= 0:
-            raise LeukoscopeError(f"--weight_decay {self.run.weight_decay}: give 0 or more")
-        if self.run.seed >= 2**32:
-            raise LeukoscopeError(f"--seed {self.run.seed}: give a number below {2**32}")
-        for flag, file in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
-            if file and not Path(file).is_file():
-                raise LeukoscopeError(f"--{flag} {file}: no such file; check the path")
+    @property
+    def tracker(self) -> str | None:
+        """The tracker that follows the run; None without one."""
+        return (self.run.report_to or TRACKERS[0]) if self.run.with_tracking else None
 
     @property
     def is_smoke_run(self) -> bool:
@@ -176,7 +190,7 @@ class TrainingConfig:
             file=Path(file) if file else None,
             name=self.model.pretrained_name,
             may_miss=tuple(self.model.pretrained_may_miss),
-            from_scratch=self.model.from_scratch or (self.is_smoke_run and not file),
+            from_scratch=self.model.from_scratch or (self.is_smoke_run and not file and not self.model.init_from),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,28 +199,58 @@ class TrainingConfig:
 
     def command(self) -> str:
         """The flags that make this run, files and folders by their last name only: where they lay is private."""
-        defaults, words = TrainingConfig().as_dict(), ["train.py"]
+        return " ".join(["train.py", *self._words(leave_out=_NOT_IN_COMMAND, private=True)])
+
+    def resume_command(self, launched_by: Sequence[str]) -> str:
+        """What goes on with this very run on this machine.
+
+        Args:
+            launched_by: the words before the flags, the script's name included.
+        """
+        flags = self._words(leave_out=("resume_from_checkpoint",), private=False)
+        return " ".join([*launched_by, *flags, "--resume_from_checkpoint", "latest"])
+
+    def _words(self, *, leave_out: Sequence[str], private: bool) -> list[str]:
+        """Every flag that is not its default, as words of a command line."""
+        defaults, words = TrainingConfig().as_dict(), []
         for flag, value in self.as_dict().items():
-            if value == defaults[flag] or flag in ("output_dir", "push_to_hub", "hub_model_id", "hub_private"):
+            if value == defaults[flag] or flag in leave_out:
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
-            is_path = flag in ("train_dir", "split_file", "subject_csv", "pretrained_weights")
-            words += [f"--{flag}", *(shlex.quote(Path(v).name if is_path else str(v)) for v in values)]
-        return " ".join(words)
+            is_path = flag in _PATHS or (flag == "init_from" and Path(value).exists())
+            hidden = private and is_path
+            words += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
+        return words
 
 
 def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
 
+    With --init_from the release is opened: it settles what the flags leave open.
+
     Raises:
-        LeukoscopeError: a flag that does not exist.
+        LeukoscopeError: a flag that does not exist, or a release that cannot be gone on from.
     """
     from transformers import HfArgumentParser
 
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
     parser = HfArgumentParser(kinds, description=__doc__, prog="train.py")
+    # Only so can a recipe that was asked for be told from the default.
+    parser.set_defaults(recipe=None)
     words = list(sys.argv[1:] if argv is None else argv)
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
-    return TrainingConfig(data, model, run)
+    return TrainingConfig(data, _settled(model), run)
+
+
+def _settled(model: ModelArguments) -> ModelArguments:
+    """The model's arguments with a recipe: the one asked for, else the release's, else the default."""
+    asked: Any = model.recipe
+    model = replace(model, recipe=_RECIPE if asked is None else asked)
+    if not model.init_from:
+        return model
+    from leukoscope.training.init_from import follow_release
+
+    check_one_start(asdict(model))
+    return follow_release(model, recipe_given=asked is not None)

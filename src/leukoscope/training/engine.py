@@ -5,15 +5,12 @@ What the recipe says is read here and in `optim`, `schedule` and `features`; not
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,15 +18,24 @@ from torch.utils.data import DataLoader
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.models.build import classifier_parameters, penalty
-from leukoscope.models.recipes import Penalty, Recipe
+from leukoscope.models.recipes import Recipe
+from leukoscope.training.answers import logits_of, predictions_of
+from leukoscope.training.averaging import share_statistics
+from leukoscope.training.checkpoints import Checkpoints
 from leukoscope.training.config import RunArguments
-from leukoscope.training.features import HeadOnFeatures, can_be_kept, features_file, frozen_features, pays_off
-from leukoscope.training.inputs import FeatureInputs, Inputs, PixelInputs, Rows
-from leukoscope.training.optim import make_optimizer
-from leukoscope.training.schedule import BestEpoch, Decision, PlateauController, cosine_with_warmup, gain
+from leukoscope.training.divergence import LossWatch
+from leukoscope.training.environment import peak_memory
+from leukoscope.training.inputs import Inputs, Rows, ready_batches, rest_of_epoch, shows_progress
+from leukoscope.training.interruption import Interrupted, StopRequest
+from leukoscope.training.mixing import mixing_share
+from leukoscope.training.objective import Objective
+from leukoscope.training.optim import set_rates
+from leukoscope.training.preparation import prepare
+from leukoscope.training.schedule import BestEpoch, Decision, PlateauController
+from leukoscope.training.state import TrainingState
+from leukoscope.training.step import Step
 
 
 class Engine:
@@ -37,9 +43,22 @@ class Engine:
 
     Attributes:
         network: the whole network, as it is released.
-        learner: what learns and answers: the network, or its head alone where the features below it are kept.
+        learner: what learns: the network, or its head alone where the features below it are kept.
+        answerer: what answers: the learner, while fitting with the running mean of its weights where there is one.
+        state: what changes while fitting; a checkpoint holds all of it.
+        batch_size: cells each process takes at a time: the recipe's batch, or less where that does not fit a GPU.
         epochs_run, kept_epoch: after `fit`, counted from 1.
+        seconds: after `fit`, what it took, sessions before an interruption included.
     """
+
+    network: nn.Module
+    learner: nn.Module
+    answerer: nn.Module
+    inputs: Inputs
+    state: TrainingState
+    learn: Step
+    steps_per_epoch: int
+    batch_size: int
 
     def __init__(
         self,
@@ -51,222 +70,226 @@ class Engine:
         run: RunArguments,
         *,
         keep_features: bool = True,
+        checkpoints: Checkpoints | None = None,
+        watch: LossWatch | None = None,
     ):
         self.accelerator, self.cells, self.split = accelerator, cells, split
         self.recipe, self.preprocessing, self.run, self.keep_features = recipe, preprocessing, run, keep_features
-        self.augment = Augmenter(recipe.augmentation, cells.data.info.background, run.seed)
-        self.train_rows = cells.rows(split.train)
-        self.class_counts = self._class_counts()
-        # Inverse class frequency, mean 1 over the training cells.
-        weights = self.class_counts.sum() / (len(self.class_counts) * self.class_counts)
-        weights = weights if recipe.class_weighted else torch.ones_like(weights)
-        self.class_weights = weights.to(accelerator.device)
+        self.checkpoints, self.stop, self.watch = checkpoints, StopRequest(), watch
+        rows = cells.rows(split.train)
+        subjects = [cells.subjects[row] for row in rows]
+        self.objective = Objective(recipe, cells.labels[rows], subjects, cells.data.info.labels, accelerator.device)
         self.controller = PlateauController(recipe.plateau) if recipe.plateau else None
         self.best = BestEpoch(run.early_stopping_patience)
-        self.network: nn.Module
-        self.learner: nn.Module
-        self.inputs: Inputs
         self.epochs_run = self.kept_epoch = 0
+        self.seconds = 0.0
 
     def fit(self, network: nn.Module) -> Iterator[dict[str, Any]]:
         """Train epoch by epoch, yielding one summary row each; the best epoch's weights are left in `network`.
 
+        Where `checkpoints` has one to go on from, its rows are yielded first and training goes on behind it.
+
         Raises:
-            LeukoscopeError: fewer training cells than a batch, a loss that is no number, or no room for features.
+            LeukoscopeError: fewer training cells than a step takes, a loss that is no number, or no room on the disk.
+            Interrupted: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        recipe, accelerator, self.network = self.recipe, self.accelerator, network
-        for name in recipe.frozen:
-            network.get_submodule(name).requires_grad_(False)
-        self.inputs, learner = self._inputs_and_learner()
-        loader = DataLoader(self._rows(self.train_rows), recipe.train_batch_size, shuffle=True, drop_last=True)
-        if not len(loader):
-            raise LeukoscopeError(
-                f"--per_device_train_batch_size {recipe.train_batch_size}: larger than the {len(self.train_rows)} "
-                "training cells; give a smaller one"
-            )
-        optimizer = make_optimizer(network, recipe)
-        self.learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
-        kept_weights = None
-        for epoch in range(recipe.num_train_epochs):
-            row = self._epoch(epoch, loader, optimizer)
-            decision = self._judge(epoch, row) if self.split.validation else None
-            if decision and decision.improved:
-                kept_weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
-                self.kept_epoch, kept = epoch + 1, f"{_in_words(decision.watched)} {row[decision.watched]:.3f}"
-            shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-            accelerator.print("  ".join(shown), flush=True)
-            yield row
-            if decision and decision.stop:
-                accelerator.print(f"{decision.reason}: stopped")
-                break
-        self.epochs_run = epoch + 1
-        self.kept_epoch = self.kept_epoch or self.epochs_run
-        if kept_weights is not None:
-            network.load_state_dict(kept_weights)
-            accelerator.print(f"kept epoch {self.kept_epoch}: {kept}")
-        if recipe.class_weighted:
-            restore_class_frequencies(network, self.class_counts)
+        self.network = network
+        resumed = self.checkpoints.resumed if self.checkpoints else None
+        if resumed:
+            network.load_state_dict(resumed.part("network"))
+        loader = self._prepare(network)
+        if resumed:
+            self.state.restore(resumed)
+        progress = self.state.progress
+        yield from list(progress.rows)
+        with self.stop if self.checkpoints else nullcontext():
+            while progress.epoch < self.recipe.num_train_epochs and not progress.stopped:
+                yield self._one_epoch(loader)
+        self._finish()
+
+    def _prepare(self, network: nn.Module) -> DataLoader[Any]:
+        """Put all that fitting needs on the device; the training cells' loader."""
+        ready = prepare(
+            self.accelerator,
+            network,
+            self.cells,
+            self.split,
+            self.recipe,
+            self.preprocessing,
+            self.run,
+            self.objective,
+            self.controller or self.best,
+            keep_features=self.keep_features,
+        )
+        self.inputs, self.learner, self.answerer = ready.inputs, ready.learner, ready.answerer
+        self.learn, self.state, self.batch_size = ready.step, ready.state, ready.batch_size
+        self.steps_per_epoch = len(ready.loader) // self.accelerator.gradient_accumulation_steps
+        if self.accelerator.process_index:
+            # Dropout must not strike the same units in every process.
+            torch.manual_seed(self.run.seed + self.accelerator.process_index)
+        return ready.loader
+
+    def _one_epoch(self, loader: DataLoader[Any]) -> dict[str, Any]:
+        """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
+        progress = self.state.progress
+        row = self._epoch(loader)
+        share_statistics(self.state.average, self.accelerator)
+        row |= self._validate() if self.split.validation else {}
+        decision = self._judge(row) if self.split.validation else None
+        if decision and decision.improved:
+            self.state.keep_weights(f"{_in_words(decision.watched)} {row[decision.watched]:.3f}")
+        progress.end_epoch(row, stopped=decision is not None and decision.stop)
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        self.accelerator.print("  ".join(shown), flush=True)
+        if decision and decision.stop:
+            self.accelerator.print(f"{decision.reason}: stopped")
+        if self.checkpoints and (self.checkpoints.each_epoch or self.checkpoints.due(self._steps_done)):
+            self._save()
+        return row
+
+    def _finish(self) -> None:
+        """Leave the kept weights in the network, speaking for the true class frequencies."""
+        progress = self.state.progress
+        self.epochs_run, self.seconds = progress.epoch, progress.watch.seconds
+        self.kept_epoch = progress.kept_epoch or self.epochs_run
+        self.network.load_state_dict(self.state.kept or self.state.judged.state_dict())
+        self.answerer = self.learner
+        if self.state.kept:
+            self.accelerator.print(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
+        self.objective.undo_class_weights(self.network)
+
+    def _save(self) -> None:
+        """Write a checkpoint of this moment; every process takes part, the main one writes."""
+        assert self.checkpoints is not None
+        self._read_losses()
+        checkpoint, progress = self.state.checkpoint(), self.state.progress
+        # Figures of all processes, and weights, which they share: all come to the same conclusion.
+        for figures in checkpoint.part("progress").values():
+            self._require_numbers("loss", figures[..., 0])
+        for weight in self.network.parameters():
+            self._require_numbers("weight", weight.detach())
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(checkpoint, progress.epoch + 1, progress.step)
+
+    def _after_step(self) -> None:
+        if self.state.average is not None:
+            self.state.average.update(self.network, step=self._steps_done)
+        self._stop_if_asked(self._steps_done)
+        # At the end of an epoch one is written after validation.
+        if (
+            self.checkpoints
+            and self.checkpoints.due(self._steps_done)
+            and self.state.progress.step < self.steps_per_epoch
+        ):
+            self._save()
+
+    def _stop_if_asked(self, count: int) -> None:
+        """Write a checkpoint and end where a signal asked for it, at a moment that all processes agree on."""
+        if self.stop.agreed(self.accelerator, count):
+            self._save()
+            at = f"epoch {self.state.progress.epoch + 1}, step {self.state.progress.step}"
+            self.accelerator.print(f"asked to stop: checkpoint written at {at}", flush=True)
+            raise Interrupted
+
+    @property
+    def _steps_done(self) -> int:
+        """Optimiser steps of the whole run so far."""
+        return self.state.progress.epoch * self.steps_per_epoch + self.state.progress.step
 
     def answer(self, cell_ids: tuple[str, ...]) -> CellPredictions:
         """Probabilities for the given cells, each exactly once however many processes share the work."""
-        logits, rows = self._logits(cell_ids)
-        return self._predictions(logits, rows)
-
-    def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
-        ids = {row: cell for cell, row in self.cells.row_of.items()}
-        return CellPredictions(
-            tuple(ids[row] for row in rows.tolist()),
-            tuple(self.cells.subjects[row] for row in rows.tolist()),
-            self.cells.labels[rows.numpy()],
-            logits.softmax(dim=1).numpy(),
-            self.cells.data.info.labels,
-        )
+        return predictions_of(self.cells, *self._logits(cell_ids))
 
     def _logits(self, cell_ids: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, K) logits and the (N,) rows they belong to, on the CPU."""
-        rows = self.cells.rows(cell_ids)
-        loader = self.accelerator.prepare(DataLoader(self._rows(rows), self.run.per_device_eval_batch_size))
-        self.learner.eval()
-        gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for items, _, row in loader:
-            with torch.inference_mode():
-                logits = self.learner(self.inputs.for_answers(items)).float()
-            gathered.append(self.accelerator.gather_for_metrics((logits, row)))
-        logits, seen = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
-        assert sorted(seen.tolist()) == sorted(rows.tolist()), "a cell was answered twice or not at all"
-        return logits, seen
-
-    def _inputs_and_learner(self) -> tuple[Inputs, nn.Module]:
-        """Pixels and the network; or, where the frozen backbone's features are kept, these and its head."""
-        recipe, network = self.recipe, self.network
-        pixels = PixelInputs(self.cells, self.preprocessing, self.augment)
-        if not (self.keep_features and can_be_kept(recipe)):
-            return pixels, network
-        path = features_file(network, self.cells, recipe)
-        passes = recipe.num_train_epochs * (len(self.train_rows) + len(self.split.validation)) + len(self.split.test)
-        if not pays_off(path, self.cells, recipe, passes):
-            return pixels, network
-        network.to(self.accelerator.device)
-        say = partial(self.accelerator.print, flush=True)
-        # One process computes; the others read what it kept.
-        with self.accelerator.main_process_first():
-            features = frozen_features(
-                path,
-                network,
-                self.cells,
-                self.preprocessing,
-                recipe.augmentation.mirrorings,
-                say=say,
-                shows_progress=shows_progress(self.accelerator),
-            )
-        return FeatureInputs(features, self.augment), HeadOnFeatures(network)
+        return logits_of(
+            self.answerer,
+            self.inputs,
+            self._rows(self.cells.rows(cell_ids)),
+            self.accelerator,
+            self.run.per_device_eval_batch_size,
+            between=self._stop_if_asked,
+        )
 
     def _rows(self, rows: np.ndarray) -> Rows:
         return Rows(self.inputs, self.cells.labels, rows)
 
-    def _train_mode(self) -> None:
-        """Training mode, but for frozen modules: those keep weights and batch statistics."""
-        self.learner.train()
-        for name in self.recipe.frozen:
-            self.network.get_submodule(name).eval()
-
-    def _epoch(self, epoch: int, loader: DataLoader[Any], optimizer: Any) -> dict[str, Any]:
-        """One pass over the training side; its row of summary.csv, validation included."""
-        started, figures = time.perf_counter(), []
-        self._train_mode()
-        for step, (items, labels, rows) in enumerate(self._progress(loader, epoch)):
-            share = self._rate_share(epoch * len(loader) + step, self.recipe.num_train_epochs * len(loader))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * share
-            figures.append(self._step(self.inputs.for_training(items, rows, epoch), labels, optimizer))
-        seconds = time.perf_counter() - started
+    def _epoch(self, loader: DataLoader[Any]) -> dict[str, Any]:
+        """One pass over the training side, or what is left of it; its columns of a summary row."""
+        progress, accelerator = self.state.progress, self.accelerator
+        if not progress.step:
+            progress.begin_epoch()
+        self.learn.train_mode()
+        seen = progress.step * accelerator.gradient_accumulation_steps
+        left = rest_of_epoch(loader, progress.epoch, seen, shows_progress=shows_progress(accelerator))
+        for inputs, labels, rows in ready_batches(
+            left, self.inputs, accelerator.device, progress.epoch, progress.add_waiting
+        ):
+            self._set_rates(progress.step)
+            with accelerator.accumulate(self.learner):
+                progress.figures.append(self._step(inputs, labels, rows))
+            if self.watch:
+                self.watch.note(progress.epoch, len(progress.figures) - 1, progress.figures[-1][0], rows)
+            if accelerator.sync_gradients:
+                progress.step += 1
+                self._after_step()
+        self._read_losses()
         # The mean over processes too: they must come to one decision.
-        loss, accuracy = self.accelerator.reduce(torch.stack(figures, dim=1).mean(dim=1), "mean").tolist()
-        if not np.isfinite(loss):
-            raise LeukoscopeError(f"epoch {epoch + 1}: the loss is {loss}; lower --learning_rate and start again")
-        row = {"epoch": epoch + 1, "train_loss": round(loss, 5), "train_accuracy": round(accuracy, 5)}
-        row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 1)}
-        row |= {"images_per_second": round(len(self.train_rows) / seconds, 1)}
-        return row | (self._validate() if self.split.validation else {})
+        figures = accelerator.reduce(torch.stack(progress.figures).mean(dim=0), "mean")
+        self._require_numbers("loss", figures[0])
+        loss, accuracy = figures.tolist()
+        row = {"epoch": progress.epoch + 1, "train_loss": round(loss, 5), "train_accuracy": round(accuracy, 5)}
+        return row | {"learning_rate": self._set_rates(progress.step - 1)} | self._speed()
 
-    def _rate_share(self, step: int, total_steps: int) -> float:
-        """Share of the recipe's learning rate at a step of the run."""
+    def _speed(self) -> dict[str, float]:
+        """How the epoch's training side went: all processes' cells a second, and what this process waited and held."""
+        progress, (resident, on_gpu) = self.state.progress, peak_memory()
+        seconds = progress.epoch_watch.seconds
+        cells = len(progress.figures) * self.batch_size * self.accelerator.num_processes
+        return {
+            "seconds": round(seconds, 1),
+            "images_per_second": round(cells / seconds, 1),
+            "data_wait_percent": round(100 * progress.waited / seconds, 1),
+            "peak_memory_mb": round((on_gpu or resident) / 1e6),
+        }
+
+    def _set_rates(self, step: int) -> float:
+        """Give every parameter its rate for a step of this epoch; that of the first group."""
+        done, total = self.state.progress.epoch * self.steps_per_epoch, self.recipe.num_train_epochs
         cut = self.controller.rate if self.controller else 1.0
-        if self.recipe.schedule == "constant":
-            return cut
-        return cut * cosine_with_warmup(step, total_steps, self.recipe.warmup_share)
+        return set_rates(self.state.optimizer, self.recipe, done + step, total * self.steps_per_epoch, cut)
 
-    def _step(self, inputs: torch.Tensor, labels: torch.Tensor, optimizer: Any) -> torch.Tensor:
-        """Learn one batch; (2,) its loss and accuracy before that."""
-        with self.accelerator.autocast():
-            logits = self.learner(inputs)
-        loss = self._loss(logits, labels)
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return torch.stack([loss.detach(), accuracy])
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy with the recipe's smoothing, class weights and penalty: what training makes small."""
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
-        # Divided by the batch size, not by the batch's weights: the same on one process as on many.
-        loss = (loss * self.class_weights[labels]).mean()
-        return loss if self.recipe.penalty == Penalty() else loss + penalty(self.network, self.recipe)
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Learn from one batch; (2,) its loss and accuracy before that."""
+        progress, accelerator = self.state.progress, self.accelerator
+        # Every process mixes its own cells.
+        batch = len(progress.figures) * accelerator.num_processes + accelerator.process_index
+        return self.learn(inputs, labels, rows, mixing_share(self.recipe.mixup, self.run.seed, progress.epoch, batch))
 
     def _validate(self) -> dict[str, float]:
         """The validation columns of a summary row; val_loss is the training loss on those cells."""
         logits, rows = self._logits(self.split.validation)
-        device = self.accelerator.device
+        device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
-            loss = self._loss(logits.to(device), torch.from_numpy(self.cells.labels[rows.numpy()]).to(device))
-        figures = {"loss": float(loss)} | measure(self._predictions(logits, rows))
+            loss = self.objective.loss(logits.to(device), labels.to(device), self.network)
+        figures = {"loss": float(loss)} | measure(predictions_of(self.cells, logits, rows))
         names = ("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc")
         return {f"val_{name}": round(figures[name], 5) for name in names if figures[name] is not None}
 
-    def _judge(self, epoch: int, row: dict[str, Any]) -> Decision:
+    def _judge(self, row: dict[str, Any]) -> Decision:
         """Whether to keep this epoch's weights, and whether to go on."""
-        if self.controller is not None:
-            return self.controller.update(row)
-        improved = self.best.update(epoch, gain(row, self.recipe.selected_by))
-        reason = f"no better validation score for {self.best.patience} epochs" * self.best.should_stop(epoch)
-        return Decision(self.recipe.selected_by, improved, reason)
+        return self.controller.update(row) if self.controller else self.best.judge(row, self.recipe.selected_by)
 
-    def _class_counts(self) -> torch.Tensor:
-        """Training cells of each class, (K,) float32."""
-        names = self.cells.data.info.labels
-        counts = np.bincount(self.cells.labels[self.train_rows], minlength=len(names))
-        for name, count in zip(names, counts, strict=True):
-            if count == 0:
-                raise LeukoscopeError(f"split: no training cell of class {name}; use another --split or more cells")
-        return torch.tensor(counts, dtype=torch.float32)
+    def _read_losses(self) -> None:
+        """Stop every process, naming the batch, where a loss since the last reading is no number."""
+        if self.watch:
+            self.watch.read(self.state.progress.epoch, len(self.state.progress.figures) - 1)
 
-    def _progress(self, loader: DataLoader[Any], epoch: int) -> Any:
-        from tqdm.auto import tqdm
-
-        return tqdm(loader, desc=f"epoch {epoch + 1}", disable=not shows_progress(self.accelerator), leave=False)
-
-
-def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) -> None:
-    """Make the probabilities speak for the training data's class frequencies again.
-
-    A class-weighted loss teaches a network to answer as if all classes were equally frequent. Adding the logarithm of
-    the true frequencies to the head's bias undoes that exactly (Saerens et al. 2002, doi:10.1162/089976602753284446).
-
-    Args:
-        class_counts: (K,) training cells of each class.
-    """
-    bias = next(p for p in classifier_parameters(network) if p.ndim == 1)
-    shift = torch.log(class_counts / class_counts.sum())
-    with torch.no_grad():
-        bias.add_((shift - shift.mean()).to(bias.device))
-
-
-def shows_progress(accelerator: Accelerator) -> bool:
-    """Bars are for a person at a terminal; a log file keeps one line an epoch."""
-    return accelerator.is_main_process and sys.stderr.isatty()
+    def _require_numbers(self, what: str, values: torch.Tensor) -> None:
+        """Stop before what is no number any more is written anywhere."""
+        if not bool(values.isfinite().all()):
+            value, epoch = float(values.float().mean()), self.state.progress.epoch + 1
+            raise LeukoscopeError(f"epoch {epoch}: the {what} is {value}; lower --learning_rate and start again")
 
 
 def _in_words(column: str) -> str:

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.splits import Split, load_split, make_split
 from leukoscope.cells.transforms import Preprocessing
-from leukoscope.models.build import build_network, load_start_weights
+from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import METRICS, save_release, write_json
+from leukoscope.training.checkpoints import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
-from leukoscope.training.engine import Engine, shows_progress
+from leukoscope.training.divergence import BAD_BATCH, LossWatch
+from leukoscope.training.engine import Engine
+from leukoscope.training.environment import complete_environment, write_environment
 from leukoscope.training.figures import draw_run
+from leukoscope.training.init_from import start_network
+from leukoscope.training.inputs import shows_progress
 from leukoscope.training.memory import keep_freed_memory
+from leukoscope.training.preflight import check_before_training
 from leukoscope.training.record import append_row, describe_run, record_answers, result_lines, write_args
+from leukoscope.training.tracking import check_tracking, finish_tracking, start_tracking, track_epoch, track_result
 
 
 def train(config: TrainingConfig) -> Path:
@@ -40,21 +47,20 @@ def train(config: TrainingConfig) -> Path:
         LeukoscopeError: anything the user can fix, before the first step where possible.
     """
     recipe = config.resolve()
+    check_tracking(config)
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     say = partial(accelerator.print, flush=True)
-    out = _make_output_dir(config.output_dir, accelerator)
+    check_resume(config.output_dir, config.run.resume_from_checkpoint)
+    # Nothing is removed before every process has looked.
+    accelerator.wait_for_everyone()
+    out = _make_output_dir(config, accelerator)
     set_seed(config.run.seed)
 
     cells = load_framed_cells(config, recipe, accelerator)
     say(cells.data.report())
     split = choose_split(config, cells.data)
-    if recipe.plateau and not split.validation:
-        raise LeukoscopeError(
-            f"--recipe {recipe.name}: its learning rate follows the validation cells and split {split.strategy} "
-            f"({split.detail}) has none; leave out --no_validation or choose another --split"
-        )
     say(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
@@ -65,29 +71,51 @@ def train(config: TrainingConfig) -> Path:
         say("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
     network = build_network(recipe, len(cells.data.info.labels))
-    started_from = load_start_weights(network, recipe, config.start_weights)
-    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started_from}")
+    started = start_network(network, recipe, config, cells, split)
+    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started.name}")
+    notes = check_before_training(
+        out,
+        cells,
+        split,
+        recipe,
+        network,
+        processes=accelerator.num_processes,
+        batches=config.run.gradient_accumulation_steps,
+        checkpoints=config.run.save_total_limit,
+    )
+    split = replace(split, notes=(*split.notes, *started.notes, *notes))
+    for line in (*started.remarks, *started.notes, *notes):
+        say(f"  {line}")
+    resumed = config.run.resume_from_checkpoint is not None
+    write_environment(out, accelerator, config, cells.data, resumed=resumed)
+    start_tracking(accelerator, config, recipe)
     if accelerator.is_main_process:
         split.save(out / "split.json")
         write_args(out / "args.yaml", config, recipe)
 
     preprocessing = preprocessing_for(recipe, cells.data)
-    engine = Engine(accelerator, cells, split, recipe, preprocessing, config.run)
-    started = time.perf_counter()
+    checkpoints = _checkpoints(config, recipe, cells, split, accelerator)
+    if config.run.resume_from_checkpoint:
+        checkpoints.resume(config.run.resume_from_checkpoint, say)
+    watch = LossWatch(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
+    engine = Engine(accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, watch=watch)
     with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in engine.fit(network):
             if file is not None:
                 append_row(file, epoch_row)
-    seconds = time.perf_counter() - started
+            track_epoch(accelerator, epoch_row)
 
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
-        metrics = describe_run(config, recipe, cells, split, started_from)
-        metrics["training"] |= {"seconds": seconds, "epochs_run": engine.epochs_run, "kept_epoch": engine.kept_epoch}
+        metrics = describe_run(config, recipe, cells, split, started.name)
+        metrics["training"] |= started.provenance
+        metrics["training"] |= {"processes": accelerator.num_processes, "seconds": engine.seconds}
+        metrics["training"] |= {"epochs_run": engine.epochs_run, "kept_epoch": engine.kept_epoch}
         if answers is not None:
             block = record_answers(out, answers, cells, split)
             metrics["evaluations"].append(block)
             say(result_lines(block))
+            track_result(accelerator, block, epoch=engine.kept_epoch)
         write_json(out / METRICS, metrics)
         save_release(
             out / "release",
@@ -99,7 +127,10 @@ def train(config: TrainingConfig) -> Path:
             description=f"{recipe.name} on {cells.data.info.title}; research only",
         )
         draw_run(out, engine.network, cells)
+        checkpoints.remove()
         say(f"run folder: {out}\nrelease:    {out / 'release'}")
+    complete_environment(out, accelerator, engine.seconds, batch_size=engine.batch_size)
+    finish_tracking(accelerator)
     accelerator.wait_for_everyone()
     return out
 
@@ -112,7 +143,12 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision=precision, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
+        mixed_precision=precision,
+        log_with=config.tracker,
+        project_dir=config.output_dir,
+        # Said here, it is not taken from the environment, which a checkpoint would know nothing of.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
     )
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -147,7 +183,7 @@ def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accel
             bar.desc, bar.total = "decoding", total
             bar.update(done - bar.n)
 
-        return frame_cells(data, preprocessing_for(recipe, data), progress=progress)
+        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images, progress=progress)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
@@ -169,16 +205,36 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 
 
-def _make_output_dir(out: Path, accelerator: Accelerator) -> Path:
+def _checkpoints(
+    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, accelerator: Accelerator
+) -> Checkpoints:
+    """The run's checkpoints; what makes its result beside the flags is named as a person would look for it."""
+    settings = run_settings(
+        config,
+        recipe,
+        **{
+            "processes (accelerate launch --num_processes)": accelerator.num_processes,
+            "--mixed_precision": accelerator.mixed_precision,
+            "the data's fingerprint": cells.data.fingerprint,
+            "the split's fingerprint": split.fingerprint,
+        },
+    )
+    run = config.run
+    return Checkpoints(config.output_dir, settings, steps=run.checkpointing_steps, limit=run.save_total_limit)
+
+
+def _make_output_dir(config: TrainingConfig, accelerator: Accelerator) -> Path:
+    out = config.output_dir
+    # What an earlier run left there would be taken for this one's, should it end early.
+    folders = ("release", "figures", *([] if config.run.resume_from_checkpoint else [FOLDER]))
     try:
         if accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").write_text("")
             (out / ".writable").unlink()
-            # What an earlier run left there would be taken for this one's, should it end early.
-            for name in ("release", "figures"):
+            for name in folders:
                 shutil.rmtree(out / name, ignore_errors=True)
-            for name in (METRICS, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+            for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise LeukoscopeError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, rewritten, write_json
+from leukoscope.training.checkpoints import FOLDER, LATEST, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.record import plain
+from leukoscope.training.interruption import Interrupted
 
 OFFICIAL_FOLDS = "recipe (official folds)"
 RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
@@ -53,21 +54,13 @@ class ProtocolRun:
         if not (self.folder / "release" / METRICS).exists():
             return False
         made = yaml.safe_load((self.folder / "args.yaml").read_text())
-        flags, wanted = made["flags"], self.config.as_dict()
-        different = [f"{k}: {flags.get(k)}" for k in wanted if k not in NOT_THE_RESULT and flags.get(k) != wanted[k]]
-        recipe = plain(asdict(self.config.resolve()))
-        then = made["resolved_recipe"]
-        different += [f"recipe's {k}: {then.get(k)}" for k in recipe if then.get(k) != recipe[k]]
+        different = other_settings(made, run_settings(self.config, self.config.resolve()))
         if different:
             raise LeukoscopeError(
                 f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
                 "remove it"
             )
         return True
-
-
-# Where files lie and what becomes of the release do not change what a run computes.
-NOT_THE_RESULT = ("output_dir", "train_dir", "pretrained_weights", "push_to_hub", "hub_model_id", "hub_private")
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
@@ -106,7 +99,7 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
 
 
 def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
-    """Make every run that is not finished yet; an interrupted list of runs goes on where it stopped."""
+    """Make every run that is not finished yet; an interrupted list of runs, or run, goes on where it stopped."""
     from leukoscope.training.loop import train
 
     for number, run in enumerate(runs, start=1):
@@ -114,7 +107,12 @@ def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
             print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
             continue
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-        train(run.config)
+        which = LATEST if checkpoints_in(run.folder / FOLDER) else None
+        try:
+            train(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))
+        except Interrupted:
+            print("the same command, given again, goes on from there", flush=True)
+            raise
     return runs
 
 

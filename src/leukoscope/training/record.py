@@ -6,14 +6,12 @@ Every block of figures says what it estimates; a number without that word mislea
 from __future__ import annotations
 
 import csv
-import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from leukoscope import RESEARCH_NOTICE, __version__
@@ -24,6 +22,7 @@ from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline,
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import SCHEMA_VERSION
 from leukoscope.training.config import TrainingConfig
+from leukoscope.training.environment import hardware, versions
 
 THESE_WEIGHTS = "these weights"
 
@@ -104,24 +103,11 @@ def describe_run(
             "seed": config.run.seed,
             "command": config.command(),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "hardware": _hardware(),
-            "versions": _versions(),
+            "hardware": hardware(),
+            "versions": versions(),
         },
         "evaluations": [],
     }
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
-    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:

@@ -19,9 +19,9 @@ from leukoscope.evaluation.draws import DRAWS, LEVEL
 from leukoscope.evaluation.intervals import subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline
 from leukoscope.models.release import read_metrics, write_json
-from leukoscope.training.config import DataArguments, TrainingConfig
+from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
 from leukoscope.training.figures import class_report
-from leukoscope.training.protocol import NOT_THE_RESULT, RANDOM_SPLIT, ProtocolRun, finish
+from leukoscope.training.protocol import RANDOM_SPLIT, ProtocolRun, finish
 from leukoscope.training.record import plain
 
 PRIOR_RESULTS = Path("results/prior")

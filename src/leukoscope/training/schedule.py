@@ -50,6 +50,22 @@ class BestEpoch:
         """True once `patience` epochs have passed since the score last rose."""
         return epoch - self._gained >= self.patience
 
+    def judge(self, row: Mapping[str, Any], quantity: str) -> Decision:
+        """Record an epoch's row of summary.csv by one of its columns."""
+        epoch = row["epoch"] - 1
+        improved = self.update(epoch, gain(row, quantity))
+        reason = f"no better validation score for {self.patience} epochs" * self.should_stop(epoch)
+        return Decision(quantity, improved, reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain JSON values."""
+        return {"score": self.score if self.epoch >= 0 else None, "epoch": self.epoch, "gained": self._gained}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.score = -math.inf if state["score"] is None else state["score"]
+        self.epoch, self._gained = state["epoch"], state["gained"]
+
 
 @dataclass(frozen=True)
 class Decision:

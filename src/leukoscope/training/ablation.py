@@ -1,0 +1,180 @@
+"""Which ingredient of a recipe helps on patients nobody trained on: settings compared by cross-validation.
+
+A grid names settings, each a few flags of train.py on top of the common ones; the first is what the others are compared
+with. All share seed, folds and cells, so two settings differ in nothing else, and their difference is taken on the same
+drawn subjects. Finished runs are kept, so an interrupted ablation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.registry import entry_or_folders
+from leukoscope.evaluation.calibration import calibration_figures, cross_fitted, leave_one_subject_out
+from leukoscope.evaluation.draws import DRAWS, LEVEL, subject_draws
+from leukoscope.evaluation.intervals import paired_difference, subject_intervals
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.models.release import read_metrics, write_json
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.protocol import ProtocolRun, finish
+from leukoscope.training.record import plain
+
+# The tenth of the subjects that fares worst: a mean hides them.
+_WORST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table: a name, and the runs of its folds."""
+
+    name: str
+    runs: tuple[ProtocolRun, ...]
+
+
+def read_grid(path: Path) -> dict[str, list[str]]:
+    """Settings in the order of a YAML file of `name: flags of train.py`.
+
+    Raises:
+        LeukoscopeError: no such file, or not such a list.
+    """
+    import yaml
+
+    try:
+        grid = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise LeukoscopeError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LeukoscopeError(f"{path}: no YAML ({str(error).splitlines()[0]}); write lines `name: --flag …`") from None
+    if not isinstance(grid, dict) or len(grid) < 2 or not all(isinstance(v, str | None) for v in grid.values()):
+        raise LeukoscopeError(f"{path}: give two settings or more, each a line `name: --flag …`")
+    return {str(name): shlex.split(os.path.expandvars(flags or "")) for name, flags in grid.items()}
+
+
+def ablation_settings(argv: Sequence[str], grid: dict[str, list[str]]) -> list[Setting]:
+    """The runs of every setting, below the common output folder.
+
+    Args:
+        argv: flags of train.py that all settings share; `--num_folds` folds are tested.
+
+    Raises:
+        LeukoscopeError: flags that an ablation sets itself, a name used twice, or settings that test other cells.
+    """
+    common = parse_config(argv)
+    configs = {name: parse_config([*argv, *flags]) for name, flags in grid.items()}
+    for name, config in configs.items():
+        config.resolve()
+        _check_comparable(name, config, common)
+    folders = [_folder_name(name) for name in configs]
+    if len(set(folders)) < len(folders):
+        raise LeukoscopeError(f"settings: two names give one folder ({', '.join(folders)}); rename one")
+    return [
+        Setting(name, tuple(_fold(config, common.output_dir / folder, fold) for fold in range(config.data.num_folds)))
+        for folder, (name, config) in zip(folders, configs.items(), strict=True)
+    ]
+
+
+def _check_comparable(name: str, config: TrainingConfig, common: TrainingConfig) -> None:
+    if config.data.split_file or config.run.push_to_hub:
+        raise LeukoscopeError("--split_file, --push_to_hub: an ablation draws its folds and publishes nothing")
+    tested, shared = asdict(replace(config.data, max_train_samples=None)), asdict(common.data)
+    shared["max_train_samples"] = None
+    different = [key for key in tested if tested[key] != shared[key]]
+    if different or config.run.seed != common.run.seed:
+        flag = different[0] if different else "seed"
+        raise LeukoscopeError(f"setting {name!r}: --{flag} differs from the other settings'; all test the same cells")
+
+
+def _fold(config: TrainingConfig, folder: Path, fold: int) -> ProtocolRun:
+    unit = entry_or_folders(config.data.dataset_name).group
+    data = replace(config.data, split=f"{unit}-cv", fold=fold, no_validation=True)
+    run = replace(config.run, output_dir=str(folder / f"cv-{fold}"))
+    return ProtocolRun(f"{folder.name}/cv-{fold}", TrainingConfig(data, config.model, run))
+
+
+def _folder_name(setting: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", setting.lower()).strip("-")
+
+
+def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:
+    """Make the runs that are not finished, and write the comparison to `results` after every setting.
+
+    Raises:
+        LeukoscopeError: finished runs made with other settings, or too few subjects to compare on.
+    """
+    finished: list[Setting] = []
+    comparison: dict[str, Any] = {}
+    for setting in settings:
+        finish(list(setting.runs))
+        finished.append(setting)
+        comparison = compare_settings(finished)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_json(results, comparison)
+    return comparison
+
+
+def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
+    """What finished settings came to, ready for `write_json`.
+
+    Returns:
+        data and hardware of the runs, and `settings`: each with its command, recipe, pooled out-of-fold figures and
+        their intervals by subject, the mean accuracy of the tenth of the subjects that fares worst, the ECE after
+        temperature scaling (each subject judged by a temperature that the others fitted), and `difference` to the
+        first setting on the same drawn subjects.
+    """
+    reference = _answers(settings[0])
+    first = read_metrics(settings[0].runs[0].folder)
+    folds = len(settings[0].runs)
+    return {
+        "notice": RESEARCH_NOTICE,
+        "estimates": f"recipe ({folds}-fold cross-validation by {first['data']['unit']}, pooled)",
+        "compared_with": settings[0].name,
+        "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
+        "intervals": {"level": LEVEL, "draws": DRAWS, "seed": 0, "drawn": first["data"]["unit"]},
+        "settings": [_one_setting(setting, reference) for setting in settings],
+        "hardware": first["training"]["hardware"],
+        "versions": first["training"]["versions"],
+    }
+
+
+def _answers(setting: Setting) -> CellPredictions:
+    return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in setting.runs])
+
+
+def _one_setting(setting: Setting, reference: CellPredictions) -> dict[str, Any]:
+    answers = _answers(setting)
+    made = [read_metrics(run.folder) for run in setting.runs]
+    scaled = cross_fitted(answers, leave_one_subject_out(answers))
+    figures = measure(answers)
+    return {
+        "name": setting.name,
+        "command": setting.runs[0].config.command(),
+        "recipe": plain(asdict(setting.runs[0].config.resolve())),
+        "start_weights": made[0]["training"]["start_weights"],
+        "train_cells": [metrics["training"]["cells"] for metrics in made],
+        "metrics": {
+            "cells": figures["cells"],
+            **headline(figures),
+            "worst_subjects_accuracy": worst_subjects_accuracy(answers),
+            "ece_after_scaling": calibration_figures(scaled, subject_draws(scaled))["ece"],
+        },
+        "by_subject": subject_intervals(answers),
+        "difference": paired_difference(answers, reference),
+        "fold_f1_weighted": [metrics["evaluations"][0]["metrics"]["f1_weighted"] for metrics in made],
+        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made),
+    }
+
+
+def worst_subjects_accuracy(answers: CellPredictions) -> float:
+    """Mean accuracy, 0–1, of the tenth of the subjects (at least one) that is answered worst."""
+    right, subjects = answers.predictions == answers.references, np.asarray(answers.subjects)
+    by_subject = sorted(float(right[subjects == one].mean()) for one in np.unique(subjects))
+    return float(np.mean(by_subject[: max(1, round(_WORST_SHARE * len(by_subject)))]))

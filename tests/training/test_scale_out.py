@@ -1,0 +1,181 @@
+"""Two processes learn what one learns from the same batches, count every cell once, and leave one run folder.
+
+Launched by itself this file is one of those processes: `torchrun … test_scale_out.py CELLS OUT`. (What `accelerate
+launch` does for several GPUs; for several processes on a CPU it wants MPI, and without it starts one.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+
+from leukoscope.cells.cache import frame_cells
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.splits import Split, make_split
+from leukoscope.cells.transforms import Preprocessing
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.engine import Engine
+from leukoscope.training.loop import make_accelerator
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+RECIPE = Recipe(
+    name="small",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=5,
+    train_batch_size=3,
+    learning_rate=1e-2,
+    head_learning_rate=1e-2,
+    drop_rate=0.0,
+    # Batch normalisation in the head too: a batch of one process is normalised by itself, on two processes as on one.
+    head=Head(batch_norm=True, hidden=(Hidden(8),)),
+    penalty=Penalty(weight_l2=1e-2, bias_l1=1e-2),
+)
+
+
+def _learn(cells: Path, processes_batches: int) -> dict[str, Any]:
+    """Loss of every optimiser step of 20 and more, and the cells answered; alike in all processes."""
+    run = RunArguments(
+        mixed_precision="no", gradient_accumulation_steps=processes_batches, per_device_eval_batch_size=4
+    )
+    set_seed(0)
+    accelerator = make_accelerator(TrainingConfig(run=run), RECIPE)
+    data = load_cells("imagefolder", str(cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
+    preprocessing = Preprocessing(32, 1.0)
+    with accelerator.main_process_first():
+        framed = frame_cells(data, preprocessing)
+    everything = make_split(data, "all").train
+    # 27 cells to learn from in batches of 3 leave one batch of nine without a partner; 5 to answer for are uneven too.
+    split = Split("all", "cell", 0, data.fingerprint, everything[5:], (), everything[:5], "")
+    engine = Engine(accelerator, framed, split, RECIPE, preprocessing, run)
+    step, losses = engine._step, []
+
+    def noted(*batch: torch.Tensor) -> torch.Tensor:
+        figures = step(*batch)
+        losses.append(accelerator.reduce(figures, "mean")[0].item())
+        return figures
+
+    engine._step = noted  # type: ignore[method-assign]
+    rows = list(engine.fit(build_network(RECIPE, 2)))
+    answers = engine.answer(split.test)
+    return {
+        "losses": np.reshape(losses, (-1, processes_batches)).mean(axis=1).tolist(),
+        "epochs": [row["train_loss"] for row in rows],
+        "images": len(losses) * accelerator.num_processes * RECIPE.train_batch_size,
+        "answered": sorted(answers.cell_ids),
+        "asked": sorted(split.test),
+        "main": accelerator.is_main_process,
+    }
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    own = {"HF_HUB_OFFLINE": "1", "LEUKOSCOPE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT / "src")}
+    return os.environ | own | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def _launch(*words: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+
+
+def test_two_processes_follow_one_that_accumulates_the_same_batches(own_cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = subprocess.run(
+        _launch(__file__, str(own_cells), str(out)),
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = (json.loads(out.with_suffix(f".{process}.json").read_text()) for process in (0, 1))
+    assert (first["main"], second["main"]) == (True, False)
+    alone = _learn(own_cells, 2)
+    assert len(alone["losses"]) == STEPS
+    assert alone["losses"][0] > 1.1 * alone["losses"][-1], "it must learn something to differ in"
+    assert first["losses"] == second["losses"], "both know the loss of the whole"
+    assert first["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert first["epochs"] == pytest.approx(alone["epochs"], abs=1e-4)
+    assert first["images"] == alone["images"] == STEPS * 6
+    assert first["answered"] == second["answered"] == first["asked"], "each cell once, uneven as they are"
+
+
+TINY = (
+    *("--image_size", "32", "--max_train_samples", "64", "--max_eval_samples", "37", "--num_train_epochs", "6"),
+    *("--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "4", "--mixed_precision", "no"),
+)
+
+
+def _train(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        _launch(str(ROOT / "train.py"), *TINY, *flags),
+        cwd=folder,
+        env=_environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait_for(there: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 600) -> None:
+    until = time.monotonic() + seconds
+    while not there():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_two_processes_leave_one_run_and_go_on_together(tmp_path: Path) -> None:
+    whole = _train(tmp_path, "--output_dir", "whole")
+    said, problems = whole.communicate(timeout=900)
+    assert whole.returncode == 0, problems
+    assert said.splitlines().count("run folder: whole") == 1
+    answers = CellPredictions.load(tmp_path / "whole" / "predictions.parquet")
+    assert len(set(answers.cell_ids)) == len(answers.cell_ids) == 37
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["training"]["processes"] == 2
+
+    stopped = _train(tmp_path, "--output_dir", "run")
+    _wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("0*")), stopped)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    said, problems = stopped.communicate(timeout=300)
+    assert said.count("asked to stop: checkpoint written at epoch ") == 1, problems
+    launched = "go on with: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
+    assert said.count(launched) == 1
+    command = shlex.split(said.partition(launched)[2].splitlines()[0])
+    ended = subprocess.run(
+        _launch(*command), cwd=tmp_path, env=_environment(tmp_path), capture_output=True, text=True, timeout=900
+    )
+    assert ended.returncode == 0, ended.stderr
+    one, other = (load_file(tmp_path / name / "release" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    again = CellPredictions.load(tmp_path / "run" / "predictions.parquet")
+    assert np.array_equal(again.probabilities, answers.probabilities)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+if __name__ == "__main__":
+    _cells, _out = map(Path, sys.argv[1:])
+    _result = _learn(_cells, 1)
+    _process = os.environ["RANK"]
+    _out.with_suffix(f".{_process}.json").write_text(json.dumps(_result))
