@@ -166,7 +166,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients
     engine, _ = _fitted(replace(RECIPE, num_train_epochs=2), cells, split, keep_features=keep_features)
     set_seed(0)
     assert backbone_hash(engine.network) == backbone_hash(build_network(RECIPE, 2))
-    engine._train_mode()
+    engine.learn.train_mode()
     assert engine.network.head.training
     assert not any(module.training for module in engine.network.backbone.modules())
     features = engine.network.forward_features(torch.zeros(2, 3, 32, 32))
