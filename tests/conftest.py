@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import WRITE_TOKEN, Hub, serving
 
 # Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,6 +47,32 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing=Preprocessing(96, 350 / 450),
         metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
     )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine's loopback, a token that may write there, and an empty cache."""
+    import huggingface_hub.constants as constants
+
+    with serving(tmp_path / "hub") as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield running
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets nobody wait; the seconds that were asked for."""
+    asked: list[float] = []
+    monkeypatch.setattr("time.sleep", asked.append)
+    return asked
 
 
 @pytest.fixture(autouse=True)

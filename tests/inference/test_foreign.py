@@ -129,7 +129,7 @@ def test_code_that_comes_with_a_model_is_never_run(foreign, tmp_path):
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "mine.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
-    with pytest.raises(LeukoscopeError, match="it wants to run Python code of its own, which is never run here"):
+    with pytest.raises(LeukoscopeError, match="it wants to run Python code of its own, which is only run with --trust_remote_code"):
         open_classifier(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -16,6 +16,7 @@ from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.predict import predict
+from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
 from leukoscope.cli.reproduce import reproduce
 from leukoscope.cli.trust import assess, recalibrate
@@ -54,6 +55,7 @@ app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(ablate)
 app.command()(card)
+app.command()(push)
 app.command()(evaluate)
 app.command(cls=AuditCommand)(audit)
 app.command()(assess)

@@ -299,10 +299,10 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
 
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
+    # timm's own exports name the number of classes there as well.
+    model_args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     try:
-        return timm.create_model(
-            config["architecture"], pretrained=False, num_classes=num_classes, **config.get("model_args", {})
-        )
+        return timm.create_model(config["architecture"], pretrained=False, num_classes=num_classes, **model_args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
