@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hub_server import WRITE_TOKEN, Hub, serving
 
 # Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.

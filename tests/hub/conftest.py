@@ -135,4 +135,3 @@ def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
     answers = CellPredictions(("UID_1_1_1_all",), ("1",), np.array([0]), np.array([[0.75, 0.25]]), ("ALL", "HEM"))
     answers.save(folder / "predictions" / "subject_cv.parquet")
     return folder
-

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import Hub
 from PIL import Image
 
+from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.hub.contents import outdated, staying_files, travelling_files
@@ -24,7 +24,12 @@ PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"WEBPVP8")
 def put_cells(release: Path) -> list[str]:
     """Leave cell images all over a release's folder, as somebody's script may."""
     cell = Image.fromarray(draw_cell("ALL", subject=1, cell=0, size=64, background="black").image)
-    names = ["UID_1_1_1_all.png", "figures/UID_1_1_1_all.png", "figures/cells/roc.png", "predictions/UID_1_1_1_all.webp"]
+    names = [
+        "UID_1_1_1_all.png",
+        "figures/UID_all.png",
+        "figures/cells/roc.png",
+        "predictions/UID_all.webp",
+    ]
     for name in [*names, "cells.bmp"]:
         (release / name).parent.mkdir(parents=True, exist_ok=True)
         cell.save(release / name)
@@ -47,7 +52,9 @@ def test_pictures_that_lie_about_stay_at_home(hub: Hub, whole_release: Path) -> 
 def test_a_table_with_more_than_answers_is_refused(hub: Hub, whole_release: Path, column: str, content: list) -> None:
     table = whole_release / "predictions" / "subject_cv.parquet"
     pq.write_table(pa.table({"cell_id": ["UID_1_1_1_all"], column: content}), table)
-    with pytest.raises(LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is no answer; only cell ids"):
+    with pytest.raises(
+        LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is no answer; only cell ids"
+    ):
         publish(whole_release, Destination("lab/cells"))
     assert hub.requests == []
 

@@ -1,4 +1,4 @@
-"""Publishing refuses early what would fail after hours, sends a release in one commit, and survives a bad connection."""
+"""Publishing refuses early what would fail after hours, sends one commit, and survives a bad connection."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from hub_server import READ_TOKEN, Fault, Hub
 
+from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError
 from leukoscope.hub.publish import Destination, check_can_publish, publish
 

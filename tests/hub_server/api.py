@@ -12,9 +12,10 @@ import json
 from typing import Any
 
 import yaml
-from hub_server.storage import Commit, File, Refused, Repository, Storage, is_large
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+from hub_server.storage import Commit, File, Refused, Repository, Storage, is_large
 
 USER = "lab"
 WRITE_TOKEN, READ_TOKEN = "hf_may_write", "hf_may_read"
@@ -117,7 +118,10 @@ class Api:
     async def commits(self, request: Request, id: str, revision: str) -> Response:
         history = self._repository(request, id).history(revision)
         return JSONResponse(
-            [{"id": c.oid, "title": c.title, "message": "", "date": c.date, "authors": [{"user": USER}]} for c in history]
+            [
+                {"id": c.oid, "title": c.title, "message": "", "date": c.date, "authors": [{"user": USER}]}
+                for c in history
+            ]
         )
 
     # --- putting files in -------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ class Fault:
 
     Attributes:
         request: regular expression over "METHOD /path".
-        kind: `refuse` answers `status` at once, `refuse_mid_upload` after half of the body; `cut` does what was asked for
-            and ends the connection half-way through the answer; `wrong_etag` names another content.
+        kind: `refuse` answers `status` at once, `refuse_mid_upload` after half of the body; `cut` does what was asked
+            for and ends the connection half-way through the answer; `wrong_etag` names another content.
         status, headers: of the refusal.
         times: how often, before all is well again.
     """

@@ -13,11 +13,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from hub_server.api import Api
 from hub_server.faults import Fault
 from hub_server.storage import Refused, Repository, Storage
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 _ID = r"(?P<id>[^/]+/[^/]+?)"
 # Matched before %2F is decoded, for a branch may be called feature/x.

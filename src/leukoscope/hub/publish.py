@@ -236,7 +236,9 @@ def _reason(error: Exception) -> str:
         return f"{str(error).rstrip('.')} ({_reason(cause)})"
     if not isinstance(error, HfHubHTTPError):
         text = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
-        return text if isinstance(error, ValueError | PermissionError) else f"the Hub does not answer ({text}); try again"
+        return (
+            text if isinstance(error, ValueError | PermissionError) else f"the Hub does not answer ({text}); try again"
+        )
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch or pull request; name another one"
     status = error.response.status_code

@@ -1,7 +1,8 @@
 """Anyone's classifier beside ours: whatever answers `pipeline("image-classification")` of transformers.
 
 Our own releases go through the `Predictor`; any other model through its own pipeline, from safetensors alone and
-without running code that came with it, unless told to. Its classes are matched to the data set's before the first cell is opened.
+without running code that came with it, unless told to. Its classes are matched to the data set's before the first cell
+is opened.
 """
 
 from __future__ import annotations

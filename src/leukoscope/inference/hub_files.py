@@ -219,4 +219,5 @@ def _refusal(error: Exception, hub_id: str) -> str:
 
 def _first_line(error: Exception) -> str:
     # The full text of a file system's error holds the path of the cache.
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip().splitlines()[0]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")
