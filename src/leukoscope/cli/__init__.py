@@ -15,6 +15,7 @@ from leukoscope.cli.ablate import ablate
 from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
+from leukoscope.cli.leaderboard import leaderboard
 from leukoscope.cli.predict import predict
 from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
@@ -57,6 +58,7 @@ app.command(context_settings=_WITH_TRAINING_FLAGS)(ablate)
 app.command()(card)
 app.command()(push)
 app.command()(evaluate)
+app.command()(leaderboard)
 app.command(cls=AuditCommand)(audit)
 app.command()(assess)
 app.command()(recalibrate)

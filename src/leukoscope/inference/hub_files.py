@@ -31,16 +31,17 @@ class HubUnreachable(Exception):
     """No answer from the Hub, or none that says anything about what was asked for; the text is the reason."""
 
 
-def release_folder(model: str) -> Path:
+def release_folder(model: str, patterns: Sequence[str] = RELEASE_FILES) -> Path:
     """Where the files of a release lie on this machine, downloaded first where it is named by Hub id.
 
     Args:
         model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+        patterns: which files are wanted from the Hub.
 
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`.
     """
-    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model))
+    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model), patterns)
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
