@@ -102,7 +102,7 @@ def ask_hub(hub_id: str, revision: str | None = None) -> ModelInfo:
         HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         return _within(HUB_TIMEOUT, lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT))
@@ -110,6 +110,8 @@ def ask_hub(hub_id: str, revision: str | None = None) -> ModelInfo:
         if error.response.status_code == 429 or error.response.status_code >= 500:
             raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
         raise
+    except OfflineModeIsEnabled:
+        raise HubUnreachable("HF_HUB_OFFLINE is set") from None
     except (HTTPError, OSError) as error:
         raise HubUnreachable(_first_line(error)) from None
 
