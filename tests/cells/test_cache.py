@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import cache_root, decode_cells
+from leukoscope.cells.cache import CellsOnDemand, cache_root, decode_cells, frame_cells
 from leukoscope.cells.images import open_image
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.transforms import Preprocessing
@@ -178,3 +179,42 @@ def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset) ->
     pixels, _ = decode_cells(cells, SMALL, "data")
     assert pixels.min(axis=(1, 2, 3)).shape == (6,)
     assert all(cell.max() > 0 for cell in pixels)
+
+
+# Decoded when asked for
+
+
+@pytest.mark.parametrize(
+    "index",
+    [2, -1, np.int64(3), slice(1, 4), slice(None, None, -2), np.array([5, 0, 0]), np.arange(6) % 2 == 0, slice(2, 2)],
+    ids=str,
+)
+def test_cells_on_demand_are_indexed_as_the_kept_ones(cells: datasets.Dataset, index: int | slice | np.ndarray) -> None:
+    kept, _ = decode_cells(cells, SMALL, "data")
+    on_demand = CellsOnDemand(cells, SMALL)
+    assert (on_demand.shape, on_demand.dtype, len(on_demand)) == (kept.shape, kept.dtype, len(kept))
+    got = on_demand[index]
+    assert np.array_equal(got, kept[index])
+    assert (got.shape, got.dtype) == (kept[index].shape, kept.dtype)
+
+
+def test_without_keeping_nothing_is_written_and_the_cells_are_the_same(folder: Path) -> None:
+    data = load_cells("imagefolder", folder)
+    framed = frame_cells(data, SMALL, keep=False)
+    copy = pickle.loads(pickle.dumps(framed.pixels))  # as processes of a loader are given it
+    assert not cache_root().exists()
+    kept = frame_cells(data, SMALL)
+    assert (framed.row_of, framed.subjects) == (kept.row_of, kept.subjects)
+    for pixels in (framed.pixels, copy):
+        assert np.array_equal(pixels[:], kept.pixels)
+
+
+def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells: datasets.Dataset) -> None:
+    path = folder / "blast" / "3.png"
+    path.write_bytes(path.read_bytes()[:900])
+    on_demand, row = CellsOnDemand(cells, SMALL), cells["cell_id"][:].index("blast/3")
+    with pytest.raises(LeukoscopeError) as refused:
+        on_demand[np.array([0, row])]
+    assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
+    assert str(refused.value).endswith("; or let --cache_images leave damaged cells out")
+    assert on_demand[0].max() > 0

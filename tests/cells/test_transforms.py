@@ -123,6 +123,28 @@ def test_another_seed_row_or_epoch_changes_a_cell_otherwise(
     assert (one - other).abs().mean() > 1
 
 
+def test_draws_of_a_row_do_not_depend_on_how_many_rows_there_are() -> None:
+    small, large = (Augmenter(Augmentation(), "black", seed=3) for _ in range(2))
+    first = small._draws([0, 5], epoch=1)
+    large._draws([9000], epoch=1)
+    assert torch.equal(first, large._draws([0, 5], epoch=1))
+    small._draws([2], epoch=2)
+    assert torch.equal(first, small._draws([0, 5], epoch=1)), "another epoch in between changes nothing"
+    many = large._draws(range(9000), epoch=1)
+    assert many.abs().max() <= 1
+    assert many.mean(dim=0).abs().max() < 0.05
+    assert len(many.unique(dim=0)) == 9000
+
+
+def test_a_cell_that_is_not_resampled_keeps_every_pixel_exactly(phantom: torch.Tensor) -> None:
+    augment, whole = Augmenter(Augmentation(), "smear", seed=0), phantom.float()
+    draws = augment._draws(range(64), epoch=0)
+    warped = augment._warp(whole.expand(64, -1, -1, -1), draws)
+    turns = torch.cat([torch.rot90(f, k, (2, 3)) for f in (whole, whole.flip(3)) for k in range(4)])
+    exact = (warped[:, None] == turns[None]).flatten(2).all(dim=2).any(dim=1)
+    assert torch.equal(exact, draws[:, 8] >= 0)
+
+
 def test_augmented_pixels_stay_floats_within_0_to_255(phantom: torch.Tensor) -> None:
     out = Augmenter(Augmentation(), "black", seed=0)(phantom.expand(32, -1, -1, -1), range(32), epoch=0)
     assert (out.shape, out.dtype) == ((32, 3, 96, 96), torch.float32)
@@ -207,7 +229,7 @@ def test_about_half_of_the_cells_keep_every_pixel(phantom: torch.Tensor) -> None
 
 def test_zero_strength_leaves_colours_as_they_are(phantom: torch.Tensor) -> None:
     augment = Augmenter(STILL, "black", seed=0)
-    turned = augment._warp(phantom.float(), torch.from_numpy(augment._draw(0, 0))[None])
+    turned = augment._warp(phantom.float(), augment._draws([0], 0))
     out = augment(phantom, [0], epoch=0)
     cell = (turned.amax(dim=1, keepdim=True) > 8).expand_as(out)
     assert (out - turned)[cell].abs().max() <= 1

@@ -128,12 +128,35 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
         (["--weight_decay", "-2"], "--weight_decay -2.0: give 0 or more"),
         (["--seed", "5000000000"], "--seed 5000000000: give a number below "),
         (["--split_file", "nowhere.json"], "--split_file nowhere.json: no such file"),
+        (["--checkpointing_steps", "0"], "--checkpointing_steps 0: give epoch, no, or a number of steps from 1"),
     ],
 )
 def test_mistakes_are_found_before_any_cell_is_read(argv: list[str], message: str) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         parse_config(argv).resolve()
     assert str(refused.value).startswith(message)
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config(["--torch_compile"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(LeukoscopeError) as refused:
+        config.resolve()
+    assert str(refused.value) == (
+        "--torch_compile: no C++ compiler (g++) on this machine; install one (Debian, Ubuntu: apt install g++), name "
+        "it in CXX, or leave the flag out"
+    )
+    (tmp_path / "my-compiler").touch(mode=0o755)
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert config.resolve().name == "densenet121"
+
+
+def test_where_pixels_are_kept_is_no_part_of_how_a_run_is_made() -> None:
+    config = parse_config(["--no_cache_images"])
+    assert (parse_config([]).data.cache_images, config.data.cache_images) == (True, False)
+    assert config.command() == "train.py"
+    assert parse_config(config.resume_command(["train.py"]).split()[1:]).data == config.data
 
 
 @pytest.mark.parametrize(

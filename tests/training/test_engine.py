@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from leukoscope.cells.splits import make_split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.training import preparation
+from leukoscope.training.batch_size import require_fitting
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.engine import Engine
 from leukoscope.training.loop import make_accelerator, preprocessing_for
@@ -282,6 +285,83 @@ def test_a_step_larger_than_the_data_is_refused(engine_for: MakeEngine) -> None:
         "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
         "smaller one"
     )
+
+
+def test_a_batch_too_large_for_the_device_is_learnt_from_in_parts(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small_device(accelerator: Any, recipe: Recipe, *_: object) -> int:
+        def attempt(cells: int) -> None:
+            if cells > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return require_fitting(accelerator, recipe, attempt)
+
+    system = replace(get_recipe("prior_d_baseline_cnn"), image_size=32, train_batch_size=8, num_train_epochs=2)
+    networks = []
+    for fits in (True, False):
+        if not fits:
+            monkeypatch.setattr(preparation, "_fitting_batch_size", small_device)
+        engine = engine_for(system, split="all")
+        networks.append(build_network(system, 2))
+        rows = list(engine.fit(networks[-1]))
+        assert engine.batch_size == (8 if fits else 4)
+        assert (len(rows), engine.steps_per_epoch) == (2, 3)
+    assert "2 batches of 4 make one step" in capsys.readouterr().out
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# Speed
+
+
+def test_cells_decoded_when_asked_for_teach_the_same_to_the_bit(
+    engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, answers = [], []
+    for keep in (True, False):
+        engine = engine_for(replace(RECIPE, num_train_epochs=2))
+        engine.cells = frame_cells(cells.data, PREPROCESSING, keep=keep)
+        networks.append(build_network(RECIPE, 2))
+        list(engine.fit(networks[-1]))
+        answers.append(engine.answer(engine.split.test).probabilities)
+    assert np.array_equal(*answers)
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmented = Augmenter.__call__
+
+    def slowly(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
+        time.sleep(0.2)
+        return augmented(augment, pixels, rows, epoch)
+
+    monkeypatch.setattr(Augmenter, "__call__", slowly)
+    engine = engine_for(replace(RECIPE, num_train_epochs=2), split="all")
+    for row in engine.fit(build_network(RECIPE, 2)):
+        waited = row["data_wait_percent"] / 100 * row["seconds"]
+        assert 0.6 - 0.1 <= waited <= row["seconds"] + 0.1, "three batches"
+        assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
+        assert 50 < row["peak_memory_mb"] < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
+def test_a_compiled_network_learns_the_same_under_its_own_names(engine_for: MakeEngine, change: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, num_train_epochs=2, **change)
+    networks, rows, answers = [], [], []
+    for compiled in (False, True):
+        engine = engine_for(recipe, torch_compile=compiled)
+        networks.append(build_network(recipe, 2))
+        rows.append(list(engine.fit(networks[-1])))
+        answers.append(engine.answer(engine.split.test).probabilities)
+        assert list(engine.state.checkpoint().part("network")) == list(networks[-1].state_dict())
+        assert not any("_orig_mod" in name for name in networks[-1].state_dict())
+    assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-3)
+    assert np.allclose(*answers, atol=1e-3)
 
 
 # The rate, and what is kept

@@ -33,9 +33,9 @@ def network() -> nn.Module:
     ("name", "kind", "numbers"),
     [
         ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999), "fused": True}),
-        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "amsgrad": False}),
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "amsgrad": False, "fused": True}),
         ("adamax", torch.optim.Adamax, {"betas": (0.9, 0.999)}),
-        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": False}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "fused": True}),
     ],
 )
 def test_a_recipe_names_its_optimiser(network: nn.Module, name: str, kind: type, numbers: dict[str, object]) -> None:

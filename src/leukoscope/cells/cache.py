@@ -2,6 +2,7 @@
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
 CPU as a training step on it. The cache is keyed by what was decoded and how, so it can never serve other pixels.
+Where the disk has no room for it, the same pixels are decoded whenever they are asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ from leukoscope.cells.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL import Image
 
 
 def cache_root() -> Path:
@@ -41,14 +44,14 @@ class FramedCells:
 
     Attributes:
         data: the data set, less the cells found damaged.
-        pixels: (N, S, S, 3) uint8, memory-mapped.
+        pixels: (N, S, S, 3) uint8, memory-mapped; or what decodes them when they are asked for.
         row_of: cell id → row of `pixels`.
         labels: (N,) class index.
         subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
     """
 
     data: LoadedCells
-    pixels: np.ndarray
+    pixels: np.ndarray | CellsOnDemand
     row_of: dict[str, int]
     labels: np.ndarray
     subjects: list[str]
@@ -58,18 +61,82 @@ class FramedCells:
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
 
+class CellsOnDemand:
+    """Cells decoded anew whenever they are asked for; indexed as the array that `decode_cells` keeps.
+
+    Nothing is written anywhere, and a damaged cell is met only when its turn comes.
+
+    Attributes:
+        shape: (N, S, S, 3).
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, cells: Dataset, preprocessing: Preprocessing):
+        """Decode nothing yet; `cells` are rows with `image` and `cell_id`."""
+        self.shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
+        self._encoded, self._ids, self._preprocessing = _encoded(cells), cells["cell_id"][:], preprocessing
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
+        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array of rows or of truth values.
+
+        Raises:
+            LeukoscopeError: a damaged cell, named.
+        """
+        rows = np.arange(len(self))[index]
+        if rows.ndim == 0:
+            return self._decoded(int(rows))
+        pixels = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, row in enumerate(rows.tolist()):
+            pixels[place] = self._decoded(row)
+        return pixels
+
+    def _decoded(self, row: int) -> np.ndarray:
+        try:
+            return self._frame(open_encoded(self._encoded[row]["image"], self._ids[row]))
+        except UnreadableImage as error:
+            raise LeukoscopeError(f"{error}; or let --cache_images leave damaged cells out") from None
+
+    @cached_property
+    def _frame(self) -> Callable[[Image.Image], np.ndarray]:
+        return self._preprocessing.framer()
+
+
 def frame_cells(
-    data: LoadedCells, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
+    data: LoadedCells,
+    preprocessing: Preprocessing,
+    *,
+    keep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FramedCells:
-    """Decode a whole data set, its publisher's test set included; damaged cells are reported and left out."""
+    """Frame a whole data set, its publisher's test set included.
+
+    Args:
+        keep: decode every cell now and keep the pixels on disk; damaged cells are reported and left out. Without it
+            cells are decoded when they are asked for.
+        progress: called with (done, total) now and then, while decoding.
+    """
     from datasets import concatenate_datasets
 
     rows = concatenate_datasets(list(data.cells.values()))
-    pixels, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+    pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
+    problems: dict[str, str] = {}
+    if keep:
+        pixels, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
     ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
     return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids])
+
+
+def _encoded(cells: Dataset) -> Dataset:
+    """The same rows with each picture as its file's bytes or path."""
+    from datasets import Image as ImageFeature
+
+    return cells.cast_column("image", ImageFeature(decode=False))
 
 
 def decode_cells(
@@ -112,14 +179,11 @@ def decode_cells(
 
 
 def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
-    from datasets import Image as ImageFeature
-
     def changed(path: str | None) -> int:
         # Cells exported anew often keep name and size; their time of writing tells.
         return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
 
-    encoded = cells.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    times = [changed(row["path"]) for row in encoded["image"]]
+    times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
     return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.json"
 
@@ -138,14 +202,10 @@ def _decode_to(
     preprocessing: Preprocessing,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    from datasets import Image as ImageFeature
-
     aside = pixels_path.with_suffix(f".{os.getpid()}.tmp")
     array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
     frame = preprocessing.framer()
-    encoded = cells.cast_column("image", ImageFeature(decode=False))
-
-    ids = cells["cell_id"][:]
+    encoded, ids = _encoded(cells), cells["cell_id"][:]
 
     def decode(i: int) -> str | None:
         try:

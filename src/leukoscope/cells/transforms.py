@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -76,7 +77,7 @@ class Preprocessing:
             std=self.std,
         )
         resize, crop = whole.transforms[:2]
-        return lambda image: np.asarray(crop(resize(image)))
+        return partial(_framed, resize, crop)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale and standardise pixels.
@@ -87,8 +88,7 @@ class Preprocessing:
         Returns:
             (B, 3, S, S) float32, channels-last in memory.
         """
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
+        mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
         return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def view_box(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -97,6 +97,17 @@ class Preprocessing:
         side = min(width, height) * self.image_size / math.floor(self.image_size / self.crop_pct)
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
+
+
+def _framed(resize: Callable[..., Any], crop: Callable[..., Any], image: Image.Image) -> np.ndarray:
+    return np.asarray(crop(resize(image)))
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A constant, copied once: every copy to a GPU would make the processor wait for it."""
+    return torch.tensor(values, device=device)
 
 
 _MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -144,6 +155,7 @@ class Augmentation:
 
 # Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
 _STAIN_OD = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_OD_TO_STAIN = torch.linalg.inv(_STAIN_OD)
 
 
 class Augmenter:
@@ -157,6 +169,7 @@ class Augmenter:
         self.padding_mode = "zeros" if background == "black" else "reflection"
         self.black_background = background == "black"
         self.seed = seed
+        self._drawn: tuple[int, torch.Tensor] = (-1, torch.empty(0, 10))
 
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """Augment a batch.
@@ -170,7 +183,7 @@ class Augmenter:
         """
         if self.augmentation.only_mirrors:
             return self._mirrored(pixels.float(), self.mirrorings_of(rows, epoch))
-        draws = self._draws(rows, epoch).to(pixels.device)
+        draws = self._draws(rows, epoch)
         return self._colour(self._warp(pixels.float(), draws), draws)
 
     def mirrorings_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
@@ -179,15 +192,18 @@ class Augmenter:
         return across.long() + 2 * down.long()
 
     def _draws(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._draw(row, epoch) for row in rows]))
-
-    def _draw(self, row: int, epoch: int) -> np.ndarray:
-        """Ten numbers in −1…1 for one cell.
+        """(B, 10) numbers in −1…1, on the CPU.
 
         Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip.
         """
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + int(row)]))
-        return rng.uniform(-1, 1, size=10).astype(np.float32)
+        drawn_for, table = self._drawn
+        if drawn_for != epoch or len(table) <= max(rows):
+            # One stream an epoch, in the order of the rows: a longer table begins with the shorter one.
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            shape = (1 << int(max(rows)).bit_length(), 10)
+            table = torch.from_numpy(rng.uniform(-1, 1, size=shape).astype(np.float32))
+            self._drawn = (epoch, table)
+        return table[torch.as_tensor(rows)]
 
     def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
@@ -197,25 +213,41 @@ class Augmenter:
         return across, down
 
     def _mirrored(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        out = pixels.clone()
-        for number, axes in enumerate(self.augmentation.mirrorings):
-            out[which == number] = pixels[which == number].flip(axes)
+        out, chosen = pixels, which.view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
+        for number, axes in enumerate(self.augmentation.mirrorings[1:], start=1):
+            out = torch.where(chosen == number, pixels.flip(axes), out)
         return out
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Rotation, size and flips as one resampling.
+        """Rotation, size and flips.
 
         Over the full circle half of the cells turn by right angles only, losing nothing.
         """
-        largest = math.radians(self.augmentation.rotation)
-        resampled = (draws[:, 8] < 0) | (largest < math.pi)
-        angle = torch.where(resampled, draws[:, 0] * largest, torch.round(draws[:, 0] * 2) * math.pi / 2)
+        if self.augmentation.rotation < 180:
+            return self._resampled(pixels, draws)
+        out, resampled = torch.empty_like(pixels), draws[:, 8] < 0
+        across, _ = self._flips(draws)
+        turns = torch.where(resampled, -1, torch.round(draws[:, 0] * 2).long() % 4)
+        for turn in range(4):
+            for flip in (-1.0, 1.0):
+                some = _where((turns == turn) & (across == flip), pixels.device)
+                turned = torch.rot90(pixels[some], turn, (2, 3))
+                out[some] = turned.flip(3) if flip < 0 else turned
+        if resampled.any():
+            some = _where(resampled, pixels.device)
+            out[some] = self._resampled(pixels[some], draws[resampled])
+        return out
+
+    def _resampled(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Rotation, size and flips as one resampling."""
+        angle = draws[:, 0] * math.radians(self.augmentation.rotation)
         # grid_sample maps output to input coordinates: dividing by the scale enlarges.
-        shrink = torch.exp(-draws[:, 1] * math.log1p(self.augmentation.scale) * resampled)
+        shrink = torch.exp(-draws[:, 1] * math.log1p(self.augmentation.scale))
         across, down = self._flips(draws)
         cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
         zero = torch.zeros_like(cos)
         theta = torch.stack([cos * across, -sin * down, zero, sin * across, cos * down, zero], dim=1).view(-1, 2, 3)
+        theta = theta.to(pixels.device, non_blocking=True)
         grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
         # Bicubic, because bilinear resampling takes a third of the fine chromatin contrast away: a network trained on
         # such blurred cells meets crisp ones in use and leans to one class.
@@ -224,14 +256,19 @@ class Augmenter:
 
     def _colour(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Stain, brightness and contrast; a black background stays black."""
-        a, column = self.augmentation, draws.view(len(draws), -1, 1, 1, 1)
+        a = self.augmentation
         cell = (pixels.amax(dim=1, keepdim=True) > BACKGROUND_LEVEL).float() if self.black_background else 1.0
         density = -torch.log((pixels + 1) / 256)
         # One 3×3 matrix a cell: to stain space, each stain scaled, and back.
-        factors = torch.diag_embed(1 + draws[:, 5:8] * a.stain)
-        mixing = torch.linalg.inv(_STAIN_OD).to(pixels.device) @ factors @ _STAIN_OD.to(pixels.device)
-        density = torch.einsum("bchw,bcd->bdhw", density, mixing)
+        mixing = _OD_TO_STAIN @ torch.diag_embed(1 + draws[:, 5:8] * a.stain) @ _STAIN_OD
+        density = torch.einsum("bchw,bcd->bdhw", density, mixing.to(pixels.device, non_blocking=True))
         changed = 256 * torch.exp(-density) - 1
         mean = changed.mean(dim=(1, 2, 3), keepdim=True)
+        column = draws.view(len(draws), -1, 1, 1, 1).to(pixels.device, non_blocking=True)
         changed = (changed - mean) * (1 + column[:, 4] * a.contrast) + mean
         return (changed * (1 + column[:, 3] * a.brightness)).clamp(0, 255) * cell
+
+
+def _where(chosen: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Indices of the true ones among (B,) on the CPU; counted on a GPU, they would make the processor wait for it."""
+    return chosen.nonzero().flatten().to(device, non_blocking=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from leukoscope.cells.cache import FramedCells
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.training.inputs import Inputs, Rows, answering_loader
+from leukoscope.training.inputs import Inputs, Rows, answering_loader, read
 
 
 def logits_of(
@@ -36,7 +36,7 @@ def logits_of(
     device = accelerator.device
     learner.eval()
     gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for number, (items, _, row) in enumerate(answering_loader(rows, batch_size, accelerator)):
+    for number, (items, _, row) in enumerate(read(answering_loader(rows, batch_size, accelerator))):
         with torch.inference_mode(), accelerator.autocast():
             logits = learner(inputs.for_answers(items.to(device, non_blocking=True))).float()
         gathered.append(accelerator.gather_for_metrics((logits, row.to(device, non_blocking=True))))

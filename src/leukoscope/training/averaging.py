@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
 from torch import nn
 
 from leukoscope.models.recipes import Recipe
@@ -23,3 +24,16 @@ def make_average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
     from timm.utils import ModelEmaV3
 
     return ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
+
+
+def share_statistics(average: ModelEmaV3 | None, accelerator: Accelerator) -> None:
+    """Give every process the main one's mean of the batch statistics.
+
+    Each process saw batches of its own; what answers, and what is kept, must be one and the same network.
+    """
+    if average is None or accelerator.num_processes == 1:
+        return
+    from accelerate.utils import broadcast
+
+    for statistic in average.module.buffers():
+        statistic.copy_(broadcast(statistic))

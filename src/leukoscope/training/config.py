@@ -19,28 +19,17 @@ from leukoscope.cells.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
 from leukoscope.models.overrides import with_overrides
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+from leukoscope.training.choices import TRACKERS, check_choices, check_one_start
 
 _RECIPE = "densenet121"
-TRACKERS = ("trackio", "tensorboard")
 # Where files lie, how a run is watched or gone on with, and what becomes of the release do not change what it computes.
 NOT_THE_RESULT = (
-    *("output_dir", "train_dir", "pretrained_weights"),
+    *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
 _PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
 _NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
-_LEAST = {
-    "max_train_samples": 1,
-    "max_eval_samples": 1,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "early_stopping_patience": 1,
-    "save_total_limit": 1,
-    "seed": 0,
-}
 
 
 def _flag(default: Any, text: str, **of_parser: Any) -> Any:
@@ -71,6 +60,9 @@ class DataArguments:
     )
     max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
     max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")
+    cache_images: bool = _flag(
+        True, "Decode every cell once and keep the pixels on disk; without, nothing is written and each epoch decodes."
+    )
 
 
 @dataclass(frozen=True)
@@ -93,12 +85,6 @@ class ModelArguments:
         None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
     )
 
-    def check_one_start(self) -> None:
-        """Refuse flags that name two starts."""
-        given = [f"--{f}" for f in ("from_scratch", "pretrained_weights", "init_from") if getattr(self, f)]
-        if len(given) > 1:
-            raise LeukoscopeError(f"{' and '.join(given)} exclude each other; leave one out")
-
 
 @dataclass(frozen=True)
 class RunArguments:
@@ -118,6 +104,7 @@ class RunArguments:
         8, "Stop after this many epochs without a better validation score (recipes with a plateau say it themselves)."
     )
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
+    torch_compile: bool = _flag(False, "Compile the network: quicker steps after minutes of waiting for the first.")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     checkpointing_steps: str = _flag(
         "epoch", "When to write a checkpoint: epoch, every so many steps, or no (only when asked to stop)."
@@ -156,11 +143,7 @@ class TrainingConfig:
             LeukoscopeError: an unknown recipe, or a number below what a run needs.
         """
         recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
-        self._check_choices()
-        flags = self.as_dict()
-        for flag, least in _LEAST.items():
-            if flags[flag] is not None and flags[flag] < least:
-                raise LeukoscopeError(f"--{flag} {flags[flag]}: give {least} or more")
+        check_choices(self.as_dict())
         if self.is_smoke_run:
             recipe = replace(
                 recipe,
@@ -185,30 +168,6 @@ class TrainingConfig:
             "weight_decay": self.run.weight_decay,
         }
         return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
-
-    def _check_choices(self) -> None:
-        """Refuse at once what would otherwise be found after the whole data set is decoded."""
-        if self.data.split not in STRATEGIES:
-            raise LeukoscopeError(f"--split {self.data.split}: unknown; choose one of {', '.join(STRATEGIES)}")
-        self.model.check_one_start()
-        if self.run.report_to not in (None, *TRACKERS):
-            raise LeukoscopeError(f"--report_to {self.run.report_to}: unknown; choose {' or '.join(TRACKERS)}")
-        if self.run.report_to and not self.run.with_tracking:
-            raise LeukoscopeError(f"--report_to {self.run.report_to}: has no effect alone; add --with_tracking")
-        steps = self.run.checkpointing_steps
-        if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
-            raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
-        for flag in ("learning_rate", "head_learning_rate"):
-            rate = getattr(self.run, flag)
-            if rate is not None and not rate > 0:
-                raise LeukoscopeError(f"--{flag} {rate}: give a number above 0")
-        if self.run.weight_decay is not None and not self.run.weight_decay >= 0:
-            raise LeukoscopeError(f"--weight_decay {self.run.weight_decay}: give 0 or more")
-        if self.run.seed >= 2**32:
-            raise LeukoscopeError(f"--seed {self.run.seed}: give a number below {2**32}")
-        for flag, file in (("split_file", self.data.split_file), ("pretrained_weights", self.model.pretrained_weights)):
-            if file and not Path(file).is_file():
-                raise LeukoscopeError(f"--{flag} {file}: no such file; check the path")
 
     @property
     def tracker(self) -> str | None:
@@ -296,5 +255,5 @@ def _settled(model: ModelArguments) -> ModelArguments:
         return model
     from leukoscope.training.init_from import follow_release
 
-    model.check_one_start()
+    check_one_start(asdict(model))
     return follow_release(model, recipe_given=asked is not None)

@@ -7,42 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import skip_first_batches
 from torch import nn
 from torch.utils.data import DataLoader
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.answers import logits_of, predictions_of
-from leukoscope.training.averaging import make_average
+from leukoscope.training.averaging import share_statistics
 from leukoscope.training.checkpoints import Checkpoints
 from leukoscope.training.config import RunArguments
 from leukoscope.training.divergence import LossWatch
-from leukoscope.training.features import HeadOnFeatures
-from leukoscope.training.inputs import (
-    Inputs,
-    Rows,
-    inputs_and_learner,
-    shows_progress,
-    training_loader,
-)
+from leukoscope.training.environment import peak_memory
+from leukoscope.training.inputs import Inputs, Rows, ready_batches, rest_of_epoch, shows_progress
 from leukoscope.training.interruption import Interrupted, StopRequest
-from leukoscope.training.mixing import mixed, mixing_share
+from leukoscope.training.mixing import mixing_share
 from leukoscope.training.objective import Objective
-from leukoscope.training.optim import make_optimizer
-from leukoscope.training.sampling import SubjectBalancedSampler
-from leukoscope.training.schedule import BestEpoch, Decision, PlateauController, cosine_with_warmup
-from leukoscope.training.state import Stopwatch, TrainingState
+from leukoscope.training.optim import set_rates
+from leukoscope.training.preparation import prepare
+from leukoscope.training.schedule import BestEpoch, Decision, PlateauController
+from leukoscope.training.state import TrainingState
+from leukoscope.training.step import Step
 
 
 class Engine:
@@ -53,6 +46,7 @@ class Engine:
         learner: what learns: the network, or its head alone where the features below it are kept.
         answerer: what answers: the learner, while fitting with the running mean of its weights where there is one.
         state: what changes while fitting; a checkpoint holds all of it.
+        batch_size: cells each process takes at a time: the recipe's batch, or less where that does not fit a GPU.
         epochs_run, kept_epoch: after `fit`, counted from 1.
         seconds: after `fit`, what it took, sessions before an interruption included.
     """
@@ -62,7 +56,9 @@ class Engine:
     answerer: nn.Module
     inputs: Inputs
     state: TrainingState
+    learn: Step
     steps_per_epoch: int
+    batch_size: int
 
     def __init__(
         self,
@@ -80,11 +76,9 @@ class Engine:
         self.accelerator, self.cells, self.split = accelerator, cells, split
         self.recipe, self.preprocessing, self.run, self.keep_features = recipe, preprocessing, run, keep_features
         self.checkpoints, self.stop, self.watch = checkpoints, StopRequest(), watch
-        self.augment = Augmenter(recipe.augmentation, cells.data.info.background, run.seed)
-        self.train_rows = cells.rows(split.train)
-        self.labels, self.subjects = cells.labels[self.train_rows], [cells.subjects[row] for row in self.train_rows]
-        self.objective = Objective(recipe, self.labels, self.subjects, cells.data.info.labels, accelerator.device)
-        self.groups = self._loss_groups()
+        rows = cells.rows(split.train)
+        subjects = [cells.subjects[row] for row in rows]
+        self.objective = Objective(recipe, cells.labels[rows], subjects, cells.data.info.labels, accelerator.device)
         self.controller = PlateauController(recipe.plateau) if recipe.plateau else None
         self.best = BestEpoch(run.early_stopping_patience)
         self.epochs_run = self.kept_epoch = 0
@@ -99,54 +93,48 @@ class Engine:
             LeukoscopeError: fewer training cells than a step takes, a loss that is no number, or no room on the disk.
             Interrupted: SIGTERM or Ctrl-C came, and a checkpoint was written.
         """
-        recipe, accelerator, self.network = self.recipe, self.accelerator, network
+        self.network = network
         resumed = self.checkpoints.resumed if self.checkpoints else None
         if resumed:
             network.load_state_dict(resumed.part("network"))
-        for name in recipe.frozen:
-            network.get_submodule(name).requires_grad_(False)
-        self.inputs, learner = inputs_and_learner(
-            accelerator,
-            network,
-            self.cells,
-            self.split,
-            recipe,
-            self.preprocessing,
-            self.augment,
-            keep_features=self.keep_features,
-        )
-        balanced = SubjectBalancedSampler(self.labels, self.subjects, self.run.seed)
-        sampler = balanced if recipe.sampling == "subjects" else None
-        loader = training_loader(self._rows(self.train_rows), recipe.train_batch_size, accelerator, sampler)
-        # Row numbers stay on the CPU, where the augmentation draws from them; the rest is moved in `_epoch`.
-        self.learner, optimizer, loader = accelerator.prepare(
-            learner, make_optimizer(network, recipe), loader, device_placement=[True, True, False]
-        )
-        self.steps_per_epoch = len(loader) // accelerator.gradient_accumulation_steps
-        average = make_average(network, recipe)
-        judge, subject_weights = self.controller or self.best, self.objective.subject_weights
-        self.state = TrainingState(accelerator, network, optimizer, judge, average, subject_weights)
-        if average is not None:
-            keeps_features = isinstance(learner, HeadOnFeatures)
-            self.answerer = HeadOnFeatures(average.module) if keeps_features else average.module
-        else:
-            self.answerer = self.learner
-        if accelerator.process_index:
-            # Dropout must not strike the same units in every process.
-            torch.manual_seed(self.run.seed + accelerator.process_index)
+        loader = self._prepare(network)
         if resumed:
             self.state.restore(resumed)
         progress = self.state.progress
         yield from list(progress.rows)
         with self.stop if self.checkpoints else nullcontext():
-            while progress.epoch < recipe.num_train_epochs and not progress.stopped:
+            while progress.epoch < self.recipe.num_train_epochs and not progress.stopped:
                 yield self._one_epoch(loader)
         self._finish()
+
+    def _prepare(self, network: nn.Module) -> DataLoader[Any]:
+        """Put all that fitting needs on the device; the training cells' loader."""
+        ready = prepare(
+            self.accelerator,
+            network,
+            self.cells,
+            self.split,
+            self.recipe,
+            self.preprocessing,
+            self.run,
+            self.objective,
+            self.controller or self.best,
+            keep_features=self.keep_features,
+        )
+        self.inputs, self.learner, self.answerer = ready.inputs, ready.learner, ready.answerer
+        self.learn, self.state, self.batch_size = ready.step, ready.state, ready.batch_size
+        self.steps_per_epoch = len(ready.loader) // self.accelerator.gradient_accumulation_steps
+        if self.accelerator.process_index:
+            # Dropout must not strike the same units in every process.
+            torch.manual_seed(self.run.seed + self.accelerator.process_index)
+        return ready.loader
 
     def _one_epoch(self, loader: DataLoader[Any]) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
         progress = self.state.progress
-        row = self._epoch(loader) | (self._validate() if self.split.validation else {})
+        row = self._epoch(loader)
+        share_statistics(self.state.average, self.accelerator)
+        row |= self._validate() if self.split.validation else {}
         decision = self._judge(row) if self.split.validation else None
         if decision and decision.improved:
             self.state.keep_weights(f"{_in_words(decision.watched)} {row[decision.watched]:.3f}")
@@ -182,12 +170,6 @@ class Engine:
             self._require_numbers("weight", weight.detach())
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, progress.epoch + 1, progress.step)
-
-    def _mixing_share(self) -> float:
-        """What each cell of the next batch keeps of itself; every process mixes its own."""
-        progress, accelerator = self.state.progress, self.accelerator
-        batch = len(progress.figures) * accelerator.num_processes + accelerator.process_index
-        return mixing_share(self.recipe.mixup, self.run.seed, progress.epoch, batch)
 
     def _after_step(self) -> None:
         if self.state.average is not None:
@@ -232,30 +214,20 @@ class Engine:
     def _rows(self, rows: np.ndarray) -> Rows:
         return Rows(self.inputs, self.cells.labels, rows)
 
-    def _loss_groups(self) -> torch.Tensor:
-        """(N,) by row: which of the objective's subject weights a training cell belongs to, else 0."""
-        groups, weights = torch.zeros(len(self.cells.labels), dtype=torch.long), self.objective.subject_weights
-        if weights is not None:
-            groups[torch.from_numpy(self.train_rows)] = weights.groups(self.labels, self.subjects)
-        return groups
-
-    def _train_mode(self) -> None:
-        """Training mode, but for frozen modules: those keep weights and batch statistics."""
-        self.learner.train()
-        for name in self.recipe.frozen:
-            self.network.get_submodule(name).eval()
-
     def _epoch(self, loader: DataLoader[Any]) -> dict[str, Any]:
         """One pass over the training side, or what is left of it; its columns of a summary row."""
-        progress, accelerator, device = self.state.progress, self.accelerator, self.accelerator.device
+        progress, accelerator = self.state.progress, self.accelerator
         if not progress.step:
-            progress.epoch_watch = Stopwatch()
-        self._train_mode()
-        for items, labels, rows in self._left(loader):
-            self._set_rates()
+            progress.begin_epoch()
+        self.learn.train_mode()
+        seen = progress.step * accelerator.gradient_accumulation_steps
+        left = rest_of_epoch(loader, progress.epoch, seen, shows_progress=shows_progress(accelerator))
+        for inputs, labels, rows in ready_batches(
+            left, self.inputs, accelerator.device, progress.epoch, progress.add_waiting
+        ):
+            self._set_rates(progress.step)
             with accelerator.accumulate(self.learner):
-                inputs = self.inputs.for_training(items.to(device, non_blocking=True), rows, progress.epoch)
-                progress.figures.append(self._step(inputs, labels.to(device, non_blocking=True), rows))
+                progress.figures.append(self._step(inputs, labels, rows))
             if self.watch:
                 self.watch.note(progress.epoch, len(progress.figures) - 1, progress.figures[-1][0], rows)
             if accelerator.sync_gradients:
@@ -265,61 +237,34 @@ class Engine:
         # The mean over processes too: they must come to one decision.
         figures = accelerator.reduce(torch.stack(progress.figures).mean(dim=0), "mean")
         self._require_numbers("loss", figures[0])
-        (loss, accuracy), seconds = figures.tolist(), progress.epoch_watch.seconds
-        cells = len(progress.figures) * self.recipe.train_batch_size * accelerator.num_processes
+        loss, accuracy = figures.tolist()
         row = {"epoch": progress.epoch + 1, "train_loss": round(loss, 5), "train_accuracy": round(accuracy, 5)}
-        row |= {"learning_rate": self._set_rates(progress.step - 1), "seconds": round(seconds, 1)}
-        return row | {"images_per_second": round(cells / seconds, 1)}
+        return row | {"learning_rate": self._set_rates(progress.step - 1)} | self._speed()
 
-    def _left(self, loader: DataLoader[Any]) -> Any:
-        """The batches of the epoch under way that no step has seen yet, with a bar."""
-        from tqdm.auto import tqdm
+    def _speed(self) -> dict[str, float]:
+        """How the epoch's training side went: all processes' cells a second, and what this process waited and held."""
+        progress, (resident, on_gpu) = self.state.progress, peak_memory()
+        seconds = progress.epoch_watch.seconds
+        cells = len(progress.figures) * self.batch_size * self.accelerator.num_processes
+        return {
+            "seconds": round(seconds, 1),
+            "images_per_second": round(cells / seconds, 1),
+            "data_wait_percent": round(100 * progress.waited / seconds, 1),
+            "peak_memory_mb": round((on_gpu or resident) / 1e6),
+        }
 
-        progress, shows = self.state.progress, shows_progress(self.accelerator)
-        # The order of cells follows from seed and epoch.
-        loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
-        seen = progress.step * self.accelerator.gradient_accumulation_steps
-        left = skip_first_batches(loader, seen) if seen else loader
-        return tqdm(left, desc=f"epoch {progress.epoch + 1}", initial=seen, disable=not shows, leave=False)
-
-    def _set_rates(self, step: int | None = None) -> float:
-        """Give every parameter its rate for a step of this epoch (default: the next); that of the first group."""
-        progress, total = self.state.progress, self.recipe.num_train_epochs * self.steps_per_epoch
-        step = progress.step if step is None else step
-        share = self._rate_share(progress.epoch * self.steps_per_epoch + step, total)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * share
-        return float(self.state.optimizer.param_groups[0]["lr"])
-
-    def _rate_share(self, step: int, total_steps: int) -> float:
-        """Share of the recipe's learning rate at a step of the run."""
+    def _set_rates(self, step: int) -> float:
+        """Give every parameter its rate for a step of this epoch; that of the first group."""
+        done, total = self.state.progress.epoch * self.steps_per_epoch, self.recipe.num_train_epochs
         cut = self.controller.rate if self.controller else 1.0
-        if self.recipe.schedule == "constant":
-            return cut
-        return cut * cosine_with_warmup(step, total_steps, self.recipe.warmup_share)
+        return set_rates(self.state.optimizer, self.recipe, done + step, total * self.steps_per_epoch, cut)
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Learn from one batch; (2,) its loss and accuracy before that."""
-        share = self._mixing_share()
-        with self.accelerator.autocast():
-            logits = self.learner(mixed(inputs, share))
-        groups = self.groups[rows].to(labels.device, non_blocking=True)
-        loss = self.objective.training_loss(
-            logits,
-            labels,
-            self.network,
-            share=share,
-            groups=groups,
-            total=partial(self.accelerator.reduce, reduction="sum"),
-        )
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.max_grad_norm)
-        # Accelerate's optimiser does nothing until the last batch of a step.
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return torch.stack([loss.detach(), accuracy])
+        progress, accelerator = self.state.progress, self.accelerator
+        # Every process mixes its own cells.
+        batch = len(progress.figures) * accelerator.num_processes + accelerator.process_index
+        return self.learn(inputs, labels, rows, mixing_share(self.recipe.mixup, self.run.seed, progress.epoch, batch))
 
     def _validate(self) -> dict[str, float]:
         """The validation columns of a summary row; val_loss is the training loss on those cells."""

@@ -59,11 +59,12 @@ def write_environment(
     write_json(path, now | ({"earlier": [*before.pop("earlier", []), before]} if before else {}), exact=True)
 
 
-def complete_environment(out: Path, accelerator: Accelerator, seconds: float) -> None:
+def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *, batch_size: int) -> None:
     """Add when the run ended, how long it took and the most memory it held; called by every process.
 
     Args:
         seconds: of wall time since it started, or went on.
+        batch_size: cells that a process took at a time: fewer than asked for where a GPU was too small for them.
     """
     memory = accelerator.gather(torch.tensor([peak_memory()], dtype=torch.int64, device=accelerator.device))
     if not accelerator.is_main_process:
@@ -73,7 +74,8 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float) ->
     if accelerator.device.type == "cuda":
         peaks["gpu_bytes"] = gpu
     path = out / ENVIRONMENT
-    ended = {"finished": _now(), "wall_seconds": seconds, "peak_memory": peaks}
+    batch = {"cells": batch_size, "batches_a_step": accelerator.gradient_accumulation_steps}
+    ended = {"finished": _now(), "wall_seconds": seconds, "batch": batch, "peak_memory": peaks}
     write_json(path, _read(path) | ended, exact=True)
 
 

@@ -52,7 +52,7 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     import timm
 
     # The decoded cells' file is itself named for the data, its files' times of writing and the preprocessing.
-    decoded = Path(cells.pixels.filename).name  # type: ignore[attr-defined]
+    decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
     parts = (decoded, recipe.architecture, timm.__version__, backbone_hash(network), recipe.augmentation.mirrorings)
     key = hashlib.sha256(repr((*parts, str(network.head.pool))).encode()).hexdigest()[:16]  # type: ignore[union-attr]
     return cache_root() / f"features-{key}.npy"

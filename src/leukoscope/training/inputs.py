@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -11,22 +13,33 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import skip_first_batches
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
-from leukoscope.cells.cache import FramedCells
+from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import CellsOnDemand, FramedCells
 from leukoscope.cells.splits import Split
 from leukoscope.cells.transforms import Augmenter, Preprocessing
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.features import HeadOnFeatures, can_be_kept, features_file, frozen_features, pays_off
 from leukoscope.training.preflight import require_whole_step
 
+# More would read ahead of any network here.
+_MOST_WORKERS = 8
+
 
 class Inputs(Protocol):
-    """From a row of the cells to what is fed forward."""
+    """From rows of the cells to what is fed forward.
 
-    def item(self, row: int) -> torch.Tensor:
-        """What the loader reads of one cell."""
+    Attributes:
+        decodes: reading a cell means decoding its picture, which processes of the loader's do ahead.
+    """
+
+    decodes: bool
+
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        """What the loader reads of a batch of cells, (B, …)."""
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         """A batch of items as this epoch shows them."""
@@ -36,13 +49,14 @@ class Inputs(Protocol):
 
 
 class PixelInputs:
-    """Cells as a whole network sees them; items are (3, S, S) uint8."""
+    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept."""
 
     def __init__(self, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter):
         self.pixels, self.preprocessing, self.augment = cells.pixels, preprocessing, augment
+        self.decodes = isinstance(cells.pixels, CellsOnDemand)
 
-    def item(self, row: int) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.pixels[row].transpose(2, 0, 1)))
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         return self.preprocessing.normalise(self.augment(items, rows.tolist(), epoch))
@@ -54,21 +68,27 @@ class PixelInputs:
 class FeatureInputs:
     """A frozen backbone's features of every cell, kept in each look it can have; items are (V, F) float32."""
 
+    decodes = False
+
     def __init__(self, features: np.ndarray, augment: Augmenter):
         self.features, self.augment = features, augment
 
-    def item(self, row: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.features[row]))
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.features[rows])
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
-        return items[torch.arange(len(items)), self.augment.mirrorings_of(rows.tolist(), epoch)]
+        looks = self.augment.mirrorings_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
+        return items[torch.arange(len(items), device=items.device), looks]
 
     def for_answers(self, items: torch.Tensor) -> torch.Tensor:
         return items[:, 0]
 
 
-class Rows(Dataset[tuple[torch.Tensor, int, int]]):
-    """Some rows of the cells, for a DataLoader: item, class, row."""
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Rows(Dataset[Batch]):
+    """Some rows of the cells, for a DataLoader, which takes a whole batch at once: items, classes, rows."""
 
     def __init__(self, inputs: Inputs, labels: np.ndarray, rows: np.ndarray):
         self.inputs, self.labels, self.rows = inputs, labels, rows
@@ -76,9 +96,9 @@ class Rows(Dataset[tuple[torch.Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        row = int(self.rows[index])
-        return self.inputs.item(row), int(self.labels[row]), row
+    def __getitems__(self, indices: list[int]) -> Batch:
+        rows = self.rows[indices]
+        return self.inputs.items(rows), torch.from_numpy(self.labels[rows]), torch.from_numpy(rows)
 
 
 def inputs_and_learner(
@@ -94,7 +114,7 @@ def inputs_and_learner(
 ) -> tuple[Inputs, nn.Module]:
     """Pixels and the network; or, where the frozen backbone's features are kept, these and its head."""
     pixels = PixelInputs(cells, preprocessing, augment)
-    if not (keep_features and can_be_kept(recipe)):
+    if not keep_features or pixels.decodes or not can_be_kept(recipe):
         return pixels, network
     path = features_file(network, cells, recipe)
     passes = recipe.num_train_epochs * (len(split.train) + len(split.validation)) + len(split.test)
@@ -150,8 +170,73 @@ def answering_loader(rows: Rows, batch_size: int, accelerator: Accelerator) -> D
 
 
 def _loader(rows: Rows, accelerator: Accelerator, **how: Any) -> DataLoader[Any]:
-    # A generator of its own: iterating must not disturb the one that dropout draws from.
-    return DataLoader(rows, generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda", **how)
+    # A batch of decoded cells is read in less time than another process takes to hand it over.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (os.cpu_count() or 1) // local_processes
+    workers = min(max(cores // 2, 1), _MOST_WORKERS) if rows.inputs.decodes else 0
+    return DataLoader(
+        rows,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        # A generator of its own: iterating must not disturb the one that dropout draws from.
+        generator=torch.Generator(),
+        **how,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def read(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        LeukoscopeError: a damaged cell, where cells are decoded when they are asked for.
+    """
+    try:
+        yield from loader
+    except LeukoscopeError as error:
+        # From a process of the loader's an error comes with all its calls; the last line is what it says.
+        raise LeukoscopeError(str(error).rpartition("LeukoscopeError: ")[2].strip()) from None
+
+
+def rest_of_epoch(loader: DataLoader[Any], epoch: int, seen: int, *, shows_progress: bool) -> Iterable[Batch]:
+    """The batches of an epoch after the first `seen` ones; their order follows from seed and epoch."""
+    from tqdm.auto import tqdm
+
+    loader.set_epoch(epoch)  # type: ignore[attr-defined]
+    left = skip_first_batches(loader, seen) if seen else loader
+    return tqdm(left, desc=f"epoch {epoch + 1}", initial=seen, disable=not shows_progress, leave=False)
+
+
+def ready_batches(
+    loader: Iterable[Batch],
+    inputs: Inputs,
+    device: torch.device,
+    epoch: int,
+    add_waiting: Callable[[float], None],
+) -> Iterator[Batch]:
+    """What an epoch shows: inputs as the network takes them, classes, both on the device; and rows, on the CPU.
+
+    Args:
+        add_waiting: told the seconds each batch took to be read, moved and augmented, the end of the last included. A
+            GPU moves and augments by itself: there, what counts is asking for it.
+    """
+    batches = read(loader)
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is not None:
+            # Rows stay where the augmentation draws from them.
+            items, labels, rows = batch
+            shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
+            batch = shown, labels.to(device, non_blocking=True), rows
+        add_waiting(time.perf_counter() - started)
+        if batch is None:
+            return
+        yield batch
 
 
 def shows_progress(accelerator: Accelerator) -> bool:

@@ -129,7 +129,7 @@ def train(config: TrainingConfig) -> Path:
         draw_run(out, engine.network, cells)
         checkpoints.remove()
         say(f"run folder: {out}\nrelease:    {out / 'release'}")
-    complete_environment(out, accelerator, engine.seconds)
+    complete_environment(out, accelerator, engine.seconds, batch_size=engine.batch_size)
     finish_tracking(accelerator)
     accelerator.wait_for_everyone()
     return out
@@ -183,7 +183,7 @@ def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accel
             bar.desc, bar.total = "decoding", total
             bar.update(done - bar.n)
 
-        return frame_cells(data, preprocessing_for(recipe, data), progress=progress)
+        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images, progress=progress)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:

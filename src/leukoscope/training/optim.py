@@ -10,6 +10,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import head_parameters
 from leukoscope.models.recipes import Recipe
+from leukoscope.training.schedule import cosine_with_warmup
 
 # Of every system here that uses plain SGD; the usual value since Sutskever et al. 2013 (ICML, PMLR 28(3):1139).
 _MOMENTUM = 0.9
@@ -29,8 +30,25 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=_MOMENTUM)
-    return torch.optim.Adamax(groups) if recipe.optimizer == "adamax" else torch.optim.Adam(groups)
+        return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
+    # torch has no fused Adamax.
+    return torch.optim.Adamax(groups) if recipe.optimizer == "adamax" else torch.optim.Adam(groups, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total_steps: int, cut: float = 1.0) -> float:
+    """Give every group its learning rate for a step of the run.
+
+    Args:
+        cut: what a plateau has left of the rate.
+
+    Returns:
+        the rate of the first group.
+    """
+    constant = recipe.schedule == "constant"
+    share = cut * (1.0 if constant else cosine_with_warmup(step, total_steps, recipe.warmup_share))
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * share
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -73,7 +91,7 @@ def _blocks_above(network: nn.Module) -> dict[str, int]:
 
     if not hasattr(network, "group_matcher"):
         raise LeukoscopeError("layer_decay: this network has no blocks that timm knows; leave it at 1")
-    depth: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    depth: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
     # The classifier is the deepest group of all, the last block the one before.
     last = max(depth.values()) - 1
     return {name: max(last - number, 0) for name, number in depth.items()}

@@ -36,6 +36,9 @@ class Stopwatch:
         return time.perf_counter() - self._started
 
 
+_PLAIN = ("epoch", "step", "rows", "waited", "kept_epoch", "kept_for", "stopped")
+
+
 @dataclass
 class Progress:
     """How far a training has come.
@@ -46,6 +49,7 @@ class Progress:
         figures: (2,) loss and accuracy of every batch of that epoch that this process saw.
         rows: of summary.csv, one an epoch that is over.
         watch, epoch_watch: time spent on the whole and on the training side of the epoch under way.
+        waited: seconds of the latter that passed until batches were ready.
         kept_epoch: the epoch whose weights are kept, counted from 1; 0 for none.
         kept_for: the figure that speaks for it, in words.
         stopped: there is no use in further epochs.
@@ -57,9 +61,18 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
     epoch_watch: Stopwatch = field(default_factory=Stopwatch)
+    waited: float = 0.0
     kept_epoch: int = 0
     kept_for: str = ""
     stopped: bool = False
+
+    def begin_epoch(self) -> None:
+        """Start the clocks of an epoch."""
+        self.epoch_watch, self.waited = Stopwatch(), 0.0
+
+    def add_waiting(self, seconds: float) -> None:
+        """Note time that passed until a batch was ready."""
+        self.waited += seconds
 
     def end_epoch(self, row: dict[str, Any], *, stopped: bool) -> None:
         """Note an epoch that is over."""
@@ -68,7 +81,7 @@ class Progress:
 
     def values(self) -> dict[str, Any]:
         """All but the figures, in plain JSON values."""
-        plain = {name: getattr(self, name) for name in ("epoch", "step", "rows", "kept_epoch", "kept_for", "stopped")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return {**plain, "seconds": self.watch.seconds, "epoch_seconds": self.epoch_watch.seconds}
 
     @classmethod
