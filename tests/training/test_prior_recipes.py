@@ -138,10 +138,14 @@ def test_every_class_has_its_heat_map(trained: Trained, pictures: list[str]) -> 
     side = trained.recipe.image_size
     with torch.inference_mode():
         places = predictor.release.network.forward_features(torch.zeros(1, 3, side, side)).shape[2:]
-    for prediction in predictor(pictures, explain=True):
-        maps = [prediction.heatmaps[label].evidence for label in ("ALL", "HEM")]
-        assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
-        assert max(map_.max() for map_ in maps) > 0
+    maps = [
+        prediction.heatmaps[label].evidence
+        for prediction in predictor(pictures, explain=True)
+        for label in ("ALL", "HEM")
+    ]
+    assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
+    # A network that learnt for two steps may find nothing in one picture that speaks for either class.
+    assert max(map_.max() for map_ in maps) > 0
 
 
 def test_four_classes_are_also_shown_each_against_the_rest(tmp_path: Path) -> None:
