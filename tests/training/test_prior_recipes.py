@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -93,15 +92,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     smear = Image.fromarray(draw_cell("HEM", subject=4, size=300, background="smear").image)
     smear.crop((0, 50, 300, 250)).save(folder / "smear.png")
     return [str(folder / "black.png"), str(folder / "smear.png")]
-
-
-@pytest.fixture
-def code_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The copies that transformers keeps of a release's code stay in the test."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def test_the_run_shows_what_it_did(trained: Trained) -> None:
