@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def cache_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded cells of a test never reach the user's cache."""
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+
+
+@pytest.fixture
+def code_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The copies that transformers keeps of a release's code stay in the test."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -264,8 +264,8 @@ def _ablation(comparison: Mapping[str, Any]) -> str:
 
 
 def _ablation_row(setting: Mapping[str, Any], first: str) -> str:
-    figures, by_subject = setting["metrics"], setting["by_subject"]
-    f1, auroc = (f"{share(figures[key])} ({span(by_subject[key])})" for key in ("f1_weighted", "auroc"))
+    figures, block = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
+    f1, auroc = (with_interval(block, key) for key in ("f1_weighted", "auroc"))
     change = setting["difference"]["f1_weighted"]
     beside = "–"
     if setting["name"] != first:

@@ -152,6 +152,9 @@ class TrainingConfig:
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,
+                # From random weights validation jumps from epoch to epoch, and a run may stop early in a trough; a
+                # rebuilt system stays as it is described.
+                ema_decay=recipe.ema_decay if recipe.about else recipe.ema_decay or 0.9,
             )
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
