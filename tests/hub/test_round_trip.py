@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,26 +161,78 @@ def test_a_pinned_revision_keeps_its_answer(answers: dict[str, Any]) -> None:
 def test_the_app_answers_alike(
     hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
 ) -> None:
-    from gradio_client import Client, handle_file
+    (place / "no-releases").mkdir()
+    command = (sys.executable, str(ROOT / "app.py"), "--releases", str(place / "no-releases"))
+    with app_running(environment(hub, place / "app"), place, *command) as client:
+        for tag, commit in versions.items():
+            shares, text = ask(client, picture, f"{ID}@{tag}")
+            assert shares == pytest.approx(answers[tag]["predictor"], abs=1e-4)
+            assert commit[:12] in text
+
+
+def test_a_space_answers_alike(
+    hub: Hub, place: Path, space: Path, space_python: Path, picture: Path, answers: dict[str, Any]
+) -> None:
+    machine = environment(hub, place / "space-home")
+    # Nothing of the repository, nor of the environment that the tests run in.
+    del machine["PYTHONPATH"]
+    with app_running(machine, space, str(space_python), "app.py") as client:
+        for name, asked in ((f"{ID}@v1", "v1"), (ID, "main")):
+            shares, text = ask(client, picture, name)
+            assert shares == pytest.approx(answers[asked]["predictor"], abs=1e-4)
+            assert answers[asked]["revision"][:12] in text
+    pulled = {path.name for path in (place / "space-home" / "hub").glob("models--*/snapshots/*/*")}
+    assert {"config.json", "model.safetensors", "metrics.json", "README.md"} <= pulled
+
+
+@pytest.fixture(scope="module")
+def space(hub: Hub, place: Path, versions: dict[str, str]) -> Path:
+    """A Space as a machine gets it from the Hub."""
+    models = ("--model", f"{ID}@v1", "--model", ID)
+    run(hub, place, "-m", "leukoscope", "space", *models, "--out", "written", "--push", "lab/demo")
+    fetch = "import huggingface_hub as h; h.snapshot_download('lab/demo', repo_type='space', local_dir='space')"
+    run(hub, place, "-c", fetch)
+    return place / "space"
+
+
+@pytest.fixture(scope="module")
+def space_python(place: Path, space: Path) -> Iterator[Path]:
+    """The interpreter of a new environment that holds what the Space asks for, and nothing else."""
+    new = place / "environment"
+    venv.create(new, with_pip=True)
+    try:
+        install = ("-m", "pip", "install", "--quiet", "-r", "requirements.txt")
+        subprocess.run([new / "bin" / "python", *install], cwd=space, check=True, timeout=1500)
+        yield new / "bin" / "python"
+    finally:
+        # 6 GB; pytest keeps the folders of three runs.
+        shutil.rmtree(new)
+
+
+@contextmanager
+def app_running(machine: dict[str, str], folder: Path, *command: str) -> Iterator[Any]:
+    """The demo, started in `folder` on a free port of this machine, as its own client library sees it."""
+    from gradio_client import Client
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    (place / "no-releases").mkdir()
-    machine = environment(hub, place / "app", GRADIO_SERVER_PORT=port, GRADIO_TEMP_DIR=str(place / "gradio"))
-    app = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--releases", str(place / "no-releases")], env=machine
-    )
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    here = {"GRADIO_SERVER_PORT": address.strip("/").rpartition(":")[2], "GRADIO_TEMP_DIR": str(folder / "gradio")}
+    app = subprocess.Popen(command, cwd=folder, env=machine | here)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/", app)
-        client = Client(f"http://127.0.0.1:{port}/", verbose=False, download_files=str(place / "overlays"))
-        for tag, commit in versions.items():
-            _, shares, _, text = client.predict(handle_file(picture), f"{ID}@{tag}", api_name="/predict")
-            assert shares == pytest.approx(answers[tag]["predictor"], abs=1e-4)
-            assert commit[:12] in text
+        _wait_for(address, app)
+        yield Client(address, verbose=False, download_files=str(folder / "overlays"))
     finally:
         app.terminate()
         app.wait(timeout=60)
+
+
+def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
+    """What the demo's /predict says: probabilities, and the text that names the commit."""
+    from gradio_client import handle_file
+
+    _, shares, _, text = client.predict(handle_file(picture), model, api_name="/predict")
+    return shares, text
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:

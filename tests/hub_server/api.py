@@ -1,4 +1,4 @@
-"""The part of the Hub's HTTP API that its Python client speaks to create, commit to, list and read model repositories.
+"""The part of the Hub's HTTP API that its Python client speaks to create, commit to, list and read models and Spaces.
 
 Each handler takes the request and the parts of its path. The rules enforced here (who may write, what a tag may name)
 are this server's own; the client checks none of them.
@@ -45,7 +45,7 @@ class Api:
 
     def _repository(self, request: Request, id: str) -> Repository:
         repository = self.storage.repositories.get(id)
-        if repository is None or (repository.private and not (_role(request) and id.startswith(f"{USER}/"))):
+        if repository is None or (repository.private and not (_role(request) and _is_ours(id))):
             raise Refused(404 if _role(request) else 401, "RepoNotFound", "Repository not found")
         return repository
 
@@ -54,6 +54,10 @@ class Api:
     async def create(self, request: Request) -> Response:
         asked = await request.json()
         id = f"{asked.get('organization') or USER}/{asked['name']}"
+        if asked.get("type") == "space":
+            if asked.get("sdk") not in ("gradio", "docker", "static"):
+                raise Refused(400, "", "a Space needs an sdk")
+            id = f"spaces/{id}"
         _require_write(request, id)
         body = {"url": f"{_base(request)}/{id}", "name": id, "id": id}
         if id in self.storage.repositories:
@@ -246,10 +250,14 @@ def _role(request: Request) -> str:
     return _ROLES.get(request.headers.get("authorization", "").removeprefix("Bearer "), "")
 
 
+def _is_ours(id: str) -> bool:
+    return id.removeprefix("spaces/").startswith(f"{USER}/")
+
+
 def _require_write(request: Request, id: str) -> None:
     if not _role(request):
         raise Refused(401, "", "Invalid username or password.")
-    if _role(request) != "write" or not id.startswith(f"{USER}/"):
+    if _role(request) != "write" or not _is_ours(id):
         raise Refused(403, "", f"You don't have the rights to write to {id}")
 
 

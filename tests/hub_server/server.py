@@ -20,7 +20,8 @@ from hub_server.api import Api
 from hub_server.faults import Fault
 from hub_server.storage import Refused, Repository, Storage
 
-_ID = r"(?P<id>[^/]+/[^/]+?)"
+# A Space is called spaces/owner/name here, as in its address.
+_ID = r"(?P<id>(spaces/)?[^/]+/[^/]+?)"
 # Matched before %2F is decoded, for a branch may be called feature/x.
 _ROUTES = (
     ("GET", r"/api/whoami-v2", "whoami"),
@@ -87,6 +88,7 @@ class Hub:
         await response(scope, receive, send)
 
     async def _answer(self, request: Request, path: str) -> Response:
+        path = path.replace("/api/spaces/", "/api/models/spaces/", 1)
         for methods, pattern, name in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and request.method in methods.split("|"):

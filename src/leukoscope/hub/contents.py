@@ -6,7 +6,6 @@ curves; tables of answers only with the columns that `CellPredictions.save` writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
@@ -25,7 +24,7 @@ def travelling_files(release: Path) -> dict[str, Path]:
         LeukoscopeError: a file that every release has is missing, or a table of answers holds more than answers.
     """
     there = {path.relative_to(release).as_posix(): path for path in sorted(release.rglob("*")) if path.is_file()}
-    files = {name: path for name, path in there.items() if belongs(name)}
+    files = {name: path for name, path in there.items() if belongs_to_release(name)}
     if missing := [name for name in REQUIRED if name not in files]:
         raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
     for path in files.values():
@@ -37,16 +36,11 @@ def travelling_files(release: Path) -> dict[str, Path]:
 def staying_files(release: Path) -> list[str]:
     """What lies in the folder but is no part of a release, and is not published."""
     names = (path.relative_to(release).as_posix() for path in sorted(release.rglob("*")) if path.is_file())
-    return [name for name in names if not belongs(name)]
+    return [name for name in names if not belongs_to_release(name)]
 
 
-def outdated(there: Iterable[str], files: Iterable[str]) -> list[str]:
-    """What an earlier version of the release left in the repository; files of other kinds are not ours to remove."""
-    return sorted({name for name in there if belongs(name)} - set(files))
-
-
-def belongs(name: str) -> bool:
-    """Whether a path in a repository is one that a release may have."""
+def belongs_to_release(name: str) -> bool:
+    """Whether a path in a repository is one that a release may have; files of other kinds are not ours to remove."""
     folder, _, file = name.rpartition("/")
     return name in _NAMED or (folder == PREDICTIONS and file.endswith(".parquet"))
 

@@ -1,15 +1,16 @@
-"""Publish a release directory to the Hugging Face Hub, in one commit, and ask beforehand whether that may be done."""
+"""Publish a release (or a Space) on the Hugging Face Hub in one commit, and ask beforehand whether that may be done."""
 
 from __future__ import annotations
 
 import shlex
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from leukoscope import LeukoscopeError
-from leukoscope.hub.contents import outdated, travelling_files
+from leukoscope.hub.contents import belongs_to_release, travelling_files
 from leukoscope.hub.patience import patiently
 from leukoscope.inference.hub_files import HubUnreachable, ask_hub
 
@@ -24,7 +25,7 @@ _MAY_NOT_WRITE = (
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a release goes.
+    """Where on the Hub a release, or a Space, goes.
 
     Attributes:
         hub_model_id: the repository, `owner/name`; made where it does not exist.
@@ -32,6 +33,7 @@ class Destination:
         private: whether a new repository is private.
         create_pr: propose the release as a pull request to an existing repository instead of changing it.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
+        kind: what the repository is.
     """
 
     hub_model_id: str | None
@@ -39,6 +41,7 @@ class Destination:
     private: bool = False
     create_pr: bool = False
     tag: str = ""
+    kind: Literal["model", "space"] = "model"
 
     @property
     def id(self) -> str:
@@ -60,8 +63,9 @@ class Destination:
                 raise HFValidationError
             validate_repo_id(self.id)
         except HFValidationError:
+            flag = "--push" if self.kind == "space" else "--hub_model_id"
             raise LeukoscopeError(
-                f"--hub_model_id {self.hub_model_id}: give the repository to publish to as owner/name (letters, "
+                f"{flag} {self.hub_model_id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
             ) from None
         if self.create_pr and (self.revision or self.tag):
@@ -133,27 +137,39 @@ def publish(release: Path, to: Destination) -> Published:
         LeukoscopeError: as `Destination.require_usable`; a folder that is no release; or the Hub refused or could not
             be reached, with the command to go on with. The local release is only read.
     """
+    to.require_usable()
+    whole = f"The release is whole in {release}; go on with: {to.push_command(release)}"
+    return send(travelling_files(release), to, belongs=belongs_to_release, whole=whole)
+
+
+def send(files: Mapping[str, Path], to: Destination, *, belongs: Callable[[str], bool], whole: str) -> Published:
+    """Make a repository hold these files, in one commit; what it has already is not sent again.
+
+    Args:
+        files: path in the repository → file.
+        to: as `Destination.require_usable` leaves it.
+        belongs: whether a path in the repository is of the kind sent here, and goes when it is not among `files`.
+        whole: what to add to the message when it fails: that nothing is lost, and how to go on.
+
+    Raises:
+        LeukoscopeError: the Hub refused or could not be reached.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    to.require_usable()
-    files = travelling_files(release)
     api = HfApi()
     try:
         patiently(lambda: _ask_to_write(api, to))
         if to.revision and not to.revision.startswith("refs/pr/"):
-            patiently(lambda: api.create_branch(to.id, branch=to.revision, exist_ok=True))
-        before = patiently(lambda: api.model_info(to.id, revision=to.revision or None)).sha
-        commit = patiently(lambda: _commit(api, to, files), repeatable=not to.create_pr)
+            patiently(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
+        before = patiently(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
+        commit = patiently(lambda: _commit(api, to, files, belongs), repeatable=not to.create_pr)
         if to.tag:
             patiently(lambda: _tag(api, to, commit.oid))
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise LeukoscopeError(
-            f"{to.id}: publishing failed: {_reason(error)}. The release is whole in {release}; go on with: "
-            f"{to.push_command(release)}"
-        ) from None
-    page = f"{api.endpoint}/{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
+        raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {whole}") from None
+    page = f"{api.endpoint}/{'spaces/' * (to.kind == 'space')}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
     return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
 
 
@@ -174,33 +190,36 @@ def _ask_to_write(api: HfApi, to: Destination) -> None:
     """Make the repository where there is none; raise where the token may not do what is to be done."""
     if to.create_pr:
         # Whoever may read a repository may propose a change to it, but not with a token that only reads.
-        api.auth_check(to.id)
+        api.auth_check(to.id, repo_type=to.kind)
         if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PermissionError(_MAY_NOT_WRITE)
         return
-    api.create_repo(to.id, private=to.private, exist_ok=True)
+    sdk = "gradio" if to.kind == "space" else None
+    api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
     # A repository that exists already is no proof: a token that only reads would have come as far.
-    api.auth_check(to.id, write=True)
+    api.auth_check(to.id, repo_type=to.kind, write=True)
 
 
-def _commit(api: HfApi, to: Destination, files: dict[str, Path]) -> CommitInfo:
+def _commit(api: HfApi, to: Destination, files: Mapping[str, Path], belongs: Callable[[str], bool]) -> CommitInfo:
     """One commit that makes the repository hold these files.
 
     Prepared anew for each try: after one whose answer was lost, the Hub says that nothing is left to be done.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    there = api.list_repo_files(to.id, revision=to.revision or None)
+    there = api.list_repo_files(to.id, revision=to.revision or None, repo_type=to.kind)
+    outdated = sorted({name for name in there if belongs(name)} - set(files))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
     ]
-    operations += [CommitOperationDelete(path_in_repo=name) for name in outdated(there, files)]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in outdated]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
         return api.create_commit(
             to.id,
             operations,
-            commit_message="Publish release",
+            commit_message=f"Publish {'Space' if to.kind == 'space' else 'release'}",
+            repo_type=to.kind,
             revision=to.revision or None,
             create_pr=to.create_pr,
         )
@@ -210,7 +229,7 @@ def _tag(api: HfApi, to: Destination, commit: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        api.create_tag(to.id, tag=to.tag, revision=commit)
+        api.create_tag(to.id, tag=to.tag, revision=commit, repo_type=to.kind)
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise
