@@ -37,7 +37,9 @@ def leaderboard(
     from rich.text import Text
 
     console, table = Console(highlight=False), Table(*COLUMNS)
-    table.columns[1].overflow = "fold"
+    for column in table.columns:
+        # Cut off, an interval would be none.
+        column.overflow = "fold"
     for row in table_rows(board):
         table.add_row(*map(Text, row))
     console.print(table)

@@ -141,7 +141,7 @@ def write_board(path: Path, board: Mapping[str, Any]) -> Path:
         [f"Intervals: {board['level']:.0%}, drawing subjects anew; differences on the same draws.", *board["left_out"]],
         COLUMNS,
         table_rows(board),
-        [figure_picture(interval_plot(lines), alt)],
+        [figure_picture(interval_plot(lines, axis=figure_name(RANKED_BY)), alt)],
     )
     return write_page(path, "Leaderboard", lead, [ranking, *doubts])
 
