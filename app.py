@@ -1,7 +1,7 @@
 """The demo: `python app.py`, then open http://127.0.0.1:7860 (a Space runs this same file).
 
 A cell comes in through the page or the API at /predict; a label, its probabilities and the Grad-CAM overlay go out.
-Models are the releases under model_card/ and any Hub id a visitor types.
+Models are the Hub ids in models.txt, the releases under model_card/, and any Hub id a visitor types.
 """
 
 import argparse
@@ -19,12 +19,13 @@ def main() -> int:
     """Serve until interrupted; problems the user can fix end in one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--releases", type=Path, default=HERE / "model_card", help="folder of release folders to offer")
-    releases = parser.parse_args().releases
+    parser.add_argument("--models", type=Path, default=HERE / "models.txt", help="file of Hub ids to offer, one a line")
+    asked = parser.parse_args()
     try:
         address = server_address()
         from leukoscope.web.demo import serve
 
-        serve(releases, address)
+        serve(asked.releases, asked.models, address)
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -29,11 +29,13 @@ def run(config: TrainingConfig) -> None:
     from accelerate import PartialState
 
     from leukoscope.hub.card import write_card
-    from leukoscope.hub.publish import check_can_publish, publish
+    from leukoscope.hub.publish import Destination, check_can_publish, publish
     from leukoscope.training.loop import train
 
-    if config.run.push_to_hub:
-        check_can_publish(config.run.hub_model_id, private=config.run.hub_private)
+    flags = config.run
+    to = Destination(flags.hub_model_id, flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag)
+    if flags.push_to_hub:
+        check_can_publish(to)
     try:
         release = train(config) / "release"
     except Interrupted:
@@ -42,9 +44,9 @@ def run(config: TrainingConfig) -> None:
         PartialState().destroy_process_group()
         raise
     if PartialState().is_main_process:
-        write_card(release, hub_id=config.run.hub_model_id or "")
-        if config.run.push_to_hub:
-            print("published:", publish(release, config.run.hub_model_id, private=config.run.hub_private))
+        write_card(release, hub_id=to.id)
+        if flags.push_to_hub:
+            print("published:", publish(release, to))
     # Left to the end of the process, it sometimes aborts.
     PartialState().destroy_process_group()
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from hub_server import WRITE_TOKEN, Hub, serving
 
 # Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,7 +51,43 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine's loopback, a token that may write there, and an empty cache."""
+    import huggingface_hub.constants as constants
+
+    with serving(tmp_path / "hub") as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield running
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets nobody wait; the seconds that were asked for."""
+    asked: list[float] = []
+    monkeypatch.setattr("time.sleep", asked.append)
+    return asked
+
+
 @pytest.fixture(autouse=True)
 def cache_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded cells of a test never reach the user's cache."""
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+
+
+@pytest.fixture
+def code_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The copies that transformers keeps of a release's code stay in the test."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)

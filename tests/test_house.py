@@ -21,6 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "leukoscope"
 ROOMS = ("cells", "models", "inference", "evaluation", "training", "hub", "web")
+SHIPPED = ("app.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Modules whose distribution has another name, for those that may not be installed to be asked.
 DISTRIBUTIONS = {"PIL": "pillow", "pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -255,7 +256,7 @@ def copied_house(tmp_path: Path) -> Path:
     """What a wheel is built from, aside: building leaves files behind."""
     shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
     (tmp_path / "model_card").mkdir()
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "model_card/template.md"):
+    for name in ("pyproject.toml", "README.md", *SHIPPED):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -287,7 +288,8 @@ def test_wheel_holds_every_room_and_the_command(copied_house: Path) -> None:
     assert packed == {
         path.relative_to(source).as_posix() for path in (source / "leukoscope").rglob("*.*") if path.is_file()
     }
-    assert any(name.endswith(".data/data/share/leukoscope/template.md") for name in names), "the card's template"
+    shared = {name.partition(".data/data/share/leukoscope/")[2] for name in names}
+    assert set(SHIPPED) <= shared
     assert all(f"leukoscope/{room}/__init__.py" in packed for room in ROOMS)
     assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
     needed = {

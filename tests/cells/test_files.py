@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leukoscope.cells.files import write_whole
+from leukoscope.cells.files import appearing_whole, write_whole
 
 
 def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -23,3 +23,25 @@ def test_text_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path)
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "\ud800")
     assert path.read_text() == "old"
+
+
+def test_a_folder_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("first", "second"):
+        with appearing_whole(target) as aside:
+            aside.mkdir()
+            (aside / content).write_text(content)
+            assert not (target / content).exists()
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "kept").write_text("")
+    with pytest.raises(OSError, match="full"), appearing_whole(target) as aside:
+        aside.mkdir()
+        raise OSError("full")
+    assert [path.name for path in target.iterdir()] == ["kept"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -105,7 +105,8 @@ def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, 
         ),
         (
             ("nobody/nothing", "--dataset_name", "phantoms"),
-            "nobody/nothing: the Hub cannot be reached and no whole copy is cached; check the network, or give a "
+            "nobody/nothing: the Hub cannot be reached and no whole copy is cached (HF_HUB_OFFLINE is set); check the "
+            "network, or give a "
             "release folder",
         ),
         (

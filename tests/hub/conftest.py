@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,4 +114,24 @@ def release(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 350 / 450}}))
+    return folder
+
+
+@pytest.fixture
+def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
+    """A release with all that is published of one: known figures, real weights, a card, a guard, answers."""
+    import numpy as np
+
+    from leukoscope.evaluation.metrics import CellPredictions
+
+    folder = tmp_path / "whole" / "leukoscope-test"
+    shutil.copytree(tiny_release, folder)
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "README.md").write_text("---\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# Test\n")
+    (folder / "guard.safetensors").write_bytes(b"a guard")
+    for name in ("figures", "predictions"):
+        (folder / name).mkdir()
+    (folder / "figures" / "roc.png").write_bytes(b"a curve")
+    answers = CellPredictions(("UID_1_1_1_all",), ("1",), np.array([0]), np.array([[0.75, 0.25]]), ("ALL", "HEM"))
+    answers.save(folder / "predictions" / "subject_cv.parquet")
     return folder

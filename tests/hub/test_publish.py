@@ -1,23 +1,22 @@
-"""Publishing refuses early what would fail after hours of training."""
+"""Publishing refuses early what would fail after hours, sends one commit, and survives a bad connection."""
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import socket
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
+from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError
-from leukoscope.hub.publish import check_can_publish, publish
+from leukoscope.hub.publish import Destination, check_can_publish, publish
 
 MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
     "of your own"
 )
+BAD_TOKEN = "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
+HERE = Destination("lab/cells")
 
 
 @pytest.fixture
@@ -27,125 +26,274 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def published(hub: Hub, repository: str = "lab/cells", revision: str = "main") -> dict[str, bytes]:
+    """Every file of a repository but the one that the Hub made itself."""
+    names = set(hub.repository(repository).at(revision).files) - {".gitattributes"}
+    return {name: hub.content(repository, name, revision) for name in names}
+
+
+def titles(hub: Hub, repository: str = "lab/cells", revision: str = "main") -> list[str]:
+    return [commit.title for commit in hub.repository(repository).history(revision)]
+
+
+def sent(hub: Hub) -> list[str]:
+    """The requests that put something into the Hub."""
+    return [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
+
+
+# --- before training ------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "hub_model_id", [None, "", "only-a-name", "one/two/three", "lab/", "lab/a b", "lab/a--b", "lab/a.git"]
 )
 def test_refuses_a_missing_or_malformed_repository(hub_model_id: str | None) -> None:
     with pytest.raises(LeukoscopeError, match="give the repository to publish to as owner/name"):
-        check_can_publish(hub_model_id)
+        check_can_publish(Destination(hub_model_id))
 
 
 @pytest.mark.usefixtures("no_token")
 def test_refuses_without_a_token() -> None:
     with pytest.raises(LeukoscopeError, match="no Hub token found; run `hf auth login` or set HF_TOKEN"):
-        check_can_publish("lab/cells")
+        check_can_publish(HERE)
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """Lets through, or refuses, as the Hub does for the token: create, look up, ask to write."""
-
-    # repository → answers to creating it, to looking it up and to the question whether the token may write there
-    answers: ClassVar = {
-        "new": (200, 200, 200),
-        "mine": (409, 200, 200),
-        "bad-token": (401, 401, 401),
-        "reads-only": (403, 404, 403),
-        "reads-only-there-already": (403, 200, 403),
-        "busy": (503, 200, 200),
-    }
-    created: ClassVar[list[dict[str, object]]] = []
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.created.append(asked)
-        if asked["name"] == "hangs-up":
-            self.close_connection = True
-        else:
-            self._answer(self.answers[asked["name"]][0])
-
-    def do_GET(self) -> None:
-        name = self.path.split("/")[4]
-        _, looked_up, write = self.answers.get(name, (0, 404, 0))
-        self._answer(write if self.path.endswith("/auth-check/write") else looked_up)
-
-    def _answer(self, status: int) -> None:
-        body = json.dumps({"id": "lab/new", "url": "https://huggingface.co/lab/new"}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, object]]]:
-    """A Hub on this machine's loopback and a token for it; the repositories it was asked to create."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    _Hub.created.clear()
-    yield _Hub.created
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("name", ["new", "mine"])
-@pytest.mark.parametrize(("private", "visibility"), [(True, "private"), (False, "public")])
-def test_the_repository_is_made_before_training(
-    hub: list[dict[str, object]], name: str, private: bool, visibility: str
-) -> None:
-    check_can_publish(f"lab/{name}", private=private)
-    assert [(repo["organization"], repo["name"], repo["visibility"]) for repo in hub] == [("lab", name, visibility)]
-
-
-@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("to", "other"),
     [
-        ("bad-token", "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"),
-        ("reads-only", MAY_NOT_WRITE),
-        ("reads-only-there-already", MAY_NOT_WRITE),
-        ("busy", "the Hub refuses to make this repository (HTTP 503); try again, or name another one"),
+        (Destination("lab/cells", revision="b", create_pr=True), "a revision"),
+        (Destination("lab/cells", tag="v1", create_pr=True), "a tag"),
     ],
 )
-def test_what_the_hub_refuses_is_said_before_training(name: str, problem: str) -> None:
-    with pytest.raises(LeukoscopeError) as refused:
-        check_can_publish(f"lab/{name}")
-    assert str(refused.value) == f"lab/{name}: {problem}"
+def test_a_pull_request_takes_neither_branch_nor_tag(to: Destination, other: str) -> None:
+    with pytest.raises(LeukoscopeError, match=f"leave out {other}, or the pull request$"):
+        check_can_publish(to)
 
 
-@pytest.mark.usefixtures("hub")
-def test_a_hub_that_hangs_up_is_one_clear_message(tiny_release: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=r"^lab/hangs-up: the Hub does not answer \(.+\); try again$"):
-        check_can_publish("lab/hangs-up")
-    with pytest.raises(LeukoscopeError, match=r"^lab/hangs-up: publishing failed \(RemoteProtocolError: .+\); the rel"):
-        publish(tiny_release, "lab/hangs-up")
+@pytest.mark.parametrize("private", [True, False])
+def test_the_repository_is_made_before_training(hub: Hub, private: bool) -> None:
+    check_can_publish(Destination("lab/cells", private=private))
+    assert hub.repository("lab/cells").private is private
+    check_can_publish(Destination("lab/cells", private=private))
+    assert titles(hub) == ["initial commit"]
 
 
-def test_without_a_network_training_does_not_start(
-    hub: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, tiny_release: Path
+@pytest.mark.parametrize(
+    ("repository", "token", "problem"),
+    [
+        ("lab/cells", "hf_nobodys", BAD_TOKEN),
+        ("lab/cells", READ_TOKEN, MAY_NOT_WRITE),
+        ("lab/there-already", READ_TOKEN, MAY_NOT_WRITE),
+        ("somebody/else", None, MAY_NOT_WRITE),
+    ],
+)
+def test_what_the_hub_refuses_is_said_before_training(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, repository: str, token: str | None, problem: str
 ) -> None:
+    hub.storage.create("lab/there-already", private=False)
+    hub.storage.create("somebody/else", private=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(LeukoscopeError) as refused:
+        check_can_publish(Destination(repository))
+    assert str(refused.value) == f"{repository}: {problem}"
+
+
+def test_a_token_that_only_reads_may_not_propose(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.storage.create("somebody/else", private=False)
+    check_can_publish(Destination("somebody/else", create_pr=True))
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with pytest.raises(LeukoscopeError, match="^somebody/else: your token may not write there"):
+        check_can_publish(Destination("somebody/else", create_pr=True))
+
+
+def test_a_tag_that_is_taken_is_refused_before_training(hub: Hub, whole_release: Path) -> None:
+    publish(whole_release, Destination("lab/cells", tag="v1"))
+    with pytest.raises(LeukoscopeError, match="^lab/cells: has the tag v1 already, and a tag stays where it is"):
+        check_can_publish(Destination("lab/cells", tag="v1"))
+
+
+def test_a_busy_hub_is_asked_again_and_then_told_of(hub: Hub, waits: list[float]) -> None:
+    hub.faults.append(Fault("POST /api/repos/create", status=503, times=2))
+    check_can_publish(HERE)
+    assert waits == [1, 2]
+    hub.faults.append(Fault("POST /api/repos/create", status=503, times=99))
+    with pytest.raises(LeukoscopeError) as refused:
+        check_can_publish(HERE)
+    assert str(refused.value) == "lab/cells: the Hub fails (HTTP 503); try again"
+
+
+@pytest.mark.usefixtures("waits")
+def test_without_a_network_nothing_is_trained_or_lost(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, whole_release: Path
+) -> None:
+    before = contents(whole_release)
     # Nobody listens on the discard port.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LeukoscopeError) as refused:
-        check_can_publish("lab/new")
+        check_can_publish(HERE)
     assert str(refused.value) == (
-        "lab/new: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without --push_to_hub"
+        "lab/cells: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without --push_to_hub"
     )
-    with pytest.raises(
-        LeukoscopeError, match=r"^lab/new: publishing failed \(ConnectError: .+\); the release is whole"
-    ):
-        publish(tiny_release, "lab/new")
-    assert hub == []
+    with pytest.raises(LeukoscopeError, match=r"^lab/cells: publishing failed: the Hub does not answer \(.+\); try ag"):
+        publish(whole_release, HERE)
+    assert (hub.requests, contents(whole_release)) == ([], before)
 
 
-def test_unreachable_hub_leaves_the_release_whole(monkeypatch: pytest.MonkeyPatch, tiny_release: Path) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    before = sorted(path.name for path in tiny_release.iterdir())
-    with pytest.raises(LeukoscopeError, match=r"lab/cells: publishing failed .* the release is whole in"):
-        publish(tiny_release, "lab/cells")
-    assert sorted(path.name for path in tiny_release.iterdir()) == before
+def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    monkeypatch.setattr("leukoscope.inference.hub_files.HUB_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(LeukoscopeError, match="^lab/cells: the Hub cannot be reached"):
+            check_can_publish(HERE)
+
+
+# --- publishing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_release_arrives_whole_in_one_commit(hub: Hub, whole_release: Path) -> None:
+    done = publish(whole_release, HERE)
+    assert titles(hub) == ["Publish release", "initial commit"]
+    assert published(hub) == contents(whole_release)
+    assert done.is_new
+    assert str(done) == f"{hub.url}/lab/cells (commit {hub.repository('lab/cells').at('main').oid[:12]})"
+
+
+def test_the_same_release_twice_is_one_commit_and_sent_once(hub: Hub, whole_release: Path) -> None:
+    first = publish(whole_release, HERE)
+    hub.requests.clear()
+    second = publish(whole_release, HERE)
+    assert sent(hub) == []
+    assert (second.commit, second.is_new) == (first.commit, False)
+    assert str(second).endswith("; these files were there already, nothing was sent)")
+
+
+def test_a_new_version_sends_what_changed_and_removes_what_is_gone(hub: Hub, whole_release: Path) -> None:
+    from huggingface_hub import HfApi
+
+    publish(whole_release, HERE)
+    HfApi().upload_file(path_or_fileobj=b"all yours", path_in_repo="LICENSE", repo_id="lab/cells")
+    (whole_release / "guard.safetensors").write_bytes(b"another guard")
+    (whole_release / "figures" / "roc.png").unlink()
+    hub.requests.clear()
+    publish(whole_release, HERE)
+    assert len([request for request in sent(hub) if request.startswith("PUT")]) == 1
+    assert published(hub) == contents(whole_release) | {"LICENSE": b"all yours"}
+
+
+def test_a_branch_is_made_and_main_stays_as_it_was(hub: Hub, whole_release: Path) -> None:
+    done = publish(whole_release, Destination("lab/cells", revision="feature/x", private=True))
+    assert published(hub, revision="feature/x") == contents(whole_release)
+    assert titles(hub) == ["initial commit"]
+    assert hub.repository("lab/cells").private
+    assert done.address == f"{hub.url}/lab/cells/tree/feature/x"
+
+
+def test_a_pull_request_is_opened_and_main_stays_as_it_was(hub: Hub, whole_release: Path) -> None:
+    hub.storage.create("somebody/else", private=False)
+    done = publish(whole_release, Destination("somebody/else", create_pr=True))
+    assert done.address == f"{hub.url}/somebody/else/discussions/1"
+    assert published(hub, "somebody/else", "refs/pr/1") == contents(whole_release)
+    assert titles(hub, "somebody/else") == ["initial commit"]
+
+
+def test_a_tag_names_a_version_and_never_moves(hub: Hub, whole_release: Path) -> None:
+    tagged = Destination("lab/cells", tag="v1")
+    first = publish(whole_release, tagged)
+    assert publish(whole_release, tagged).commit == first.commit
+    (whole_release / "guard.safetensors").write_bytes(b"another guard")
+    with pytest.raises(LeukoscopeError, match=f"but the tag v1 names commit {first.commit[:12]} and a tag stays"):
+        publish(whole_release, tagged)
+    assert hub.repository("lab/cells").tags == {"v1": first.commit}
+
+
+def test_a_folder_that_is_no_release_is_refused_before_the_hub_is_asked(hub: Hub, tiny_release: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=r"tiny: has no README.md; give the folder of a release$"):
+        publish(tiny_release, HERE)
+    assert hub.requests == []
+
+
+# --- a bad connection -----------------------------------------------------------------------------------------------
+
+
+def test_a_hub_that_asks_for_a_pause_gets_it(hub: Hub, whole_release: Path, waits: list[float]) -> None:
+    hub.faults.append(Fault("POST .*/commit/main", status=429, headers={"Retry-After": "7"}))
+    publish(whole_release, HERE)
+    assert waits == [7]
+    assert titles(hub) == ["Publish release", "initial commit"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("/commit/", status=429, headers={"Retry-After": "3600"}), "the Hub asks for a pause (HTTP 429)"),
+        (Fault("/commit/", status=500, times=99), "the Hub fails (HTTP 500); try again"),
+        (Fault("PUT /lfs", "refuse_mid_upload", times=99), "Error while uploading 'predictions/subject_cv.parquet'"),
+        (Fault("POST .*/preupload", "cut", times=99), "the Hub does not answer (peer closed connection"),
+        (Fault("/tag/", status=500, times=99), "the Hub fails (HTTP 500); try again"),
+    ],
+    ids=["429", "500", "mid-upload", "cut", "tag"],
+)
+@pytest.mark.usefixtures("waits")
+def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
+    hub: Hub, whole_release: Path, fault: Fault, reason: str
+) -> None:
+    before, to = contents(whole_release), Destination("lab/cells", tag="v1")
+    if fault.request == "PUT /lfs":  # two at once would fail in either's name
+        (whole_release / "guard.safetensors").unlink()
+        hub.storage.keep((whole_release / "model.safetensors").read_bytes(), large=True)
+        before = contents(whole_release)
+    hub.faults.append(fault)
+    with pytest.raises(LeukoscopeError) as failed:
+        publish(whole_release, to)
+    message = str(failed.value)
+    assert message.startswith(f"lab/cells: publishing failed: {reason}")
+    assert message.endswith(
+        f". The release is whole in {whole_release}; go on with: "
+        f"leukoscope push {whole_release} --hub_model_id lab/cells --tag v1"
+    )
+    assert contents(whole_release) == before
+    hub.faults.clear()
+    publish(whole_release, to)
+    assert published(hub) == before
+    assert titles(hub) == ["Publish release", "initial commit"]
+
+
+@pytest.mark.usefixtures("waits")
+def test_an_upload_that_breaks_off_is_repeated(hub: Hub, whole_release: Path) -> None:
+    hub.faults.append(Fault("PUT /lfs", "refuse_mid_upload"))
+    publish(whole_release, HERE)
+    assert published(hub) == contents(whole_release)
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, whole_release: Path) -> None:
+    hub.faults.append(Fault("POST .*/commit/main", "cut"))
+    done = publish(whole_release, HERE)
+    assert titles(hub) == ["Publish release", "initial commit"]
+    assert done.commit == hub.repository("lab/cells").at("main").oid
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: Hub, whole_release: Path) -> None:
+    hub.storage.create("somebody/else", private=False)
+    hub.faults.append(Fault("POST .*/commit/main", "cut"))
+    with pytest.raises(LeukoscopeError, match="--create_pr$"):
+        publish(whole_release, Destination("somebody/else", create_pr=True))
+    assert list(hub.repository("somebody/else").pull_requests) == ["refs/pr/1"]
+
+
+def test_a_token_that_only_reads_ends_in_a_clear_message(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, whole_release: Path
+) -> None:
+    hub.storage.create("lab/cells", private=False)
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    before = contents(whole_release)
+    with pytest.raises(LeukoscopeError, match=f"^lab/cells: publishing failed: {MAY_NOT_WRITE}. The release is whole"):
+        publish(whole_release, HERE)
+    assert (titles(hub), contents(whole_release)) == (["initial commit"], before)

@@ -10,6 +10,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.hub.tables import (
+    fields_table,
     leakage_table,
     markers,
     prior_table,
@@ -154,3 +155,25 @@ def test_committed_readme_tables_are_the_rendered_ones() -> None:
     for name, table in readme_tables(REPOSITORY / "results", EMBEDDED).items():
         start, end = markers(name)
         assert text.split(start)[1].split(end)[0] == f"\n{table}\n", name
+
+
+def test_fields_are_told_with_what_they_were_counted_on() -> None:
+    match = {"fields": 72, "true": 71, "recall": 0.985915, "precision": 0.933333}
+    measured = {
+        "bccd": {"test_scale_given": match, "test_scale_from_red_cells": match | {"precision": 0.85}},
+        "ball4": {"classes": {"Pre": {"dice": 0.79351}}},
+        "speed": {"cpu_seconds_a_megapixel": {"100x": 0.0280508}},
+        "domain_gap": {
+            "model": "model_card/ours",
+            "C-NMC recognised_share, held-out subjects": 0.98,
+            "cut_outs": {"BCCD": {"recognised_share": 0.29}},
+        },
+    }
+    table = fields_table([measured])
+    found = "recall **0.986**, precision **0.933** (71 cells in 72 fields of BCCD's test list, boxes at IoU .5)"
+    assert f"| white cells found, scale given | {found} |" in table
+    assert (
+        "| cells that `ours` recognises | C-NMC, subjects the guard was not fitted on: 0.980 · BCCD: 0.290 |" in table
+    )
+    assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
+    assert fields_table([]) == "Not measured yet."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
@@ -20,7 +21,6 @@ from leukoscope.inference.foreign import answer_cells, match_labels, open_classi
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny ViT with random weights (seed 0) that calls the classes by other names, as transformers saves it."""
-    import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
@@ -122,16 +122,41 @@ def test_pickled_weights_are_never_loaded(foreign, tmp_path):
         open_classifier(tmp_path / "pickled")
 
 
-def test_code_that_comes_with_a_model_is_never_run(foreign, tmp_path):
+def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign, tmp_path):
     folder = tmp_path / "coded"
     shutil.copytree(foreign, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "mine.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
-    with pytest.raises(LeukoscopeError, match="it wants to run Python code of its own, which is never run here"):
+    with pytest.raises(
+        LeukoscopeError, match="it wants to run Python code of its own, which is only run with --trust_remote_code"
+    ):
         open_classifier(folder)
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(LeukoscopeError, match="transformers cannot open it as an image classifier"):
+        open_classifier(folder, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with class names", "without"])
+def test_what_timm_itself_exports_opens(tmp_path, cells, named):
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=2).eval()
+    config = {"input_size": (3, 64, 64)} | ({"label_names": ["ALL", "HEM"]} if named else {})
+    # As push_to_hf_hub does; it repeats the number of classes in model_args.
+    timm.models.save_for_hf(
+        network, tmp_path / "theirs", model_config=config, model_args={"num_classes": 2}, safe_serialization=True
+    )
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_args"]["num_classes"] == 2
+
+    theirs = open_classifier(tmp_path / "theirs")
+
+    assert theirs.labels == (("ALL", "HEM") if named else ("LABEL_0", "LABEL_1"))
+    (answer,) = theirs.probabilities([open_image(cells / "ALL" / "0.png")])
+    assert answer.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_model_for_something_else_is_refused_in_one_line(tmp_path, foreign):

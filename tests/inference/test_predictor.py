@@ -376,7 +376,8 @@ def test_offline_and_never_downloaded_says_so(hub_cache, name):
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
     assert str(error.value) == (
-        f"{name}: the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
+        f"{name}: the Hub cannot be reached and no whole copy is cached (HF_HUB_OFFLINE is set); check the network, or "
+        "give a release folder"
     )
 
 
@@ -451,7 +452,10 @@ def online(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.
 UNKNOWN = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
 GATED = "access is restricted; accept its terms on https://huggingface.co/owner/gated and run `hf auth login`"
 NO_REVISION = "the Hub has this model but not this revision; name one of its branches, tags or commits"
-UNREACHABLE = "the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
+UNREACHABLE = (
+    "the Hub cannot be reached and no whole copy is cached (it answers HTTP 500); check the network, or give a release "
+    "folder"
+)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from leukoscope.cells.cache import FramedCells, frame_cells
+from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.splits import Split, make_split
+from leukoscope.cells.transforms import Preprocessing
 
 
 @pytest.fixture
@@ -21,3 +25,16 @@ def own_cells(tmp_path: Path) -> Path:
                 image = draw_cell(label, subject=subject, cell=cell, size=32).image
                 Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
     return root
+
+
+@pytest.fixture
+def cells(own_cells: Path) -> FramedCells:
+    """The cells of `own_cells`, framed at 32 px."""
+    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
+    return frame_cells(data, Preprocessing(32, 1.0))
+
+
+@pytest.fixture
+def split(cells: FramedCells) -> Split:
+    """About 70/15/15 by subject."""
+    return make_split(cells.data, "subject")

@@ -19,8 +19,7 @@ import torch
 from accelerate.utils import set_seed
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
+from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import make_split
 from leukoscope.cells.transforms import Augmentation, Preprocessing
 from leukoscope.models.build import build_network
@@ -209,12 +208,6 @@ def test_an_interval_that_is_none_is_refused(steps: str) -> None:
 
 
 # Going on
-
-
-@pytest.fixture
-def cells(own_cells: Path) -> FramedCells:
-    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, PREPROCESSING)
 
 
 class Runs:

@@ -15,8 +15,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.splits import Split, make_split
+from leukoscope.cells.splits import Split
 from leukoscope.cells.transforms import Augmentation, Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe
@@ -52,17 +51,6 @@ RECIPE = Recipe(
     class_weighted=False,
 )
 PREPROCESSING = Preprocessing(32, 1.0)
-
-
-@pytest.fixture
-def cells(own_cells: Path) -> FramedCells:
-    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, PREPROCESSING)
-
-
-@pytest.fixture
-def split(cells: FramedCells) -> Split:
-    return make_split(cells.data, "subject", seed=0)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
+from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split, make_split
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import build_network, classifier_parameters
@@ -25,17 +24,6 @@ from leukoscope.training.objective import restore_class_frequencies
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
 FREQUENCIES = {"ALL": 0.75, "HEM": 0.25}
 ELSEWHERE = {"name": "cnmc2019", "fingerprint": "0" * 64, "unit": "subject"}
-
-
-@pytest.fixture
-def cells(own_cells: Path) -> FramedCells:
-    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, Preprocessing(32, 1.0))
-
-
-@pytest.fixture
-def split(cells: FramedCells) -> Split:
-    return make_split(cells.data, "subject")
 
 
 def _metrics(**parts: Any) -> dict[str, Any]:

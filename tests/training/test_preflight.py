@@ -11,27 +11,14 @@ import pytest
 import torch
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
+from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split, make_split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Plateau, Recipe
 from leukoscope.training.optim import make_optimizer
 from leukoscope.training.preflight import check_before_training, require_whole_step, room_needed
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
-
-
-@pytest.fixture
-def cells(own_cells: Path) -> FramedCells:
-    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, Preprocessing(32, 1.0))
-
-
-@pytest.fixture
-def split(cells: FramedCells) -> Split:
-    return make_split(cells.data, "subject")
 
 
 def _check(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -95,15 +94,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / "black.png"), str(folder / "smear.png")]
 
 
-@pytest.fixture
-def code_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The copies that transformers keeps of a release's code stay in the test."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
 def test_the_run_shows_what_it_did(trained: Trained) -> None:
     assert sorted(path.name for path in (trained.out / "figures").iterdir()) == FIGURES
     metrics = json.loads((trained.release / "metrics.json").read_text())
@@ -138,10 +128,14 @@ def test_every_class_has_its_heat_map(trained: Trained, pictures: list[str]) -> 
     side = trained.recipe.image_size
     with torch.inference_mode():
         places = predictor.release.network.forward_features(torch.zeros(1, 3, side, side)).shape[2:]
-    for prediction in predictor(pictures, explain=True):
-        maps = [prediction.heatmaps[label].evidence for label in ("ALL", "HEM")]
-        assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
-        assert max(map_.max() for map_ in maps) > 0
+    maps = [
+        prediction.heatmaps[label].evidence
+        for prediction in predictor(pictures, explain=True)
+        for label in ("ALL", "HEM")
+    ]
+    assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
+    # A network that learnt for two steps may find nothing in one picture that speaks for either class.
+    assert max(map_.max() for map_ in maps) > 0
 
 
 def test_four_classes_are_also_shown_each_against_the_rest(tmp_path: Path) -> None:

@@ -14,23 +14,10 @@ import torch
 import yaml
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.splits import Split, make_split
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.splits import Split
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.record import append_row, describe_run, result_lines, write_args
-
-
-@pytest.fixture
-def cells(own_cells: Path) -> FramedCells:
-    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
-    return frame_cells(data, Preprocessing(32, 1.0))
-
-
-@pytest.fixture
-def split(cells: FramedCells) -> Split:
-    return make_split(cells.data, "subject")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.web import panels, words
-from leukoscope.web.shelf import Shelf, find_releases
+from leukoscope.web.shelf import Shelf, find_releases, listed_models
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -126,8 +126,15 @@ def test_shelf_keeps_the_models_used_last(tiny_release: Path) -> None:
     "name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c"]
 )
 def test_shelf_refuses_what_is_no_model_name(name: str) -> None:
-    with pytest.raises(LeukoscopeError, match="is no model name: pick an embedded one \\(x\\) or type a Hub id"):
+    with pytest.raises(LeukoscopeError, match="is no model name: pick one \\(x\\) or type a Hub id"):
         Shelf({"x": Path("x")}).predictor(name)
+
+
+def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
+    (tmp_path / "models.txt").write_text("owner/b@v1\n\n owner/a \n")
+    listed = listed_models(tmp_path / "models.txt")
+    assert Shelf({"x": Path("x")}, listed).names == ["owner/b@v1", "owner/a", "x"]
+    assert listed_models(tmp_path / "missing.txt") == []
 
 
 def test_shelf_says_how_to_get_a_model() -> None:
@@ -237,7 +244,7 @@ def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) 
 
     shelf = Shelf({"tiny": tiny_release})
     image, caption = one_cell.example(0)
-    look = one_cell.examine(shelf.predictor("tiny"), image, caption, "tiny")
+    look = one_cell.examine(shelf, image, caption, "tiny")
     shown, strong = one_cell.draw(look, "ALL", 0.9)
     _, bare = one_cell.draw(look, "ALL", 0.0)
     left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)

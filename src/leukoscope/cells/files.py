@@ -1,8 +1,11 @@
-"""Writing a file so that it is there whole or not at all; every room that writes text does it here."""
+"""Writing a file, or a folder, so that it is there whole or not at all; every room that writes one does it here."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +23,37 @@ def write_whole(path: Path, text: str) -> Path:
     aside.write_text(text)
     aside.replace(path)
     return path
+
+
+@contextmanager
+def appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder to be made, which takes the place of `target` when all went well.
+
+    Yields:
+        where to make it, beside `target`; nothing is there yet.
+
+    Raises:
+        OSError: the disk refuses; `target` is then as it was.
+    """
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        _swap_in(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap_in(aside: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one, which stays if that fails."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        aside.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -16,9 +16,12 @@ from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.field import field
+from leukoscope.cli.leaderboard import leaderboard
 from leukoscope.cli.predict import predict
+from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
 from leukoscope.cli.reproduce import reproduce
+from leukoscope.cli.space import space
 from leukoscope.cli.trust import assess, recalibrate
 
 # A command that hands flags it does not know on to the parser of train.py.
@@ -56,7 +59,10 @@ app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(ablate)
 app.command()(card)
+app.command()(push)
+app.command()(space)
 app.command()(evaluate)
+app.command()(leaderboard)
 app.command(cls=AuditCommand)(audit)
 app.command()(assess)
 app.command()(recalibrate)

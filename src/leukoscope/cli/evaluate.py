@@ -44,6 +44,7 @@ _OutputDir = Annotated[
     Path | None, _option("Report folder (default: evaluations/<model>).", "--output_dir", metavar="DIR")
 ]
 _MaxSamples = Annotated[int | None, _option("Ask about at most so many cells, at random.", "--max_eval_samples", min=1)]
+_TrustRemoteCode = Annotated[bool, _option("Run Python code that a model brings along.", "--trust_remote_code")]
 _BatchSize = Annotated[int, _option("Cells answered at once.", "--batch_size", min=1)]
 
 
@@ -65,6 +66,7 @@ def evaluate(
     output_dir: _OutputDir = None,
     max_eval_samples: _MaxSamples = None,
     batch_size: _BatchSize = 16,
+    trust_remote_code: _TrustRemoteCode = False,
 ) -> None:
     """Measure a model on labelled cells: figures with intervals by subject, worst subjects, a page to read."""
     _check_asked_for(model, predictions)
@@ -78,7 +80,7 @@ def evaluate(
     from leukoscope.evaluation.evaluation_page import judge_answers, write_evaluation
 
     # Models first: one that cannot be had is said at once, not after the data set is read.
-    asked, other = _open(model), _open(compare)
+    asked, other = _open(model, trust_remote_code), _open(compare, trust_remote_code)
     cells = None
     if dataset_name is not None:
         data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
@@ -108,7 +110,7 @@ def _label_map(pairs: Sequence[str]) -> dict[str, str]:
     return {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in pairs)}
 
 
-def _open(model: str | None) -> Classifier | None:
+def _open(model: str | None, trust_remote_code: bool) -> Classifier | None:
     """The model; None for none, and for a file of answers."""
     if model is None or model.endswith(".parquet"):
         return None
@@ -116,7 +118,8 @@ def _open(model: str | None) -> Classifier | None:
 
     from leukoscope.inference.foreign import open_classifier
 
-    return open_classifier(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return open_classifier(model, device=device, trust_remote_code=trust_remote_code)
 
 
 def _ask(

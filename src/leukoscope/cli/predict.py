@@ -111,6 +111,8 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         console.print(Text(f"heat maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
     if any(row["recognised"] is False for row in rows):
         console.print(Text("known? NO: unlike the cells this model knows; its answer means nothing there"))
+    model, revision = rows[0]["model"], rows[0]["revision"]
+    console.print(Text(f"model: {model}@{revision}" if revision else f"model: {model} (local files)"))
     console.print(Text(RESEARCH_NOTICE))
 
 

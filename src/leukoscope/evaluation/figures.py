@@ -96,11 +96,14 @@ def _draw_strip(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str) -> N
     plain(axes)
 
 
-def interval_plot(rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]]) -> Figure:
+def interval_plot(
+    rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]], axis: str = ""
+) -> Figure:
     """Figures with their intervals, by subject (bold) and by cell (thin, below), one line each.
 
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
+        axis: what all values are, where the names do not say it.
     """
     figure = new_figure(_WIDTH, 0.75 + 0.42 * len(rows))
     axes = figure.subplots()
@@ -112,6 +115,7 @@ def interval_plot(rows: Sequence[tuple[str, float, Mapping[str, float] | None, M
         axes.plot(value, line - 0.1, "o", color="white", markeredgecolor=BLUE, markersize=7, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(axis)
     plain(axes)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,12 @@ from leukoscope.cells.files import write_whole
 from leukoscope.cells.phantoms import PHANTOM_LABELS
 from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
+from leukoscope.hub.shipped import shipped_file
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.build import hub_weights_name
 from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
 from leukoscope.models.release_code import needs_code
 from leukoscope.training.figures import class_report
-
-_TEMPLATE_HOMES = (
-    Path(__file__).parents[3] / "model_card" / "template.md",  # a checkout
-    Path(sys.prefix) / "share" / "leukoscope" / "template.md",  # an installed wheel
-)
 
 
 def render_card(release: Path, *, hub_id: str = "") -> str:
@@ -92,11 +87,8 @@ def _hub_dataset(name: str) -> str | None:
 
 
 def read_template() -> str:
-    """The card's Jinja template, from the checkout or the installed wheel."""
-    home = next((path for path in _TEMPLATE_HOMES if path.is_file()), None)
-    if home is None:
-        raise LeukoscopeError(f"{_TEMPLATE_HOMES[0]}: the card's template is missing; restore it from the repository")
-    return home.read_text()
+    """The card's Jinja template."""
+    return shipped_file("model_card/template.md").read_text()
 
 
 def _environment() -> Any:

@@ -36,6 +36,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(read_results(results / "prior")),
         "ablation": ablation_table(read_results(results / "ablation")),
+        "fields": fields_table(read_results(results, "fields.json")),
     }
 
 
@@ -52,7 +53,7 @@ def _between_markers(text: str, name: str, table: str, readme: Path) -> str:
     return f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
+def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
     """Every JSON file of a results folder, by name; none where the folder is missing.
 
     Raises:
@@ -65,7 +66,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the repository") from None
 
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    return [read(path) for path in sorted(folder.glob(pattern))]
 
 
 def results_table(releases: Sequence[Path]) -> str:
@@ -264,11 +265,42 @@ def _ablation(comparison: Mapping[str, Any]) -> str:
 
 
 def _ablation_row(setting: Mapping[str, Any], first: str) -> str:
-    figures, by_subject = setting["metrics"], setting["by_subject"]
-    f1, auroc = (f"{share(figures[key])} ({span(by_subject[key])})" for key in ("f1_weighted", "auroc"))
+    figures, block = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
+    f1, auroc = (with_interval(block, key) for key in ("f1_weighted", "auroc"))
     change = setting["difference"]["f1_weighted"]
     beside = "–"
     if setting["name"] != first:
         beside = f"{gain(change['difference'])} ({gain(change['low'])} … {gain(change['high'])})"
     last = [share(figures["worst_subjects_accuracy"]), share(figures["ece_after_scaling"])]
     return f"| {' | '.join([setting['name'], f1, auroc, beside, *last, minutes(setting['training_seconds'])])} |"
+
+
+def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """How well the cells of a smear are found, how fast, and how many of them a release recognises."""
+    if not measured:
+        return "Not measured yet."
+    (fields,) = measured
+    bccd, gap = fields["bccd"], fields["domain_gap"]
+    known = {"C-NMC, subjects the guard was not fitted on": gap["C-NMC recognised_share, held-out subjects"]}
+    known |= {name: cells["recognised_share"] for name, cells in gap["cut_outs"].items()}
+    speeds = fields["speed"]["cpu_seconds_a_megapixel"]
+    rows = [
+        ("white cells found, scale given", _found(bccd["test_scale_given"])),
+        ("white cells found, scale read from the red cells", _found(bccd["test_scale_from_red_cells"])),
+        (
+            "nuclei against ball4's own segmentation, Dice coefficient",
+            _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()}),
+        ),
+        (f"cells that `{Path(gap['model']).name}` recognises", _each(known)),
+        ("CPU seconds a megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
+    ]
+    return "\n".join(["| measured | figure |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows)])
+
+
+def _found(match: Mapping[str, Any]) -> str:
+    cells = f"{count(match['true'])} cells in {count(match['fields'])} fields of BCCD's test list, boxes at IoU .5"
+    return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
+
+
+def _each(shares: Mapping[str, float]) -> str:
+    return " · ".join(f"{name}: {share(value)}" for name, value in shares.items())

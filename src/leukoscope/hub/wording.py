@@ -22,7 +22,11 @@ def gain(value: float | None) -> str:
 
 def span(interval: Mapping[str, float] | None) -> str:
     """An interval of shares with two digits: more would claim to know it better."""
-    return "–" if interval is None else f"{interval['low']:.2f}–{interval['high']:.2f}"
+    if interval is None:
+        return "–"
+    # A dash before a minus sign cannot be read.
+    between = " to " if interval["low"] < 0 else "–"
+    return f"{interval['low']:.2f}{between}{interval['high']:.2f}"
 
 
 def with_interval(block: Mapping[str, Any], figure: str) -> str:

@@ -1,7 +1,8 @@
 """Anyone's classifier beside ours: whatever answers `pipeline("image-classification")` of transformers.
 
 Our own releases go through the `Predictor`; any other model through its own pipeline, from safetensors alone and
-without running code that came with it. Its classes are matched to the data set's before the first cell is opened.
+without running code that came with it, unless told to. Its classes are matched to the data set's before the first cell
+is opened.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ class Classifier:
     probabilities: Callable[[Sequence[Image.Image]], np.ndarray]
 
 
-def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
-    """Open a release or any transformers image classifier.
+def open_classifier(model: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Classifier:
+    """Open a release or any image classifier of timm or transformers.
 
     Args:
         model: a folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
         device: a torch device such as "cpu" or "cuda".
+        trust_remote_code: run the Python code that a model which is no release brings along.
 
     Raises:
         LeukoscopeError: no such model, no network and no cached copy, pickled weights only, a model that wants to run
@@ -67,8 +69,8 @@ def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
         return _from_release(Predictor(load_release(folder, name=name, revision=revision), device=device))
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
-        fetch_files(name, revision, ("*.json", "*.safetensors"))
-    return _from_pipeline(folder, name, revision, device)
+        fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
+    return _from_pipeline(folder, name, revision, device, trust_remote_code)
 
 
 def answer_cells(
@@ -166,8 +168,8 @@ def _from_release(predictor: Predictor) -> Classifier:
     return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities)
 
 
-def _from_pipeline(folder: Path, name: str, revision: str, device: str) -> Classifier:
-    pipe = _pipeline(folder, name, device)
+def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_remote_code: bool) -> Classifier:
+    pipe = _pipeline(folder, name, device, trust_remote_code)
     labels = tuple(dict.fromkeys(str(label) for _, label in sorted(pipe.model.config.id2label.items())))
 
     def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -187,9 +189,9 @@ def _share(answer: Sequence[Mapping[str, Any]], label: str) -> float:
     return sum(row["score"] for row in answer if str(row["label"]) == label)
 
 
-def _pipeline(folder: Path, name: str, device: str) -> Any:
+def _pipeline(folder: Path, name: str, device: str, trust_remote_code: bool) -> Any:
     import torch
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
     if not any(folder.glob("*.safetensors")):
         raise LeukoscopeError(
@@ -199,8 +201,13 @@ def _pipeline(folder: Path, name: str, device: str) -> Any:
     # Half-precision files are computed with in float32, as releases are.
     safe: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        network, loaded = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False, **safe)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        # timm's own exports name the number of classes there as well, and transformers would pass it twice.
+        (getattr(config, "model_args", None) or {}).pop("num_classes", None)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        network, loaded = AutoModelForImageClassification.from_pretrained(
+            folder, config=config, trust_remote_code=trust_remote_code, **safe
+        )
     except Exception as error:  # the loaders raise a dozen unrelated types, safetensors' own among them
         raise LeukoscopeError(_not_opened(str(error) or type(error).__name__, folder, name)) from None
     if missing := sorted(loaded["missing_keys"]):
@@ -214,7 +221,7 @@ def _pipeline(folder: Path, name: str, device: str) -> Any:
 def _not_opened(reason: str, folder: Path, name: str) -> str:
     reason = reason.strip().splitlines()[0].replace(str(folder), name)
     if "trust_remote_code" in reason or "custom code" in reason:
-        reason = "it wants to run Python code of its own, which is never run here"
+        reason = "it wants to run Python code of its own, which is only run with --trust_remote_code"
     return (
         f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
         "pipeline('image-classification') answers with"

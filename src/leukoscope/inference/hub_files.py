@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release import CARD, CONFIG, GUARD, METRICS, WEIGHTS
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
 # What stands before the @ is judged by the Hub client's own rule, in `parse_hub_id`.
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
-HUB_TIMEOUT = 5.0  # seconds
+HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, GUARD)
+_PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+_log = logging.getLogger("leukoscope")
+_T = TypeVar("_T")
 
 
-def release_folder(model: str) -> Path:
+class HubUnreachable(Exception):
+    """No answer from the Hub, or none that says anything about what was asked for; the text is the reason."""
+
+
+def release_folder(model: str, patterns: Sequence[str] = RELEASE_FILES) -> Path:
     """Where the files of a release lie on this machine, downloaded first where it is named by Hub id.
 
     Args:
         model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+        patterns: which files are wanted from the Hub.
 
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`.
     """
-    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model))
+    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model), patterns)
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -54,57 +71,156 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
 def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str] = RELEASE_FILES) -> Path:
     """The folder of a Hub repository's files, downloaded or cached; its name is the commit.
 
+    Where the Hub cannot be reached, the copy cached here answers, and a warning says so.
+
     Args:
         patterns: which files are wanted.
 
     Raises:
-        LeukoscopeError: no such repository or revision, no access to it, or no network and no whole cached copy.
+        LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
+            whole cached copy, or a file whose content is not the one that the Hub names.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
-        folder = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=list(patterns),
-            etag_timeout=HUB_TIMEOUT,
-            local_files_only=not hub_answers(hub_id, revision),
-        )
-    except GatedRepoError:
-        problem = f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
-    except RepositoryNotFoundError:
-        problem = "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
-    except RevisionNotFoundError:
-        problem = "the Hub has this model but not this revision; name one of its branches, tags or commits"
-    except LocalEntryNotFoundError:
-        problem = "the Hub cannot be reached and no whole copy is cached; check the network, or give a release folder"
-    except (HTTPError, OSError) as error:
-        # The full text of a file system's error holds the path of the cache.
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        problem = f"cannot be fetched from the Hub ({reason}); try again, or give a release folder"
-    else:
-        return Path(folder)
-    raise LeukoscopeError(f"{wanted}: {problem}")
+        _require_safetensors(wanted, ask_hub(hub_id, revision))
+        folder = _snapshot(hub_id, revision, patterns)
+    except HubUnreachable as reason:
+        folder = _cached(hub_id, revision, patterns, reason)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id)}") from None
+    _require_intact(folder, wanted)
+    return folder
 
 
-def hub_answers(hub_id: str, revision: str | None = None) -> bool:
-    """Whether the Hub can be asked at all; a refusal is an answer, too."""
+def ask_hub(hub_id: str, revision: str | None = None) -> ModelInfo:
+    """What the Hub says about a repository, within `HUB_TIMEOUT`.
+
+    Raises:
+        HubUnreachable: no answer, or an error of its own.
+        HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    # Asked with a limit of its own: on a network that swallows packets the download itself would wait for ever.
     try:
-        HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:
-        return True
-    except (HTTPError, OSError):
-        return False
-    return True
+        return _within(HUB_TIMEOUT, lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT))
+    except HfHubHTTPError as error:
+        if error.response.status_code == 429 or error.response.status_code >= 500:
+            raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
+        raise
+    except OfflineModeIsEnabled:
+        raise HubUnreachable("HF_HUB_OFFLINE is set") from None
+    except (HTTPError, OSError) as error:
+        raise HubUnreachable(_first_line(error)) from None
+
+
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
+    """A call's result, or TimeoutError: the client's own limit starts anew with every address of a host."""
+    answer: Future[_T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def _snapshot(hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(patterns),
+                etag_timeout=HUB_TIMEOUT,
+                local_files_only=cached_only,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError):
+        raise
+    except (HTTPError, OSError) as error:
+        raise LeukoscopeError(
+            f"{hub_id}: cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+        ) from None
+
+
+def _cached(hub_id: str, revision: str | None, patterns: Sequence[str], reason: HubUnreachable) -> Path:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = _snapshot(hub_id, revision, patterns, cached_only=True)
+    except LocalEntryNotFoundError:
+        raise LeukoscopeError(
+            f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, or give "
+            "a release folder"
+        ) from None
+    _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, folder.name[:12])
+    return folder
+
+
+def _require_safetensors(wanted: str, info: ModelInfo) -> None:
+    """Refuse a repository without safetensors before anything is downloaded."""
+    names = [file.rfilename for file in info.siblings or ()]
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = next((name for name in names if name.endswith(_PICKLED)), None)
+    if pickled:
+        raise LeukoscopeError(
+            f"{wanted}: holds only {pickled}; pickled weights can run code and are never loaded — convert them to "
+            "safetensors"
+        )
+    raise LeukoscopeError(f"{wanted}: holds no .safetensors file, so no weights to load; name a repository with some")
+
+
+def _require_intact(folder: Path, wanted: str) -> None:
+    """Compare what lies in the cache with its name there, the checksum: the client itself compares sizes only."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = file.resolve()
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or _checksum(blob) == blob.name:
+            continue
+        # Left there, it would be taken for whole by every later download.
+        file.unlink()
+        blob.unlink(missing_ok=True)
+        raise LeukoscopeError(
+            f"{wanted}: {file.relative_to(folder)} is damaged (its checksum is not the one the Hub names); it was "
+            "removed from the cache, try again"
+        )
+
+
+def _checksum(blob: Path) -> str:
+    """As the cache names files: SHA-256 of large ones, git's blob id (SHA-1) of the others."""
+    if len(blob.name) == 64:
+        with blob.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    content = blob.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _refusal(error: Exception, hub_id: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
+    if isinstance(error, RevisionNotFoundError):
+        return "the Hub has this model but not this revision; name one of its branches, tags or commits"
+    return f"cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+
+
+def _first_line(error: Exception) -> str:
+    # The full text of a file system's error holds the path of the cache.
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")

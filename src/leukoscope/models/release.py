@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.files import write_whole
+from leukoscope.cells.files import appearing_whole, write_whole
 from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import classifier_parameters, read_safetensors
 from leukoscope.models.release_code import NETWORK, code_config, needs_code, network_of, save_code
@@ -82,7 +82,7 @@ def save_release(
         raise LeukoscopeError(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
         )
-    with _appearing_whole(target) as aside:
+    with _release_appearing(target) as aside:
         aside.mkdir(parents=True)
         save_weights(network, aside)
         # A rounded crop_pct would resize to a pixel less than training did.
@@ -112,26 +112,22 @@ def rewritten(source: Path, target: Path | None = None) -> Iterator[Path]:
     Raises:
         LeukoscopeError: the disk refuses; `target` is then as it was.
     """
-    with _appearing_whole(target or source) as aside:
+    with _release_appearing(target or source) as aside:
         shutil.copytree(source, aside)
         yield aside
 
 
 @contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A folder to be made, which takes the place of `target` when all went well."""
+def _release_appearing(target: Path) -> Iterator[Path]:
+    """A release's folder to be made, which takes the place of `target` when all went well."""
     from safetensors import SafetensorError
 
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        yield aside
-        swap_in(aside, target)
+        with appearing_whole(target) as aside:
+            yield aside
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
@@ -299,30 +295,15 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
 
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
+    # timm's own exports name the number of classes there as well.
+    model_args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     try:
-        return timm.create_model(
-            config["architecture"], pretrained=False, num_classes=num_classes, **config.get("model_args", {})
-        )
+        return timm.create_model(config["architecture"], pretrained=False, num_classes=num_classes, **model_args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
-
-
-def swap_in(aside: Path, target: Path) -> None:
-    """Put a finished directory in the place of an older one, which stays if that fails."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        aside.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _rounded(value: Any) -> Any:

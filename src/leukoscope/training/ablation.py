@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import calibration_figures, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.draws import DRAWS, LEVEL, subject_draws
 from leukoscope.evaluation.intervals import paired_difference, subject_intervals
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.release import read_metrics, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.protocol import ProtocolRun, finish
+from leukoscope.training.protocol import ProtocolRun, cross_validation_runs, finish, pooled_answers
 from leukoscope.training.record import plain
 
 # The tenth of the subjects that fares worst: a mean hides them.
@@ -77,7 +76,7 @@ def ablation_settings(argv: Sequence[str], grid: dict[str, list[str]]) -> list[S
     if len(set(folders)) < len(folders):
         raise LeukoscopeError(f"settings: two names give one folder ({', '.join(folders)}); rename one")
     return [
-        Setting(name, tuple(_fold(config, common.output_dir / folder, fold) for fold in range(config.data.num_folds)))
+        Setting(name, tuple(_folds(config, common.output_dir / folder)))
         for folder, (name, config) in zip(folders, configs.items(), strict=True)
     ]
 
@@ -93,11 +92,10 @@ def _check_comparable(name: str, config: TrainingConfig, common: TrainingConfig)
         raise LeukoscopeError(f"setting {name!r}: --{flag} differs from the other settings'; all test the same cells")
 
 
-def _fold(config: TrainingConfig, folder: Path, fold: int) -> ProtocolRun:
-    unit = entry_or_folders(config.data.dataset_name).group
-    data = replace(config.data, split=f"{unit}-cv", fold=fold, no_validation=True)
-    run = replace(config.run, output_dir=str(folder / f"cv-{fold}"))
-    return ProtocolRun(f"{folder.name}/cv-{fold}", TrainingConfig(data, config.model, run))
+def _folds(config: TrainingConfig, folder: Path) -> Iterator[ProtocolRun]:
+    """The setting's runs, called by its folder: all settings have the same folds."""
+    for run in cross_validation_runs(replace(config, run=replace(config.run, output_dir=str(folder)))):
+        yield replace(run, name=f"{folder.name}/{run.name}")
 
 
 def _folder_name(setting: str) -> str:
@@ -130,7 +128,7 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
         temperature scaling (each subject judged by a temperature that the others fitted), and `difference` to the
         first setting on the same drawn subjects.
     """
-    reference = _answers(settings[0])
+    reference = pooled_answers(settings[0].runs)
     first = read_metrics(settings[0].runs[0].folder)
     folds = len(settings[0].runs)
     return {
@@ -145,12 +143,8 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
     }
 
 
-def _answers(setting: Setting) -> CellPredictions:
-    return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in setting.runs])
-
-
 def _one_setting(setting: Setting, reference: CellPredictions) -> dict[str, Any]:
-    answers = _answers(setting)
+    answers = pooled_answers(setting.runs)
     made = [read_metrics(run.folder) for run in setting.runs]
     scaled = cross_fitted(answers, leave_one_subject_out(answers))
     figures = measure(answers)

@@ -26,7 +26,7 @@ _RECIPE = "densenet121"
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_private"),
+    *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
 _PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
 _NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
@@ -122,7 +122,10 @@ class RunArguments:
     )
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
+    hub_revision: str = _flag("", "Branch of that repository (default: main).")
     hub_private: bool = _flag(False, "Make that repository private.")
+    hub_create_pr: bool = _flag(False, "Propose the release as a pull request instead of changing the repository.")
+    hub_tag: str = _flag("", "Name the published version, like v1.")
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ class TrainingConfig:
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,
+                # From random weights validation jumps from epoch to epoch, and a run may stop early in a trough; a
+                # rebuilt system stays as it is described.
+                ema_decay=recipe.ema_decay if recipe.about else recipe.ema_decay or 0.9,
             )
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())

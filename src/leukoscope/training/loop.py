@@ -108,9 +108,13 @@ def train(config: TrainingConfig) -> Path:
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
         metrics = describe_run(config, recipe, cells, split, started.name)
-        metrics["training"] |= started.provenance
-        metrics["training"] |= {"processes": accelerator.num_processes, "seconds": engine.seconds}
-        metrics["training"] |= {"epochs_run": engine.epochs_run, "kept_epoch": engine.kept_epoch}
+        metrics["training"] |= {
+            **started.provenance,
+            "processes": accelerator.num_processes,
+            "seconds": engine.seconds,
+            "epochs_run": engine.epochs_run,
+            "kept_epoch": engine.kept_epoch,
+        }
         if answers is not None:
             block = record_answers(out, answers, cells, split)
             metrics["evaluations"].append(block)

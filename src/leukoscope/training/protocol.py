@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,20 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
         folds = {"train_folds": [f"fold_{train}"], "test_folds": [f"fold_{test}"]}
         yield _run(single, f"official-{train}-{test}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
-    for fold in range(config.data.num_folds):
-        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{entry.group}-cv", fold=fold, no_validation=True)
+    yield from cross_validation_runs(config)
     yield _run(single, "random", RANDOM_SPLIT, split="random")
+
+
+def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
+    """One run a fold, by subject (or block) and without choosing an epoch, below the configuration's output folder."""
+    unit = entry_or_folders(config.data.dataset_name).group
+    for fold in range(config.data.num_folds):
+        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{unit}-cv", fold=fold, no_validation=True)
+
+
+def pooled_answers(folds: Sequence[ProtocolRun]) -> CellPredictions:
+    """One row a cell, each from a model that never saw its subject (or block): what finished folds answered."""
+    return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
 
 
 def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
@@ -172,8 +183,8 @@ def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: 
 
 
 def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:
-    """Pool the folds' predictions: one row a cell, each from a model that never saw its subject (or block)."""
-    answers = pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
+    """The block of metrics.json that the folds make together."""
+    answers = pooled_answers(folds)
     blocks = [_metrics(run)["evaluations"][0] for run in folds]
     unit = blocks[0]["split"]["disjoint_by"]
     answers.save(predictions / f"{unit}_cv.parquet")

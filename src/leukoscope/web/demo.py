@@ -15,7 +15,7 @@ import gradio as gr
 from leukoscope import LeukoscopeError
 from leukoscope.web import one_cell, panels
 from leukoscope.web.address import Address
-from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases
+from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import MAX_BYTES
 
@@ -50,16 +50,17 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
-def serve(releases: Path, address: Address) -> None:
+def serve(releases: Path, models: Path, address: Address) -> None:
     """Serve the demo until interrupted.
 
     Args:
         releases: folder whose sub-folders with a config.json are the embedded releases.
+        models: text file of Hub ids to offer, one a line; it may be missing.
 
     Raises:
         LeukoscopeError: the port is taken.
     """
-    shelf = Shelf(find_releases(releases))
+    shelf = Shelf(find_releases(releases), listed_models(models))
     demo = build_demo(shelf)
     try:
         demo.launch(
@@ -85,12 +86,12 @@ def serve(releases: Path, address: Address) -> None:
 
 
 def _warm_up(shelf: Shelf) -> None:
-    """Load the first release and answer once, so that the first visitor does not wait for imports."""
+    """Load the first model and answer once, so that the first visitor does not wait for imports."""
     if not shelf.names:
         return
     name = shelf.names[0]
     try:
-        look = one_cell.examine(shelf.predictor(name), *one_cell.example(0), name)
+        look = one_cell.examine(shelf, *one_cell.example(0), name)
         one_cell.draw(look, look.prediction.label, one_cell.OPACITY)
     except LeukoscopeError as error:
         print(f"warning: {error}")

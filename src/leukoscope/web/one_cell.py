@@ -22,7 +22,7 @@ from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import cell_upload, read_upload
 
 if TYPE_CHECKING:
-    from leukoscope.inference.predictor import Prediction, Predictor
+    from leukoscope.inference.predictor import Prediction
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 SHOWN_SIDE = 720
@@ -53,10 +53,16 @@ class Look:
     warnings: tuple[str, ...]
 
 
-def examine(predictor: Predictor, image: Image.Image, caption: str, model: str) -> Look:
-    """Ask a model about a picture, once, for the answer and every class's heat map."""
-    prediction = predictor(image, explain=True)
-    return Look(image, caption, model, prediction, words.warnings(predictor.release.metrics, prediction.recognised))
+def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) -> Look:
+    """Ask a model about a picture, once, for the answer and every class's heat map.
+
+    Raises:
+        LeukoscopeError: the model cannot be used.
+    """
+    # Loaded before it is asked: an error is told here, not in the process that has the GPU.
+    metrics = shelf.predictor(choice).release.metrics
+    prediction = shelf.explain(str(choice), image)
+    return Look(image, caption, str(choice), prediction, words.warnings(metrics, prediction.recognised))
 
 
 def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:
@@ -69,9 +75,8 @@ def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: s
             where to go instead.
     """
     image, caption = read()
-    predictor = shelf.predictor(choice)
-    refuse_smear(predictor.release, image, caption, str(choice))
-    return examine(predictor, image, caption, str(choice))
+    refuse_smear(shelf.predictor(choice).release, image, caption, str(choice))
+    return examine(shelf, image, caption, choice)
 
 
 def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:

@@ -1,4 +1,4 @@
-"""The models a visitor can pick: releases embedded beside the app, and any Hub repository typed in by name.
+"""The models a visitor can pick: releases embedded beside the app, and Hub repositories listed there or typed in.
 
 Stands between the model picker and `Predictor`: names become loaded models here, the last few stay in memory, and
 whatever cannot be loaded comes back as one `LeukoscopeError` that the page can show.
@@ -7,16 +7,19 @@ whatever cannot be loaded comes back as one `LeukoscopeError` that the page can 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from leukoscope import LeukoscopeError
+from leukoscope.web.gpu import best_device, on_gpu
 
 if TYPE_CHECKING:
-    from leukoscope.inference.predictor import Predictor
+    from PIL import Image
+
+    from leukoscope.inference.predictor import Prediction, Predictor
 
 HOW_TO_GET_ONE = (
     "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
@@ -31,26 +34,29 @@ def find_releases(root: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in folders if not folder.name.startswith(".")}
 
 
+def listed_models(file: Path) -> list[str]:
+    """The Hub ids that a text file names, one a line; [] where the file is missing."""
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+
+
 class Shelf:
     """Loaded models by name, the least recently used one making room for the next.
 
     Args:
         releases: name → release folder.
+        hub_ids: repositories to offer before them, `owner/name[@revision]`.
         capacity: how many models stay in memory at once; one takes 20–100 MB.
     """
 
-    def __init__(self, releases: Mapping[str, Path], capacity: int = 3) -> None:
+    def __init__(self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = 3) -> None:
         self.releases = dict(releases)
+        self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
         self._shelf_lock = Lock()
         # One lock a model: a slow download holds up only those who wait for the same model.
         self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the embedded releases."""
-        return list(self.releases)
+        self.explain = on_gpu(self._explain)
 
     @property
     def loaded(self) -> list[str]:
@@ -74,24 +80,27 @@ class Shelf:
         with lock:
             return self._take(name) or self._put(name, load())
 
+    def _explain(self, choice: str, image: Image.Image) -> Prediction:
+        """What the model of that name says of a picture, with every class's heat map."""
+        return self.predictor(choice)(image, explain=True)
+
     def _loader(self, name: str) -> Callable[[], Predictor]:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""
         if not name:
-            raise LeukoscopeError("No model is chosen: pick one." if self.releases else HOW_TO_GET_ONE)
+            raise LeukoscopeError("No model is chosen: pick one." if self.names else HOW_TO_GET_ONE)
         from leukoscope.inference.hub_files import parse_hub_id
         from leukoscope.inference.predictor import Predictor
 
         if name in self.releases:
-            return partial(Predictor.from_pretrained, self.releases[name])
+            return partial(Predictor.from_pretrained, self.releases[name], device=best_device())
         try:
             parse_hub_id(name)
         except LeukoscopeError:
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
-                f"{name!r} is no model name: pick an embedded one ({known}) or type a Hub id like owner/name or "
-                "owner/name@revision"
+                f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
             ) from None
-        return partial(Predictor.from_hub, name)
+        return partial(Predictor.from_hub, name, device=best_device())
 
     def _take(self, name: str) -> Predictor | None:
         with self._shelf_lock:

@@ -1,0 +1,290 @@
+"""The whole trip, each step in a process of its own: train, publish, and be answered by everyone who loads it by name.
+
+`huggingface_hub` reads HF_ENDPOINT and HF_HOME when it is imported, so that a fresh process is a fresh machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, Hub, serving
+from leukoscope.cells.phantoms import draw_cell
+
+ROOT = Path(__file__).parents[2]
+ID = "lab/leukoscope-phantoms"
+pytestmark = pytest.mark.slow
+
+TRAIN = ("train.py", "--image_size", "64", "--max_train_samples", "48", "--num_train_epochs", "1")
+# What a stranger writes, three ways, for two versions.
+ASK = """
+import json, sys, torch, timm
+from PIL import Image
+from transformers import pipeline
+from leukoscope import Predictor
+name, picture, *revisions = sys.argv[1:]
+answers = {}
+for revision in revisions:
+    pipe = pipeline("image-classification", model=name, revision=revision)
+    by_pipeline = {row["label"]: row["score"] for row in pipe(picture)}
+    network = timm.create_model(f"hf-hub:{name}@{revision}", pretrained=True).eval().float()
+    show = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
+    with torch.no_grad():
+        shares = network(show(Image.open(picture))[None]).softmax(1)[0].tolist()
+    prediction = Predictor.from_pretrained(f"{name}@{revision}")(picture)
+    answers[revision] = {
+        "pipeline": by_pipeline,
+        "timm": dict(zip(network.pretrained_cfg["label_names"], shares)),
+        "predictor": prediction.probabilities,
+        "revision": prediction.revision,
+    }
+print("answers:", json.dumps(answers))
+"""
+
+
+def environment(hub: Hub, home: Path, token: str = WRITE_TOKEN, **more: str) -> dict[str, str]:
+    """A machine that knows this Hub alone and has nothing of it yet."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE"))}
+    return kept | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "LEUKOSCOPE_CACHE": str(home / "cells"),
+        "PYTHONPATH": str(ROOT / "src"),
+        **more,
+    }
+
+
+def run(hub: Hub, folder: Path, *words: str, home: str = "home", token: str = WRITE_TOKEN, ok: bool = True) -> Any:
+    """A Python command in `folder`."""
+    words = (str(ROOT / words[0]), *words[1:]) if words[0].endswith(".py") else words
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment(hub, folder / home, token),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trip")
+
+
+@pytest.fixture(scope="module")
+def hub(place: Path) -> Iterator[Hub]:
+    with serving(place / "hub") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def versions(hub: Hub, place: Path) -> dict[str, str]:
+    """Two versions on the Hub: what training pushed, and a colder one pushed by hand. Tag → commit."""
+    push = ("--push_to_hub", "--hub_model_id", ID, "--hub_tag", "v1")
+    trained = run(hub, place, *TRAIN, "--output_dir", "run", *push)
+    assert f"published: {hub.url}/{ID} (commit " in trained.stdout
+    _write_colder(place / "run" / "release", place / "colder")
+    pushed = run(hub, place, "-m", "leukoscope", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    assert f"published: {hub.url}/{ID} (commit " in pushed.stdout
+    return dict(hub.repository(ID).tags)
+
+
+def _write_colder(release: Path, target: Path) -> None:
+    from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
+
+    with rewritten(release, target) as aside:
+        save_weights(rescale_classifier(load_release(release).network, 0.1), aside)
+
+
+@pytest.fixture(scope="module")
+def picture(place: Path) -> Path:
+    path = place / "cell.png"
+    Image.fromarray(draw_cell("ALL", subject=5, cell=1).image).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(hub: Hub, place: Path, versions: dict[str, str], picture: Path) -> dict[str, Any]:
+    """What three ways of loading answer for each version, on a machine that has nothing yet."""
+    asked = run(hub, place, "-c", ASK, ID, str(picture), *versions, "main", home="fresh")
+    (line,) = [line for line in asked.stdout.splitlines() if line.startswith("answers: ")]
+    return json.loads(line.removeprefix("answers: "))
+
+
+def test_each_version_is_one_commit(hub: Hub, versions: dict[str, str]) -> None:
+    history = hub.repository(ID).history("main")
+    assert [commit.title for commit in history] == ["Publish release", "Publish release", "initial commit"]
+    assert versions == {"v1": history[1].oid, "v2": history[0].oid}
+
+
+def test_the_hub_holds_what_the_release_folder_holds(hub: Hub, versions: dict[str, str], place: Path) -> None:
+    for tag, release in (("v1", place / "run" / "release"), ("v2", place / "colder")):
+        files = set(hub.repository(ID).at(tag).files) - {".gitattributes"}
+        assert {name: hub.content(ID, name, tag) for name in files} == {
+            path.relative_to(release).as_posix(): path.read_bytes() for path in release.rglob("*") if path.is_file()
+        }
+
+
+def test_pipeline_timm_and_predictor_agree_on_every_version(answers: dict[str, Any], versions: dict[str, str]) -> None:
+    for answer in answers.values():
+        for way in ("pipeline", "timm"):
+            assert answer[way] == pytest.approx(answer["predictor"], abs=1e-4)
+    assert {tag: answers[tag]["revision"] for tag in versions} == versions
+
+
+def test_a_pinned_revision_keeps_its_answer(answers: dict[str, Any]) -> None:
+    assert answers["main"] == answers["v2"]
+    assert answers["v1"]["predictor"]["ALL"] != pytest.approx(answers["v2"]["predictor"]["ALL"], abs=0.01)
+
+
+def test_the_app_answers_alike(
+    hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
+) -> None:
+    (place / "no-releases").mkdir()
+    command = (sys.executable, str(ROOT / "app.py"), "--releases", str(place / "no-releases"))
+    with app_running(environment(hub, place / "app"), place, *command) as client:
+        for tag, commit in versions.items():
+            shares, text = ask(client, picture, f"{ID}@{tag}")
+            assert shares == pytest.approx(answers[tag]["predictor"], abs=1e-4)
+            assert commit[:12] in text
+
+
+def test_a_space_answers_alike(
+    hub: Hub, place: Path, space: Path, space_python: Path, picture: Path, answers: dict[str, Any]
+) -> None:
+    machine = environment(hub, place / "space-home")
+    # Nothing of the repository, nor of the environment that the tests run in.
+    del machine["PYTHONPATH"]
+    with app_running(machine, space, str(space_python), "app.py") as client:
+        for name, asked in ((f"{ID}@v1", "v1"), (ID, "main")):
+            shares, text = ask(client, picture, name)
+            assert shares == pytest.approx(answers[asked]["predictor"], abs=1e-4)
+            assert answers[asked]["revision"][:12] in text
+    pulled = {path.name for path in (place / "space-home" / "hub").glob("models--*/snapshots/*/*")}
+    assert {"config.json", "model.safetensors", "metrics.json", "README.md"} <= pulled
+
+
+@pytest.fixture(scope="module")
+def space(hub: Hub, place: Path, versions: dict[str, str]) -> Path:
+    """A Space as a machine gets it from the Hub."""
+    models = ("--model", f"{ID}@v1", "--model", ID)
+    run(hub, place, "-m", "leukoscope", "space", *models, "--out", "written", "--push", "lab/demo")
+    fetch = "import huggingface_hub as h; h.snapshot_download('lab/demo', repo_type='space', local_dir='space')"
+    run(hub, place, "-c", fetch)
+    return place / "space"
+
+
+@pytest.fixture(scope="module")
+def space_python(place: Path, space: Path) -> Iterator[Path]:
+    """The interpreter of a new environment that holds what the Space asks for, and nothing else."""
+    new = place / "environment"
+    venv.create(new, with_pip=True)
+    try:
+        install = ("-m", "pip", "install", "--quiet", "-r", "requirements.txt")
+        subprocess.run([new / "bin" / "python", *install], cwd=space, check=True, timeout=1500)
+        yield new / "bin" / "python"
+    finally:
+        # 6 GB; pytest keeps the folders of three runs.
+        shutil.rmtree(new)
+
+
+@contextmanager
+def app_running(machine: dict[str, str], folder: Path, *command: str) -> Iterator[Any]:
+    """The demo, started in `folder` on a free port of this machine, as its own client library sees it."""
+    from gradio_client import Client
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    here = {"GRADIO_SERVER_PORT": address.strip("/").rpartition(":")[2], "GRADIO_TEMP_DIR": str(folder / "gradio")}
+    app = subprocess.Popen(command, cwd=folder, env=machine | here)
+    try:
+        _wait_for(address, app)
+        yield Client(address, verbose=False, download_files=str(folder / "overlays"))
+    finally:
+        app.terminate()
+        app.wait(timeout=60)
+
+
+def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
+    """What the demo's /predict says: probabilities, and the text that names the commit."""
+    from gradio_client import handle_file
+
+    _, shares, _, text = client.predict(handle_file(picture), model, api_name="/predict")
+    return shares, text
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"{address}: no page; app.py returned {process.poll()}")
+
+
+def test_predict_names_the_commit_that_answered(
+    hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
+) -> None:
+    predict = ("-m", "leukoscope", "predict", str(picture), "--model", f"{ID}@v1")
+    (row,) = json.loads(run(hub, place, *predict, "--json", home="fresh").stdout)
+    assert (row["model"], row["revision"]) == (ID, versions["v1"])
+    assert row["probabilities"] == pytest.approx(answers["v1"]["predictor"], abs=1e-6)
+
+
+def test_pushing_again_sends_nothing(hub: Hub, place: Path, versions: dict[str, str]) -> None:
+    hub.requests.clear()
+    again = run(hub, place, "-m", "leukoscope", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    assert "these files were there already, nothing was sent" in again.stdout
+    assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
+    assert hub.repository(ID).tags == versions
+
+
+def test_a_token_that_only_reads_is_refused_before_training(hub: Hub, place: Path) -> None:
+    push = ("--push_to_hub", "--hub_model_id", ID)
+    refused = run(hub, place, *TRAIN, "--output_dir", "never", *push, token=READ_TOKEN, ok=False)
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [
+        f"error: {ID}: your token may not write there; make one that may at "
+        "https://huggingface.co/settings/tokens, or name a repository of your own"
+    ]
+    assert not (place / "never").exists()
+
+
+def test_a_push_that_fails_after_training_is_gone_on_with_by_the_command_it_names(hub: Hub, place: Path) -> None:
+    shutil.rmtree(place / "failed", ignore_errors=True)
+    hub.faults.append(Fault("POST .*/commit/main", status=429, headers={"Retry-After": "3600"}))
+    push = ("--push_to_hub", "--hub_model_id", "lab/later")
+    failed = run(hub, place, *TRAIN, "--output_dir", "failed", *push, ok=False)
+    release = Path("failed") / "release"
+    (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert error == (
+        "error: lab/later: publishing failed: the Hub asks for a pause (HTTP 429); try again later. The release is "
+        f"whole in {release}; go on with: leukoscope push {release} --hub_model_id lab/later"
+    )
+    assert {"README.md", "config.json", "metrics.json", "model.safetensors"} <= set(os.listdir(place / release))
+    run(hub, place, "-m", *error.partition("go on with: ")[2].split())
+    assert hub.content("lab/later", "model.safetensors") == (place / release / "model.safetensors").read_bytes()

@@ -1,0 +1,56 @@
+"""A Space's GPU is lent to the model alone, for answers that can travel between two processes."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from leukoscope.web import one_cell
+from leukoscope.web.gpu import best_device, on_gpu
+from leukoscope.web.shelf import Shelf
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands for the package that only a ZeroGPU Space has: what goes in and out of a call is pickled, as there."""
+    calls: list[str] = []
+
+    def gpu(duration: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def decorate(call: Callable[..., Any]) -> Callable[..., Any]:
+            def decorated(*args: Any) -> Any:
+                calls.append(f"{call.__name__} for {duration} s")
+                return pickle.loads(pickle.dumps(call(*pickle.loads(pickle.dumps(args)))))
+
+            return decorated
+
+        return decorate
+
+    package = ModuleType("spaces")
+    package.GPU = gpu  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spaces", package)
+    return calls
+
+
+def test_without_a_lender_the_call_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    assert on_gpu(len) is len
+
+
+def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release: Path) -> None:
+    shelf = Shelf({"tiny": tiny_release})
+    shelf.predictor("tiny")
+    assert lent == []
+    look = one_cell.examine(shelf, *one_cell.example(0), "tiny")
+    assert lent == ["_explain for 15 s"]
+    assert look.prediction.probabilities == shelf.predictor("tiny")(look.image).probabilities
+
+
+def test_models_are_put_where_torch_can_compute(tiny_release: Path) -> None:
+    network = Shelf({"tiny": tiny_release}).predictor("tiny").release.network
+    assert {parameter.device.type for parameter in network.parameters()} == {best_device()}
