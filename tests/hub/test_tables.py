@@ -161,7 +161,7 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     match = {"fields": 72, "true": 71, "recall": 0.985915, "precision": 0.933333}
     measured = {
         "bccd": {"test_scale_given": match, "test_scale_from_red_cells": match | {"precision": 0.85}},
-        "ball4": {"classes": {"Pre": {"dice": 0.79351}}},
+        "ball4": {"seen": "as seen", "classes": {"Pre": {"dice": 0.79351}}},
         "speed": {"cpu_seconds_a_megapixel": {"100x": 0.0280508}},
         "domain_gap": {
             "model": "model_card/ours",
@@ -175,5 +175,6 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     assert (
         "| cells that `ours` recognises | C-NMC, subjects the guard was not fitted on: 0.980 · BCCD: 0.290 |" in table
     )
+    assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
     assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
     assert fields_table([]) == "Not measured yet."

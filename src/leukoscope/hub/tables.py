@@ -289,7 +289,8 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
         ("white cells found, scale read from the red cells", _found(bccd["test_scale_from_red_cells"])),
         (
             "nuclei against ball4's own segmentation, Dice coefficient",
-            _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()}),
+            _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()})
+            + f" ({fields['ball4']['seen']})",
         ),
         (f"cells that `{Path(gap['model']).name}` recognises", _each(known)),
         ("CPU seconds a megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
