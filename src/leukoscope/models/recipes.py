@@ -51,6 +51,14 @@ RECIPES: dict[str, Recipe] = {
             frozen=_DENSENET_EARLY,
             cpu_precision="bf16",
         ),
+        Recipe(
+            name="densenet201",
+            architecture="densenet201",
+            base_model="timm/densenet201.tv_in1k",
+            num_train_epochs=3,
+            frozen=_DENSENET_EARLY,
+            cpu_precision="bf16",
+        ),
         *PRIOR_SYSTEMS,
     )
 }
