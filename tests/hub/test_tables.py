@@ -37,7 +37,7 @@ PRIOR: dict[str, Any] = {
     "protocol": "unseen",
     "claim": {"recipe": "prior_b_densenet201"},
     "recipe": {"image_size": 160},
-    "data": {"title": "B-ALL"},
+    "data": {"title": "B-ALL", "unit": "block"},
     "split": {"detail": "about 70/15/15 by block"},
     "training": {
         "cells": 2300,
@@ -50,6 +50,7 @@ PRIOR: dict[str, Any] = {
     },
     "metrics": {
         "cells": 480,
+        "subjects": 11,
         "accuracy": 0.9123,
         "balanced_accuracy": 0.9012,
         "one_vs_rest_accuracy": 0.95615,
@@ -88,7 +89,7 @@ def test_shortcuts_stand_beside_chance() -> None:
     figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949}
     split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
     shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
-    table = shortcuts_table([{"data": {"title": "B-ALL"}, "shortcuts": shortcuts}])
+    table = shortcuts_table([{"data": {"title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
     row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
     assert row in table.splitlines()
 
@@ -96,7 +97,7 @@ def test_shortcuts_stand_beside_chance() -> None:
 def test_a_prior_system_stands_beside_its_claim() -> None:
     table = prior_table([PRIOR]).splitlines()
     claimed = "0.996 · specificity 0.999 · precision 0.980 · recall 0.978 · f1 0.978"
-    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956"
+    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks"
     assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} |" in table
     (note,) = (line for line in table if line.startswith("- **B**"))
     assert note.endswith(

@@ -193,8 +193,9 @@ def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
             *head,
             *table,
             "",
-            "Shares of cells answered right (accuracy); in brackets 95 % intervals of drawing subjects anew. The data "
-            "of system B name no patients: its unseen side, and its interval, are by blocks of neighbouring images.",
+            "Shares of cells answered right (accuracy), and on how many unseen subjects; in brackets 95 % intervals "
+            "of drawing these anew, where there are enough of each class to draw from. The data of system B name no "
+            "patients: blocks of neighbouring images stand for them.",
             "",
             "<details><summary>Sources, and how each row was made</summary>\n",
             *notes,
@@ -220,6 +221,8 @@ def _measured(row: Mapping[str, Any] | None) -> str:
     shown = [f"**{share(figures['accuracy'])}**{_by_subject(row)}", f"balanced {share(figures['balanced_accuracy'])}"]
     if len(figures["per_class"]) > 2:
         shown.append(f"one-vs-rest {share(figures['one_vs_rest_accuracy'])}")
+    if row["protocol"] != RANDOM:
+        shown.append(f"{figures['subjects']} {row['data']['unit']}s")
     return " · ".join(shown)
 
 
