@@ -161,6 +161,7 @@ def test_d_compares_three_networks_under_sgd(name: str, kind: str, image_size: i
     assert trained(recipe, network) == [name for name, _ in network.named_parameters()]
     assert how_it_learns(recipe) == ("sgd", 1e-2, 1e-2, 0.0, 20, 32)
     assert recipe.plateau is None and recipe.augmentation == UNCHANGED
+    assert recipe.schedule == ("cosine" if name == "prior_d_resnet" else "constant")
 
 
 def test_d_inception_has_no_auxiliary_answer() -> None:
