@@ -163,8 +163,8 @@ _D = (
         architecture="resnet50",
         base_model="timm/resnet50.tv_in1k",
         about=_ABOUT_D
-        + "ResNet-50 at 224 px, from ImageNet weights. Its rate falls to zero (cosine): at a constant one, trained from "
-        "random weights, it called every validation cell ALL after each of the first three epochs.",
+        + "ResNet-50 at 224 px, from ImageNet weights. Its rate falls to zero (cosine): at a constant one, trained "
+        "from random weights, it called every validation cell ALL after each of the first three epochs.",
         schedule="cosine",
         cpu_precision="bf16",
     ),
