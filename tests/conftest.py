@@ -88,6 +88,8 @@ def cache_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def code_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The copies that transformers keeps of a release's code stay in the test."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+    # Of two folders that hold a package of this name, the first on the path would be taken for it.
+    elsewhere = [path for path in sys.path if not (Path(path) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", elsewhere)
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)

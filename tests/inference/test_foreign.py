@@ -122,6 +122,7 @@ def test_pickled_weights_are_never_loaded(foreign, tmp_path):
         open_classifier(tmp_path / "pickled")
 
 
+@pytest.mark.usefixtures("code_cache")
 def test_code_that_comes_with_a_model_is_run_only_when_told_to(foreign, tmp_path):
     folder = tmp_path / "coded"
     shutil.copytree(foreign, folder)
