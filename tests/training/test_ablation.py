@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.training.ablation import ablation_settings, read_grid, worst_subjects_accuracy
+from leukoscope.training.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
 
 GRID = {"house": [], "No jitter!": ["--override", "augmentation.scale=0"]}
 COMMON = ["--num_folds", "3", "--image_size", "32"]
@@ -89,14 +89,24 @@ def test_the_worst_tenth_of_the_subjects_counts_persons_not_cells() -> None:
     assert worst_subjects_accuracy(answers) == pytest.approx(0.25)
 
 
+def test_a_setting_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
+    settings = ablation_settings([*COMMON, "--output_dir", str(tmp_path)], GRID)
+    with pytest.raises(LeukoscopeError, match="^--only mixup: no such setting; the grid has house, No jitter!$"):
+        make_runs(settings, ["house", "mixup"])
+    assert not list(tmp_path.iterdir()), "refused before the first run"
+
+
 @pytest.mark.slow
 def test_the_command_compares_settings_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     grid, results = tmp_path / "grid.yaml", tmp_path / "results" / "r.json"
     grid.write_text("house:\nbalanced: --override sampling=subjects mixup=0.2 ema_decay=0.9 subject_robustness=0.1\n")
     argv = ["ablate", str(grid), "--results", str(results), "--output_dir", str(tmp_path / "runs"), "--num_folds", "2"]
     argv += ["--image_size", "32", "--num_train_epochs", "1", "--max_train_samples", "96"]
+    shared = CliRunner().invoke(app, [*argv, "--only", "balanced"])
+    assert shared.exit_code == 0 and not results.exists(), shared.output
     first = CliRunner().invoke(app, argv)
     assert first.exit_code == 0, first.output
+    assert first.output.count("finished earlier, kept") == 2
     made = json.loads(results.read_text())
     house, balanced = made["settings"]
     assert made["compared_with"] == "house" and made["notice"] == RESEARCH_NOTICE

@@ -119,6 +119,19 @@ def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:
     return comparison
 
 
+def make_runs(settings: Sequence[Setting], names: Sequence[str]) -> None:
+    """Make the runs of some settings, and compare nothing.
+
+    Raises:
+        LeukoscopeError: the grid has no setting of that name; or finished runs made with other settings.
+    """
+    by_name = {setting.name: setting for setting in settings}
+    if unknown := [name for name in names if name not in by_name]:
+        raise LeukoscopeError(f"--only {unknown[0]}: no such setting; the grid has {', '.join(by_name)}")
+    for name in names:
+        finish(list(by_name[name].runs))
+
+
 def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
     """What finished settings came to, ready for `write_json`.
 
