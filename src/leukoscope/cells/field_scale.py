@@ -51,8 +51,9 @@ def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
         red += [width * step for width in _widths(_without_pallor(body | nuclei), red_only)]
         nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
     # Fringes of cytoplasm and platelets are many, but narrow.
-    if sum(width > _typical(red) / 2 for width in red) >= FEWEST_RED_CELLS:
-        return Scale(RED_CELL_WIDTH / _typical(red), "red cells")
+    typical = _typical(red) if red else 0.0
+    if sum(width > typical / 2 for width in red) >= FEWEST_RED_CELLS:
+        return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
 
 

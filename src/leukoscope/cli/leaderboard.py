@@ -56,11 +56,10 @@ def leaderboard(
 def _answers(release: str, evaluation: str) -> Answered:
     from leukoscope.evaluation.leaderboard import recorded_answers
     from leukoscope.inference.hub_files import parse_hub_id, release_folder
-    from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS
+    from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, folder_name
 
     folder = release_folder(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
     if Path(release).exists():
-        # Where a folder lies is private; a run's `release` is called by the run.
-        here = folder.resolve()
-        return recorded_answers(folder, evaluation, name=here.parent.name if here.name == "release" else here.name)
+        # Where a folder lies is private.
+        return recorded_answers(folder, evaluation, name=folder_name(folder))
     return recorded_answers(folder, evaluation, name=parse_hub_id(release)[0], revision=folder.name)

@@ -15,7 +15,7 @@ from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
 from leukoscope.hub.shipped import shipped_file
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.build import hub_weights_name
-from leukoscope.models.release import CARD, CONFIG, FIGURES, read_metrics
+from leukoscope.models.release import CARD, CONFIG, FIGURES, folder_name, read_metrics
 from leukoscope.models.release_code import needs_code
 from leukoscope.training.figures import class_report
 
@@ -45,9 +45,9 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         .from_string(read_template())
         .render(
             **metrics | {"notice": RESEARCH_NOTICE},
-            name=hub_id.split("/")[-1] or _own_name(release),
+            name=hub_id.split("/")[-1] or folder_name(release),
             hub_id=hub_id,
-            model=hub_id or f"path/to/{_own_name(release)}",
+            model=hub_id or f"path/to/{folder_name(release)}",
             preprocessing=config["pretrained_cfg"],
             figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
             tested=tested,
@@ -68,12 +68,6 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     if started_from:
         return started_from["release"] if started_from["revision"] else None
     return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None
-
-
-def _own_name(release: Path) -> str:
-    """The folder's name; a run folder's `release` is called by the run."""
-    folder = release.resolve()
-    return folder.parent.name if folder.name == "release" else folder.name
 
 
 def write_card(release: Path, *, hub_id: str = "") -> Path:

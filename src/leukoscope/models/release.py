@@ -189,6 +189,12 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision, root)
 
 
+def folder_name(release: Path) -> str:
+    """What a local release is called: its folder's name; a run folder's `release` is called by the run."""
+    folder = release.resolve()
+    return folder.parent.name if folder.name == "release" else folder.name
+
+
 def read_metrics(root: Path) -> dict[str, Any]:
     """The release's metrics.json, {} where there is none."""
     path = root / METRICS
