@@ -1,7 +1,7 @@
 """From probabilities to a verdict: the thresholds a release carries, applied to one answer.
 
 The thresholds were fitted on subjects outside training and stand in the "decisions" block of metrics.json
-(`leukoscope.evaluation.decisions` measures them); the same rule answers the demo, `leukoscope predict` and bulk scoring.
+(`leukoscope.evaluation.decisions` measures them); the same rule answers the demo, single predictions and bulk scoring.
 """
 
 from __future__ import annotations
