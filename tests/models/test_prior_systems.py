@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from leukoscope.cells.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from leukoscope.cells.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leukoscope.cells.transforms import Augmentation
 from leukoscope.models.build import build_network, head_parameters, penalty
 from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 from leukoscope.models.recipes import Penalty, Plateau, Recipe, get_recipe

@@ -17,8 +17,9 @@ from accelerate.utils import set_seed
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import make_split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
 from leukoscope.training import preparation

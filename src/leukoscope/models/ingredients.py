@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leukoscope.cells.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from leukoscope.cells.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leukoscope.cells.transforms import Augmentation
 
 
 @dataclass(frozen=True)

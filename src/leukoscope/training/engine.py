@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.answers import logits_of, predictions_of
