@@ -116,6 +116,8 @@ def _open_torch(release: ReleaseInfo, device: str) -> Backend:
 
 
 def _open_exported(release: ReleaseInfo, name: str) -> Backend:
-    from leukoscope.inference.exported import ExportedBackend, kept_graph
+    from leukoscope.inference.exported import BF16, F32, ExportedBackend, kept_graph
 
-    return ExportedBackend(kept_graph(release, name), release)
+    # Half the precision only where it was measured to change nothing that this release says.
+    lower = name == OPENVINO and release.metrics.get("precision", {}).get("default") == BF16
+    return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32)
