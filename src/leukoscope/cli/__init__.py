@@ -13,6 +13,7 @@ import typer
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.ablate import ablate
 from leukoscope.cli.audit import AuditCommand, audit
+from leukoscope.cli.doctor import doctor
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.field import field
@@ -66,3 +67,4 @@ app.command()(leaderboard)
 app.command(cls=AuditCommand)(audit)
 app.command()(assess)
 app.command()(recalibrate)
+app.command()(doctor)
