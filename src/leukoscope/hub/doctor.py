@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +97,9 @@ def check_device() -> Finding:
     """Whether PyTorch starts, and what it computes on."""
     try:
         import torch
-        import torchvision  # noqa: F401  (builds that do not belong together fail here)
+
+        # Builds of the two that do not belong together fail here.
+        import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
         again = "pip install --force-reinstall torch torchvision   # both from one index"
         return Finding("device", "broken", f"PyTorch does not start: {_first_line(error)}", again)
