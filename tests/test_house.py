@@ -134,6 +134,16 @@ def test_version_is_semantic_and_the_same_everywhere() -> None:
     assert cited and cited[1] == version
 
 
+def test_every_published_data_set_is_cited() -> None:
+    import yaml
+
+    from leukoscope.cells.registry import DATASETS
+
+    cited = [reference["title"] for reference in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]]
+    published = [info for info in DATASETS.values() if info.url]
+    assert published and all(any(title in info.citation for title in cited) for info in published)
+
+
 def test_licence_is_apache_2_in_full() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Version 2.0, January 2004" in text
