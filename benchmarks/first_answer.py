@@ -22,7 +22,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 from leukoscope.training.environment import machine, versions
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ PUBLIC = {
     "leukoscope.cells.phantoms": ("draw_cell", "phantom_cells", "PhantomCell"),
     "leukoscope.models.recipes": ("get_recipe",),
     "leukoscope.models.release": ("load_release", "Release"),
-    "leukoscope.inference.gradcam": ("HeatMap", "overlay"),
+    "leukoscope.inference.heatmaps": ("HeatMap", "overlay"),
     "leukoscope.evaluation.metrics": ("CellPredictions", "measure"),
     "leukoscope.training.config": ("parse_config", "TrainingConfig"),
     "leukoscope.training.loop": ("train",),

@@ -14,6 +14,7 @@ from hub_server import Hub
 from leukoscope.hub import doctor
 from leukoscope.hub.doctor import (
     Finding,
+    check_backends,
     check_device,
     check_disk,
     check_network,
@@ -71,12 +72,22 @@ def test_a_driver_without_a_gpu_that_pytorch_sees_is_advice(tmp_path: Path, monk
     assert found.state == "advice" and "sees no GPU" in found.seen and "pytorch.org" in found.next_step
 
 
+def test_a_backend_that_is_not_there_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_backends("").state == check_backends("auto").state == check_backends("torch").state == "good"
+    unknown = check_backends("abacus")
+    assert unknown.state == "broken" and unknown.seen.endswith("LEUKOSCOPE_BACKEND is abacus")
+    assert unknown.next_step.startswith("unset LEUKOSCOPE_BACKEND, or name one of auto, torch")
+    monkeypatch.setattr(doctor, "find_spec", lambda module: module == "torch")
+    missing = check_backends("onnx")
+    assert missing.state == "broken" and missing.next_step.endswith("one of auto, torch, or pip install onnxruntime")
+
+
 def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
-    good = check_writable("cells cache", tmp_path / "new" / "folder", "LEUKOSCOPE_CACHE")
+    good = check_writable("cache", tmp_path / "new" / "folder", "LEUKOSCOPE_CACHE")
     assert good.state == "good" and good.seen.endswith("made when first needed")
     assert not (tmp_path / "new").exists(), "a check leaves nothing behind"
     (tmp_path / "file").write_text("")
-    bad = check_writable("cells cache", tmp_path / "file" / "folder", "LEUKOSCOPE_CACHE")
+    bad = check_writable("cache", tmp_path / "file" / "folder", "LEUKOSCOPE_CACHE")
     assert bad.state == "broken" and bad.next_step == "set LEUKOSCOPE_CACHE to a folder of your own"
     assert str(tmp_path / "file") in bad.seen
 

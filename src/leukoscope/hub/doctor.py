@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from leukoscope import LeukoscopeError, __version__
+from leukoscope.cells.files import cache_root
 from leukoscope.hub.shipped import shipped_file
 
 State = Literal["good", "advice", "broken"]
@@ -54,9 +56,8 @@ def examine(releases: Path) -> Iterator[Finding]:
     if versions.state == "broken" or device.state == "broken":
         # The others would only fail for the same reason.
         return
-    from leukoscope.cells.cache import cache_root
-
-    yield check_writable("cells cache", cache_root(), "LEUKOSCOPE_CACHE")
+    yield check_backends(os.environ.get("LEUKOSCOPE_BACKEND", ""))
+    yield check_writable("cache", cache_root(), "LEUKOSCOPE_CACHE")
     yield check_writable("Hub cache", _hub_cache(), "HF_HUB_CACHE")
     yield check_disk(cache_root())
     yield check_network()
@@ -116,6 +117,24 @@ def check_device() -> Finding:
     return Finding("device", "good", seen)
 
 
+def check_backends(wanted: str) -> Finding:
+    """What can compute a release's network here, and whether that is what the environment asks for.
+
+    Args:
+        wanted: the value of LEUKOSCOPE_BACKEND; "" leaves the choice to the predictor.
+    """
+    from leukoscope.inference.backends import AUTO, BACKENDS, ONNX, OPENVINO, TORCH
+
+    modules = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
+    there = [name for name, module in modules.items() if find_spec(module)]
+    seen = f"{', '.join(there)}; LEUKOSCOPE_BACKEND is {wanted or 'not set'}"
+    if wanted not in ("", AUTO, *there):
+        known = f"unset LEUKOSCOPE_BACKEND, or name one of {', '.join((AUTO, *there))}"
+        install = f", or pip install {modules[wanted]}" if wanted in BACKENDS else ""
+        return Finding("backends", "broken", seen, known + install)
+    return Finding("backends", "good", seen)
+
+
 def check_writable(name: str, folder: Path, variable: str) -> Finding:
     """Whether files can be kept in a folder, which may yet have to be made.
 
@@ -131,7 +150,7 @@ def check_writable(name: str, folder: Path, variable: str) -> Finding:
 
 
 def check_disk(folder: Path) -> Finding:
-    """Free space where decoded cells are kept."""
+    """Free space where decoded cells and exported graphs are kept."""
     free = shutil.disk_usage(_nearest(folder)).free
     seen = f"{free / 1e9:.1f} GB free at {folder}"
     if free < ROOM_ON_DISK:
@@ -161,7 +180,7 @@ def check_network() -> Finding:
 
 def check_releases(folder: Path) -> Iterator[Finding]:
     """Every release in a folder, loaded and asked about a phantom."""
-    from leukoscope.models.release import CONFIG
+    from leukoscope.models.release_files import CONFIG
 
     found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
     if not found:
@@ -176,11 +195,12 @@ def check_release(folder: Path) -> Finding:
 
     from leukoscope.cells.phantoms import draw_cell
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.models.release import read_metrics
+    from leukoscope.models.release_files import read_metrics
 
     name, restore = f"release {folder.name}", f"restore {folder} from where it came, or remove it"
     try:
-        predictor = Predictor.from_pretrained(folder)
+        # The one that needs no graph to be made and kept first.
+        predictor = Predictor.from_pretrained(folder, backend="torch")
         prediction = predictor(Image.fromarray(draw_cell("ALL").image))
         measured = tuple(read_metrics(folder).get("labels", predictor.labels))
     except LeukoscopeError as error:
