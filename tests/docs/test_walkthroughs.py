@@ -18,7 +18,7 @@ from leukoscope.cells.phantoms import draw_cell
 ROOT = Path(__file__).parents[2]
 PIECE = re.compile(
     r"^```python\n"
-    r"# (into (?P<file>\S+), (?P<where>above|below) `(?P<line>.+)`|a new file, (?P<new>\S+))\n"
+    r"# (into (?P<file>\S+), (?P<where>above|below) `(?P<line>[^`\n]+)`|a new file, (?P<new>\S+))\n"
     r"(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -27,7 +27,9 @@ PIECE = re.compile(
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
-    shutil.copy(ROOT / "train.py", tmp_path)
+    (tmp_path / "model_card").mkdir()
+    for name in ("train.py", "model_card/template.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
