@@ -29,7 +29,7 @@ from leukoscope.cells.fields import Box, FieldCell, FinderSettings, cut_out, fin
 from leukoscope.cells.images import open_field
 from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "fields.json"
 # All other settings were set by hand; HOW_CHOSEN says on what.

@@ -28,7 +28,7 @@ from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
 from leukoscope.training.engine import Engine
 from leukoscope.training.features import features_file, frozen_features

@@ -34,7 +34,8 @@ from leukoscope.cells.loading import load_cells
 from leukoscope.cells.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
-from leukoscope.models.release import save_release, write_json
+from leukoscope.models.release import save_release
+from leukoscope.models.release_files import write_json
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.engine import Engine
 from leukoscope.training.environment import machine, peak_memory, versions

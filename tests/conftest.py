@@ -15,6 +15,8 @@ from hub_server import WRITE_TOKEN, Hub, serving
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Making a graph takes seconds; the tests of the other backends ask for theirs by name.
+os.environ.setdefault("LEUKOSCOPE_BACKEND", "torch")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it."""
     import torch
 
-    from leukoscope.cells.transforms import Preprocessing
+    from leukoscope.cells.preprocessing import Preprocessing
     from leukoscope.models.build import build_network
     from leukoscope.models.recipes import get_recipe
     from leukoscope.models.release import save_release

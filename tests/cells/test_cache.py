@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import CellsOnDemand, cache_root, decode_cells, frame_cells
+from leukoscope.cells.cache import CellsOnDemand, decode_cells, frame_cells
+from leukoscope.cells.files import cache_root
 from leukoscope.cells.images import open_image
 from leukoscope.cells.loading import load_cells
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 0.8)
 
@@ -43,7 +44,7 @@ def _files() -> list[str]:
 def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
     pixels, problems = decode_cells(cells, SMALL, "data")
     assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
-    frame = SMALL.framer()
+    frame = SMALL.frame
     for row, cell in enumerate(cells["cell_id"]):
         assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))
 

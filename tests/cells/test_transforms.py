@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.transforms import Augmentation, Augmenter, Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.transforms import Augmentation, Augmenter
 
 STILL = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0)
 
@@ -52,7 +53,7 @@ def test_frame_and_normalise_equal_timms_evaluation_transform(
 
     whole = create_transform(**resolve_data_config(pretrained_cfg=preprocessing.to_pretrained_cfg()))
     picture = _noise(*extent)
-    framed = preprocessing.framer()(picture)
+    framed = preprocessing.frame(picture)
     assert (framed.shape, framed.dtype) == ((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
     pixels = picture
     for step in whole.transforms:
@@ -96,7 +97,7 @@ def test_view_box_marks_what_the_network_sees() -> None:
     left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(450, 450))
     picture = Image.new("RGB", (450, 450))
     picture.paste((255, 255, 255), (left, top, right, bottom))
-    framed = Preprocessing(160, 350 / 450).framer()(picture)
+    framed = Preprocessing(160, 350 / 450).frame(picture)
     assert framed[2:-2, 2:-2].min() == 255
 
 

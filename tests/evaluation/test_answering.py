@@ -24,7 +24,7 @@ from leukoscope.evaluation.answering import (
 )
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.foreign import Classifier
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 
 
 @pytest.fixture(scope="module")

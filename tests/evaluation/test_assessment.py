@@ -16,14 +16,15 @@ from jsonschema import Draft202012Validator
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation.assessment import assess
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import PREDICTIONS, load_release, save_release, write_json
+from leukoscope.models.release import load_release, save_release
+from leukoscope.models.release_files import PREDICTIONS, write_json
 from leukoscope.training.config import parse_config
 from leukoscope.training.record import describe_run
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.images import open_image
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation import heatmap_checks as checks
 from leukoscope.evaluation.heat import cell_masks, enlarged, heat_share, is_flat, rank_correlation, scale_bar_corner
 from leukoscope.models.release import Release
@@ -101,7 +101,7 @@ class OneSidedNetwork(PatchNetwork):
 
 def release(network: nn.Module) -> Release:
     preprocessing = Preprocessing(SIZE, 1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Release(network.eval().requires_grad_(False), ("ALL", "HEM"), preprocessing, {}, "toy")
+    return Release(("ALL", "HEM"), preprocessing, {}, "toy", network=network.eval().requires_grad_(False))
 
 
 def patched_pictures(number: int = 12, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import phantom_cells
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation.recalibration import framed_answers, recalibrate
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
@@ -47,8 +46,8 @@ def about(predictor: Predictor, **metrics: Any) -> Predictor:
 
 
 def guard(limit: float) -> Guard:
-    axes = torch.eye(1, 1024)
-    return Guard(torch.zeros(1024), axes, torch.ones(1), torch.tensor(1.0), torch.tensor(limit))
+    values = (np.zeros(1024), np.eye(1, 1024), np.ones(1), 1.0, limit)
+    return Guard(*(np.asarray(value, np.float32) for value in values))
 
 
 def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear):

@@ -17,7 +17,8 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.gradcam import HeatMap, explain_features, overlay
+from leukoscope.inference.gradcam import explain_features
+from leukoscope.inference.heatmaps import HeatMap, overlay
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 

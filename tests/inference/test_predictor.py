@@ -18,8 +18,10 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.cells.images import UnreadableImage
 from leukoscope.cells.phantoms import draw_cell, phantom_cells
-from leukoscope.inference.guard import fit_guard, pooled_features
-from leukoscope.models.release import GUARD, load_release
+from leukoscope.inference.guard import fit_guard
+from leukoscope.inference.torch_backend import pooled_features
+from leukoscope.models.release import load_release
+from leukoscope.models.release_files import GUARD
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -234,7 +236,7 @@ def guarded_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("guarded") / "tiny"
     shutil.copytree(tiny_release, folder)
     release = load_release(folder)
-    frame = release.preprocessing.framer()
+    frame = release.preprocessing.frame
     phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
     pixels = np.stack([frame(Image.fromarray(phantom.image)) for phantom in phantoms])
     guard, _ = fit_guard(pooled_features(release, pixels), [phantom.subject for phantom in phantoms])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from leukoscope.cells.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from leukoscope.cells.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leukoscope.cells.transforms import Augmentation
 from leukoscope.models.build import build_network, head_parameters, penalty
 from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 from leukoscope.models.recipes import Penalty, Plateau, Recipe, get_recipe
@@ -161,7 +162,8 @@ def test_d_compares_three_networks_under_sgd(name: str, kind: str, image_size: i
     assert trained(recipe, network) == [name for name, _ in network.named_parameters()]
     assert how_it_learns(recipe) == ("sgd", 1e-2, 1e-2, 0.0, 20, 32)
     assert recipe.plateau is None and recipe.augmentation == UNCHANGED
-    assert recipe.schedule == ("cosine" if name == "prior_d_resnet" else "constant")
+    assert recipe.schedule == "constant"
+    assert recipe.batch_norm_cells == (1024 if name == "prior_d_resnet" else 0)
 
 
 def test_d_inception_has_no_auxiliary_answer() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cells.images import open_image
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
@@ -61,7 +61,7 @@ def by_predictor(release: Path, pictures: Sequence[Path]) -> Answers:
 
 def by_load_release(directory: Path, pictures: Sequence[Path]) -> Answers:
     release = load_release(directory)
-    frame = release.preprocessing.framer()
+    frame = release.preprocessing.frame
     pixels = torch.from_numpy(np.stack([frame(open_image(picture)) for picture in pictures])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         return release.network(release.preprocessing.normalise(pixels)).softmax(dim=1).numpy()
@@ -147,7 +147,7 @@ def test_saved_preprocessing_shows_the_network_what_training_did(tmp_path, image
 
     served = load_release(tmp_path / "release").preprocessing
 
-    assert np.array_equal(served.framer()(picture), trained.framer()(picture))
+    assert np.array_equal(served.frame(picture), trained.frame(picture))
 
 
 # Damage
@@ -345,7 +345,7 @@ def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
 SAVE_ON_A_FULL_DISK = """
 import resource, signal, sys
 from leukoscope import LeukoscopeError
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release

@@ -19,7 +19,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models import remote
 from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import get_recipe
@@ -138,7 +138,7 @@ def test_either_file_leads_to_a_processor_that_shows_what_the_predictor_sees(
     processor = AutoImageProcessor.from_pretrained(small, trust_remote_code=True, image_processor_filename=file)
     assert type(processor).__name__ == "LeukoscopeImageProcessor"
     preprocessing, picture = load_release(small).preprocessing, Image.open(pictures[1])
-    ours = preprocessing.normalise(torch.tensor(preprocessing.framer()(picture)).permute(2, 0, 1)[None])
+    ours = preprocessing.normalise(torch.tensor(preprocessing.frame(picture)).permute(2, 0, 1)[None])
     assert torch.allclose(processor(picture)["pixel_values"], ours, atol=1e-6)
     assert processor([picture, picture])["pixel_values"].shape == (2, 3, 64, 64)
 

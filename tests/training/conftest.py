@@ -10,8 +10,8 @@ from PIL import Image
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, make_split
-from leukoscope.cells.transforms import Preprocessing
 
 
 @pytest.fixture

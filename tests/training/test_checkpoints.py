@@ -20,8 +20,9 @@ from accelerate.utils import set_seed
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import make_split
-from leukoscope.cells.transforms import Augmentation, Preprocessing
+from leukoscope.cells.transforms import Augmentation
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Plateau, Recipe
 from leukoscope.training.checkpoints import (

@@ -17,8 +17,9 @@ from accelerate.utils import set_seed
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import make_split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
 from leukoscope.training import preparation
@@ -349,6 +350,18 @@ def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
 
 
 @pytest.mark.slow
+def test_batch_statistics_are_taken_anew_before_every_validation(
+    engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(replace(RECIPE, batch_norm_cells=20, num_train_epochs=2))
+    judged = _scripted(engine, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
+
+    list(engine.fit(build_network(engine.recipe, 2)))
+
+    batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
+    assert batches and set(batches) == {20 // 8}
+
+
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
 def test_a_compiled_network_learns_the_same_under_its_own_names(engine_for: MakeEngine, change: dict[str, Any]) -> None:
     recipe = replace(RECIPE, num_train_epochs=2, **change)

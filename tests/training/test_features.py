@@ -15,8 +15,9 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmentation, Preprocessing
+from leukoscope.cells.transforms import Augmentation
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe
 from leukoscope.training.config import RunArguments, TrainingConfig

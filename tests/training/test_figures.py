@@ -18,7 +18,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.predictor import Predictor
 from leukoscope.training.figures import class_report, draw_run, network_stages, phantom_samples

@@ -12,8 +12,8 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, make_split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import Head, Hidden, Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release

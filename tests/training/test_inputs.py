@@ -13,7 +13,8 @@ import torch
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
-from leukoscope.cells.transforms import Augmentation, Augmenter, Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.transforms import Augmentation, Augmenter
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.inputs import Batch, PixelInputs, Rows, answering_loader, read, ready_batches, training_loader

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import decode_cells
 from leukoscope.cells.loading import load_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import load_split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe

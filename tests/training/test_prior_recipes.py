@@ -18,7 +18,7 @@ from torch import nn
 
 from leukoscope import Predictor
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 from leukoscope.models.recipes import Recipe, get_recipe
@@ -77,7 +77,7 @@ def _start_weights(recipe: Recipe, path: Path) -> Path:
     preprocessing = Preprocessing(recipe.image_size, 350 / 450, mean=recipe.mean, std=recipe.std)
     looks = product(("ALL", "HEM"), range(4), ("black", "smear"))
     cells = [draw_cell(label, subject=i, size=2 * recipe.image_size, background=on).image for label, i, on in looks]
-    pixels = np.stack([preprocessing.framer()(Image.fromarray(cell)) for cell in cells])
+    pixels = np.stack([preprocessing.frame(Image.fromarray(cell)) for cell in cells])
     with torch.no_grad():
         backbone.train()(preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, path)

@@ -19,7 +19,8 @@ from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.splits import make_split
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
-from leukoscope.models.release import load_release, write_json
+from leukoscope.models.release import load_release
+from leukoscope.models.release_files import write_json
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.engine import Engine
 from leukoscope.training.interruption import Interrupted

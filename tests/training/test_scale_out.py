@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 
 from leukoscope.cells.cache import frame_cells
 from leukoscope.cells.loading import load_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, make_split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe

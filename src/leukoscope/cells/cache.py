@@ -22,20 +22,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.files import write_whole
+from leukoscope.cells.files import cache_root, write_whole
 from leukoscope.cells.images import UnreadableImage, open_encoded
 from leukoscope.cells.loading import LoadedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import groups_of
-from leukoscope.cells.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL import Image
-
-
-def cache_root() -> Path:
-    """Where decoded cells are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
-    return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class CellsOnDemand:
 
     @cached_property
     def _frame(self) -> Callable[[Image.Image], np.ndarray]:
-        return self._preprocessing.framer()
+        return self._preprocessing.frame
 
 
 def frame_cells(
@@ -204,7 +199,7 @@ def _decode_to(
 ) -> None:
     aside = pixels_path.with_suffix(f".{os.getpid()}.tmp")
     array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
-    frame = preprocessing.framer()
+    frame = preprocessing.frame
     encoded, ids = _encoded(cells), cells["cell_id"][:]
 
     def decode(i: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Writing a file, or a folder, so that it is there whole or not at all; every room that writes one does it here."""
+"""Where files are kept between runs, and writing them so that they are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_root() -> Path:
+    """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
+    return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
 
 
 def write_whole(path: Path, text: str) -> Path:

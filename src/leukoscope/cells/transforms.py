@@ -1,114 +1,17 @@
-"""The one home of preprocessing, and the label-preserving augmentation of training.
-
-`Preprocessing` is written into a release's config.json when a model is saved; training, evaluation, prediction, the
-demo and transformers' `pipeline()` all read it from there. Pictures become network input in two steps: `frame`
-(PIL: resize, centre crop — done once and cached in training) and `normalise` (tensors: scale, standardise).
-"""
+"""The label-preserving augmentation of training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from leukoscope.cells.images import BACKGROUND_LEVEL
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`.
-
-    Attributes:
-        image_size: side of the square input in pixels.
-        crop_pct: the share of the shorter side that is kept, centred.
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    @classmethod
-    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
-        """Read the preprocessing back out of a release's config.json."""
-        return cls(
-            image_size=cfg["input_size"][-1],
-            crop_pct=cfg["crop_pct"],
-            interpolation=cfg["interpolation"],
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-        )
-
-    def to_pretrained_cfg(self) -> dict[str, Any]:
-        """The keys that timm and transformers read from config.json."""
-        return {
-            "input_size": [3, self.image_size, self.image_size],
-            "fixed_input_size": False,
-            "interpolation": self.interpolation,
-            "crop_pct": self.crop_pct,
-            "crop_mode": "center",
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    def framer(self) -> Callable[[Image.Image], np.ndarray]:
-        """A function from an RGB picture of any size to the (S, S, 3) uint8 pixels the network sees.
-
-        It is the geometric part of timm's evaluation transform, so `pipeline()` sees the same pixels.
-        """
-        from timm.data import create_transform
-
-        whole = create_transform(
-            input_size=(3, self.image_size, self.image_size),
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            mean=self.mean,
-            std=self.std,
-        )
-        resize, crop = whole.transforms[:2]
-        return partial(_framed, resize, crop)
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale and standardise pixels.
-
-        Args:
-            pixels: (B, 3, S, S), 0–255, any dtype.
-
-        Returns:
-            (B, 3, S, S) float32, channels-last in memory.
-        """
-        mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
-        return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-
-    def view_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
-        # As timm resizes: to a whole number of pixels, of which the central square is kept.
-        side = min(width, height) * self.image_size / math.floor(self.image_size / self.crop_pct)
-        left, top = (width - side) / 2, (height - side) / 2
-        return left, top, left + side, top + side
-
-
-def _framed(resize: Callable[..., Any], crop: Callable[..., Any], image: Image.Image) -> np.ndarray:
-    return np.asarray(crop(resize(image)))
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """A constant, copied once: every copy to a GPU would make the processor wait for it."""
-    return torch.tensor(values, device=device)
-
 
 _MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),

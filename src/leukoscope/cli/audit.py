@@ -111,7 +111,7 @@ def _progress() -> Any:
 
 def _write(folder: Path, findings: Mapping[str, Any], seen: Any) -> Path:
     from leukoscope.evaluation.audit_page import write_audit_page
-    from leukoscope.models.release import write_json
+    from leukoscope.models.release_files import write_json
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

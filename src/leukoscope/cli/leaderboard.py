@@ -56,7 +56,7 @@ def leaderboard(
 def _answers(release: str, evaluation: str) -> Answered:
     from leukoscope.evaluation.leaderboard import recorded_answers
     from leukoscope.inference.hub_files import parse_hub_id, release_folder
-    from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, folder_name
+    from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
 
     folder = release_folder(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
     if Path(release).exists():

@@ -121,7 +121,7 @@ def _save_overlay(prediction: Prediction, folder: Path) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     from leukoscope.cells.images import open_image
-    from leukoscope.inference.gradcam import overlay
+    from leukoscope.inference.heatmaps import overlay
 
     assert prediction.heatmaps is not None
     label = prediction.label

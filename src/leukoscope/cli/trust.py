@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from leukoscope.cells.cache import FramedCells
-    from leukoscope.cells.transforms import Preprocessing
+    from leukoscope.cells.preprocessing import Preprocessing
 
 SubjectPattern = Annotated[
     str | None,

@@ -17,7 +17,7 @@ from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.foreign import Classifier, answer_cells
-from leukoscope.models.release import read_metrics
+from leukoscope.models.release_files import read_metrics
 
 
 @dataclass(frozen=True)

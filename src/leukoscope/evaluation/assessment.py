@@ -23,18 +23,8 @@ from leukoscope.evaluation.heatmap_checks import heatmap_checks
 from leukoscope.evaluation.intervals import cell_intervals, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
-from leukoscope.models.release import (
-    GUARD,
-    METRICS,
-    PREDICTIONS,
-    SCHEMA_VERSION,
-    load_release,
-    read_metrics,
-    rescale_classifier,
-    rewritten,
-    save_weights,
-    write_json,
-)
+from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
+from leukoscope.models.release_files import GUARD, METRICS, PREDICTIONS, SCHEMA_VERSION, read_metrics, write_json
 
 
 def assess(directory: Path, cells: FramedCells, *, others: Mapping[str, np.ndarray] | None = None) -> Path:

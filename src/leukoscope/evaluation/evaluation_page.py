@@ -21,7 +21,7 @@ from leukoscope.evaluation.figures import confusion_figure, interval_plot, subje
 from leukoscope.evaluation.intervals import cell_intervals, paired_difference, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.pages import Section, figure_picture, write_page
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 
 EVALUATION_SCHEMA_VERSION = 1
 _FIGURE_NAMES = {

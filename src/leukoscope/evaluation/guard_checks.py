@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.images import open_image
 from leukoscope.cells.phantoms import Background, phantom_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.registry import image_files
-from leukoscope.cells.transforms import Preprocessing
-from leukoscope.inference.guard import FOLDS, KEPT_SHARE, METHOD, Guard, fit_guard, pooled_features
+from leukoscope.inference.guard import FOLDS, KEPT_SHARE, METHOD, Guard, fit_guard
+from leukoscope.inference.torch_backend import pooled_features
 from leukoscope.models.release import Release
 
 ESTIMATES = (
@@ -81,10 +81,7 @@ def fit_and_check(
     chosen = np.sort(rng.choice(len(pixels), min(sample, len(pixels)), replace=False))
     foreign = {**others, **wrong_pictures(pixels[chosen], rng)}
     foreign["phantoms"] = _phantoms(release.preprocessing, background, seed)
-    scores = {
-        kind: guard.scores(torch.from_numpy(pooled_features(release, pictures))).numpy()
-        for kind, pictures in foreign.items()
-    }
+    scores = {kind: guard.scores(pooled_features(release, pictures)) for kind, pictures in foreign.items()}
     return guard, guard_block(guard, held_out, subjects, scores)
 
 
@@ -193,7 +190,7 @@ def _moved_to_the_corner(cell: np.ndarray) -> np.ndarray:
 
 
 def _phantoms(preprocessing: Preprocessing, background: Background, seed: int) -> np.ndarray:
-    frame = preprocessing.framer()
+    frame = preprocessing.frame
     drawn = phantom_cells(subjects_per_class=10, cells_per_subject=5, background=background, seed=seed)
     return np.stack([frame(Image.fromarray(phantom.image)) for phantom in drawn])
 
@@ -214,6 +211,6 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
     paths = list(image_files(folder))
     if not paths:
         raise LeukoscopeError(f"{folder}: holds no picture to check the input guard with; name another folder")
-    frame = preprocessing.framer()
+    frame = preprocessing.frame
     chosen = np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)
     return np.stack([frame(open_image(paths[i])) for i in chosen])

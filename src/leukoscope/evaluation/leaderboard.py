@@ -18,7 +18,7 @@ from leukoscope.evaluation.evaluation_page import figure_name
 from leukoscope.evaluation.figures import interval_plot
 from leukoscope.evaluation.intervals import paired_difference, point_figures, subject_intervals
 from leukoscope.evaluation.pages import Section, figure_picture, write_page
-from leukoscope.models.release import PREDICTIONS
+from leukoscope.models.release_files import PREDICTIONS
 
 RANKED_BY = "balanced_accuracy"
 SHOWN = (RANKED_BY, "f1_weighted", "auroc", "subject_auroc")

@@ -17,7 +17,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.evaluation.assessment import fit_trust
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.models.release import SCHEMA_VERSION, Release, load_release, rewritten
+from leukoscope.models.release import Release, load_release, rewritten
+from leukoscope.models.release_files import SCHEMA_VERSION
 
 SUBJECTS_NEEDED = 5
 """Of each class. A threshold for one left-out subject then rests on four others; with fewer it rests on an accident."""

@@ -15,8 +15,8 @@ from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
 from leukoscope.hub.shipped import shipped_file
 from leukoscope.hub.wording import count, joined_since, minutes, share, span, with_interval
 from leukoscope.models.build import hub_weights_name
-from leukoscope.models.release import CARD, CONFIG, FIGURES, folder_name, read_metrics
 from leukoscope.models.release_code import needs_code
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, folder_name, read_metrics
 from leukoscope.training.figures import class_report
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from leukoscope import LeukoscopeError
 from leukoscope.hub.figures import SHOWN
-from leukoscope.models.release import CARD, CONFIG, FIGURES, GUARD, METRICS, PREDICTIONS, WEIGHTS
 from leukoscope.models.release_code import CODE, PROCESSOR
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, GUARD, METRICS, PREDICTIONS, WEIGHTS
 
 REQUIRED = (CONFIG, WEIGHTS, METRICS, CARD)
 _NAMED = {*REQUIRED, GUARD, PROCESSOR, *CODE, *(f"{FIGURES}/{name}.png" for name in SHOWN)}

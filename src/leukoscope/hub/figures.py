@@ -13,7 +13,8 @@ from leukoscope.evaluation.figures import confusion_figure, save_figure, subject
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.reliability import reliability_diagram, risk_coverage_curve, roc_figure
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import FIGURES, PREDICTIONS, WEIGHTS, read_metrics
+from leukoscope.models.release import load_release
+from leukoscope.models.release_files import FIGURES, PREDICTIONS, WEIGHTS, read_metrics
 from leukoscope.training.figures import figures_folder, phantom_samples, structure_figure
 
 if TYPE_CHECKING:
@@ -69,6 +70,5 @@ def _drawn(release: Path) -> Iterator[tuple[str, Figure]]:
 
 
 def _of_the_weights(release: Path, recipe: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    predictor = Predictor.from_pretrained(release)
-    yield "samples", phantom_samples(predictor)
-    yield "network", structure_figure(predictor.release.network, recipe["image_size"], recipe["frozen"])
+    yield "samples", phantom_samples(Predictor.from_pretrained(release))
+    yield "network", structure_figure(load_release(release).network, recipe["image_size"], recipe["frozen"])

@@ -19,7 +19,7 @@ from leukoscope.cells.files import appearing_whole
 from leukoscope.hub.publish import Destination, Published, send
 from leukoscope.hub.shipped import shipped_file
 from leukoscope.inference.hub_files import RELEASE_FILES, HubUnreachable, ask_hub, parse_hub_id
-from leukoscope.models.release import CONFIG, WEIGHTS
+from leukoscope.models.release_files import CONFIG, WEIGHTS
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PYTHON_VERSION = "3.12"

@@ -10,7 +10,7 @@ from typing import Any
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
 from leukoscope.hub.wording import count, gain, joined_since, minutes, share, span, with_interval
-from leukoscope.models.release import read_metrics
+from leukoscope.models.release_files import read_metrics
 from leukoscope.training.reproduce import CLAIMS, PROTOCOLS, RANDOM, Claim
 
 

@@ -21,7 +21,7 @@ from leukoscope.cells.registry import DATASETS
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Prediction, Predictor
-    from leukoscope.models.release import Release
+    from leukoscope.models.release_files import ReleaseInfo
 
 NOT_SURE, NOT_RECOGNISED, AT_EDGE = "not sure", "not recognised", "cut by the edge"
 WITHOUT_CLASS = (NOT_SURE, NOT_RECOGNISED, AT_EDGE)
@@ -133,13 +133,13 @@ def read_field(
     return FieldReading(source, field, tuple(predictor.labels), tuple(readings), release.name, release.revision)
 
 
-def takes_cut_outs(release: Release) -> bool | None:
+def takes_cut_outs(release: ReleaseInfo) -> bool | None:
     """Whether a release learnt from cells cut out on black; None where its data set is not a registered one."""
     info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
     return None if info is None else info.background == "black"
 
 
-def refuse_smear(release: Release, image: Image.Image, source: str, model: str = "") -> None:
+def refuse_smear(release: ReleaseInfo, image: Image.Image, source: str, model: str = "") -> None:
     """Refuse to classify a smear as if it were one cell.
 
     Args:
@@ -173,7 +173,7 @@ def _verdict(prediction: Prediction | None, threshold: float) -> str:
     return prediction.label if prediction.probabilities[prediction.label] >= threshold else NOT_SURE
 
 
-def _abstention_threshold(release: Release) -> float:
+def _abstention_threshold(release: ReleaseInfo) -> float:
     """The probability below which the release's own measurements say "not sure"; 0 where it has none."""
     decisions = release.metrics.get("decisions", {})
     return float(decisions.get("abstention", {}).get("default", {}).get("threshold", 0.0))

@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.images import UnreadableImage, open_encoded
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import CONFIG, load_release
+from leukoscope.models.release_files import CONFIG, read_release
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +66,7 @@ def open_classifier(model: str | Path, *, device: str = "cpu", trust_remote_code
         folder = fetch_files(name, wanted)
         revision = folder.name
     if _is_release(folder):
-        return _from_release(Predictor(load_release(folder, name=name, revision=revision), device=device))
+        return _from_release(Predictor(read_release(folder, name=name, revision=revision), device=device))
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
         fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))

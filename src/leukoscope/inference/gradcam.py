@@ -1,45 +1,15 @@
-"""Why a network answered as it did: Grad-CAM from the feature map that gave the answer, and its drawing.
+"""Why a network answered as it did: Grad-CAM from the feature map that gave the answer.
 
-The predictor runs the backbone once; `explain_features` takes that feature map through the head alone and gets the
-answer and every class's heat map from it. `overlay` lays one heat map over the part of the picture the network saw.
+The backbone runs once; `explain_features` takes that feature map through the head alone and gets the answer and every
+class's heat map from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import nn
 
 from leukoscope import LeukoscopeError
-
-# Inferno rises evenly in lightness, so it reads the same with any colour vision and in grey.
-_COLORMAP = "inferno"
-# Okabe & Ito's blue stands out equally from a black background and from a pale smear.
-_FRAME_RGB = (0, 114, 178)
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """One class's Grad-CAM of one picture.
-
-    Attributes:
-        evidence: (h, w) float32, ≥ 0, raw Grad-CAM; one scale for all classes of a picture.
-        label: the class it speaks for.
-    """
-
-    evidence: np.ndarray
-    label: str
-
-    def relative(self) -> np.ndarray:
-        """Stretched to 0–1 as pytorch-grad-cam shows it, (h, w) float32; a flat map becomes all zeros."""
-        lowest, highest = float(self.evidence.min()), float(self.evidence.max())
-        if highest == lowest:
-            return np.zeros_like(self.evidence)
-        return (self.evidence - lowest) / (highest - lowest)
 
 
 def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,73 +46,3 @@ def _class_map(scores: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     # Pictures do not meet in the head, so the gradient of the sum is each picture's own.
     (gradient,) = torch.autograd.grad(scores.sum(), features, retain_graph=True)
     return torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), features.detach()).relu()
-
-
-def overlay(
-    image: Image.Image,
-    heat: HeatMap,
-    view_box: tuple[float, float, float, float],
-    *,
-    opacity: float = 0.5,
-    peak: float | None = None,
-) -> Image.Image:
-    """A heat map laid over the part of a picture that the network saw.
-
-    Colour covers the picture in proportion to the heat: cold regions stay as they are. A thin frame marks the view
-    where it is smaller than the picture.
-
-    Args:
-        image: the upright picture the map was made from.
-        view_box: (left, top, right, bottom) of the view in the picture's pixels.
-        opacity: how much the hottest point is covered, 0–1.
-        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them.
-
-    Returns:
-        RGB, the size of `image`.
-    """
-    height, width = image.height, image.width
-    left, top, right, bottom = view_box
-    across = _interpolation(left, right, heat.evidence.shape[1], width)
-    down = _interpolation(top, bottom, heat.evidence.shape[0], height)
-    columns, rows = _span(left, right, width), _span(top, bottom, height)
-
-    peak = float(heat.evidence.max()) if peak is None else peak
-    warmth = np.clip(heat.evidence / peak, 0, 1) if peak > 0 else np.zeros_like(heat.evidence)
-    warmth = (down[rows] @ warmth @ across[columns].T).astype(np.float32)
-
-    pixels = np.array(image.convert("RGB"))
-    cover = (opacity * warmth)[..., None]
-    colours = _colours()[np.rint(warmth * 255).astype(np.uint8)]
-    pixels[rows, columns] = np.rint(pixels[rows, columns] * (1 - cover) + colours * cover).astype(np.uint8)
-    drawn = Image.fromarray(pixels)
-    if right - left <= width - 1 or bottom - top <= height - 1:
-        _draw_frame(drawn, rows, columns)
-    return drawn
-
-
-def _interpolation(start: float, stop: float, cells: int, pixels: int) -> np.ndarray:
-    """(pixels, cells) weights that spread a map's cells over start…stop, bilinear between their centres.
-
-    Beyond the outermost centres the outermost value holds, as in cv2's INTER_LINEAR and align_corners=False.
-    """
-    position = (np.arange(pixels) + 0.5 - start) / (stop - start) * cells - 0.5
-    distance = np.abs(np.clip(position, 0, cells - 1)[:, None] - np.arange(cells))
-    return np.maximum(0.0, 1.0 - distance).astype(np.float32)
-
-
-def _span(start: float, stop: float, pixels: int) -> slice:
-    """The pixels whose centres lie between start and stop."""
-    return slice(max(0, round(start)), min(pixels, round(stop)))
-
-
-@lru_cache(maxsize=1)
-def _colours() -> np.ndarray:
-    """(256, 3) uint8, cold to hot."""
-    from matplotlib import colormaps
-
-    return colormaps[_COLORMAP](np.arange(256), bytes=True)[:, :3]
-
-
-def _draw_frame(image: Image.Image, rows: slice, columns: slice) -> None:
-    corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
-    ImageDraw.Draw(image).rectangle(corners, outline=_FRAME_RGB, width=max(1, round(min(image.size) / 200)))

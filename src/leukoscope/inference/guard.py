@@ -7,17 +7,14 @@ and travels with it as guard.safetensors; the predictor asks it with the one fea
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.build import read_safetensors
-from leukoscope.models.release import Release
+from leukoscope.models.release_files import read_arrays
 
 METHOD = (
     "Mahalanobis distance of the pooled features, scaled to unit length (Lee et al. 2018, "
@@ -50,26 +47,22 @@ class Guard:
         limit: () float32, the largest distance of a picture that is recognised.
     """
 
-    mean: torch.Tensor
-    axes: torch.Tensor
-    spread: torch.Tensor
-    rest: torch.Tensor
-    limit: torch.Tensor
+    mean: np.ndarray
+    axes: np.ndarray
+    spread: np.ndarray
+    rest: np.ndarray
+    limit: np.ndarray
 
-    def distances(self, pooled: torch.Tensor) -> torch.Tensor:
+    def distances(self, pooled: np.ndarray) -> np.ndarray:
         """(B, C) pooled features → (B,) float32 Mahalanobis distances, ≥ 0."""
-        centred = F.normalize(pooled.float(), dim=1) - self.mean
-        along = (centred @ self.axes.T).square()
-        beyond = (centred.square().sum(dim=1) - along.sum(dim=1)).clamp(min=0)
-        return ((along / self.spread).sum(dim=1) + beyond / self.rest).sqrt()
+        centred = _unit_length(pooled.astype(np.float32)) - self.mean
+        along = np.square(centred @ self.axes.T)
+        beyond = np.maximum(np.square(centred).sum(axis=1) - along.sum(axis=1), 0)
+        return np.sqrt((along / self.spread).sum(axis=1) + beyond / self.rest)
 
-    def scores(self, pooled: torch.Tensor) -> torch.Tensor:
+    def scores(self, pooled: np.ndarray) -> np.ndarray:
         """(B, C) pooled features → (B,) float32 familiarity, at most 1; below 0 beyond the limit."""
         return 1 - self.distances(pooled) / self.limit
-
-    def to(self, device: torch.device) -> Guard:
-        """The same guard with its tensors on `device`."""
-        return Guard(**{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def save(self, path: Path) -> Path:
         """Write guard.safetensors, whole or not at all.
@@ -78,12 +71,12 @@ class Guard:
             LeukoscopeError: the disk refuses.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.numpy import save_file
 
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
         try:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}, aside, about)
+            save_file({name: np.array(array, order="C") for name, array in self._arrays().items()}, aside, about)
             aside.chmod(0o644)  # safetensors leaves the file readable by its owner alone
             return aside.replace(path)
         except (OSError, SafetensorError) as error:
@@ -102,69 +95,25 @@ class Guard:
         Raises:
             LeukoscopeError: missing or damaged file, or a guard fitted on another number of features.
         """
-        tensors = read_safetensors(path)
-        if tensors.keys() != {field.name for field in fields(cls)}:
-            found = ", ".join(sorted(tensors))
+        arrays = read_arrays(path)
+        if arrays.keys() != {field.name for field in fields(cls)}:
+            found = ", ".join(sorted(arrays))
             raise LeukoscopeError(f"{path}: is no input guard (holds {found}); restore it from the release")
-        guard = cls(**{name: tensor.float() for name, tensor in tensors.items()})
-        if guard.mean.numel() != width:
+        guard = cls(**{name: array.astype(np.float32) for name, array in arrays.items()})
+        if guard.mean.size != width:
             raise LeukoscopeError(
-                f"{path}: fitted on {guard.mean.numel()} features, but this network has {width}; restore both from one "
+                f"{path}: fitted on {guard.mean.size} features, but this network has {width}; restore both from one "
                 "release"
             )
-        directions = guard.spread.numel()
+        directions = guard.spread.size
         shapes = {"mean": (width,), "axes": (directions, width), "spread": (directions,), "rest": (), "limit": ()}
-        wrong = [name for name, shape in shapes.items() if tensors[name].shape != shape]
-        if wrong or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+        if wrong or not all(np.isfinite(array).all() for array in arrays.values()):
             raise LeukoscopeError(f"{path}: damaged ({', '.join(wrong) or 'not finite'}); restore it from the release")
         return guard
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def _arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def pool(features: torch.Tensor) -> torch.Tensor:
-    """Average a feature map (B, C, h, w) over its places, (B, C) float32.
-
-    Raises:
-        LeukoscopeError: the features are not a map of channels (transformers, for one).
-    """
-    if features.ndim != 4:
-        raise LeukoscopeError(
-            f"input guard: needs features of shape (batch, channels, height, width), got {tuple(features.shape)}; "
-            "use a convolutional network"
-        )
-    return features.float().mean(dim=(2, 3))
-
-
-def pooled_features(
-    release: Release,
-    pixels: np.ndarray,
-    *,
-    batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The features a guard is fitted on and asked with, computed in float32 as the predictor does.
-
-    Args:
-        pixels: (N, S, S, 3) uint8, framed by the release's preprocessing; may be memory-mapped.
-        progress: called with (done, total) after each batch.
-
-    Returns:
-        (N, C) float32.
-    """
-    network = release.network
-    device = next(network.parameters()).device
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(pixels), batch_size):
-            # Copied: torch must not be given the read-only memory of a file.
-            batch = torch.from_numpy(np.array(pixels[first : first + batch_size])).to(device).permute(0, 3, 1, 2)
-            features = network.forward_features(release.preprocessing.normalise(batch))  # type: ignore[operator]
-            parts.append(pool(features).cpu().numpy())
-            if progress:
-                progress(min(first + batch_size, len(pixels)), len(pixels))
-    return np.concatenate(parts)
 
 
 def fit_guard(features: np.ndarray, subjects: Sequence[str]) -> tuple[Guard, np.ndarray]:
@@ -194,21 +143,26 @@ def fit_guard(features: np.ndarray, subjects: Sequence[str]) -> tuple[Guard, np.
     distances = np.empty(len(features), dtype=np.float32)
     for others, held_out in GroupKFold(min(FOLDS, known)).split(features, groups=np.asarray(subjects)):
         guard = _fit_gaussian(features[others])
-        distances[held_out] = guard.distances(torch.from_numpy(features[held_out])).numpy()
+        distances[held_out] = guard.distances(features[held_out])
     # Copies of one picture lie at distance 0 from each other, and a limit of 0 could not be divided by.
-    limit = torch.tensor(max(np.quantile(distances, KEPT_SHARE), 1e-6), dtype=torch.float32)
-    return replace(_fit_gaussian(features), limit=limit), 1 - distances / limit.numpy()
+    limit = np.array(max(np.quantile(distances, KEPT_SHARE), 1e-6), dtype=np.float32)
+    return replace(_fit_gaussian(features), limit=limit), 1 - distances / limit
 
 
 def _fit_gaussian(features: np.ndarray) -> Guard:
     """A guard whose limit is still open."""
     from sklearn.decomposition import PCA
 
-    unit = F.normalize(torch.from_numpy(features).double(), dim=1).numpy()
+    unit = _unit_length(features.astype(np.float64))
     # With fewer cells, fewer axes: a variance taken from a handful of cells would reject the next one.
     dimension = min(MAX_DIMENSION, features.shape[1] - 1, len(features) // CELLS_PER_AXIS)
     pca = PCA(dimension, svd_solver="covariance_eigh").fit(unit)
     # Axes along which the cells at hand do not vary at all would make every distance infinite.
     least = 1e-12
     values = (pca.mean_, pca.components_, pca.explained_variance_.clip(least), max(pca.noise_variance_, least), np.inf)
-    return Guard(*(torch.tensor(value, dtype=torch.float32) for value in values))
+    return Guard(*(np.asarray(value, dtype=np.float32) for value in values))
+
+
+def _unit_length(features: np.ndarray) -> np.ndarray:
+    """(B, C) rows scaled to length 1; a row of zeros stays one."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release import CARD, CONFIG, GUARD, METRICS, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, GUARD, METRICS, WEIGHTS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leukoscope.cells.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from leukoscope.cells.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leukoscope.cells.transforms import Augmentation
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Recipe:
             2020, arXiv:1911.08731); 0 treats all cells alike.
         ema_decay: the weights kept are a running mean over the steps with this decay (Izmailov et al. 2018,
             arXiv:1803.05407); 0 keeps the last step's.
+        batch_norm_cells: training cells from which BatchNorm statistics are taken anew after each epoch; 0 keeps the
+            running ones.
         selected_by: without a plateau, the validation figure whose best epoch is kept.
         mean, std: what pixels in 0–1 are standardised with.
     """
@@ -138,6 +141,7 @@ class Recipe:
     mixup: float = 0.0
     subject_robustness: float = 0.0
     ema_decay: float = 0.0
+    batch_norm_cells: int = 0
     selected_by: Literal["val_balanced_accuracy", "val_accuracy", "val_loss"] = "val_balanced_accuracy"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

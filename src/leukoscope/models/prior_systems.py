@@ -102,8 +102,11 @@ _C = (
         name="prior_c_resnet50",
         architecture="resnet50",
         base_model="timm/resnet50.tv_in1k",
-        about=_ABOUT_C + "dropout .5 before the last layer.",
+        about=_ABOUT_C
+        + "dropout .5 before the last layer; BatchNorm statistics are taken anew after each epoch, as in "
+        "system D's ResNet.",
         drop_rate=0.5,
+        batch_norm_cells=1024,
         cpu_precision="bf16",
     ),
     _c(
@@ -163,9 +166,9 @@ _D = (
         architecture="resnet50",
         base_model="timm/resnet50.tv_in1k",
         about=_ABOUT_D
-        + "ResNet-50 at 224 px, from ImageNet weights. Its rate falls to zero (cosine): at a constant one, trained "
-        "from random weights, it called every validation cell ALL after each of the first three epochs.",
-        schedule="cosine",
+        + "ResNet-50 at 224 px, from ImageNet weights. BatchNorm statistics are taken anew after each epoch: with the "
+        "running ones, trained from random weights, it called every validation cell ALL after each of three epochs.",
+        batch_norm_cells=1024,
         cpu_precision="bf16",
     ),
 )

@@ -8,12 +8,11 @@ local folder and a Hub repository hold exactly the same files.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,23 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.files import appearing_whole, write_whole
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.files import appearing_whole
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.build import classifier_parameters, read_safetensors
 from leukoscope.models.release_code import NETWORK, code_config, needs_code, network_of, save_code
+from leukoscope.models.release_files import CONFIG, METRICS, WEIGHTS, ReleaseInfo, read_config, read_release, write_json
 from leukoscope.models.remote.networks import OwnNetwork
-
-SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
-CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
-PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
-FIGURES = "figures"  # pictures of the card
-GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
 
 @dataclass(frozen=True)
-class Release:
+class Release(ReleaseInfo):
     """A loaded release.
 
     Attributes:
         network: the timm model or `OwnNetwork` in eval mode, float32, channels-last.
-        labels: class names in the order of the network's outputs.
-        preprocessing: how a picture must be shown to it.
-        metrics: the content of metrics.json ({} where a foreign model has none).
-        name: the directory or Hub id it came from.
-        revision: Hub commit, or "" for a local folder.
-        folder: where its files lie on this machine; None for a network that was never saved.
     """
 
-    network: nn.Module
-    labels: tuple[str, ...]
-    preprocessing: Preprocessing
-    metrics: Mapping[str, Any]
-    name: str
-    revision: str = ""
-    folder: Path | None = None
+    network: nn.Module = field(kw_only=True)
 
 
 def save_release(
@@ -153,11 +135,6 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
     return network
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
-    """Write JSON aside, then rename; unless `exact`, floats keep six significant digits, more would be noise."""
-    write_whole(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
-
-
 def load_release(directory: str | Path, *, name: str = "", revision: str = "") -> Release:
     """Load a release directory.
 
@@ -169,12 +146,10 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
             architecture timm does not know, or pickle-only weights.
     """
-    root = Path(directory)
-    config = _read_config(root)
-    labels = tuple(config["label_names"])
-    preprocessing = _preprocessing(root, config["pretrained_cfg"])
+    root, info = Path(directory), read_release(directory, name=name, revision=revision)
+    config = read_config(root)
     tensors = _read_weights(root)
-    network = _network(root, config, len(labels))
+    network = _network(root, config, len(info.labels))
     if needs_code(config):
         tensors = {k.removeprefix(NETWORK): v for k, v in tensors.items()}
     try:
@@ -182,28 +157,11 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise LeukoscopeError(
-            f"{root / WEIGHTS}: not the weights of {config['architecture']} with {len(labels)} labels ({first}); "
+            f"{root / WEIGHTS}: not the weights of {config['architecture']} with {len(info.labels)} labels ({first}); "
             "restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(network, labels, preprocessing, read_metrics(root), name or str(root), revision, root)
-
-
-def folder_name(release: Path) -> str:
-    """What a local release is called: its folder's name; a run folder's `release` is called by the run."""
-    folder = release.resolve()
-    return folder.parent.name if folder.name == "release" else folder.name
-
-
-def read_metrics(root: Path) -> dict[str, Any]:
-    """The release's metrics.json, {} where there is none."""
-    path = root / METRICS
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    return Release(**vars(info), network=network)
 
 
 def _stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -250,41 +208,6 @@ def _config(
     return config | code_config(network, labels) if isinstance(network, OwnNetwork) else config
 
 
-def _read_config(root: Path) -> dict[str, Any]:
-    path = root / CONFIG
-    if not root.is_dir():
-        raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
-    if not path.is_file():
-        raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
-    if not isinstance(config, dict):
-        raise LeukoscopeError(f"{path}: damaged (holds {config!r}, no settings); restore it from the release")
-    kinds = {"architecture": str, "num_classes": int, "label_names": list, "pretrained_cfg": dict}
-    for key, kind in kinds.items():
-        if key not in config:
-            raise LeukoscopeError(f"{path}: has no {key!r}; only timm image classifiers with label names load here")
-        if not isinstance(config[key], kind):
-            raise LeukoscopeError(f"{path}: damaged ({key} is {config[key]!r}); restore it from the release")
-    if len(config["label_names"]) != config["num_classes"]:
-        raise LeukoscopeError(
-            f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
-            "outputs; restore config.json from the release"
-        )
-    return config
-
-
-def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
-    try:
-        return Preprocessing.from_pretrained_cfg(cfg)
-    except (KeyError, TypeError, IndexError) as error:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it"
-        ) from None
-
-
 def _read_weights(root: Path) -> dict[str, torch.Tensor]:
     if not (root / WEIGHTS).exists() and (pickles := [p.name for p in root.glob("*.bin")]):
         raise LeukoscopeError(
@@ -310,13 +233,3 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, Mapping):
-        return {str(k): _rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    return value

@@ -14,7 +14,7 @@ from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import write_whole
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models import remote
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, OwnNetwork, build_own
 

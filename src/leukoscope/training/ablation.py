@@ -22,7 +22,7 @@ from leukoscope.evaluation.calibration import calibration_figures, cross_fitted,
 from leukoscope.evaluation.draws import DRAWS, LEVEL, subject_draws
 from leukoscope.evaluation.intervals import paired_difference, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
-from leukoscope.models.release import read_metrics, write_json
+from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.protocol import ProtocolRun, cross_validation_runs, finish, pooled_answers
 from leukoscope.training.record import plain

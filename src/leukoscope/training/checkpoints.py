@@ -20,7 +20,7 @@ import torch
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS
+from leukoscope.models.release_files import METRICS
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 from leukoscope.training.record import plain
 

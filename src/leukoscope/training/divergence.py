@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 
 BAD_BATCH = "bad_batch.json"
 _NAMED = 3  # cells in the message; the file has them all

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.answers import logits_of, predictions_of
@@ -35,6 +35,7 @@ from leukoscope.training.optim import set_rates
 from leukoscope.training.preparation import prepare
 from leukoscope.training.schedule import BestEpoch, Decision, PlateauController
 from leukoscope.training.state import TrainingState
+from leukoscope.training.statistics import settle_statistics
 from leukoscope.training.step import Step
 
 
@@ -133,6 +134,11 @@ class Engine:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
         progress = self.state.progress
         row = self._epoch(loader)
+        if self.recipe.batch_norm_cells:
+            # Evenly spread over the training side, whatever its order.
+            rows = self.cells.rows(self.split.train)
+            spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), self.recipe.batch_norm_cells)).astype(int)]
+            settle_statistics(self.learner, self.inputs, spread, self.accelerator, self.batch_size)
         share_statistics(self.state.average, self.accelerator)
         row |= self._validate() if self.split.validation else {}
         decision = self._judge(row) if self.split.validation else None

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cells.loading import LoadedCells
-from leukoscope.models.release import write_json
+from leukoscope.models.release_files import write_json
 from leukoscope.training.config import TrainingConfig
 
 ENVIRONMENT = "environment.json"

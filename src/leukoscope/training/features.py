@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells, cache_root, require_space
-from leukoscope.cells.files import write_whole
-from leukoscope.cells.transforms import Preprocessing
+from leukoscope.cells.cache import FramedCells, require_space
+from leukoscope.cells.files import cache_root, write_whole
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.recipes import Recipe
 
 _BATCH = 64

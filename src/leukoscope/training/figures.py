@@ -35,7 +35,7 @@ from leukoscope.evaluation.figures import (
 from leukoscope.evaluation.heatmap_checks import even_sample
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release import FIGURES, read_metrics, write_json
+from leukoscope.models.release_files import FIGURES, read_metrics, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

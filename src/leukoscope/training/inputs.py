@@ -19,8 +19,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import CellsOnDemand, FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.features import HeadOnFeatures, can_be_kept, features_file, frozen_features, pays_off
 from leukoscope.training.preflight import require_whole_step

@@ -20,7 +20,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
-from leukoscope.models.release import METRICS, write_json
+from leukoscope.models.release_files import METRICS, write_json
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.protocol import ProtocolRun, finish
 

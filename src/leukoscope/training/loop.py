@@ -21,11 +21,12 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, load_split, make_split
-from leukoscope.cells.transforms import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS, save_release, write_json
+from leukoscope.models.release import save_release
+from leukoscope.models.release_files import METRICS, write_json
 from leukoscope.training.checkpoints import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.divergence import BAD_BATCH, LossWatch

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter, Preprocessing
+from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.averaging import make_average
 from leukoscope.training.batch_size import require_fitting, try_step

@@ -22,7 +22,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.models.release import CONFIG, METRICS, PREDICTIONS, rewritten, write_json
+from leukoscope.models.release import rewritten
+from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, write_json
 from leukoscope.training.checkpoints import FOLDER, LATEST, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.interruption import Interrupted

@@ -20,7 +20,7 @@ from leukoscope.cells.files import write_whole
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import SCHEMA_VERSION
+from leukoscope.models.release_files import SCHEMA_VERSION
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.environment import hardware, versions
 

@@ -18,7 +18,7 @@ from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.draws import DRAWS, LEVEL
 from leukoscope.evaluation.intervals import subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline
-from leukoscope.models.release import read_metrics, write_json
+from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
 from leukoscope.training.figures import class_report
 from leukoscope.training.protocol import RANDOM_SPLIT, ProtocolRun, finish

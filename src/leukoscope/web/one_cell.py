@@ -84,7 +84,7 @@ def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Ima
 
     All classes of a picture share one colour scale, so that weak evidence looks weak.
     """
-    from leukoscope.inference.gradcam import overlay
+    from leukoscope.inference.heatmaps import overlay
 
     heatmaps = look.prediction.heatmaps or {}
     peak = max(float(heat.evidence.max()) for heat in heatmaps.values())

@@ -1,0 +1,118 @@
+"""The one home of preprocessing.
+
+`Preprocessing` is written into a release's config.json when a model is saved; training, evaluation, prediction, the
+demo and transformers' `pipeline()` all read it from there. Pictures become network input in two steps: `frame`
+(PIL: resize, centre crop — done once and cached in training) and `normalise` (tensors: scale, standardise). Only the
+second needs torch, so a prediction by another backend does without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        crop_pct: the share of the shorter side that is kept, centred; at most 1.
+        interpolation: a filter of Pillow's by timm's name, such as "bicubic".
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """Read the preprocessing back out of a release's config.json.
+
+        Raises:
+            KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing.
+        """
+        if not 0 < cfg["crop_pct"] <= 1:
+            raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
+        Image.Resampling[cfg["interpolation"].upper()]
+        return cls(
+            image_size=cfg["input_size"][-1],
+            crop_pct=cfg["crop_pct"],
+            interpolation=cfg["interpolation"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+        )
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The keys that timm and transformers read from config.json."""
+        return {
+            "input_size": [3, self.image_size, self.image_size],
+            "fixed_input_size": False,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": "center",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def frame(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture of any size → the (S, S, 3) uint8 pixels the network sees.
+
+        To the pixel what timm's evaluation transform does, so that `pipeline()` sees the same: the shorter side becomes
+        `image_size / crop_pct` pixels, rounded down, and the central square of `image_size` is kept.
+        """
+        side, shorter = self._resized_side, min(image.size)
+        width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
+        resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = (round((edge - self.image_size) / 2) for edge in (width, height))
+        return np.asarray(resized.crop((left, top, left + self.image_size, top + self.image_size)))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale and standardise pixels.
+
+        Args:
+            pixels: (B, 3, S, S), 0–255, any dtype.
+
+        Returns:
+            (B, 3, S, S) float32, channels-last in memory.
+        """
+        import torch
+
+        mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
+        return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def view_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
+        side = min(width, height) * self.image_size / self._resized_side
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+    @property
+    def _resized_side(self) -> int:
+        """What the shorter side of a picture is resized to, in pixels."""
+        return math.floor(self.image_size / self.crop_pct)
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A constant, copied once: every copy to a GPU would make the processor wait for it."""
+    import torch
+
+    # Made in inference mode, it could not be used in training.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -1,0 +1,112 @@
+"""Where a release's network is computed: torch, OpenVINO or ONNX Runtime, all behind one call with one answer.
+
+`open_backend` chooses. "auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this
+release passed the comparison with torch (`inference/export.py`, made once and kept); else torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+
+if TYPE_CHECKING:
+    from leukoscope.models.release_files import ReleaseInfo
+
+AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
+BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
+# The module each needs, and what installs it.
+_PACKAGES: dict[str, tuple[str, str]] = {
+    OPENVINO: ("openvino", "openvino"),
+    ONNX: ("onnxruntime", "'leukoscope[onnx]'"),
+}
+
+
+_log = logging.getLogger("leukoscope")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of B pictures.
+
+    Attributes:
+        logits: (B, K) float32.
+        pooled: (B, C) float32, the last feature map averaged over its places: what the input guard looks at; None where
+            a network's features are no map of channels (transformers, for one).
+        maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where none was asked for.
+    """
+
+    logits: np.ndarray
+    pooled: np.ndarray | None
+    maps: np.ndarray | None = None
+
+
+class Backend(Protocol):
+    """Computes one release's network."""
+
+    @property
+    def name(self) -> str:
+        """ "torch", "openvino" or "onnx"."""
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> Answers:
+        """Answer for a batch in one pass through the backbone.
+
+        Args:
+            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
+            explain: add every class's heat map.
+        """
+
+
+def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = "cpu") -> Backend:
+    """The backend that is to answer for a release.
+
+    Args:
+        wanted: of `BACKENDS`.
+        device: a torch device; any but "cpu" is torch's.
+
+    Raises:
+        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+            whose answers differ from torch's; a damaged release; or a device this machine lacks.
+    """
+    if wanted not in BACKENDS:
+        raise LeukoscopeError(f"backend {wanted!r}: unknown; choose one of {', '.join(BACKENDS)}")
+    if wanted == AUTO:
+        candidates = [name for name in _PACKAGES if find_spec(_PACKAGES[name][0])] if device == "cpu" else []
+        for name in candidates:
+            try:
+                return _open_exported(release, name)
+            except NoGraph as reason:
+                _log.warning("%s; another backend answers", reason)
+    elif wanted != TORCH:
+        module, package = _PACKAGES[wanted]
+        if device != "cpu":
+            raise LeukoscopeError(f"backend {wanted!r}: computes on the CPU only; leave out device {device!r}")
+        if not find_spec(module):
+            raise LeukoscopeError(f"backend {wanted!r}: needs a package that is missing; pip install {package}")
+        return _open_exported(release, wanted)
+    return _open_torch(release, device)
+
+
+class NoGraph(LeukoscopeError):
+    """A release's graph for a backend cannot be made or kept, or does not answer as torch does."""
+
+
+def _open_torch(release: ReleaseInfo, device: str) -> Backend:
+    from leukoscope.inference.torch_backend import TorchBackend
+    from leukoscope.models.release import Release, load_release
+
+    if not isinstance(release, Release):
+        assert release.folder is not None
+        release = load_release(release.folder, name=release.name, revision=release.revision)
+    return TorchBackend(release.network, release.preprocessing, device)
+
+
+def _open_exported(release: ReleaseInfo, name: str) -> Backend:
+    from leukoscope.inference.exported import ExportedBackend, kept_graph
+
+    return ExportedBackend(kept_graph(release, name), release)

@@ -1,0 +1,96 @@
+"""The backend that every other is measured against: the release's network in torch, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.inference.backends import Answers
+from leukoscope.inference.gradcam import explain_features
+from leukoscope.models.release import Release
+
+
+class TorchBackend:
+    """Answers with a network in float32, channels-last.
+
+    Args:
+        network: in eval mode; it is moved to `device`.
+        device: a torch device such as "cpu" or "cuda".
+
+    Raises:
+        LeukoscopeError: this machine lacks that device.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, device: str = "cpu"):
+        self.device = _device(device)
+        self.network = network.to(self.device)
+        self._normalise = preprocessing.normalise
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> Answers:
+        """One pass; see `Backend`."""
+        with torch.inference_mode():
+            # Copied: torch must not be given the read-only memory of a file.
+            inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
+            features = self.network.forward_features(self._normalise(inputs))  # type: ignore[operator]
+            pooled = features.float().mean(dim=(2, 3)).cpu().numpy() if features.ndim == 4 else None
+            if not explain:
+                logits = self.network.forward_head(features)  # type: ignore[operator]
+                return Answers(logits.float().cpu().numpy(), pooled)
+        logits, maps = explain_features(self.network, features)
+        return Answers(logits.cpu().numpy(), pooled, maps.cpu().numpy())
+
+    def maps_of(self, features: np.ndarray) -> np.ndarray:
+        """Grad-CAM of every class, (B, K, h, w), from a feature map (B, C, h, w) that any backend computed."""
+        _, maps = explain_features(self.network, torch.from_numpy(features).to(self.device))
+        return maps.cpu().numpy()
+
+
+def pooled_features(
+    release: Release,
+    pixels: np.ndarray,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The features a guard is fitted on and asked with, computed in float32 as the predictor does.
+
+    Args:
+        pixels: (N, S, S, 3) uint8, framed by the release's preprocessing; may be memory-mapped.
+        progress: called with (done, total) after each batch.
+
+    Returns:
+        (N, C) float32.
+
+    Raises:
+        LeukoscopeError: the network's features are not a map of channels (transformers, for one).
+    """
+    answer = TorchBackend(release.network, release.preprocessing, str(next(release.network.parameters()).device))
+    parts = []
+    for first in range(0, len(pixels), batch_size):
+        pooled = answer(pixels[first : first + batch_size]).pooled
+        if pooled is None:
+            raise LeukoscopeError(
+                f"{release.name}: its last features are no map of channels, and an input guard needs one; use a "
+                "convolutional network"
+            )
+        parts.append(pooled)
+        if progress:
+            progress(min(first + batch_size, len(pixels)), len(pixels))
+    return np.concatenate(parts)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise LeukoscopeError(f"device {name!r}: torch cannot compute there on this machine; use {found}") from None
+    return device

@@ -1,0 +1,159 @@
+"""The files of a release, read without torch: labels, preprocessing and measurements, and what each file is called.
+
+Whoever needs the network itself goes on to models/release.py; a prediction by a backend other than torch stops here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.files import write_whole
+from leukoscope.cells.preprocessing import Preprocessing
+
+SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
+CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
+FIGURES = "figures"  # pictures of the card
+GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """What a release says of itself.
+
+    Attributes:
+        labels: class names in the order of the network's outputs.
+        preprocessing: how a picture must be shown to it.
+        metrics: the content of metrics.json ({} where a foreign model has none).
+        name: the directory or Hub id it came from.
+        revision: Hub commit, or "" for a local folder.
+        folder: where its files lie on this machine; None for a network that was never saved.
+        num_features: channels of the last feature map; 0 where config.json does not say.
+    """
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    metrics: Mapping[str, Any]
+    name: str
+    revision: str = ""
+    folder: Path | None = None
+    num_features: int = 0
+
+
+def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:
+    """Read all of a release but its weights.
+
+    Args:
+        directory: a local folder in Hub format.
+        name, revision: what to call it, when the folder is a cached Hub snapshot.
+
+    Raises:
+        LeukoscopeError: no such folder, a file missing or damaged, or labels that do not match the head.
+    """
+    root = Path(directory)
+    config = read_config(root)
+    return ReleaseInfo(
+        labels=tuple(config["label_names"]),
+        preprocessing=_preprocessing(root, config["pretrained_cfg"]),
+        metrics=read_metrics(root),
+        name=name or str(root),
+        revision=revision,
+        folder=root,
+        num_features=config.get("num_features", 0),
+    )
+
+
+def read_config(root: Path) -> dict[str, Any]:
+    """The content of a release's config.json.
+
+    Raises:
+        LeukoscopeError: as `read_release`.
+    """
+    path = root / CONFIG
+    if not root.is_dir():
+        raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
+    if not path.is_file():
+        raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    if not isinstance(config, dict):
+        raise LeukoscopeError(f"{path}: damaged (holds {config!r}, no settings); restore it from the release")
+    kinds = {"architecture": str, "num_classes": int, "label_names": list, "pretrained_cfg": dict}
+    for key, kind in kinds.items():
+        if key not in config:
+            raise LeukoscopeError(f"{path}: has no {key!r}; only timm image classifiers with label names load here")
+        if not isinstance(config[key], kind):
+            raise LeukoscopeError(f"{path}: damaged ({key} is {config[key]!r}); restore it from the release")
+    if len(config["label_names"]) != config["num_classes"]:
+        raise LeukoscopeError(
+            f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
+            "outputs; restore config.json from the release"
+        )
+    return config
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    """The release's metrics.json, {} where there is none."""
+    path = root / METRICS
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+
+
+def folder_name(release: Path) -> str:
+    """What a local release is called: its folder's name; a run folder's `release` is called by the run."""
+    folder = release.resolve()
+    return folder.parent.name if folder.name == "release" else folder.name
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
+    """Write JSON aside, then rename; unless `exact`, floats keep six significant digits, more would be noise."""
+    write_whole(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file as NumPy arrays.
+
+    Raises:
+        LeukoscopeError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+
+
+def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.from_pretrained_cfg(cfg)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it"
+        ) from None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value

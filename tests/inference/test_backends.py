@@ -1,0 +1,211 @@
+"""Every backend must answer as torch does, explain as torch does, and say plainly why it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.inference import backends
+from leukoscope.inference.export import ALLOWED, export_release
+from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import save_release
+from leukoscope.models.release_files import read_release
+
+RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
+EXPORTED = ("openvino", pytest.param("onnx", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for the tests of this file, so that each graph is made once."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(kept))
+    return kept
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Pictures no export compared itself on."""
+    noise = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
+    cells = [
+        draw_cell(label, subject=7, cell=c, size=200, background="black") for label in ("ALL", "HEM") for c in (1, 2)
+    ]
+    return [Image.fromarray(noise), *(Image.fromarray(cell.image) for cell in cells)]
+
+
+def assert_alike(ours, theirs) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.label == b.label
+        assert np.allclose(list(a.probabilities.values()), list(b.probabilities.values()), atol=1e-4)
+        assert a.recognised == b.recognised
+        for label, heat in b.heatmaps.items():
+            peak = max(float(heat.evidence.max()), 1e-6)
+            assert np.abs(a.heatmaps[label].evidence - heat.evidence).max() < 1e-3 * peak
+
+
+@pytest.mark.parametrize("backend", EXPORTED)
+def test_a_graph_answers_and_explains_as_torch_does(cache, tiny_release, pictures, backend):
+    ours = Predictor.from_pretrained(tiny_release, backend=backend)
+    theirs = Predictor.from_pretrained(tiny_release, backend="torch")
+
+    assert (ours.backend.name, theirs.backend.name) == (backend, "torch")
+    assert_alike(ours(pictures, explain=True, batch_size=3), theirs(pictures, explain=True))
+    assert_alike([ours(pictures[1], explain=True, views=True)], [theirs(pictures[1], explain=True, views=True)])
+
+
+@pytest.mark.parametrize("config", RELEASES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("backend", EXPORTED)
+def test_embedded_releases_answer_alike_on_real_cells(cache, real_data, config, backend):
+    files = sorted((real_data / "cnmc2019" / "C-NMC_Leukemia").rglob("*_*.*"))[::401]
+    assert len(files) > 10
+
+    ours = Predictor.from_pretrained(config.parent, backend=backend)(files, explain=True)
+
+    assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe_name", ["prior_b_densenet201", "prior_c_alexnet", "prior_d_baseline_cnn"])
+def test_a_head_of_several_layers_is_explained_by_torch_from_the_graphs_features(
+    cache, tmp_path, pictures, recipe_name
+):
+    recipe = get_recipe(recipe_name)
+    release = save_release(
+        tmp_path / "release",
+        build_network(recipe, 2),
+        architecture=recipe.architecture,
+        labels=("ALL", "HEM"),
+        preprocessing=read_release(RELEASES[0].parent).preprocessing,
+        metrics={},
+    )
+
+    ours = Predictor.from_pretrained(release, backend="openvino")(pictures, explain=True)
+
+    assert not any((folder / HEAD).exists() for folder in (cache / "graphs").iterdir() if recipe_name in _model(folder))
+    assert_alike(ours, Predictor.from_pretrained(release, backend="torch")(pictures, explain=True))
+
+
+def _model(folder: Path) -> str:
+    return json.loads((folder / REPORT).read_text())["model"]
+
+
+def test_auto_takes_a_kept_graph_and_makes_it_once(cache, tiny_release):
+    first = Predictor.from_pretrained(tiny_release, backend="auto")
+    made = {folder: folder.stat().st_mtime_ns for folder in (cache / "graphs").iterdir()}
+    Predictor.from_pretrained(tiny_release, backend="auto")
+
+    assert first.backend.name == "openvino"
+    assert {folder: folder.stat().st_mtime_ns for folder in (cache / "graphs").iterdir()} == made
+
+
+def test_other_weights_get_a_graph_of_their_own(cache, tiny_release, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_release, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "label_names": ["HEM", "ALL"]}))
+    Predictor.from_pretrained(tiny_release, backend="openvino")
+    before = len(list((cache / "graphs").iterdir()))
+
+    Predictor.from_pretrained(other, backend="openvino")
+
+    assert len(list((cache / "graphs").iterdir())) == before + 1
+
+
+def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr("leukoscope.inference.export.ALLOWED", 0.0)
+
+    with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
+        Predictor.from_pretrained(tiny_release, backend="openvino")
+    monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
+    assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
+    assert "differs from torch" in caplog.text and "another backend answers" in caplog.text
+
+
+def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
+    export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
+    (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")
+
+    with pytest.raises(LeukoscopeError) as error:
+        ExportedBackend(tmp_path / "graph", read_release(tiny_release))
+    assert str(error.value).startswith(f"{tmp_path / 'graph'}: damaged (")
+    assert str(error.value).endswith("remove this folder, and the graph is made anew")
+
+
+def test_a_cache_that_cannot_be_written_leaves_torch_to_answer(tiny_release, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file"))
+
+    with pytest.raises(LeukoscopeError, match="graph cannot be kept there .* name a folder with LEUKOSCOPE_CACHE"):
+        Predictor.from_pretrained(tiny_release, backend="openvino")
+    assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"backend": "tensorrt"}, "backend 'tensorrt': unknown; choose one of auto, torch, openvino, onnx"),
+        ({"backend": "openvino", "device": "cuda"}, "backend 'openvino': computes on the CPU only; leave out device"),
+        ({"backend": "torch", "device": "warp"}, "device 'warp': torch cannot compute there on this machine"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(tiny_release, options, problem):
+    with pytest.raises(LeukoscopeError) as error:
+        Predictor.from_pretrained(tiny_release, **options)
+    assert str(error.value).startswith(problem)
+
+
+def test_a_missing_package_is_named(tiny_release, monkeypatch):
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+
+    with pytest.raises(LeukoscopeError, match=r"backend 'onnx': needs a package .* pip install 'leukoscope\[onnx\]'"):
+        Predictor.from_pretrained(tiny_release, backend="onnx")
+    assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
+
+
+def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release, tmp_path):
+    report = export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
+
+    assert json.loads((tmp_path / "graph" / REPORT).read_text()) == report
+    assert report["like_torch"] and 0 < report["probability_difference"] <= ALLOWED
+    assert [file.name for file in tmp_path.iterdir()] == ["graph"], "nothing is left aside"
+
+
+def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(cache, tiny_release, tmp_path):
+    Predictor.from_pretrained(tiny_release, backend="openvino")
+    Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(tmp_path / "cell.png")
+    code = f"""
+import sys
+from leukoscope import Predictor
+predictor = Predictor.from_pretrained({str(tiny_release)!r}, backend="openvino")
+answer = predictor({str(tmp_path / "cell.png")!r}, explain=True)
+assert answer.heatmaps
+heavy = {{"torch", "timm", "transformers", "datasets", "gradio", "sklearn", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_maps_of_a_linear_head_are_the_weighted_channels():
+    rng = np.random.default_rng(0)
+    features, weights = rng.standard_normal((2, 6, 3, 4)), rng.standard_normal((3, 6))
+
+    expected = np.einsum("kc,bchw->bkhw", weights, features).clip(0) / 12
+
+    assert np.allclose(linear_head_maps(features, weights), expected, atol=1e-6)
