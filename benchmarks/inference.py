@@ -54,6 +54,7 @@ COLD_START_AT_MOST = 3.0  # seconds
 OURS = "leukoscope auto"
 _TIMED = ("one", "explained", "views", "cold")
 _MATRIX = 2048
+_TURN_RESULT = "turn.json"
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
-    from leukoscope.models.release import write_json
+    from leukoscope.models.release_files import write_json
     from leukoscope.training.environment import machine, versions
 
     result = {
@@ -134,6 +135,9 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
     config = json.loads((release / "config.json").read_text())
     systems = _systems(flags, release, config)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    for command, turn in systems.values():
+        # Graphs of a release are made once and kept, and files read for the first time come from the disk: no turn.
+        _start([*command, _words(flags, turn, pictures, folder, first_only=True)], flags.threads)
     for _ in range(flags.turns):
         for name, (command, turn) in systems.items():
             turns[name].append(_take_turn(flags, command, turn, pictures, folder))
@@ -177,13 +181,18 @@ def _take_turn(
     flags: argparse.Namespace, command: Sequence[str], turn: Mapping[str, Any], pictures: Path, folder: Path
 ) -> dict[str, Any]:
     """A cold start, then a process that stays for the other measures."""
-    result = folder / "turn.json"
-    common = {"pictures": str(pictures), "result": str(result), "repeats": flags.repeats}
-    common |= {"batch_sizes": flags.batch_sizes, "first_only": True}
-    cold = _start([*command, json.dumps({**turn, **common})], flags.threads)
-    _start([*command, json.dumps({**turn, **common, "first_only": False})], flags.threads)
-    measured: dict[str, Any] = json.loads(result.read_text())
+    cold = _start([*command, _words(flags, turn, pictures, folder, first_only=True)], flags.threads)
+    _start([*command, _words(flags, turn, pictures, folder, first_only=False)], flags.threads)
+    measured: dict[str, Any] = json.loads((folder / _TURN_RESULT).read_text())
     return measured | {"cold": [cold]}
+
+
+def _words(
+    flags: argparse.Namespace, turn: Mapping[str, Any], pictures: Path, folder: Path, *, first_only: bool
+) -> str:
+    """What a turn is told; see `timing.run_turn`."""
+    common = {"pictures": str(pictures), "result": str(folder / _TURN_RESULT), "first_only": first_only}
+    return json.dumps({**turn, **common, "repeats": flags.repeats, "batch_sizes": flags.batch_sizes})
 
 
 def _start(command: Sequence[str], threads: int) -> float:
@@ -271,10 +280,9 @@ def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any
     from transformers import AutoImageProcessor
 
     from leukoscope.cells.images import open_bytes
-    from leukoscope.models.release import load_release
+    from leukoscope.models.release_files import read_release
 
-    ours = load_release(release).preprocessing
-    frame = ours.framer()
+    ours = read_release(release).preprocessing
     size = (3, ours.image_size, ours.image_size)
     transform = create_transform(
         size, interpolation=ours.interpolation, crop_pct=ours.crop_pct, mean=ours.mean, std=ours.std
@@ -282,10 +290,10 @@ def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any
     processor = AutoImageProcessor.from_pretrained(release)
     files = [path.read_bytes() for path in sorted(pictures.iterdir())]
     picture = open_bytes(files[0], "cell")
-    pixels = torch.from_numpy(frame(picture).copy()).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(ours.frame(picture).copy()).permute(2, 0, 1)[None]
     steps: dict[str, Callable[[bytes], object]] = {
         "leukoscope, open": lambda file: open_bytes(file, "cell"),
-        "leukoscope, frame": lambda file: frame(picture),
+        "leukoscope, frame": lambda file: ours.frame(picture),
         "leukoscope, normalise": lambda file: ours.normalise(pixels),
         "timm": lambda file: transform(Image.open(BytesIO(file)).convert("RGB")),
         "pipeline": lambda file: processor(Image.open(BytesIO(file)).convert("RGB")),

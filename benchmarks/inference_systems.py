@@ -29,19 +29,16 @@ def main() -> None:
 
 
 def _leukoscope(turn: dict[str, Any]) -> System:
-    import inspect
-
     from leukoscope.cells.images import open_bytes
     from leukoscope.inference.predictor import Predictor
 
-    more = {"backend": turn["backend"]} if "backend" in inspect.signature(Predictor.from_pretrained).parameters else {}
-    predictor = Predictor.from_pretrained(turn["release"], **more)
+    predictor = Predictor.from_pretrained(turn["release"], backend=turn["backend"])
 
     return System(
         one=lambda file: list(predictor(open_bytes(file, "cell")).probabilities.values()),
         many=lambda paths, batch_size: list(predictor.answers(paths, batch_size=batch_size)),
         explained=lambda file: predictor(open_bytes(file, "cell"), explain=True),
-        views=lambda file: predictor(_eight_views(file), batch_size=8),
+        views=lambda file: predictor(open_bytes(file, "cell"), views=True),
     )
 
 

@@ -43,13 +43,13 @@ def run_turn(turn: dict[str, Any], make: Callable[[], System]) -> None:
     """
     system = make()
     paths = [str(path) for path in sorted(Path(turn["pictures"]).iterdir())]
-    files = [Path(path).read_bytes() for path in paths]
-    first = [float(share) for share in system.one(files[0])]
+    first = _shares(system, Path(paths[0]).read_bytes())
     print(FIRST_ANSWER, flush=True)
     if turn["first_only"]:
         return
+    files = [Path(path).read_bytes() for path in paths]
     repeats = turn["repeats"]
-    result: dict[str, Any] = {"probabilities": [first, *([float(s) for s in system.one(f)] for f in files[1:4])]}
+    result: dict[str, Any] = {"probabilities": [first, *(_shares(system, file) for file in files[1:4])]}
     for name, call in (("one", system.one), ("explained", system.explained), ("views", system.views)):
         if call is not None:
             result[name] = seconds_each(call, files, repeats)
@@ -57,6 +57,10 @@ def run_turn(turn: dict[str, Any], make: Callable[[], System]) -> None:
         result["many"] = {str(size): _cells_a_second(system.many, paths, size) for size in turn["batch_sizes"]}
     result["peak_bytes"] = peak_bytes()
     Path(turn["result"]).write_text(json.dumps(result))
+
+
+def _shares(system: System, file: bytes) -> list[float]:
+    return [float(share) for share in system.one(file)]
 
 
 def seconds_each(call: Callable[[bytes], object], files: Sequence[bytes], repeats: int) -> list[float]:

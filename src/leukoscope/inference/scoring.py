@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -29,12 +29,13 @@ from leukoscope.inference.verdicts import Thresholds
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from PIL import Image
 
-    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.predictor import Picture, Predictor
 
 CELLS_PER_SHARD = 1024
 _MANIFEST = "manifest.json"
+# Handed to the predictor together: it opens the next batch while one is answered, but only of what it was given.
+_BATCHES_AT_ONCE = 8
 _LOOK_AGAIN = 0.1  # seconds between two looks for what another process writes
 
 
@@ -142,6 +143,7 @@ class _Run:
             "model": release.name,
             "revision": release.revision,
             "model_files": _digest(release.folder) if release.folder else "",
+            "backend": predictor.backend.name,
             "input": source.fingerprint,
             "cells": source.count,
             "cells_per_shard": cells_per_shard,
@@ -179,18 +181,20 @@ class _Run:
         with ThreadPoolExecutor() as pool:
             for number in missing:
                 answered: list[Answered] = []
-                for batch in _opened_ahead(islice(cells, len(self._shards[number])), batch_size, pool):
-                    answered += self._answer(batch)
-                    done += len(batch)
+                own_cells = islice(cells, len(self._shards[number]))
+                for answer in self._answers(own_cells, batch_size, pool):
+                    answered.append(answer)
+                    done += 1
                     if progress:
                         progress(done, total)
                 self._write(number, shard_table(answered, self._predictor.labels, self._thresholds))
 
-    def _answer(self, batch: list[tuple[SourceCell, Image.Image | UnreadableImage]]) -> Iterator[Answered]:
-        pictures = [picture for _, picture in batch if not isinstance(picture, UnreadableImage)]
-        answers = self._predictor.answers(pictures, batch_size=max(len(pictures), 1))
-        for cell, picture in batch:
-            yield cell, picture if isinstance(picture, UnreadableImage) else next(answers)
+    def _answers(self, cells: Iterator[SourceCell], batch_size: int, pool: ThreadPoolExecutor) -> Iterator[Answered]:
+        for some in _opened_ahead(cells, _BATCHES_AT_ONCE * batch_size, pool):
+            pictures = [picture for _, picture in some if not isinstance(picture, UnreadableImage)]
+            answers = self._predictor.answers(pictures, batch_size=batch_size)
+            for cell, picture in some:
+                yield cell, picture if isinstance(picture, UnreadableImage) else next(answers)
 
     def _write(self, number: int, table: pa.Table) -> None:
         import pyarrow.parquet as pq
@@ -244,20 +248,22 @@ def _digest(release: Path) -> str:
 
 
 def _opened_ahead(
-    cells: Iterable[SourceCell], batch_size: int, pool: ThreadPoolExecutor
-) -> Iterator[list[tuple[SourceCell, Image.Image | UnreadableImage]]]:
-    """Batches of cells with their pictures; the next one is decoded while the network computes on this one."""
-    cells = iter(cells)
-    ahead: deque[list[tuple[SourceCell, Future[Image.Image | UnreadableImage]]]] = deque()
-    while batch := list(islice(cells, batch_size)):
-        ahead.append([(cell, pool.submit(_open, cell)) for cell in batch])
+    cells: Iterator[SourceCell], at_once: int, pool: ThreadPoolExecutor
+) -> Iterator[list[tuple[SourceCell, Picture | UnreadableImage]]]:
+    """Some cells at a time with their pictures; the next ones are decoded while the network computes on these."""
+    ahead: deque[list[tuple[SourceCell, Future[Picture | UnreadableImage]]]] = deque()
+    while some := list(islice(cells, at_once)):
+        ahead.append([(cell, pool.submit(_picture, cell)) for cell in some])
         if len(ahead) > 1:
             yield [(cell, opening.result()) for cell, opening in ahead.popleft()]
     for opened in ahead:
         yield [(cell, opening.result()) for cell, opening in opened]
 
 
-def _open(cell: SourceCell) -> Image.Image | UnreadableImage:
+def _picture(cell: SourceCell) -> Picture | UnreadableImage:
+    """What the predictor takes: a file's path, which it opens itself, or the picture made of bytes, or why not."""
+    if cell.encoded["bytes"] is None:
+        return str(cell.encoded["path"])
     try:
         return open_encoded(cell.encoded, cell.cell_id)
     except UnreadableImage as error:
