@@ -226,7 +226,7 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
 def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        LeukoscopeError, match=r"file/out.parquet.parts: cannot be written \(Not a directory\); free some"
+        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); mend"
     ):
         score(predictor, cells, tmp_path / "file" / "out.parquet")
 

@@ -260,8 +260,8 @@ def _embedded(path: Path, count: int, schema: pa.Schema, subject_pattern: str | 
     return CellSource(count, fingerprint, bool(subject), read)
 
 
-def _encoded(image: bytes | Mapping[str, Any] | None, root: Path) -> Mapping[str, Any]:
-    """What an image column holds of a picture: its bytes, both as 🤗 data sets keep them, or nothing."""
+def _encoded(image: Any, root: Path) -> Mapping[str, Any]:
+    """What an image column holds of a picture: its bytes alone, bytes or path as 🤗 data sets keep them, or nothing."""
     stored = image if isinstance(image, Mapping) else {"bytes": image}
     if stored.get("bytes") is None and stored.get("path"):
         return {"bytes": None, "path": str(root / stored["path"])}

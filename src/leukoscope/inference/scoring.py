@@ -125,8 +125,8 @@ def score_cells(
             # The main process has joined all shards and taken their folder away.
             return None
         raise LeukoscopeError(
-            f"{error.filename or output}: cannot be written ({error.strerror or error}); free some space or name "
-            "another file, then give the same command again: finished shards are kept"
+            f"{error.filename or output}: cannot be read or written ({error.strerror or error}); mend that, for "
+            "example by freeing some space, and give the same command again: finished shards are kept"
         ) from None
 
 
