@@ -52,5 +52,5 @@ def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release
 
 
 def test_models_are_put_where_torch_can_compute(tiny_release: Path) -> None:
-    network = Shelf({"tiny": tiny_release}).predictor("tiny").release.network
+    network = Shelf({"tiny": tiny_release}).predictor("tiny").backend.network
     assert {parameter.device.type for parameter in network.parameters()} == {best_device()}

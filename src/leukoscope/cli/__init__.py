@@ -15,6 +15,7 @@ from leukoscope.cli.ablate import ablate
 from leukoscope.cli.audit import AuditCommand, audit
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
+from leukoscope.cli.export import export
 from leukoscope.cli.field import field
 from leukoscope.cli.leaderboard import leaderboard
 from leukoscope.cli.predict import predict
@@ -56,6 +57,7 @@ def leukoscope(
 app.command()(predict)
 app.command()(score)
 app.command()(field)
+app.command()(export)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
