@@ -25,6 +25,7 @@ from leukoscope.cli.predict import predict
 from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
 from leukoscope.cli.reproduce import reproduce
+from leukoscope.cli.score import score
 from leukoscope.cli.space import space
 from leukoscope.cli.trust import assess, recalibrate
 
@@ -57,6 +58,7 @@ def leukoscope(
 
 
 app.command()(predict)
+app.command()(score)
 app.command()(field)
 app.command()(export)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
