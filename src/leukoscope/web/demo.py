@@ -13,7 +13,7 @@ from threading import Thread
 import gradio as gr
 
 from leukoscope import LeukoscopeError
-from leukoscope.web import one_cell, panels
+from leukoscope.web import look, one_cell, panels
 from leukoscope.web.address import Address
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
@@ -91,7 +91,7 @@ def _warm_up(shelf: Shelf) -> None:
         return
     name = shelf.names[0]
     try:
-        look = one_cell.examine(shelf, *one_cell.example(0), name)
-        one_cell.draw(look, look.prediction.label, one_cell.OPACITY)
+        first = look.examine(shelf, *look.example(0), name)
+        look.draw(first, first.prediction.label, look.OPACITY)
     except LeukoscopeError as error:
         print(f"warning: {error}")

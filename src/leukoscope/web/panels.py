@@ -14,10 +14,7 @@ from io import BytesIO
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.web.words import MEANINGS, percent, verdict
-
-# The overlay's colours, from no evidence to the strongest.
-SCALE = '<span class="lk-scale">none <i aria-hidden="true"></i> strongest</span>'
+from leukoscope.web.words import MEANINGS, Judgement, percent
 
 
 def notice() -> str:
@@ -35,21 +32,35 @@ def placeholder(text: str) -> str:
     return f'<div class="lk-empty">{escape(text)}</div>'
 
 
-def answer(probabilities: Mapping[str, float]) -> str:
+def remark(text: str) -> str:
+    """One more sentence below a result."""
+    return f'<p class="lk-remark" role="status">{escape(text)}</p>'
+
+
+def answer(probabilities: Mapping[str, float], judged: Judgement) -> str:
     """The verdict in words over one bar a label, likeliest first."""
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     bars = "".join(_bar(label, share, "first" if rank == 0 else "") for rank, (label, share) in enumerate(ranked))
-    says = escape(verdict(probabilities))
-    return f'<p class="lk-verdict" aria-live="polite">{says}</p><ul class="lk-bars">{bars}</ul>'
+    because = f'<p class="lk-because">{escape(judged.because)}</p>' if judged.because else ""
+    return (
+        f'<div role="status"><p class="lk-verdict">{escape(judged.headline)}</p>{because}</div>'
+        f'<ul class="lk-bars">{bars}</ul>'
+    )
 
 
-def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str) -> str:
-    """The cell beside its Grad-CAM overlay, side by side at every width."""
+def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str, peak: float) -> str:
+    """The cell beside its Grad-CAM overlay, side by side at every width.
+
+    Args:
+        peak: the evidence at the upper end of the colour scale.
+    """
     about = f"Evidence for {label}"
+    # The overlay's colours, from no evidence to the strongest for any class.
+    scale = f'<span class="lk-scale">0 <i aria-hidden="true"></i> {peak:.3g}, one scale for all classes</span>'
     return (
         '<div class="lk-pictures">'
         f"{_figure(original, f'The picture as given: {caption}', caption)}"
-        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', f'{about} (Grad-CAM)', SCALE)}"
+        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', f'{about} (Grad-CAM)', scale)}"
         "</div>"
     )
 

@@ -56,7 +56,7 @@ class Shelf:
         self._shelf_lock = Lock()
         # One lock a model: a slow download holds up only those who wait for the same model.
         self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
-        self.explain = on_gpu(self._explain)
+        self.ask = on_gpu(self._ask)
 
     @property
     def loaded(self) -> list[str]:
@@ -80,9 +80,9 @@ class Shelf:
         with lock:
             return self._take(name) or self._put(name, load())
 
-    def _explain(self, choice: str, image: Image.Image) -> Prediction:
-        """What the model of that name says of a picture, with every class's heat map."""
-        return self.predictor(choice)(image, explain=True)
+    def _ask(self, choice: str, images: Sequence[Image.Image], explain: bool = False) -> list[Prediction]:
+        """What the model of that name says of some pictures, with every class's heat map where asked for."""
+        return self.predictor(choice)(images, explain=explain)
 
     def _loader(self, name: str) -> Callable[[], Predictor]:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""

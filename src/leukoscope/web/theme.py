@@ -31,7 +31,9 @@ footer .divider { display: none; }
 #answer { scroll-margin-top: 5rem; }
 #examples .caption-label { font-size: 0.72rem; max-width: 100%; left: 0; right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.75rem; }
+.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
+.lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
+.lk-remark { margin: 0.5rem 0 0; }
 .lk-bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0.55rem; }
 .lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
 .lk-bars .name b { font-weight: 600; }

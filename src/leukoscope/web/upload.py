@@ -72,6 +72,11 @@ def read_upload(path: str | Path | None, name: str = "") -> Image.Image:
         forget(file)
 
 
+def file_name(path: str | None) -> str:
+    """What a visitor called an upload."""
+    return (path or "").replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def forget(path: Path) -> None:
     """Delete an upload; a file outside Gradio's cache is never touched."""
     cache, file = Path(get_upload_folder()).resolve(), path.resolve()
