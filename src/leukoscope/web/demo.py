@@ -13,7 +13,7 @@ from threading import Thread
 import gradio as gr
 
 from leukoscope import LeukoscopeError
-from leukoscope.web import look, one_cell, panels
+from leukoscope.web import field_of_view, look, one_cell, panels
 from leukoscope.web.address import Address
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
@@ -24,7 +24,7 @@ CACHE_SECONDS = 3600
 AT_ONCE, QUEUE = 2, 32
 SESSIONS = 40
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
-<p>What a classifier says about one white blood cell, and where it looked.</p></div>"""
+<p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
     "Your picture is deleted from this server's disk as soon as it is read and stays in memory for this session only. "
     "Overlay images made for the API are deleted within two hours."
@@ -45,7 +45,9 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
         )
         if not shelf.names:
             gr.HTML(panels.message("No model yet", HOW_TO_GET_ONE), padding=False)
-        one_cell.build_tab(shelf, model)
+        with gr.Tabs() as tabs:
+            cell_view = one_cell.build_tab(shelf, model)
+            field_of_view.build_tab(shelf, model, tabs, cell_view)
         gr.HTML(f'<p class="lk-note">{PRIVACY}</p>', padding=False)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 

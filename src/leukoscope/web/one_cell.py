@@ -49,23 +49,28 @@ def build_tab(shelf: Shelf, model: gr.Dropdown) -> View:
     Returns:
         the components that show a result, so that another tab can open a cell here.
     """
-    with gr.Tab("One cell", id="one_cell"), gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            upload = cell_upload(
-                label="Your cell", sources=["upload", "clipboard"], height=220, buttons=[], elem_id="upload"
-            )
-            gr.HTML(f'<p class="lk-note">{EXAMPLES_ARE}</p>', padding=False)
-            gallery = gr.Gallery(
-                [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-                label="Synthetic cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
-                elem_id="examples",
-            )  # fmt: skip
-        with gr.Column(scale=3, min_width=280):
-            view = View.build()
+    with gr.Tab("One cell", id="one_cell"):
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                upload, gallery = _build_inputs()
+            with gr.Column(scale=3, min_width=280):
+                view = View.build()
+        _add_endpoint(shelf, model)
     _wire(shelf, model, upload, gallery, view)
     _wire_views(shelf, view)
-    _add_endpoint(shelf, model)
     return view
+
+
+def _build_inputs() -> tuple[gr.Image, gr.Gallery]:
+    """Place the upload and the synthetic cells in the column being built."""
+    upload = cell_upload(label="Your cell", sources=["upload", "clipboard"], height=220, buttons=[], elem_id="upload")
+    gr.HTML(f'<p class="lk-note">{EXAMPLES_ARE}</p>', padding=False)
+    gallery = gr.Gallery(
+        [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
+        label="Synthetic cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
+        elem_id="examples",
+    )  # fmt: skip
+    return upload, gallery
 
 
 @dataclass(frozen=True)

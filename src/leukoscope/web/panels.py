@@ -55,8 +55,8 @@ def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: s
         peak: the evidence at the upper end of the colour scale.
     """
     about = f"Evidence for {label}"
-    # The overlay's colours, from no evidence to the strongest for any class.
-    scale = f'<span class="lk-scale">0 <i aria-hidden="true"></i> {peak:.3g}, one scale for all classes</span>'
+    # The overlay's colours, one scale for all classes.
+    scale = f'<span class="lk-scale">0 <i aria-hidden="true"></i> {peak:.3g}</span>'
     return (
         '<div class="lk-pictures">'
         f"{_figure(original, f'The picture as given: {caption}', caption)}"
@@ -83,12 +83,13 @@ def _bar(label: str, share: float, rank: str) -> str:
 
 def _figure(image: Image.Image, alt: str, caption: str, scale: str = "") -> str:
     return (
-        f'<figure><img src="{_data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
+        f'<figure><img src="{data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
         f"<figcaption>{escape(caption)}{scale}</figcaption></figure>"
     )
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """A picture that travels within the page."""
     buffer = BytesIO()
     image.save(buffer, "WEBP", quality=92)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

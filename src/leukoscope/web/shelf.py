@@ -19,6 +19,7 @@ from leukoscope.web.gpu import best_device, on_gpu
 if TYPE_CHECKING:
     from PIL import Image
 
+    from leukoscope.inference.field_reading import FieldReading
     from leukoscope.inference.predictor import Prediction, Predictor
 
 HOW_TO_GET_ONE = (
@@ -57,6 +58,7 @@ class Shelf:
         # One lock a model: a slow download holds up only those who wait for the same model.
         self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
         self.ask = on_gpu(self._ask)
+        self.read_field = on_gpu(self._read_field)
 
     @property
     def loaded(self) -> list[str]:
@@ -83,6 +85,12 @@ class Shelf:
     def _ask(self, choice: str, images: Sequence[Image.Image], explain: bool = False) -> list[Prediction]:
         """What the model of that name says of some pictures, with every class's heat map where asked for."""
         return self.predictor(choice)(images, explain=explain)
+
+    def _read_field(self, choice: str, image: Image.Image, source: str, um_per_pixel: float | None) -> FieldReading:
+        """What the model of that name reads in a field of view; see `inference.field_reading.read_field`."""
+        from leukoscope.inference.field_reading import read_field
+
+        return read_field(self.predictor(choice), image, source, um_per_pixel=um_per_pixel)
 
     def _loader(self, name: str) -> Callable[[], Predictor]:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""

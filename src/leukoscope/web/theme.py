@@ -34,7 +34,7 @@ footer .divider { display: none; }
 .lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
 .lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
 .lk-remark { margin: 0.5rem 0 0; }
-.lk-bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0.55rem; }
+.lk-bars { list-style: none; margin: 0.6rem 0 0 !important; padding: 0; display: grid; gap: 0.55rem; }
 .lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
 .lk-bars .name b { font-weight: 600; }
 .lk-bars .name span { color: var(--lk-quiet); }
@@ -47,7 +47,7 @@ footer .divider { display: none; }
 .lk-pictures img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--lk-line); }
 .lk-pictures figcaption { font-size: 0.88rem; margin-top: 0.3rem; color: var(--lk-quiet); }
 .lk-scale { display: flex; align-items: center; gap: 0.4rem; font-size: 0.82rem; }
-.lk-scale i { flex: 1; max-width: 7rem; height: 0.5rem; border-radius: 2px;
+.lk-scale i { flex: 1; min-width: 2rem; max-width: 7rem; height: 0.5rem; border-radius: 2px;
   background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
 .lk-reading p { margin: 0 0 0.6rem; }
 .lk-facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 0.9rem; margin: 0 0 0.75rem;
@@ -60,7 +60,18 @@ footer .divider { display: none; }
 .lk-reading .lk-message { margin-bottom: 0.75rem; }
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
+.lk-field { position: relative; max-width: 100%; margin: 0.5rem 0; }
+.lk-field img { width: 100%; height: auto; display: block; border-radius: 6px; }
+.lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
+.lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
+  background: #fff; color: #18181b; white-space: nowrap; border-radius: 2px; }
+button.lk-box { cursor: pointer; }
+button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
+.lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }
+.lk-counts dt { color: var(--lk-quiet); font-size: 0.9rem; }
+.lk-counts dd { margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 @media (max-width: 480px) {
+  .lk-box span { font-size: 0.6rem; }
   .lk-pictures { gap: 0.4rem; }
   .lk-facts { grid-template-columns: 1fr; }
   .lk-facts dd { margin-bottom: 0.3rem; }
