@@ -1,4 +1,4 @@
-"""The tab "A field of view" without a browser: a phantom smear read by a real network, its boxes, exports and errors."""
+"""The tab "A field of view" without a browser: a phantom smear read by a real network, boxes, exports, errors."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from threading import Thread
 import gradio as gr
 
 from leukoscope import LeukoscopeError
-from leukoscope.web import field_of_view, look, one_cell, panels
+from leukoscope.web import batch, field_of_view, look, one_cell, panels
 from leukoscope.web.address import Address
+from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
-from leukoscope.web.upload import MAX_BYTES
 
 CACHE_SECONDS = 3600
 # Two answers at a time keep a small machine responsive; a longer queue would only make visitors wait in vain.
@@ -48,6 +48,7 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
         with gr.Tabs() as tabs:
             cell_view = one_cell.build_tab(shelf, model)
             field_of_view.build_tab(shelf, model, tabs, cell_view)
+            batch.build_tab(shelf, model)
         gr.HTML(f'<p class="lk-note">{PRIVACY}</p>', padding=False)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
@@ -70,7 +71,7 @@ def serve(releases: Path, models: Path, address: Address) -> None:
             server_port=address.port,
             share=False,
             ssr_mode=False,
-            max_file_size=MAX_BYTES,
+            max_file_size=MAX_ZIP,
             state_session_capacity=SESSIONS,
             theme=build_theme(),
             css=CSS,

@@ -72,6 +72,30 @@ def reading(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -
     return f'<div class="lk-reading">{shown}<p>{escape(text)}</p><dl class="lk-facts">{rows}</dl>{notice()}</div>'
 
 
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    # Reached by keyboard, so that it can be scrolled without a mouse.
+    return (
+        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(caption or heads[0])}"><table>{said}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def details(summary: str, html: str, *, is_open: bool = False) -> str:
+    """Something to unfold.
+
+    Args:
+        html: markup, already escaped.
+    """
+    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"
+
+
 def _bar(label: str, share: float, rank: str) -> str:
     meaning = f" <span>{escape(MEANINGS[label])}</span>" if label in MEANINGS else ""
     return (

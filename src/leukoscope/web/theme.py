@@ -70,6 +70,18 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }
 .lk-counts dt { color: var(--lk-quiet); font-size: 0.9rem; }
 .lk-counts dd { margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.lk-cells { list-style: none; margin: 0.5rem 0 !important; padding: 0 !important; display: grid; gap: 0.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); }
+.lk-cells li { display: grid; gap: 0.1rem; font-size: 0.8rem; min-width: 0; margin: 0; }
+.lk-cells img { width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #000; border-radius: 4px; }
+.lk-cells li span { color: var(--lk-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lk-cells li.wrong img { outline: 2px solid var(--lk-warn-line); }
+.lk-scroll { overflow-x: auto; margin: 0.4rem 0 1rem; }
+.lk-scroll table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; min-width: 50%; }
+.lk-scroll th, .lk-scroll td { border: 0; border-bottom: 1px solid var(--lk-line); padding: 0.3rem 0.6rem;
+  text-align: left; }
+.lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
+.lk-scroll tbody th { font-weight: 500; }
 @media (max-width: 480px) {
   .lk-box span { font-size: 0.6rem; }
   .lk-pictures { gap: 0.4rem; }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -48,6 +48,19 @@ def cell_upload(**options: Any) -> gr.Image:
     return upload
 
 
+def files_upload(**options: Any) -> gr.File:
+    """An input of many files that gives its handler their paths exactly as they were sent."""
+    upload = gr.File(file_count="multiple", **options)
+    upload.preprocess = _paths_as_sent  # type: ignore[method-assign]
+    return upload
+
+
+def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
+    if payload is None:
+        return None
+    return [file.path for file in (payload.root if isinstance(payload, ListFiles) else [payload])]
+
+
 def _path_as_sent(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
@@ -73,27 +86,18 @@ def read_upload(path: str | Path | None, name: str = "", *, most: Limit = CELL) 
     try:
         if file.is_file() and file.stat().st_size > MAX_BYTES:
             raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
-        require_few_pixels(check_header(file), shown, most)
+        width, height = check_header(file)
+        if width * height > most.pixels:
+            raise UnreadableImage(
+                f"{shown}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
+                f"{most.shows} may take here; {most.remedy}"
+            )
         return open_image(file)
     except UnreadableImage as error:
         # The cache's folders mean nothing to a visitor.
         raise UnreadableImage(str(error).replace(str(path), shown)) from None
     finally:
         forget(file)
-
-
-def require_few_pixels(size: tuple[int, int], name: str, most: Limit) -> None:
-    """Refuse a picture of more pixels than a limit.
-
-    Raises:
-        UnreadableImage: it has more; names the remedy.
-    """
-    width, height = size
-    if width * height > most.pixels:
-        raise UnreadableImage(
-            f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels {most.shows} may "
-            f"take here; {most.remedy}"
-        )
 
 
 def file_name(path: str | None) -> str:
