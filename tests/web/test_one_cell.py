@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hub_server import Hub
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web import panels, words
-from leukoscope.web.shelf import Shelf, find_releases, listed_models
+from leukoscope.web.shelf import Shelf, find_releases, listed_models, weights_bytes
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -153,12 +154,35 @@ def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
 
 
 def test_shelf_keeps_the_models_used_last(tiny_release: Path) -> None:
-    shelf = Shelf(dict.fromkeys("abc", tiny_release), capacity=2)
+    one = weights_bytes(Shelf({"a": tiny_release}).predictor("a"))
+    shelf = Shelf(dict.fromkeys("abc", tiny_release), capacity=2 * one)
     first = shelf.predictor("a")
     shelf.predictor("b")
     assert shelf.predictor("a") is first
     shelf.predictor("c")
     assert shelf.loaded == ["a", "c"]
+
+
+def test_shelf_keeps_the_model_asked_for_however_large(tiny_release: Path) -> None:
+    shelf = Shelf(dict.fromkeys("ab", tiny_release), capacity=1)
+    shelf.predictor("a")
+    shelf.predictor("b")
+    assert shelf.loaded == ["b"]
+
+
+def test_a_hub_model_too_large_for_a_visitor_is_not_fetched(
+    hub: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create("owner/tiny", private=False)
+    repository = hub.repository("owner/tiny")
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    monkeypatch.setattr("leukoscope.web.shelf.MAX_DOWNLOAD", 2**20)
+    with pytest.raises(
+        LeukoscopeError, match=r"^owner/tiny: holds 13 MB, more than the 1 MB fetched for a visitor; run"
+    ):
+        Shelf({}).predictor("owner/tiny")
+    assert not (tmp_path / "hub-cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +268,7 @@ class TestUploads:
         [
             ("text.png", b"no picture", "text.png: is not an image; give one of BMP, PNG"),
             ("empty.png", b"", r"empty.png: the file is empty \(0 bytes\)"),
-            ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to one cell"),
+            ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to the cell"),
         ],
     )
     def test_a_bad_file_is_named_without_its_folder_and_deleted(

@@ -111,8 +111,11 @@ class _Page:
 
 
 def _table(result: BatchResult) -> dict[str, Any]:
-    shown = {name: values for name, values in columns(result).items() if name not in ("model", "revision", "notice")}
-    return {"headers": list(shown), "data": [list(row) for row in zip(*shown.values(), strict=True)]}
+    shares = [f"p_{label}" for label in result.classes]
+    shown = {name: columns(result)[name] for name in ("file", "subject", "label", "verdict", *shares)}
+    rows = zip(*shown.values(), strict=True)
+    rounded = [[round(value, 3) if isinstance(value, float) else value for value in row] for row in rows]
+    return {"headers": list(shown), "data": rounded}
 
 
 def _save(kind: str, result: BatchResult | None) -> File | None:

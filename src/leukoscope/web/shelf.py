@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from leukoscope.inference.field_reading import FieldReading
     from leukoscope.inference.predictor import Prediction, Predictor
 
+# A release of this house takes 30–50 MB of memory; a stranger's may be larger.
+MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
+MAX_DOWNLOAD = 400 * 2**20
 HOW_TO_GET_ONE = (
     "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
     "model_card/<name>/, or type a Hub id such as owner/name above."
@@ -41,15 +44,17 @@ def listed_models(file: Path) -> list[str]:
 
 
 class Shelf:
-    """Loaded models by name, the least recently used one making room for the next.
+    """Loaded models by name, the least recently used ones making room for the next.
 
     Args:
         releases: name → release folder.
         hub_ids: repositories to offer before them, `owner/name[@revision]`.
-        capacity: how many models stay in memory at once; one takes 20–100 MB.
+        capacity: bytes of weights that stay in memory at once; the model asked for last always stays.
     """
 
-    def __init__(self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = 3) -> None:
+    def __init__(
+        self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = MAX_WEIGHTS_IN_MEMORY
+    ) -> None:
         self.releases = dict(releases)
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
@@ -102,13 +107,13 @@ class Shelf:
         if name in self.releases:
             return partial(Predictor.from_pretrained, self.releases[name], device=best_device())
         try:
-            parse_hub_id(name)
+            hub_id, revision = parse_hub_id(name)
         except LeukoscopeError:
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
                 f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
             ) from None
-        return partial(Predictor.from_hub, name, device=best_device())
+        return partial(_from_hub, name, hub_id, revision)
 
     def _take(self, name: str) -> Predictor | None:
         with self._shelf_lock:
@@ -119,6 +124,42 @@ class Shelf:
     def _put(self, name: str, predictor: Predictor) -> Predictor:
         with self._shelf_lock:
             self._loaded[name] = predictor
-            while len(self._loaded) > self.capacity:
+            while len(self._loaded) > 1 and sum(map(weights_bytes, self._loaded.values())) > self.capacity:
                 self._loaded.popitem(last=False)
         return predictor
+
+
+def weights_bytes(predictor: Predictor) -> int:
+    """How much memory a model's weights take."""
+    network = predictor.release.network
+    return sum(values.nbytes for values in (*network.parameters(), *network.buffers()))
+
+
+def _from_hub(name: str, hub_id: str, revision: str | None) -> Predictor:
+    """Load a Hub model that a visitor named, unless it is too large to be fetched for one.
+
+    Raises:
+        LeukoscopeError: over 400 MB; or as `Predictor.from_hub`.
+    """
+    from leukoscope.inference.predictor import Predictor
+
+    size = _download_bytes(hub_id, revision)
+    if size > MAX_DOWNLOAD:
+        raise LeukoscopeError(
+            f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB fetched for a visitor; run "
+            "Leukoscope on your own machine for it, or name a smaller model"
+        )
+    return Predictor.from_hub(name, device=best_device())
+
+
+def _download_bytes(hub_id: str, revision: str | None) -> int:
+    """Size of the files that would be fetched; 0 where the Hub does not say, which loading then tells in its words."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from leukoscope.inference.hub_files import RELEASE_FILES, HubUnreachable, ask_hub
+
+    try:
+        about = ask_hub(hub_id, revision, sizes=True)
+    except (HubUnreachable, HfHubHTTPError):
+        return 0
+    return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)

@@ -12,10 +12,12 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; overflow: clip !important; }
+.gradio-container { max-width: min(1080px, 100vw) !important; margin: 0 auto !important; overflow: clip !important; }
 /* Set here, not below: Gradio scopes what stands in a media query to inside this element. */
 .gradio-container .main.app { padding: 1rem clamp(0.75rem, 3vw, 2rem) !important; }
 .gradio-container .html-container { padding: 0; }
+/* Wide tables scroll within themselves; they never widen the page. */
+.gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
 footer .divider { display: none; }
 :root, .dark { --lk-accent: #6b3fa0; --lk-track: #e7e4ee; --lk-line: #d3d0db; --lk-quiet: #55515f;
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
@@ -25,6 +27,7 @@ footer .divider { display: none; }
 .lk-head p { margin: 0.15rem 0 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
+* + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
 #examples .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 #examples .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
@@ -77,11 +80,17 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-cells li span { color: var(--lk-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .lk-cells li.wrong img { outline: 2px solid var(--lk-warn-line); }
 .lk-scroll { overflow-x: auto; margin: 0.4rem 0 1rem; }
-.lk-scroll table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; min-width: 50%; }
-.lk-scroll th, .lk-scroll td { border: 0; border-bottom: 1px solid var(--lk-line); padding: 0.3rem 0.6rem;
+.lk-scroll table { border: 0 !important; border-collapse: collapse; font-size: 0.9rem; min-width: 50%;
+  font-variant-numeric: tabular-nums; }
+.lk-scroll tr { border: 0 !important; }
+.lk-scroll th, .lk-scroll td { border: 0 !important; border-bottom: 1px solid var(--lk-line) !important;
+  padding: 0.3rem 0.6rem !important;
   text-align: left; }
 .lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
 .lk-scroll tbody th { font-weight: 500; }
+.lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
+.gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
+.gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 480px) {
   .lk-box span { font-size: 0.6rem; }
   .lk-pictures { gap: 0.4rem; }

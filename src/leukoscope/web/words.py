@@ -152,7 +152,7 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     if (~cell).mean() < BLACK_SHARE or not cell.any():
         return _concentration(heat, label)
     spread = _fitted(heat, view.size)
-    on_cell = float(spread[cell].sum() / spread.sum())
+    on_cell = float(spread[cell].sum()) / float(spread.sum())
     text = (
         f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
         f"the cell fills {percent(float(cell.mean()))} of what the model saw."
