@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.models.release import Release
+from leukoscope.models.release_files import ReleaseInfo
 from leukoscope.web import use_from_code
 from leukoscope.web.demo import build_demo
 from leukoscope.web.evidence_blocks import evidence
@@ -22,9 +22,9 @@ RELEASE = RELEASES / "leukoscope-densenet121-cnmc"
 METRICS = json.loads((RELEASE / "metrics.json").read_text())
 
 
-def release(folder: Path | None, metrics: dict[str, object]) -> Release:
+def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
     """A release of which nobody asks the network."""
-    return Release(None, ("ALL", "HEM"), None, metrics, "a", folder=folder)  # type: ignore[arg-type]
+    return ReleaseInfo(("ALL", "HEM"), None, metrics, "a", folder=folder)  # type: ignore[arg-type]
 
 
 def test_every_figure_shown_is_the_release_s_own() -> None:

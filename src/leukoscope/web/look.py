@@ -107,7 +107,7 @@ def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Ima
 
     All classes of a picture share one colour scale, so that weak evidence looks weak.
     """
-    from leukoscope.inference.gradcam import overlay
+    from leukoscope.inference.heatmaps import overlay
 
     shown = look.image.copy()
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.models.release import PREDICTIONS, Release
+from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web.panels import table
 from leukoscope.web.words import percent, point_name
 
@@ -50,7 +50,7 @@ class Rates:
         )
 
 
-def scores_of(release: Release) -> Scores | None:
+def scores_of(release: ReleaseInfo) -> Scores | None:
     """The committed answers of a two-class release, scaled as the release scales them; None where it brings none."""
     from leukoscope.evaluation.calibration import calibrated
     from leukoscope.evaluation.metrics import CellPredictions

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from leukoscope import LeukoscopeError
+from leukoscope.models.release_files import WEIGHTS
 from leukoscope.web.gpu import best_device, on_gpu
 
 if TYPE_CHECKING:
@@ -130,9 +132,12 @@ class Shelf:
 
 
 def weights_bytes(predictor: Predictor) -> int:
-    """How much memory a model's weights take."""
-    network = predictor.release.network
-    return sum(values.nbytes for values in (*network.parameters(), *network.buffers()))
+    """How much memory a model's weights take, computed with in float32."""
+    from safetensors import safe_open
+
+    assert predictor.release.folder is not None
+    with safe_open(predictor.release.folder / WEIGHTS, framework="numpy") as tensors:
+        return 4 * sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def _from_hub(name: str, hub_id: str, revision: str | None) -> Predictor:
