@@ -52,10 +52,13 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     for label in ("ALL", "HEM"):
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
+    (tmp_path / "data" / "HEM" / "empty.png").touch()
     out = tmp_path / "out.parquet"
     result = run("--model", tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
     assert result.exit_code == 0, result.output
-    assert pq.read_table(out).num_rows == 2
+    assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
+    listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
+    assert (tmp_path / "out.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
 
 
 @pytest.mark.parametrize(
