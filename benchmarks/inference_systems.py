@@ -87,7 +87,7 @@ def _grad_cam(turn: dict[str, Any]) -> System:
 
     def explained(file: bytes) -> tuple[np.ndarray, list[float]]:
         """The map of the most probable class; every other one would cost as much again."""
-        heat = cam(transform(Image.open(BytesIO(file)).convert("RGB"))[None])
+        heat = cam(transform(Image.open(BytesIO(file)).convert("RGB"))[None], targets=None)
         return heat, cam.outputs.detach().softmax(dim=1)[0].tolist()
 
     return System(one=lambda file: explained(file)[1], explained=explained)

@@ -35,10 +35,11 @@ def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
     systems = release["systems"]
     assert {"leukoscope auto", "leukoscope torch", "pipeline", "timm", "pytorch-grad-cam"} <= systems.keys()
     for name, figures in systems.items():
-        assert min(figures["one_seconds"]["median"], figures["cold_seconds"]["median"]) > 0
+        assert figures["cold_seconds"]["median"] > 0
         assert figures["peak_bytes"] > 1e8
         assert ("explained_seconds" in figures) == (name.startswith("leukoscope") or name == "pytorch-grad-cam")
-        assert ("many_cells_a_second" in figures) == (name != "pytorch-grad-cam")
+        for measure in ("one_seconds", "views_seconds", "many_cells_a_second"):
+            assert (measure in figures) == (name != "pytorch-grad-cam")
     ratios = {row["what"]: row for row in release["ratios"]}
     one = ratios["one: times faster than pipeline"]
     expected = systems["pipeline"]["one_seconds"]["median"] / systems["leukoscope auto"]["one_seconds"]["median"]

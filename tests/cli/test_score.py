@@ -52,10 +52,13 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     for label in ("ALL", "HEM"):
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
+    (tmp_path / "data" / "HEM" / "empty.png").touch()
     out = tmp_path / "out.parquet"
     result = run("--model", tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
     assert result.exit_code == 0, result.output
-    assert pq.read_table(out).num_rows == 2
+    assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
+    listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
+    assert (tmp_path / "out.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +82,17 @@ def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, f
 def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert _device() == "cpu"
+    assert _device("") == "cpu"
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _device() == "cuda:1"
+    assert _device("") == _device("torch") == "cuda:1"
+    assert _device("openvino") == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert _device() == "cpu"
+    assert _device("") == "cpu"
 
 
 def test_reading_and_joining_need_no_torch():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
@@ -110,6 +111,23 @@ def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
         {"source": "bad-1.png", "reason": "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"},
         {"source": "bad-2.png", "reason": "the file is empty (0 bytes); copy or export it again"},
     ]
+
+
+def test_pictures_inside_a_parquet_file_are_answered_as_files_are(predictor, cells, tmp_path):
+    paths = sorted(cells.iterdir())
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    names, subjects = [path.name for path in paths], [path.name.partition("-")[0] for path in paths]
+    pq.write_table(pa.table({"image": pictures, "cell_id": names, "subject": subjects}), tmp_path / "cells.parquet")
+    for name, source in {
+        "files": open_source(str(cells), subject_pattern=BY_NAME),
+        "table": open_source(str(tmp_path / "cells.parquet")),
+    }.items():
+        score_cells(predictor, source, tmp_path / f"{name}.parquet", cells_per_shard=4, batch_size=3)
+    files, table = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("files", "table"))
+    assert table.drop_columns(["p_ALL", "p_HEM"]) == files.drop_columns(["p_ALL", "p_HEM"])
+    assert table["p_ALL"].to_numpy() == pytest.approx(files["p_ALL"].to_numpy(), abs=1e-5)
+    lists = [unreadable_list(tmp_path / f"{name}.parquet").read_text() for name in ("files", "table")]
+    assert lists[0] == lists[1]
 
 
 def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):

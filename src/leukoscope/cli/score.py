@@ -41,6 +41,9 @@ def score(
     by_subject: Annotated[
         Path | None, typer.Option("--by-subject", metavar="FILE", help="Write means and shares by subject, as CSV.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="auto|openvino|onnx|torch", help="Who computes the network (default: auto).")
+    ] = "",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Cells answered at once.")] = 32,
     cells_per_shard: Annotated[
         int, typer.Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
@@ -63,7 +66,7 @@ def score(
         check_by_subject(by_subject, source)
     if worker.is_main and source.report:
         typer.echo(source.report, err=True)
-    predictor = Predictor.from_pretrained(model, device=_device())
+    predictor = Predictor.from_pretrained(model, backend=backend, device=_device(backend))
     with _progress(worker.is_main) as show:
         scored = score_cells(
             predictor,
@@ -79,8 +82,10 @@ def score(
         _print_summary(scored, output, by_subject)
 
 
-def _device() -> str:
-    """The GPU of this process where there is one; torch, which takes seconds, is asked only where a driver is found."""
+def _device(backend: str) -> str:
+    """This process's GPU where torch may compute on one; torch, slow to load, is asked only where a driver is found."""
+    if backend not in ("", "auto", "torch"):
+        return "cpu"
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
         return "cpu"
     import torch
