@@ -241,18 +241,29 @@ def test_ci_runs_every_step_and_fails_when_one_does(tmp_path: Path, broken: str)
     if shutil.which("timeout") is None:
         pytest.skip("needs the command `timeout` (GNU coreutils)")
     _script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text())
+    _script(tmp_path / "bin/chromium", "#!/bin/sh\n")
     # 5 is pytest's answer to a selection that holds no test.
     recipes = (
         f"{s}:\n\t@echo '=== 3 passed in 1.0s ==='; exit {5 * (s == broken)}\n"
         for s in ("test", "test-slow", "quality")
     )
     (tmp_path / "Makefile").write_text("".join(recipes))
-    ran = _run(tmp_path / ".ci/run", cwd=tmp_path)
+    ran = _run(tmp_path / ".ci/run", cwd=tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert (ran.returncode != 0) == bool(broken)
     summary = ran.stdout.partition("=== summary")[2].splitlines()
     for verb in ("test", "test-slow", "quality"):
         outcome = "FAILED" if verb == broken else "passed"
         assert f"make {verb}: {outcome}  === 3 passed in 1.0s ===" in summary
+
+
+def test_ci_says_how_to_get_a_browser_when_it_cannot(tmp_path: Path) -> None:
+    _script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text())
+    _script(tmp_path / "bin/apt-get", "#!/bin/sh\nexit 100\n")
+    for name in ("bash", "dirname", "env", "mktemp", "rm"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or name)
+    ran = _run(tmp_path / ".ci/run", cwd=tmp_path, PATH=str(tmp_path / "bin"))
+    assert ran.returncode == 1
+    assert ran.stderr == "error: Chromium is missing and cannot be installed; as root: apt-get install chromium\n"
 
 
 # --- the order of the rooms -----------------------------------------------------------------------------------------

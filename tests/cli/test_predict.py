@@ -188,3 +188,21 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
     assert json.loads(as_json.stdout)[0]["source"] == path
     assert as_table.exit_code == 0
     assert "cell-\ufffd.png" in as_table.stdout
+
+
+def test_eight_views_say_how_many_differ(tiny_release, cells):
+    told = run("predict", "--model", tiny_release, cells / "a.png", "--tta", "--json")
+    shown = run("predict", "--model", tiny_release, cells / "a.png", "--tta")
+
+    (row,) = json.loads(told.stdout)
+    assert row["disagreement"] in [k / 8 for k in range(5)]
+    assert "views that differ" in shown.stdout and f"{round(8 * row['disagreement'])} of 8" in shown.stdout
+
+
+def test_an_unknown_backend_is_refused_in_one_line(tiny_release, cells):
+    result = run("predict", "--model", tiny_release, cells / "a.png", "--backend", "abacus")
+
+    assert result.exit_code == 1
+    assert error_lines(result) == [
+        "error: backend 'abacus': unknown; choose one of auto, torch, openvino, onnx",
+    ]

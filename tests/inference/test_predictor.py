@@ -103,7 +103,7 @@ def test_explaining_gives_a_map_of_every_class_and_the_same_answer(predictor, ce
 
 
 def test_half_precision_weights_are_computed_in_float32(predictor, cells):
-    assert {p.dtype for p in predictor.release.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in predictor.backend.network.parameters()} == {torch.float32}
     assert predictor(cells[0], explain=True).heatmaps["ALL"].evidence.dtype == np.float32
 
 
@@ -132,7 +132,7 @@ def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells)
     assert read_back["probabilities"] == answer.probabilities
     assert set(read_back) == {
         "source", "label", "probabilities", "model", "revision", "seconds", "view_box", "guard_score", "recognised",
-        "notice",
+        "disagreement", "notice",
     }  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_familiarity_is_the_same_explained_or_in_a_batch(guarded, cells):
 @pytest.mark.parametrize("explain", [False, True])
 def test_answer_map_and_familiarity_come_from_one_pass_through_the_backbone(guarded, cells, explain):
     passes = []
-    hook = guarded.release.network.features.register_forward_hook(lambda *_: passes.append(1))
+    hook = guarded.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
 
     guarded(cells[0], explain=explain)
 
@@ -292,7 +292,7 @@ def test_answer_map_and_familiarity_come_from_one_pass_through_the_backbone(guar
 def test_a_temperature_in_the_classifier_leaves_familiarity_alone(guarded_release, guarded, cells):
     cooler = Predictor.from_pretrained(guarded_release)
     with torch.no_grad():
-        cooler.release.network.classifier.weight.div_(3)
+        cooler.backend.network.classifier.weight.div_(3)
 
     before, after = guarded(cells[0]), cooler(cells[0])
 

@@ -127,7 +127,7 @@ def test_every_class_has_its_heat_map(trained: Trained, pictures: list[str]) -> 
     predictor = Predictor.from_pretrained(trained.release)
     side = trained.recipe.image_size
     with torch.inference_mode():
-        places = predictor.release.network.forward_features(torch.zeros(1, 3, side, side)).shape[2:]
+        places = predictor.backend.network.forward_features(torch.zeros(1, 3, side, side)).shape[2:]
     maps = [
         prediction.heatmaps[label].evidence
         for prediction in predictor(pictures, explain=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 PRELIMINARY_TEST = "preliminary_test"
-_HUB_SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
-_HUB_ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
+# What others call our columns.
+SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
+ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
 
 
 @dataclass(frozen=True)
@@ -252,25 +253,39 @@ def _with_subjects(
                 raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
             yield replace(cell, subject=subjects[file])
     elif pattern is not None:
-        try:
-            rule = re.compile(pattern)
-        except re.error as error:
-            raise LeukoscopeError(f"--subject_pattern {pattern!r}: not a regular expression ({error})") from None
-        if not rule.groups:
-            raise LeukoscopeError(
-                f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)"
-            )
+        subject_of = subject_rule(pattern)
         for cell in cells:
-            file = cell.path.relative_to(root).as_posix()
-            match = rule.search(file)
-            subject = match and match["subject" if "subject" in rule.groupindex else 1]
-            if not subject:
-                raise LeukoscopeError(
-                    f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image"
-                )
-            yield replace(cell, subject=subject)
+            yield replace(cell, subject=subject_of(cell.path.relative_to(root).as_posix()))
     else:
         yield from cells
+
+
+def subject_rule(pattern: str) -> Callable[[str], str]:
+    """The function from an image's path to its subject that `--subject_pattern` means.
+
+    Args:
+        pattern: a regular expression whose group `subject` (or first group) names the subject.
+
+    Raises:
+        LeukoscopeError: no regular expression, or no group; from the function: a path that it does not match.
+    """
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise LeukoscopeError(f"--subject_pattern {pattern!r}: not a regular expression ({error})") from None
+    if not rule.groups:
+        raise LeukoscopeError(
+            f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)"
+        )
+
+    def subject_of(file: str) -> str:
+        match = rule.search(file)
+        subject = match and match["subject" if "subject" in rule.groupindex else 1]
+        if not subject:
+            raise LeukoscopeError(f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image")
+        return subject
+
+    return subject_of
 
 
 def _subjects_from_csv(path: Path) -> dict[str, str]:
@@ -404,12 +419,12 @@ def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]
 
 
 def _hub_cell_ids(rows: Dataset) -> list[str]:
-    column = next((name for name in _HUB_ID_COLUMNS if name in rows.column_names), None)
+    column = next((name for name in ID_COLUMNS if name in rows.column_names), None)
     return [Path(str(x)).stem for x in rows[column]] if column else [f"row_{i:06d}" for i in range(len(rows))]
 
 
 def _hub_subjects(rows: Dataset, cell_ids: list[str]) -> list[str]:
-    column = next((name for name in _HUB_SUBJECT_COLUMNS if name in rows.column_names), None)
+    column = next((name for name in SUBJECT_COLUMNS if name in rows.column_names), None)
     if column:
         return ["" if x is None else str(x) for x in rows[column]]
     matches = [CNMC_NAME.match(cell_id) for cell_id in cell_ids]

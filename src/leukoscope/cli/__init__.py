@@ -18,12 +18,14 @@ from leukoscope.cli.demo import demo
 from leukoscope.cli.doctor import doctor
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
+from leukoscope.cli.export import export
 from leukoscope.cli.field import field
 from leukoscope.cli.leaderboard import leaderboard
 from leukoscope.cli.predict import predict
 from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
 from leukoscope.cli.reproduce import reproduce
+from leukoscope.cli.score import score
 from leukoscope.cli.space import space
 from leukoscope.cli.trust import assess, recalibrate
 
@@ -56,7 +58,9 @@ def leukoscope(
 
 
 app.command()(predict)
+app.command()(score)
 app.command()(field)
+app.command()(export)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
 app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)

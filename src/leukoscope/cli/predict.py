@@ -28,15 +28,21 @@ def predict(
     explain: Annotated[
         Path | None, typer.Option(metavar="OUTDIR", help="Write a Grad-CAM picture of each answer to this folder.")
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average eight views of each cell and say how many disagree.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(metavar="auto|openvino|onnx|torch", help="Who computes the network (default: auto).")
+    ] = "",
 ) -> None:
     """Answer for cell images with a released model."""
     from leukoscope.cells.images import UnreadableImage
     from leukoscope.inference.predictor import Predictor
 
     files, problems = _image_paths(images)
-    predictor = Predictor.from_pretrained(model)
+    predictor = Predictor.from_pretrained(model, backend=backend)
     rows = []
-    for answer in predictor.answers(files, explain=explain is not None):
+    for answer in predictor.answers(files, explain=explain is not None, views=tta):
         if isinstance(answer, UnreadableImage):
             problems.append(answer)
             continue
@@ -93,8 +99,12 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from leukoscope.inference.views import VIEWS
+
     guarded = any(row["recognised"] is not None for row in rows)
-    table = Table("file", "label", *labels, "ms", *(["known?"] if guarded else []))
+    viewed = any(row["disagreement"] is not None for row in rows)
+    extra = [*(["known?"] if guarded else []), *(["views that differ"] if viewed else [])]
+    table = Table("file", "label", *labels, "ms", *extra)
     for column, fold in enumerate(("fold", "fold", *("ellipsis" for _ in labels), "ellipsis")):
         table.columns[column].overflow = fold  # type: ignore[assignment]
         table.columns[column].justify = "left" if fold == "fold" else "right"
@@ -103,7 +113,8 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         # A file may be named in bytes that are no UTF-8; Text, because square brackets would be read as markup.
         name = os.fsencode(row["source"]).decode(errors="replace")
         known = [{True: "yes", False: "NO", None: "–"}[row["recognised"]]] if guarded else []
-        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}", *known)
+        differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
+        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}", *known, *differ)
     console = Console(highlight=False)
     console.print(table)
     overlays = [row["overlay"] for row in rows if "overlay" in row]

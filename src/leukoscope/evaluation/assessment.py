@@ -1,4 +1,4 @@
-"""How far to trust a release, put into it: intervals, shortcuts, calibration, decisions, input guard, heat-map checks.
+"""How far to trust a release, put into it: intervals, shortcuts, calibration, decisions, input guard, heat maps.
 
 A protocol leaves weights and out-of-fold answers. From these and the cells they were made with, `assess` computes the
 rest, folds the temperature into the weights and writes the release anew. Assessing it again, with a newer Leukoscope,
@@ -23,6 +23,7 @@ from leukoscope.evaluation.heatmap_checks import heatmap_checks
 from leukoscope.evaluation.intervals import cell_intervals, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
+from leukoscope.inference.precision import precision_block
 from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
 from leukoscope.models.release_files import GUARD, METRICS, PREDICTIONS, SCHEMA_VERSION, read_metrics, write_json
 
@@ -88,6 +89,9 @@ def fit_trust(
     guard, metrics["guard"] = fit_and_check(release, pixels, units, background=background, others=others)
     guard.save(directory / GUARD)
     metrics["heat_maps"] = heatmap_checks(release, pixels, cells.labels[rows], units, background=background)
+    # Thresholds and guard must stand in the folder before what they decide is compared.
+    write_json(directory / METRICS, metrics)
+    metrics["precision"] = precision_block(directory, pixels)
     write_json(directory / METRICS, metrics)
 
 

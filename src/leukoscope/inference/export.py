@@ -25,6 +25,7 @@ from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoGraph
 from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
+from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.torch_backend import TorchBackend
 from leukoscope.models.build import classifier_parameters
 from leukoscope.models.release import Release, load_release
@@ -114,7 +115,7 @@ def _export(release: Release, backend: str, folder: Path) -> dict[str, Any]:
 def _comparison(ours: Answers, theirs: Answers) -> dict[str, Any]:
     """How far a graph's answers lie from torch's, at most, over the pictures compared."""
     assert ours.maps is not None and theirs.maps is not None
-    probability = float(np.abs(_softmax(ours.logits) - _softmax(theirs.logits)).max())
+    probability = float(np.abs(softmax(ours.logits) - softmax(theirs.logits)).max())
     heat = float(np.abs(ours.maps - theirs.maps).max() / max(theirs.maps.max(), 1e-12))
     return {
         "compared_on": f"{_COMPARED} phantoms",
@@ -153,12 +154,6 @@ def _pictures(preprocessing: Preprocessing) -> np.ndarray:
         for background in ("black", "smear")
     ]
     return np.stack([preprocessing.frame(Image.fromarray(cell)) for cell in cells])
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    from scipy.special import softmax
-
-    return softmax(logits.astype(np.float64), axis=1)
 
 
 def _write_openvino(graph: nn.Module, example: torch.Tensor, path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
 GRAPH_VERSION = 1
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
+F32, BF16 = "f32", "bf16"
 REPORT, HEAD = "export.json", "head.safetensors"
 _MAKERS = {OPENVINO: "openvino", ONNX: "onnxruntime"}
 
@@ -67,18 +68,19 @@ class ExportedBackend:
     Args:
         folder: what `export_release` wrote.
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
+        precision: "f32"; or "bf16", which OpenVINO alone knows, and only some processors compute.
 
     Raises:
         NoGraph: a damaged graph.
     """
 
-    def __init__(self, folder: Path, release: ReleaseInfo):
+    def __init__(self, folder: Path, release: ReleaseInfo, *, precision: str = F32):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
         self._release = release
         # (K, C), there where one linear layer after average pooling makes the logits.
         self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None
         try:
-            self._run = _OPENERS[self.name](folder / GRAPHS[self.name])
+            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision)
         except Exception as error:  # each runtime has error types of its own
             reason = str(error).strip().splitlines()[0]
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
@@ -133,15 +135,22 @@ def _threads() -> int:
     return int(wanted) if wanted.isdecimal() and int(wanted) else len(os.sched_getaffinity(0))
 
 
-def _open_openvino(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def computes_bf16() -> bool:
+    """Whether OpenVINO finds bfloat16 units in this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import openvino
 
     compiled = openvino.Core().compile_model(
         path,
         "CPU",
         {
-            # Its default is bf16 where the processor has it, which moves probabilities by up to .01.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Left to itself it takes bf16 wherever the processor has it.
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": _threads(),
         },
@@ -156,7 +165,7 @@ def _open_openvino(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.nd
     return run
 
 
-def _open_onnx(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_onnx(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -24,6 +24,7 @@ from leukoscope.inference.backends import AUTO, Backend, open_backend
 from leukoscope.inference.guard import Guard
 from leukoscope.inference.heatmaps import HeatMap
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
+from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.views import VIEWS, disagreement, eight_views, turned_back
 from leukoscope.models.release_files import GUARD, ReleaseInfo, read_release
 
@@ -264,7 +265,7 @@ class Predictor:
     def _ask(self, pixels: np.ndarray, explain: bool, views: bool) -> _Said:
         """One pass of (B, S, S, 3) uint8 pixels, or of all their views, through the network."""
         answers = self.backend(eight_views(pixels) if views else pixels, explain=explain)
-        each = _softmax(answers.logits).reshape(len(pixels), -1, len(self.labels))
+        each = softmax(answers.logits).reshape(len(pixels), -1, len(self.labels))
         maps = turned_back(answers.maps) if views and answers.maps is not None else answers.maps
         familiarity = None
         if self.guard is not None:
@@ -281,12 +282,6 @@ class Predictor:
 def default_backend() -> str:
     """What LEUKOSCOPE_BACKEND names, else "auto"."""
     return os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """(B, K) → (B, K) probabilities, in double precision so that they sum to 1."""
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
 
 
 def _guard_of(release: ReleaseInfo) -> Guard | None:

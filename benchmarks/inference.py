@@ -1,0 +1,391 @@
+"""How fast answers come beside what people would use instead: one run, the same machine, the same pictures.
+
+    PYTHONPATH=src python benchmarks/inference.py --models model_card/leukoscope-*-cnmc \
+        [--data DIR] [--keras_python PATH] [--threads 2 --pictures 64 --repeats 30 --turns 3]
+
+Every turn of a system is a process of its own, on the same cores; systems take turns. Keras needs TensorFlow in an
+environment of its own, whose Python --keras_python names. Writes results/benchmarks/inference.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import numpy as np
+from timing import FIRST_ANSWER, seconds_each
+
+from leukoscope import RESEARCH_NOTICE
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "benchmarks" / "inference.json"
+MEASURES = {
+    "one": "seconds from a picture file's bytes to an answer, one file after the other",
+    "many": "files answered a second, at the batch size that suits a system best",
+    "explained": "seconds from a file's bytes to an answer with Grad-CAM: of every class by ours, of one by others",
+    "views": "seconds for the eight turned and mirrored views of a file, in one batch",
+    "cold": "seconds from the start of a process to its first answer",
+    "peak_bytes": "the most memory that a process of all these measures held",
+}
+BACKENDS = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}  # and the module each needs
+KERAS_NETWORKS = {"tf_efficientnet_b3": "efficientnet_b3", "densenet121": "densenet121"}
+# Times faster than each system our default must be: (what is compared, beside which system) by architecture.
+_ONE_CELL = {"tf_efficientnet_b3": 5.0, "densenet121": 3.0}
+_BULK = {"tf_efficientnet_b3": 4.0, "densenet121": 2.5}
+AIMS: dict[tuple[str, str], dict[str, float]] = {
+    ("one", "pipeline"): _ONE_CELL,
+    ("one", "keras predict"): _ONE_CELL,
+    ("one", "keras call"): _ONE_CELL,
+    ("many", "pipeline"): _BULK,
+    ("explained", "pytorch-grad-cam"): dict.fromkeys(_ONE_CELL, 20.0),
+}
+EXPLAINED_AT_MOST = 1.15  # times an answer alone
+COLD_START_AT_MOST = 3.0  # seconds
+OURS = "leukoscope auto"
+_TIMED = ("one", "explained", "views", "cold")
+_MATRIX = 2048
+_TURN_RESULT = "turn.json"
+
+
+def main() -> None:
+    """Measure, write the figures and their picture, and say the ratios."""
+    flags = _flags()
+    if hasattr(os, "sched_setaffinity"):
+        # Whatever a system takes for its number of threads, it has no more cores than the others.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = _lay_out(flags, Path(folder) / "pictures")
+        releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
+    from leukoscope.models.release_files import write_json
+    from leukoscope.training.environment import machine, versions
+
+    result = {
+        "notice": RESEARCH_NOTICE,
+        "measures": MEASURES,
+        "pictures": f"{flags.pictures} {'cells of C-NMC 2019' if flags.data else 'phantoms'}",
+        **{name: getattr(flags, name) for name in ("threads", "repeats", "turns", "batch_sizes")},
+        "releases": releases,
+        "machine": machine(),
+        "versions": versions() | _other_versions(flags.keras_python),
+    }
+    flags.results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(flags.results, result)
+    draw(result, flags.results.with_suffix(".png"))
+    for release in releases:
+        for row in release["ratios"]:
+            aim = f", aim {row['aim']}: {'met' if row['met'] else 'MISSED'}" if "aim" in row else ""
+            print(f"{release['model']}, {row['what']}: {row['value']:.2f}{aim}")
+    print(flags.results)
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="release folders")
+    parser.add_argument("--data", type=Path, help="folder with cnmc2019/: its cells in place of phantoms")
+    parser.add_argument("--keras_python", type=Path, help="Python of an environment with tensorflow and pillow")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=30, help="timed calls of each measure in a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    flags = parser.parse_args()
+    if flags.keras_python and not flags.keras_python.is_file():
+        parser.error(f"--keras_python {flags.keras_python}: no such file; give one of an environment with tensorflow")
+    if flags.threads > (os.cpu_count() or 1):
+        parser.error(f"--threads {flags.threads}: this machine has {os.cpu_count()} cores")
+    return flags
+
+
+def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
+    """The pictures as files, as every system reads them."""
+    from PIL import Image
+
+    from leukoscope.cells.images import open_image
+    from leukoscope.cells.phantoms import draw_cell
+    from leukoscope.cells.registry import image_files
+
+    folder.mkdir()
+    found = list(image_files(flags.data / "cnmc2019")) if flags.data else []
+    if flags.data and len(found) < flags.pictures:
+        sys.exit(f"--data {flags.data}: holds {len(found)} cells in cnmc2019/, fewer than --pictures {flags.pictures}")
+    for number in range(flags.pictures):
+        if flags.data:
+            picture = open_image(found[number * len(found) // flags.pictures])
+        else:
+            cell = draw_cell(("ALL", "HEM")[number % 2], subject=number % 7, cell=number, size=450, background="black")
+            picture = Image.fromarray(cell.image)
+        # As the data set's own files are.
+        picture.save(folder / f"{number:04d}.bmp")
+    return folder
+
+
+def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: Path) -> dict[str, Any]:
+    """Every system's figures for one release, and ours as multiples of the others'."""
+    config = json.loads((release / "config.json").read_text())
+    systems = _systems(flags, release, config)
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    for command, turn in systems.values():
+        # Graphs of a release are made once and kept, and files read for the first time come from the disk: no turn.
+        _start([*command, _words(flags, turn, pictures, folder, first_only=True)], flags.threads)
+    for _ in range(flags.turns):
+        for name, (command, turn) in systems.items():
+            turns[name].append(_take_turn(flags, command, turn, pictures, folder))
+            print(release.name, name, {k: v for k, v in turns[name][-1].items() if k in ("cold", "many")}, flush=True)
+    _check_agreement(turns)
+    figures = {name: _figures(taken) for name, taken in turns.items()}
+    return {
+        "model": release.name,
+        "architecture": config["architecture"],
+        "image_size": config["pretrained_cfg"]["input_size"][-1],
+        "systems": figures,
+        "ratios": _ratios(config["architecture"], figures),
+        "preprocessing": _preprocessing(release, pictures, flags.repeats),
+        "compute": _compute(release, flags.threads, figures),
+    }
+
+
+def _systems(
+    flags: argparse.Namespace, release: Path, config: Mapping[str, Any]
+) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """Name → the command that takes a turn of it, and what to tell it."""
+    own = [sys.executable, str(HERE / "inference_systems.py")]
+    about = {"release": str(release.resolve()), "architecture": config["architecture"]}
+    backends = ["auto", *(backend for backend, module in BACKENDS.items() if find_spec(module))]
+    systems = {f"leukoscope {b}": (own, about | {"system": "leukoscope", "backend": b}) for b in backends}
+    systems |= {name: (own, about | {"system": name}) for name in ("pipeline", "timm", "pytorch-grad-cam")}
+    if flags.keras_python and config["architecture"] in KERAS_NETWORKS:
+        keras = {
+            "network": KERAS_NETWORKS[config["architecture"]],
+            "classes": config["num_classes"],
+            "image_size": config["pretrained_cfg"]["input_size"][-1],
+            "crop_pct": config["pretrained_cfg"]["crop_pct"],
+            "threads": flags.threads,
+        }
+        theirs = [str(flags.keras_python), str(HERE / "keras_example.py")]
+        systems |= {f"keras {call}": (theirs, keras | {"call": call}) for call in ("predict", "call")}
+    return systems
+
+
+def _take_turn(
+    flags: argparse.Namespace, command: Sequence[str], turn: Mapping[str, Any], pictures: Path, folder: Path
+) -> dict[str, Any]:
+    """A cold start, then a process that stays for the other measures."""
+    cold = _start([*command, _words(flags, turn, pictures, folder, first_only=True)], flags.threads)
+    _start([*command, _words(flags, turn, pictures, folder, first_only=False)], flags.threads)
+    measured: dict[str, Any] = json.loads((folder / _TURN_RESULT).read_text())
+    return measured | {"cold": [cold]}
+
+
+def _words(
+    flags: argparse.Namespace, turn: Mapping[str, Any], pictures: Path, folder: Path, *, first_only: bool
+) -> str:
+    """What a turn is told; see `timing.run_turn`."""
+    common = {"pictures": str(pictures), "result": str(folder / _TURN_RESULT), "first_only": first_only}
+    return json.dumps({**turn, **common, "repeats": flags.repeats, "batch_sizes": flags.batch_sizes})
+
+
+def _start(command: Sequence[str], threads: int) -> float:
+    """Run a process to its end; seconds until its first answer."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile("w+") as problems:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=problems, text=True)
+        assert process.stdout is not None
+        said = any(line.strip() == FIRST_ANSWER for line in process.stdout)
+        seconds = time.perf_counter() - started
+        for _ in process.stdout:
+            pass
+        if process.wait() or not said:
+            problems.seek(0)
+            sys.exit(f"{command}: ended with {process.returncode}\n{problems.read()}")
+    return seconds
+
+
+def _check_agreement(turns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Speed of another answer would be no comparison; Keras has random weights."""
+    wanted = np.array(turns["timm"][0]["probabilities"])
+    for name, taken in turns.items():
+        found = np.array(taken[0]["probabilities"])
+        if not name.startswith("keras") and np.abs(found - wanted).max() >= 0.02:
+            sys.exit(f"{name}: answers {found.tolist()}, timm {wanted.tolist()}; the same release must answer alike")
+
+
+def _figures(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        f"{name}_seconds": _spread([second for turn in turns for second in turn[name]])
+        for name in _TIMED
+        if name in turns[0]
+    }
+    if "many" in turns[0]:
+        by_size = {size: _spread([turn["many"][size] for turn in turns]) for size in turns[0]["many"]}
+        best = max(by_size, key=lambda size: by_size[size]["median"])
+        figures["many_cells_a_second"] = {"batch_size": int(best), **by_size[best], "all": by_size}
+    return figures | {"peak_bytes": max(turn["peak_bytes"] for turn in turns)}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {"median": middle, "quartiles": [low, high], "measured": len(values)}
+
+
+def _ratios(architecture: str, figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ours as multiples of the others', beside the aims."""
+    ours = figures[OURS]
+    rows = []
+    for name, theirs in figures.items():
+        if name.startswith("leukoscope"):
+            continue
+        for measure in _TIMED:
+            key = f"{measure}_seconds"
+            if key in theirs and key in ours:
+                faster = theirs[key]["median"] / ours[key]["median"]
+                rows.append(
+                    _row(f"{measure}: times faster than {name}", faster, AIMS.get((measure, name)), architecture)
+                )
+        if "many_cells_a_second" in theirs:
+            faster = ours["many_cells_a_second"]["median"] / theirs["many_cells_a_second"]["median"]
+            rows.append(_row(f"many: times faster than {name}", faster, AIMS.get(("many", name)), architecture))
+    explained = ours["explained_seconds"]["median"] / ours["one_seconds"]["median"]
+    rows.append({"what": "explained: times an answer alone", "value": explained, "aim": f"≤ {EXPLAINED_AT_MOST}"})
+    rows[-1]["met"] = explained <= EXPLAINED_AT_MOST
+    cold = ours["cold_seconds"]["median"]
+    rows.append({"what": "cold: seconds to the first answer", "value": cold, "aim": f"≤ {COLD_START_AT_MOST}"})
+    rows[-1]["met"] = cold <= COLD_START_AT_MOST
+    return rows
+
+
+def _row(what: str, value: float, aims: Mapping[str, float] | None, architecture: str) -> dict[str, Any]:
+    aim = (aims or {}).get(architecture)
+    return {"what": what, "value": value} | ({"aim": f"≥ {aim:g}", "met": value >= aim} if aim else {})
+
+
+def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any]:
+    """Seconds a picture of what comes before the network: ours step by step, timm's and the pipeline's as a whole."""
+    from io import BytesIO
+
+    import torch
+    from PIL import Image
+    from timm.data import create_transform
+    from transformers import AutoImageProcessor
+
+    from leukoscope.cells.images import open_bytes
+    from leukoscope.models.release_files import read_release
+
+    ours = read_release(release).preprocessing
+    size = (3, ours.image_size, ours.image_size)
+    transform = create_transform(
+        size, interpolation=ours.interpolation, crop_pct=ours.crop_pct, mean=ours.mean, std=ours.std
+    )
+    processor = AutoImageProcessor.from_pretrained(release)
+    files = [path.read_bytes() for path in sorted(pictures.iterdir())]
+    picture = open_bytes(files[0], "cell")
+    pixels = torch.from_numpy(ours.frame(picture).copy()).permute(2, 0, 1)[None]
+    steps: dict[str, Callable[[bytes], object]] = {
+        "leukoscope, open": lambda file: open_bytes(file, "cell"),
+        "leukoscope, frame": lambda file: ours.frame(picture),
+        "leukoscope, normalise": lambda file: ours.normalise(pixels),
+        "timm": lambda file: transform(Image.open(BytesIO(file)).convert("RGB")),
+        "pipeline": lambda file: processor(Image.open(BytesIO(file)).convert("RGB")),
+    }
+    return {name: _spread(seconds_each(step, files, repeats)) for name, step in steps.items()}
+
+
+def _compute(release: Path, threads: int, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Arithmetic achieved, beside what multiplying large matrices reaches on the same cores."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from leukoscope.models.release import load_release
+
+    torch.set_num_threads(threads)
+    loaded = load_release(release)
+    side = loaded.preprocessing.image_size
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        loaded.network(torch.zeros(1, 3, side, side))
+    flops = counter.get_total_flops()
+    peak = {str(dtype).removeprefix("torch."): _matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    achieved = {
+        name: {"one": flops / found["one_seconds"]["median"]}
+        | ({"many": flops * found["many_cells_a_second"]["median"]} if "many_cells_a_second" in found else {})
+        for name, found in figures.items()
+    }
+    shares = {name: {kind: rate / peak["float32"] for kind, rate in rates.items()} for name, rates in achieved.items()}
+    return {
+        "flops_a_cell": flops,
+        "matmul_flops_a_second": peak,
+        "achieved_flops_a_second": achieved,
+        "share_of_float32_matmul": shares,
+    }
+
+
+def _matmul_rate(dtype: Any) -> float:
+    """FLOP/s of a large square matrix product, the median of ten."""
+    import torch
+
+    left, right = (torch.randn(_MATRIX, _MATRIX).to(dtype) for _ in range(2))
+    seconds = seconds_each(lambda _: left @ right, [b""], 10)
+    return 2 * _MATRIX**3 / _spread(seconds)["median"]
+
+
+def _other_versions(keras_python: Path | None) -> dict[str, str]:
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("openvino", "onnxruntime") if find_spec(name)} | {
+        "grad-cam": version("grad-cam")
+    }
+    if keras_python:
+        code = "import tensorflow, keras; print(tensorflow.__version__, keras.__version__)"
+        said = subprocess.run([keras_python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        found |= {"tensorflow": said[-2], "keras": said[-1]}
+    return found
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Bars of every system's milliseconds for one cell, with and without explanation, and of its cells a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+        "one cell, ms": lambda found: _milliseconds(found, "one_seconds"),
+        "with Grad-CAM, ms": lambda found: _milliseconds(found, "explained_seconds"),
+        "many cells a second": lambda found: found.get("many_cells_a_second", {}).get("median"),
+    }
+    releases = result["releases"]
+    figure, axes = plt.subplots(
+        len(releases), len(panels), figsize=(12, 3.2 * len(releases)), squeeze=False, layout="constrained"
+    )
+    for row, release in zip(axes, releases, strict=True):
+        for axis, (title, value) in zip(row, panels.items(), strict=True):
+            bars = {name: v for name, found in release["systems"].items() if (v := value(found)) is not None}
+            colours = ["#0072B2" if name.startswith("leukoscope") else "#999999" for name in bars]
+            drawn = axis.barh(list(bars), list(bars.values()), color=colours)
+            axis.bar_label(drawn, fmt="{:.3g}", padding=3)
+            axis.margins(x=0.15)
+            axis.invert_yaxis()
+            axis.set_title(f"{release['model']}: {title}", fontsize=9)
+    figure.suptitle(f"{result['threads']} threads, {result['machine']['cpu']}. {RESEARCH_NOTICE}", fontsize=8)
+    aside = path.with_suffix(".tmp.png")
+    figure.savefig(aside, dpi=120)
+    plt.close(figure)
+    aside.replace(path)
+
+
+def _milliseconds(found: Mapping[str, Any], key: str) -> float | None:
+    return 1000 * found[key]["median"] if key in found else None
+
+
+if __name__ == "__main__":
+    main()

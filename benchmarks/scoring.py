@@ -1,0 +1,207 @@
+"""A hundred thousand cells through `leukoscope score`: how fast, in how much memory, and killed in the middle.
+
+    PYTHONPATH=src python benchmarks/scoring.py --model model_card/leukoscope-densenet121-cnmc [--cells 100000]
+
+A few hundred phantoms are scored over and over under ids of their own: first --short_cells of them in one go, then
+--cells, ended by kill -9 when half of the shards are there and taken up again by the same command. Memory is what the
+process and its children hold, looked at every second. Writes results/benchmarks/scoring.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.inference.scoring import CELLS_PER_SHARD
+from leukoscope.models.release_files import folder_name, write_json
+from leukoscope.training.environment import machine, versions
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "scoring.json"
+FLAT_WITHIN = 0.10
+MEASURES = {
+    "cells_a_second": "cells whose shards were finished, over the wall time of the process with its start",
+    "memory": "bytes resident in the process and its children, once a second; steady: the median of those taken after "
+    "the first shard was there",
+    "largest_difference": "between probabilities of one picture under different ids, before and after the kill; every "
+    "cell was checked to be there once and in order",
+    "trace": "[seconds since the process began, bytes]",
+}
+_TRACE_POINTS = 200
+_LOOK_EVERY = 1.0  # seconds
+_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "cells_per_shard")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of a run.
+
+    Attributes:
+        seconds: of wall time.
+        shards: finished by it.
+        trace: (seconds, bytes, whether its first shard was there), once a second.
+    """
+
+    seconds: float
+    shards: int
+    trace: Sequence[tuple[float, int, bool]]
+
+    @property
+    def peak(self) -> int:
+        """The most bytes seen."""
+        return max(held for _, held, _ in self.trace)
+
+    @property
+    def steady(self) -> float:
+        """The median once cells are being answered; of all, where that took less than a second."""
+        return median([held for _, held, answering in self.trace if answering] or [held for _, held, _ in self.trace])
+
+    def to_dict(self, cells: int) -> dict[str, Any]:
+        """For JSON, with so many cells finished."""
+        points = self.trace[:: max(1, len(self.trace) // _TRACE_POINTS)]
+        return {
+            "cells": cells,
+            "seconds": self.seconds,
+            "cells_a_second": cells / self.seconds,
+            "memory": {"steady_bytes": self.steady, "peak_bytes": self.peak},
+            "trace": [[round(seconds, 1), held] for seconds, held, _ in points],
+        }
+
+
+def main() -> None:
+    """Score, kill, resume, check every row, write the figures and say them."""
+    flags = _flags()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _draw(root / "cells", flags.pictures)
+        short_table, short_out = _table(root, flags.short_cells, flags.pictures), root / "short.parquet"
+        short = _score(flags, short_table, short_out)
+        _check(short_out, flags.short_cells, flags.pictures)
+        table, out = _table(root, flags.cells, flags.pictures), root / "out.parquet"
+        half = max(1, flags.cells // flags.cells_per_shard // 2)
+        killed = _score(flags, table, out, until=lambda: _shards(out) >= half)
+        resumed = _score(flags, table, out)
+        difference = _check(out, flags.cells, flags.pictures)
+    kept = killed.shards * flags.cells_per_shard
+    growth = max(killed.steady, resumed.steady) / short.steady
+    result = {
+        "notice": RESEARCH_NOTICE,
+        "measures": MEASURES,
+        "model": folder_name(flags.model),
+        **{name: getattr(flags, name) for name in _RECORDED_FLAGS},
+        "short_run": short.to_dict(flags.short_cells),
+        "until_killed": killed.to_dict(kept),
+        "resumed": resumed.to_dict(flags.cells - kept),
+        "largest_difference": difference,
+        "memory_growth": {"times_short_run": growth, "aim": f"within {FLAT_WITHIN:.0%}"}
+        | {"met": abs(growth - 1) <= FLAT_WITHIN},
+        "machine": machine(),
+        "versions": versions(),
+    }
+    flags.results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(flags.results, result)
+    for name in ("short_run", "until_killed", "resumed"):
+        part = result[name]
+        print(f"{name}: {part['cells_a_second']:.1f} cells/s, {part['memory']['steady_bytes'] / 1e6:.0f} MB")
+    print(f"memory: {growth:.2f} times the short run's\n{flags.results}")
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="release folder")
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--short_cells", type=int, default=1000)
+    parser.add_argument("--pictures", type=int, default=300, help="different phantoms among them")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--cells_per_shard", type=int, default=CELLS_PER_SHARD)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    flags = parser.parse_args()
+    if flags.cells <= flags.cells_per_shard:
+        parser.error(f"--cells {flags.cells}: give more than --cells_per_shard, or there is nothing to go on with")
+    return flags
+
+
+def _draw(folder: Path, pictures: int) -> None:
+    folder.mkdir()
+    for number in range(pictures):
+        cell = draw_cell(("ALL", "HEM")[number % 2], subject=number % 7, cell=number, size=450, background="black")
+        Image.fromarray(cell.image).save(folder / f"{number}.png")
+
+
+def _table(root: Path, cells: int, pictures: int) -> Path:
+    """A CSV that names the pictures over and over."""
+    path = root / f"{cells}.csv"
+    with path.open("w") as file:
+        file.write("cell_id,file\n")
+        file.writelines(f"cell-{number},cells/{number % pictures}.png\n" for number in range(cells))
+    return path
+
+
+def _shards(output: Path) -> int:
+    return len(list(output.with_name(f"{output.name}.parts").glob("shard-*.parquet")))
+
+
+def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable[[], bool] | None = None) -> Part:
+    """Run `leukoscope score` to its end, or to a sudden one."""
+    command = [sys.executable, "-m", "leukoscope", "score", "--model", str(flags.model.resolve())]
+    command += ["--input", str(table), "--output", str(output), "--batch_size", str(flags.batch_size)]
+    command += ["--cells_per_shard", str(flags.cells_per_shard)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1"}
+    before, finished = _shards(output), 0
+    trace: list[tuple[float, int, bool]] = []
+    with tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        process = psutil.Popen(command, env=environment, stdout=said, stderr=said)
+        while process.poll() is None:
+            finished = max(finished, _shards(output) - before)
+            trace.append((time.perf_counter() - started, _held(process), finished > 0))
+            if until and until():
+                process.kill()
+            time.sleep(_LOOK_EVERY)
+        seconds = time.perf_counter() - started
+        if process.returncode and not until:
+            said.seek(0)
+            sys.exit(f"{command}: ended with {process.returncode}\n{said.read()}")
+    if until and output.exists():
+        sys.exit(f"{output}: was done before it could be killed; give more --cells")
+    return Part(seconds, _shards(output) - before if until else finished, trace)
+
+
+def _held(process: psutil.Process) -> int:
+    """Bytes resident in a process and its children; those that have just ended hold none."""
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def _check(output: Path, cells: int, pictures: int) -> float:
+    """Every cell once and in order; the largest difference between answers to the same picture."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(output)
+    if table["cell_id"].to_pylist() != [f"cell-{number}" for number in range(cells)]:
+        sys.exit(f"{output}: its {len(table)} rows are not the {cells} cells asked for, each once and in order")
+    shares = table.column(2).to_numpy()
+    return float(max(np.ptp(shares[number::pictures]) for number in range(min(pictures, cells))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The tables of bulk scoring: a shard's rows, all shards joined into one file, and what they say of each subject."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.images import UnreadableImage
+from leukoscope.inference.score_sources import SourceCell
+from leukoscope.inference.verdicts import Thresholds
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from leukoscope.inference.predictor import Prediction
+
+Answered = tuple[SourceCell, "Prediction | UnreadableImage"]
+# Shards joined at a time: row groups of some tens of thousands of rows are what readers of Parquet like.
+_JOINED_AT_ONCE = 64
+_UNREADABLE_COLUMNS = ("source", "reason")
+
+
+def score_schema(labels: Sequence[str], thresholds: Thresholds) -> pa.Schema:
+    """Columns of the output: one probability a class, one verdict an operating point; null where not measured."""
+    import pyarrow as pa
+
+    text, number, truth = pa.string(), pa.float64(), pa.bool_()
+    return pa.schema(
+        [
+            ("cell_id", text),
+            ("subject", text),
+            *((f"p_{label}", number) for label in labels),
+            ("predicted_label", text),
+            *((f"positive_{name}", truth) for name in thresholds.operating_points),
+            ("abstains", truth),
+            ("guard_score", number),
+            ("recognised", truth),
+            ("model", text),
+            ("revision", text),
+        ]
+    )
+
+
+def shard_table(answered: Sequence[Answered], labels: tuple[str, ...], thresholds: Thresholds) -> pa.Table:
+    """Rows of the output, then one for each unreadable picture, with a `reason` in place of an answer."""
+    import pyarrow as pa
+
+    known = [(cell, answer) for cell, answer in answered if not isinstance(answer, UnreadableImage)]
+    probabilities = np.array([list(answer.probabilities.values()) for _, answer in known]).reshape(-1, len(labels))
+    abstains = thresholds.abstains(probabilities)
+    columns = {
+        "cell_id": [cell.cell_id for cell, _ in known],
+        "subject": [cell.subject or None for cell, _ in known],
+        **{f"p_{label}": probabilities[:, k] for k, label in enumerate(labels)},
+        "predicted_label": [answer.label for _, answer in known],
+        **{f"positive_{name}": called for name, called in thresholds.positives(probabilities, labels).items()},
+        "abstains": [None] * len(known) if abstains is None else abstains,
+        "guard_score": [answer.guard_score for _, answer in known],
+        "recognised": [answer.recognised for _, answer in known],
+        "model": [answer.model for _, answer in known],
+        "revision": [answer.revision for _, answer in known],
+    }
+    problems = [
+        {"cell_id": cell.cell_id, "reason": str(answer).removeprefix(f"{cell.file}: ")}
+        for cell, answer in answered
+        if isinstance(answer, UnreadableImage)
+    ]
+    damaged = pa.Table.from_pylist(problems, pa.schema([("cell_id", pa.string()), ("reason", pa.string())]))
+    return pa.concat_tables([pa.table(columns, score_schema(labels, thresholds)), damaged], promote_options="default")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a run has scored.
+
+    Attributes:
+        cells, unreadable: rows of the output and of the list of unreadable files.
+        unrecognised, abstained: cells among the first; 0 as well where the release measured no such thing.
+        subjects: one row a subject, sorted; see `_shares`.
+    """
+
+    cells: int
+    unreadable: int
+    unrecognised: int
+    abstained: int
+    subjects: pa.Table
+
+
+def join_shards(
+    shards: Sequence[Path],
+    output: Path,
+    unreadable: Path,
+    *,
+    labels: Sequence[str],
+    metadata: Mapping[str, str],
+    unreadable_before: Sequence[tuple[str, str]],
+) -> Scored:
+    """Join shards in their order, a few at a time, into the table of cells and the list of unreadable files.
+
+    Args:
+        output, unreadable: Parquet and CSV to be written.
+        metadata: of the Parquet file, beside the research notice.
+        unreadable_before: (source, reason) of files that never came to a shard.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    whole = pq.read_schema(shards[0])
+    schema = whole.remove(whole.get_field_index("reason")).with_metadata({"notice": RESEARCH_NOTICE, **metadata})
+    cells, damaged, unrecognised, abstained = 0, len(unreadable_before), 0, 0
+    sums = []
+    with pq.ParquetWriter(output, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(_UNREADABLE_COLUMNS)
+        rows.writerows(unreadable_before)
+        for first in range(0, len(shards), _JOINED_AT_ONCE):
+            table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
+            answered = table.filter(pc.is_null(table["reason"])).select(schema.names)
+            problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
+            writer.write_table(answered)
+            rows.writerows(problem.values() for problem in problems)
+            cells, damaged = cells + len(answered), damaged + len(problems)
+            unrecognised += pc.sum(pc.invert(answered["recognised"])).as_py() or 0
+            abstained += pc.sum(answered["abstains"]).as_py() or 0
+            sums.append(_sums(answered, labels))
+    return Scored(cells, damaged, unrecognised, abstained, _shares(pa.concat_tables(sums)))
+
+
+def _sums(cells: pa.Table, labels: Sequence[str]) -> pa.Table:
+    """One row a subject: its cells, and sums over them; cells without a subject are left out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = cells.filter(pc.is_valid(cells["subject"]))
+    columns = {
+        "cells": pc.is_valid(known["subject"]),
+        **{f"mean_p_{label}": known[f"p_{label}"] for label in labels},
+        **{f"share_{label}": pc.equal(known["predicted_label"], label) for label in labels},
+        "share_unrecognised": pc.invert(known["recognised"]),
+        "share_abstained": known["abstains"],
+    }
+    numbers = {name: pc.cast(column, pa.float64()) for name, column in columns.items()}
+    return _by_subject(pa.table({"subject": known["subject"], **numbers}))
+
+
+def _by_subject(table: pa.Table) -> pa.Table:
+    # On one thread, since the order in which numbers are added decides their last digits.
+    numbers = [name for name in table.column_names if name != "subject"]
+    summed = table.group_by("subject", use_threads=False).aggregate([(name, "sum") for name in numbers])
+    return summed.rename_columns({f"{name}_sum": name for name in numbers})
+
+
+def _shares(sums: pa.Table) -> pa.Table:
+    """Sums of several parts → cells, mean probabilities, and shares of each label, unrecognised and abstained cells."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sums = _by_subject(sums).sort_by("subject")
+    means = {
+        name: pc.divide(sums[name], sums["cells"]) for name in sums.column_names if name not in ("subject", "cells")
+    }
+    return pa.table({"subject": sums["subject"], "cells": pc.cast(sums["cells"], pa.int64()), **means})

@@ -1,0 +1,60 @@
+"""The benchmarks must run from end to end and fill every figure; at these sizes the figures themselves mean nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leukoscope import RESEARCH_NOTICE
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
+    words = [sys.executable, ROOT / "benchmarks" / script, "--results", results, "--threads", 1, *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(results.read_text())
+    assert result["notice"] == RESEARCH_NOTICE
+    return result
+
+
+def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
+    flags = ("--pictures", 2, "--repeats", 2, "--turns", 1, "--batch_sizes", 1, 2)
+    (release,) = run("inference.py", tmp_path / "inference.json", "--models", tiny_release, *flags)["releases"]
+    systems = release["systems"]
+    assert {"leukoscope auto", "leukoscope torch", "pipeline", "timm", "pytorch-grad-cam"} <= systems.keys()
+    for name, figures in systems.items():
+        assert min(figures["one_seconds"]["median"], figures["cold_seconds"]["median"]) > 0
+        assert figures["peak_bytes"] > 1e8
+        assert ("explained_seconds" in figures) == (name.startswith("leukoscope") or name == "pytorch-grad-cam")
+        assert ("many_cells_a_second" in figures) == (name != "pytorch-grad-cam")
+    ratios = {row["what"]: row for row in release["ratios"]}
+    one = ratios["one: times faster than pipeline"]
+    expected = systems["pipeline"]["one_seconds"]["median"] / systems["leukoscope auto"]["one_seconds"]["median"]
+    assert math.isclose(one["value"], expected, rel_tol=1e-4)
+    assert (one["aim"], one["met"]) == ("≥ 3", one["value"] >= 3)
+    assert ratios["explained: times faster than pytorch-grad-cam"]["aim"] == "≥ 20"
+    # 2.9 billion multiplications and as many additions at 224 pixels (Huang et al. 2017), here at 96.
+    assert release["compute"]["flops_a_cell"] == pytest.approx(2 * 2.87e9 * (96 / 224) ** 2, rel=0.1)
+    assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
+    flags = ("--cells", 1200, "--short_cells", 20, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
+    result = run("scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
+    killed, resumed = result["until_killed"], result["resumed"]
+    assert killed["cells"] >= 600 and killed["cells"] + resumed["cells"] == 1200
+    assert result["largest_difference"] < 1e-5
+    assert len(killed["trace"]) > 1 and killed["trace"][-1][1] > 1e8
+    assert result["memory_growth"]["times_short_run"] > 0

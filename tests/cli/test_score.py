@@ -1,0 +1,101 @@
+"""The command must say what it wrote and where, keep problems to one line on stderr, and refuse before it works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cli import app
+from leukoscope.cli.score import _device
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["score", *(str(a) for a in arguments)])
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """Four phantoms of two subjects and a file that cannot be read."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for number in range(4):
+        cell = draw_cell("ALL", subject=number % 2, cell=number, size=64, background="black")
+        Image.fromarray(cell.image).save(folder / f"s{number % 2}-{number}.png")
+    (folder / "s1-bad.png").write_text("no picture")
+    return folder
+
+
+def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
+    out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
+    pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
+    result = run("--model", tiny_release, "--input", cells, "--output", out, *pattern)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [f"4 cells scored: {out}", f"2 subjects: {subjects}", RESEARCH_NOTICE]
+    assert f"1 file(s) could not be read: {tmp_path / 'out.unreadable.csv'}" in result.stderr.splitlines()
+    table = pq.read_table(out)
+    assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]
+    assert table["subject"].to_pylist() == ["s0", "s0", "s1", "s1"]
+    assert subjects.read_text().count("\n") == 3
+
+
+def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
+    for label in ("ALL", "HEM"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
+    out = tmp_path / "out.parquet"
+    result = run("--model", tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
+    assert result.exit_code == 0, result.output
+    assert pq.read_table(out).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output", "out.csv"), "error: --output out.csv: is written as Parquet; give a name that ends in .parquet"),
+        (
+            ("--output", "out.parquet", "--by-subject", "s.csv"),
+            "error: --by-subject s.csv: the input does not say which subject a cell is of; give --subject_pattern, or "
+            "a table with a column 'subject'",
+        ),
+    ],
+)
+def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    result = run("--model", "nowhere", "--input", cells, *flags)
+    assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (1, "", [message])
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"], "refused before anything is written"
+
+
+def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert _device() == "cpu"
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _device() == "cuda:1"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert _device() == "cpu"
+
+
+def test_reading_and_joining_need_no_torch():
+    code = (
+        "import sys\n"
+        "import leukoscope.inference.scoring, leukoscope.cli.score\n"
+        "print({'torch', 'timm', 'transformers', 'datasets', 'accelerate'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "set()\n"

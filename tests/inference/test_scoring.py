@@ -1,0 +1,331 @@
+"""Bulk scoring must give each cell the answer it gets alone, once, in order, however often the run is cut short.
+
+Launched by itself this file is a run that waits for its end: `test_scoring.py RELEASE CELLS OUTPUT`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.registry import image_files
+from leukoscope.inference.score_sources import open_source
+from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
+from leukoscope.inference.verdicts import Thresholds
+from leukoscope.models.release import load_release
+
+ROOT = Path(__file__).parents[2]
+BY_NAME = r"^(?P<subject>\w+)-"
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven phantoms of three subjects and two files that cannot be read."""
+    folder = tmp_path_factory.mktemp("cells")
+    for number in range(11):
+        label, subject = ("ALL", "HEM")[number % 2], number % 3
+        cell = draw_cell(label, subject=subject, cell=number, size=64, background="black")
+        Image.fromarray(cell.image).save(folder / f"{label.lower()}{subject}-{number:02d}.png")
+    (folder / "bad-1.png").write_text("no picture")
+    (folder / "bad-2.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release with thresholds amid its answers."""
+    answers = Predictor.from_pretrained(tiny_release)([*cells.glob("all*.png"), *cells.glob("hem*.png")])
+    p_all = np.array([answer.probabilities["ALL"] for answer in answers])
+    folder = tmp_path_factory.mktemp("decided") / "release"
+    folder.mkdir()
+    for path in tiny_release.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    points = {name: {"threshold": np.quantile(p_all, q)} for name, q in (("sensitivity_95", 0.35), ("youden", 0.65))}
+    metrics["decisions"] = {
+        "operating_points": {"positive_label": "ALL", "points": points},
+        "abstention": {"default": {"threshold": np.quantile(np.maximum(p_all, 1 - p_all), 0.45)}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(decided_release: Path) -> Predictor:
+    return Predictor.from_pretrained(decided_release)
+
+
+def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
+    source = open_source(str(cells), subject_pattern=BY_NAME)
+    return score_cells(predictor, source, output, **{"cells_per_shard": 4, "batch_size": 3} | more)
+
+
+def test_each_cell_gets_the_answer_it_gets_alone(predictor, cells, tmp_path):
+    scored = score(predictor, cells, tmp_path / "out.parquet")
+
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    paths = sorted(path for path in cells.iterdir() if not path.name.startswith("bad"))
+    alone = predictor(paths, batch_size=1)
+    assert [row["cell_id"] for row in rows] == [path.name for path in paths]
+    assert [row["subject"] for row in rows] == [path.name.partition("-")[0] for path in paths]
+    shares = np.array([[row["p_ALL"], row["p_HEM"]] for row in rows])
+    assert shares == pytest.approx(np.array([list(answer.probabilities.values()) for answer in alone]), abs=1e-5)
+    assert [row["predicted_label"] for row in rows] == [answer.label for answer in alone]
+    thresholds = Thresholds.from_metrics(predictor.release.metrics)
+    assert [row["abstains"] for row in rows] == thresholds.abstains(shares).tolist()
+    for name, called in thresholds.positives(shares, predictor.labels).items():
+        assert [row[f"positive_{name}"] for row in rows] == called.tolist()
+    assert {(row["model"], row["revision"]) for row in rows} == {(predictor.release.name, "")}
+    assert (scored.cells, scored.unreadable) == (11, 2)
+    assert scored.abstained == sum(row["abstains"] for row in rows)
+
+
+def test_a_release_without_guard_and_thresholds_leaves_them_empty(tiny_release, cells, tmp_path):
+    score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert not [name for name in table.column_names if name.startswith("positive_")]
+    for name in ("abstains", "guard_score", "recognised"):
+        assert table[name].to_pylist() == [None] * 11
+
+
+def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
+    score(predictor, cells, tmp_path / "out.parquet")
+    listed = csv.read_csv(unreadable_list(tmp_path / "out.parquet")).to_pylist()
+    assert listed == [
+        {"source": "bad-1.png", "reason": "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"},
+        {"source": "bad-2.png", "reason": "the file is empty (0 bytes); copy or export it again"},
+    ]
+
+
+def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "bad-1.png").write_text("no picture")
+    scored = score(predictor, tmp_path / "cells", tmp_path / "out.parquet", by_subject=tmp_path / "subjects.csv")
+    assert (scored.cells, scored.unreadable) == (0, 1)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+    assert (tmp_path / "subjects.csv").read_text().count("\n") == 1
+
+
+def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(predictor, cells, tmp_path):
+    for path in cells.glob("*-0?.png"):
+        (tmp_path / "good" / path.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "good" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "out.unreadable.csv").write_text("of an earlier run")
+    score(predictor, tmp_path / "good", tmp_path / "out.parquet")
+    metadata = pq.read_schema(tmp_path / "out.parquet").metadata
+    assert metadata[b"notice"].decode() == RESEARCH_NOTICE
+    assert json.loads(metadata[b"scored_with"])["model"] == predictor.release.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "out.parquet"]
+
+
+def test_neither_shards_nor_batches_show_in_the_answers(predictor, cells, tmp_path):
+    for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
+        score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
+    a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
+    assert a.drop_columns("p_ALL") == b.drop_columns("p_ALL") == c.drop_columns("p_ALL")
+    for other in (b, c):
+        assert a["p_ALL"].to_numpy() == pytest.approx(other["p_ALL"].to_numpy(), abs=1e-5)
+
+
+def test_subjects_are_means_and_shares_of_their_cells(predictor, cells, tmp_path):
+    score(predictor, cells, tmp_path / "out.parquet", by_subject=tmp_path / "new" / "subjects.csv")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    subjects = csv.read_csv(tmp_path / "new" / "subjects.csv").to_pylist()
+    assert [subject["subject"] for subject in subjects] == sorted({row["subject"] for row in rows})
+    for subject in subjects:
+        own = [row for row in rows if row["subject"] == subject["subject"]]
+        assert subject["cells"] == len(own)
+        assert subject["mean_p_ALL"] == pytest.approx(np.mean([row["p_ALL"] for row in own]))
+        assert subject["share_HEM"] == pytest.approx(np.mean([row["predicted_label"] == "HEM" for row in own]))
+        assert subject["share_abstained"] == pytest.approx(np.mean([row["abstains"] for row in own]))
+        assert subject["notice"] == RESEARCH_NOTICE
+    assert 0 < sum(subject["share_abstained"] for subject in subjects) < len(subjects), "else nothing is compared"
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done >= count:
+            raise Stopped
+
+    return progress
+
+
+def shards(output: Path) -> list[str]:
+    return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*"))
+
+
+def test_a_run_goes_on_where_it_was_stopped(predictor, cells, tmp_path):
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    score(predictor, cells, whole, batch_size=2)
+    with pytest.raises(Stopped):
+        score(predictor, cells, output, batch_size=2, progress=stop_after(9))
+    assert shards(output) == ["shard-000000.parquet", "shard-000001.parquet"]
+    assert not output.exists()
+    seen: list[tuple[int, int]] = []
+    score(predictor, cells, output, batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 13) for done in range(9, 14)], "finished shards are not done anew"
+    assert output.read_bytes() == whole.read_bytes()
+    assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
+
+
+@pytest.mark.parametrize("other", ["input", "model_files", "cells_per_shard"])
+def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, other):
+    output = tmp_path / "out.parquet"
+    with pytest.raises(Stopped):
+        score(predictor, cells, output, progress=stop_after(5))
+    kept = shards(output)
+    more: dict[str, Any] = {"cells_per_shard": 5} if other == "cells_per_shard" else {}
+    if other == "model_files":
+        # The same folder with other content: nothing but the files tells.
+        release = predictor.release
+        changed = load_release(tiny_release, name=release.name)
+        predictor = Predictor(changed)
+    folder = cells
+    if other == "input":
+        folder = tmp_path / "fewer"
+        folder.mkdir()
+        (folder / "a-1.png").write_bytes((cells / "all0-00.png").read_bytes())
+    with pytest.raises(
+        LeukoscopeError, match=rf"out.parquet.parts: was begun with another {other} \(.* there, .* now\); give what"
+    ):
+        score(predictor, folder, output, **more)
+    assert shards(output) == kept
+
+
+def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
+    (tmp_path / "there.parquet").touch()
+    with pytest.raises(LeukoscopeError, match="there.parquet: is already there; move it, or name another file"):
+        check_output(tmp_path / "there.parquet")
+    with pytest.raises(LeukoscopeError, match="out.csv: is written as Parquet; give a name that ends in .parquet"):
+        check_output(tmp_path / "out.csv")
+    with pytest.raises(LeukoscopeError, match="s.xlsx: is written as CSV; give a name that ends in .csv"):
+        check_by_subject(tmp_path / "s.xlsx", open_source(str(cells), subject_pattern=BY_NAME))
+    with pytest.raises(LeukoscopeError, match="does not say which subject a cell is of; give --subject_pattern"):
+        check_by_subject(tmp_path / "s.csv", open_source(str(cells)))
+
+
+def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); mend"
+    ):
+        score(predictor, cells, tmp_path / "file" / "out.parquet")
+
+
+def test_two_workers_share_the_shards(predictor, cells, tmp_path):
+    output = tmp_path / "out.parquet"
+    score(predictor, cells, tmp_path / "alone.parquet")
+    # The second comes first here: it finds the folder that an interrupted main process left.
+    with pytest.raises(Stopped):
+        score(predictor, cells, output, worker=Worker(0, 2), progress=stop_after(1))
+    assert score(predictor, cells, output, worker=Worker(1, 2)) is None
+    assert shards(output) == ["shard-000001.parquet", "shard-000003.parquet"]
+    score(predictor, cells, output, worker=Worker(0, 2))
+    assert output.read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+
+
+def test_a_worker_that_comes_when_all_is_done_leaves_it_so(predictor, cells, tmp_path):
+    output = tmp_path / "out.parquet"
+    score(predictor, cells, output)
+    before = sorted(tmp_path.iterdir())
+    assert score(predictor, cells, output, worker=Worker(1, 2)) is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# --- processes that are killed, and several of them ------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    own = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true"}
+    return os.environ | own | {"OMP_NUM_THREADS": "1"}
+
+
+def command(release: Path, cells: Path, output: Path) -> list[str]:
+    flags = ["--batch_size", "3", "--cells_per_shard", "4", "--subject_pattern", BY_NAME]
+    return [
+        "-m",
+        "leukoscope",
+        "score",
+        "--model",
+        str(release),
+        "--input",
+        str(cells),
+        "--output",
+        str(output),
+        *flags,
+    ]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cells, tmp_path):
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    many = tmp_path / "many"
+    many.mkdir()
+    for copy in range(10):
+        for path in cells.iterdir():
+            (many / f"{path.stem}-{copy}.png").symlink_to(path)
+    subprocess.run([sys.executable, *command(decided_release, many, whole)], env=environment(), check=True)
+    running = subprocess.Popen([sys.executable, *command(decided_release, many, output)], env=environment())
+    until = time.monotonic() + 300
+    while len(shards(output)) < 3:
+        assert running.poll() is None and time.monotonic() < until
+        time.sleep(0.001)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait(30) == -signal.SIGKILL
+    finished = shards(output)
+    assert 3 <= len(finished) < 33 and not output.exists()
+    subprocess.run([sys.executable, *command(decided_release, many, output)], env=environment(), check=True)
+    assert output.read_bytes() == whole.read_bytes()
+    assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
+    assert not output.with_name("out.parquet.parts").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
+    alone, output = tmp_path / "alone.parquet", tmp_path / "out.parquet"
+    subprocess.run([sys.executable, *command(decided_release, cells, alone)], env=environment(), check=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, *command(decided_release, cells, output)],
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("11 cells scored") == 1, "the main process alone speaks"
+    ids = pq.read_table(output)["cell_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 11
+    assert output.read_bytes() == alone.read_bytes()
+    assert not output.with_name("out.parquet.parts").exists()
+
+
+@pytest.mark.slow
+def test_real_cells_get_the_answers_they_get_alone(real_data, tmp_path):
+    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet121-cnmc")
+    paths = list(image_files(real_data / "cnmc2019"))[::600]
+    table = tmp_path / "cells.csv"
+    table.write_text("file\n" + "\n".join(map(str, paths)) + "\n")
+    score_cells(predictor, open_source(str(table)), tmp_path / "out.parquet", cells_per_shard=8)
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert len(rows) == len(paths) > 10
+    for row, answer in zip(rows, predictor(paths), strict=True):
+        assert [row["p_ALL"], row["p_HEM"]] == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
+        assert (row["predicted_label"], row["recognised"]) == (answer.label, answer.recognised)
+        assert row["guard_score"] == pytest.approx(answer.guard_score, abs=1e-4)
