@@ -73,9 +73,11 @@ def unknown_words(words: list[str]) -> Iterator[str]:
         start = words.index("train.py")
         yield from _unknown_to_launcher(words[:start])
         yield from (word for word in words[start:] if word.startswith("--") and word not in TRAINING_FLAGS)
-    elif words[0] == "leukoscope":
+    elif words[0] in ("leukoscope", "accelerate") and "leukoscope" in words:
+        start = words.index("leukoscope")
+        yield from _unknown_to_launcher(words[:start])
         command: Any = get_command(app)
-        rest = words[1:]
+        rest = words[start + 1 :]
         while getattr(command, "commands", None) and rest:
             name, *rest = rest
             if name not in command.commands:
