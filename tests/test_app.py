@@ -141,6 +141,17 @@ def test_a_real_cell_is_answered(client: Any, real_data: Path) -> None:
 
 
 @pytest.mark.slow
+def test_visitors_who_send_the_same_picture_are_all_answered(client: Any, cache: Path, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    Image.fromarray(draw_cell("ALL", subject=5, cell=2).image).save(tmp_path / "same.png")
+    jobs = [client.submit(handle_file(tmp_path / "same.png"), "tiny", api_name="/predict") for _ in range(12)]
+    answers = [job.result(timeout=START_SECONDS) for job in jobs]
+    assert len({tuple(probabilities.items()) for _, probabilities, *_ in answers}) == 1
+    assert not list(cache.rglob("same*"))
+
+
+@pytest.mark.slow
 def test_a_field_is_read(client: Any, cache: Path, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
