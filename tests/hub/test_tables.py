@@ -13,11 +13,14 @@ from leukoscope.hub.tables import (
     fields_table,
     leakage_table,
     markers,
+    prior_notes,
     prior_table,
     readme_tables,
+    results_notes,
     results_table,
     shortcuts_table,
-    update_readme,
+    speed_table,
+    update_tables,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,14 +68,14 @@ def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
     rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
     assert "| no | 1,234 | 0.833 |" in rows[0] and rows[0].endswith("| 0.800 |")
     assert "| **yes** | 1,234 | 0.967 |" in rows[1]
-    assert "Weighted F1 by fold: 0.801, 0.865." in results_table([release])
+    assert "Weighted F1 by fold: 0.801, 0.865." in results_notes([release])
 
 
 def test_persons_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
     release_metrics["training"]["subjects"] = ["H2", "H6"]
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    table = results_table([release])
-    assert "| **a few**, found since | 1,234 | 0.833 |" in table and "found H2 = H6 to be one person each" in table
+    assert "| **a few**, found since | 1,234 | 0.833 |" in results_table([release])
+    assert "found H2 = H6 to be one person each" in results_notes([release])
 
 
 def test_leakage_table_shows_what_seeds_agree_on() -> None:
@@ -99,7 +102,7 @@ def test_a_prior_system_stands_beside_its_claim() -> None:
     claimed = "0.996 · specificity 0.999 · precision 0.980 · recall 0.978 · f1 0.978"
     measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks"
     assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} |" in table
-    (note,) = (line for line in table if line.startswith("- **B**"))
+    (note,) = (line for line in prior_notes([PRIOR]).splitlines() if line.startswith("- **B**"))
     assert note.endswith(
         "Unseen: B-ALL, about 70/15/15 by block, 2,300 training and 480 test cells, 160 px, epoch 7 of 10 kept, from "
         "part of ImageNet DenseNet201, seed 0, 20 min on CPU."
@@ -117,7 +120,7 @@ def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> 
     }
     table = prior_table([row])
     assert "| D | `prior_d_resnet` | 0.820 | **0.912** · balanced 0.901 | not run |" in table.splitlines()
-    assert "480 test cells (cell size alone: 0.800), 160 px" in table
+    assert "480 test cells (cell size alone: 0.800), 160 px" in prior_notes([row])
 
 
 def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
@@ -126,22 +129,36 @@ def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
     assert [row[2] for row in rows] == list("ABCCCCDDDE")
 
 
-def test_update_readme_replaces_only_what_stands_between_markers(release: Path, tmp_path: Path) -> None:
+def _page(path: Path, *names: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    parts = [f"{start}\nstale\n{end}" for start, end in map(markers, names)]
+    path.write_text("\n".join(["before", *parts, "after\n"]))
+    return path
+
+
+def test_tables_replace_only_what_stands_between_markers_on_every_page(release: Path, tmp_path: Path) -> None:
     (tmp_path / "results" / "leakage").mkdir(parents=True)
     (tmp_path / "results" / "leakage" / "a.json").write_text(json.dumps(COMPARISON))
-    readme = tmp_path / "README.md"
-    parts = [f"{start}\nstale\n{end}" for start, end in map(markers, readme_tables(tmp_path, []))]
-    readme.write_text("\n".join(["before", *parts, "after\n"]))
-    update_readme(readme, [release])
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
-    assert "0.833" in text and "+0.070" in text
+    first, *others = readme_tables(tmp_path, [])
+    readme, page = _page(tmp_path / "README.md", first), _page(tmp_path / "docs" / "results.md", *others)
+    (tmp_path / "docs" / "other.md").write_text("no table here\n")
+    assert update_tables(readme, [release]) == [readme, page]
+    for text in (readme.read_text(), page.read_text()):
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "0.833" in readme.read_text() and "+0.070" in page.read_text()
 
 
-def test_update_readme_without_markers_is_refused(release: Path, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(LeukoscopeError, match="lacks the markers '<!-- results"):
-        update_readme(tmp_path / "README.md", [release])
+def test_a_table_without_a_place_is_refused_and_nothing_written(release: Path, tmp_path: Path) -> None:
+    readme = _page(tmp_path / "README.md", "results")
+    with pytest.raises(LeukoscopeError, match="README.md and docs/ beside it: lack the markers '<!-- results-notes"):
+        update_tables(readme, [release])
+    assert "stale" in readme.read_text()
+
+
+def test_a_table_without_its_end_is_refused(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{markers('results')[0]}\nno end")
+    with pytest.raises(LeukoscopeError, match=r"README\.md: lacks the marker '<!-- end of results -->' after"):
+        update_tables(tmp_path / "README.md", [release])
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
@@ -151,11 +168,26 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         readme_tables(tmp_path, [])
 
 
-def test_committed_readme_tables_are_the_rendered_ones() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_committed_tables_are_the_rendered_ones() -> None:
+    pages = [page.read_text() for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))]
     for name, table in readme_tables(REPOSITORY / "results", EMBEDDED).items():
         start, end = markers(name)
-        assert text.split(start)[1].split(end)[0] == f"\n{table}\n", name
+        held = [text.split(start)[1].split(end)[0] for text in pages if start in text]
+        assert held and set(held) == {f"\n{table}\n"}, name
+
+
+def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -> None:
+    assert speed_table(tmp_path) == "Not measured yet."
+    cpu: dict[str, Any] = {"threads": 2, "machine": {"cpu": "Some CPU", "gpus": []}}
+    row = {"recipe": "densenet121", "setting": "all layers", "share": 0.5, "times_faster": {"cold": 1.254, "warm": 2}}
+    (tmp_path / "training.json").write_text(json.dumps(cpu | {"rows": [row, {"recipe": "no comparison"}]}))
+    (tmp_path / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
+    assert speed_table(tmp_path).splitlines()[2:] == [
+        "| training | densenet121, all layers | cold: **1.25** · warm: **2.00** | Some CPU, 2 thread(s) |"
+    ]
+    gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}, "rows": [row]}
+    (tmp_path / "training.json").write_text(json.dumps(gpu))
+    assert speed_table(tmp_path).endswith("| Some GPU |")
 
 
 def test_fields_are_told_with_what_they_were_counted_on() -> None:

@@ -69,6 +69,8 @@ class Api:
         repository = self._repository(request, id)
         commit = repository.at(revision or "main")
         card = self._front_matter(commit)
+        # The Hub tells sizes only to who asks for them.
+        blobs = "blobs" in request.query_params
         return JSONResponse(
             {
                 "id": id,
@@ -80,7 +82,9 @@ class Api:
                 "pipeline_tag": card.get("pipeline_tag"),
                 "library_name": card.get("library_name"),
                 "cardData": json.loads(json.dumps(card, default=str)),
-                "siblings": [{"rfilename": path} for path in commit.files],
+                "siblings": [
+                    {"rfilename": path} | ({"size": file.size} if blobs else {}) for path, file in commit.files.items()
+                ],
                 "lastModified": commit.date,
             }
         )

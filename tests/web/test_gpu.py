@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from leukoscope.web import one_cell
 from leukoscope.web.gpu import best_device, on_gpu
+from leukoscope.web.look import ask_eight_times, examine, example
 from leukoscope.web.shelf import Shelf
 
 
@@ -46,9 +46,11 @@ def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release
     shelf = Shelf({"tiny": tiny_release})
     shelf.predictor("tiny")
     assert lent == []
-    look = one_cell.examine(shelf, *one_cell.example(0), "tiny")
-    assert lent == ["_explain for 15 s"]
+    look = examine(shelf, *example(0), "tiny")
+    assert lent == ["_ask for 15 s"]
     assert look.prediction.probabilities == shelf.predictor("tiny")(look.image).probabilities
+    ask_eight_times(shelf, look)
+    assert len(lent) == 2
 
 
 def test_models_are_put_where_torch_can_compute(tiny_release: Path) -> None:

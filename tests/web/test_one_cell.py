@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hub_server import Hub
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web import panels, words
-from leukoscope.web.shelf import Shelf, find_releases, listed_models
+from leukoscope.web.shelf import Shelf, find_releases, listed_models, weights_bytes
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -33,6 +36,47 @@ def cut_out_cell(side: int = 40) -> Image.Image:
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[:, : side // 2] = 120
     return Image.fromarray(pixels)
+
+
+DECIDED = Thresholds("ALL", {"sensitivity_95": 0.35, "specificity_95": 0.92}, abstain_below=0.7)
+
+
+@pytest.mark.parametrize(
+    ("probability", "point", "headline", "because"),
+    [
+        (0.93, "specificity_95", "ALL-like, leukaemic blast: above the 95 %-specificity threshold.", "lies at 92 %."),
+        (0.78, "specificity_95", "HEM-like, normal precursor: below the 95 %-specificity threshold.", "ALL has 78 %;"),
+        (0.78, "sensitivity_95", "ALL-like, leukaemic blast: above the 95 %-sensitivity threshold.", "lies at 35 %."),
+        (0.40, "sensitivity_95", "Not sure: the model abstains.", "HEM (normal precursor), has 60 %; below 70 %"),
+        (0.40, "sensitivity_95", "Not sure: the model abstains.", "Made to choose: ALL-like"),
+        (0.78, "", "The model leans towards ALL (leukaemic blast), 78 %, and is not firm about it.", ""),
+    ],
+)
+def test_a_cell_is_judged_at_the_operating_point_or_not_at_all(
+    probability: float, point: str, headline: str, because: str
+) -> None:
+    judged = words.judgement({"ALL": probability, "HEM": 1 - probability}, DECIDED, point)
+    assert judged.headline.replace("\u00a0", " ") == headline
+    assert because in judged.because.replace("\u00a0", " ")
+
+
+def test_a_cell_the_guard_does_not_know_is_not_judged() -> None:
+    judged = words.judgement({"ALL": 0.99, "HEM": 0.01}, DECIDED, "sensitivity_95", recognised=False)
+    assert judged.headline == "This does not look like the cells this model knows."
+    assert "it means nothing" in judged.because
+
+
+def test_eight_views_agree_or_it_is_said_that_they_do_not() -> None:
+    alike = words.agreement("ALL", ["ALL"] * 8, [0.8, *[0.9] * 7])
+    assert alike.startswith("All 8 turned and mirrored views are answered ALL; the probability of ALL lies between 80")
+    apart = words.agreement("ALL", ["ALL", "HEM"], [0.8, 0.3])
+    assert apart.startswith("Only 1 of 2") and apart.endswith("do not rely on it.")
+
+
+def test_evidence_weaker_than_another_class_s_is_said() -> None:
+    heatmaps = {"ALL": np.full((2, 2), 1.0), "HEM": np.full((2, 2), 4.0)}
+    assert words.weak_evidence(heatmaps, "ALL") == "Little evidence: it amounts to 25\u00a0% of what speaks for HEM."
+    assert words.weak_evidence(heatmaps, "HEM") == ""
 
 
 @pytest.mark.parametrize(
@@ -83,19 +127,15 @@ def test_an_empty_heat_map_is_said_to_be_empty() -> None:
 
 
 def test_synthetic_training_is_said() -> None:
-    (said,) = words.warnings({"data": {"synthetic": True}}, None)
+    (said,) = words.warnings({"data": {"synthetic": True}})
     assert "trained on synthetic phantoms" in said
-    assert words.warnings({"data": {"synthetic": False}}, True) == words.warnings({}, None) == ()
-
-
-def test_a_picture_the_guard_does_not_know_is_said_first() -> None:
-    said = words.warnings({"data": {"synthetic": True}}, False)
-    assert said[0].startswith("This does not look like the cells this model knows") and len(said) == 2
+    assert words.warnings({"data": {"synthetic": False}}) == words.warnings({}) == ()
 
 
 def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:
     hostile = "<script>x</script>"
-    page = panels.answer({hostile: 0.9, "b": 0.1}) + panels.pictures(BLANK, BLANK, hostile, hostile)
+    page = panels.answer({hostile: 0.9, "b": 0.1}, words.Judgement(hostile, hostile))
+    page += panels.pictures(BLANK, BLANK, hostile, hostile, 1.0) + panels.remark(hostile)
     page += panels.reading(hostile, {"Model": hostile}, hostile) + panels.message(hostile, hostile)
     assert "<script>" not in page
     assert RESEARCH_NOTICE in page
@@ -114,12 +154,35 @@ def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
 
 
 def test_shelf_keeps_the_models_used_last(tiny_release: Path) -> None:
-    shelf = Shelf(dict.fromkeys("abc", tiny_release), capacity=2)
+    one = weights_bytes(Shelf({"a": tiny_release}).predictor("a"))
+    shelf = Shelf(dict.fromkeys("abc", tiny_release), capacity=2 * one)
     first = shelf.predictor("a")
     shelf.predictor("b")
     assert shelf.predictor("a") is first
     shelf.predictor("c")
     assert shelf.loaded == ["a", "c"]
+
+
+def test_shelf_keeps_the_model_asked_for_however_large(tiny_release: Path) -> None:
+    shelf = Shelf(dict.fromkeys("ab", tiny_release), capacity=1)
+    shelf.predictor("a")
+    shelf.predictor("b")
+    assert shelf.loaded == ["b"]
+
+
+def test_a_hub_model_too_large_for_a_visitor_is_not_fetched(
+    hub: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create("owner/tiny", private=False)
+    repository = hub.repository("owner/tiny")
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    monkeypatch.setattr("leukoscope.web.shelf.MAX_DOWNLOAD", 2**20)
+    with pytest.raises(
+        LeukoscopeError, match=r"^owner/tiny: holds 13 MB, more than the 1 MB fetched for a visitor; run"
+    ):
+        Shelf({}).predictor("owner/tiny")
+    assert not (tmp_path / "hub-cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +268,7 @@ class TestUploads:
         [
             ("text.png", b"no picture", "text.png: is not an image; give one of BMP, PNG"),
             ("empty.png", b"", r"empty.png: the file is empty \(0 bytes\)"),
-            ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to one cell"),
+            ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to the cell"),
         ],
     )
     def test_a_bad_file_is_named_without_its_folder_and_deleted(
@@ -240,26 +303,56 @@ class TestUploads:
 
 
 def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) -> None:
-    from leukoscope.web import one_cell
+    from leukoscope.web import look
 
     shelf = Shelf({"tiny": tiny_release})
-    image, caption = one_cell.example(0)
-    look = one_cell.examine(shelf, image, caption, "tiny")
-    shown, strong = one_cell.draw(look, "ALL", 0.9)
-    _, bare = one_cell.draw(look, "ALL", 0.0)
-    left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)
+    image, caption = look.example(0)
+    seen = look.examine(shelf, image, caption, "tiny")
+    shown, strong = look.draw(seen, "ALL", 0.9)
+    _, bare = look.draw(seen, "ALL", 0.0)
+    left, top, right, bottom = (round(edge) for edge in seen.prediction.view_box)
     inside = (left + 4, top + 4, right - 4, bottom - 4)
     assert np.array_equal(np.asarray(bare.crop(inside)), np.asarray(shown.crop(inside)))
     assert not np.array_equal(np.asarray(strong), np.asarray(bare))
-    text = one_cell.summary(look)
+    text = look.summary(seen)
     assert text.startswith("The model ")
     assert "Model tiny, local files; " in text
     assert text.endswith(RESEARCH_NOTICE)
 
 
 def test_examples_are_three_of_each_label_and_never_the_same() -> None:
-    from leukoscope.web import one_cell
+    from leukoscope.web import look
 
-    drawn = [one_cell.example(number) for number in range(len(one_cell.EXAMPLES))]
+    drawn = [look.example(number) for number in range(len(look.EXAMPLES))]
     assert [caption for _, caption in drawn] == ["Synthetic ALL"] * 3 + ["Synthetic HEM"] * 3
     assert len({image.tobytes() for image, _ in drawn}) == 6
+
+
+def test_a_cell_is_shown_in_all_eight_positions() -> None:
+    from leukoscope.web.look import turned_and_mirrored
+
+    pixels = np.zeros((3, 4, 3), np.uint8)
+    pixels[0, 0] = 255
+    views = turned_and_mirrored(Image.fromarray(pixels))
+    corners = {(view.size, tuple(np.argwhere(np.asarray(view)[..., 0])[0].tolist())) for view in views}
+    assert len(views) == len(corners) == 8
+    assert np.array_equal(np.asarray(views[0]), pixels)
+
+
+def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:
+    from leukoscope.web import look, sheet
+
+    seen = look.examine(Shelf({"tiny": tiny_release}), look.example(0)[0], "../my <cell>.png", "tiny")
+    file = sheet.save_look(seen, "HEM", 0.5)
+    assert file.name == "leukoscope----my--cell-.png"
+    with Image.open(BytesIO(file.content)) as image:
+        assert image.text["Disclaimer"] == RESEARCH_NOTICE
+        assert image.text["Source"] == "model tiny, revision of a local folder"
+        assert image.text["Description"] == look.summary(seen)
+        assert image.width > image.height > 450
+
+
+def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
+    with pytest.raises(gradio.Error, match="operating point 'best': tiny has none; give one of these, or none"):
+        _predict({"tiny": tiny_release})(str(tmp_path / "cell.png"), "tiny", "best")

@@ -71,10 +71,10 @@ def open_field(path: str | Path) -> Image.Image:
             return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def open_bytes(data: bytes, name: str) -> Image.Image:
+def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image file held in memory, as `open_image` does; messages call it `name`."""
     _require_content(len(data), name)
-    return _decode(BytesIO(data), name)
+    return _decode(BytesIO(data), name, max_pixels)
 
 
 def open_encoded(encoded: Mapping[str, Any], cell_id: str) -> Image.Image:
@@ -128,8 +128,8 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
         yield image
 
 
-def _decode(source: Path | BytesIO, name: str | Path) -> Image.Image:
-    with _identified(source, name) as image, _damage_named(name):
+def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    with _identified(source, name, max_pixels) as image, _damage_named(name):
         return to_rgb(image, name)
 
 

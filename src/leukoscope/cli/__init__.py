@@ -13,6 +13,9 @@ import typer
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.ablate import ablate
 from leukoscope.cli.audit import AuditCommand, audit
+from leukoscope.cli.data import data
+from leukoscope.cli.demo import demo
+from leukoscope.cli.doctor import doctor
 from leukoscope.cli.errors import OneLineErrors
 from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.export import export
@@ -70,3 +73,6 @@ app.command()(leaderboard)
 app.command(cls=AuditCommand)(audit)
 app.command()(assess)
 app.command()(recalibrate)
+app.add_typer(data, name="data")
+app.command()(doctor)
+app.command()(demo)

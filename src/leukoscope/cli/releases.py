@@ -73,14 +73,15 @@ def card(
         str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Render the tables of this README as well.")
+        Path | None, typer.Option(metavar="FILE", help="Render the tables of this README, and of docs/ beside it.")
     ] = None,
 ) -> None:
-    """Render model cards, and the README's tables, from committed JSON."""
+    """Render model cards, and the tables of the README and of docs/, from committed JSON."""
     from leukoscope.hub.card import write_card
-    from leukoscope.hub.tables import update_readme
+    from leukoscope.hub.tables import update_tables
 
     for release in releases:
         typer.echo(write_card(release, hub_id=hub_model_id))
     if readme is not None:
-        typer.echo(update_readme(readme, releases))
+        for page in update_tables(readme, releases):
+            typer.echo(page)

@@ -52,6 +52,7 @@ def reproduce(
 
 
 def _print_table(results: Path) -> None:
-    from leukoscope.hub.tables import prior_table, read_results
+    from leukoscope.hub.tables import prior_notes, prior_table, read_results
 
-    typer.echo(f"{prior_table(read_results(results))}\n{RESEARCH_NOTICE}")
+    rows = read_results(results)
+    typer.echo(f"{prior_table(rows)}\n\n{prior_notes(rows)}\n\n{RESEARCH_NOTICE}")

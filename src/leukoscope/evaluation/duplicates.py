@@ -84,7 +84,7 @@ def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
         same[key.pixels].append(row)
     identical = [Duplicate(rows[0], other, True) for rows in same.values() for other in rows[1:]]
     alone = np.asarray([rows[0] for rows in same.values()], dtype=np.int64)
-    return identical + list(_near_duplicates(alone, [keys[row].small for row in alone]))
+    return identical + list(_near_duplicates(alone, [keys[row].small for row in alone.tolist()]))
 
 
 def _near_duplicates(rows: np.ndarray, smalls: Sequence[np.ndarray]) -> Iterator[Duplicate]:

@@ -23,3 +23,8 @@ def shipped_file(name: str) -> Path:
         if (home / name).is_file():
             return home / name
     raise LeukoscopeError(f"{_HOMES[0] / name}: the file is missing; restore it from the repository")
+
+
+def embedded_releases() -> Path:
+    """The folder whose sub-folders are the releases that come with Leukoscope."""
+    return shipped_file("model_card/template.md").parent

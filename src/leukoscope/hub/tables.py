@@ -1,4 +1,4 @@
-"""The README's tables, rendered from committed JSON between markers; what is not measured is not in them."""
+"""The tables of the README and of docs/, rendered from committed JSON between markers; nothing else is in them."""
 
 from __future__ import annotations
 
@@ -14,42 +14,62 @@ from leukoscope.models.release_files import read_metrics
 from leukoscope.training.reproduce import CLAIMS, PROTOCOLS, RANDOM, Claim
 
 
-def update_readme(readme: Path, releases: Sequence[Path]) -> Path:
-    """Render every table anew, from the releases and from `results/` beside the README.
+def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
+    """Render every table anew, in the README and in the pages of `docs/` beside it, from the releases and `results/`.
+
+    Returns:
+        the pages that hold a table.
 
     Raises:
-        LeukoscopeError: no such README, the markers of a table are missing, or a result file is damaged.
+        LeukoscopeError: no such README, a table whose markers no page holds, or a result file that is damaged; every
+            page is then as it was.
     """
     if not readme.is_file():
         raise LeukoscopeError(f"--readme {readme}: no such file")
-    text = readme.read_text()
-    for name, table in readme_tables(readme.parent / "results", releases).items():
-        text = _between_markers(text, name, table, readme)
-    return write_whole(readme, text)
+    tables = readme_tables(readme.parent / "results", releases)
+    pages = {page: page.read_text() for page in (readme, *sorted((readme.parent / "docs").glob("*.md")))}
+    rendered = {page: text for page, old in pages.items() if (text := _rendered(old, tables, page)) is not None}
+    for name in tables:
+        start, end = markers(name)
+        if not any(start in text for text in pages.values()):
+            raise LeukoscopeError(f"{readme} and docs/ beside it: lack the markers {start!r} and {end!r}; restore them")
+    return [write_whole(page, text) for page, text in rendered.items()]
 
 
 def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """Name of each table → its Markdown."""
+    prior = read_results(results / "prior")
     return {
         "results": results_table(releases),
+        "results-notes": results_notes(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
-        "prior": prior_table(read_results(results / "prior")),
+        "prior": prior_table(prior),
+        "prior-notes": prior_notes(prior),
         "ablation": ablation_table(read_results(results / "ablation")),
         "fields": fields_table(read_results(results, "fields.json")),
+        "speed": speed_table(results / "benchmarks"),
     }
 
 
 def markers(name: str) -> tuple[str, str]:
-    """The lines between which a README holds the table of that name."""
+    """The lines between which a page holds the table of that name."""
     return f"<!-- {name}: rendered by `leukoscope card` -->", f"<!-- end of {name} -->"
 
 
-def _between_markers(text: str, name: str, table: str, readme: Path) -> str:
+def _rendered(text: str, tables: Mapping[str, str], page: Path) -> str | None:
+    """A page with its tables filled in; None where it holds none."""
+    held = [name for name in tables if markers(name)[0] in text]
+    for name in held:
+        text = _between_markers(text, name, tables[name], page)
+    return text if held else None
+
+
+def _between_markers(text: str, name: str, table: str, page: Path) -> str:
     start, end = markers(name)
-    if start not in text or end not in text:
-        raise LeukoscopeError(f"{readme}: lacks the markers {start!r} and {end!r}; restore them")
     before, rest = text.split(start, 1)
+    if end not in rest:
+        raise LeukoscopeError(f"{page}: lacks the marker {end!r} after {start!r}; restore it")
     return f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
 
 
@@ -81,8 +101,12 @@ def results_table(releases: Sequence[Path]) -> str:
         for release, metrics in ((release, read_metrics(release)) for release in releases)
         for block in metrics.get("evaluations", [])
     ]
-    notes = [_training_note(release.name, read_metrics(release)) for release in releases]
-    return "\n".join([*head, *rows, "", *notes])
+    return "\n".join([*head, *rows])
+
+
+def results_notes(releases: Sequence[Path]) -> str:
+    """How each release of the results table was made, and what is known to flatter it."""
+    return "\n".join(_training_note(release.name, read_metrics(release)) for release in releases)
 
 
 def _result_row(name: str, block: Mapping[str, Any], *, shares_persons: bool) -> str:
@@ -174,9 +198,8 @@ def _shortcut_rows(audit: Mapping[str, Any]) -> list[str]:
 
 
 def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Every rebuilt prior system: the claim, what a split by image gives, what unseen patients give, and how it ran."""
-    made = {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
-    claims = sorted(CLAIMS.values(), key=lambda claim: claim.system)
+    """Every rebuilt prior system: the claim, what a split by image gives, and what unseen patients give."""
+    made = _by_protocol(rows)
     head = [
         "| system | recipe | its author claims | measured, split by image | measured, unseen patients |",
         "|---|---|---|---|---|",
@@ -185,9 +208,8 @@ def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| "
         + " | ".join([claim.system, f"`{claim.recipe}`", _claimed(claim), *_measured_both_ways(claim, made)])
         + " |"
-        for claim in claims
+        for claim in _claims()
     ]
-    notes = [f"- **{claim.system}** `{claim.recipe}`: {_prior_note(claim, made)}" for claim in claims]
     return "\n".join(
         [
             *head,
@@ -196,13 +218,23 @@ def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
             "Shares of cells answered right (accuracy), and on how many unseen subjects; in brackets 95 % intervals "
             "of drawing these anew, where there are enough of each class to draw from. The data of system B name no "
             "patients: blocks of neighbouring images stand for them.",
-            "",
-            "<details><summary>Sources, and how each row was made</summary>\n",
-            *notes,
-            "\n</details>",
-            "",
         ]
     )
+
+
+def prior_notes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where each prior system is described, what its description leaves open, and how our rows were made."""
+    made = _by_protocol(rows)
+    return "\n".join(f"- **{claim.system}** `{claim.recipe}`: {_prior_note(claim, made)}" for claim in _claims())
+
+
+def _claims() -> list[Claim]:
+    return sorted(CLAIMS.values(), key=lambda claim: claim.system)
+
+
+def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """(recipe, protocol) → the row measured with it."""
+    return {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
 
 
 def _claimed(claim: Claim) -> str:
@@ -308,3 +340,29 @@ def _found(match: Mapping[str, Any]) -> str:
 
 def _each(shares: Mapping[str, float]) -> str:
     return " · ".join(f"{name}: {share(value)}" for name, value in shares.items())
+
+
+def speed_table(benchmarks: Path) -> str:
+    """How many times as fast as others, one row for each row of a benchmark that says so by `times_faster`."""
+    measured = {path.stem: read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))}
+    rows = [row for name, benchmark in measured.items() for row in _speed_rows(name, benchmark)]
+    if not rows:
+        return "Not measured yet."
+    return "\n".join(["| benchmark | measured | times as fast | on |", "|---|---|---|---|", *rows])
+
+
+def _speed_rows(name: str, benchmark: Mapping[str, Any]) -> list[str]:
+    """What names a row of a benchmark are its texts, in their order."""
+    rows = [row for row in benchmark.get("rows", []) if "times_faster" in row]
+    return [
+        f"| {name} | {', '.join(value for value in row.values() if isinstance(value, str))} | "
+        f"{' · '.join(f'{kind}: **{times:.2f}**' for kind, times in row['times_faster'].items())} | "
+        f"{_measured_on(benchmark)} |"
+        for row in rows
+    ]
+
+
+def _measured_on(benchmark: Mapping[str, Any]) -> str:
+    machine = benchmark["machine"]
+    gpus = [gpu["name"] for gpu in machine["gpus"]]
+    return ", ".join(gpus or [machine["cpu"], f"{benchmark['threads']} thread(s)"])

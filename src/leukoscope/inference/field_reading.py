@@ -139,21 +139,19 @@ def takes_cut_outs(release: ReleaseInfo) -> bool | None:
     return None if info is None else info.background == "black"
 
 
-def refuse_smear(release: ReleaseInfo, image: Image.Image, source: str, model: str = "") -> None:
+def refuse_smear(release: ReleaseInfo, image: Image.Image, source: str) -> None:
     """Refuse to classify a smear as if it were one cell.
 
     Args:
         source: what the picture is called.
-        model: what the release is called, where not by its folder: a visitor of the demo never learns that.
 
     Raises:
         UnreadableImage: the release takes cells cut out on black, and this shows a smear; names the way to go.
     """
     if takes_cut_outs(release) and looks_like_smear(image):
-        name = model or release.name
         raise UnreadableImage(
-            f"{source}: shows a smear, but {name} knows cells cut out on black, and a label for it would mean "
-            f"nothing; find and classify the cells in it with: leukoscope field {source} --model {name}"
+            f"{source}: shows a smear, but {release.name} knows cells cut out on black, and a label for it would mean "
+            f"nothing; find and classify the cells in it with: leukoscope field {source} --model {release.name}"
         )
 
 

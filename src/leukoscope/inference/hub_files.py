@@ -94,8 +94,8 @@ def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str] = REL
     return folder
 
 
-def ask_hub(hub_id: str, revision: str | None = None) -> ModelInfo:
-    """What the Hub says about a repository, within `HUB_TIMEOUT`.
+def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False) -> ModelInfo:
+    """What the Hub says about a repository, with the sizes of its files if asked, within `HUB_TIMEOUT`.
 
     Raises:
         HubUnreachable: no answer, or an error of its own.
@@ -105,7 +105,10 @@ def ask_hub(hub_id: str, revision: str | None = None) -> ModelInfo:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return _within(HUB_TIMEOUT, lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT))
+        return _within(
+            HUB_TIMEOUT,
+            lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT, files_metadata=sizes),
+        )
     except HfHubHTTPError as error:
         if error.response.status_code == 429 or error.response.status_code >= 500:
             raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None

@@ -11,23 +11,32 @@ from pathlib import Path
 from threading import Thread
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from leukoscope import LeukoscopeError
-from leukoscope.web import one_cell, panels
+from leukoscope import LeukoscopeError, __version__
+from leukoscope.web import batch, evidence, field_of_view, look, one_cell, panels, use_from_code
 from leukoscope.web.address import Address
+from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
-from leukoscope.web.upload import MAX_BYTES
 
 CACHE_SECONDS = 3600
 # Two answers at a time keep a small machine responsive; a longer queue would only make visitors wait in vain.
 AT_ONCE, QUEUE = 2, 32
 SESSIONS = 40
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
-<p>What a classifier says about one white blood cell, and where it looked.</p></div>"""
+<p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
-    "Your picture is deleted from this server's disk as soon as it is read and stays in memory for this session only. "
-    "Overlay images made for the API are deleted within two hours."
+    "What you upload lies on this server's disk until it has been read, and is then deleted; an upload that is broken "
+    "off is deleted within two hours. Pictures and answers stay in memory for this session, at most half an hour after "
+    "you last touched them. What you save goes to your browser without touching the server's disk; pictures made for "
+    "the API are deleted from it within two hours. Nothing is counted, kept or sent elsewhere."
+)
+CREDITS = (
+    'Leukoscope is open software under the <a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence '
+    "2.0</a>. What each model was trained on, its licence and how to cite it stand under “Evidence”."
 )
 
 
@@ -45,8 +54,13 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
         )
         if not shelf.names:
             gr.HTML(panels.message("No model yet", HOW_TO_GET_ONE), padding=False)
-        one_cell.build_tab(shelf, model)
-        gr.HTML(f'<p class="lk-note">{PRIVACY}</p>', padding=False)
+        with gr.Tabs() as tabs:
+            cell_view = one_cell.build_tab(shelf, model)
+            field_of_view.build_tab(shelf, model, tabs, cell_view)
+            batch.build_tab(shelf, model)
+            evidence.build_tab(shelf, model)
+            use_from_code.build_tab(demo, model)
+        gr.HTML(f'<p class="lk-note">{PRIVACY}</p><p class="lk-note">{CREDITS}</p>', padding=False)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
@@ -68,7 +82,9 @@ def serve(releases: Path, models: Path, address: Address) -> None:
             server_port=address.port,
             share=False,
             ssr_mode=False,
-            max_file_size=MAX_BYTES,
+            mcp_server=use_from_code.serves_mcp(),
+            app_kwargs={"routes": [Route("/healthz", _healthz)]},
+            max_file_size=MAX_ZIP,
             state_session_capacity=SESSIONS,
             theme=build_theme(),
             css=CSS,
@@ -85,13 +101,18 @@ def serve(releases: Path, models: Path, address: Address) -> None:
     demo.block_thread()
 
 
+def _healthz(request: Request) -> JSONResponse:
+    """For whatever watches the server: it answers, whether or not a model is loaded yet."""
+    return JSONResponse({"status": "ok", "version": __version__})
+
+
 def _warm_up(shelf: Shelf) -> None:
     """Load the first model and answer once, so that the first visitor does not wait for imports."""
     if not shelf.names:
         return
     name = shelf.names[0]
     try:
-        look = one_cell.examine(shelf, *one_cell.example(0), name)
-        one_cell.draw(look, look.prediction.label, one_cell.OPACITY)
+        first = look.examine(shelf, *look.example(0), name)
+        look.draw(first, first.prediction.label, look.OPACITY)
     except LeukoscopeError as error:
         print(f"warning: {error}")

@@ -14,10 +14,7 @@ from io import BytesIO
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.web.words import MEANINGS, percent, verdict
-
-# The overlay's colours, from no evidence to the strongest.
-SCALE = '<span class="lk-scale">none <i aria-hidden="true"></i> strongest</span>'
+from leukoscope.web.words import MEANINGS, Judgement, percent
 
 
 def notice() -> str:
@@ -35,21 +32,35 @@ def placeholder(text: str) -> str:
     return f'<div class="lk-empty">{escape(text)}</div>'
 
 
-def answer(probabilities: Mapping[str, float]) -> str:
+def remark(text: str) -> str:
+    """One more sentence below a result."""
+    return f'<p class="lk-remark" role="status">{escape(text)}</p>'
+
+
+def answer(probabilities: Mapping[str, float], judged: Judgement) -> str:
     """The verdict in words over one bar a label, likeliest first."""
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     bars = "".join(_bar(label, share, "first" if rank == 0 else "") for rank, (label, share) in enumerate(ranked))
-    says = escape(verdict(probabilities))
-    return f'<p class="lk-verdict" aria-live="polite">{says}</p><ul class="lk-bars">{bars}</ul>'
+    because = f'<p class="lk-because">{escape(judged.because)}</p>' if judged.because else ""
+    return (
+        f'<div role="status"><p class="lk-verdict">{escape(judged.headline)}</p>{because}</div>'
+        f'<ul class="lk-bars">{bars}</ul>'
+    )
 
 
-def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str) -> str:
-    """The cell beside its Grad-CAM overlay, side by side at every width."""
+def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str, peak: float) -> str:
+    """The cell beside its Grad-CAM overlay, side by side at every width.
+
+    Args:
+        peak: the evidence at the upper end of the colour scale.
+    """
     about = f"Evidence for {label}"
+    # The overlay's colours, one scale for all classes.
+    scale = f'<span class="lk-scale">0 <i aria-hidden="true"></i> {peak:.3g}</span>'
     return (
         '<div class="lk-pictures">'
         f"{_figure(original, f'The picture as given: {caption}', caption)}"
-        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', f'{about} (Grad-CAM)', SCALE)}"
+        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', f'{about} (Grad-CAM)', scale)}"
         "</div>"
     )
 
@@ -59,6 +70,30 @@ def reading(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     shown = "".join(message("Beware", warning) for warning in warnings)
     return f'<div class="lk-reading">{shown}<p>{escape(text)}</p><dl class="lk-facts">{rows}</dl>{notice()}</div>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    # Reached by keyboard, so that it can be scrolled without a mouse.
+    return (
+        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(caption or heads[0])}"><table>{said}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def details(summary: str, html: str, *, is_open: bool = False) -> str:
+    """Something to unfold.
+
+    Args:
+        html: markup, already escaped.
+    """
+    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{html}</details>"
 
 
 def _bar(label: str, share: float, rank: str) -> str:
@@ -72,12 +107,13 @@ def _bar(label: str, share: float, rank: str) -> str:
 
 def _figure(image: Image.Image, alt: str, caption: str, scale: str = "") -> str:
     return (
-        f'<figure><img src="{_data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
+        f'<figure><img src="{data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
         f"<figcaption>{escape(caption)}{scale}</figcaption></figure>"
     )
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """A picture that travels within the page."""
     buffer = BytesIO()
     image.save(buffer, "WEBP", quality=92)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

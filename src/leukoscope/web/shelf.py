@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from leukoscope import LeukoscopeError
+from leukoscope.models.release_files import WEIGHTS
 from leukoscope.web.gpu import best_device, on_gpu
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from leukoscope.inference.field_reading import FieldReading
     from leukoscope.inference.predictor import Prediction, Predictor
 
+# A release of this house takes 30–50 MB of memory; a stranger's may be larger.
+MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
+MAX_DOWNLOAD = 400 * 2**20
 HOW_TO_GET_ONE = (
     "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
     "model_card/<name>/, or type a Hub id such as owner/name above."
@@ -40,15 +46,17 @@ def listed_models(file: Path) -> list[str]:
 
 
 class Shelf:
-    """Loaded models by name, the least recently used one making room for the next.
+    """Loaded models by name, the least recently used ones making room for the next.
 
     Args:
         releases: name → release folder.
         hub_ids: repositories to offer before them, `owner/name[@revision]`.
-        capacity: how many models stay in memory at once; one takes 20–100 MB.
+        capacity: bytes of weights that stay in memory at once; the model asked for last always stays.
     """
 
-    def __init__(self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = 3) -> None:
+    def __init__(
+        self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = MAX_WEIGHTS_IN_MEMORY
+    ) -> None:
         self.releases = dict(releases)
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
@@ -56,7 +64,8 @@ class Shelf:
         self._shelf_lock = Lock()
         # One lock a model: a slow download holds up only those who wait for the same model.
         self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
-        self.explain = on_gpu(self._explain)
+        self.ask = on_gpu(self._ask)
+        self.read_field = on_gpu(self._read_field)
 
     @property
     def loaded(self) -> list[str]:
@@ -80,9 +89,15 @@ class Shelf:
         with lock:
             return self._take(name) or self._put(name, load())
 
-    def _explain(self, choice: str, image: Image.Image) -> Prediction:
-        """What the model of that name says of a picture, with every class's heat map."""
-        return self.predictor(choice)(image, explain=True)
+    def _ask(self, choice: str, images: Sequence[Image.Image], explain: bool = False) -> list[Prediction]:
+        """What the model of that name says of some pictures, with every class's heat map where asked for."""
+        return self.predictor(choice)(images, explain=explain)
+
+    def _read_field(self, choice: str, image: Image.Image, source: str, um_per_pixel: float | None) -> FieldReading:
+        """What the model of that name reads in a field of view; see `inference.field_reading.read_field`."""
+        from leukoscope.inference.field_reading import read_field
+
+        return read_field(self.predictor(choice), image, source, um_per_pixel=um_per_pixel)
 
     def _loader(self, name: str) -> Callable[[], Predictor]:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""
@@ -94,13 +109,13 @@ class Shelf:
         if name in self.releases:
             return partial(Predictor.from_pretrained, self.releases[name], device=best_device())
         try:
-            parse_hub_id(name)
+            hub_id, revision = parse_hub_id(name)
         except LeukoscopeError:
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
                 f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
             ) from None
-        return partial(Predictor.from_hub, name, device=best_device())
+        return partial(_from_hub, name, hub_id, revision)
 
     def _take(self, name: str) -> Predictor | None:
         with self._shelf_lock:
@@ -111,6 +126,45 @@ class Shelf:
     def _put(self, name: str, predictor: Predictor) -> Predictor:
         with self._shelf_lock:
             self._loaded[name] = predictor
-            while len(self._loaded) > self.capacity:
+            while len(self._loaded) > 1 and sum(map(weights_bytes, self._loaded.values())) > self.capacity:
                 self._loaded.popitem(last=False)
         return predictor
+
+
+def weights_bytes(predictor: Predictor) -> int:
+    """How much memory a model's weights take, computed with in float32."""
+    from safetensors import safe_open
+
+    assert predictor.release.folder is not None
+    with safe_open(predictor.release.folder / WEIGHTS, framework="numpy") as tensors:
+        return 4 * sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+
+
+def _from_hub(name: str, hub_id: str, revision: str | None) -> Predictor:
+    """Load a Hub model that a visitor named, unless it is too large to be fetched for one.
+
+    Raises:
+        LeukoscopeError: over 400 MB; or as `Predictor.from_hub`.
+    """
+    from leukoscope.inference.predictor import Predictor
+
+    size = _download_bytes(hub_id, revision)
+    if size > MAX_DOWNLOAD:
+        raise LeukoscopeError(
+            f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB fetched for a visitor; run "
+            "Leukoscope on your own machine for it, or name a smaller model"
+        )
+    return Predictor.from_hub(name, device=best_device())
+
+
+def _download_bytes(hub_id: str, revision: str | None) -> int:
+    """Size of the files that would be fetched; 0 where the Hub does not say, which loading then tells in its words."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from leukoscope.inference.hub_files import RELEASE_FILES, HubUnreachable, ask_hub
+
+    try:
+        about = ask_hub(hub_id, revision, sizes=True)
+    except (HubUnreachable, HfHubHTTPError):
+        return 0
+    return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)

@@ -12,10 +12,12 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; overflow: clip !important; }
+.gradio-container { max-width: min(1080px, 100vw) !important; margin: 0 auto !important; overflow: clip !important; }
 /* Set here, not below: Gradio scopes what stands in a media query to inside this element. */
 .gradio-container .main.app { padding: 1rem clamp(0.75rem, 3vw, 2rem) !important; }
 .gradio-container .html-container { padding: 0; }
+/* Wide tables scroll within themselves; they never widen the page. */
+.gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
 footer .divider { display: none; }
 :root, .dark { --lk-accent: #6b3fa0; --lk-track: #e7e4ee; --lk-line: #d3d0db; --lk-quiet: #55515f;
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
@@ -25,14 +27,17 @@ footer .divider { display: none; }
 .lk-head p { margin: 0.15rem 0 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
+* + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
 #examples .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 #examples .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
 #answer { scroll-margin-top: 5rem; }
 #examples .caption-label { font-size: 0.72rem; max-width: 100%; left: 0; right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.75rem; }
-.lk-bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0.55rem; }
+.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
+.lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
+.lk-remark { margin: 0.5rem 0 0; }
+.lk-bars { list-style: none; margin: 0.6rem 0 0 !important; padding: 0; display: grid; gap: 0.55rem; }
 .lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
 .lk-bars .name b { font-weight: 600; }
 .lk-bars .name span { color: var(--lk-quiet); }
@@ -45,7 +50,7 @@ footer .divider { display: none; }
 .lk-pictures img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--lk-line); }
 .lk-pictures figcaption { font-size: 0.88rem; margin-top: 0.3rem; color: var(--lk-quiet); }
 .lk-scale { display: flex; align-items: center; gap: 0.4rem; font-size: 0.82rem; }
-.lk-scale i { flex: 1; max-width: 7rem; height: 0.5rem; border-radius: 2px;
+.lk-scale i { flex: 1; min-width: 2rem; max-width: 7rem; height: 0.5rem; border-radius: 2px;
   background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
 .lk-reading p { margin: 0 0 0.6rem; }
 .lk-facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 0.9rem; margin: 0 0 0.75rem;
@@ -58,7 +63,36 @@ footer .divider { display: none; }
 .lk-reading .lk-message { margin-bottom: 0.75rem; }
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
+.lk-field { position: relative; max-width: 100%; margin: 0.5rem 0; }
+.lk-field img { width: 100%; height: auto; display: block; border-radius: 6px; }
+.lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
+.lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
+  background: #fff; color: #18181b; white-space: nowrap; border-radius: 2px; }
+button.lk-box { cursor: pointer; }
+button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
+.lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }
+.lk-counts dt { color: var(--lk-quiet); font-size: 0.9rem; }
+.lk-counts dd { margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.lk-cells { list-style: none; margin: 0.5rem 0 !important; padding: 0 !important; display: grid; gap: 0.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); }
+.lk-cells li { display: grid; gap: 0.1rem; font-size: 0.8rem; min-width: 0; margin: 0; }
+.lk-cells img { width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #000; border-radius: 4px; }
+.lk-cells li span { color: var(--lk-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lk-cells li.wrong img { outline: 2px solid var(--lk-warn-line); }
+.lk-scroll { overflow-x: auto; margin: 0.4rem 0 1rem; }
+.lk-scroll table { border: 0 !important; border-collapse: collapse; font-size: 0.9rem; min-width: 50%;
+  font-variant-numeric: tabular-nums; }
+.lk-scroll tr { border: 0 !important; }
+.lk-scroll th, .lk-scroll td { border: 0 !important; border-bottom: 1px solid var(--lk-line) !important;
+  padding: 0.3rem 0.6rem !important;
+  text-align: left; }
+.lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
+.lk-scroll tbody th { font-weight: 500; }
+.lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
+.gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
+.gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 480px) {
+  .lk-box span { font-size: 0.6rem; }
   .lk-pictures { gap: 0.4rem; }
   .lk-facts { grid-template-columns: 1fr; }
   .lk-facts dd { margin-bottom: 0.3rem; }

@@ -7,18 +7,32 @@ hands the file over untouched, so that a bad picture is refused in the same word
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from leukoscope.cells.images import UnreadableImage, check_header, open_image
 
 MAX_BYTES = 20 * 1024 * 1024
-# A crop of one cell is below 1 megapixel and a microscope's whole frame about 5; a session keeps its picture in memory.
-MAX_PIXELS = 8_000_000
+
+
+class Limit(NamedTuple):
+    """How many pixels a picture may have here, what it is meant to show, and what to do about a larger one.
+
+    A session keeps its pictures in memory.
+    """
+
+    pixels: int
+    shows: str
+    remedy: str
+
+
+# A crop of one cell is below 1 megapixel and a microscope's whole frame about 5.
+CELL = Limit(8_000_000, "one cell", "crop it to the cell")
+FIELD = Limit(16_000_000, "a field of view", "cut it into parts, or use the command `leukoscope field`")
 
 
 def cell_upload(**options: Any) -> gr.Image:
@@ -34,22 +48,36 @@ def cell_upload(**options: Any) -> gr.Image:
     return upload
 
 
+def files_upload(**options: Any) -> gr.File:
+    """An input of many files that gives its handler their paths exactly as they were sent."""
+    upload = gr.File(file_count="multiple", **options)
+    upload.preprocess = _paths_as_sent  # type: ignore[method-assign]
+    return upload
+
+
+def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
+    if payload is None:
+        return None
+    return [file.path for file in (payload.root if isinstance(payload, ListFiles) else [payload])]
+
+
 def _path_as_sent(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
-def read_upload(path: str | Path | None, name: str = "") -> Image.Image:
-    """Open an uploaded cell and delete the file, whether it could be used or not.
+def read_upload(path: str | Path | None, name: str = "", *, most: Limit = CELL) -> Image.Image:
+    """Open an uploaded picture and delete the file, whether it could be used or not.
 
     Args:
         path: where Gradio put it; None where nothing was sent.
         name: what to call it in messages; defaults to its file name.
+        most: how large it may be.
 
     Returns:
-        An upright RGB picture of at most 8 megapixels, fully in memory.
+        An upright RGB picture, fully in memory.
 
     Raises:
-        UnreadableImage: nothing sent, over 20 MB or 8 megapixels, or for any reason of `open_image`.
+        UnreadableImage: nothing sent, over 20 MB or the limit, or for any reason of `open_image`.
     """
     if path is None:
         raise UnreadableImage("image: no picture was sent; give one image file")
@@ -57,12 +85,12 @@ def read_upload(path: str | Path | None, name: str = "") -> Image.Image:
     shown = name or file.name
     try:
         if file.is_file() and file.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 2**20} MB; crop it to one cell")
+            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
         width, height = check_header(file)
-        if width * height > MAX_PIXELS:
+        if width * height > most.pixels:
             raise UnreadableImage(
-                f"{shown}: is {width}×{height} pixels, more than the {MAX_PIXELS // 1_000_000} megapixels one cell may "
-                "take here; crop it to the cell"
+                f"{shown}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
+                f"{most.shows} may take here; {most.remedy}"
             )
         return open_image(file)
     except UnreadableImage as error:
@@ -70,6 +98,11 @@ def read_upload(path: str | Path | None, name: str = "") -> Image.Image:
         raise UnreadableImage(str(error).replace(str(path), shown)) from None
     finally:
         forget(file)
+
+
+def file_name(path: str | None) -> str:
+    """What a visitor called an upload."""
+    return (path or "").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def forget(path: Path) -> None:

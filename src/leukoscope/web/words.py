@@ -6,13 +6,15 @@ equivalent here, so that nobody needs to see a heat map to know what it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from leukoscope.cells.images import BACKGROUND_LEVEL
+from leukoscope.inference.verdicts import Thresholds
 
 # Registered data sets name their classes by these words.
 MEANINGS = {
@@ -25,7 +27,21 @@ MEANINGS = {
 }
 FIRM, LEANING = 0.9, 0.65
 BLACK_SHARE = 0.05
+# Operating points as a release names them.
+POINTS = {
+    "sensitivity_95": "95\u00a0%-sensitivity",
+    "specificity_95": "95\u00a0%-specificity",
+    "youden": "Youden",
+}
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of a cell: one sentence to remember, and the figures behind it."""
+
+    headline: str
+    because: str = ""
 
 
 def named(label: str) -> str:
@@ -40,6 +56,68 @@ def percent(share: float) -> str:
     if 0.99 < share < 1:
         return ">99\u00a0%"
     return f"{share:.0%}".replace("%", "\u00a0%")
+
+
+def point_name(point: str) -> str:
+    """An operating point as a person reads it."""
+    return POINTS.get(point) or point.replace("_", " ")
+
+
+def judgement(
+    probabilities: Mapping[str, float], thresholds: Thresholds, point: str = "", *, recognised: bool = True
+) -> Judgement:
+    """What a release says of one cell: nothing where it should keep silent, else its class at an operating point.
+
+    Args:
+        probabilities: label → probability, at least two labels, summing to 1.
+        thresholds: what the release decides by.
+        point: one of its operating points; "" where it has none.
+        recognised: False where its input guard does not know such a picture.
+    """
+    label, share = max(probabilities.items(), key=lambda item: item[1])
+    if not recognised:
+        said = f"An answer, {label} {percent(share)}, comes out all the same: it means nothing."
+        return Judgement("This does not look like the cells this model knows.", said)
+    shares = np.asarray([list(probabilities.values())])
+    called = thresholds.positives(shares, tuple(probabilities)).get(point)
+    at_point = _at_point(probabilities, thresholds, point, positive=bool(called[0])) if called is not None else None
+    silent = thresholds.abstains(shares)
+    if silent is not None and silent[0]:
+        floor = percent(thresholds.abstain_below or 0)
+        said = f"Its likeliest class, {named(label)}, has {percent(share)}; below {floor} it keeps silent."
+        forced = f" Made to choose: {at_point.headline}" if at_point else ""
+        return Judgement("Not sure: the model abstains.", said + forced)
+    return at_point or Judgement(verdict(probabilities))
+
+
+def _at_point(probabilities: Mapping[str, float], thresholds: Thresholds, point: str, *, positive: bool) -> Judgement:
+    wanted = thresholds.positive_label
+    other = next(label for label in probabilities if label != wanted)
+    side, label = ("above", wanted) if positive else ("below", other)
+    limit = percent(thresholds.operating_points[point])
+    meaning = f", {MEANINGS[label]}" if label in MEANINGS else ""
+    return Judgement(
+        f"{label}-like{meaning}: {side} the {point_name(point)} threshold.",
+        f"{wanted} has {percent(probabilities[wanted])}; the threshold lies at {limit}.",
+    )
+
+
+def agreement(label: str, answers: Sequence[str], shares: Sequence[float]) -> str:
+    """Whether turned and mirrored views of a cell are answered alike.
+
+    Args:
+        label: the answer to the picture as given.
+        answers: the answer to each view.
+        shares: the probability of `label` in each view.
+    """
+    same = sum(answer == label for answer in answers)
+    span = f"the probability of {label} lies between {percent(min(shares))} and {percent(max(shares))}"
+    if same == len(answers):
+        return f"All {same} turned and mirrored views are answered {label}; {span}."
+    return (
+        f"Only {same} of {len(answers)} turned and mirrored views are answered {label}; {span}. The answer hangs on "
+        "how the cell lies: do not rely on it."
+    )
 
 
 def verdict(probabilities: Mapping[str, float]) -> str:
@@ -74,12 +152,26 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     if (~cell).mean() < BLACK_SHARE or not cell.any():
         return _concentration(heat, label)
     spread = _fitted(heat, view.size)
-    on_cell = float(spread[cell].sum() / spread.sum())
+    on_cell = float(spread[cell].sum()) / float(spread.sum())
     text = (
         f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
         f"the cell fills {percent(float(cell.mean()))} of what the model saw."
     )
     return text if on_cell >= 0.5 else f"{text} Most of it is not on the cell: do not rely on this answer."
+
+
+def weak_evidence(heatmaps: Mapping[str, np.ndarray], label: str) -> str:
+    """A warning where the heat map of a class is weaker than that of another; "" where it is the strongest.
+
+    Args:
+        heatmaps: class → (h, w) evidence of one picture, on one scale.
+    """
+    strengths = {name: float(heat.sum()) for name, heat in heatmaps.items()}
+    strongest = max(strengths, key=strengths.__getitem__)
+    if strongest == label or strengths[label] >= strengths[strongest]:
+        return ""
+    share = percent(strengths[label] / strengths[strongest])
+    return f"Little evidence: it amounts to {share} of what speaks for {strongest}."
 
 
 def provenance(model: str, revision: str, seconds: float) -> str:
@@ -92,21 +184,17 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def warnings(metrics: Mapping[str, Any], recognised: bool | None) -> tuple[str, ...]:
-    """What must be said beside an answer, most important first.
+def warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """What must be said beside every answer of a release, most important first.
 
     Args:
         metrics: of the model's release.
-        recognised: whether its input guard knows such pictures; None where it has no guard.
     """
-    said = []
-    if recognised is False:
-        said.append("This does not look like the cells this model knows: its answer means nothing here.")
     if metrics.get("data", {}).get("synthetic"):
-        said.append(
-            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
+        return (
+            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them.",
         )
-    return tuple(said)
+    return ()
 
 
 def _version(revision: str) -> str:

@@ -1,0 +1,77 @@
+"""How long a stranger waits: from `git clone` to the first explained answer, in an empty folder and environment.
+
+    PYTHONPATH=src python benchmarks/first_answer.py [--answers 3]
+
+Clones this repository, installs it as `make demo` does, and asks an embedded release about a phantom. Writes
+results/benchmarks/first_answer.json. Nothing is kept of the pip cache, so every package comes from the index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.models.release_files import write_json
+from leukoscope.training.environment import machine, versions
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "benchmarks" / "first_answer.json"
+
+
+def main() -> None:
+    """Measure, write the figures, and say them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--answers", type=int, default=3, help="how often the installed release is asked")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _first_answer(Path(folder), asked.answers)
+    result = {
+        "notice": RESEARCH_NOTICE,
+        "measures": "seconds of wall time: cloning, installing from the package index without a cache, and each answer "
+        "with its overlay, every one a process of its own",
+        "installer": "uv" if shutil.which("uv") else "pip",
+        "seconds": seconds,
+        "until_first_answer": seconds["clone"] + seconds["install"] + seconds["answers"][0],
+        "machine": machine(),
+        "versions": versions(),
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS, result)
+    print(f"first explained answer after {result['until_first_answer']:.0f} s; {RESULTS}")
+
+
+def _first_answer(folder: Path, answers: int) -> dict[str, Any]:
+    checkout = folder / "leukoscope"
+    picture = folder / "cell.png"
+    Image.fromarray(draw_cell("ALL").image).save(picture)
+    seconds: dict[str, Any] = {"clone": _timed(["git", "clone", "--quiet", str(ROOT), str(checkout)], folder)}
+    # The Makefile's own stamp: installs and starts nothing.
+    seconds["install"] = _timed(["make", f"PYTHON={sys.executable}", ".venv/.installed"], checkout)
+    release = min((checkout / "model_card").glob("*/config.json")).parent
+    words = ["predict", "--model", str(release), str(picture), "--explain", str(folder / "overlays")]
+    command = [str(checkout / ".venv/bin/python"), "-m", "leukoscope", *words]
+    seconds["answers"] = [_timed(command, checkout, PYTHONPATH="src") for _ in range(answers)]
+    return seconds
+
+
+def _timed(command: list[str], folder: Path, **own: str) -> float:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    started = time.perf_counter()
+    environment = kept | {"PIP_NO_CACHE_DIR": "1", "UV_NO_CACHE": "1", **own}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

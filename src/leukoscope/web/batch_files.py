@@ -1,0 +1,211 @@
+"""Many pictures at once: files, or one zip, bounded before a byte of a picture is read and never unpacked to disk.
+
+Labels and subjects come from a CSV, labels also from the folders of a zip, subjects also from the names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from leukoscope import LeukoscopeError
+from leukoscope.web.upload import MAX_BYTES, file_name
+
+MAX_FILES, MAX_UNPACKED, MAX_ZIP = 400, 200 * 2**20, 64 * 2**20
+MAX_TABLE = 2**20
+LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
+_HOW_A_CSV_LOOKS = "give a header with the column file, and label or subject beside it"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One file of a batch, not yet read.
+
+    Attributes:
+        name: as given, within a zip with its folders.
+        read: its content.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+@dataclass
+class Batch:
+    """What was given together.
+
+    Attributes:
+        files: the pictures, in the order given.
+        labels, subjects: file name → what a CSV says of it.
+        refused: one sentence for each file that cannot be used.
+    """
+
+    files: list[Given] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    subjects: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+    def label_of(self, name: str, classes: Sequence[str]) -> str:
+        """A file's true class: by the CSV, else by the folder it lies in; "" where neither says."""
+        known = {one.casefold(): one for one in classes}
+        said = _by_name(self.labels, name) or PurePosixPath(name).parent.name
+        return known.get(said.casefold(), "")
+
+
+def open_batch(paths: Sequence[str]) -> Batch:
+    """List what was uploaded; the pictures of a zip are read from it one by one.
+
+    Args:
+        paths: where Gradio put the files; they must stay until the last picture is read.
+
+    Raises:
+        LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
+    """
+    batch, tables = Batch(), []
+    for path in paths:
+        name = file_name(path)
+        found = _entries(path, name) if zipfile.is_zipfile(path) else [_single(path, name)]
+        tables += [one for one in found if one.name.casefold().endswith(".csv")]
+        batch.files += [one for one in found if not one.name.casefold().endswith(".csv")]
+    if len(batch.files) > MAX_FILES:
+        raise LeukoscopeError(f"{len(batch.files)} files were given; at most {MAX_FILES} fit in one batch: split it")
+    _drop_repeated(batch)
+    for table in tables:
+        _read_table(table, batch)
+    return batch
+
+
+def _single(path: str, name: str) -> Given:
+    size = Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
+    return Given(name, Path(path).read_bytes)
+
+
+def _entries(path: str, name: str) -> list[Given]:
+    if Path(path).stat().st_size > MAX_ZIP:
+        raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise LeukoscopeError(f"{name}: the zip is damaged; pack it again") from None
+    _require_tame(entries, name)
+    return [
+        Given(entry.filename, partial(_unpacked, path, entry)) for entry in entries if not _is_litter(entry.filename)
+    ]
+
+
+def _is_litter(name: str) -> bool:
+    """What file managers leave in archives."""
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)
+
+
+def _require_tame(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
+    """Refuse bombs and path tricks by what the directory of a zip says; no more than it says is ever unpacked."""
+    if len(entries) > MAX_FILES + 1:
+        raise LeukoscopeError(f"{name}: holds {len(entries)} files; at most {MAX_FILES} fit in one batch: split it")
+    if (size := sum(entry.file_size for entry in entries)) > MAX_UNPACKED:
+        raise LeukoscopeError(
+            f"{name}: would unpack to {size // 2**20} MB, more than {MAX_UNPACKED // 2**20} MB; split it"
+        )
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename or ":" in entry.filename:
+            raise LeukoscopeError(f"{name}: holds the path {entry.filename!r}, which leads out of it; pack it again")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise LeukoscopeError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
+        if entry.flag_bits & 1:
+            raise LeukoscopeError(f"{name}: {entry.filename} is encrypted; pack it without a password")
+        if entry.file_size > MAX_BYTES:
+            raise LeukoscopeError(f"{name}: {entry.filename} is over {MAX_BYTES // 2**20} MB; crop it to one cell")
+
+
+def _unpacked(path: str, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
+        raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
+
+
+def _drop_repeated(batch: Batch) -> None:
+    """Keep the first file of each name: rows are told apart by it."""
+    first: dict[str, Given] = {}
+    for file in batch.files:
+        if file.name in first:
+            batch.refused.append(f"{file.name}: was given twice; the first is used")
+        first.setdefault(file.name, file)
+    batch.files = list(first.values())
+
+
+def _read_table(table: Given, batch: Batch) -> None:
+    content = table.read()
+    if len(content) > MAX_TABLE:
+        raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row a picture")
+    rows = _rows(io.StringIO(content.decode("utf-8-sig", "replace")), table.name)
+    known = {file.name for file in batch.files} | {file_name(file.name) for file in batch.files}
+    for row in rows:
+        if row["file"] not in known:
+            batch.refused.append(f"{table.name}: names {row['file']!r}, which was not given")
+            continue
+        for column, found in (("label", batch.labels), ("subject", batch.subjects)):
+            if row.get(column):
+                found[row["file"]] = row[column]
+
+
+def _rows(text: IO[str], name: str) -> list[dict[str, str]]:
+    try:
+        rows = [
+            {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
+            for row in csv.DictReader(text)
+        ]
+    except csv.Error as error:
+        raise LeukoscopeError(f"{name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
+    if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
+        raise LeukoscopeError(f"{name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
+    return rows
+
+
+def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str]) -> dict[str, str]:
+    """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither says.
+
+    Args:
+        pattern: a regular expression; its first group, or all of it where it has none, is the subject.
+
+    Raises:
+        LeukoscopeError: no regular expression, or one that takes too long.
+    """
+    # Unlike the standard library's, these patterns can be stopped: a visitor's may take for ever.
+    import regex
+
+    if len(pattern) > LONGEST_PATTERN:
+        raise LeukoscopeError(f"pattern of {len(pattern)} letters; give one of at most {LONGEST_PATTERN}")
+    try:
+        wanted = regex.compile(pattern)
+        found = {name: wanted.search(name, timeout=PATTERN_SECONDS) if pattern else None for name in names}
+    except regex.error as error:
+        raise LeukoscopeError(f"pattern {pattern!r}: {error}; give a regular expression such as ^([^_]+)_") from None
+    except TimeoutError:
+        raise LeukoscopeError(f"pattern {pattern!r}: takes too long; give one without nested repeats") from None
+    return {name: _by_name(by_table, name) or _first_group(match) for name, match in found.items()}
+
+
+def _first_group(match: object) -> str:
+    if match is None:
+        return ""
+    groups = match.groups()  # type: ignore[attr-defined]
+    return (groups[0] if groups else match.group()) or ""  # type: ignore[attr-defined]
+
+
+def _by_name(table: Mapping[str, str], name: str) -> str:
+    return table.get(name) or table.get(file_name(name), "")

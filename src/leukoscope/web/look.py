@@ -1,0 +1,169 @@
+"""One picture and what a model said of it: asked once, then drawn, worded and saved as often as a visitor likes.
+
+A picture goes through `Predictor` once; class, opacity and operating point are then redrawn from the heat maps and
+probabilities kept in the visitor's session. The page and the API at /predict show the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.field_stain import looks_like_smear
+from leukoscope.cells.images import UnreadableImage
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.inference.field_reading import takes_cut_outs
+from leukoscope.inference.verdicts import Thresholds
+from leukoscope.web import words
+from leukoscope.web.shelf import Shelf
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Prediction
+
+# Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
+SHOWN_SIDE = 720
+OPACITY = 0.55
+EXAMPLES = tuple((label, subject, cell) for label in PHANTOM_LABELS for subject, cell in ((0, 0), (1, 1), (2, 2)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture and what a model said of it; lives in a visitor's session, in memory only.
+
+    Attributes:
+        image: upright RGB, as given.
+        caption: its file name, or which phantom it is.
+        model: the name picked for the model that answered.
+        thresholds: what that model decides by.
+        warnings: what must be said beside the answer, most important first.
+    """
+
+    image: Image.Image
+    caption: str
+    model: str
+    prediction: Prediction
+    thresholds: Thresholds
+    warnings: tuple[str, ...]
+
+    @property
+    def evidence(self) -> dict[str, np.ndarray]:
+        """Class → (h, w) heat map, all on one scale."""
+        return {label: heat.evidence for label, heat in (self.prediction.heatmaps or {}).items()}
+
+    @property
+    def peak(self) -> float:
+        """The strongest evidence for any class: the upper end of the colour scale."""
+        return max(float(heat.max()) for heat in self.evidence.values())
+
+    @property
+    def recognised(self) -> bool:
+        """False only where the model's input guard does not know such a picture."""
+        return self.prediction.recognised is not False
+
+    def judgement(self, point: str = "") -> words.Judgement:
+        """What is said of the cell at an operating point of the model; "" for none."""
+        answered = self.prediction
+        return words.judgement(answered.probabilities, self.thresholds, point, recognised=self.recognised)
+
+
+def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) -> Look:
+    """Ask a model about a picture, once, for the answer and every class's heat map.
+
+    Raises:
+        LeukoscopeError: the model cannot be used.
+    """
+    # Loaded before it is asked: an error is told here, not in the process that has the GPU.
+    metrics = shelf.predictor(choice).release.metrics
+    (prediction,) = shelf.ask(str(choice), [image], True)
+    thresholds = Thresholds.from_metrics(metrics)
+    return Look(image, caption, str(choice), prediction, thresholds, words.warnings(metrics))
+
+
+def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:
+    """Read a picture, then ask the chosen model about it.
+
+    In this order: reading an upload deletes its file, which must happen whatever becomes of the model.
+
+    Raises:
+        LeukoscopeError: the picture or the model cannot be used; a smear given to a model of cut-out cells is told
+            where to go instead.
+    """
+    image, caption = read()
+    if takes_cut_outs(shelf.predictor(choice).release) and looks_like_smear(image):
+        raise UnreadableImage(
+            f"{caption}: shows a smear, but {choice} knows cells cut out on black, and a label for it would mean "
+            "nothing; open it in the tab “A field of view”, or send it to /field"
+        )
+    return examine(shelf, image, caption, choice)
+
+
+def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:
+    """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
+
+    All classes of a picture share one colour scale, so that weak evidence looks weak.
+    """
+    from leukoscope.inference.heatmaps import overlay
+
+    shown = look.image.copy()
+    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    scale = shown.width / look.image.width
+    left, top, right, bottom = (edge * scale for edge in look.prediction.view_box)
+    heat = (look.prediction.heatmaps or {})[label]
+    return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=look.peak)
+
+
+def read_heat(look: Look, label: str) -> str:
+    """A class's heat map in words."""
+    left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)
+    said = words.evidence(look.evidence[label], look.image.crop((left, top, right, bottom)), label)
+    return " ".join(part for part in (said, words.weak_evidence(look.evidence, label)) if part)
+
+
+def facts(look: Look) -> dict[str, str]:
+    """What stands behind an answer: the model, its revision, the time it took and the part of the picture it saw."""
+    answered = look.prediction
+    left, top, right, bottom = answered.view_box
+    seen = f"{round(right - left)} × {round(bottom - top)} of {look.image.width} × {look.image.height} pixels"
+    return {
+        "Model": look.model,
+        "Revision": answered.revision[:12] or "local files",
+        "Time": words.milliseconds(answered.seconds),
+        "Seen by the model": seen + (", framed in blue" if (right - left) < look.image.width else ""),
+    }
+
+
+def summary(look: Look, point: str = "") -> str:
+    """The whole result as plain text: verdict, warnings, heat map in words, model and research notice."""
+    answered, judged = look.prediction, look.judgement(point)
+    about = words.provenance(look.model, answered.revision, answered.seconds)
+    lines = (judged.headline, judged.because, *look.warnings, read_heat(look, answered.label), about, RESEARCH_NOTICE)
+    return "\n".join(line for line in lines if line)
+
+
+def turned_and_mirrored(image: Image.Image) -> list[Image.Image]:
+    """A picture in the eight positions a microscope slide could have given it, its own first."""
+    ways = Image.Transpose
+    turned = [image, *(image.transpose(way) for way in (ways.ROTATE_90, ways.ROTATE_180, ways.ROTATE_270))]
+    return [view for one in turned for view in (one, one.transpose(ways.FLIP_LEFT_RIGHT))]
+
+
+def ask_eight_times(shelf: Shelf, look: Look) -> str:
+    """Whether the model says the same of the picture however it lies, in words.
+
+    Raises:
+        LeukoscopeError: the model cannot be used any more.
+    """
+    answers = shelf.ask(look.model, turned_and_mirrored(look.image))
+    label = look.prediction.label
+    return words.agreement(label, [answer.label for answer in answers], [a.probabilities[label] for a in answers])
+
+
+def example(number: int) -> tuple[Image.Image, str]:
+    """One of the six synthetic cells and its caption; drawn, never stored."""
+    label, subject, cell = EXAMPLES[number]
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), f"Synthetic {label}"

@@ -1,0 +1,63 @@
+"""Saving a result from the page without a file on the server: the bytes travel with the answer, the browser keeps them.
+
+A button's handler gives a `File`; a script on the page, the only one of its kind, hands it to the browser's downloads.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from leukoscope import LeukoscopeError
+
+# Through a Blob, because browsers refuse to save long data: addresses.
+_SAVE = """(file) => {
+  if (!file || !file.name) return
+  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
+  const link = document.createElement('a')
+  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
+  link.download = file.name
+  document.body.append(link)
+  link.click()
+  link.remove()
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000)
+}"""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be saved by the visitor: its name, media type and content."""
+
+    name: str
+    kind: str
+    content: bytes
+
+    def to_dict(self) -> dict[str, str]:
+        """As it travels to the page."""
+        return {"name": self.name, "kind": self.kind, "content": base64.b64encode(self.content).decode()}
+
+
+def save_button(label: str, make: Callable[..., File | None], inputs: list[Any], **options: Any) -> gr.Button:
+    """A button that saves what `make` gives for its inputs; None saves nothing.
+
+    An error is told in passing, since there is no result to stand in its place.
+    """
+    button = gr.Button(label, size="sm", min_width=120, **options)
+    parcel = gr.JSON(visible="hidden", container=False)
+
+    def pack(*values: Any) -> dict[str, str] | None:
+        try:
+            file = make(*values)
+        except LeukoscopeError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return file.to_dict() if file else None
+
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    packed = button.click(pack, inputs, parcel, **hidden)
+    # Emptied afterwards: a file of megabytes need not stay in the page.
+    packed.then(None, parcel, js=_SAVE, api_visibility="private").then(lambda: None, None, parcel, **hidden)
+    return button

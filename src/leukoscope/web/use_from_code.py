@@ -1,0 +1,88 @@
+"""The tab "Use it from code": the named endpoints, and snippets for Python, JavaScript, curl and MCP clients."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import gradio as gr
+
+from leukoscope import RESEARCH_NOTICE
+
+# Name → what goes in and what comes out.
+ENDPOINTS = {
+    "/predict": "image, model, operating_point → label, probabilities, grad_cam (PNG), text",
+    "/field": "image, model, um_per_pixel → reading (JSON), boxes (PNG)",
+    "/batch": "files (pictures, zips, CSVs), model, subject_pattern → answers (JSON)",
+    "/evidence": "model → metrics (JSON)",
+}
+
+_PYTHON = """from gradio_client import Client, handle_file
+
+client = Client("{address}")
+label, probabilities, grad_cam, text = client.predict(handle_file("cell.png"), "{model}", api_name="/predict")
+print(label, probabilities)
+print(text)
+"""
+
+_JAVASCRIPT = """import {{ Client, handle_file }} from "@gradio/client"
+
+const client = await Client.connect("{address}")
+const answer = await client.predict("/predict", [handle_file("cell.png"), "{model}"])
+const [label, probabilities, gradCam, text] = answer.data
+console.log(label, probabilities)
+"""
+
+_CURL = """file=$(curl -s {address}gradio_api/upload -F files=@cell.png | tr -d '[]"')
+event=$(curl -s {address}gradio_api/call/predict -H 'Content-Type: application/json' \\
+  -d '{{"data": [{{"path": "'$file'", "meta": {{"_type": "gradio.FileData"}}}}, "{model}"]}}' \\
+  | cut -d '"' -f 4)
+curl -sN {address}gradio_api/call/predict/$event
+"""
+
+_MCP = """{{"mcpServers": {{"leukoscope": {{"url": "{address}gradio_api/mcp/"}}}}}}
+"""
+_NO_MCP = (
+    "This copy runs without the Model Context Protocol: install it with `pip install 'gradio[mcp]'` and start the demo "
+    "again."
+)
+
+
+def serves_mcp() -> bool:
+    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed."""
+    return find_spec("mcp") is not None
+
+
+def snippets(address: str, model: str) -> dict[str, str]:
+    """Language → a program that asks this very server about a cell.
+
+    Args:
+        address: of the server, with a slash at its end.
+        model: a name that it knows.
+    """
+    written = {"Python": _PYTHON, "JavaScript": _JAVASCRIPT, "curl": _CURL}
+    return {language: text.format(address=address, model=model) for language, text in written.items()}
+
+
+def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
+    """Add the tab to the Blocks being built."""
+    with gr.Tab("Use it from code", id="code") as tab:
+        rows = "\n".join(f"| `{name}` | {about} |" for name, about in ENDPOINTS.items())
+        gr.Markdown(
+            f"{RESEARCH_NOTICE}\n\n| endpoint | what goes in → what comes out |\n|---|---|\n{rows}\n\n"
+            "`operating_point`, `um_per_pixel` and `subject_pattern` may be left out. `/healthz` says whether the "
+            "server lives."
+        )
+        languages = {"Python": "python", "JavaScript": "javascript", "curl": "shell"}
+        codes = [gr.Code(language=kind, label=name, interactive=False) for name, kind in languages.items()]  # type: ignore[arg-type]
+        gr.Markdown("**Tools for assistants (MCP).**" + ("" if serves_mcp() else f" {_NO_MCP}"))
+        protocol = gr.Code(language="json", label="MCP client", interactive=False, visible=serves_mcp())
+
+    def fill(choice: str | None, visit: gr.Request) -> list[str]:
+        assert visit.request is not None
+        address = str(visit.request.base_url).removesuffix("gradio_api/")
+        return [*snippets(address, choice or "owner/name").values(), _MCP.format(address=address)]
+
+    gr.on(
+        [demo.load, tab.select, model.change], fill, model, [*codes, protocol], api_visibility="private",
+        show_progress="hidden",
+    )  # fmt: skip

@@ -1,0 +1,281 @@
+"""The demo as a visitor meets it in a browser: every tab used by mouse, by keyboard, on a phone, in the dark."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantom_fields import draw_field
+from leukoscope.cells.phantoms import draw_cell
+
+pytestmark = pytest.mark.slow
+TABS = ("One cell", "A field of view", "A batch", "Evidence", "Use it from code")
+PHONE = {"viewport": {"width": 360, "height": 740}}
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Path:
+    Image.fromarray(draw_cell("ALL", subject=4, cell=1).image).save(tmp_path / "my cell.png")
+    return tmp_path / "my cell.png"
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """A zip of labelled phantoms, one picture among them broken."""
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        for label in ("ALL", "HEM"):
+            for number in range(10):
+                buffer = io.BytesIO()
+                Image.fromarray(draw_cell(label, subject=number, cell=0).image).save(buffer, "PNG")
+                archive.writestr(f"{label}/{label}{number}.png", buffer.getvalue())
+        archive.writestr("ALL/broken.png", b"no picture")
+    return tmp_path / "cells.zip"
+
+
+def upload(visit: Any, path: Path, target: str = "upload") -> None:
+    visit.page.locator(f"#{target} input[type=file]").first.set_input_files(str(path))
+
+
+def overlay(visit: Any) -> str:
+    return visit.page.locator("#pictures img").nth(1).get_attribute("src")
+
+
+def saved(visit: Any, button: str) -> bytes:
+    with visit.page.expect_download() as download:
+        visit.page.locator(f"#{button}").click()
+    return Path(download.value.path()).read_bytes()
+
+
+def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -> None:
+    visit = visits()
+    upload(visit, cell)
+    visit.page.locator("#answer .lk-verdict").wait_for()
+    assert visit.page.locator("#answer .lk-bars li").count() == 2
+    assert visit.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
+    assert "of the evidence for" in visit.page.locator("#reading").inner_text()
+    assert RESEARCH_NOTICE in visit.page.locator("#reading").inner_text()
+
+
+def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    before, said = overlay(visit), visit.page.locator("#answer .lk-verdict").inner_text()
+    visit.page.get_by_role("radio", name="HEM").check()
+    visit.page.wait_for_function("old => document.querySelectorAll('#pictures img')[1].src != old", arg=before)
+    visit.page.get_by_label("Decide at").click()
+    visit.page.get_by_role("option", name="95 %-specificity threshold").click()
+    visit.page.wait_for_function("old => document.querySelector('#answer .lk-verdict').innerText != old", arg=said)
+    assert "95 %-specificity" in visit.page.locator("#answer").inner_text().replace("\u00a0", " ")
+
+
+def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    before = overlay(visit)
+    slider = visit.page.get_by_role("slider").first
+    slider.focus()
+    for _ in range(3):
+        visit.page.keyboard.press("ArrowLeft")
+    visit.page.wait_for_function("old => document.querySelectorAll('#pictures img')[1].src != old", arg=before)
+
+
+def test_a_result_is_asked_again_and_saved_whole(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    visit.page.get_by_role("button", name="Ask again, turned and mirrored").click()
+    assert "8 turned and mirrored views" in visit.page.locator("#views .lk-remark").inner_text()
+    with Image.open(io.BytesIO(saved(visit, "save-look"))) as image:
+        assert image.text["Disclaimer"] == RESEARCH_NOTICE
+        assert "model leukoscope-densenet121-cnmc" in image.text["Source"]
+
+
+def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_path: Path) -> None:
+    drawn = draw_field(("ALL", "HEM", "ALL"), size=(480, 640), um_per_pixel=0.12, red_cells=50, scale_bar=False, seed=3)
+    Image.fromarray(drawn.image).save(tmp_path / "smear.png")
+    visit = visits()
+    visit.tab("A field of view")
+    upload(visit, tmp_path / "smear.png", "field-upload")
+    visit.page.locator("#field-picture button.lk-box").nth(2).wait_for()
+    rows = list(csv.DictReader(io.StringIO(saved(visit, "save-field-csv").decode())))
+    assert len(rows) == visit.page.locator("#field-picture .lk-box").count() == 3
+    visit.page.locator("#field-picture button.lk-box").nth(1).click()
+    visit.page.locator("#answer .lk-bars").wait_for()
+    assert visit.page.locator("#pictures figcaption").first.inner_text() == "Cell 2 of smear.png"
+    assert visit.page.get_by_role("tab", name="One cell").get_attribute("aria-selected") == "true"
+
+
+def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[..., Any], cells: Path) -> None:
+    visit = visits()
+    visit.tab("A batch")
+    visit.page.locator("#batch-pattern").get_by_role("textbox").fill(r"(\d)\.png$")
+    visit.page.evaluate(_WATCH_PROGRESS)
+    upload(visit, cells, "batch-upload")
+    visit.page.locator("#batch-gallery .lk-cells li").nth(19).wait_for()
+    assert visit.page.evaluate("window.progress")
+    said = visit.page.locator("#batch-answer").inner_text()
+    assert "20 cells answered." in said and "Measured on your labels" in said and "By subject" in said
+    assert "ALL/broken.png: is not an image" in said
+    rows = list(csv.DictReader(io.StringIO(saved(visit, "save-batch-csv").decode())))
+    assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
+    first = visit.page.locator("#batch-gallery li").first.inner_text()
+    visit.page.locator("#batch-order input").click()
+    visit.page.get_by_role("option", name="the least sure").click()
+    visit.page.wait_for_function("old => document.querySelector('#batch-gallery li').innerText != old", arg=first)
+
+
+# Progress passes too quickly to be waited for.
+_WATCH_PROGRESS = """() => new MutationObserver(() => {
+  if (/Answering/.test(document.querySelector('#batch-answer').innerText)) window.progress = true
+}).observe(document.body, {subtree: true, childList: true, characterData: true})"""
+
+
+def test_evidence_is_shown_and_answers_the_sliders(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.tab("Evidence")
+    visit.page.locator("#evidence section").nth(6).wait_for()
+    before = visit.page.locator("#evidence-points").inner_text()
+    slider = visit.page.get_by_role("tabpanel").get_by_role("slider").locator("visible=true").first
+    slider.focus()
+    visit.page.keyboard.press("ArrowLeft")
+    visit.page.wait_for_function("old => document.querySelector('#evidence-points').innerText != old", arg=before)
+    visit.page.locator("#beside input").fill("/etc")
+    visit.page.keyboard.press("Enter")
+    visit.page.locator("#evidence-beside-points .lk-message").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("text.png", b"not a picture", "text.png: is not an image"),
+        ("page.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "page.png: is not an image"),
+        ("empty.png", b"\n", "empty.png: is not an image"),
+    ],
+)
+def test_a_bad_file_is_one_kind_message(
+    visits: Callable[..., Any], tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    visit = visits()
+    upload(visit, tmp_path / name)
+    visit.page.locator("#answer .lk-message").wait_for()
+    assert said in visit.page.locator("#answer").inner_text()
+    visit.pick_example()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(visits: Callable[..., Any], scheme: str) -> None:
+    visit = visits(color_scheme=scheme)
+    visit.pick_example()
+    body = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (_luminance(body) < 0.1) == (scheme == "dark")
+    for selector in ("#answer .lk-verdict", "#reading p", "#notice .lk-notice", ".lk-note"):
+        ink, ground = visit.page.evaluate(_COLOURS, selector)
+        assert _contrast(ink, ground) >= 4.5, f"{selector}: {ink} on {ground}"
+
+
+# The colour of an element's text and the first opaque ground behind it.
+_COLOURS = """(selector) => {
+  let element = document.querySelector(selector)
+  const ink = getComputedStyle(element).color
+  while (element && /^rgba\\(.*, 0\\)$|transparent/.test(getComputedStyle(element).backgroundColor))
+    element = element.parentElement
+  return [ink, getComputedStyle(element || document.body).backgroundColor]
+}"""
+
+
+def _luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of a CSS rgb() colour."""
+    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _contrast(ink: str, ground: str) -> float:
+    darker, lighter = sorted((_luminance(ink), _luminance(ground)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_nothing_is_wider_than_a_phone(visits: Callable[..., Any], cells: Path) -> None:
+    visit = visits(**PHONE)
+    visit.pick_example()
+    assert visit.width() <= 360
+    # Where tabs do not fit side by side, the last ones lie behind a button.
+    for name in TABS[1:]:
+        _open_on_phone(visit, name)
+        if name == "A field of view":
+            visit.page.get_by_role("button", name="Synthetic field 1").click()
+            visit.page.locator("#field-picture .lk-box").first.wait_for()
+        if name == "A batch":
+            upload(visit, cells, "batch-upload")
+            visit.page.locator("#batch-gallery .lk-cells").wait_for()
+        if name == "Evidence":
+            visit.page.locator("#evidence section").first.wait_for()
+        assert visit.width() <= 360, name
+
+
+def _open_on_phone(visit: Any, name: str) -> None:
+    tab = visit.page.get_by_role("tab", name=name).locator("visible=true")
+    if tab.count() == 0:
+        visit.page.locator(".overflow-menu > button").click()
+        visit.page.locator(".overflow-dropdown button", has_text=name).click()
+        return
+    tab.click()
+
+
+def test_the_keyboard_alone_is_enough(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    _press_until(visit, "document.activeElement.closest('#examples')")
+    visit.page.keyboard.press("Enter")
+    visit.page.locator("#answer .lk-bars").wait_for()
+    visit.page.locator("body").click(position={"x": 2, "y": 2})
+    _press_until(visit, "document.activeElement.getAttribute('role') == 'tab'")
+    visit.page.get_by_role("tab", name="A field of view").focus()
+    visit.page.keyboard.press("Enter")
+    _press_until(visit, "document.activeElement.innerText == 'Synthetic field 1'")
+    visit.page.keyboard.press("Enter")
+    visit.page.locator("#field-picture button.lk-box").first.wait_for()
+    _press_until(visit, "document.activeElement.dataset.cell == '0'")
+    visit.page.keyboard.press("Enter")
+    visit.page.locator("#pictures figcaption", has_text="Cell 1 of Synthetic field 1").wait_for()
+
+
+def _press_until(visit: Any, condition: str) -> None:
+    """Press Tab until the focus is where it should be."""
+    for _ in range(80):
+        visit.page.keyboard.press("Tab")
+        if visit.page.evaluate(f"Boolean({condition})"):
+            return
+    pytest.fail(f"80 presses of Tab never reach: {condition}")
+
+
+def test_everything_has_a_name_for_a_screen_reader(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    nameless = visit.page.evaluate(
+        "[...document.querySelectorAll('img')].filter(e => e.getAttribute('alt') === null).map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    assert visit.page.title() == "Leukoscope"
+    assert visit.page.locator("h1").count() == 1
+    assert visit.page.evaluate("document.documentElement.lang")
+
+
+def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:
+    first, second = visits(), visits()
+    upload(first, cell)
+    second.page.locator("#examples button").nth(3).click()
+    for visit in (first, second):
+        visit.page.locator("#answer .lk-bars").wait_for()
+    assert first.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
+    assert second.page.locator("#pictures figcaption").first.inner_text() == "Synthetic HEM"
+    first.page.get_by_role("radio", name="HEM").check()
+    first.page.locator("#pictures figcaption", has_text="Evidence for HEM").wait_for()
+    assert "my cell.png" not in second.page.content()

@@ -1,0 +1,55 @@
+"""`leukoscope data check`: tables or JSON about a folder, and the command that trains on it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cli import app
+from leukoscope.training.config import parse_config
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["data", "check", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for label in ("ALL", "HEM"):
+        (tmp_path / "my cells" / label).mkdir(parents=True)
+        for subject in range(2):
+            image = Image.fromarray(draw_cell(label, subject=subject, size=64).image)
+            image.save(tmp_path / "my cells" / label / f"P{subject}_1.png")
+    return tmp_path / "my cells"
+
+
+def test_a_folder_is_described_and_the_command_to_train_on_it_is_one(folder: Path) -> None:
+    result = run(folder)
+    assert result.exit_code == 0, result.output
+    assert "Your own class folders" in result.stdout and "licence: yours" in result.stdout
+    assert "odd: whose cells these are is not known" in result.stdout
+    train = result.stdout.splitlines()[-1].removeprefix("train on it: accelerate launch train.py ")
+    config = parse_config(shlex.split(train))
+    assert (config.data.train_dir, config.data.split) == (str(folder), "random")
+
+
+def test_json_carries_subjects_and_flags(folder: Path) -> None:
+    result = run(folder, "--subject_pattern", r"(?P<subject>P\d)_", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["subjects"] == {"ALL": {"P0": 1, "P1": 1}, "HEM": {"P0": 1, "P1": 1}}
+    assert said["partitions"] == {"": {"ALL": 2, "HEM": 2}}
+    assert said["flags"][-2:] == ["--subject_pattern", r"(?P<subject>P\d)_"]
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
+    result = run(tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("nowhere: no such folder; give the folder that a data set was unpacked to")

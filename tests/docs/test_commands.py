@@ -1,0 +1,186 @@
+"""Every fenced `sh` and `python` block of the documentation runs, page by page, in a folder of phantoms.
+
+What a page names lies there: `C-NMC_Leukemia`, `ball4`, `my_cells`, `cell.bmp`, `smear.jpg`, and a Hub on this machine
+that knows `owner/name`. Blocks of a page run in order and find what earlier ones left. Two things differ from what a
+reader types: commands that train get `TINY` appended, so that they take seconds, and `make` verbs are only looked up. A
+block whose first line is `# not run by the tests: <reason>` has its flags held against the parsers instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from hub_server import WRITE_TOKEN, serving
+from leukoscope.cli import app
+from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
+from scratch import ROOT, lay_out
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = "# not run by the tests: "
+ADDED = ("# into ", "# a new file, ")  # pieces of a walk-through: test_walkthroughs.py puts them where they belong
+TINY = "--image_size 32 --num_train_epochs 1 --max_train_samples 32 --max_eval_samples 16 --mixed_precision no"
+TRAINING_FLAGS = {
+    f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)
+}
+SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it stands, its language, its text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def runs(self) -> bool:
+        return not self.text.startswith((NOT_RUN, *ADDED))
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command line, comments left out."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [Block(page, text[: found.start()].count("\n") + 1, found[1], found[2]) for found in BLOCK.finditer(text)]
+
+
+def unknown_words(words: list[str]) -> Iterator[str]:
+    """Flags, subcommands and verbs of a command line that nothing here knows."""
+    if words[0] == "make":
+        verbs = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        yield from (word for word in words[1:] if word not in verbs)
+    if "train.py" in words:
+        start = words.index("train.py")
+        yield from _unknown_to_launcher(words[:start])
+        yield from (word for word in words[start:] if word.startswith("--") and word not in TRAINING_FLAGS)
+    elif words[0] == "leukoscope":
+        command: Any = get_command(app)
+        rest = words[1:]
+        while getattr(command, "commands", None) and rest:
+            name, *rest = rest
+            if name not in command.commands:
+                yield name
+                return
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
+        known |= TRAINING_FLAGS if command.context_settings.get("ignore_unknown_options") else set()
+        yield from (word for word in rest if word.startswith("--") and word not in known)
+
+
+def _unknown_to_launcher(words: list[str]) -> Iterator[str]:
+    if words[:2] == ["accelerate", "launch"]:
+        from accelerate.commands.launch import launch_command_parser
+
+        known = launch_command_parser()._option_string_actions
+        yield from (word for word in words[2:] if word.startswith("--") and word not in known)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_and_verb_is_known(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "sh":
+            for words in block.commands:
+                assert not list(unknown_words(words)), f"{page.name}:{block.line}: {shlex.join(words)}"
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("leukoscope predict --modell x", ["--modell"]),
+        ("leukoscope predicts", ["predicts"]),
+        ("leukoscope data check --json x", []),
+        ("leukoscope data look", ["look"]),
+        ("leukoscope leakage --seeds 1 --recipe x --foo", ["--foo"]),
+        ("accelerate launch --multi_gpus train.py --recipes x", ["--multi_gpus", "--recipes"]),
+        ("make demos", ["demos"]),
+    ],
+)
+def test_a_misspelt_command_is_found(line: str, unknown: list[str]) -> None:
+    assert list(unknown_words(shlex.split(line))) == unknown
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.text.startswith(NOT_RUN):
+                assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, f"{page.name}:{block.line}: no reason"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir()
+    return lay_out(tmp_path / "scratch")
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """`leukoscope`, `accelerate`, `torchrun` and `python` of this very source; `make` is looked up elsewhere."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, module in {
+        "python": "",
+        "leukoscope": "-m leukoscope",
+        "accelerate": "-m accelerate.commands.accelerate_cli",
+        "torchrun": "-m torch.distributed.run",
+    }.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
+        (folder / name).chmod(0o755)
+    (folder / "make").write_text("#!/bin/sh\n")
+    (folder / "make").chmod(0o755)
+    return folder
+
+
+def _tiny(line: str) -> str:
+    """A command line that trains, made to take seconds."""
+    code, hash_, comment = line.partition("    #")
+    if "train.py" not in code:
+        return line
+    start = "" if "--init_from" in code or "--help" in code else " --from_scratch"
+    return f"{code} {TINY}{start}{hash_}{comment}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.name)
+def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "PYTEST"))}
+    with serving(tmp_path / "hub") as hub:
+        environment = kept | {
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "src"),
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": WRITE_TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "LEUKOSCOPE_CACHE": str(tmp_path / "cells"),
+        }
+        for block in blocks(page):
+            if not block.runs:
+                continue
+            script = block.text
+            if block.language == "sh":
+                script = "\n".join(map(_tiny, script.replace("\\\n", " ").splitlines()))
+            command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+            done = subprocess.run(
+                [*command, script], cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS
+            )
+            said = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+            assert done.returncode == 0, f"{page.name}:{block.line}:\n{script}\n{said}"

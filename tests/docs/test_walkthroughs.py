@@ -1,0 +1,108 @@
+"""The walk-throughs of CONTRIBUTING.md, done to a copy of the source: what they promise is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leukoscope.cells.phantoms import draw_cell
+
+ROOT = Path(__file__).parents[2]
+PIECE = re.compile(
+    r"^```python\n"
+    r"# (into (?P<file>\S+), (?P<where>above|below) `(?P<line>[^`\n]+)`|a new file, (?P<new>\S+))\n"
+    r"(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    (tmp_path / "model_card").mkdir()
+    for name in ("train.py", "model_card/template.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def follow(heading: str, copied: Path) -> None:
+    """Put every piece under a heading of CONTRIBUTING.md where its first line says."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    pieces = list(PIECE.finditer(section))
+    assert pieces, heading
+    for piece in pieces:
+        if piece["new"]:
+            assert not (copied / piece["new"]).exists()
+            (copied / piece["new"]).write_text(piece["text"])
+        else:
+            _insert(copied / piece["file"], piece["where"], piece["line"], piece["text"])
+
+
+def _insert(file: Path, where: str, line: str, text: str) -> None:
+    lines = file.read_text().splitlines(keepends=True)
+    (place,) = (number for number, there in enumerate(lines) if line in there)
+    if len(text.splitlines()) == 1:
+        # A single line takes the indentation of its neighbour.
+        text = re.match(r"\s*", lines[place])[0] + text  # type: ignore[index]
+    lines.insert(place + (where == "below"), text if where == "below" else f"{text}\n\n")
+    file.write_text("".join(lines))
+
+
+def run(copied: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(copied / "src"), "LEUKOSCOPE_CACHE": str(copied / "cells")}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=copied, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> None:
+    follow("Add a data set", copied)
+    for label, drawn in (("blast", "ALL"), ("normal", "HEM")):
+        for subject in range(7):
+            for cell in range(2):
+                path = copied / "our_cells" / f"{label}_{label[0]}{subject}_{cell}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(draw_cell(drawn, subject=subject, cell=cell, size=64).image).save(path)
+    said = json.loads(run(copied, "-m", "leukoscope", "data", "check", "our_cells", "--json"))
+    assert said["dataset_name"] == "our_laboratory" and said["problems"] == []
+    assert said["subjects"]["blast"] == {f"b{subject}": 2 for subject in range(7)}
+    code = (
+        "from leukoscope.cells.loading import load_cells; from leukoscope.cells.splits import make_split\n"
+        "split = make_split(load_cells('our_laboratory', 'our_cells'), 'subject')\n"
+        "print(split.group, len(split.train) + len(split.validation) + len(split.test))"
+    )
+    assert run(copied, "-c", code).split() == ["subject", "28"]
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
+    follow("Add a recipe", copied)
+    tiny = ("--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--output_dir", "run")
+    run(copied, "train.py", "--recipe", "resnet18", "--from_scratch", *tiny)
+    assert json.loads((copied / "run/release/config.json").read_text())["architecture"] == "resnet18"
+
+
+@pytest.mark.slow
+def test_a_tab_stands_on_the_page_and_answers(copied: Path) -> None:
+    follow("Add a tab", copied)
+    code = (
+        "from PIL import Image; from leukoscope.web.demo import build_demo; from leukoscope.web.shelf import Shelf\n"
+        "from leukoscope.web.cell_size import size_in_words\n"
+        "parts = build_demo(Shelf({})).get_config_file()['components']\n"
+        "print([part['props']['label'] for part in parts if part['type'] == 'tabitem'])\n"
+        "print(size_in_words(Image.new('RGB', (9, 9), 'purple')))"
+    )
+    tabs, said = run(copied, "-c", code).strip().splitlines()[-2:]
+    assert "One cell" in tabs and "Cell size" in tabs
+    assert said.startswith("The cell fills 100% of its frame. For research only.")

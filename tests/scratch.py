@@ -1,0 +1,66 @@
+"""A folder in which the commands of the documentation find what they name: phantoms laid out as the real data are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from leukoscope.cells.phantom_fields import draw_field
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+
+ROOT = Path(__file__).parents[1]
+SIDE = 96
+SUBJECTS, CELLS = 7, 8  # of each class; what splits by subject and `recalibrate` need at least
+
+
+def lay_out(folder: Path) -> Path:
+    """Fill an empty folder with a checkout's files and the data sets that pages speak of."""
+    for name in ("train.py", "app.py", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("model_card", "results"):
+        shutil.copytree(ROOT / name, folder / name)
+    _lay_out_cnmc(folder / "C-NMC_Leukemia")
+    _lay_out_ball4(folder / "ball4")
+    _lay_out_own_cells(folder)
+    _save(draw_cell("ALL").image, folder / "cell.bmp")
+    _save(draw_field().image, folder / "smear.jpg")
+    return folder
+
+
+def _lay_out_cnmc(root: Path) -> None:
+    for label in PHANTOM_LABELS:
+        for subject in range(SUBJECTS):
+            name = f"{'' if label == 'ALL' else 'H'}{subject + 60}"
+            for cell in range(CELLS):
+                file = f"fold_{subject % 3}/{label.lower()}/UID_{name}_{cell}_1_{label.lower()}.bmp"
+                _save(
+                    draw_cell(label, subject=subject, cell=cell, size=SIDE).image, root / "C-NMC_training_data" / file
+                )
+
+
+def _lay_out_ball4(root: Path) -> None:
+    for number, label in enumerate(("Benign", "Early", "Pre", "Pro")):
+        middle = "" if label == "Benign" else "Malignant-"
+        for cell in range(4):
+            image = draw_cell(
+                PHANTOM_LABELS[number % 2], subject=number, cell=cell, size=SIDE, background="smear"
+            ).image
+            _save(image, root / "Original" / label / f"WBC-{middle}{label}-{cell:03d}.jpg")
+
+
+def _lay_out_own_cells(folder: Path) -> None:
+    rows = ["file,subject"]
+    for offset, label in enumerate(PHANTOM_LABELS):
+        for subject in range(SUBJECTS):
+            for cell in range(CELLS):
+                file = f"{label}/P{offset * SUBJECTS + subject:02d}_{cell:03d}.png"
+                _save(draw_cell(label, subject=subject, cell=cell, size=SIDE).image, folder / "my_cells" / file)
+                rows.append(f"{file},{file[4:7]}")
+    (folder / "subjects.csv").write_text("\n".join(rows) + "\n")
+
+
+def _save(image: object, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)  # type: ignore[arg-type]

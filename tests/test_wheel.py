@@ -1,0 +1,169 @@
+"""The wheel: built from what git holds, installed where no checkout is, it answers and serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import urllib.request
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leukoscope import __version__
+from leukoscope.cells.phantoms import draw_cell
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOMS = ("cells", "models", "inference", "evaluation", "training", "hub", "web")
+RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
+SHIPPED = ("app.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
+START_SECONDS = 300  # a busy machine with two cores
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel is built from, aside: building leaves files behind."""
+    copied = tmp_path_factory.mktemp("house")
+    left_out = shutil.ignore_patterns("__pycache__", "*.pyi")
+    for folder in ("src/leukoscope", "model_card"):
+        shutil.copytree(ROOT / folder, copied / folder, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "app.py", "requirements.txt", "LICENSE"):
+        shutil.copy(ROOT / name, copied / name)
+    return copied
+
+
+@pytest.fixture(scope="module")
+def wheel(house: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
+    built = subprocess.run(command, cwd=house, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stderr
+    (found,) = (house / "dist").glob("leukoscope-*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment that holds the wheel, and borrows from this one what the wheel depends on."""
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    # A path alone: this environment's own, editable Leukoscope stays out of sight.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "--no-deps"]
+    done = subprocess.run([*pip, "--no-index", str(wheel)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return environment / "bin"
+
+
+def _elsewhere(folder: Path, **own: str) -> dict[str, str]:
+    """The environment of somebody who has never seen the checkout."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return inherited | {"HF_HUB_OFFLINE": "1", "LEUKOSCOPE_CACHE": str(folder / "cache"), **own}
+
+
+def _run(*command: str | Path, cwd: Path, **own: str) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    environment = _elsewhere(cwd, **own)
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
+
+
+def test_the_wheel_takes_every_embedded_release_along() -> None:
+    shared = PYPROJECT["tool"]["setuptools"]["data-files"]
+    named = {folder.removeprefix("share/leukoscope/model_card/") for folder in shared if "model_card/" in folder}
+    assert named == set(RELEASES), "a release stands under [tool.setuptools.data-files] of pyproject.toml, or does not"
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_room_and_the_command(house: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        packed = {name for name in names if name.startswith("leukoscope/")}
+        (information,) = {top for name in names if (top := name.partition("/")[0]).endswith(".dist-info")}
+        metadata = archive.read(f"{information}/METADATA").decode()
+        commands = archive.read(f"{information}/entry_points.txt").decode()
+    source = house / "src"
+    assert packed == {
+        path.relative_to(source).as_posix() for path in (source / "leukoscope").rglob("*.*") if path.is_file()
+    }
+    shared = {name.partition(".data/data/share/leukoscope/")[2] for name in names}
+    assert set(SHIPPED) <= shared
+    assert {f"model_card/{name}/model.safetensors" for name in RELEASES} <= shared
+    assert all(f"leukoscope/{room}/__init__.py" in packed for room in ROOMS)
+    assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
+    needed = {
+        re.split(r"[^\w.-]", line.removeprefix("Requires-Dist: "))[0]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: ") and "extra ==" not in line
+    }
+    listed = (line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#"))
+    assert needed == {re.split(r"[^\w.-]", line)[0] for line in listed}
+
+
+@pytest.mark.slow
+def test_outside_the_repository_it_is_whole(installed: Path, tmp_path: Path) -> None:
+    said = _run(installed / "leukoscope", "doctor", "--json", cwd=tmp_path)
+    assert said.returncode == 0, said.stdout + said.stderr
+    findings = json.loads(said.stdout)["findings"]
+    releases = {finding["name"]: finding["state"] for finding in findings if finding["name"].startswith("release ")}
+    assert releases == {f"release {name}": "good" for name in RELEASES}
+
+
+@pytest.mark.slow
+def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("ALL").image).save(tmp_path / "cell.png")
+    where = "import leukoscope, sys; print(leukoscope.__version__, leukoscope.__file__)"
+    version, file = _run(installed / "python", "-c", where, cwd=tmp_path).stdout.split(maxsplit=1)
+    assert version == __version__ and file.startswith(str(installed.parent))
+    release = installed.parent / "share/leukoscope/model_card" / RELEASES[0]
+    asked = ("predict", "--model", release, "cell.png", "--explain", "overlays", "--json")
+    answered = _run(installed / "leukoscope", *asked, cwd=tmp_path)
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)[0]["label"] in ("ALL", "HEM")
+    assert list((tmp_path / "overlays").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_outside_the_repository_the_demo_starts(installed: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    own = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(installed / "leukoscope"), "demo"],
+            cwd=tmp_path,
+            env=_elsewhere(tmp_path, **own),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        page = _page(f"http://127.0.0.1:{port}/", process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert all(name in page for name in RELEASES)
+
+
+def _page(address: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"leukoscope demo ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"leukoscope demo served no page in {START_SECONDS} s:\n{log.read_text()}")

@@ -1,0 +1,222 @@
+"""The tab "A batch" without a browser: what a zip may hold, whose cells they are, and what is said of them together."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.phantoms import draw_cell
+from leukoscope.web import batch_files
+from leukoscope.web.batch import classify
+from leukoscope.web.batch_files import Batch, open_batch, subjects_of
+from leukoscope.web.batch_panels import ORDERS, gallery, report
+from leukoscope.web.batch_results import BatchResult, BatchRow, figures, save_table, subject_rows, wrong_rows
+from leukoscope.web.demo import build_demo
+from leukoscope.web.shelf import Shelf
+
+
+def png(side: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pack(path: Path, files: Mapping[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return str(path)
+
+
+def test_labels_come_from_folders_and_a_csv_goes_first(tmp_path: Path) -> None:
+    table = b"File,Label,Subject\na.png,HEM,7\nmissing.png,ALL,1\n"
+    files = {"set/all/a.png": b"", "set/all/b.png": b"", "c.png": b"", "labels.csv": table, "__MACOSX/._a.png": b""}
+    batch = open_batch([pack(tmp_path / "cells.zip", files)])
+    assert [file.name for file in batch.files] == ["set/all/a.png", "set/all/b.png", "c.png"]
+    assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["HEM", "ALL", ""]
+    assert batch.subjects == {"a.png": "7"}
+    assert batch.refused == ["labels.csv: names 'missing.png', which was not given"]
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
+def test_a_zip_with_a_path_trick_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LeukoscopeError, match=r"cells.zip: holds the path .*, which leads out of it; pack it again"):
+        open_batch([pack(tmp_path / "cells.zip", {name: png()})])
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("passwords.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(LeukoscopeError, match="passwords.png is a link, not a file"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({f"{n}.png": b"" for n in range(500)}, "holds 500 files; at most 400 fit in one batch: split it"),
+        ({f"{n}.png": bytes(19 * 2**20) for n in range(11)}, "would unpack to 209 MB, more than 200 MB; split it"),
+        ({"wide.png": bytes(21 * 2**20)}, "wide.png is over 20 MB; crop it to one cell"),
+    ],
+)
+def test_a_bomb_is_refused_by_its_directory(tmp_path: Path, files: Mapping[str, bytes], problem: str) -> None:
+    path = pack(tmp_path / "cells.zip", files)
+    assert Path(path).stat().st_size < 2**20
+    with pytest.raises(LeukoscopeError, match=problem):
+        open_batch([path])
+
+
+def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: Path) -> None:
+    path = Path(pack(tmp_path / "cells.zip", {"a.png": bytes(2**20)}))
+    honest = (2**20).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(honest, (100).to_bytes(4, "little")))
+    (file,) = open_batch([str(path)]).files
+    with pytest.raises(LeukoscopeError, match="a.png: is damaged within its zip; pack it again"):
+        file.read()
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "MAX_FILES", 2)
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(LeukoscopeError, match="3 files were given; at most 2 fit in one batch: split it"):
+        open_batch([str(tmp_path / name) for name in "abc"])
+
+
+@pytest.mark.parametrize("content", [b"name,label\na.png,ALL\n", b"file\na.png\n", b"", b"\xff\x00\x00"])
+def test_a_csv_without_the_columns_says_what_it_needs(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(LeukoscopeError, match="labels.csv: .*give a header with the column file, and label or subject"):
+        open_batch([str(tmp_path / "labels.csv")])
+
+
+def test_subjects_come_from_names() -> None:
+    names = ["UID_H12_1_2_hem.bmp", "UID_7_1_1_all.bmp", "other.bmp"]
+    found = subjects_of(names, r"^UID_(H?\d+)_", {"other.bmp": "3"})
+    assert list(found.values()) == ["H12", "7", "3"]
+    assert set(subjects_of(names, "", {}).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("(", "give a regular expression such as"),
+        ("a" * 201, "pattern of 201 letters; give one of at most 200"),
+        (r"^(\w|\w\w)+!$", "takes too long; give one without nested repeats"),
+    ],
+)
+def test_a_bad_pattern_is_refused_in_time(pattern: str, problem: str) -> None:
+    with pytest.raises(LeukoscopeError, match=problem):
+        subjects_of(["a" * 60 + "-!"], pattern, {})
+
+
+def row(name: str, truth: str, p_all: float, subject: str = "") -> BatchRow:
+    shares = {"ALL": p_all, "HEM": 1 - p_all}
+    verdict = max(shares, key=shares.__getitem__)
+    return BatchRow(name, truth, subject, verdict, shares, 0.1, {"youden": p_all >= 0.4}, Image.new("RGB", (8, 8)))
+
+
+RESULT = BatchResult(
+    rows=(row("a", "ALL", 0.9, "1"), row("b", "ALL", 0.2, "1"), row("=c", "HEM", 0.99, "2"), row("d", "HEM", 0.1, "2")),
+    classes=("ALL", "HEM"), positive="ALL", model="tiny", revision="", batch_subjects={}, refused=("x: is bad",),
+    trained_on=frozenset({"2"}),
+)  # fmt: skip
+
+
+def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
+    assert [wrong.name for wrong in wrong_rows(RESULT)] == ["=c", "b"]
+    judged = figures(RESULT)
+    assert judged is not None
+    assert dict((name, value) for name, value, _ in judged.rows)["accuracy"] == "0.500"
+    assert judged.notes[0] == "This model was trained on cells of 2: the figures flatter it."
+    assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
+
+
+def test_without_labels_nothing_is_measured() -> None:
+    assert figures(replace(RESULT, rows=tuple(replace(one, truth="") for one in RESULT.rows))) is None
+
+
+def test_the_page_says_it_all_and_escapes_names() -> None:
+    hostile = replace(RESULT, rows=(*RESULT.rows, row("<script>", "ALL", 0.3)), refused=("<img>: is bad",))
+    page = report(hostile) + gallery(hostile, "the surest")
+    assert "<script>" not in page and "<img>" not in page
+    assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
+    assert RESEARCH_NOTICE in page
+
+
+@pytest.mark.parametrize(("order", "first"), [("the surest", "=c"), ("the least sure", "b"), ("names, A to Z", "=c")])
+def test_the_gallery_is_sorted(order: str, first: str) -> None:
+    assert min(RESULT.rows, key=ORDERS[order]).name == first
+
+
+def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
+    table = pyarrow.parquet.read_table(io.BytesIO(save_table("Parquet", RESULT).content))
+    assert table["p_ALL"].to_pylist() == [0.9, 0.2, 0.99, 0.1]
+    assert table["ALL_at_youden"].to_pylist() == [True, False, True, False]
+    read = pyarrow.csv.read_csv(io.BytesIO(save_table("CSV", RESULT).content))
+    assert read["file"].to_pylist() == ["a", "b", "'=c", "d"]
+    assert set(read["notice"].to_pylist()) == {RESEARCH_NOTICE}
+
+
+@pytest.fixture
+def endpoint(tiny_release: Path) -> Callable[..., Any]:
+    demo = build_demo(Shelf({"tiny": tiny_release}))
+    (found,) = (block.fn for block in demo.fns.values() if block.api_name == "batch")
+    assert found is not None
+    return found
+
+
+def test_a_labelled_zip_is_answered_and_deleted(
+    endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    files = {}
+    for label in ("ALL", "HEM"):
+        for cell in range(3):
+            buffer = io.BytesIO()
+            Image.fromarray(draw_cell(label, subject=cell, cell=0).image).save(buffer, "PNG")
+            files[f"{label}/s{cell}_{label}.png"] = buffer.getvalue()
+    path = pack(tmp_path / "cells.zip", files | {"ALL/broken.png": b"no picture"})
+    answer = endpoint([path], "tiny", r"s(\d)_")
+    assert [cell["file"] for cell in answer["cells"]] == list(files)
+    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["HEM"] * 3
+    assert [line[0] for line in answer["subjects"]] == ["0", "1", "2"]
+    assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
+    assert any(note.startswith("ALL/broken.png: is not an image") for note in answer["notes"])
+    assert answer["notice"] == RESEARCH_NOTICE
+    assert not Path(path).exists()
+
+
+def test_nothing_usable_is_one_message_and_leaves_no_file(
+    endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = pack(tmp_path / "cells.zip", {"a.png": b"no picture"})
+    with pytest.raises(gradio.Error, match="not one picture can be used: a.png: is not an image"):
+        endpoint([path], "tiny")
+    assert not Path(path).exists()
+    with pytest.raises(gradio.Error, match="files: none was sent"):
+        endpoint(None, "tiny")
+
+
+def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    path = pack(tmp_path / "cells.zip", {f"{n}.png": png() for n in range(20)})
+    result = classify(Shelf({"tiny": tiny_release}), [path], "tiny", "", told.append)
+    assert told == [0.8, 1.0]
+    assert len(result.rows) == 20
+    assert isinstance(open_batch([path]), Batch)

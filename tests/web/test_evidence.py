@@ -1,0 +1,105 @@
+"""The tabs "Evidence" and "Use it from code" without a browser: a release is shown as it speaks of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gradio
+import numpy as np
+import pytest
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.models.release_files import ReleaseInfo
+from leukoscope.web import use_from_code
+from leukoscope.web.demo import build_demo
+from leukoscope.web.evidence_blocks import evidence
+from leukoscope.web.operating_points import Scores, points_table, scores_of
+from leukoscope.web.shelf import Shelf
+
+RELEASES = Path(__file__).parents[2] / "model_card"
+RELEASE = RELEASES / "leukoscope-densenet121-cnmc"
+METRICS = json.loads((RELEASE / "metrics.json").read_text())
+
+
+def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
+    """A release of which nobody asks the network."""
+    return ReleaseInfo(("ALL", "HEM"), None, metrics, "a", folder=folder)  # type: ignore[arg-type]
+
+
+def test_every_figure_shown_is_the_release_s_own() -> None:
+    page = evidence("a", METRICS)
+    assert page.count("<section>") == 7
+    for block in METRICS["evaluations"]:
+        assert block["split"]["detail"] in page
+        assert f"{block['metrics']['f1_weighted']:.3f} (" in page
+    assert f"{METRICS['evaluations'][0]['shortcut_baselines']['mean colour']['auroc']:.3f}" in page
+    assert f"{METRICS['heat_maps']['rotation']['correlation']['mean']:.3f}" in page
+    assert "the worst is H6 (HEM) with 0.00 of 18 cells answered right" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert RESEARCH_NOTICE in page
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    bare = {"labels": ["ALL", "HEM"], "data": METRICS["data"], "training": METRICS["training"],
+            "evaluations": [{**METRICS["evaluations"][3], "shortcut_baselines": None}]}  # fmt: skip
+    page = evidence("a", bare)
+    assert "Do its probabilities" not in page and "heat maps true" not in page and "What needs no network" not in page
+    assert "<script>" not in evidence("<script>", {})
+    assert "brings no measurements of its own" in evidence("a", {})
+
+
+def test_a_sensitivity_is_reached_by_the_highest_threshold_that_does() -> None:
+    scores = Scores(np.asarray([0.1, 0.5, 0.7, 0.9]), np.asarray([0.2, 0.3, 0.6, 0.65]))
+    rates = scores.at_sensitivity(0.75)
+    assert (rates.threshold, rates.sensitivity, rates.specificity) == (0.5, 0.75, 0.5)
+    assert scores.at_sensitivity(1).threshold == 0.1
+    ppv, npv = rates.predictive_values(0.5)
+    assert ppv == pytest.approx(0.6)
+    assert npv == pytest.approx(2 / 3)
+    assert rates.predictive_values(0.1)[0] == pytest.approx(0.075 / (0.075 + 0.45))
+
+
+def test_the_chosen_point_agrees_with_the_release_s_own() -> None:
+    scores = scores_of(release(RELEASE, METRICS))
+    assert scores is not None
+    fitted = METRICS["decisions"]["operating_points"]["points"]["sensitivity_95"]
+    rates = scores.at_sensitivity(0.95)
+    assert rates.threshold == pytest.approx(fitted["threshold"], abs=1e-3)
+    assert rates.sensitivity == pytest.approx(fitted["fitted"]["sensitivity"], abs=1e-3)
+    assert rates.specificity == pytest.approx(fitted["fitted"]["specificity"], abs=1e-3)
+
+
+def test_without_committed_answers_the_named_points_are_shown() -> None:
+    assert scores_of(release(None, METRICS)) is None
+    shown = points_table(METRICS, None, 0.95, 0.5)
+    assert "Youden" in shown and "sensitivity, chosen" not in shown and "brings no answers of its own" in shown
+    assert "names no operating points" in points_table({}, None, 0.95, 0.5)
+
+
+def test_the_endpoint_gives_the_release_s_metrics(tiny_release: Path) -> None:
+    demo = build_demo(Shelf({"tiny": tiny_release}))
+    (endpoint,) = (block.fn for block in demo.fns.values() if block.api_name == "evidence")
+    assert endpoint is not None
+    assert endpoint("tiny") == json.loads((tiny_release / "metrics.json").read_text())
+    with pytest.raises(gradio.Error, match="is no model name"):
+        endpoint("/etc")
+
+
+def test_every_named_endpoint_is_described(tiny_release: Path) -> None:
+    demo = build_demo(Shelf({"tiny": tiny_release}))
+    public = {f"/{block.api_name}" for block in demo.fns.values() if block.api_visibility == "public"}
+    assert public == set(use_from_code.ENDPOINTS)
+
+
+def test_the_python_snippet_is_python() -> None:
+    written = use_from_code.snippets("http://127.0.0.1:1/", "a")
+    compile(written["Python"], "snippet", "exec")
+    assert all("http://127.0.0.1:1/" in text for text in written.values())
+
+
+def test_missing_mcp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(use_from_code, "find_spec", lambda name: None)
+    demo = build_demo(Shelf({}))
+    texts = [str(getattr(block, "value", "")) for block in demo.blocks.values()]
+    assert any("pip install 'gradio[mcp]'" in text for text in texts)
