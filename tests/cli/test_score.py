@@ -82,17 +82,17 @@ def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, f
 def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert _device("") == "cpu"
+    assert _device("auto") == "cpu"
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _device("") == _device("torch") == "cuda:1"
+    assert _device("auto") == _device("torch") == "cuda:1"
     assert _device("openvino") == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert _device("") == "cpu"
+    assert _device("auto") == "cpu"
 
 
 def test_reading_and_joining_need_no_torch():

@@ -54,7 +54,7 @@ def score(
     Under `accelerate launch -m leukoscope score …` the processes share the cells; the folder of the output must be one
     that all of them see.
     """
-    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.predictor import Predictor, default_backend
     from leukoscope.inference.score_sources import open_source
     from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells
 
@@ -66,6 +66,7 @@ def score(
         check_by_subject(by_subject, source)
     if worker.is_main and source.report:
         typer.echo(source.report, err=True)
+    backend = backend or default_backend()
     predictor = Predictor.from_pretrained(model, backend=backend, device=_device(backend))
     with _progress(worker.is_main) as show:
         scored = score_cells(
@@ -84,7 +85,7 @@ def score(
 
 def _device(backend: str) -> str:
     """This process's GPU where torch may compute on one; torch, slow to load, is asked only where a driver is found."""
-    if backend not in ("", "auto", "torch"):
+    if backend not in ("auto", "torch"):
         return "cpu"
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
         return "cpu"
