@@ -183,6 +183,7 @@ def test_a_hub_model_too_large_for_a_visitor_is_not_fetched(
     ):
         Shelf({}).predictor("owner/tiny")
     assert not (tmp_path / "hub-cache").exists()
+    assert Shelf({}, ["owner/tiny"]).predictor("owner/tiny").labels == ("ALL", "HEM")
 
 
 @pytest.mark.parametrize(
