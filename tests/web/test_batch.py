@@ -201,6 +201,14 @@ def test_a_labelled_zip_is_answered_and_deleted(
     assert not Path(path).exists()
 
 
+def test_a_large_picture_within_a_zip_is_not_decoded(endpoint: Callable[..., Any], tmp_path: Path) -> None:
+    answer = endpoint([pack(tmp_path / "cells.zip", {"wide.png": png(3000), "a.png": png()})], "tiny")
+    assert [cell["file"] for cell in answer["cells"]] == ["a.png"]
+    assert answer["notes"] == [
+        "wide.png: is 3000×3000 pixels, more than the 8 megapixels read here; crop it to its cells first"
+    ]
+
+
 def test_nothing_usable_is_one_message_and_leaves_no_file(
     endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,12 +12,16 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.images import UnreadableImage
 from leukoscope.inference.field_reading import FieldReading
 from leukoscope.web.demo import build_demo
 from leukoscope.web.field_of_view import EXAMPLE_PITCH, FieldLook, example, read
 from leukoscope.web.field_panels import boxes, counts, save_reading
+from leukoscope.web.look import look_at
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.tables import safe_cell
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,13 @@ def test_the_exports_agree_and_name_no_folder(look: FieldLook, reading: FieldRea
     with Image.open(BytesIO(save_reading(look.image, reading, "PNG").content)) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert image.text["Title"].startswith("Synthetic field 1 read by tiny: 5 nucleated cell(s)")
+
+
+def test_a_smear_given_as_one_cell_is_sent_to_this_tab() -> None:
+    with pytest.raises(
+        UnreadableImage, match="Synthetic field 1: shows a smear, .* open it in the tab “A field of view”"
+    ):
+        look_at(Shelf({"a": RELEASE}), lambda: example(0), "a")
 
 
 @pytest.mark.parametrize(("name", "shown"), [("=1+1.png", "'=1+1.png"), ("-x", "'-x"), ("cell.png", "cell.png")])

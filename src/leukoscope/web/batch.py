@@ -44,11 +44,7 @@ def classify(
     try:
         if not paths:
             raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
-        for step in answer_batch(shelf, open_batch(paths), choice, pattern.strip()):
-            if isinstance(step, BatchResult):
-                return step
-            tell(step)
-        raise AssertionError("a batch ends in a result")
+        return answer_batch(shelf, open_batch(paths), choice, pattern.strip(), tell)
     finally:
         for path in paths or ():
             forget(Path(path))

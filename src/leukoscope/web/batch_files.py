@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.web.upload import MAX_BYTES, file_name
@@ -200,11 +200,11 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
     return {name: _by_name(by_table, name) or _first_group(match) for name, match in found.items()}
 
 
-def _first_group(match: object) -> str:
+def _first_group(match: Any) -> str:
     if match is None:
         return ""
-    groups = match.groups()  # type: ignore[attr-defined]
-    return (groups[0] if groups else match.group()) or ""  # type: ignore[attr-defined]
+    groups = match.groups()
+    return (groups[0] if groups else match.group()) or ""
 
 
 def _by_name(table: Mapping[str, str], name: str) -> str:

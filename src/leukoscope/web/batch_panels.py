@@ -53,14 +53,14 @@ def _figures(result: BatchResult) -> str:
     if judged is None:
         return ""
     notes = "".join(f'<p class="lk-note">{escape(note)}</p>' for note in judged.notes)
-    return f"<h3>Measured on your labels</h3>{notes}{table(('figure', 'value', '95 % interval'), judged.rows)}"
+    return f"<h2>Measured on your labels</h2>{notes}{table(('figure', 'value', '95 % interval'), judged.rows)}"
 
 
 def _wrong(result: BatchResult) -> str:
     wrong = wrong_rows(result)
     if not wrong:
         return ""
-    return f"<h3>Wrong, the surest first ({len(wrong)})</h3>{_cells(wrong[:SHOWN_WRONG])}"
+    return f"<h2>Wrong, the surest first ({len(wrong)})</h2>{_cells(wrong[:SHOWN_WRONG])}"
 
 
 def _subjects(result: BatchResult) -> str:
@@ -68,7 +68,7 @@ def _subjects(result: BatchResult) -> str:
     if not rows:
         return ""
     heads = ("subject", "cells", "recognised", *result.classes, f"mean probability of {result.positive}")
-    return f"<h3>By subject</h3>{table(heads, rows)}"
+    return f"<h2>By subject</h2>{table(heads, rows)}"
 
 
 def _refused(result: BatchResult) -> str:

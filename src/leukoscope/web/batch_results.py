@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -89,11 +89,14 @@ class BatchResult:
         return replace(self, rows=tuple(replace(row, subject=subjects[row.name]) for row in self.rows))
 
 
-def answer_batch(shelf: Shelf, batch: Batch, choice: str | None, pattern: str) -> Iterator[float | BatchResult]:
+def answer_batch(
+    shelf: Shelf, batch: Batch, choice: str | None, pattern: str, tell: Callable[[float], None]
+) -> BatchResult:
     """Ask a model about every picture of a batch.
 
-    Yields:
-        the share that is done, 0–1, and at last the result.
+    Args:
+        pattern: finds the subject in a file's name; see `subjects_of`.
+        tell: is given the share that is done, 0–1.
 
     Raises:
         LeukoscopeError: the model or the pattern cannot be used, or not one picture.
@@ -111,12 +114,12 @@ def answer_batch(shelf: Shelf, batch: Batch, choice: str | None, pattern: str) -
         make = partial(_row, batch, subjects, thresholds, release.labels)
         answers = shelf.ask(str(choice), [image for _, image in opened]) if opened else []
         rows += [make(file, image, answer) for (file, image), answer in zip(opened, answers, strict=True)]
-        yield min(1.0, (first + AT_ONCE) / len(batch.files))
+        tell(min(1.0, (first + AT_ONCE) / len(batch.files)))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {refused[0] if refused else 'none was given'}")
     trained_on = frozenset(map(str, release.metrics.get("training", {}).get("subjects", ())))
     positive = thresholds.positive_label or release.labels[0]
-    yield BatchResult(
+    return BatchResult(
         tuple(rows), release.labels, positive, str(choice), release.revision, batch.subjects, tuple(refused), trained_on
     )
 

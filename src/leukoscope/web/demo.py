@@ -31,10 +31,18 @@ HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 <p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
     "What you upload lies on this server's disk until it has been read, and is then deleted; an upload that is broken "
-    "off is deleted within two hours. Pictures and answers stay in memory for this session, at most half an hour after "
-    "you last touched them. What you save goes to your browser without touching the server's disk; pictures made for "
-    "the API are deleted from it within two hours. Nothing is counted, kept or sent elsewhere."
+    "off is deleted within two hours. Pictures and answers stay in memory for this session, for half an hour after the "
+    "last answer. What you save goes to your browser without touching the server's disk; pictures made for the API are "
+    "deleted from it within two hours. Nobody's visit is recorded, and no picture is sent elsewhere: the server asks "
+    "the Hugging Face Hub for nothing but a model that is named by Hub id."
 )
+# Gradio names some buttons otherwise than what is written on them, which who speaks to the computer cannot know.
+NAMED_AS_WRITTEN = """() => {
+  const rename = () => document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
+    .forEach((button) => button.removeAttribute('aria-label'))
+  new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
+  rename()
+}"""
 CREDITS = (
     'Leukoscope is open software under the <a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence '
     "2.0</a>. What each model was trained on, its licence and how to cite it stand under “Evidence”."
@@ -62,6 +70,7 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
             evidence.build_tab(shelf, model)
             use_from_code.build_tab(demo, model)
         gr.HTML(f'<p class="lk-note">{PRIVACY}</p><p class="lk-note">{CREDITS}</p>', padding=False)
+        demo.load(None, js=NAMED_AS_WRITTEN, api_visibility="private")
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 

@@ -165,7 +165,10 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
         # Unselected at once, so that the same example can be picked again.
         return {gallery: gr.Gallery(selected_index=None), **shown}
 
-    def on_model(choice: str | None, opacity: float, point: str | None, look: Look | None) -> dict[Any, Any]:
+    def on_model(
+        choice: str | None, opacity: float, point: str | None, look: Look | None, progress: gr.Progress = gr.Progress()
+    ) -> dict[Any, Any]:
+        progress(0, desc=f"Loading {choice}")
         if look is not None:
             return answer(lambda: (look.image, look.caption), choice, opacity, point)
         try:

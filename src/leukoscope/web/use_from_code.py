@@ -73,10 +73,15 @@ def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
             "`operating_point` and `subject_pattern` may be empty, `um_per_pixel` 0. `/healthz` says whether the "
             "server lives."
         )
-        languages = {"Python": "python", "JavaScript": "javascript", "curl": "shell"}
-        codes = [gr.Code(language=kind, label=name, interactive=False) for name, kind in languages.items()]  # type: ignore[arg-type]
+        codes = [
+            gr.Code(language="python", label="Python", interactive=False, elem_classes="lk-code"),
+            gr.Code(language="javascript", label="JavaScript", interactive=False, elem_classes="lk-code"),
+            gr.Code(language="shell", label="curl", interactive=False, elem_classes="lk-code"),
+        ]
         gr.Markdown("**Tools for assistants (MCP).**" + ("" if serves_mcp() else f" {_NO_MCP}"))
-        protocol = gr.Code(language="json", label="MCP client", interactive=False, visible=serves_mcp())
+        protocol = gr.Code(
+            language="json", label="MCP client", interactive=False, elem_classes="lk-code", visible=serves_mcp()
+        )
 
     def fill(choice: str | None, visit: gr.Request) -> list[str]:
         assert visit.request is not None

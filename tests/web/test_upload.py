@@ -1,0 +1,79 @@
+"""An upload is read once and deleted, whatever it held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio
+import pytest
+from PIL import Image
+
+from leukoscope.cells.images import UnreadableImage
+from leukoscope.web.shelf import Shelf
+from leukoscope.web.upload import read_upload
+
+
+def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
+    """What answers at /predict."""
+    from leukoscope.web.demo import build_demo
+
+    (endpoint,) = (block.fn for block in build_demo(Shelf(releases)).fns.values() if block.api_name == "predict")
+    assert endpoint is not None
+    return endpoint
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "hash").mkdir(parents=True)
+    return tmp_path / "cache" / "hash"
+
+
+def test_a_cell_is_read_and_its_file_deleted(cache: Path) -> None:
+    Image.new("RGB", (40, 40)).save(cache / "cell.bmp")
+    assert read_upload(cache / "cell.bmp").size == (40, 40)
+    assert not (cache / "cell.bmp").exists()
+
+
+def test_a_file_outside_the_cache_is_left_alone(cache: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "mine.png")
+    read_upload(tmp_path / "mine.png")
+    assert (tmp_path / "mine.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("text.png", b"no picture", "text.png: is not an image; give one of BMP, PNG"),
+        ("empty.png", b"", r"empty.png: the file is empty \(0 bytes\)"),
+        ("long.bmp", b"BM" + bytes(20 * 2**20), "long.bmp: is over 20 MB; crop it to the cell"),
+    ],
+)
+def test_a_bad_file_is_named_without_its_folder_and_deleted(
+    cache: Path, name: str, content: bytes, problem: str
+) -> None:
+    (cache / name).write_bytes(content)
+    with pytest.raises(UnreadableImage, match=f"^{problem}"):
+        read_upload(cache / name)
+    assert not (cache / name).exists()
+
+
+@pytest.mark.parametrize(("model", "problem"), [("/etc", "'/etc' is no model name"), (None, "No model is chosen")])
+def test_a_bad_model_name_leaves_no_upload_behind(cache: Path, model: str | None, problem: str) -> None:
+    Image.new("RGB", (40, 40)).save(cache / "cell.png")
+    with pytest.raises(gradio.Error, match=f"^['\"]?{problem}"):
+        _predict({"x": Path("x")})(str(cache / "cell.png"), model)
+    assert not (cache / "cell.png").exists()
+
+
+def test_a_missing_picture_is_one_clear_message() -> None:
+    with pytest.raises(gradio.Error, match="image: no picture was sent; give one image file"):
+        _predict({"x": Path("x")})(None, "x")
+
+
+def test_a_whole_slide_is_not_one_cell(cache: Path) -> None:
+    Image.new("L", (4000, 3000)).save(cache / "wide.png")
+    with pytest.raises(UnreadableImage, match="wide.png: is 4000×3000 pixels, more than the 8 megapixels"):
+        read_upload(cache / "wide.png")
