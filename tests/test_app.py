@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +19,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.web.address import server_address
+from leukoscope.web.use_from_code import snippets
 
 APP = Path(__file__).parents[1] / "app.py"
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
@@ -133,6 +138,96 @@ def test_a_real_cell_is_answered(client: Any, real_data: Path) -> None:
     with Image.open(cell) as image:
         size = image.size
     check_answer(ask(client, cell), size)
+
+
+@pytest.mark.slow
+def test_visitors_who_send_the_same_picture_are_all_answered(client: Any, cache: Path, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    Image.fromarray(draw_cell("ALL", subject=5, cell=2).image).save(tmp_path / "same.png")
+    jobs = [client.submit(handle_file(tmp_path / "same.png"), "tiny", api_name="/predict") for _ in range(12)]
+    answers = [job.result(timeout=START_SECONDS) for job in jobs]
+    assert len({tuple(probabilities.items()) for _, probabilities, *_ in answers}) == 1
+    assert not list(cache.rglob("same*"))
+
+
+@pytest.mark.slow
+def test_a_field_is_read(client: Any, cache: Path, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    drawn = draw_field(("ALL", "HEM"), size=(400, 500), um_per_pixel=0.12, red_cells=30, scale_bar=False, seed=3)
+    Image.fromarray(drawn.image).save(tmp_path / "smear.png")
+    reading, boxes = client.predict(handle_file(tmp_path / "smear.png"), "tiny", 0.12, api_name="/field")
+    assert len(reading["cells"]) == 2 and reading["model"] == "tiny" and reading["notice"] == RESEARCH_NOTICE
+    with Image.open(boxes) as image:
+        assert image.width > 500
+    assert not list(cache.rglob("smear*"))
+
+
+@pytest.mark.slow
+def test_a_batch_is_answered(client: Any, cache: Path, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    for label in ("ALL", "HEM"):
+        Image.fromarray(draw_cell(label, subject=5, cell=1).image).save(tmp_path / f"{label}_5.png")
+    (tmp_path / "truth.csv").write_text("file,label\nALL_5.png,ALL\nHEM_5.png,HEM\n")
+    files = [handle_file(path) for path in sorted(tmp_path.glob("*.*"))]
+    answers = client.predict(files, "tiny", r"_(\d)", api_name="/batch")
+    assert [(cell["file"], cell["label"], cell["subject"]) for cell in answers["cells"]] == [
+        ("ALL_5.png", "ALL", "5"), ("HEM_5.png", "HEM", "5"),
+    ]  # fmt: skip
+    assert dict((name, value) for name, value, _ in answers["figures"]).keys() >= {"accuracy", "AUROC of cells"}
+    assert not list(cache.rglob("*_5.png")) and not list(cache.rglob("truth.csv"))
+
+
+@pytest.mark.slow
+def test_a_release_s_metrics_are_given(client: Any, tiny_release: Path) -> None:
+    assert client.predict("tiny", api_name="/evidence") == json.loads((tiny_release / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_curl_snippet_does_what_it_says(address: str, tmp_path: Path) -> None:
+    if not shutil.which("curl") or not shutil.which("bash"):
+        pytest.skip("needs bash and curl")
+    Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
+    snippet = snippets(address, "tiny")["curl"]
+    ran = subprocess.run(["bash", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "event: complete" in ran.stdout, ran.stdout + ran.stderr
+    assert RESEARCH_NOTICE in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_server_says_that_it_lives(address: str) -> None:
+    with urllib.request.urlopen(f"{address}healthz", timeout=60) as answer:
+        assert json.load(answer) == {"status": "ok", "version": __version__}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/etc/passwd", "{app}", "{app}/../pyproject.toml"])
+def test_no_path_of_this_machine_is_served(address: str, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}gradio_api/file={path.format(app=APP)}", timeout=60)
+    assert refused.value.code in (403, 404)
+
+
+@pytest.mark.slow
+def test_an_assistant_can_ask_through_mcp(address: str, tmp_path: Path) -> None:
+    mcp = pytest.importorskip("mcp", reason="needs the extra mcp: pip install 'gradio[mcp]'")
+    client = pytest.importorskip("mcp.client.streamable_http")
+
+    async def tools_and_metrics() -> tuple[list[str], str]:
+        async with (
+            client.streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _),
+            mcp.ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            names = [tool.name for tool in (await session.list_tools()).tools]
+            called = await session.call_tool(next(n for n in names if n.endswith("evidence")), {"model": "tiny"})
+            return names, called.content[0].text
+
+    names, metrics = asyncio.run(tools_and_metrics())
+    assert len(names) == 4
+    assert "schema_version" in metrics
 
 
 @pytest.mark.slow

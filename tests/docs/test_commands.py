@@ -1,9 +1,10 @@
 """Every fenced `sh` and `python` block of the documentation runs, page by page, in a folder of phantoms.
 
 What a page names lies there: `C-NMC_Leukemia`, `ball4`, `my_cells`, `cell.bmp`, `smear.jpg`, and a Hub on this machine
-that knows `owner/name`. Blocks of a page run in order and find what earlier ones left. Two things differ from what a
-reader types: commands that train get `TINY` appended, so that they take seconds, and `make` verbs are only looked up. A
-block whose first line is `# not run by the tests: <reason>` has its flags held against the parsers instead.
+on which `owner` is a user. Blocks of a page run in order and find what earlier ones left. Three things differ from what
+a reader types: commands that train get `TINY` appended, so that they take seconds, `owner` goes by the name of that
+Hub's user, and `make` verbs are only looked up. A block whose first line is `# not run by the tests: <reason>` has its
+flags held against the parsers instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pytest
 from typer.main import get_command
 
 from hub_server import WRITE_TOKEN, serving
+from hub_server.api import USER
 from leukoscope.cli import app
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 from scratch import ROOT, lay_out
@@ -71,9 +73,11 @@ def unknown_words(words: list[str]) -> Iterator[str]:
         start = words.index("train.py")
         yield from _unknown_to_launcher(words[:start])
         yield from (word for word in words[start:] if word.startswith("--") and word not in TRAINING_FLAGS)
-    elif words[0] == "leukoscope":
+    elif words[0] in ("leukoscope", "accelerate") and "leukoscope" in words:
+        start = words.index("leukoscope")
+        yield from _unknown_to_launcher(words[:start])
         command: Any = get_command(app)
-        rest = words[1:]
+        rest = words[start + 1 :]
         while getattr(command, "commands", None) and rest:
             name, *rest = rest
             if name not in command.commands:
@@ -175,7 +179,7 @@ def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Pat
         for block in blocks(page):
             if not block.runs:
                 continue
-            script = block.text
+            script = block.text.replace("owner/", f"{USER}/")
             if block.language == "sh":
                 script = "\n".join(map(_tiny, script.replace("\\\n", " ").splitlines()))
             command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]

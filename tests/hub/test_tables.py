@@ -183,11 +183,14 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -
     (tmp_path / "training.json").write_text(json.dumps(cpu | {"rows": [row, {"recipe": "no comparison"}]}))
     (tmp_path / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
     assert speed_table(tmp_path).splitlines()[2:] == [
-        "| training | densenet121, all layers | cold: **1.25** · warm: **2.00** | Some CPU, 2 thread(s) |"
+        "| training | densenet121, all layers: times as fast | cold **1.25** · warm **2.00** | Some CPU, 2 thread(s) |"
     ]
-    gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}, "rows": [row]}
-    (tmp_path / "training.json").write_text(json.dumps(gpu))
-    assert speed_table(tmp_path).endswith("| Some GPU |")
+    ratios = [{"what": "one: times faster than timm", "value": 3.456, "aim": "≥ 3", "met": True}]
+    gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}}
+    (tmp_path / "inference.json").write_text(json.dumps(gpu | {"releases": [{"model": "ours", "ratios": ratios}]}))
+    assert speed_table(tmp_path).splitlines()[2] == (
+        "| inference | `ours`, one: times faster than timm | **3.46** (aim: ≥ 3) | Some GPU |"
+    )
 
 
 def test_fields_are_told_with_what_they_were_counted_on() -> None:

@@ -13,7 +13,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.models.release_files import ReleaseInfo
 from leukoscope.web import use_from_code
 from leukoscope.web.demo import build_demo
-from leukoscope.web.evidence_blocks import evidence
+from leukoscope.web.evidence_blocks import what_it_says
 from leukoscope.web.operating_points import Scores, points_table, scores_of
 from leukoscope.web.shelf import Shelf
 
@@ -28,7 +28,7 @@ def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
 
 
 def test_every_figure_shown_is_the_release_s_own() -> None:
-    page = evidence("a", METRICS)
+    page = what_it_says("a", METRICS)
     assert page.count("<section>") == 7
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
@@ -43,10 +43,10 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
 def test_what_was_not_measured_is_left_out() -> None:
     bare = {"labels": ["ALL", "HEM"], "data": METRICS["data"], "training": METRICS["training"],
             "evaluations": [{**METRICS["evaluations"][3], "shortcut_baselines": None}]}  # fmt: skip
-    page = evidence("a", bare)
+    page = what_it_says("a", bare)
     assert "Do its probabilities" not in page and "heat maps true" not in page and "What needs no network" not in page
-    assert "<script>" not in evidence("<script>", {})
-    assert "brings no measurements of its own" in evidence("a", {})
+    assert "<script>" not in what_it_says("<script>", {})
+    assert "brings no measurements of its own" in what_it_says("a", {})
 
 
 def test_a_sensitivity_is_reached_by_the_highest_threshold_that_does() -> None:
@@ -99,7 +99,8 @@ def test_the_python_snippet_is_python() -> None:
 
 
 def test_missing_mcp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(use_from_code, "find_spec", lambda name: None)
+    monkeypatch.delattr("gradio.mcp.GradioMCPServer.StreamableHTTPSessionManager", raising=False)
+    assert not use_from_code.serves_mcp()
     demo = build_demo(Shelf({}))
     texts = [str(getattr(block, "value", "")) for block in demo.blocks.values()]
     assert any("pip install 'gradio[mcp]'" in text for text in texts)

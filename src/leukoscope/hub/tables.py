@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -343,23 +343,30 @@ def _each(shares: Mapping[str, float]) -> str:
 
 
 def speed_table(benchmarks: Path) -> str:
-    """How many times as fast as others, one row for each row of a benchmark that says so by `times_faster`."""
+    """How fast, beside others: one row for each comparison that a benchmark gives as `times_faster` or `ratios`."""
     measured = {path.stem: read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))}
-    rows = [row for name, benchmark in measured.items() for row in _speed_rows(name, benchmark)]
+    rows = [
+        f"| {name} | {what} | {figure} | {_measured_on(benchmark)} |"
+        for name, benchmark in measured.items()
+        for what, figure in _comparisons(benchmark)
+    ]
     if not rows:
         return "Not measured yet."
-    return "\n".join(["| benchmark | measured | times as fast | on |", "|---|---|---|---|", *rows])
+    return "\n".join(["| benchmark | measured | figure | on |", "|---|---|---|---|", *rows])
 
 
-def _speed_rows(name: str, benchmark: Mapping[str, Any]) -> list[str]:
-    """What names a row of a benchmark are its texts, in their order."""
-    rows = [row for row in benchmark.get("rows", []) if "times_faster" in row]
-    return [
-        f"| {name} | {', '.join(value for value in row.values() if isinstance(value, str))} | "
-        f"{' · '.join(f'{kind}: **{times:.2f}**' for kind, times in row['times_faster'].items())} | "
-        f"{_measured_on(benchmark)} |"
-        for row in rows
-    ]
+def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was compared, and what came of it."""
+    for row in benchmark.get("rows", []):
+        if "times_faster" in row:
+            # What names a row of a benchmark are its texts, in their order.
+            named = ", ".join(value for value in row.values() if isinstance(value, str))
+            times = (f"{kind} **{value:.2f}**" for kind, value in row["times_faster"].items())
+            yield f"{named}: times as fast", " · ".join(times)
+    for release in benchmark.get("releases", []):
+        for ratio in release["ratios"]:
+            aim = f" (aim: {ratio['aim']})" if "aim" in ratio else ""
+            yield f"`{release['model']}`, {ratio['what']}", f"**{ratio['value']:.2f}**{aim}"
 
 
 def _measured_on(benchmark: Mapping[str, Any]) -> str:

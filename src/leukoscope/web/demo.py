@@ -21,10 +21,11 @@ from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.shelf import HOW_TO_GET_ONE, Shelf, find_releases, listed_models
 from leukoscope.web.theme import CSS, build_theme
+from leukoscope.web.upload import keep_uploads_apart
 
 CACHE_SECONDS = 3600
-# Two answers at a time keep a small machine responsive; a longer queue would only make visitors wait in vain.
-AT_ONCE, QUEUE = 2, 32
+# Two answers at a time keep a small machine responsive; beyond the queue, visitors would only wait in vain.
+AT_ONCE, QUEUE = 2, 64
 SESSIONS = 40
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 <p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
@@ -76,6 +77,7 @@ def serve(releases: Path, models: Path, address: Address) -> None:
     """
     shelf = Shelf(find_releases(releases), listed_models(models))
     demo = build_demo(shelf)
+    keep_uploads_apart()
     try:
         demo.launch(
             server_name=address.host,

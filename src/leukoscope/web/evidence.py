@@ -10,7 +10,7 @@ import gradio as gr
 
 from leukoscope import LeukoscopeError
 from leukoscope.web import panels
-from leukoscope.web.evidence_blocks import evidence
+from leukoscope.web.evidence_blocks import what_it_says
 from leukoscope.web.operating_points import Scores, points_table, scores_of
 from leukoscope.web.shelf import Shelf
 
@@ -72,7 +72,7 @@ def evidence_of(shelf: Shelf, choice: str) -> tuple[dict[str, Any], Scores | Non
         LeukoscopeError: the model cannot be used.
     """
     release = shelf.predictor(choice).release
-    return dict(release.metrics), scores_of(release), evidence(choice, release.metrics)
+    return dict(release.metrics), scores_of(release), what_it_says(choice, release.metrics)
 
 
 def _shown(load: Any, shelf: Shelf, choice: str | None, sensitivity: float, prevalence: float) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def _shown(load: Any, shelf: Shelf, choice: str | None, sensitivity: float, prev
 def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
     """The named endpoint /evidence: model → its metrics.json."""
 
-    def metrics_of(model: str | None) -> dict[str, Any]:
+    def evidence(model: str | None) -> dict[str, Any]:
         """Everything a release measured of itself: its metrics.json."""
         try:
             return dict(shelf.predictor(model).release.metrics)
@@ -95,4 +95,4 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
             raise gr.Error(str(error), print_exception=False) from None
 
     with gr.Group(visible=False):
-        gr.Button("evidence").click(metrics_of, [model], gr.JSON(label="metrics"), api_name="evidence")
+        gr.Button("evidence").click(evidence, [model], gr.JSON(label="metrics"), api_name="evidence")

@@ -22,7 +22,7 @@ _SIDES = {"subject": "no", "cell": "yes", "block": "not known; no block of neigh
 _drawing = Lock()
 
 
-def evidence(name: str, metrics: Metrics) -> str:
+def what_it_says(name: str, metrics: Metrics) -> str:
     """Everything about one release, one section a question."""
     if not metrics.get("evaluations"):
         return f'<p class="lk-note">{escape(name)} brings no measurements of its own (metrics.json).</p>{notice()}'

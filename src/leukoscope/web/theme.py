@@ -84,8 +84,8 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
   font-variant-numeric: tabular-nums; }
 .lk-scroll tr { border: 0 !important; }
 .lk-scroll th, .lk-scroll td { border: 0 !important; border-bottom: 1px solid var(--lk-line) !important;
-  padding: 0.3rem 0.6rem !important;
-  text-align: left; }
+  padding: 0.3rem 0.6rem !important; text-align: left; }
+.lk-scroll caption { text-align: left; padding: 0 0.6rem; }
 .lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
 .lk-scroll tbody th { font-weight: 500; }
 .lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }

@@ -6,10 +6,13 @@ hands the file over untouched, so that a bad picture is refused in the same word
 
 from __future__ import annotations
 
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio import route_utils
 from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
 from PIL import Image
@@ -33,6 +36,23 @@ class Limit(NamedTuple):
 # A crop of one cell is below 1 megapixel and a microscope's whole frame about 5.
 CELL = Limit(8_000_000, "one cell", "crop it to the cell")
 FIELD = Limit(16_000_000, "a field of view", "cut it into parts, or use the command `leukoscope field`")
+
+
+class _OwnFolder(route_utils.GradioUploadFile):
+    """An upload whose folder nobody shares.
+
+    Gradio names the folder by what the file holds: of two visitors who send the same picture, the one answered first
+    would delete the other's.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sha.update(secrets.token_bytes(16))
+
+
+def keep_uploads_apart() -> None:
+    """Let every upload to this process have a folder of its own, which its handler may delete."""
+    route_utils.GradioUploadFile = _OwnFolder  # type: ignore[misc]
 
 
 def cell_upload(**options: Any) -> gr.Image:
@@ -110,3 +130,6 @@ def forget(path: Path) -> None:
     cache, file = Path(get_upload_folder()).resolve(), path.resolve()
     if file.is_file() and file.is_relative_to(cache):
         file.unlink(missing_ok=True)
+        if file.parent != cache:
+            with suppress(OSError):  # other files of the same upload
+                file.parent.rmdir()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import gradio as gr
 
 from leukoscope import RESEARCH_NOTICE
@@ -27,14 +25,14 @@ print(text)
 _JAVASCRIPT = """import {{ Client, handle_file }} from "@gradio/client"
 
 const client = await Client.connect("{address}")
-const answer = await client.predict("/predict", [handle_file("cell.png"), "{model}"])
+const answer = await client.predict("/predict", [handle_file("cell.png"), "{model}", ""])
 const [label, probabilities, gradCam, text] = answer.data
 console.log(label, probabilities)
 """
 
 _CURL = """file=$(curl -s {address}gradio_api/upload -F files=@cell.png | tr -d '[]"')
 event=$(curl -s {address}gradio_api/call/predict -H 'Content-Type: application/json' \\
-  -d '{{"data": [{{"path": "'$file'", "meta": {{"_type": "gradio.FileData"}}}}, "{model}"]}}' \\
+  -d '{{"data": [{{"path": "'$file'", "meta": {{"_type": "gradio.FileData"}}}}, "{model}", ""]}}' \\
   | cut -d '"' -f 4)
 curl -sN {address}gradio_api/call/predict/$event
 """
@@ -48,8 +46,11 @@ _NO_MCP = (
 
 
 def serves_mcp() -> bool:
-    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed."""
-    return find_spec("mcp") is not None
+    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed, in a version that fits it."""
+    from gradio.mcp import GradioMCPServer
+
+    # Its class body imports what the extra brings, and goes on without.
+    return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
 
 
 def snippets(address: str, model: str) -> dict[str, str]:
@@ -69,7 +70,7 @@ def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
         rows = "\n".join(f"| `{name}` | {about} |" for name, about in ENDPOINTS.items())
         gr.Markdown(
             f"{RESEARCH_NOTICE}\n\n| endpoint | what goes in → what comes out |\n|---|---|\n{rows}\n\n"
-            "`operating_point`, `um_per_pixel` and `subject_pattern` may be left out. `/healthz` says whether the "
+            "`operating_point` and `subject_pattern` may be empty, `um_per_pixel` 0. `/healthz` says whether the "
             "server lives."
         )
         languages = {"Python": "python", "JavaScript": "javascript", "curl": "shell"}

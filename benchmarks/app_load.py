@@ -1,0 +1,182 @@
+"""How the demo bears visitors: predictions with heat maps a second, waiting times, errors and memory, on loopback.
+
+    PYTHONPATH=src python benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
+
+Starts app.py in a process of its own and asks it, as so many visitors at once, about phantoms; each visitor waits for
+one answer before the next question. Writes results/benchmarks/app_load.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.models.release import write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "benchmarks" / "app_load.json"
+START_SECONDS = 300
+
+
+def main() -> None:
+    """Measure, write the figures, and say them."""
+    flags = _flags()
+    with tempfile.TemporaryDirectory() as folder:
+        cells = _draw_cells(Path(folder), count=8)
+        with _demo(flags.releases, Path(folder)) as (address, process):
+            # The first answers import and load; they are not what a visitor of a running demo meets.
+            _ask_together([_client(address)], flags.model, cells, requests=10)
+            levels = [_level(address, flags.model, cells, count, flags.requests) for count in flags.clients]
+            memory = _memory(address, process, flags.model, cells, flags.predictions)
+    result = {
+        "notice": RESEARCH_NOTICE,
+        "measures": "predictions with heat maps through /predict, from upload to answer, on this machine's loopback",
+        "model": flags.model,
+        "levels": levels,
+        "memory": memory,
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
+        "machine_load": os.getloadavg()[2],
+        "versions": {"leukoscope": __version__, "python": platform.python_version()},
+    }
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(flags.out, result)
+    for level in levels:
+        print(
+            f"{level['clients']:3} at once: {level['per_second']:.1f} a second, p50 {level['p50_seconds']:.2f} s, "
+            f"p95 {level['p95_seconds']:.2f} s, {level['errors']} errors"
+        )
+    print(f"memory after {memory['predictions']} predictions: {memory['growth_megabytes']:+.0f} MB\n{flags.out}")
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--releases", type=Path, default=ROOT / "model_card")
+    parser.add_argument("--model", default="leukoscope-densenet121-cnmc")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50], help="visitors at once, one level each")
+    parser.add_argument("--requests", type=int, default=100, help="of all visitors of a level together")
+    parser.add_argument("--predictions", type=int, default=1000, help="between the two looks at memory")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def _draw_cells(folder: Path, count: int) -> list[Path]:
+    paths = []
+    for number, label in zip(range(count), cycle(PHANTOM_LABELS), strict=False):
+        paths.append(folder / f"cell{number}.png")
+        Image.fromarray(draw_cell(label, subject=number, cell=0).image).save(paths[-1])
+    return paths
+
+
+@contextmanager
+def _demo(releases: Path, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The demo's address and process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }  # fmt: skip
+    command = [sys.executable, str(ROOT / "app.py"), "--releases", str(releases)]
+    server = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_for(address, server)
+        yield address, psutil.Process(server.pid)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}healthz", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit(f"error: the demo does not answer at {address}")
+
+
+def _client(address: str) -> Client:
+    return Client(address, verbose=False, download_files=False)
+
+
+def _level(address: str, model: str, cells: Sequence[Path], count: int, requests: int) -> dict[str, Any]:
+    """So many visitors at once."""
+    clients = [_client(address) for _ in range(count)]
+    started = time.perf_counter()
+    seconds, errors = _ask_together(clients, model, cells, requests)
+    wall = time.perf_counter() - started
+    return {
+        "clients": count,
+        "requests": len(seconds) + len(errors),
+        "errors": len(errors),
+        "first_error": errors[0] if errors else None,
+        "per_second": len(seconds) / wall,
+        "p50_seconds": float(np.percentile(seconds, 50)) if seconds else None,
+        "p95_seconds": float(np.percentile(seconds, 95)) if seconds else None,
+    }
+
+
+def _ask_together(
+    clients: Sequence[Client], model: str, cells: Sequence[Path], requests: int
+) -> tuple[list[float], list[str]]:
+    """Seconds of each answer, and what went wrong with the others."""
+    each = -(-requests // len(clients))
+
+    def ask(client: Client) -> tuple[list[float], list[str]]:
+        seconds, errors = [], []
+        for cell in islice(cycle(cells), each):
+            started = time.perf_counter()
+            try:
+                client.predict(handle_file(cell), model, "", api_name="/predict")
+                seconds.append(time.perf_counter() - started)
+            except Exception as error:  # whatever a visitor would meet counts as an error
+                errors.append(f"{type(error).__name__}: {error}")
+        return seconds, errors
+
+    with ThreadPoolExecutor(len(clients)) as visitors:
+        answered = list(visitors.map(ask, clients))
+    return [one for seconds, _ in answered for one in seconds], [one for _, errors in answered for one in errors]
+
+
+def _memory(
+    address: str, process: psutil.Process, model: str, cells: Sequence[Path], predictions: int
+) -> dict[str, float]:
+    """What the server's memory grows by."""
+    before = process.memory_info().rss / 1e6
+    _, errors = _ask_together([_client(address), _client(address)], model, cells, predictions)
+    after = process.memory_info().rss / 1e6
+    return {
+        "predictions": predictions,
+        "errors": len(errors),
+        "before_megabytes": before,
+        "after_megabytes": after,
+        "growth_megabytes": after - before,
+    }
+
+
+if __name__ == "__main__":
+    main()
