@@ -132,6 +132,8 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
 
 def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: Path) -> dict[str, Any]:
     """Every system's figures for one release, and ours as multiples of the others'."""
+    from leukoscope.inference.predictor import Predictor
+
     config = json.loads((release / "config.json").read_text())
     systems = _systems(flags, release, config)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
@@ -150,6 +152,7 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
         "model": release.name,
         "architecture": config["architecture"],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
+        "auto_chose": Predictor.from_pretrained(release, backend="auto").backend.name,
         "systems": figures,
         "ratios": _ratios(config["architecture"], figures),
         "preprocessing": _preprocessing(release, pictures, flags.repeats),
