@@ -132,6 +132,8 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
 
 def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: Path) -> dict[str, Any]:
     """Every system's figures for one release, and ours as multiples of the others'."""
+    from leukoscope.inference.predictor import Predictor
+
     config = json.loads((release / "config.json").read_text())
     systems = _systems(flags, release, config)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
@@ -150,6 +152,7 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
         "model": release.name,
         "architecture": config["architecture"],
         "image_size": config["pretrained_cfg"]["input_size"][-1],
+        "auto_chose": Predictor.from_pretrained(release, backend="auto").backend.name,
         "systems": figures,
         "ratios": _ratios(config["architecture"], figures),
         "preprocessing": _preprocessing(release, pictures, flags.repeats),
@@ -364,9 +367,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-        "one cell, ms": lambda found: _milliseconds(found, "one_seconds"),
-        "with Grad-CAM, ms": lambda found: _milliseconds(found, "explained_seconds"),
-        "many cells a second": lambda found: found.get("many_cells_a_second", {}).get("median"),
+        "one cell: ms": lambda found: _milliseconds(found, "one_seconds"),
+        "with Grad-CAM: ms": lambda found: _milliseconds(found, "explained_seconds"),
+        "many: cells a second": lambda found: found.get("many_cells_a_second", {}).get("median"),
     }
     releases = result["releases"]
     figure, axes = plt.subplots(
@@ -378,9 +381,10 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             colours = ["#0072B2" if name.startswith("leukoscope") else "#999999" for name in bars]
             drawn = axis.barh(list(bars), list(bars.values()), color=colours)
             axis.bar_label(drawn, fmt="{:.3g}", padding=3)
-            axis.margins(x=0.15)
+            axis.set_xlim(0, 1.25 * max(bars.values()))
             axis.invert_yaxis()
-            axis.set_title(f"{release['model']}: {title}", fontsize=9)
+            axis.set_title(title)
+        row[0].set_ylabel(release["model"])
     figure.suptitle(f"{result['threads']} threads, {result['machine']['cpu']}. {RESEARCH_NOTICE}", fontsize=8)
     aside = path.with_suffix(".tmp.png")
     figure.savefig(aside, dpi=120)
