@@ -188,7 +188,7 @@ def test_real_cells_are_recognised_and_fields_of_view_are_not(real_data):
     frame = predictor.release.preprocessing.frame
     pixels = np.stack([frame(open_image(cell.path)) for cell in chosen])
 
-    guard, _ = fit_guard(pooled_features(predictor.release, pixels), [cell.subject for cell in chosen])
+    guard, _ = fit_guard(pooled_features(load_release(RELEASE), pixels), [cell.subject for cell in chosen])
 
     predictor.guard = guard
     assert sum(bool(answer.recognised) for answer in predictor(samples)) >= len(samples) - 1
