@@ -28,7 +28,7 @@ def turned_back(maps: np.ndarray) -> np.ndarray:
     """
     by_view = maps.reshape(-1, VIEWS, *maps.shape[1:])
     upright = [_turned_back(by_view[:, view], view, axes=(2, 3)) for view in range(VIEWS)]
-    return np.mean(upright, axis=0, dtype=np.float32)
+    return np.stack(upright).mean(axis=0, dtype=np.float32)
 
 
 def disagreement(probabilities: np.ndarray) -> np.ndarray:
