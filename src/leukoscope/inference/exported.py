@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -135,17 +135,25 @@ def _threads() -> int:
     return int(wanted) if wanted.isdecimal() and int(wanted) else len(os.sched_getaffinity(0))
 
 
-def computes_bf16() -> bool:
-    """Whether OpenVINO finds bfloat16 units in this processor."""
+@lru_cache(maxsize=1)
+def _openvino_core() -> Any:
+    """One for the process, never freed.
+
+    Its CPU plugin gives the thread a signal stack and takes it away when it goes: the next signal, a Ctrl-C say, would
+    then kill the process with a segmentation fault (OpenVINO 2026.4).
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def computes_bf16() -> bool:
+    """Whether OpenVINO finds bfloat16 units in this processor."""
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    import openvino
-
-    compiled = openvino.Core().compile_model(
+    compiled = _openvino_core().compile_model(
         path,
         "CPU",
         {
