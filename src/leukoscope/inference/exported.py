@@ -139,8 +139,8 @@ def _threads() -> int:
 def _openvino_core() -> Any:
     """One for the process, never freed.
 
-    Its CPU plugin gives the thread a signal stack and takes it away when it goes: the next signal, a Ctrl-C say, would
-    then kill the process with a segmentation fault (OpenVINO 2026.4).
+    Each brings the thread a signal stack and leaves it the one before when it goes. Where two overlap, that one may be
+    gone: the next signal, a Ctrl-C say, would kill the process with a segmentation fault (OpenVINO 2026.4).
     """
     import openvino
 
