@@ -115,7 +115,7 @@ def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
     for step, (rows, epoch) in enumerate(batches):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * cosine_with_warmup(step, len(batches), 0.1)
-        pixels = torch.from_numpy(cells.pixels[rows].transpose(0, 3, 1, 2).copy())
+        pixels = torch.from_numpy(cells.pixels[rows]).permute(0, 3, 1, 2)
         labels = torch.from_numpy(cells.labels[rows])
         logits = twin(PREPROCESSING.normalise(augment(pixels, rows, epoch)))
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
@@ -364,7 +364,8 @@ def test_batch_statistics_are_taken_anew_before_every_validation(
 
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
 def test_a_compiled_network_learns_the_same_under_its_own_names(engine_for: MakeEngine, change: dict[str, Any]) -> None:
-    recipe = replace(RECIPE, num_train_epochs=2, **change)
+    # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it from another.
+    recipe = replace(RECIPE, num_train_epochs=1, **change)
     networks, rows, answers = [], [], []
     for compiled in (False, True):
         engine = engine_for(recipe, torch_compile=compiled)
