@@ -364,7 +364,7 @@ def test_batch_statistics_are_taken_anew_before_every_validation(
 
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
 def test_a_compiled_network_learns_the_same_under_its_own_names(engine_for: MakeEngine, change: dict[str, Any]) -> None:
-    # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it from another.
+    # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it apart.
     recipe = replace(RECIPE, num_train_epochs=1, **change)
     networks, rows, answers = [], [], []
     for compiled in (False, True):
