@@ -19,7 +19,7 @@ from torch import nn
 from leukoscope import Predictor
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import load_release
@@ -128,14 +128,21 @@ def test_every_class_has_its_heat_map(trained: Trained, pictures: list[str]) -> 
     side = trained.recipe.image_size
     with torch.inference_mode():
         places = predictor.backend.network.forward_features(torch.zeros(1, 3, side, side)).shape[2:]
-    maps = [
+    maps = _maps_of(predictor, pictures)
+    assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
+    # A network that learnt for two steps may find nothing that speaks for either class: then all of it speaks against.
+    with torch.no_grad():
+        for parameter in classifier_parameters(predictor.backend.network):
+            parameter.neg_()
+    assert max(map_.max() for map_ in [*maps, *_maps_of(predictor, pictures)]) > 0
+
+
+def _maps_of(predictor: Predictor, pictures: list[str]) -> list[np.ndarray]:
+    return [
         prediction.heatmaps[label].evidence
         for prediction in predictor(pictures, explain=True)
         for label in ("ALL", "HEM")
     ]
-    assert all(map_.shape == tuple(places) and np.isfinite(map_).all() and map_.min() >= 0 for map_ in maps)
-    # A network that learnt for two steps may find nothing in one picture that speaks for either class.
-    assert max(map_.max() for map_ in maps) > 0
 
 
 def test_four_classes_are_also_shown_each_against_the_rest(tmp_path: Path) -> None:
