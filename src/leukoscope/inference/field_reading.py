@@ -18,6 +18,7 @@ from leukoscope.cells.field_stain import looks_like_smear
 from leukoscope.cells.fields import Field, FieldCell, UnusableField, cut_out, find_cells
 from leukoscope.cells.images import UnreadableImage
 from leukoscope.cells.registry import DATASETS
+from leukoscope.inference.verdicts import Thresholds
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Prediction, Predictor
@@ -124,7 +125,8 @@ def read_field(
         field = find_cells(image, um_per_pixel=um_per_pixel)
     except UnusableField as error:
         raise UnusableField(f"{source}: {error}") from None
-    threshold = _abstention_threshold(release)
+    # Where a release has no such threshold, it is never "not sure".
+    threshold = Thresholds.from_metrics(release.metrics).abstain_below or 0.0
     answers = _answers(predictor, image, field)
     readings = []
     for cell in field.cells:
@@ -169,12 +171,6 @@ def _verdict(prediction: Prediction | None, threshold: float) -> str:
     if prediction.recognised is False:
         return NOT_RECOGNISED
     return prediction.label if prediction.probabilities[prediction.label] >= threshold else NOT_SURE
-
-
-def _abstention_threshold(release: ReleaseInfo) -> float:
-    """The probability below which the release's own measurements say "not sure"; 0 where it has none."""
-    decisions = release.metrics.get("decisions", {})
-    return float(decisions.get("abstention", {}).get("default", {}).get("threshold", 0.0))
 
 
 def _cell_dict(reading: CellReading) -> dict[str, Any]:
