@@ -22,7 +22,7 @@ from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
 from leukoscope.models.build import continue_from, load_start_weights
 from leukoscope.models.recipes import RECIPES, Recipe
-from leukoscope.models.release import Release, load_release, rescale_classifier
+from leukoscope.models.release import Release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS
 from leukoscope.training.objective import restore_class_frequencies
 
@@ -53,16 +53,15 @@ def open_release(init_from: str) -> Release:
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`, with the flag.
     """
-    from leukoscope.inference.hub_files import parse_hub_id, release_folder
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.torch_backend import TorchBackend
 
     try:
-        folder = release_folder(init_from)
-        if folder == Path(init_from):
-            return load_release(folder)
-        hub_id, _ = parse_hub_id(init_from)
-        return load_release(folder, name=hub_id, revision=folder.name)
+        predictor = Predictor.from_pretrained(init_from, backend="torch")
     except LeukoscopeError as error:
         raise LeukoscopeError(f"--init_from {error}") from None
+    assert isinstance(predictor.backend, TorchBackend)
+    return Release(**vars(predictor.release), network=predictor.backend.network)
 
 
 def follow_release(model: ModelArguments, *, recipe_given: bool) -> ModelArguments:
