@@ -205,29 +205,30 @@ def _contrast(ink: str, ground: str) -> float:
 
 def test_nothing_is_wider_than_a_phone(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits(**PHONE)
-    visit.pick_example()
-    assert visit.width() <= 360
-    # Where tabs do not fit side by side, the last ones lie behind a button.
-    for name in TABS[1:]:
-        _open_on_phone(visit, name)
-        if name == "A field of view":
-            visit.page.get_by_role("button", name="Synthetic field 1").click()
-            visit.page.locator("#field-picture .lk-box").first.wait_for()
-        if name == "A batch":
-            upload(visit, cells, "batch-upload")
-            visit.page.locator("#batch-gallery .lk-cells").wait_for()
-        if name == "Evidence":
-            visit.page.locator("#evidence section").first.wait_for()
+    for name in TABS:
+        _fill(visit, name, cells)
         assert visit.width() <= 360, name
 
 
-def _open_on_phone(visit: Any, name: str) -> None:
+def _fill(visit: Any, name: str, cells: Path) -> None:
+    """Open a tab and have it show a result."""
     tab = visit.page.get_by_role("tab", name=name).locator("visible=true")
-    if tab.count() == 0:
+    if tab.count():
+        tab.click()
+    else:
+        # Where tabs do not fit side by side, the last ones lie behind a button.
         visit.page.locator(".overflow-menu > button").click()
         visit.page.locator(".overflow-dropdown button", has_text=name).click()
-        return
-    tab.click()
+    if name == "One cell":
+        visit.pick_example()
+    if name == "A field of view":
+        visit.page.get_by_role("button", name="Synthetic field 1").click()
+        visit.page.locator("#field-picture .lk-box").first.wait_for()
+    if name == "A batch":
+        upload(visit, cells, "batch-upload")
+        visit.page.locator("#batch-gallery .lk-cells").wait_for()
+    if name == "Evidence":
+        visit.page.locator("#evidence section").first.wait_for()
 
 
 def test_the_keyboard_alone_is_enough(visits: Callable[..., Any]) -> None:
@@ -268,6 +269,30 @@ def test_everything_has_a_name_for_a_screen_reader(visits: Callable[..., Any]) -
     assert visit.page.title() == "Leukoscope"
     assert visit.page.locator("h1").count() == 1
     assert visit.page.evaluate("document.documentElement.lang")
+
+
+@pytest.mark.parametrize("look", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_axe_finds_nothing_serious(visits: Callable[..., Any], cells: Path, look: dict[str, Any]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra test")
+    visit = visits(**look)
+    serious = []
+    for name in TABS:
+        _fill(visit, name, cells)
+        visit.page.wait_for_function(_STANDS_STILL)
+        found = axe.Axe().run(visit.page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious += [
+            f"{name}: {finding['id']}: {node['failureSummary']} {node['html'][:200]}"
+            for finding in found
+            if finding["impact"] in ("serious", "critical")
+            for node in finding["nodes"]
+        ]
+    assert serious == []
+
+
+# Gradio fades what is about to change; some of its icons turn for ever.
+_STANDS_STILL = """() => !document.querySelector('.pending, .generating')
+  && document.getAnimations().every(
+    one => one.playState != 'running' || one.effect.getComputedTiming().endTime == Infinity)"""
 
 
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:

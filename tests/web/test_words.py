@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leukoscope.cells.field_stain import measure_stain
+from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web import words
 
@@ -45,13 +47,6 @@ def test_a_cell_the_guard_does_not_know_is_not_judged() -> None:
     judged = words.judgement({"ALL": 0.99, "HEM": 0.01}, DECIDED, "sensitivity_95", recognised=False)
     assert judged.headline == "This does not look like the cells this model knows."
     assert "it means nothing" in judged.because
-
-
-def test_eight_views_agree_or_it_is_said_that_they_do_not() -> None:
-    alike = words.agreement("ALL", ["ALL"] * 8, [0.8, *[0.9] * 7])
-    assert alike.startswith("All 8 turned and mirrored views are answered ALL; the probability of ALL lies between 80")
-    apart = words.agreement("ALL", ["ALL", "HEM"], [0.8, 0.3])
-    assert apart.startswith("Only 1 of 2") and apart.endswith("do not rely on it.")
 
 
 def test_evidence_weaker_than_another_class_s_is_said() -> None:
@@ -101,6 +96,34 @@ def test_evidence_in_a_smear_is_placed() -> None:
     assert words.evidence(heat, BLANK, "Pro") == (
         "Half of the evidence for Pro lies in 6\u00a0% of what the model saw, around its upper right."
     )
+
+
+def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> None:
+    drawn = draw_field(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, scale_bar=False, seed=1)
+    view = Image.fromarray(drawn.image)
+    stain = measure_stain(view)
+    nuclei = stain.nuclear(drawn.image) > stain.threshold
+    filled = words.percent(float(nuclei.mean()))
+    on_nuclei = words.evidence(nuclei.astype(np.float32), view, "Pro")
+    assert on_nuclei == (
+        f"100\u00a0% of the evidence for Pro lies on what is stained like nuclei, which fills {filled} of what the "
+        "model saw."
+    )
+    assert words.evidence(1.0 - nuclei, view, "Pro").startswith("0\u00a0% of the evidence for Pro lies on what is")
+
+
+@pytest.mark.parametrize(
+    ("together", "share", "disagreement", "said"),
+    [
+        ("ALL", 0.93, 0.0, "All 8 turned and mirrored views are answered ALL; their average gives it 93\u00a0%."),
+        ("ALL", 0.61, 0.125, "1 of 8 turned and mirrored views is not answered ALL, which has 61\u00a0% in their"),
+        ("HEM", 0.7, 0.375, "3 of 8 turned and mirrored views are not answered HEM, which has 70\u00a0% in their"),
+    ],
+)
+def test_views_that_disagree_are_counted(together: str, share: float, disagreement: float, said: str) -> None:
+    text = words.agreement("ALL", together, share, disagreement)
+    assert text.startswith(said)
+    assert ("do not rely" in text) == (disagreement > 0)
 
 
 def test_an_empty_heat_map_is_said_to_be_empty() -> None:

@@ -79,7 +79,7 @@ def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) 
     """
     # Loaded before it is asked: an error is told here, not in the process that has the GPU.
     metrics = shelf.predictor(choice).release.metrics
-    (prediction,) = shelf.ask(str(choice), [image], True)
+    (prediction,) = shelf.ask(str(choice), [image], explain=True)
     thresholds = Thresholds.from_metrics(metrics)
     return Look(image, caption, str(choice), prediction, thresholds, words.warnings(metrics))
 
@@ -145,22 +145,15 @@ def summary(look: Look, point: str = "") -> str:
     return "\n".join(line for line in lines if line)
 
 
-def turned_and_mirrored(image: Image.Image) -> list[Image.Image]:
-    """A picture in the eight positions a microscope slide could have given it, its own first."""
-    ways = Image.Transpose
-    turned = [image, *(image.transpose(way) for way in (ways.ROTATE_90, ways.ROTATE_180, ways.ROTATE_270))]
-    return [view for one in turned for view in (one, one.transpose(ways.FLIP_LEFT_RIGHT))]
-
-
 def ask_eight_times(shelf: Shelf, look: Look) -> str:
     """Whether the model says the same of the picture however it lies, in words.
 
     Raises:
         LeukoscopeError: the model cannot be used any more.
     """
-    answers = shelf.ask(look.model, turned_and_mirrored(look.image))
-    label = look.prediction.label
-    return words.agreement(label, [answer.label for answer in answers], [a.probabilities[label] for a in answers])
+    (together,) = shelf.ask(look.model, [look.image], views=True)
+    share = together.probabilities[together.label]
+    return words.agreement(look.prediction.label, together.label, share, together.disagreement or 0.0)
 
 
 def example(number: int) -> tuple[Image.Image, str]:

@@ -89,9 +89,11 @@ class Shelf:
         with lock:
             return self._take(name) or self._put(name, load())
 
-    def _ask(self, choice: str, images: Sequence[Image.Image], explain: bool = False) -> list[Prediction]:
-        """What the model of that name says of some pictures, with every class's heat map where asked for."""
-        return self.predictor(choice)(images, explain=explain)
+    def _ask(
+        self, choice: str, images: Sequence[Image.Image], *, explain: bool = False, views: bool = False
+    ) -> list[Prediction]:
+        """What the model of that name says of some pictures; `explain` and `views` as for `Predictor`."""
+        return self.predictor(choice)(images, explain=explain, views=views)
 
     def _read_field(self, choice: str, image: Image.Image, source: str, um_per_pixel: float | None) -> FieldReading:
         """What the model of that name reads in a field of view; see `inference.field_reading.read_field`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 
 from leukoscope import RESEARCH_NOTICE
@@ -73,15 +75,15 @@ def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
             "`operating_point` and `subject_pattern` may be empty, `um_per_pixel` 0. `/healthz` says whether the "
             "server lives."
         )
+        # Long lines are wrapped: what scrolls sideways is out of a keyboard's reach.
+        code = partial(gr.Code, interactive=False, elem_classes="lk-code", wrap_lines=True)
         codes = [
-            gr.Code(language="python", label="Python", interactive=False, elem_classes="lk-code"),
-            gr.Code(language="javascript", label="JavaScript", interactive=False, elem_classes="lk-code"),
-            gr.Code(language="shell", label="curl", interactive=False, elem_classes="lk-code"),
+            code(language="python", label="Python"),
+            code(language="javascript", label="JavaScript"),
+            code(language="shell", label="curl"),
         ]
         gr.Markdown("**Tools for assistants (MCP).**" + ("" if serves_mcp() else f" {_NO_MCP}"))
-        protocol = gr.Code(
-            language="json", label="MCP client", interactive=False, elem_classes="lk-code", visible=serves_mcp()
-        )
+        protocol = code(language="json", label="MCP client", visible=serves_mcp())
 
     def fill(choice: str | None, visit: gr.Request) -> list[str]:
         assert visit.request is not None

@@ -6,15 +6,17 @@ equivalent here, so that nobody needs to see a heat map to know what it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from leukoscope.cells.field_stain import measure_stain
 from leukoscope.cells.images import BACKGROUND_LEVEL
 from leukoscope.inference.verdicts import Thresholds
+from leukoscope.inference.views import VIEWS
 
 # Registered data sets name their classes by these words.
 MEANINGS = {
@@ -102,21 +104,20 @@ def _at_point(probabilities: Mapping[str, float], thresholds: Thresholds, point:
     )
 
 
-def agreement(label: str, answers: Sequence[str], shares: Sequence[float]) -> str:
+def agreement(label: str, together: str, share: float, disagreement: float) -> str:
     """Whether turned and mirrored views of a cell are answered alike.
 
     Args:
-        label: the answer to the picture as given.
-        answers: the answer to each view.
-        shares: the probability of `label` in each view.
+        label: the answer to the picture as given, which is one of the views.
+        together: the class of the views' average, which gives it the probability `share`.
+        disagreement: share of the views that name another class than `together`.
     """
-    same = sum(answer == label for answer in answers)
-    span = f"the probability of {label} lies between {percent(min(shares))} and {percent(max(shares))}"
-    if same == len(answers):
-        return f"All {same} turned and mirrored views are answered {label}; {span}."
+    if disagreement == 0:
+        return f"All {VIEWS} turned and mirrored views are answered {label}; their average gives it {percent(share)}."
+    others = round(disagreement * VIEWS)
     return (
-        f"Only {same} of {len(answers)} turned and mirrored views are answered {label}; {span}. The answer hangs on "
-        "how the cell lies: do not rely on it."
+        f"{others} of {VIEWS} turned and mirrored views {'is' if others == 1 else 'are'} not answered {together}, "
+        f"which has {percent(share)} in their average. The answer hangs on how the cell lies: do not rely on it."
     )
 
 
@@ -143,21 +144,28 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
 
     Returns:
         Where a cell lies cut out on black: how much of the evidence lies on it, beside how much of the view it fills
-        (what an indifferent model would score). Elsewhere: how concentrated the evidence is, and where.
+        (what an indifferent model would score). In a stained smear: the same for its nuclei. Elsewhere: how
+        concentrated the evidence is, and where.
     """
-    total = float(heat.sum())
-    if total <= 0:
+    if float(heat.sum()) <= 0:
         return f"Nothing the model saw speaks for {label}: its heat map is empty."
     cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
-    if (~cell).mean() < BLACK_SHARE or not cell.any():
-        return _concentration(heat, label)
-    spread = _fitted(heat, view.size)
-    on_cell = float(spread[cell].sum()) / float(spread.sum())
-    text = (
-        f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
-        f"the cell fills {percent(float(cell.mean()))} of what the model saw."
-    )
-    return text if on_cell >= 0.5 else f"{text} Most of it is not on the cell: do not rely on this answer."
+    if (~cell).mean() >= BLACK_SHARE and cell.any():
+        # Nearly all of such a cell is nucleus: the two are not told apart.
+        on_cell, filled = _shares(heat, cell)
+        text = (
+            f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
+            f"the cell fills {percent(filled)} of what the model saw."
+        )
+        return text if on_cell >= 0.5 else f"{text} Most of it is not on the cell: do not rely on this answer."
+    stain = measure_stain(view)
+    if not stain.problem and stain.holds_nuclei:
+        on_nuclei, filled = _shares(heat, stain.nuclear(np.asarray(view)) > stain.threshold)
+        return (
+            f"{percent(on_nuclei)} of the evidence for {label} lies on what is stained like nuclei, which fills "
+            f"{percent(filled)} of what the model saw."
+        )
+    return _concentration(heat, label)
 
 
 def weak_evidence(heatmaps: Mapping[str, np.ndarray], label: str) -> str:
@@ -210,6 +218,8 @@ def _concentration(heat: np.ndarray, label: str) -> str:
     return f"Half of the evidence for {label} lies in {percent(half)} of what the model saw, around its {place}."
 
 
-def _fitted(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The map at the view's resolution, (H, W) float32."""
-    return np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+def _shares(heat: np.ndarray, region: np.ndarray) -> tuple[float, float]:
+    """How much of a map (h, w) lies in a region (H, W) bool of the view, and how much of the view the region fills."""
+    height, width = region.shape
+    spread = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+    return float(spread[region].sum()) / float(spread.sum()), float(region.mean())
