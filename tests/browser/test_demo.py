@@ -170,6 +170,13 @@ def test_a_bad_file_is_one_kind_message(
     visit.pick_example()
 
 
+def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.page.get_by_role("button", name="Fetch a few real cells").click()
+    visit.page.get_by_text("cannot be streamed from the Hub").wait_for()
+    visit.pick_example()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(visits: Callable[..., Any], scheme: str) -> None:
     visit = visits(color_scheme=scheme)

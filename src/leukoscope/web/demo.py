@@ -2,7 +2,7 @@
 
 `app.py` calls `serve`. The page answers as soon as Gradio is imported; torch and the first model load behind it. It
 listens on this machine only (a Space's container listens to its proxy), is never shared, and asks nothing of the
-internet unless a visitor types a Hub id.
+internet unless a visitor types a Hub id or asks for real cells.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRIVACY = (
     "off is deleted within two hours. Pictures and answers stay in memory for this session, for half an hour after the "
     "last answer. What you save goes to your browser without touching the server's disk; pictures made for the API are "
     "deleted from it within two hours. Nobody's visit is recorded, and no picture is sent elsewhere: the server asks "
-    "the Hugging Face Hub for nothing but a model that is named by Hub id."
+    "the Hugging Face Hub for nothing but a model named by Hub id, and for a few real cells when a visitor wants them."
 )
 # Gradio names some buttons otherwise than what is written on them, which who speaks to the computer cannot know.
 NAMED_AS_WRITTEN = """() => {

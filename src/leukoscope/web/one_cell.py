@@ -14,6 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.registry import DATASETS
 from leukoscope.web import panels, words
 from leukoscope.web.look import (
     EXAMPLES,
@@ -27,6 +28,7 @@ from leukoscope.web.look import (
     read_heat,
     summary,
 )
+from leukoscope.web.real_cells import RealCells, attribution, source_of
 from leukoscope.web.saving import save_button
 from leukoscope.web.sheet import save_look
 from leukoscope.web.shelf import Shelf
@@ -34,6 +36,7 @@ from leukoscope.web.upload import cell_upload, file_name, read_upload
 
 SESSION_SECONDS = 1800
 EXAMPLES_ARE = "Or pick a synthetic cell (drawn by a program, from no patient):"
+ASK_FOR_REAL_CELLS = "Fetch a few real cells from the Hugging Face Hub"
 # On a phone the answer stands below the examples, out of sight.
 REVEAL_ANSWER = "() => { if (innerWidth < 700) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}) }"
 START_HINT = "Drop a cell, or pick a synthetic one: the answer appears here."
@@ -53,10 +56,12 @@ def build_tab(shelf: Shelf, model: gr.Dropdown) -> View:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 upload, gallery = _build_inputs()
+                real = RealRow.build()
             with gr.Column(scale=3, min_width=280):
                 view = View.build()
         _add_endpoint(shelf, model)
     _wire(shelf, model, upload, gallery, view)
+    _wire_real_cells(shelf, model, real, view)
     _wire_views(shelf, view)
     return view
 
@@ -71,6 +76,30 @@ def _build_inputs() -> tuple[gr.Image, gr.Gallery]:
         elem_id="examples",
     )  # fmt: skip
     return upload, gallery
+
+
+@dataclass(frozen=True)
+class RealRow:
+    """The button that fetches real cells, where they are shown, and whose they are.
+
+    Attributes:
+        shown: name of the data set whose cells are shown.
+    """
+
+    ask: gr.Button
+    shown: gr.State
+    gallery: gr.Gallery
+    note: gr.Markdown
+
+    @classmethod
+    def build(cls) -> RealRow:
+        """Place the components in the column being built."""
+        ask = gr.Button(ASK_FOR_REAL_CELLS, size="sm", elem_id="ask-real-cells")
+        gallery = gr.Gallery(
+            label="Real cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
+            visible=False, elem_id="real-cells",
+        )  # fmt: skip
+        return cls(ask, gr.State(""), gallery, gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note"))
 
 
 @dataclass(frozen=True)
@@ -146,14 +175,7 @@ class View:
 
 def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Gallery, view: View) -> None:
     """Connect what a visitor does to what the page shows."""
-
-    def answer(
-        read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
-    ) -> dict[Any, Any]:
-        try:
-            return view.show(look_at(shelf, read, choice), opacity, point or "")
-        except LeukoscopeError as error:
-            return view.tell(panels.message("This did not work", str(error)))
+    answer = partial(_answer, shelf, view)
 
     def on_upload(path: str | None, choice: str | None, opacity: float, point: str | None) -> dict[Any, Any]:
         if path is None:
@@ -196,6 +218,51 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
             api_visibility="private", show_progress="hidden", trigger_mode="always_last",
         )  # fmt: skip
     view.point.input(on_point, [view.look, view.point], view.answer, api_visibility="private", show_progress="hidden")
+
+
+def _answer(
+    shelf: Shelf,
+    view: View,
+    read: Callable[[], tuple[Image.Image, str]],
+    choice: str | None,
+    opacity: float,
+    point: str | None,
+) -> dict[Any, Any]:
+    """Updates that show what a model says of a picture, or why it says nothing."""
+    try:
+        return view.show(look_at(shelf, read, choice), opacity, point or "")
+    except LeukoscopeError as error:
+        return view.tell(panels.message("This did not work", str(error)))
+
+
+def _wire_real_cells(shelf: Shelf, model: gr.Dropdown, row: RealRow, view: View) -> None:
+    """Connect the row of real cells, which stays empty until a visitor asks for it."""
+    cells = RealCells()
+
+    def on_ask(choice: str | None) -> dict[Any, Any]:
+        try:
+            info = source_of(shelf, choice)
+            pictures = [(cell.image, cell.label) for cell in cells.of(info)]
+        except LeukoscopeError as error:
+            return {row.gallery: gr.Gallery(visible=False), row.note: f"This did not work: {error}"}
+        return {row.shown: info.name, row.gallery: gr.Gallery(pictures, visible=True), row.note: attribution(info)}
+
+    def on_pick(
+        shown: str, choice: str | None, opacity: float, point: str | None, picked: gr.SelectData
+    ) -> dict[Any, Any]:
+        def read() -> tuple[Image.Image, str]:
+            cell = cells.of(DATASETS[shown])[picked.index]
+            return cell.image, f"Real {cell.label}"
+
+        return {row.gallery: gr.Gallery(selected_index=None), **_answer(shelf, view, read, choice, opacity, point)}
+
+    row.ask.click(
+        on_ask, model, [row.shown, row.gallery, row.note], api_visibility="private", show_progress_on=[row.note]
+    )
+    chosen = [row.shown, model, view.opacity, view.point]
+    row.gallery.select(
+        on_pick, chosen, [row.gallery, *view.outputs], api_visibility="private", show_progress_on=[view.answer]
+    ).then(None, js=REVEAL_ANSWER, api_visibility="private")
 
 
 def _wire_views(shelf: Shelf, view: View) -> None:
