@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,14 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path
         ExportedBackend(tmp_path / "graph", read_release(tiny_release))
     assert str(error.value).startswith(f"{tmp_path / 'graph'}: damaged (")
     assert str(error.value).endswith("remove this folder, and the graph is made anew")
+
+
+def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monkeypatch):
+    # As macOS, where `os` has no such function.
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
 
 
 def test_a_cache_that_cannot_be_written_leaves_torch_to_answer(tiny_release, tmp_path, monkeypatch):

@@ -79,8 +79,9 @@ class ExportedBackend:
         self._release = release
         # (K, C), there where one linear layer after average pooling makes the logits.
         self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None
+        threads = _threads()
         try:
-            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision)
+            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, threads)
         except Exception as error:  # each runtime has error types of its own
             reason = str(error).strip().splitlines()[0]
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
@@ -132,7 +133,12 @@ def _key(folder: Path, backend: str) -> str:
 def _threads() -> int:
     """As many as torch would use: OMP_NUM_THREADS, else every core this process may run on."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdecimal() and int(wanted) else _usable_cores()
+
+
+def _usable_cores() -> int:
+    """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)
@@ -152,7 +158,7 @@ def computes_bf16() -> bool:
     return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_openvino(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     compiled = _openvino_core().compile_model(
         path,
         "CPU",
@@ -160,7 +166,7 @@ def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[n
             # Left to itself it takes bf16 wherever the processor has it.
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": _threads(),
+            "INFERENCE_NUM_THREADS": threads,
         },
     )
     request, one_at_a_time = compiled.create_infer_request(), Lock()
@@ -173,11 +179,11 @@ def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[n
     return run
 
 
-def _open_onnx(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_onnx(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
 
