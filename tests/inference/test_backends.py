@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from timm import create_model
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.inference import backends
 from leukoscope.inference.export import ALLOWED, export_release
 from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
@@ -154,6 +156,32 @@ def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
+
+
+def test_a_network_without_a_map_of_channels_is_answered_by_torch(cache, tmp_path, pictures, monkeypatch, caplog):
+    network = create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
+    release = save_release(
+        tmp_path / "release",
+        network,
+        architecture="vit_tiny_patch16_224",
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(32, 0.9),
+        metrics={},
+    )
+    config = json.loads((release / "config.json").read_text())
+    (release / "config.json").write_text(json.dumps({**config, "model_args": {"img_size": 32}}))
+    monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
+    ours = Predictor.from_pretrained(release, backend="auto")
+
+    assert ours.backend.name == "torch"
+    assert (
+        ours(pictures[1]).probabilities
+        == Predictor.from_pretrained(release, backend="torch")(pictures[1]).probabilities
+    )
+    assert f"{release}: no openvino graph is made of it (VisionTransformer: its last features have shape" in caplog.text
+    monkeypatch.setattr("leukoscope.inference.export.export_release", None)
+    with pytest.raises(LeukoscopeError, match="Grad-CAM needs .* use backend='torch'"):
+        Predictor.from_pretrained(release, backend="openvino")
 
 
 def test_a_cache_that_cannot_be_written_leaves_torch_to_answer(tiny_release, tmp_path, monkeypatch):

@@ -105,6 +105,10 @@ class NoGraph(LeukoscopeError):
     """A release's graph for a backend cannot be made or kept, or does not answer as torch does."""
 
 
+class NoFeatureMap(NoGraph):
+    """A network's last features are no map of channels, as transformers' are not; its graph could never explain."""
+
+
 def _open_torch(release: ReleaseInfo, device: str) -> Backend:
     from leukoscope.inference.torch_backend import TorchBackend
     from leukoscope.models.release import Release, load_release

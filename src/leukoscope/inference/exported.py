@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope.cells.files import cache_root
-from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoGraph
+from leukoscope.cells.files import cache_root, write_whole
+from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoFeatureMap, NoGraph
 from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
@@ -44,22 +44,33 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
     assert release.folder is not None
     folder = cache_root() / "graphs" / _key(release.folder, backend)
     if not (folder / REPORT).is_file():
-        from leukoscope.inference.export import export_release
-
         try:
-            export_release(release, backend, folder)
+            _make(release, backend, folder)
         except OSError as error:
             raise NoGraph(
                 f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); free some space, or "
                 "name a folder with LEUKOSCOPE_CACHE"
             ) from None
     report = json.loads((folder / REPORT).read_text())
+    if "impossible" in report:
+        raise NoGraph(f"{release.name}: {report['impossible']}")
     if not report["like_torch"]:
         raise NoGraph(
             f"{release.name}: its {backend} graph differs from torch by {report['probability_difference']:.1e} in "
             f"probability, more than {report['allowed']:g}; use backend='torch'"
         )
     return folder
+
+
+def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
+    """Make a graph; of a network that can have none, keep why, so that not every start tries it anew."""
+    from leukoscope.inference.export import export_release
+
+    try:
+        export_release(release, backend, folder)
+    except NoFeatureMap as reason:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / REPORT, json.dumps({"impossible": str(reason).removeprefix(f"{release.name}: ")}) + "\n")
 
 
 class ExportedBackend:
