@@ -63,3 +63,13 @@ def test_a_release_is_computed_as_it_was_measured(tiny_release, tmp_path, defaul
     ).max()
 
     assert (apart > 1e-4) == (default == "bf16")
+
+
+def test_a_processor_without_it_computes_in_float32(tiny_release, tmp_path, monkeypatch):
+    release = tmp_path / "release"
+    shutil.copytree(tiny_release, release)
+    (release / METRICS).write_text(json.dumps({"precision": {"default": "bf16"}}))
+    monkeypatch.setattr("leukoscope.inference.exported.computes_bf16", lambda: False)
+    assert open_backend(read_release(release), "openvino").precision == "f32"
+    monkeypatch.setattr("leukoscope.inference.exported.computes_bf16", lambda: True)
+    assert open_backend(read_release(release), "openvino").precision == "bf16"

@@ -205,13 +205,16 @@ def test_a_run_goes_on_where_it_was_stopped(predictor, cells, tmp_path):
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["input", "model_files", "cells_per_shard"])
-def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, other):
+@pytest.mark.parametrize("other", ["input", "model_files", "precision", "cells_per_shard"])
+def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, monkeypatch, other):
     output = tmp_path / "out.parquet"
     with pytest.raises(Stopped):
         score(predictor, cells, output, progress=stop_after(5))
     kept = shards(output)
     more: dict[str, Any] = {"cells_per_shard": 5} if other == "cells_per_shard" else {}
+    if other == "precision":
+        # As on another processor, which computes bfloat16.
+        monkeypatch.setattr(predictor.backend, "precision", "bf16")
     if other == "model_files":
         # The same folder with other content: nothing but the files tells.
         release = predictor.release

@@ -87,6 +87,7 @@ class ExportedBackend:
 
     def __init__(self, folder: Path, release: ReleaseInfo, *, precision: str = F32):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
+        self.precision = precision
         self._release = release
         # (K, C), there where one linear layer after average pooling makes the logits.
         self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None

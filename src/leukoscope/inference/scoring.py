@@ -144,6 +144,7 @@ class _Run:
             "revision": release.revision,
             "model_files": _digest(release.folder) if release.folder else "",
             "backend": predictor.backend.name,
+            "precision": predictor.backend.precision,
             "input": source.fingerprint,
             "cells": source.count,
             "cells_per_shard": cells_per_shard,
