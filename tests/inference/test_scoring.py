@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.cells.images import open_bytes
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.registry import image_files
 from leukoscope.inference.score_sources import open_source
@@ -69,6 +70,18 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="module")
 def predictor(decided_release: Path) -> Predictor:
     return Predictor.from_pretrained(decided_release)
+
+
+class Backend:
+    """Another backend's answers, by the way."""
+
+    name, precision = "torch", "f32"
+
+    def __init__(self, answer: Callable[..., Any]):
+        self._answer = answer
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        return self._answer(*args, **more)
 
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
@@ -128,6 +141,29 @@ def test_pictures_inside_a_parquet_file_are_answered_as_files_are(predictor, cel
     assert table["p_ALL"].to_numpy() == pytest.approx(files["p_ALL"].to_numpy(), abs=1e-5)
     lists = [unreadable_list(tmp_path / f"{name}.parquet").read_text() for name in ("files", "table")]
     assert lists[0] == lists[1]
+
+
+def test_few_pictures_inside_a_table_are_decoded_at_once(predictor, cells, tmp_path, monkeypatch):
+    picture = (cells / "all0-00.png").read_bytes()
+    pq.write_table(pa.table({"image": [picture] * 12}), tmp_path / "cells.parquet")
+    opened, ahead = 0, []
+
+    def opening(*args: Any, **more: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        return open_bytes(*args, **more)
+
+    def answering(*args: Any, **more: Any) -> Any:
+        ahead.append(opened - 2 * len(ahead))
+        return backend(*args, **more)
+
+    backend = predictor.backend
+    monkeypatch.setattr("leukoscope.inference.predictor.open_bytes", opening)
+    monkeypatch.setattr(predictor, "backend", Backend(answering))
+    source = open_source(str(tmp_path / "cells.parquet"))
+    score_cells(predictor, source, tmp_path / "out.parquet", batch_size=2)
+    assert opened == 12 and len(ahead) == 6
+    assert max(ahead) <= 4, "more than the batch answered and the next"
 
 
 def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import IMAGE_SUFFIXES
+from leukoscope.cells.images import IMAGE_SUFFIXES, EncodedImage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +45,12 @@ class SourceCell:
     def file(self) -> str:
         """What errors about its picture call it."""
         return f"cell {self.cell_id}" if isinstance(self.encoded["bytes"], bytes) else str(self.encoded["path"])
+
+    @property
+    def picture(self) -> str | EncodedImage:
+        """What the predictor opens when its turn comes: a file's path, or the bytes."""
+        data = self.encoded["bytes"]
+        return EncodedImage(data, self.file) if isinstance(data, bytes) else self.file
 
 
 @dataclass(frozen=True)
