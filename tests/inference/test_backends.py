@@ -24,7 +24,7 @@ from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend,
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
-from leukoscope.models.release_files import read_release
+from leukoscope.models.release_files import ReleaseInfo, read_release
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 EXPORTED = ("openvino", pytest.param("onnx", marks=pytest.mark.slow))
@@ -141,6 +141,24 @@ def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tm
     monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
     assert "differs from torch" in caplog.text and "another backend answers" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("probability", "heat", "told"),
+    [(1e-7, 0.02, "by 2.0e-02 of a heat map's peak,"), (0.5, 0.02, "by 5.0e-01 in probability and 2.0e-02 of a heat")],
+)
+def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeypatch, probability, heat, told):
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+
+    def unlike(release: ReleaseInfo, backend: str, folder: Path) -> None:
+        report = {"like_torch": False, "allowed": ALLOWED}
+        report |= {"probability_difference": probability, "heat_map_difference": heat}
+        folder.mkdir(parents=True)
+        (folder / REPORT).write_text(json.dumps(report))
+
+    monkeypatch.setattr("leukoscope.inference.export.export_release", unlike)
+    with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
+        Predictor.from_pretrained(tiny_release, backend="openvino")
 
 
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -56,10 +56,17 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
         raise NoGraph(f"{release.name}: {report['impossible']}")
     if not report["like_torch"]:
         raise NoGraph(
-            f"{release.name}: its {backend} graph differs from torch by {report['probability_difference']:.1e} in "
-            f"probability, more than {report['allowed']:g}; use backend='torch'"
+            f"{release.name}: its {backend} graph differs from torch by {_excess(report)}, more than "
+            f"{report['allowed']:g}; use backend='torch'"
         )
     return folder
+
+
+def _excess(report: Mapping[str, Any]) -> str:
+    """By what a graph differs from torch too much."""
+    found = {"in probability": report["probability_difference"], "of a heat map's peak": report["heat_map_difference"]}
+    # Turned round, so that nan is told as well.
+    return " and ".join(f"{value:.1e} {what}" for what, value in found.items() if not value <= report["allowed"])
 
 
 def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:

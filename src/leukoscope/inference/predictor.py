@@ -42,7 +42,8 @@ class Prediction:
         source: the picture's path or, of an `EncodedImage`, its name; "image 3" for the third of those given without
             one.
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
-        seconds: from file to answer, the batch's time shared evenly.
+        seconds: from file to answer, the batch's time shared evenly; without what was opened while the batch before
+            it was answered.
         heatmaps: class → Grad-CAM, when explanations were asked for.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         guard_score: how familiar the picture looks to the release, at most 1; None where it has no guard.
