@@ -191,6 +191,9 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -
     assert speed_table(tmp_path).splitlines()[2] == (
         "| inference | `ours`, one: times faster than timm | **3.46** (aim: ≥ 3) | Some GPU |"
     )
+    gpu |= {"device": "cpu", "releases": [{"model": "ours", "ratios": ratios}]}
+    (tmp_path / "inference.json").write_text(json.dumps(gpu))
+    assert speed_table(tmp_path).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
 
 
 def test_fields_are_told_with_what_they_were_counted_on() -> None:

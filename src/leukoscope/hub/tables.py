@@ -371,5 +371,6 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _measured_on(benchmark: Mapping[str, Any]) -> str:
     machine = benchmark["machine"]
-    gpus = [gpu["name"] for gpu in machine["gpus"]]
+    # A benchmark of the processor may run on a machine with a GPU.
+    gpus = [gpu["name"] for gpu in machine["gpus"]] if benchmark.get("device") != "cpu" else []
     return ", ".join(gpus or [machine["cpu"], f"{benchmark['threads']} thread(s)"])
