@@ -71,6 +71,7 @@ def main() -> None:
         "notice": RESEARCH_NOTICE,
         "measures": "cells a second of an epoch's training side: cold, the first epoch with all decoding; warm, the "
         "median of the others. Beside the script, and beside forward, backward and optimiser step on a fixed batch",
+        "beside": "Hugging Face's example script",
         "differs": DIFFERS,
         "data": flags.dataset_name,
         **{
