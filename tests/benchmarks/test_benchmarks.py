@@ -54,7 +54,8 @@ def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
 
 
 def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
-    flags = ("--cells", 1200, "--short_cells", 20, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
+    flags = ("--cells", 1200, "--short_cells", 200, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
+    flags = (*flags, "--look_every", 0.02)
     result = run("scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
     killed, resumed = result["until_killed"], result["resumed"]
     assert killed["cells"] >= 600 and killed["cells"] + resumed["cells"] == 1200
