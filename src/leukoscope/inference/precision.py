@@ -49,8 +49,8 @@ def precision_block(
         graph = kept_graph(release, OPENVINO)
     except NoGraph as reason:
         # Published with the release, which lies elsewhere for others.
-        said = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
-        return {"default": "f32", "not_measured": said}
+        why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
+        return {"default": "f32", "not_measured": why}
     exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
     guard = Guard.load(folder / GUARD, release.num_features) if (folder / GUARD).exists() else None
     thresholds = Thresholds.from_metrics(release.metrics)
