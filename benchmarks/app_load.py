@@ -36,16 +36,19 @@ from leukoscope.models.release import write_json
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "benchmarks" / "app_load.json"
 START_SECONDS = 300
+_REQUESTS_EACH = 10  # at least, or nothing but the first rush would be seen
 
 
 def main() -> None:
     """Measure, write the figures, and say them."""
     flags = _flags()
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         cells = _draw_cells(Path(folder), count=8)
         with _demo(flags.releases, Path(folder)) as (address, process):
             # The first answers import and load; they are not what a visitor of a running demo meets.
-            _ask_together([_client(address)], flags.model, cells, requests=10)
+            with _clients(address, 1) as warming:
+                _ask_together(warming, flags.model, cells, requests=10)
             levels = [_level(address, flags.model, cells, count, flags.requests) for count in flags.clients]
             memory = _memory(address, process, flags.model, cells, flags.predictions)
     result = {
@@ -55,7 +58,7 @@ def main() -> None:
         "levels": levels,
         "memory": memory,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
-        "machine_load": os.getloadavg()[2],
+        "machine_load_before": load_before,
         "versions": {"leukoscope": __version__, "python": platform.python_version()},
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,13 @@ def main() -> None:
             f"{level['clients']:3} at once: {level['per_second']:.1f} a second, p50 {level['p50_seconds']:.2f} s, "
             f"p95 {level['p95_seconds']:.2f} s, {level['errors']} errors"
         )
-    print(f"memory after {memory['predictions']} predictions: {memory['growth_megabytes']:+.0f} MB\n{flags.out}")
+    print(
+        f"memory after {memory['predictions']} predictions: {memory['growth_megabytes']:+.0f} MB, "
+        f"{memory['errors']} errors\n{flags.out}"
+    )
+    failed = [part for part in (*levels, memory) if part["errors"]]
+    if failed:
+        sys.exit(f"error: some questions were not answered; the first: {failed[0]['first_error']}")
 
 
 def _flags() -> argparse.Namespace:
@@ -73,7 +82,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--releases", type=Path, default=ROOT / "model_card")
     parser.add_argument("--model", default="leukoscope-densenet121-cnmc")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50], help="visitors at once, one level each")
-    parser.add_argument("--requests", type=int, default=100, help="of all visitors of a level together")
+    parser.add_argument("--requests", type=int, default=100, help="of a level together; at least 10 each")
     parser.add_argument("--predictions", type=int, default=1000, help="between the two looks at memory")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -119,16 +128,25 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"error: the demo does not answer at {address}")
 
 
-def _client(address: str) -> Client:
-    return Client(address, verbose=False, download_files=False)
+@contextmanager
+def _clients(address: str, count: int) -> Iterator[list[Client]]:
+    """So many visitors, who leave in the end: each holds a connection and a thread."""
+    clients: list[Client] = []
+    try:
+        for _ in range(count):
+            clients.append(Client(address, verbose=False, download_files=False))
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
 
 
 def _level(address: str, model: str, cells: Sequence[Path], count: int, requests: int) -> dict[str, Any]:
     """So many visitors at once."""
-    clients = [_client(address) for _ in range(count)]
-    started = time.perf_counter()
-    seconds, errors = _ask_together(clients, model, cells, requests)
-    wall = time.perf_counter() - started
+    with _clients(address, count) as clients:
+        started = time.perf_counter()
+        seconds, errors = _ask_together(clients, model, cells, max(requests, _REQUESTS_EACH * count))
+        wall = time.perf_counter() - started
     return {
         "clients": count,
         "requests": len(seconds) + len(errors),
@@ -164,14 +182,16 @@ def _ask_together(
 
 def _memory(
     address: str, process: psutil.Process, model: str, cells: Sequence[Path], predictions: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What the server's memory grows by."""
     before = process.memory_info().rss / 1e6
-    _, errors = _ask_together([_client(address), _client(address)], model, cells, predictions)
+    with _clients(address, 2) as clients:
+        _, errors = _ask_together(clients, model, cells, predictions)
     after = process.memory_info().rss / 1e6
     return {
         "predictions": predictions,
         "errors": len(errors),
+        "first_error": errors[0] if errors else None,
         "before_megabytes": before,
         "after_megabytes": after,
         "growth_megabytes": after - before,

@@ -4,7 +4,7 @@
 
 A few hundred phantoms are scored over and over under ids of their own: first --short_cells of them in one go, then
 --cells, ended by kill -9 when half of the shards are there and taken up again by the same command. Memory is what the
-process and its children hold, looked at every second. Writes results/benchmarks/scoring.json.
+process and its children hold, looked at every --look_every seconds. Writes results/benchmarks/scoring.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantoms import draw_cell
-from leukoscope.inference.scoring import CELLS_PER_SHARD
 from leukoscope.models.release_files import folder_name, write_json
 from leukoscope.training.environment import machine, versions
 
@@ -34,15 +33,15 @@ RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "scoring.json"
 FLAT_WITHIN = 0.10
 MEASURES = {
     "cells_a_second": "cells whose shards were finished, over the wall time of the process with its start",
-    "memory": "bytes resident in the process and its children, once a second; steady: the median of those taken after "
-    "the first shard was there",
+    "memory": "bytes resident in the process and its children, every look_every seconds; steady: the median of those "
+    "taken after the first shard was there",
     "largest_difference": "between probabilities of one picture under different ids, before and after the kill; every "
     "cell was checked to be there once and in order",
     "trace": "[seconds since the process began, bytes]",
 }
 _TRACE_POINTS = 200
-_LOOK_EVERY = 1.0  # seconds
-_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "cells_per_shard")
+_FEWEST_LOOKS = 5  # that a median is taken of
+_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "cells_per_shard", "look_every")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Part:
     Attributes:
         seconds: of wall time.
         shards: finished by it.
-        trace: (seconds, bytes, whether its first shard was there), once a second.
+        trace: (seconds, bytes, whether its first shard was there), one for each look.
     """
 
     seconds: float
@@ -66,8 +65,8 @@ class Part:
 
     @property
     def steady(self) -> float:
-        """The median once cells are being answered; of all, where that took less than a second."""
-        return median([held for _, held, answering in self.trace if answering] or [held for _, held, _ in self.trace])
+        """The median once cells are being answered."""
+        return median(held for _, held, answering in self.trace if answering)
 
     def to_dict(self, cells: int) -> dict[str, Any]:
         """For JSON, with so many cells finished."""
@@ -84,6 +83,9 @@ class Part:
 def main() -> None:
     """Score, kill, resume, check every row, write the figures and say them."""
     flags = _flags()
+    if hasattr(os, "sched_setaffinity"):
+        # Decoding has threads of its own, which OMP_NUM_THREADS does not count.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _draw(root / "cells", flags.pictures)
@@ -127,7 +129,8 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=300, help="different phantoms among them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--cells_per_shard", type=int, default=CELLS_PER_SHARD)
+    parser.add_argument("--cells_per_shard", type=int, default=256, help="few enough for several in --short_cells")
+    parser.add_argument("--look_every", type=float, default=1.0, help="seconds between two looks at memory")
     parser.add_argument("--results", type=Path, default=RESULTS)
     flags = parser.parse_args()
     if flags.cells <= flags.cells_per_shard:
@@ -171,13 +174,19 @@ def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable
             trace.append((time.perf_counter() - started, _held(process), finished > 0))
             if until and until():
                 process.kill()
-            time.sleep(_LOOK_EVERY)
+            time.sleep(flags.look_every)
         seconds = time.perf_counter() - started
         if process.returncode and not until:
             said.seek(0)
             sys.exit(f"{command}: ended with {process.returncode}\n{said.read()}")
     if until and output.exists():
         sys.exit(f"{output}: was done before it could be killed; give more --cells")
+    looks = sum(answering for _, _, answering in trace)
+    if looks < _FEWEST_LOOKS:
+        sys.exit(
+            f"{table.name}: {looks} looks at memory after the first shard, fewer than {_FEWEST_LOOKS}; give more "
+            "--cells and --short_cells, or smaller --cells_per_shard and --look_every"
+        )
     return Part(seconds, _shards(output) - before if until else finished, trace)
 
 

@@ -35,12 +35,14 @@ def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
     systems = release["systems"]
     assert {"leukoscope auto", "leukoscope torch", "pipeline", "timm", "pytorch-grad-cam"} <= systems.keys()
     for name, figures in systems.items():
-        assert figures["cold_seconds"]["median"] > 0
         assert figures["peak_bytes"] > 1e8
         assert ("explained_seconds" in figures) == (name.startswith("leukoscope") or name == "pytorch-grad-cam")
-        for measure in ("one_seconds", "views_seconds", "many_cells_a_second"):
+        for measure in ("one_seconds", "cold_seconds", "views_seconds", "many_cells_a_second"):
             assert (measure in figures) == (name != "pytorch-grad-cam")
+        assert "cold_seconds" not in figures or figures["cold_seconds"]["median"] > 0
     ratios = {row["what"]: row for row in release["ratios"]}
+    assert "cold: times faster than timm" in ratios
+    assert "cold: times faster than pytorch-grad-cam" not in ratios, "its first answer has a Grad-CAM, ours none"
     one = ratios["one: times faster than pipeline"]
     expected = systems["pipeline"]["one_seconds"]["median"] / systems["leukoscope auto"]["one_seconds"]["median"]
     assert math.isclose(one["value"], expected, rel_tol=1e-4)
@@ -52,7 +54,8 @@ def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
 
 
 def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
-    flags = ("--cells", 1200, "--short_cells", 20, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
+    flags = ("--cells", 1200, "--short_cells", 200, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
+    flags = (*flags, "--look_every", 0.02)
     result = run("scoring.py", tmp_path / "scoring.json", "--model", tiny_release, *flags)
     killed, resumed = result["until_killed"], result["resumed"]
     assert killed["cells"] >= 600 and killed["cells"] + resumed["cells"] == 1200

@@ -52,6 +52,8 @@ def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path):
         ({"crop_pct": 1.5}, "crop_pct is 1.5"),
         ({"crop_pct": 0}, "crop_pct is 0"),
         ({"interpolation": "random"}, "RANDOM"),
+        ({"input_size": [3, 160, 200]}, r"input_size is \[3, 160, 200\], no square; only square inputs"),
+        ({"crop_mode": "squash"}, "crop_mode is 'squash'; only the central crop, 'center', is made here"),
     ],
 )
 def test_settings_that_say_no_preprocessing_are_refused(change, problem):

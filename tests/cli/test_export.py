@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def test_a_graph_is_written_that_openvino_runs_alone(tiny_release: Path, tmp_pat
     compiled = openvino.compile_model(tmp_path / "graph" / "model.xml", "CPU")
     logits, features = compiled(np.zeros((3, 96, 96, 3), np.uint8)).values()
     assert logits.shape == (3, 2) and features.shape == (3, 1024, 3, 3)
+
+
+def test_a_release_from_the_hub_is_written_with_its_commit(tiny_release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_release, tmp_path / "snapshots" / "c0ffee")
+    monkeypatch.setattr("leukoscope.inference.hub_files.fetch_files", lambda *asked: tmp_path / "snapshots" / "c0ffee")
+
+    result = run("someone/tiny@main", "--out", tmp_path / "graph")
+
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((tmp_path / "graph" / "export.json").read_text())
+    assert (report["model"], report["revision"]) == ("someone/tiny", "c0ffee")
 
 
 @pytest.mark.parametrize(

@@ -183,14 +183,38 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -
     (tmp_path / "training.json").write_text(json.dumps(cpu | {"rows": [row, {"recipe": "no comparison"}]}))
     (tmp_path / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
     assert speed_table(tmp_path).splitlines()[2:] == [
-        "| training | densenet121, all layers: times as fast | cold **1.25** · warm **2.00** | Some CPU, 2 thread(s) |"
+        "| `training.py` | densenet121, all layers: times as fast | cold **1.25** · warm **2.00** | "
+        "Some CPU, 2 thread(s) |",
+        "",
+        "`PYTHONPATH=src python benchmarks/NAME.py --help` says how a benchmark is run again.",
     ]
+    rows = {"beside": "a script", "rows": [row | {"share_of_pure_compute": 0.9}]}
+    (tmp_path / "training-other.json").write_text(json.dumps(cpu | rows))
+    assert "| `training.py` | densenet121, all layers: times as fast as a script | " in speed_table(tmp_path)
+    assert "warm **2.00** · 0.900 of pure compute's speed |" in speed_table(tmp_path)
     ratios = [{"what": "one: times faster than timm", "value": 3.456, "aim": "≥ 3", "met": True}]
     gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}}
     (tmp_path / "inference.json").write_text(json.dumps(gpu | {"releases": [{"model": "ours", "ratios": ratios}]}))
     assert speed_table(tmp_path).splitlines()[2] == (
-        "| inference | `ours`, one: times faster than timm | **3.46** (aim: ≥ 3) | Some GPU |"
+        "| `inference.py` | `ours`, one: times faster than timm | **3.46** (aim: ≥ 3) | Some GPU |"
     )
+    gpu |= {"device": "cpu", "releases": [{"model": "ours", "ratios": ratios}]}
+    (tmp_path / "inference.json").write_text(json.dumps(gpu))
+    assert speed_table(tmp_path).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
+
+
+def test_the_first_answer_and_kept_features_are_told(tmp_path: Path) -> None:
+    first = {"until_first_answer": 93.4, "seconds": {"clone": 1.2, "install": 80.1, "answers": [12.1, 3]}}
+    (tmp_path / "first_answer.json").write_text(json.dumps(first | {"machine": {"cpu": "Some CPU", "gpus": []}}))
+    kept = {"recipe": "frozen", "image_size": 64, "data": "phantoms", "times_faster_an_epoch": 41.26}
+    kept |= {"seconds_to_keep": 9.7, "hardware": "x86_64, 1 thread(s), cpu"}
+    (tmp_path / "frozen_features.json").write_text(json.dumps(kept))
+    assert speed_table(tmp_path).splitlines()[2:4] == [
+        "| `first_answer.py` | seconds from a local `git clone` to the first explained answer | "
+        "**93** (cloning 1, installing 80, asking 12) | Some CPU |",
+        "| `frozen_features.py` | `frozen`, 64 px, phantoms: times as fast an epoch from kept features as from pixels "
+        "| **41.26**, after 10 s to keep them | x86_64, 1 thread(s), cpu |",
+    ]
 
 
 def test_fields_are_told_with_what_they_were_counted_on() -> None:

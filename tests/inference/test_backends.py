@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from timm import create_model
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.inference import backends
 from leukoscope.inference.export import ALLOWED, export_release
 from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
-from leukoscope.models.release_files import read_release
+from leukoscope.models.release_files import ReleaseInfo, read_release
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 EXPORTED = ("openvino", pytest.param("onnx", marks=pytest.mark.slow))
@@ -74,7 +78,9 @@ def test_embedded_releases_answer_alike_on_real_cells(cache, real_data, config, 
     files = sorted((real_data / "cnmc2019" / "C-NMC_Leukemia").rglob("*_*.*"))[::401]
     assert len(files) > 10
 
-    ours = Predictor.from_pretrained(config.parent, backend=backend)(files, explain=True)
+    # Its own default may be bfloat16, which moves every probability by more than is compared here.
+    exact = replace(read_release(config.parent), metrics={"precision": {"default": "f32"}})
+    ours = Predictor(exact, backend=backend)(files, explain=True)
 
     assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True))
 
@@ -137,6 +143,24 @@ def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tm
     assert "differs from torch" in caplog.text and "another backend answers" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("probability", "heat", "told"),
+    [(1e-7, 0.02, "by 2.0e-02 of a heat map's peak,"), (0.5, 0.02, "by 5.0e-01 in probability and 2.0e-02 of a heat")],
+)
+def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeypatch, probability, heat, told):
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+
+    def unlike(release: ReleaseInfo, backend: str, folder: Path) -> None:
+        report = {"like_torch": False, "allowed": ALLOWED}
+        report |= {"probability_difference": probability, "heat_map_difference": heat}
+        folder.mkdir(parents=True)
+        (folder / REPORT).write_text(json.dumps(report))
+
+    monkeypatch.setattr("leukoscope.inference.export.export_release", unlike)
+    with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
+        Predictor.from_pretrained(tiny_release, backend="openvino")
+
+
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
     export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
     (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")
@@ -145,6 +169,40 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path
         ExportedBackend(tmp_path / "graph", read_release(tiny_release))
     assert str(error.value).startswith(f"{tmp_path / 'graph'}: damaged (")
     assert str(error.value).endswith("remove this folder, and the graph is made anew")
+
+
+def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monkeypatch):
+    # As macOS, where `os` has no such function.
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
+
+
+def test_a_network_without_a_map_of_channels_is_answered_by_torch(cache, tmp_path, pictures, monkeypatch, caplog):
+    network = create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
+    release = save_release(
+        tmp_path / "release",
+        network,
+        architecture="vit_tiny_patch16_224",
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(32, 0.9),
+        metrics={},
+    )
+    config = json.loads((release / "config.json").read_text())
+    (release / "config.json").write_text(json.dumps({**config, "model_args": {"img_size": 32}}))
+    monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
+    ours = Predictor.from_pretrained(release, backend="auto")
+
+    assert ours.backend.name == "torch"
+    assert (
+        ours(pictures[1]).probabilities
+        == Predictor.from_pretrained(release, backend="torch")(pictures[1]).probabilities
+    )
+    assert f"{release}: no openvino graph is made of it (VisionTransformer: its last features have shape" in caplog.text
+    monkeypatch.setattr("leukoscope.inference.export.export_release", None)
+    with pytest.raises(LeukoscopeError, match="Grad-CAM needs .* use backend='torch'"):
+        Predictor.from_pretrained(release, backend="openvino")
 
 
 def test_a_cache_that_cannot_be_written_leaves_torch_to_answer(tiny_release, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ import pytest
 
 from leukoscope.cells.images import open_image
 from leukoscope.inference import precision
-from leukoscope.inference.backends import open_backend
+from leukoscope.inference.backends import NoGraph, open_backend
 from leukoscope.inference.exported import computes_bf16
 from leukoscope.inference.precision import precision_block
-from leukoscope.models.release_files import METRICS, read_release
+from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
@@ -48,6 +48,18 @@ def test_a_processor_without_it_measures_nothing(tiny_release, monkeypatch):
     assert block == {"default": "f32", "not_measured": "the processor that assessed this release has no bfloat16"}
 
 
+def test_a_release_without_a_graph_measures_nothing(tiny_release, monkeypatch):
+    def none(release: ReleaseInfo, backend: str) -> Path:
+        raise NoGraph(f"{release.name}: no {backend} graph is made of it")
+
+    monkeypatch.setattr(precision, "computes_bf16", lambda: True)
+    monkeypatch.setattr(precision, "kept_graph", none)
+
+    block = precision_block(tiny_release, np.zeros((1, 96, 96, 3), np.uint8))
+
+    assert block == {"default": "f32", "not_measured": "tiny: no openvino graph is made of it"}
+
+
 @pytest.mark.parametrize("default", ["f32", "bf16"])
 def test_a_release_is_computed_as_it_was_measured(tiny_release, tmp_path, default):
     if not computes_bf16():
@@ -63,3 +75,13 @@ def test_a_release_is_computed_as_it_was_measured(tiny_release, tmp_path, defaul
     ).max()
 
     assert (apart > 1e-4) == (default == "bf16")
+
+
+def test_a_processor_without_it_computes_in_float32(tiny_release, tmp_path, monkeypatch):
+    release = tmp_path / "release"
+    shutil.copytree(tiny_release, release)
+    (release / METRICS).write_text(json.dumps({"precision": {"default": "bf16"}}))
+    monkeypatch.setattr("leukoscope.inference.exported.computes_bf16", lambda: False)
+    assert open_backend(read_release(release), "openvino").precision == "f32"
+    monkeypatch.setattr("leukoscope.inference.exported.computes_bf16", lambda: True)
+    assert open_backend(read_release(release), "openvino").precision == "bf16"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import DatasetDict
 from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.images import UnreadableImage, open_encoded
-from leukoscope.cells.loading import load_cells
+from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.inference.score_sources import CellSource, SourceCell, open_source
 
 
@@ -210,3 +212,31 @@ def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path):
         (str(tmp_path / "HEM" / "bob_2.png"), "the file is empty (0 bytes); copy or export it again"),
     )
     assert "1 unreadable file(s) left out" in source.report
+
+
+@pytest.mark.parametrize("change", ["replaced", "order"])
+def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(tmp_path, monkeypatch, change):
+    for grey, name in enumerate(("ALL/ann_1.bmp", "ALL/ann_2.bmp", "HEM/bob_1.bmp")):
+        save(tmp_path / name, grey)
+
+    def fingerprint() -> str:
+        return open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_").fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    if change == "replaced":
+        stored = tmp_path / "ALL" / "ann_1.bmp"
+        size = stored.stat().st_size
+        save(stored, 200)
+        os.utime(stored, (1, 1))
+        assert stored.stat().st_size == size, "else the data's own fingerprint tells"
+    else:
+        load = load_cells
+
+        def reversed_cells(*args: object, **more: object) -> LoadedCells:
+            data = load(*args, **more)
+            order = range(len(data.train) - 1, -1, -1)
+            return replace(data, cells=DatasetDict(train=data.train.select(order)))
+
+        monkeypatch.setattr("leukoscope.cells.loading.load_cells", reversed_cells)
+    assert fingerprint() != before

@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.cells.images import open_bytes
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.registry import image_files
 from leukoscope.inference.score_sources import open_source
@@ -69,6 +70,18 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="module")
 def predictor(decided_release: Path) -> Predictor:
     return Predictor.from_pretrained(decided_release)
+
+
+class Backend:
+    """Another backend's answers, by the way."""
+
+    name, precision = "torch", "f32"
+
+    def __init__(self, answer: Callable[..., Any]):
+        self._answer = answer
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        return self._answer(*args, **more)
 
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
@@ -128,6 +141,29 @@ def test_pictures_inside_a_parquet_file_are_answered_as_files_are(predictor, cel
     assert table["p_ALL"].to_numpy() == pytest.approx(files["p_ALL"].to_numpy(), abs=1e-5)
     lists = [unreadable_list(tmp_path / f"{name}.parquet").read_text() for name in ("files", "table")]
     assert lists[0] == lists[1]
+
+
+def test_few_pictures_inside_a_table_are_decoded_at_once(predictor, cells, tmp_path, monkeypatch):
+    picture = (cells / "all0-00.png").read_bytes()
+    pq.write_table(pa.table({"image": [picture] * 12}), tmp_path / "cells.parquet")
+    opened, ahead = 0, []
+
+    def opening(*args: Any, **more: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        return open_bytes(*args, **more)
+
+    def answering(*args: Any, **more: Any) -> Any:
+        ahead.append(opened - 2 * len(ahead))
+        return backend(*args, **more)
+
+    backend = predictor.backend
+    monkeypatch.setattr("leukoscope.inference.predictor.open_bytes", opening)
+    monkeypatch.setattr(predictor, "backend", Backend(answering))
+    source = open_source(str(tmp_path / "cells.parquet"))
+    score_cells(predictor, source, tmp_path / "out.parquet", batch_size=2)
+    assert opened == 12 and len(ahead) == 6
+    assert max(ahead) <= 4, "more than the batch answered and the next"
 
 
 def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
@@ -205,13 +241,16 @@ def test_a_run_goes_on_where_it_was_stopped(predictor, cells, tmp_path):
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["input", "model_files", "cells_per_shard"])
-def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, other):
+@pytest.mark.parametrize("other", ["input", "model_files", "precision", "cells_per_shard"])
+def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, monkeypatch, other):
     output = tmp_path / "out.parquet"
     with pytest.raises(Stopped):
         score(predictor, cells, output, progress=stop_after(5))
     kept = shards(output)
     more: dict[str, Any] = {"cells_per_shard": 5} if other == "cells_per_shard" else {}
+    if other == "precision":
+        # As on another processor, which computes bfloat16.
+        monkeypatch.setattr(predictor.backend, "precision", "bf16")
     if other == "model_files":
         # The same folder with other content: nothing but the files tells.
         release = predictor.release

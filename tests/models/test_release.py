@@ -237,6 +237,15 @@ def test_a_config_with_senseless_values_is_named(copy, change):
     assert str(copy / "config.json") in refusal(copy)
 
 
+def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy):
+    change_config(copy, pretrained_cfg={**Preprocessing(96, 0.9).to_pretrained_cfg(), "crop_mode": "squash"})
+
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: pretrained_cfg says no preprocessing that is known here (crop_mode is 'squash'; only "
+        "the central crop, 'center', is made here); restore it, or give another release"
+    )
+
+
 @pytest.mark.parametrize("text", ["3", "[]", "null", '"text"'])
 def test_a_config_that_is_no_object_is_named(copy, text):
     (copy / "config.json").write_text(text)

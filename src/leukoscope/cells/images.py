@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ _MODE_PROBLEMS = {"CMYK": "is a CMYK (print) image", "F": "has floating-point pi
 
 class UnreadableImage(LeukoscopeError):
     """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file held in memory, opened when its turn comes; messages call it `name`."""
+
+    data: bytes
+    name: str
 
 
 def open_image(path: str | Path) -> Image.Image:

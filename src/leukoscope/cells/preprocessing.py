@@ -45,13 +45,19 @@ class Preprocessing:
         """Read the preprocessing back out of a release's config.json.
 
         Raises:
-            KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing.
+            KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing, an input that is
+                no square, or a crop that is not central.
         """
+        _, height, width = cfg["input_size"]
+        if height != width:
+            raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
+        if cfg.get("crop_mode", "center") != "center":
+            raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
         if not 0 < cfg["crop_pct"] <= 1:
             raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
         Image.Resampling[cfg["interpolation"].upper()]
         return cls(
-            image_size=cfg["input_size"][-1],
+            image_size=width,
             crop_pct=cfg["crop_pct"],
             interpolation=cfg["interpolation"],
             mean=tuple(cfg["mean"]),

@@ -20,7 +20,6 @@ def export(
     """Write a release as one graph: pixels in, logits and the feature map out, compared with torch on 8 pictures."""
     from leukoscope.inference.backends import require_package
     from leukoscope.inference.exported import GRAPHS, REPORT
-    from leukoscope.inference.hub_files import release_folder
     from leukoscope.models.release_files import read_release
 
     if graph_format not in GRAPHS:
@@ -31,7 +30,8 @@ def export(
     from leukoscope.inference.export import export_release
 
     try:
-        report = export_release(read_release(release_folder(release), name=release), graph_format, out)
+        folder, name, revision = _located(release)
+        report = export_release(read_release(folder, name=name, revision=revision), graph_format, out)
     except OSError as error:
         raise LeukoscopeError(
             f"--out {out}: cannot be written ({error.strerror or error}); name another folder"
@@ -43,3 +43,14 @@ def export(
     if not report["like_torch"]:
         raise LeukoscopeError(f"{out}: that is more than {report['allowed']:g}; use the release with torch")
     typer.echo(RESEARCH_NOTICE)
+
+
+def _located(release: str) -> tuple[Path, str, str]:
+    """Folder of a release, what it is called, and its Hub commit ("" for a local one)."""
+    from leukoscope.inference.hub_files import parse_hub_id, release_folder
+
+    folder = release_folder(release)
+    if Path(release).exists():
+        return folder, release, ""
+    # The Hub's snapshots are called by their commit.
+    return folder, parse_hub_id(release)[0], folder.name

@@ -343,16 +343,18 @@ def _each(shares: Mapping[str, float]) -> str:
 
 
 def speed_table(benchmarks: Path) -> str:
-    """How fast, beside others: one row for each comparison that a benchmark gives as `times_faster` or `ratios`."""
+    """How fast: one row for each comparison that a benchmark gives, and how each is measured again."""
     measured = {path.stem: read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))}
     rows = [
-        f"| {name} | {what} | {figure} | {_measured_on(benchmark)} |"
+        # training-gpu.json was written by training.py.
+        f"| `{name.partition('-')[0]}.py` | {what} | {figure} | {_measured_on(benchmark)} |"
         for name, benchmark in measured.items()
         for what, figure in _comparisons(benchmark)
     ]
     if not rows:
         return "Not measured yet."
-    return "\n".join(["| benchmark | measured | figure | on |", "|---|---|---|---|", *rows])
+    again = "`PYTHONPATH=src python benchmarks/NAME.py --help` says how a benchmark is run again."
+    return "\n".join(["| benchmark | measured | figure | on |", "|---|---|---|---|", *rows, "", again])
 
 
 def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -362,14 +364,34 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             # What names a row of a benchmark are its texts, in their order.
             named = ", ".join(value for value in row.values() if isinstance(value, str))
             times = (f"{kind} **{value:.2f}**" for kind, value in row["times_faster"].items())
-            yield f"{named}: times as fast", " · ".join(times)
+            beside = f" as {benchmark['beside']}" if "beside" in benchmark else ""
+            share_of_pure = row.get("share_of_pure_compute")
+            pure = [] if share_of_pure is None else [f"{share(share_of_pure)} of pure compute's speed"]
+            yield f"{named}: times as fast{beside}", " · ".join([*times, *pure])
     for release in benchmark.get("releases", []):
         for ratio in release["ratios"]:
             aim = f" (aim: {ratio['aim']})" if "aim" in ratio else ""
             yield f"`{release['model']}`, {ratio['what']}", f"**{ratio['value']:.2f}**{aim}"
+    if "until_first_answer" in benchmark:
+        seconds, asking = benchmark["seconds"], benchmark["seconds"]["answers"][0]
+        parts = f"cloning {seconds['clone']:.0f}, installing {seconds['install']:.0f}, asking {asking:.0f}"
+        yield (
+            "seconds from a local `git clone` to the first explained answer",
+            (f"**{benchmark['until_first_answer']:.0f}** ({parts})"),
+        )
+    if "times_faster_an_epoch" in benchmark:
+        learnt = f"`{benchmark['recipe']}`, {benchmark['image_size']} px, {benchmark['data']}"
+        yield (
+            f"{learnt}: times as fast an epoch from kept features as from pixels",
+            (f"**{benchmark['times_faster_an_epoch']:.2f}**, after {benchmark['seconds_to_keep']:.0f} s to keep them"),
+        )
 
 
 def _measured_on(benchmark: Mapping[str, Any]) -> str:
+    if "hardware" in benchmark:
+        return benchmark["hardware"]
     machine = benchmark["machine"]
-    gpus = [gpu["name"] for gpu in machine["gpus"]]
-    return ", ".join(gpus or [machine["cpu"], f"{benchmark['threads']} thread(s)"])
+    # A benchmark of the processor may run on a machine with a GPU.
+    gpus = [gpu["name"] for gpu in machine["gpus"]] if benchmark.get("device") != "cpu" else []
+    threads = [f"{benchmark['threads']} thread(s)"] if "threads" in benchmark else []
+    return ", ".join(gpus or [machine["cpu"], *threads])

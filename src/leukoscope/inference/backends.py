@@ -53,6 +53,10 @@ class Backend(Protocol):
     def name(self) -> str:
         """ "torch", "openvino" or "onnx"."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in: "f32" or "bf16"."""
+
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> Answers:
         """Answer for a batch in one pass through the backbone.
 
@@ -105,6 +109,10 @@ class NoGraph(LeukoscopeError):
     """A release's graph for a backend cannot be made or kept, or does not answer as torch does."""
 
 
+class NoFeatureMap(NoGraph):
+    """A network's last features are no map of channels, as transformers' are not; its graph could never explain."""
+
+
 def _open_torch(release: ReleaseInfo, device: str) -> Backend:
     from leukoscope.inference.torch_backend import TorchBackend
     from leukoscope.models.release import Release, load_release
@@ -116,8 +124,9 @@ def _open_torch(release: ReleaseInfo, device: str) -> Backend:
 
 
 def _open_exported(release: ReleaseInfo, name: str) -> Backend:
-    from leukoscope.inference.exported import BF16, F32, ExportedBackend, kept_graph
+    from leukoscope.inference.exported import BF16, F32, ExportedBackend, computes_bf16, kept_graph
 
-    # Half the precision only where it was measured to change nothing that this release says.
-    lower = name == OPENVINO and release.metrics.get("precision", {}).get("default") == BF16
+    # Half the precision only where it was measured to change nothing that this release says, and where the processor
+    # computes it: elsewhere it is simulated, several times slower than float32.
+    lower = name == OPENVINO and release.metrics.get("precision", {}).get("default") == BF16 and computes_bf16()
     return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32)

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoGraph
+from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoFeatureMap, NoGraph
 from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
 from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.torch_backend import TorchBackend
@@ -65,7 +65,7 @@ def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str
         the report that stands beside the graph: how far it lies from torch on 8 pictures, and whether that is allowed.
 
     Raises:
-        NoGraph: the network cannot be made into a graph.
+        NoGraph: the network cannot be made into a graph; `NoFeatureMap` where its features are no map of channels.
         LeukoscopeError: a damaged release.
         OSError: the disk refuses.
     """
@@ -87,7 +87,7 @@ def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str
 
 def _export(release: Release, backend: str, folder: Path) -> dict[str, Any]:
     pixels = _pictures(release.preprocessing)
-    theirs = TorchBackend(release.network, release.preprocessing)(pixels, explain=True)
+    theirs = _answers_of_torch(release, backend, pixels)
     graph = _Graph(release.network, release.preprocessing).eval()
     try:
         _WRITERS[backend](graph, torch.from_numpy(pixels[:2]), folder / GRAPHS[backend])
@@ -110,6 +110,14 @@ def _export(release: Release, backend: str, folder: Path) -> dict[str, Any]:
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _answers_of_torch(release: Release, backend: str, pixels: np.ndarray) -> Answers:
+    """What a graph is compared with, heat maps and all."""
+    try:
+        return TorchBackend(release.network, release.preprocessing)(pixels, explain=True)
+    except LeukoscopeError as error:
+        raise NoFeatureMap(f"{release.name}: no {backend} graph is made of it ({error}); use backend='torch'") from None
 
 
 def _comparison(ours: Answers, theirs: Answers) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope.cells.files import cache_root
-from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoGraph
+from leukoscope.cells.files import cache_root, write_whole
+from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoFeatureMap, NoGraph
 from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
@@ -44,22 +44,40 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
     assert release.folder is not None
     folder = cache_root() / "graphs" / _key(release.folder, backend)
     if not (folder / REPORT).is_file():
-        from leukoscope.inference.export import export_release
-
         try:
-            export_release(release, backend, folder)
+            _make(release, backend, folder)
         except OSError as error:
             raise NoGraph(
                 f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); free some space, or "
                 "name a folder with LEUKOSCOPE_CACHE"
             ) from None
     report = json.loads((folder / REPORT).read_text())
+    if "impossible" in report:
+        raise NoGraph(f"{release.name}: {report['impossible']}")
     if not report["like_torch"]:
         raise NoGraph(
-            f"{release.name}: its {backend} graph differs from torch by {report['probability_difference']:.1e} in "
-            f"probability, more than {report['allowed']:g}; use backend='torch'"
+            f"{release.name}: its {backend} graph differs from torch by {_excess(report)}, more than "
+            f"{report['allowed']:g}; use backend='torch'"
         )
     return folder
+
+
+def _excess(report: Mapping[str, Any]) -> str:
+    """By what a graph differs from torch too much."""
+    found = {"in probability": report["probability_difference"], "of a heat map's peak": report["heat_map_difference"]}
+    # Turned round, so that nan is told as well.
+    return " and ".join(f"{value:.1e} {what}" for what, value in found.items() if not value <= report["allowed"])
+
+
+def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
+    """Make a graph; of a network that can have none, keep why, so that not every start tries it anew."""
+    from leukoscope.inference.export import export_release
+
+    try:
+        export_release(release, backend, folder)
+    except NoFeatureMap as reason:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / REPORT, json.dumps({"impossible": str(reason).removeprefix(f"{release.name}: ")}) + "\n")
 
 
 class ExportedBackend:
@@ -76,11 +94,13 @@ class ExportedBackend:
 
     def __init__(self, folder: Path, release: ReleaseInfo, *, precision: str = F32):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
+        self.precision = precision
         self._release = release
         # (K, C), there where one linear layer after average pooling makes the logits.
         self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None
+        threads = _threads()
         try:
-            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision)
+            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, threads)
         except Exception as error:  # each runtime has error types of its own
             reason = str(error).strip().splitlines()[0]
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
@@ -132,7 +152,12 @@ def _key(folder: Path, backend: str) -> str:
 def _threads() -> int:
     """As many as torch would use: OMP_NUM_THREADS, else every core this process may run on."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdecimal() and int(wanted) else _usable_cores()
+
+
+def _usable_cores() -> int:
+    """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)
@@ -152,7 +177,7 @@ def computes_bf16() -> bool:
     return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_openvino(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     compiled = _openvino_core().compile_model(
         path,
         "CPU",
@@ -160,7 +185,7 @@ def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[n
             # Left to itself it takes bf16 wherever the processor has it.
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": _threads(),
+            "INFERENCE_NUM_THREADS": threads,
         },
     )
     request, one_at_a_time = compiled.create_infer_request(), Lock()
@@ -173,11 +198,11 @@ def _open_openvino(path: Path, precision: str) -> Callable[[np.ndarray], tuple[n
     return run
 
 
-def _open_onnx(path: Path, precision: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_onnx(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.inference.backends import OPENVINO, Answers
+from leukoscope.cells.files import cache_root
+from leukoscope.inference.backends import OPENVINO, Answers, NoGraph
 from leukoscope.inference.exported import BF16, ExportedBackend, computes_bf16, kept_graph
 from leukoscope.inference.guard import Guard
 from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.verdicts import Thresholds
-from leukoscope.models.release_files import GUARD, read_release
+from leukoscope.models.release_files import GUARD, folder_name, read_release
 
 ALLOWED_MOVE = 0.02
 """Of a probability; beyond it, no change of label or verdict is still too much."""
@@ -38,15 +39,18 @@ def precision_block(
         progress: called with (done, total) after each batch.
 
     Returns:
-        `default`, "bf16" or "f32"; and, where this processor has bfloat16, on how many cells which answers changed.
-
-    Raises:
-        NoGraph: the release cannot be computed by OpenVINO.
+        `default`, "bf16" or "f32"; and on how many cells which answers changed or, where this processor has no bfloat16
+        or OpenVINO no graph of the release, why that is `not_measured`.
     """
     if not computes_bf16():
         return {"default": "f32", "not_measured": "the processor that assessed this release has no bfloat16"}
     release = read_release(folder)
-    graph = kept_graph(release, OPENVINO)
+    try:
+        graph = kept_graph(release, OPENVINO)
+    except NoGraph as reason:
+        # Published with the release, which lies elsewhere for others.
+        why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
+        return {"default": "f32", "not_measured": why}
     exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
     guard = Guard.load(folder / GUARD, release.num_features) if (folder / GUARD).exists() else None
     thresholds = Thresholds.from_metrics(release.metrics)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.images import UnreadableImage, from_array, open_image, to_rgb
+from leukoscope.cells.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
 from leukoscope.inference.backends import AUTO, Backend, open_backend
 from leukoscope.inference.guard import Guard
 from leukoscope.inference.heatmaps import HeatMap
@@ -28,7 +28,7 @@ from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.views import VIEWS, disagreement, eight_views, turned_back
 from leukoscope.models.release_files import GUARD, ReleaseInfo, read_release
 
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | EncodedImage
 BATCH = 16
 
 
@@ -39,9 +39,11 @@ class Prediction:
     Attributes:
         label: the most probable class.
         probabilities: class → probability, in the release's label order; sums to 1.
-        source: the picture's path, or "image 3" for the third of those given without one.
+        source: the picture's path or, of an `EncodedImage`, its name; "image 3" for the third of those given without
+            one.
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
-        seconds: from file to answer, the batch's time shared evenly.
+        seconds: from file to answer, the batch's time shared evenly; without what was opened while the batch before
+            it was answered.
         heatmaps: class → Grad-CAM, when explanations were asked for.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         guard_score: how familiar the picture looks to the release, at most 1; None where it has no guard.
@@ -179,7 +181,7 @@ class Predictor:
         """Answer one picture, or a list of them in their order.
 
         Args:
-            images: a path, a PIL image or an (H, W, 3) uint8 array; or a list of those.
+            images: a path, a PIL image, an (H, W, 3) uint8 array or an `EncodedImage`; or a list of those.
             explain: add every class's heat map.
             views: ask about each picture in its eight dihedral views, average them and say how far they disagree
                 (test-time augmentation).
@@ -188,7 +190,7 @@ class Predictor:
         Raises:
             UnreadableImage: for the first picture that cannot be used.
         """
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
+        if isinstance(images, str | Path | Image.Image | np.ndarray | EncodedImage):
             return self([images], explain=explain, views=views, batch_size=1)[0]
         predictions = []
         for answer in self.answers(images, explain=explain, views=views, batch_size=batch_size):
@@ -226,7 +228,7 @@ class Predictor:
                 yield from self._answer(framed, explain, views, start)
 
     def _open_and_frame(self, image: Picture, number: int) -> _Framed | UnreadableImage:
-        source = str(image) if isinstance(image, str | Path) else f"image {number}"
+        source = _source_of(image, number)
         try:
             upright = _open(image, source)
         except UnreadableImage as error:
@@ -290,9 +292,17 @@ def _guard_of(release: ReleaseInfo) -> Guard | None:
     return Guard.load(release.folder / GUARD, release.num_features)
 
 
+def _source_of(image: Picture, number: int) -> str:
+    if isinstance(image, EncodedImage):
+        return image.name
+    return str(image) if isinstance(image, str | Path) else f"image {number}"
+
+
 def _open(image: Picture, source: str) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(image)
+    if isinstance(image, EncodedImage):
+        return open_bytes(image.data, image.name)
     if isinstance(image, np.ndarray):
         return from_array(image, source)
     if not isinstance(image, Image.Image):

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import IMAGE_SUFFIXES
+from leukoscope.cells.images import IMAGE_SUFFIXES, EncodedImage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 # Pictures are held encoded until their turn comes; a BMP of a cell takes half a megabyte.
@@ -44,6 +45,12 @@ class SourceCell:
     def file(self) -> str:
         """What errors about its picture call it."""
         return f"cell {self.cell_id}" if isinstance(self.encoded["bytes"], bytes) else str(self.encoded["path"])
+
+    @property
+    def picture(self) -> str | EncodedImage:
+        """What the predictor opens when its turn comes: a file's path, or the bytes."""
+        data = self.encoded["bytes"]
+        return EncodedImage(data, self.file) if isinstance(data, bytes) else self.file
 
 
 @dataclass(frozen=True)
@@ -310,9 +317,24 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
     problems = (message.partition(": ") for message in data.unreadable)
     return CellSource(
         len(encoded),
-        data.fingerprint,
+        _data_set_fingerprint(data.fingerprint, encoded),
         any(data.train["subject"]),
         read,
         tuple((file, reason) for file, _, reason in problems),
         data.report(),
     )
+
+
+def _data_set_fingerprint(of_data: str, encoded: Dataset) -> str:
+    """That of the data, which knows a local file by its size alone and no order, with what it leaves out.
+
+    Args:
+        encoded: columns `image`, not decoded, and `cell_id`.
+    """
+    digest = hashlib.sha256(of_data.encode())
+    # The pictures' bytes, which a data set may hold beside their paths, are not read. Its format names columns that
+    # flattening renames.
+    for row in encoded.with_format(None).flatten().select_columns(["cell_id", "image.path"]):
+        path = row["image.path"]
+        digest.update(repr((row["cell_id"], _state(Path(path)) if path else None)).encode())
+    return digest.hexdigest()

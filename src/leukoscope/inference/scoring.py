@@ -12,9 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cells.files import write_whole
-from leukoscope.cells.images import UnreadableImage, open_encoded
 from leukoscope.inference.score_sources import CellSource, SourceCell
 from leukoscope.inference.score_tables import Answered, Scored, join_shards, shard_table
 from leukoscope.inference.verdicts import Thresholds
@@ -30,7 +27,7 @@ from leukoscope.inference.verdicts import Thresholds
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from leukoscope.inference.predictor import Picture, Predictor
+    from leukoscope.inference.predictor import Predictor
 
 CELLS_PER_SHARD = 1024
 _MANIFEST = "manifest.json"
@@ -144,6 +141,7 @@ class _Run:
             "revision": release.revision,
             "model_files": _digest(release.folder) if release.folder else "",
             "backend": predictor.backend.name,
+            "precision": predictor.backend.precision,
             "input": source.fingerprint,
             "cells": source.count,
             "cells_per_shard": cells_per_shard,
@@ -178,23 +176,20 @@ class _Run:
         total = sum(len(self._shards[number]) for number in own)
         done = total - sum(len(self._shards[number]) for number in missing)
         cells = self._source.read([self._shards[number] for number in missing])
-        with ThreadPoolExecutor() as pool:
-            for number in missing:
-                answered: list[Answered] = []
-                own_cells = islice(cells, len(self._shards[number]))
-                for answer in self._answers(own_cells, batch_size, pool):
-                    answered.append(answer)
-                    done += 1
-                    if progress:
-                        progress(done, total)
-                self._write(number, shard_table(answered, self._predictor.labels, self._thresholds))
+        for number in missing:
+            answered: list[Answered] = []
+            for answer in self._answers(islice(cells, len(self._shards[number])), batch_size):
+                answered.append(answer)
+                done += 1
+                if progress:
+                    progress(done, total)
+            self._write(number, shard_table(answered, self._predictor.labels, self._thresholds))
 
-    def _answers(self, cells: Iterator[SourceCell], batch_size: int, pool: ThreadPoolExecutor) -> Iterator[Answered]:
-        for some in _opened_ahead(cells, _BATCHES_AT_ONCE * batch_size, pool):
-            pictures = [picture for _, picture in some if not isinstance(picture, UnreadableImage)]
-            answers = self._predictor.answers(pictures, batch_size=batch_size)
-            for cell, picture in some:
-                yield cell, picture if isinstance(picture, UnreadableImage) else next(answers)
+    def _answers(self, cells: Iterator[SourceCell], batch_size: int) -> Iterator[Answered]:
+        while some := list(islice(cells, _BATCHES_AT_ONCE * batch_size)):
+            # Still encoded: the predictor decodes one batch ahead of the network, and no more.
+            answers = self._predictor.answers([cell.picture for cell in some], batch_size=batch_size)
+            yield from zip(some, answers, strict=True)
 
     def _write(self, number: int, table: pa.Table) -> None:
         import pyarrow.parquet as pq
@@ -245,26 +240,3 @@ def _digest(release: Path) -> str:
     for path in sorted((*release.glob("*.json"), *release.glob("*.safetensors"))):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _opened_ahead(
-    cells: Iterator[SourceCell], at_once: int, pool: ThreadPoolExecutor
-) -> Iterator[list[tuple[SourceCell, Picture | UnreadableImage]]]:
-    """Some cells at a time with their pictures; the next ones are decoded while the network computes on these."""
-    ahead: deque[list[tuple[SourceCell, Future[Picture | UnreadableImage]]]] = deque()
-    while some := list(islice(cells, at_once)):
-        ahead.append([(cell, pool.submit(_picture, cell)) for cell in some])
-        if len(ahead) > 1:
-            yield [(cell, opening.result()) for cell, opening in ahead.popleft()]
-    for opened in ahead:
-        yield [(cell, opening.result()) for cell, opening in opened]
-
-
-def _picture(cell: SourceCell) -> Picture | UnreadableImage:
-    """What the predictor takes: a file's path, which it opens itself, or the picture made of bytes, or why not."""
-    if cell.encoded["bytes"] is None:
-        return str(cell.encoded["path"])
-    try:
-        return open_encoded(cell.encoded, cell.cell_id)
-    except UnreadableImage as error:
-        return error

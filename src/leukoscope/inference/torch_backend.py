@@ -27,6 +27,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    precision = "f32"
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, device: str = "cpu"):
         self.device = _device(device)

@@ -145,7 +145,8 @@ def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
         return Preprocessing.from_pretrained_cfg(cfg)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise LeukoscopeError(
-            f"{root / CONFIG}: pretrained_cfg does not say how to prepare a picture ({error}); restore it"
+            f"{root / CONFIG}: pretrained_cfg says no preprocessing that is known here ({error}); restore it, or give "
+            "another release"
         ) from None
 
 
