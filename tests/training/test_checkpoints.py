@@ -424,6 +424,27 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_success(
     _same(runs.gone_on(), whole)
 
 
+def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
+    cells: FramedCells, tmp_path: Path, signals: list[Any]
+) -> None:
+    # Class weights are undone when fitting ends: a checkpoint of that would have them undone twice.
+    runs = Runs(replace(RECIPE, class_weighted=True, num_train_epochs=1), cells, tmp_path, "no")
+    whole = runs.whole()
+    engine, network = runs.engine()
+    judge = engine._judge
+
+    def signalled(row: dict[str, Any]) -> Any:
+        # Validation is over, and with it the last moment that a checkpoint is taken at.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(row)
+
+    engine._judge = signalled  # type: ignore[method-assign]
+    rows = list(engine.fit(network))
+    assert engine.stop.noted
+    _same((engine, rows), whole)
+    assert checkpoints_in(tmp_path / FOLDER) == [], "the run is complete; nothing is to be gone on from"
+
+
 def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
