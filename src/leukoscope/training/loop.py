@@ -73,7 +73,7 @@ def train(config: TrainingConfig) -> Path:
     started = start_network(network, recipe, config, cells, split)
     say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started.name}")
     notes = check_before_training(
-        out,
+        out if accelerator.is_main_process else None,
         cells,
         split,
         recipe,
