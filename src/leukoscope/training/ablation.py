@@ -56,7 +56,8 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         raise LeukoscopeError(f"{path}: no YAML ({str(error).splitlines()[0]}); write lines `name: --flag …`") from None
     if not isinstance(grid, dict) or len(grid) < 2 or not all(isinstance(v, str | None) for v in grid.values()):
         raise LeukoscopeError(f"{path}: give two settings or more, each a line `name: --flag …`")
-    # Loaded, the last of two equal names would have replaced the first.
+    # Loaded, the last of two equal names has replaced the first.
+    assert isinstance(node, yaml.MappingNode)
     names = [name.value for name, _ in node.value]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise LeukoscopeError(f"{path}: {repeated[0]}: a name used twice; rename one of the settings")
