@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.interruption import Interrupted, launch_words
+from leukoscope.training.interruption import Interrupted, how_to_go_on
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def run(config: TrainingConfig) -> None:
         release = train(config) / "release"
     except Interrupted:
         if PartialState().is_main_process:
-            print("go on with:", config.resume_command(launch_words()), flush=True)
+            print("go on with:", how_to_go_on(config), flush=True)
         PartialState().destroy_process_group()
         raise
     if PartialState().is_main_process:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("cells", "models", "inference", "evaluation", "training", "hub", "web")
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
-SHIPPED = ("app.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
+SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
 START_SECONDS = 300  # a busy machine with two cores
 
 
@@ -38,7 +38,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_out = shutil.ignore_patterns("__pycache__", "*.pyi")
     for folder in ("src/leukoscope", "model_card"):
         shutil.copytree(ROOT / folder, copied / folder, ignore=left_out)
-    for name in ("pyproject.toml", "README.md", "app.py", "requirements.txt", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "app.py", "train.py", "requirements.txt", "LICENSE"):
         shutil.copy(ROOT / name, copied / name)
     return copied
 
@@ -131,6 +131,21 @@ def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: P
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)[0]["label"] in ("ALL", "HEM")
     assert list((tmp_path / "overlays").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_outside_the_repository_the_command_that_trains_is_one(installed: Path, tmp_path: Path) -> None:
+    for label in ("ALL", "HEM"):
+        (tmp_path / "cells" / label).mkdir(parents=True)
+        Image.fromarray(draw_cell(label).image).save(tmp_path / "cells" / label / "1.png")
+    checked = _run(installed / "leukoscope", "data", "check", "cells", cwd=tmp_path)
+    command = checked.stdout.splitlines()[-1].removeprefix("train on it: ")
+    assert command.startswith(f"accelerate launch {installed.parent / 'share/leukoscope/train.py'} --dataset_name ")
+    # The environment borrows accelerate, and not its script. Two cells are enough for no run.
+    command = command.replace("accelerate launch", f"{installed / 'python'} -m accelerate.commands.launch")
+    launched = _run("bash", "-c", f"{command} --from_scratch", cwd=tmp_path)
+    assert "error: " in launched.stderr and "Traceback" not in launched.stderr.partition("error: ")[0], launched.stderr
+    assert "Your own class folders" in launched.stdout, launched.stderr
 
 
 @pytest.mark.slow

@@ -29,3 +29,23 @@ def test_it_runs_from_first_to_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
     assert "subjects on both sides: none" in said
     assert (tmp_path / "runs" / "quickstart" / "release" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("source", ["", "git+https://example.org/leukoscope"])
+def test_it_installs_only_what_was_filled_in(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    import nbformat
+
+    (cell,) = (cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "%pip" in cell.source)
+    assert 'SOURCE = ""\n' in cell.source, "no index is asked for a name that anybody may have taken"
+    script = cell.source.replace('SOURCE = ""', f"SOURCE = {source!r}").replace("%pip install --quiet ", "ask")
+    script = script.replace("ask{SOURCE}", "ask(SOURCE)")
+    asked: list[str] = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if source:
+        exec(script, {"ask": asked.append})
+        assert asked == [source]
+    else:
+        with pytest.raises(ModuleNotFoundError) as refused:
+            exec(script, {"ask": asked.append})
+        assert str(refused.value) == "leukoscope is not installed: set SOURCE to a git URL, a wheel or a folder"
+        assert not asked

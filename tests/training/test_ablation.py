@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.training import ablation
 from leukoscope.training.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
+from leukoscope.training.protocol import ProtocolRun
 
 GRID = {"house": [], "No jitter!": ["--override", "augmentation.scale=0"]}
 COMMON = ["--num_folds", "3", "--image_size", "32"]
@@ -36,6 +39,8 @@ def test_a_grid_is_read_in_order_with_variables_filled_in(tmp_path: Path, monkey
         ("a: [", r"grid.yaml: no YAML \(.*\); write lines `name: --flag …`"),
         ("- a\n- b\n", "grid.yaml: give two settings or more"),
         ("house: --seed 0\n", "grid.yaml: give two settings or more"),
+        ("a:\nb:\na: --seed 1\n", "grid.yaml: a: a name used twice; rename one of the settings$"),
+        ("1:\nb:\n'1': --seed 1\n", "grid.yaml: 1: a name used twice"),
         ("house: 1\nother: 2\n", "grid.yaml: give two settings or more, each a line"),
     ],
 )
@@ -94,6 +99,30 @@ def test_a_setting_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="^--only mixup: no such setting; the grid has house, No jitter!$"):
         make_runs(settings, ["house", "mixup"])
     assert not list(tmp_path.iterdir()), "refused before the first run"
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_finished_table_is_replaced_only_by_a_finished_one_of_the_main_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
+    results, seen = tmp_path / "r.json", []
+    results.write_text("an earlier table")
+
+    def finish(runs: list[ProtocolRun]) -> None:
+        seen.append({path.name: path.read_text() for path in tmp_path.iterdir()})
+
+    monkeypatch.setattr(ablation, "finish", finish)
+    monkeypatch.setattr(ablation, "compare_settings", lambda settings: {"settings": [s.name for s in settings]})
+    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=main))
+    ablation.ablate(ablation_settings([*COMMON, "--output_dir", str(tmp_path / "runs")], GRID), results)
+    assert seen[0] == {"r.json": "an earlier table"}
+    assert seen[1].pop("r.json") == "an earlier table", "though the first setting is finished"
+    assert [json.loads(text) for text in seen[1].values()] == [{"settings": ["house"]}] * main
+    if main:
+        assert json.loads(results.read_text()) == {"settings": ["house", "No jitter!"]}
+        assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    else:
+        assert results.read_text() == "an earlier table"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from leukoscope.training.checkpoints import (
 from leukoscope.training.config import RunArguments, TrainingConfig, parse_config
 from leukoscope.training.engine import Engine
 from leukoscope.training.inputs import FeatureInputs
-from leukoscope.training.interruption import Interrupted, StopRequest, launch_words
+from leukoscope.training.interruption import Interrupted, StopRequest, how_to_go_on, launch_words
 from leukoscope.training.loop import make_accelerator
 from leukoscope.training.state import random_states
 
@@ -424,6 +424,27 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_success(
     _same(runs.gone_on(), whole)
 
 
+def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
+    cells: FramedCells, tmp_path: Path, signals: list[Any]
+) -> None:
+    # Class weights are undone when fitting ends: a checkpoint of that would have them undone twice.
+    runs = Runs(replace(RECIPE, class_weighted=True, num_train_epochs=1), cells, tmp_path, "no")
+    whole = runs.whole()
+    engine, network = runs.engine()
+    judge = engine._judge
+
+    def signalled(row: dict[str, Any]) -> Any:
+        # Validation is over, and with it the last moment that a checkpoint is taken at.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(row)
+
+    engine._judge = signalled  # type: ignore[method-assign]
+    rows = list(engine.fit(network))
+    assert engine.stop.noted
+    _same((engine, rows), whole)
+    assert checkpoints_in(tmp_path / FOLDER) == [], "the run is complete; nothing is to be gone on from"
+
+
 def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
@@ -465,3 +486,18 @@ def test_it_names_the_launcher_that_started_the_run(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
     assert " ".join(launch_words()).startswith(words)
+
+
+@pytest.mark.parametrize("launcher", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "1"}])
+def test_on_several_machines_each_is_given_its_own_command_again(
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str]
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**launcher, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert how_to_go_on(config := parse_config([])) == (
+        "the same command on each machine, plus --resume_from_checkpoint latest"
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert how_to_go_on(config) == config.resume_command(launch_words())

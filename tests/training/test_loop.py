@@ -24,6 +24,7 @@ from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.training import loop
+from leukoscope.training.checkpoints import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.engine import Engine
 from leukoscope.training.loop import train
@@ -388,6 +389,50 @@ def test_unwritable_run_folder_is_refused_before_anything_is_loaded(tmp_path: Pa
     assert _refusal(config) == (
         f"--output_dir {tmp_path / 'file' / 'run'}: cannot be written (Not a directory); give another folder"
     )
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _earlier_run(folder: Path) -> dict[str, bytes]:
+    """What stands for a finished run, in few bytes; its contents."""
+    (folder / "release").mkdir(parents=True)
+    (folder / "figures").mkdir()
+    for name in ("release/metrics.json", "figures/roc.png", "metrics.json", "args.yaml", "summary.csv"):
+        (folder / name).write_text(f"an earlier run's {name}")
+    return _contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_dir", "nowhere"], "--train_dir nowhere: "),
+        (["--split_file", "nowhere.json"], "nowhere.json"),
+        (["--split", "all", "--per_device_train_batch_size", "33"], "--per_device_train_batch_size 33: larger than"),
+        (["--max_train_samples", "1", "--per_device_train_batch_size", "1"], "split: no training cell of class "),
+    ],
+)
+def test_a_refused_command_leaves_a_finished_run_alone(
+    own_cells: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    before = _earlier_run(tmp_path / "run")
+    assert message in _refusal(_own(own_cells, tmp_path / "run", *flags))
+    assert _contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checkpoint_that_cannot_be_gone_on_from_leaves_a_finished_run_alone(
+    own_cells: Path, tmp_path: Path, damaged: bool
+) -> None:
+    before = _earlier_run(tmp_path / "run")
+    settings = {"flags": {"seed": 9}, "resolved_recipe": {}}
+    foreign = Checkpoints(tmp_path / "other", settings).save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
+    if damaged:
+        (foreign / "state.json").write_text("{}")
+    message = _refusal(_own(own_cells, tmp_path / "run", "--resume_from_checkpoint", str(foreign)))
+    assert ("a damaged checkpoint" if damaged else "a checkpoint of a run with other settings (") in message
+    assert _contents(tmp_path / "run") == before
 
 
 def test_missing_cells_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_s
 
 
 def _check(
-    out: Path, cells: FramedCells, split: Split, recipe: Recipe = RECIPE, processes: int = 1, checkpoints: int = 0
+    out: Path | None,
+    cells: FramedCells,
+    split: Split,
+    recipe: Recipe = RECIPE,
+    processes: int = 1,
+    checkpoints: int = 0,
 ) -> tuple[str, ...]:
     network = build_network(recipe, 2)
     return check_before_training(out, cells, split, recipe, network, processes=processes, checkpoints=checkpoints)
@@ -101,6 +106,8 @@ def test_a_full_disk_is_refused_with_what_is_needed(
     )
     # Without checkpoints it fits.
     _check(tmp_path, cells, split, checkpoints=0)
+    # A process that writes nothing needs no room.
+    _check(None, cells, split, checkpoints=2)
 
 
 def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.cache import FramedCells
+from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.splits import make_split
@@ -24,6 +24,7 @@ from leukoscope.models.release_files import write_json
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.engine import Engine
 from leukoscope.training.interruption import Interrupted
+from leukoscope.training.loop import preprocessing_for
 from leukoscope.training.protocol import (
     FINAL,
     OFFICIAL_FOLDS,
@@ -219,8 +220,61 @@ def test_where_the_cells_lie_does_not_make_it_another_run(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
     _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
-    moved = replace(config, data=replace(config.data, train_dir="elsewhere"), run=replace(config.run, hub_private=True))
-    assert next(protocol_runs(moved)).is_finished()
+    copied = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "copied")
+    for folder in ("elsewhere", str(copied)):
+        its = replace(config, data=replace(config.data, train_dir=folder), run=replace(config.run, hub_private=True))
+        assert next(protocol_runs(its)).is_finished()
+
+
+def test_other_cells_under_the_same_flags_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    run = next(protocol_runs(config))
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    others = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "others")
+    next(others.glob("fold_0/*/*.bmp")).unlink()
+    other = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
+    with pytest.raises(LeukoscopeError) as refused:
+        other.is_finished()
+    assert str(refused.value) == (
+        f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
+        "--output_dir or remove it"
+    )
+
+
+def test_pictures_found_damaged_when_decoded_do_not_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(str(config.data.train_dir), tmp_path / "damaged")
+    # A header that is whole, and no pixels below it.
+    damaged = next(folder.glob("fold_0/*/*.bmp"))
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    config = replace(config, data=replace(config.data, train_dir=str(folder)))
+    run = next(protocol_runs(config))
+    cells = frame_cells(load_cells("cnmc2019", folder), preprocessing_for(config.resolve(), data))
+    assert len(cells.data.train) == len(data.train) - 1
+    _finish_by_hand(run, cells.data, tiny_release, seconds=1.0)
+    assert run.is_finished()
+
+
+def test_other_start_weights_under_the_same_flags_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, tmp_path: Path
+) -> None:
+    def starting_from(name: str | None) -> ProtocolRun:
+        file = None if name is None else str(tmp_path / name)
+        model = replace(config.model, from_scratch=False, pretrained_weights=file)
+        return next(protocol_runs(replace(config, model=model)))
+
+    for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _finish_by_hand(starting_from("there/a.safetensors"), data, tiny_release, seconds=1.0)
+    assert starting_from("elsewhere/a.safetensors").is_finished()
+    for file in ("there/b.safetensors", None):
+        with pytest.raises(
+            LeukoscopeError, match=r"finished with other settings \(pretrained_weights: a.safetensors\); "
+        ):
+            starting_from(file).is_finished()
 
 
 def test_finished_runs_are_kept_as_they_are(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.registry import DATASETS
@@ -51,7 +52,8 @@ def finish_run(row: Row, subjects: int = 6) -> None:
     block = {"split": split, "metrics": measure(answers), "size_only_baseline": {"accuracy": 0.6}}
     training = {k: 1 for k in ("cells", "epochs_run", "kept_epoch", "seconds", "seed")}
     training |= {"start_weights": "half of ResNet-50", "created": "", "hardware": "CPU", "versions": {"torch": "2"}}
-    data = {k: "x" for k in ("name", "title", "fingerprint", "cells", "unit", "citation")}
+    data: dict[str, Any] = {k: "x" for k in ("name", "title", "unit", "citation")}
+    data |= {"fingerprint": "0123456789abcdef", "cells": len(ids)}
     metrics = {"recipe": {"image_size": 64}, "data": data, "training": training, "evaluations": [block]}
     for folder in (row.run.folder, row.run.folder / "release"):
         (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -152,6 +154,39 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: P
     message = r"unseen\.json: made with other settings \(image_size: 64, seed: None\); .* to run the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
         list(reproduce([other]))
+
+
+def test_a_row_of_other_cells_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
+    finish_run(row)
+    list(reproduce([row]))
+    for number, label in enumerate(("all", "hem")):
+        folder = tmp_path / "cells" / "fold_0" / label
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / f"UID_{'H' * number}1_1_1_{label}.bmp")
+    config = row.run.config
+    other = replace(config, data=replace(config.data, train_dir=str(tmp_path / "cells")))
+    message = r"unseen\.json: made with other settings \(the data's fingerprint: 0123456789ab\); .* the row anew$"
+    with pytest.raises(LeukoscopeError, match=message):
+        replace(row, run=replace(row.run, config=other)).is_finished()
+
+
+def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
+    def starting_from(name: str | None) -> Row:
+        file = None if name is None else str(tmp_path / name)
+        config = replace(row.run.config, model=replace(row.run.config.model, pretrained_weights=file))
+        return replace(row, run=replace(row.run, config=config))
+
+    for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    made = starting_from("there/a.safetensors")
+    finish_run(made)
+    list(reproduce([made]))
+    assert "there" not in made.file.read_text(), "where files lie is private"
+    assert starting_from("elsewhere/a.safetensors").is_finished()
+    for name in ("there/b.safetensors", None):
+        with pytest.raises(LeukoscopeError, match=r"made with other settings \(pretrained_weights: a\.safetensors\)"):
+            starting_from(name).is_finished()
 
 
 def test_a_damaged_row_is_named(row: Row) -> None:

@@ -40,6 +40,7 @@ def check(
     on, whatever is listed as odd; 1 they cannot.
     """
     from leukoscope.cells.inspection import inspect_folder
+    from leukoscope.hub.shipped import training_command
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
     flags = ["--dataset_name", report.info.name, "--train_dir", str(folder)]
@@ -54,7 +55,7 @@ def check(
     typer.echo(f"licence: {report.info.licence}")
     typer.echo(f"look closer: leukoscope audit {shlex.join(flags)}")
     split = [] if report.split == "subject" else ["--split", report.split]
-    typer.echo(f"train on it: accelerate launch train.py {shlex.join([*flags, *split])}")
+    typer.echo(f"train on it: {training_command()} {shlex.join([*flags, *split])}")
 
 
 def _as_dict(report: FolderReport, flags: list[str]) -> dict[str, Any]:

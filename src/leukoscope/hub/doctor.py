@@ -20,7 +20,7 @@ from typing import Literal
 
 from leukoscope import LeukoscopeError, __version__
 from leukoscope.cells.files import cache_root
-from leukoscope.hub.shipped import shipped_file
+from leukoscope.hub.shipped import shipped_file, training_command
 
 State = Literal["good", "advice", "broken"]
 # A release with its run's checkpoints and the decoded cells of one data set fit in this.
@@ -184,7 +184,7 @@ def check_releases(folder: Path) -> Iterator[Finding]:
 
     found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
     if not found:
-        train = "train one with `accelerate launch train.py`, or give their folder with --releases"
+        train = f"train one with `{training_command()}`, or give their folder with --releases"
         yield Finding("releases", "advice", f"none in {folder}", train)
     yield from map(check_release, found)
 

@@ -1,7 +1,8 @@
-"""Files that belong to the project but not into the package: the templates, the app and the list of requirements."""
+"""Files that belong to the project but not into the package: the templates, app.py, train.py, requirements.txt."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def shipped_file(name: str) -> Path:
 def embedded_releases() -> Path:
     """The folder whose sub-folders are the releases that come with Leukoscope."""
     return shipped_file("model_card/template.md").parent
+
+
+def training_command() -> str:
+    """What starts a training from the working folder, ready for a shell; the flags follow.
+
+    Raises:
+        LeukoscopeError: train.py is missing.
+    """
+    script, here = shipped_file("train.py"), Path.cwd()
+    shown = script.relative_to(here) if script.is_relative_to(here) else script
+    return f"accelerate launch {shlex.quote(str(shown))}"

@@ -43,18 +43,24 @@ def read_grid(path: Path) -> dict[str, list[str]]:
     """Settings in the order of a YAML file of `name: flags of train.py`.
 
     Raises:
-        LeukoscopeError: no such file, or not such a list.
+        LeukoscopeError: no such file, not such a list, or a name used twice.
     """
     import yaml
 
     try:
-        grid = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        grid, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise LeukoscopeError(f"{path}: no YAML ({str(error).splitlines()[0]}); write lines `name: --flag …`") from None
     if not isinstance(grid, dict) or len(grid) < 2 or not all(isinstance(v, str | None) for v in grid.values()):
         raise LeukoscopeError(f"{path}: give two settings or more, each a line `name: --flag …`")
+    # Loaded, the last of two equal names has replaced the first.
+    assert isinstance(node, yaml.MappingNode)
+    names = [name.value for name, _ in node.value]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise LeukoscopeError(f"{path}: {repeated[0]}: a name used twice; rename one of the settings")
     return {str(name): shlex.split(os.path.expandvars(flags or "")) for name, flags in grid.items()}
 
 
@@ -103,19 +109,28 @@ def _folder_name(setting: str) -> str:
 
 
 def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:
-    """Make the runs that are not finished, and write the comparison to `results` after every setting.
+    """Make the runs that are not finished, and write the comparison to `results` once all are.
+
+    Until then the settings finished so far stand in `<results>.partial`, and an earlier `results` stays. Every process
+    takes part, the main one writes.
 
     Raises:
         LeukoscopeError: finished runs made with other settings, or too few subjects to compare on.
     """
+    from accelerate import PartialState
+
     finished: list[Setting] = []
     comparison: dict[str, Any] = {}
+    partial = results.with_name(f"{results.name}.partial")
     for setting in settings:
         finish(list(setting.runs))
         finished.append(setting)
         comparison = compare_settings(finished)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        write_json(results, comparison)
+        if PartialState().is_main_process:
+            results.parent.mkdir(parents=True, exist_ok=True)
+            write_json(partial, comparison)
+    if PartialState().is_main_process:
+        partial.replace(results)
     return comparison
 
 

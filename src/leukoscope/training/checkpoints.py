@@ -21,7 +21,7 @@ import torch
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import METRICS
-from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
+from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, file_name
 from leukoscope.training.record import plain
 
 FOLDER = "checkpoints"
@@ -157,6 +157,8 @@ def run_settings(config: TrainingConfig, recipe: Recipe, **more: Any) -> dict[st
 def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What an earlier run was made with that this one is not, as "name: the value then".
 
+    Of the start weights the file's name counts, not its folder.
+
     Args:
         then: as `run_settings` gave it or args.yaml holds it. A flag or a recipe's field that it lacks is newer than
             the run and stands for its default: what was done before there was a choice.
@@ -169,6 +171,9 @@ def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         made = {**defaults[group], **then[group]}
         names = [k for k in now[group] if group != "flags" or k not in NOT_THE_RESULT]
         different += [f"{prefix}{k}: {made.get(k)}" for k in names if made.get(k) != now[group][k]]
+    weights = file_name(then["flags"].get("pretrained_weights"))
+    if weights != file_name(now["flags"].get("pretrained_weights")):
+        different.append(f"pretrained_weights: {weights}")
     rest = now.keys() - {group for group, _ in groups}
     return different + [f"{k}: {then.get(k)}" for k in sorted(rest) if then.get(k) != now[k]]
 

@@ -23,6 +23,7 @@ from leukoscope.training.choices import TRACKERS, check_choices, check_one_start
 
 _RECIPE = "densenet121"
 # Where files lie, how a run is watched or gone on with, and what becomes of the release do not change what it computes.
+# What a folder or a file holds does: `same_cells` compares the cells, `weights_name` the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
@@ -189,6 +190,11 @@ class TrainingConfig:
         return Path(self.run.output_dir or Path("runs") / name)
 
     @property
+    def weights_name(self) -> str | None:
+        """The name of the file it starts from, without its folder; None without --pretrained_weights."""
+        return file_name(self.model.pretrained_weights)
+
+    @property
     def start_weights(self) -> StartWeights:
         """Where the network starts; a smoke run never asks the network."""
         file = self.model.pretrained_weights
@@ -227,6 +233,11 @@ class TrainingConfig:
             hidden = private and is_path
             words += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
         return words
+
+
+def file_name(path: str | None) -> str | None:
+    """The last part of a path; None of None."""
+    return Path(path).name if path else None
 
 
 def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:

@@ -5,7 +5,7 @@ What the recipe says is read here and in `optim`, `schedule` and `features`; not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -203,18 +203,23 @@ class Engine:
         return self.state.progress.epoch * self.steps_per_epoch + self.state.progress.step
 
     def answer(self, cell_ids: tuple[str, ...]) -> CellPredictions:
-        """Probabilities for the given cells, each exactly once however many processes share the work."""
+        """Probabilities for the given cells, each exactly once however many processes share the work.
+
+        A request to stop is not honoured here: fitting is over, and the run soon complete.
+        """
         return predictions_of(self.cells, *self._logits(cell_ids))
 
-    def _logits(self, cell_ids: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, K) logits and the (N,) rows they belong to, on the CPU."""
+    def _logits(
+        self, cell_ids: tuple[str, ...], between: Callable[[int], None] = lambda number: None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, K) logits and the (N,) rows they belong to, on the CPU; `between` is called after each batch."""
         return logits_of(
             self.answerer,
             self.inputs,
             self._rows(self.cells.rows(cell_ids)),
             self.accelerator,
             self.run.per_device_eval_batch_size,
-            between=self._stop_if_asked,
+            between=between,
         )
 
     def _rows(self, rows: np.ndarray) -> Rows:
@@ -274,7 +279,8 @@ class Engine:
 
     def _validate(self) -> dict[str, float]:
         """The validation columns of a summary row; val_loss is the training loss on those cells."""
-        logits, rows = self._logits(self.split.validation)
+        # Only while fitting: afterwards the network is no longer what a checkpoint goes on from.
+        logits, rows = self._logits(self.split.validation, between=self._stop_if_asked)
         device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
             loss = self.objective.loss(logits.to(device), labels.to(device), self.network)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from leukoscope.training.config import TrainingConfig
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Processes must agree on the step they stop after, and asking each other costs a wait for the accelerator.
 _STEPS_BETWEEN_AGREEMENTS = 16
@@ -60,6 +62,13 @@ class StopRequest:
     def _restore(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+
+def how_to_go_on(config: TrainingConfig) -> str:
+    """The command that goes on with this run; on several machines its words, because each has a command of its own."""
+    if os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE")):
+        return "the same command on each machine, plus --resume_from_checkpoint latest"
+    return config.resume_command(launch_words())
 
 
 def launch_words() -> list[str]:

@@ -54,8 +54,6 @@ def train(config: TrainingConfig) -> Path:
         keep_freed_memory()
     say = partial(accelerator.print, flush=True)
     check_resume(config.output_dir, config.run.resume_from_checkpoint)
-    # Nothing is removed before every process has looked.
-    accelerator.wait_for_everyone()
     out = _make_output_dir(config, accelerator)
     set_seed(config.run.seed)
 
@@ -75,7 +73,7 @@ def train(config: TrainingConfig) -> Path:
     started = start_network(network, recipe, config, cells, split)
     say(f"{recipe.architecture} at {recipe.image_size} px, starting from {started.name}")
     notes = check_before_training(
-        out,
+        out if accelerator.is_main_process else None,
         cells,
         split,
         recipe,
@@ -87,19 +85,23 @@ def train(config: TrainingConfig) -> Path:
     split = replace(split, notes=(*split.notes, *started.notes, *notes))
     for line in (*started.remarks, *started.notes, *notes):
         say(f"  {line}")
-    resumed = config.run.resume_from_checkpoint is not None
-    write_environment(out, accelerator, config, cells.data, resumed=resumed)
-    start_tracking(accelerator, config, recipe)
-    if accelerator.is_main_process:
-        split.save(out / "split.json")
-        write_args(out / "args.yaml", config, recipe)
-
     preprocessing = preprocessing_for(recipe, cells.data)
     checkpoints = _checkpoints(config, recipe, cells, split, accelerator)
     if config.run.resume_from_checkpoint:
         checkpoints.resume(config.run.resume_from_checkpoint, say)
     watch = LossWatch(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
     engine = Engine(accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, watch=watch)
+
+    # Nothing is removed before every process has found all of it in order.
+    accelerator.wait_for_everyone()
+    resumed = config.run.resume_from_checkpoint is not None
+    if accelerator.is_main_process:
+        _clear(out, keep_checkpoints=resumed)
+    write_environment(out, accelerator, config, cells.data, resumed=resumed)
+    start_tracking(accelerator, config, recipe)
+    if accelerator.is_main_process:
+        split.save(out / "split.json")
+        write_args(out / "args.yaml", config, recipe)
     with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in engine.fit(network):
             if file is not None:
@@ -229,20 +231,28 @@ def _checkpoints(
 
 
 def _make_output_dir(config: TrainingConfig, accelerator: Accelerator) -> Path:
+    """The run folder, which can be written to; what an earlier run left there is untouched."""
     out = config.output_dir
-    # What an earlier run left there would be taken for this one's, should it end early.
-    folders = ("release", "figures", *([] if config.run.resume_from_checkpoint else [FOLDER]))
     try:
         if accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").write_text("")
             (out / ".writable").unlink()
-            for name in folders:
-                shutil.rmtree(out / name, ignore_errors=True)
-            for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
-                (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise LeukoscopeError(
-            f"--output_dir {out}: cannot be written ({error.strerror}); give another folder"
-        ) from None
+        raise _unwritable(out, error) from None
     return out
+
+
+def _clear(out: Path, *, keep_checkpoints: bool) -> None:
+    """Remove what an earlier run left: it would be taken for this one's, should it end early."""
+    try:
+        for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: Path, error: OSError) -> LeukoscopeError:
+    return LeukoscopeError(f"--output_dir {out}: cannot be written ({error.strerror}); give another folder")

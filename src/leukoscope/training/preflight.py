@@ -23,7 +23,7 @@ _MOMENTS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
 
 
 def check_before_training(
-    out: Path,
+    out: Path | None,
     cells: FramedCells,
     split: Split,
     recipe: Recipe,
@@ -36,7 +36,7 @@ def check_before_training(
     """Refuse a run that could not end well.
 
     Args:
-        out: the run folder; it exists.
+        out: the run folder; it exists. None in a process that writes nothing: on another machine it may not be there.
         network: with what is frozen marked so, or not yet: then a little more room is asked for.
         processes: that share the training, each with batches of its own.
         batches: of each process in a step of learning.
@@ -50,7 +50,8 @@ def check_before_training(
     """
     require_validation(split, recipe)
     require_whole_step(len(split.train), recipe.train_batch_size, processes, batches)
-    require_room(out, room_needed(network, recipe, checkpoints))
+    if out is not None:
+        require_room(out, room_needed(network, recipe, checkpoints))
     return thin_sides(cells, split)
 
 

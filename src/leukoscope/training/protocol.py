@@ -23,10 +23,11 @@ from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.models.release import rewritten
-from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, write_json
+from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
 from leukoscope.training.checkpoints import FOLDER, LATEST, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.interruption import Interrupted
+from leukoscope.training.same_cells import other_cells
 
 OFFICIAL_FOLDS = "recipe (official folds)"
 RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
@@ -50,12 +51,13 @@ class ProtocolRun:
         """True when the folder holds this very run, completed.
 
         Raises:
-            LeukoscopeError: the folder holds a finished run made with other flags.
+            LeukoscopeError: the folder holds a finished run made with other flags, start weights or cells.
         """
         if not (self.folder / "release" / METRICS).exists():
             return False
         made = yaml.safe_load((self.folder / "args.yaml").read_text())
         different = other_settings(made, run_settings(self.config, self.config.resolve()))
+        different += other_cells(read_metrics(self.folder)["data"], self.config)
         if different:
             raise LeukoscopeError(
                 f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "

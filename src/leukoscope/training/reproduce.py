@@ -8,8 +8,10 @@ on where it stopped. The README's table is rendered from these files.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingCo
 from leukoscope.training.figures import class_report
 from leukoscope.training.protocol import RANDOM_SPLIT, ProtocolRun, finish
 from leukoscope.training.record import plain
+from leukoscope.training.same_cells import other_cells
 
 PRIOR_RESULTS = Path("results/prior")
 RANDOM, UNSEEN = "random", "unseen"
@@ -112,7 +115,7 @@ class Row:
         """True when its file holds this very row.
 
         Raises:
-            LeukoscopeError: the file is damaged, or holds a row made with other settings.
+            LeukoscopeError: the file is damaged, or holds a row made with other settings, start weights or cells.
         """
         if not self.file.exists():
             return False
@@ -120,8 +123,11 @@ class Row:
             made = json.loads(self.file.read_text())
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        wanted, then = _flags(self.run.config), made["flags"]
+        wanted, then = _flags(self.run.config), {**made["flags"], **_weights_in(made["training"]["command"])}
+        if weights := self.run.config.weights_name:
+            wanted["pretrained_weights"] = weights
         different = [f"{k}: {then.get(k)}" for k in sorted(wanted.keys() | then) if wanted.get(k) != then.get(k)]
+        different += other_cells(made["data"], self.run.config)
         if different:
             raise LeukoscopeError(
                 f"{self.file}: made with other settings ({', '.join(different)}); give another --results folder, or "
@@ -134,6 +140,12 @@ def _flags(config: TrainingConfig) -> dict[str, Any]:
     """The flags that make a row and are not the defaults."""
     defaults = TrainingConfig().as_dict()
     return {k: plain(v) for k, v in config.as_dict().items() if k not in NOT_THE_RESULT and v != defaults[k]}
+
+
+def _weights_in(command: str) -> dict[str, str]:
+    """The start weights' file name, which a row keeps in its command alone; {} without."""
+    words = shlex.split(command)
+    return {flag[2:]: name for flag, name in pairwise(words) if flag == "--pretrained_weights"}
 
 
 def prior_rows(
