@@ -64,17 +64,6 @@ def test_examples_are_three_of_each_label_and_never_the_same() -> None:
     assert len({image.tobytes() for image, _ in drawn}) == 6
 
 
-def test_a_cell_is_shown_in_all_eight_positions() -> None:
-    from leukoscope.web.look import turned_and_mirrored
-
-    pixels = np.zeros((3, 4, 3), np.uint8)
-    pixels[0, 0] = 255
-    views = turned_and_mirrored(Image.fromarray(pixels))
-    corners = {(view.size, tuple(np.argwhere(np.asarray(view)[..., 0])[0].tolist())) for view in views}
-    assert len(views) == len(corners) == 8
-    assert np.array_equal(np.asarray(views[0]), pixels)
-
-
 def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:
     from leukoscope.web import look, sheet
 
