@@ -80,6 +80,21 @@ def test_a_bomb_is_refused_by_its_directory(tmp_path: Path, files: Mapping[str, 
         open_batch([path])
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_entries_could_expand_without_limit_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", method) as archive:
+        archive.writestr("a.png", bytes(2**20))
+    with pytest.raises(LeukoscopeError, match="cells.zip: a.png is not packed by deflate; pack it again as a plain"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+def test_a_zip_that_is_stored_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.png", png())
+    (file,) = open_batch([str(tmp_path / "cells.zip")]).files
+    assert file.read() == png()
+
+
 def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: Path) -> None:
     path = Path(pack(tmp_path / "cells.zip", {"a.png": bytes(2**20)}))
     honest = (2**20).to_bytes(4, "little")

@@ -126,6 +126,9 @@ def _require_tame(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
             raise LeukoscopeError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
         if entry.flag_bits & 1:
             raise LeukoscopeError(f"{name}: {entry.filename} is encrypted; pack it without a password")
+        # Of other methods, Python's zipfile expands a whole chunk before it counts what came out.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise LeukoscopeError(f"{name}: {entry.filename} is not packed by deflate; pack it again as a plain zip")
         if entry.file_size > MAX_BYTES:
             raise LeukoscopeError(f"{name}: {entry.filename} is over {MAX_BYTES // 2**20} MB; crop it to one cell")
 
