@@ -112,6 +112,19 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_batch([str(tmp_path / name) for name in "abc"])
 
 
+def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(11):
+        with (tmp_path / f"{number}.png").open("wb") as file:
+            file.truncate(19 * 2**20)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path.name} was read"))
+    paths = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    assert len(open_batch(paths[:10]).files) == 10
+    with pytest.raises(LeukoscopeError, match="^11 files of 209 MB were given; at most 200 MB fit in one batch: split"):
+        open_batch(paths)
+
+
 @pytest.mark.parametrize("content", [b"name,label\na.png,ALL\n", b"file\na.png\n", b"", b"\xff\x00\x00"])
 def test_a_csv_without_the_columns_says_what_it_needs(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.csv").write_bytes(content)

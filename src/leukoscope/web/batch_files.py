@@ -61,7 +61,7 @@ class Batch:
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
-    """List what was uploaded; the pictures of a zip are read from it one by one.
+    """List what was uploaded; no picture is read here, each is read when it is asked for.
 
     Args:
         paths: where Gradio put the files; they must stay until the last picture is read.
@@ -69,6 +69,11 @@ def open_batch(paths: Sequence[str]) -> Batch:
     Raises:
         LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
     """
+    if (size := sum(Path(path).stat().st_size for path in paths)) > MAX_UNPACKED:
+        raise LeukoscopeError(
+            f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
+            "batch: split it"
+        )
     batch, tables = Batch(), []
     for path in paths:
         name = file_name(path)
