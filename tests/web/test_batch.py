@@ -25,12 +25,19 @@ from leukoscope.web.batch_panels import ORDERS, gallery, report
 from leukoscope.web.batch_results import BatchResult, BatchRow, figures, save_table, subject_rows, wrong_rows
 from leukoscope.web.demo import build_demo
 from leukoscope.web.shelf import Shelf
+from leukoscope.web.upload import OWN_FOLDER
 
 
 def png(side: int = 32) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), "white").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def upload_folder(cache: Path) -> Path:
+    folder = cache / f"{OWN_FOLDER}1"
+    folder.mkdir()
+    return folder
 
 
 def pack(path: Path, files: Mapping[str, bytes]) -> str:
@@ -218,7 +225,7 @@ def test_a_labelled_zip_is_answered_and_deleted(
             buffer = io.BytesIO()
             Image.fromarray(draw_cell(label, subject=cell, cell=0).image).save(buffer, "PNG")
             files[f"{label}/s{cell}_{label}.png"] = buffer.getvalue()
-    path = pack(tmp_path / "cells.zip", files | {"ALL/broken.png": b"no picture"})
+    path = pack(upload_folder(tmp_path) / "cells.zip", files | {"ALL/broken.png": b"no picture"})
     answer = endpoint([path], "tiny", r"s(\d)_")
     assert [cell["file"] for cell in answer["cells"]] == list(files)
     assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["HEM"] * 3
@@ -241,7 +248,7 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
     endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    path = pack(tmp_path / "cells.zip", {"a.png": b"no picture"})
+    path = pack(upload_folder(tmp_path) / "cells.zip", {"a.png": b"no picture"})
     with pytest.raises(gradio.Error, match="not one picture can be used: a.png: is not an image"):
         endpoint([path], "tiny")
     assert not Path(path).exists()
