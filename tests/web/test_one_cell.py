@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.web import panels, words
+from leukoscope.web import one_cell, panels, words
 from leukoscope.web.shelf import Shelf
 
 
@@ -81,3 +81,19 @@ def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, 
     Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
     with pytest.raises(gradio.Error, match="operating point 'best': tiny has none; give one of these, or none"):
         _predict({"tiny": tiny_release})(str(tmp_path / "cell.png"), "tiny", "best")
+
+
+def test_what_was_forgotten_is_to_be_given_again() -> None:
+    from leukoscope.web.demo import build_demo
+
+    blocks = [block for block in build_demo(Shelf({})).fns.values() if hasattr(block.fn, "__qualname__")]
+    told = "This was read too long ago; give it again."
+    saves = [block for block in blocks if block.fn.__name__ == "pack"]
+    assert len(saves) == 6
+    for save in saves:
+        with pytest.raises(gradio.Error, match=told):
+            save.fn(*[None] * len(save.inputs))
+    handlers = {block.fn.__qualname__: block.fn for block in blocks if block.fn.__module__ == one_cell.__name__}
+    assert list(handlers["_wire.<locals>.on_redraw"](None, "ALL", 0.5).values()) == [panels.placeholder(told)]
+    assert handlers["_wire.<locals>.on_point"](None, "youden") == panels.placeholder(told)
+    assert handlers["_wire_views.<locals>.on_ask"](None) == panels.placeholder(told)

@@ -26,7 +26,9 @@ from leukoscope.web.upload import keep_uploads_apart
 CACHE_SECONDS = 3600
 # Two answers at a time keep a small machine responsive; beyond the queue, visitors would only wait in vain.
 AT_ONCE, QUEUE = 2, 64
-SESSIONS = 40
+# One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
+# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour.
+SESSIONS = 400
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 <p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
