@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,19 @@ def test_a_cell_is_read_and_its_file_deleted(cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_every_upload_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_utils, "GradioUploadFile", route_utils.GradioUploadFile)
-    keep_uploads_apart()
-    files = [route_utils.GradioUploadFile(BytesIO()) for _ in range(2)]
+    demo = gradio.Blocks()
+    keep_uploads_apart(demo)
+    files = [route_utils.GradioUploadFile((cache / name).open("wb")) for name in "ab"]
     for file in files:
         file.sha.update(b"the same picture")
     folders = [file.sha.hexdigest() for file in files]
     assert folders[0] != folders[1]
     assert all(folder.startswith(OWN_FOLDER) for folder in folders)
+    # Neither was ever finished.
+    route_utils.delete_files_created_by_app(demo, age=0)
+    assert not list(cache.iterdir())
 
 
 def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:

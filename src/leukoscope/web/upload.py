@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gradio as gr
 from gradio import route_utils
@@ -57,15 +57,26 @@ class _OwnFolder(route_utils.GradioUploadFile):
 
     Gradio names the folder by what the file holds: of two visitors who send the same picture, the one answered first
     would delete the other's.
+
+    Attributes:
+        begun: where the paths of uploads go as they begin, so that one which breaks off is deleted in time too.
     """
+
+    begun: ClassVar[set[str]] = set()
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.sha = _OwnName()  # type: ignore[assignment]
+        self.begun.add(str(self.file.name))
 
 
-def keep_uploads_apart() -> None:
-    """Let every upload to this process have a folder of its own, which its handler may delete."""
+def keep_uploads_apart(demo: gr.Blocks) -> None:
+    """Let every upload to this process have a folder of its own, which its handler may delete.
+
+    Args:
+        demo: deletes what is left of an upload once it is old.
+    """
+    _OwnFolder.begun = demo.upload_file_set
     route_utils.GradioUploadFile = _OwnFolder  # type: ignore[misc]
 
 
