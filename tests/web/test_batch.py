@@ -57,6 +57,21 @@ def test_labels_come_from_folders_and_a_csv_goes_first(tmp_path: Path) -> None:
     assert batch.refused == ["labels.csv: names 'missing.png', which was not given"]
 
 
+def test_labels_of_a_csv_that_are_no_class_are_told_once_each(tmp_path: Path) -> None:
+    table = "file,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(("1", "all", "1", "blast")))
+    files = {f"{n}.png": b"" for n in range(4)} | {"labels.csv": table.encode()}
+    batch = open_batch([pack(tmp_path / "cells.zip", files)])
+    assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["", "ALL", "", ""]
+    assert batch.unknown_labels(("ALL", "HEM")) == [
+        "labels.csv: label '1' is none of ALL, HEM",
+        "labels.csv: label 'blast' is none of ALL, HEM",
+    ]
+    many = Batch(label_tables={f"{n:0100}": "a.csv" for n in range(25)})
+    told = many.unknown_labels(("ALL", "HEM"))
+    assert len(told) == 21 and max(map(len, told)) < 100
+    assert told[-1] == "5 more labels are none of ALL, HEM"
+
+
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
 def test_a_zip_with_a_path_trick_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(LeukoscopeError, match=r"cells.zip: holds the path .*, which leads out of it; pack it again"):
@@ -225,13 +240,15 @@ def test_a_labelled_zip_is_answered_and_deleted(
             buffer = io.BytesIO()
             Image.fromarray(draw_cell(label, subject=cell, cell=0).image).save(buffer, "PNG")
             files[f"{label}/s{cell}_{label}.png"] = buffer.getvalue()
-    path = pack(upload_folder(tmp_path) / "cells.zip", files | {"ALL/broken.png": b"no picture"})
+    files |= {"ALL/broken.png": b"no picture", "truth.csv": b"file,label\ns0_HEM.png,healthy\n"}
+    path = pack(upload_folder(tmp_path) / "cells.zip", files)
     answer = endpoint([path], "tiny", r"s(\d)_")
-    assert [cell["file"] for cell in answer["cells"]] == list(files)
-    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["HEM"] * 3
+    assert [cell["file"] for cell in answer["cells"]] == list(files)[:6]
+    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["", "HEM", "HEM"]
     assert [line[0] for line in answer["subjects"]] == ["0", "1", "2"]
     assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
     assert any(note.startswith("ALL/broken.png: is not an image") for note in answer["notes"])
+    assert "truth.csv: label 'healthy' is none of ALL, HEM" in answer["notes"]
     assert answer["notice"] == RESEARCH_NOTICE
     assert not Path(path).exists()
 
