@@ -192,17 +192,24 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+def warnings(metrics: Mapping[str, Any], *, guarded: bool) -> tuple[str, ...]:
     """What must be said beside every answer of a release, most important first.
 
     Args:
         metrics: of the model's release.
+        guarded: whether the release has an input guard.
     """
-    if metrics.get("data", {}).get("synthetic"):
-        return (
-            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them.",
+    said = []
+    if (metrics.get("data") or {}).get("synthetic"):
+        said.append(
+            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
         )
-    return ()
+    missing = [] if metrics.get("calibration") else ["no calibration: its percentages are not how often it is right"]
+    if not guarded:
+        missing.append("no input guard: it names a class for any picture, even one without a cell")
+    if missing:
+        said.append(f"This model brings {'; and '.join(missing)}.")
+    return tuple(said)
 
 
 def _version(revision: str) -> str:
