@@ -124,6 +124,7 @@ def test_views_that_disagree_are_counted(together: str, share: float, disagreeme
     text = words.agreement("ALL", together, share, disagreement)
     assert text.startswith(said)
     assert ("do not rely" in text) == (disagreement > 0)
+    assert ("Their average says HEM, the upright view ALL." in text) == (together == "HEM")
 
 
 def test_an_empty_heat_map_is_said_to_be_empty() -> None:

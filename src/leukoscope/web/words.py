@@ -115,10 +115,12 @@ def agreement(label: str, together: str, share: float, disagreement: float) -> s
     if disagreement == 0:
         return f"All {VIEWS} turned and mirrored views are answered {label}; their average gives it {percent(share)}."
     others = round(disagreement * VIEWS)
-    return (
+    counted = (
         f"{others} of {VIEWS} turned and mirrored views {'is' if others == 1 else 'are'} not answered {together}, "
-        f"which has {percent(share)} in their average. The answer hangs on how the cell lies: do not rely on it."
+        f"which has {percent(share)} in their average."
     )
+    turned = f" Their average says {together}, the upright view {label}." if together != label else ""
+    return f"{counted}{turned} The answer hangs on how the cell lies: do not rely on it."
 
 
 def verdict(probabilities: Mapping[str, float]) -> str:
