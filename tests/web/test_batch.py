@@ -206,6 +206,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
     assert RESEARCH_NOTICE in page
+    assert "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point" in page
 
 
 @pytest.mark.parametrize(("order", "first"), [("the surest", "=c"), ("the least sure", "b"), ("names, A to Z", "=c")])

@@ -27,6 +27,10 @@ MEANINGS = {
     "Pre": "pre-B blast",
     "Pro": "pro-B blast",
 }
+# Stands beside boxes and tables: the same cell may be named otherwise at an operating point.
+LIKELIEST = (
+    "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point where there is one."
+)
 FIRM, LEANING = 0.9, 0.65
 BLACK_SHARE = 0.05
 # Operating points as a release names them.
