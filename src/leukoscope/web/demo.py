@@ -26,8 +26,9 @@ from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import keep_uploads_apart
 
 CACHE_SECONDS = 3600
-# Two answers at a time keep a small machine responsive; beyond the queue, visitors would only wait in vain.
-AT_ONCE, QUEUE = 2, 64
+# Requests of one kind that are served at once, some of them waiting for a model; the shelf holds how many are computed.
+# Beyond the queue, visitors would only wait in vain.
+AT_ONCE, QUEUE = 16, 64
 # One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour.
 SESSIONS = 400
