@@ -145,12 +145,14 @@ def read_metrics(root: Path) -> dict[str, Any]:
 
 def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
     """What is wrong with a value and all that it holds; `place` is what to call it."""
-    kind = type(shape) if isinstance(shape, dict | list) else shape
-    if not isinstance(value, int | float if kind is float else kind) or (kind is float and isinstance(value, bool)):
+    kind: type = type(shape) if isinstance(shape, dict | list) else shape
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits: bool = number if kind is float else isinstance(value, kind)
+    if not fits:
         yield f"{place} is {'missing' if value is None else reprlib.repr(value)}; it must be {_KIND_NAMES[kind]}"
     elif kind is list:
-        for number, one in enumerate(value):
-            yield from _misshapen(one, shape[0], f"{place}[{number}]")
+        for position, one in enumerate(value):
+            yield from _misshapen(one, shape[0], f"{place}[{position}]")
     elif kind is dict:
         prefix = f"{place}." if shape is not _METRICS_SHAPE else ""
         for key, part in shape.items():
