@@ -44,7 +44,8 @@ def test_thresholds_of_a_committed_release_are_those_of_its_metrics():
 
 
 def test_a_release_without_decisions_gives_no_verdict():
-    nothing = Thresholds.from_metrics({})
+    nothing = Thresholds.from_metrics({"decisions": {"operating_points": {}, "abstention": {}}})
+    assert nothing == Thresholds.from_metrics({}) == Thresholds()
     assert nothing.abstains(np.array([[0.5, 0.5]])) is None
     assert nothing.positives(np.array([[0.5, 0.5]]), ("ALL", "HEM")) == {}
 

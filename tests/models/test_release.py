@@ -299,6 +299,39 @@ def test_damaged_metrics_are_named(copy):
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
 
 
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [
+        ([], "its content is []; it must be an object: restore the file from the release, or leave it out"),
+        ({"evaluations": {"x": 1}}, "evaluations is {'x': 1}; it must be a list"),
+        ({"evaluations": [3]}, "evaluations[0] is 3; it must be an object"),
+        ({"data": None}, "data is missing; it must be an object"),
+        ({"data": {"name": ["a"]}}, "data.name is ['a']; it must be a text"),
+        ({"calibration": {"temperature": True}}, "calibration.temperature is True; it must be a number"),
+        ({"decisions": {"abstention": {"default": {}}}}, "decisions.abstention.default.threshold is missing;"),
+        (
+            {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": 0.5}}}},
+            "decisions.operating_points.points.youden is 0.5; it must be an object",
+        ),
+        (
+            {"decisions": {"operating_points": {"positive_label": "cat", "points": {}}}},
+            "decisions.operating_points.positive_label is 'cat', none of ALL, HEM; restore it from the release",
+        ),
+    ],
+)
+def test_metrics_of_another_shape_are_named(copy, metrics, problem):
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+
+    assert refusal(copy).startswith(f"{copy / 'metrics.json'}: {problem}")
+
+
+def test_metrics_that_say_little_are_no_problem(copy):
+    said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"operating_points": {}}, "loss": [0.3]}
+    (copy / "metrics.json").write_text(json.dumps(said))
+
+    assert load_release(copy).metrics == said
+
+
 def test_a_release_without_metrics_loads(copy):
     (copy / "metrics.json").unlink()
 

@@ -25,12 +25,19 @@ from leukoscope.web.batch_panels import ORDERS, gallery, report
 from leukoscope.web.batch_results import BatchResult, BatchRow, figures, save_table, subject_rows, wrong_rows
 from leukoscope.web.demo import build_demo
 from leukoscope.web.shelf import Shelf
+from leukoscope.web.upload import OWN_FOLDER
 
 
 def png(side: int = 32) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), "white").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def upload_folder(cache: Path) -> Path:
+    folder = cache / f"{OWN_FOLDER}1"
+    folder.mkdir()
+    return folder
 
 
 def pack(path: Path, files: Mapping[str, bytes]) -> str:
@@ -48,6 +55,21 @@ def test_labels_come_from_folders_and_a_csv_goes_first(tmp_path: Path) -> None:
     assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["HEM", "ALL", ""]
     assert batch.subjects == {"a.png": "7"}
     assert batch.refused == ["labels.csv: names 'missing.png', which was not given"]
+
+
+def test_labels_of_a_csv_that_are_no_class_are_told_once_each(tmp_path: Path) -> None:
+    table = "file,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(("1", "all", "1", "blast")))
+    files = {f"{n}.png": b"" for n in range(4)} | {"labels.csv": table.encode()}
+    batch = open_batch([pack(tmp_path / "cells.zip", files)])
+    assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["", "ALL", "", ""]
+    assert batch.unknown_labels(("ALL", "HEM")) == [
+        "labels.csv: label '1' is none of ALL, HEM",
+        "labels.csv: label 'blast' is none of ALL, HEM",
+    ]
+    many = Batch(label_tables={f"{n:0100}": "a.csv" for n in range(25)})
+    told = many.unknown_labels(("ALL", "HEM"))
+    assert len(told) == 21 and max(map(len, told)) < 100
+    assert told[-1] == "5 more labels are none of ALL, HEM"
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
@@ -80,6 +102,21 @@ def test_a_bomb_is_refused_by_its_directory(tmp_path: Path, files: Mapping[str, 
         open_batch([path])
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_entries_could_expand_without_limit_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", method) as archive:
+        archive.writestr("a.png", bytes(2**20))
+    with pytest.raises(LeukoscopeError, match="cells.zip: a.png is not packed by deflate; pack it again as a plain"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+def test_a_zip_that_is_stored_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.png", png())
+    (file,) = open_batch([str(tmp_path / "cells.zip")]).files
+    assert file.read() == png()
+
+
 def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: Path) -> None:
     path = Path(pack(tmp_path / "cells.zip", {"a.png": bytes(2**20)}))
     honest = (2**20).to_bytes(4, "little")
@@ -95,6 +132,19 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(LeukoscopeError, match="3 files were given; at most 2 fit in one batch: split it"):
         open_batch([str(tmp_path / name) for name in "abc"])
+
+
+def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(11):
+        with (tmp_path / f"{number}.png").open("wb") as file:
+            file.truncate(19 * 2**20)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path.name} was read"))
+    paths = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    assert len(open_batch(paths[:10]).files) == 10
+    with pytest.raises(LeukoscopeError, match="^11 files of 209 MB were given; at most 200 MB fit in one batch: split"):
+        open_batch(paths)
 
 
 @pytest.mark.parametrize("content", [b"name,label\na.png,ALL\n", b"file\na.png\n", b"", b"\xff\x00\x00"])
@@ -156,6 +206,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
     assert RESEARCH_NOTICE in page
+    assert "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point" in page
 
 
 @pytest.mark.parametrize(("order", "first"), [("the surest", "=c"), ("the least sure", "b"), ("names, A to Z", "=c")])
@@ -190,13 +241,15 @@ def test_a_labelled_zip_is_answered_and_deleted(
             buffer = io.BytesIO()
             Image.fromarray(draw_cell(label, subject=cell, cell=0).image).save(buffer, "PNG")
             files[f"{label}/s{cell}_{label}.png"] = buffer.getvalue()
-    path = pack(tmp_path / "cells.zip", files | {"ALL/broken.png": b"no picture"})
+    files |= {"ALL/broken.png": b"no picture", "truth.csv": b"file,label\ns0_HEM.png,healthy\n"}
+    path = pack(upload_folder(tmp_path) / "cells.zip", files)
     answer = endpoint([path], "tiny", r"s(\d)_")
-    assert [cell["file"] for cell in answer["cells"]] == list(files)
-    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["HEM"] * 3
+    assert [cell["file"] for cell in answer["cells"]] == list(files)[:6]
+    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["", "HEM", "HEM"]
     assert [line[0] for line in answer["subjects"]] == ["0", "1", "2"]
     assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
     assert any(note.startswith("ALL/broken.png: is not an image") for note in answer["notes"])
+    assert "truth.csv: label 'healthy' is none of ALL, HEM" in answer["notes"]
     assert answer["notice"] == RESEARCH_NOTICE
     assert not Path(path).exists()
 
@@ -213,7 +266,7 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
     endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    path = pack(tmp_path / "cells.zip", {"a.png": b"no picture"})
+    path = pack(upload_folder(tmp_path) / "cells.zip", {"a.png": b"no picture"})
     with pytest.raises(gradio.Error, match="not one picture can be used: a.png: is not an image"):
         endpoint([path], "tiny")
     assert not Path(path).exists()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio
 import numpy as np
 import pytest
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.models.release_files import ReleaseInfo
-from leukoscope.web import use_from_code
+from leukoscope.web import evidence, use_from_code
 from leukoscope.web.demo import build_demo
 from leukoscope.web.evidence_blocks import what_it_says
 from leukoscope.web.operating_points import Scores, points_table, scores_of
@@ -75,6 +76,27 @@ def test_without_committed_answers_the_named_points_are_shown() -> None:
     shown = points_table(METRICS, None, 0.95, 0.5)
     assert "Youden" in shown and "sensitivity, chosen" not in shown and "brings no answers of its own" in shown
     assert "names no operating points" in points_table({}, None, 0.95, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"evaluations": [{"name": "x"}]}, "a: its metrics.json lacks &#x27;data&#x27;; restore it from the release"),
+        (
+            {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.5}}}}},
+            "a: its metrics.json lacks &#x27;cross_fitted&#x27;; restore it from the release",
+        ),
+        ({"evaluations": [METRICS["evaluations"][0] | {"split": 3}], "data": METRICS["data"], "training": {}},
+         "a: its metrics.json "),
+    ],
+)  # fmt: skip
+def test_measurements_that_are_not_whole_are_told(said: dict[str, object], problem: str) -> None:
+    class One(Shelf):
+        def predictor(self, choice: str | None) -> Predictor:
+            return SimpleNamespace(release=release(None, said))  # type: ignore[return-value]
+
+    page, about = evidence._shown(evidence.evidence_of, One({}), "a", 0.95, 0.5)
+    assert problem in page and about == ""
 
 
 def test_the_endpoint_gives_the_release_s_metrics(tiny_release: Path) -> None:

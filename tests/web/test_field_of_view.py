@@ -38,6 +38,7 @@ def test_every_cell_is_a_button_that_says_what_it_is(look: FieldLook, reading: F
     page = boxes(look.image, reading)
     assert len(reading.cells) == 5
     assert page.count('<button class="lk-box"') == 5
+    assert "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point" in page
     for number, cell in enumerate(reading.cells):
         assert f'data-cell="{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.verdict}, ' in page

@@ -23,9 +23,10 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def gpu(duration: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def decorate(call: Callable[..., Any]) -> Callable[..., Any]:
-            def decorated(*args: Any) -> Any:
+            def decorated(*args: Any, **options: Any) -> Any:
                 calls.append(f"{call.__name__} for {duration} s")
-                return pickle.loads(pickle.dumps(call(*pickle.loads(pickle.dumps(args)))))
+                args, options = pickle.loads(pickle.dumps((args, options)))
+                return pickle.loads(pickle.dumps(call(*args, **options)))
 
             return decorated
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from time import sleep
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from hub_server import Hub
 from leukoscope import LeukoscopeError
-from leukoscope.web.shelf import Shelf, find_releases, listed_models, weights_bytes
+from leukoscope.web.shelf import ANSWERS_AT_ONCE, Shelf, find_releases, listed_models, weights_bytes
 
 
 def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
@@ -38,6 +43,43 @@ def test_shelf_keeps_the_model_asked_for_however_large(tiny_release: Path) -> No
     shelf.predictor("a")
     shelf.predictor("b")
     assert shelf.loaded == ["b"]
+
+
+def test_slow_downloads_keep_nobody_from_an_answer(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, arrived = Shelf({"tiny": tiny_release}), Event()
+    shelf.predictor("tiny")
+    load = shelf._loader
+    monkeypatch.setattr(shelf, "_loader", lambda name: load(name) if name == "tiny" else arrived.wait)
+    picture = Image.new("RGB", (64, 64))
+    with ThreadPoolExecutor(8) as pool:
+        slow = [pool.submit(shelf.predictor, f"slow/{number}") for number in range(ANSWERS_AT_ONCE)]
+        slow += [pool.submit(shelf.ask, f"slow/{number}", [picture]) for number in range(ANSWERS_AT_ONCE)]
+        try:
+            (answer,) = pool.submit(shelf.ask, "tiny", [picture]).result(timeout=60)
+        finally:
+            monkeypatch.setattr(shelf, "_put", lambda name, loaded: loaded)
+            arrived.set()
+    assert answer.label in ("ALL", "HEM")
+    assert all(one.done() for one in slow)
+
+
+def test_two_answers_are_computed_at_a_time() -> None:
+    class Counted(Shelf):
+        running = most = 0
+
+        def predictor(self, choice: str | None) -> Any:
+            return None
+
+        def _ask(self, *args: Any, **options: Any) -> Any:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            sleep(0.05)
+            self.running -= 1
+
+    shelf = Counted({})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: shelf.ask("any", []), range(8)))
+    assert shelf.most == ANSWERS_AT_ONCE == 2
 
 
 def test_a_hub_model_too_large_for_a_visitor_is_not_fetched(

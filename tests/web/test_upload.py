@@ -8,17 +8,17 @@ from typing import Any
 
 import gradio
 import pytest
+from gradio import route_utils
 from PIL import Image
 
 from leukoscope.cells.images import UnreadableImage
+from leukoscope.web.demo import build_demo
 from leukoscope.web.shelf import Shelf
-from leukoscope.web.upload import read_upload
+from leukoscope.web.upload import OWN_FOLDER, keep_uploads_apart, read_upload
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
     """What answers at /predict."""
-    from leukoscope.web.demo import build_demo
-
     (endpoint,) = (block.fn for block in build_demo(Shelf(releases)).fns.values() if block.api_name == "predict")
     assert endpoint is not None
     return endpoint
@@ -27,14 +27,40 @@ def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    (tmp_path / "cache" / "hash").mkdir(parents=True)
-    return tmp_path / "cache" / "hash"
+    folder = tmp_path / "cache" / f"{OWN_FOLDER}1"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_a_cell_is_read_and_its_file_deleted(cache: Path) -> None:
     Image.new("RGB", (40, 40)).save(cache / "cell.bmp")
     assert read_upload(cache / "cell.bmp").size == (40, 40)
-    assert not (cache / "cell.bmp").exists()
+    assert not cache.exists()
+
+
+def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_utils, "GradioUploadFile", route_utils.GradioUploadFile)
+    demo = gradio.Blocks()
+    keep_uploads_apart(demo)
+    files = [route_utils.GradioUploadFile((cache / name).open("wb")) for name in "ab"]
+    for file in files:
+        file.sha.update(b"the same picture")
+    folders = [file.sha.hexdigest() for file in files]
+    assert folders[0] != folders[1]
+    assert all(folder.startswith(OWN_FOLDER) for folder in folders)
+    # Neither was ever finished.
+    route_utils.delete_files_created_by_app(demo, age=0)
+    assert not list(cache.iterdir())
+
+
+def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:
+    demo = build_demo(Shelf({"x": Path("x")}))
+    (gallery,) = (block for block in demo.blocks.values() if block.elem_id == "examples")
+    examples = sorted(gallery.keep_in_cache)
+    assert len(examples) == 6 and all(Path(example).is_relative_to(cache.parent) for example in examples)
+    with pytest.raises(gradio.Error, match="'/etc' is no model name"):
+        _predict({"x": Path("x")})(examples[0], "/etc")
+    assert Path(examples[0]).exists()
 
 
 def test_a_file_outside_the_cache_is_left_alone(cache: Path, tmp_path: Path) -> None:

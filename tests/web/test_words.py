@@ -124,6 +124,7 @@ def test_views_that_disagree_are_counted(together: str, share: float, disagreeme
     text = words.agreement("ALL", together, share, disagreement)
     assert text.startswith(said)
     assert ("do not rely" in text) == (disagreement > 0)
+    assert ("Their average says HEM, the upright view ALL." in text) == (together == "HEM")
 
 
 def test_an_empty_heat_map_is_said_to_be_empty() -> None:
@@ -131,6 +132,20 @@ def test_an_empty_heat_map_is_said_to_be_empty() -> None:
 
 
 def test_synthetic_training_is_said() -> None:
-    (said,) = words.warnings({"data": {"synthetic": True}})
+    calibrated = {"calibration": {"temperature": 1.2}}
+    (said,) = words.warnings({"data": {"synthetic": True}} | calibrated, guarded=True)
     assert "trained on synthetic phantoms" in said
-    assert words.warnings({"data": {"synthetic": False}}) == words.warnings({}) == ()
+    assert words.warnings({"data": {"synthetic": False}} | calibrated, guarded=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "guarded", "said"),
+    [
+        ({"calibration": {"temperature": 1.2}}, False, "This model brings no input guard: it names a class for any"),
+        ({}, True, "This model brings no calibration: its percentages are not how often it is right."),
+        ({}, False, "This model brings no calibration: its percentages are not how often it is right; and no input"),
+    ],
+)
+def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], guarded: bool, said: str) -> None:
+    (warning,) = words.warnings(metrics, guarded=guarded)
+    assert warning.startswith(said)

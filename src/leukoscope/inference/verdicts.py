@@ -33,10 +33,11 @@ class Thresholds:
         """Those of a release's metrics.json; empty where it has no "decisions"."""
         decisions = metrics.get("decisions") or {}
         points = decisions.get("operating_points") or {}
+        abstention = decisions.get("abstention") or {}
         return cls(
             positive_label=points.get("positive_label", ""),
             operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
-            abstain_below=decisions["abstention"]["default"]["threshold"] if "abstention" in decisions else None,
+            abstain_below=abstention["default"]["threshold"] if abstention else None,
         )
 
     def abstains(self, probabilities: np.ndarray) -> np.ndarray | None:

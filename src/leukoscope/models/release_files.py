@@ -6,7 +6,8 @@ Whoever needs the network itself goes on to models/release.py; a prediction by a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,22 @@ CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.js
 PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
 GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
+
+# What is read of metrics.json when a release answers, and of which kind it must be. "!" marks what must not be missing
+# or empty where the block that holds it is there, "*" every entry; what only reports show is not held to a shape here.
+_METRICS_SHAPE: dict[str, Any] = {
+    "labels": [str],
+    "data": {"name": str},
+    "training": {"subjects": [object]},
+    "evaluations": [{}],
+    "calibration": {"temperature!": float},
+    "decisions": {
+        "operating_points": {"positive_label!": str, "points!": {"*": {"threshold!": float}}},
+        "abstention": {"default!": {"threshold!": float}},
+    },
+    **{name: {} for name in ("recipe", "guard", "heat_maps", "precision", "recalibration")},
+}
+_KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -55,14 +72,21 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name, revision: what to call it, when the folder is a cached Hub snapshot.
 
     Raises:
-        LeukoscopeError: no such folder, a file missing or damaged, or labels that do not match the head.
+        LeukoscopeError: no such folder, a file missing or damaged, or labels that do not match the head or each other.
     """
     root = Path(directory)
     config = read_config(root)
+    metrics = read_metrics(root)
+    points = (metrics.get("decisions") or {}).get("operating_points") or {}
+    if points and points["positive_label"] not in config["label_names"]:
+        raise LeukoscopeError(
+            f"{root / METRICS}: decisions.operating_points.positive_label is {points['positive_label']!r}, none of "
+            f"{', '.join(map(str, config['label_names']))}; restore it from the release"
+        )
     return ReleaseInfo(
         labels=tuple(config["label_names"]),
         preprocessing=_preprocessing(root, config["pretrained_cfg"]),
-        metrics=read_metrics(root),
+        metrics=metrics,
         name=name or str(root),
         revision=revision,
         folder=root,
@@ -102,14 +126,40 @@ def read_config(root: Path) -> dict[str, Any]:
 
 
 def read_metrics(root: Path) -> dict[str, Any]:
-    """The release's metrics.json, {} where there is none."""
+    """The release's metrics.json, {} where there is none.
+
+    Raises:
+        LeukoscopeError: damaged, or of another shape than what is read of it when the release answers.
+    """
     path = root / METRICS
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        metrics = json.loads(path.read_text())
     except ValueError as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
+    for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):
+        raise LeukoscopeError(f"{path}: {problem}: restore the file from the release, or leave it out")
+    return metrics
+
+
+def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
+    """What is wrong with a value and all that it holds; `place` is what to call it."""
+    kind: type = type(shape) if isinstance(shape, dict | list) else shape
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits: bool = number if kind is float else isinstance(value, kind)
+    if not fits:
+        yield f"{place} is {'missing' if value is None else reprlib.repr(value)}; it must be {_KIND_NAMES[kind]}"
+    elif kind is list:
+        for position, one in enumerate(value):
+            yield from _misshapen(one, shape[0], f"{place}[{position}]")
+    elif kind is dict:
+        prefix = f"{place}." if shape is not _METRICS_SHAPE else ""
+        for key, part in shape.items():
+            needed = key.endswith("!")
+            for name in value if key == "*" else [key.removesuffix("!")]:
+                if key == "*" or needed or value.get(name, {}) != {}:
+                    yield from _misshapen(value.get(name), part, f"{prefix}{name}")
 
 
 def folder_name(release: Path) -> str:

@@ -19,11 +19,13 @@ from leukoscope.web import panels
 from leukoscope.web.batch_files import MAX_FILES, open_batch
 from leukoscope.web.batch_panels import ORDERS, gallery, report
 from leukoscope.web.batch_results import BatchResult, answer_batch, columns, figures, save_table, subject_rows
-from leukoscope.web.one_cell import SESSION_SECONDS
+from leukoscope.web.one_cell import SESSION_SECONDS, TOO_LONG_AGO
 from leukoscope.web.saving import File, save_button
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import files_upload, forget
 
+# A batch holds hundreds of megabytes while it is read.
+LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
 START_HINT = (
     f"Drop up to {MAX_FILES} pictures of single cells, or one zip of them: the answers appear here. Labels come from "
     "the folders of a zip (ALL/…, HEM/…) or from a CSV with the columns file, label, subject."
@@ -114,8 +116,10 @@ def _table(result: BatchResult) -> dict[str, Any]:
     return {"headers": list(shown), "data": rounded}
 
 
-def _save(kind: str, result: BatchResult | None) -> File | None:
-    return save_table(kind, result) if result else None
+def _save(kind: str, result: BatchResult | None) -> File:
+    if result is None:
+        raise LeukoscopeError(TOO_LONG_AGO)
+    return save_table(kind, result)
 
 
 def _wire(shelf: Shelf, model: gr.Dropdown, page: _Page, pattern: gr.Textbox, order: gr.Dropdown) -> None:
@@ -140,10 +144,10 @@ def _wire(shelf: Shelf, model: gr.Dropdown, page: _Page, pattern: gr.Textbox, or
             return {page.answer: panels.message("This pattern cannot be used", str(error))}
 
     def on_order(result: BatchResult | None, first: str) -> str:
-        return gallery(result, first) if result else ""
+        return gallery(result, first) if result else panels.placeholder(TOO_LONG_AGO)
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [page.answer]}
-    page.upload.upload(on_upload, [page.upload, model, pattern, order], page.outputs, **hidden)
+    page.upload.upload(on_upload, [page.upload, model, pattern, order], page.outputs, **hidden, **LIMIT)
     pattern.submit(on_pattern, [page.result, pattern, order], page.outputs, **hidden)
     order.input(on_order, [page.result, order], page.pictures, api_visibility="private", show_progress="hidden")
 
@@ -169,4 +173,4 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
 
     with gr.Group(visible=False):
         inputs = [files_upload(label="files"), model, gr.Textbox("", label="subject_pattern")]
-        gr.Button("batch").click(batch, inputs, gr.JSON(label="answers"), api_name="batch")
+        gr.Button("batch").click(batch, inputs, gr.JSON(label="answers"), api_name="batch", **LIMIT)

@@ -21,6 +21,7 @@ from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 400, 200 * 2**20, 64 * 2**20
 MAX_TABLE = 2**20
+MOST_LABELS, LONGEST_LABEL = 20, 60
 LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
 _HOW_A_CSV_LOOKS = "give a header with the column file, and label or subject beside it"
 
@@ -45,12 +46,14 @@ class Batch:
     Attributes:
         files: the pictures, in the order given.
         labels, subjects: file name → what a CSV says of it.
+        label_tables: label → the CSV that gives it first.
         refused: one sentence for each file that cannot be used.
     """
 
     files: list[Given] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     subjects: dict[str, str] = field(default_factory=dict)
+    label_tables: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
     def label_of(self, name: str, classes: Sequence[str]) -> str:
@@ -59,9 +62,20 @@ class Batch:
         said = _by_name(self.labels, name) or PurePosixPath(name).parent.name
         return known.get(said.casefold(), "")
 
+    def unknown_labels(self, classes: Sequence[str]) -> list[str]:
+        """One sentence for each label of a CSV that is none of the classes, at most 20 and how many more there are."""
+        known = {one.casefold() for one in classes}
+        unknown = [(label, table) for label, table in self.label_tables.items() if label.casefold() not in known]
+        said = [
+            f"{table}: label {label[:LONGEST_LABEL]!r} is none of {', '.join(classes)}"
+            for label, table in unknown[:MOST_LABELS]
+        ]
+        more = len(unknown) - MOST_LABELS
+        return [*said, f"{more} more labels are none of {', '.join(classes)}"] if more > 0 else said
+
 
 def open_batch(paths: Sequence[str]) -> Batch:
-    """List what was uploaded; the pictures of a zip are read from it one by one.
+    """List what was uploaded; no picture is read here, each is read when it is asked for.
 
     Args:
         paths: where Gradio put the files; they must stay until the last picture is read.
@@ -69,6 +83,11 @@ def open_batch(paths: Sequence[str]) -> Batch:
     Raises:
         LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
     """
+    if (size := sum(Path(path).stat().st_size for path in paths)) > MAX_UNPACKED:
+        raise LeukoscopeError(
+            f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
+            "batch: split it"
+        )
     batch, tables = Batch(), []
     for path in paths:
         name = file_name(path)
@@ -126,6 +145,9 @@ def _require_tame(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
             raise LeukoscopeError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
         if entry.flag_bits & 1:
             raise LeukoscopeError(f"{name}: {entry.filename} is encrypted; pack it without a password")
+        # Of other methods, Python's zipfile expands a whole chunk before it counts what came out.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise LeukoscopeError(f"{name}: {entry.filename} is not packed by deflate; pack it again as a plain zip")
         if entry.file_size > MAX_BYTES:
             raise LeukoscopeError(f"{name}: {entry.filename} is over {MAX_BYTES // 2**20} MB; crop it to one cell")
 
@@ -161,6 +183,8 @@ def _read_table(table: Given, batch: Batch) -> None:
         for column, found in (("label", batch.labels), ("subject", batch.subjects)):
             if row.get(column):
                 found[row["file"]] = row[column]
+        if label := row.get("label"):
+            batch.label_tables.setdefault(label, table.name)
 
 
 def _rows(text: IO[str], name: str) -> list[dict[str, str]]:

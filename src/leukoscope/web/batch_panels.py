@@ -9,7 +9,7 @@ from html import escape
 from leukoscope.inference.field_reading import NOT_RECOGNISED, NOT_SURE
 from leukoscope.web.batch_results import BatchResult, BatchRow, figures, subject_rows, wrong_rows
 from leukoscope.web.panels import data_uri, details, notice, table
-from leukoscope.web.words import percent
+from leukoscope.web.words import LIKELIEST, percent
 
 SHOWN, SHOWN_WRONG, SHOWN_REFUSED = 120, 24, 20
 # How a visitor may order the gallery → what each order sorts by.
@@ -44,7 +44,7 @@ def _lead(result: BatchResult) -> str:
     plural = "" if len(result.rows) == 1 else "s"
     return (
         f'<p class="lk-verdict" role="status">{len(result.rows)} cell{plural} answered.</p>'
-        f'<dl class="lk-counts">{rows}</dl><p class="lk-note">{escape(about)}.</p>'
+        f'<dl class="lk-counts">{rows}</dl><p class="lk-note">{escape(about)}. {LIKELIEST}</p>'
     )
 
 

@@ -66,7 +66,7 @@ class BatchResult:
     Attributes:
         positive: the class that operating points look for; else the release's first.
         batch_subjects: file name → subject, as the CSV says.
-        refused: one sentence for each file that could not be used.
+        refused: one sentence for each file, and each label of a CSV, that could not be used.
         trained_on: subjects whose cells the release was trained on.
     """
 
@@ -103,7 +103,8 @@ def answer_batch(
     """
     release = shelf.predictor(choice).release
     subjects = subjects_of([file.name for file in batch.files], pattern, batch.subjects)
-    thresholds, refused, rows = Thresholds.from_metrics(release.metrics), list(batch.refused), []
+    refused = [*batch.refused, *batch.unknown_labels(release.labels)]
+    thresholds, rows = Thresholds.from_metrics(release.metrics), []
     for first in range(0, len(batch.files), AT_ONCE):
         opened = []
         for file in batch.files[first : first + AT_ONCE]:

@@ -7,10 +7,12 @@ internet unless a visitor types a Hub id or asks for real cells.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Thread
 
 import gradio as gr
+from gradio.route_utils import API_PREFIX
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -24,17 +26,23 @@ from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import keep_uploads_apart
 
 CACHE_SECONDS = 3600
-# Two answers at a time keep a small machine responsive; beyond the queue, visitors would only wait in vain.
-AT_ONCE, QUEUE = 2, 64
-SESSIONS = 40
+# Requests of one kind that are served at once, some of them waiting for a model; the shelf holds how many are computed.
+# Beyond the queue, visitors would only wait in vain.
+AT_ONCE, QUEUE = 16, 64
+# One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
+# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour.
+SESSIONS = 400
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 <p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
-    "What you upload lies on this server's disk until it has been read, and is then deleted; an upload that is broken "
-    "off is deleted within two hours. Pictures and answers stay in memory for this session, for half an hour after the "
-    "last answer. What you save goes to your browser without touching the server's disk; pictures made for the API are "
-    "deleted from it within two hours. Nobody's visit is recorded, and no picture is sent elsewhere: the server asks "
-    "the Hugging Face Hub for nothing but a model named by Hub id, and for a few real cells when a visitor wants them."
+    "What you upload lies on this server's disk until it has been read, and is then deleted. An upload that is broken "
+    "off, a picture that the API is given by a web address or by an assistant, and a picture that the API answers with "
+    "are deleted within two hours. In memory, pictures and answers are kept for half an hour after the last answer, or "
+    "for an hour if you close the page; what the page shows, your picture among it, stays in the server's memory until "
+    "later visitors' sessions push yours out or the server stops. What you save goes to your browser without touching "
+    "the server's disk. No log of visits is written. No picture is sent elsewhere: the server asks the Hugging Face "
+    "Hub for nothing but a model named by Hub id, which stays in its Hub cache on disk, and for a few real "
+    "cells when a visitor wants them."
 )
 # Gradio names some buttons otherwise than what is written on them, which who speaks to the computer cannot know.
 NAMED_AS_WRITTEN = """() => {
@@ -74,6 +82,18 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 
 
+def routes() -> list[Route]:
+    """What the server answers itself, before Gradio does.
+
+    Gradio would write a session's values, a visitor's picture among them, or a video to files that nothing deletes.
+    """
+    refused = (("deep_link", "GET"), ("process_recording", "POST"))
+    return [
+        Route("/healthz", _healthz),
+        *(Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused),
+    ]
+
+
 def serve(releases: Path, models: Path, address: Address) -> None:
     """Serve the demo until interrupted.
 
@@ -85,8 +105,10 @@ def serve(releases: Path, models: Path, address: Address) -> None:
         LeukoscopeError: the port is taken.
     """
     shelf = Shelf(find_releases(releases), listed_models(models))
+    # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     demo = build_demo(shelf)
-    keep_uploads_apart()
+    keep_uploads_apart(demo)
     try:
         demo.launch(
             server_name=address.host,
@@ -94,13 +116,14 @@ def serve(releases: Path, models: Path, address: Address) -> None:
             share=False,
             ssr_mode=False,
             mcp_server=use_from_code.serves_mcp(),
-            app_kwargs={"routes": [Route("/healthz", _healthz)]},
+            app_kwargs={"routes": routes()},
             max_file_size=MAX_ZIP,
             state_session_capacity=SESSIONS,
             theme=build_theme(),
             css=CSS,
             footer_links=["api"],
             run_history=False,
+            enable_monitoring=False,
             prevent_thread_lock=True,
             quiet=True,
         )
@@ -115,6 +138,10 @@ def serve(releases: Path, models: Path, address: Address) -> None:
 def _healthz(request: Request) -> JSONResponse:
     """For whatever watches the server: it answers, whether or not a model is loaded yet."""
     return JSONResponse({"status": "ok", "version": __version__})
+
+
+def _refuse(request: Request) -> JSONResponse:
+    return JSONResponse({"detail": "This server keeps nothing of a visit; save the result from the page."}, 404)
 
 
 def _warm_up(shelf: Shelf) -> None:

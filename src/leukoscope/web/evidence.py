@@ -78,10 +78,15 @@ def evidence_of(shelf: Shelf, choice: str) -> tuple[dict[str, Any], Scores | Non
 def _shown(load: Any, shelf: Shelf, choice: str | None, sensitivity: float, prevalence: float) -> tuple[str, str]:
     try:
         metrics, scores, about = load(shelf, choice or "")
+        points = points_table(metrics, scores, sensitivity, prevalence)
     except LeukoscopeError as error:
         return panels.message("This model cannot be used", str(error)), ""
-    title = f"<h2>{escape(choice or '')}</h2>"
-    return title + points_table(metrics, scores, sensitivity, prevalence), about
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # A stranger's metrics.json may hold less than a whole report.
+        problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        text = f"{choice}: its metrics.json {problem}; restore it from the release"
+        return panels.message("These measurements cannot be shown", text), ""
+    return f"<h2>{escape(choice or '')}</h2>{points}", about
 
 
 def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:

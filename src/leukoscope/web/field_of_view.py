@@ -20,8 +20,8 @@ from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.web import panels
 from leukoscope.web.field_panels import CLICK, boxes, counts, draw_reading, save_reading
 from leukoscope.web.look import examine
-from leukoscope.web.one_cell import SESSION_SECONDS, View
-from leukoscope.web.saving import save_button
+from leukoscope.web.one_cell import SESSION_SECONDS, TOO_LONG_AGO, View
+from leukoscope.web.saving import File, save_button
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import FIELD, cell_upload, file_name, read_upload
 
@@ -125,8 +125,10 @@ class _Page:
         return {self.answer: text, self.exports: gr.Row(visible=False), **gone}
 
 
-def _save(kind: str, look: FieldLook | None) -> Any:
-    return save_reading(look.image, look.reading, kind) if look else None
+def _save(kind: str, look: FieldLook | None) -> File:
+    if look is None:
+        raise LeukoscopeError(TOO_LONG_AGO)
+    return save_reading(look.image, look.reading, kind)
 
 
 def _wire(shelf: Shelf, model: gr.Dropdown, page: _Page, pitch: gr.Number, examples: list[gr.Button]) -> None:
@@ -159,7 +161,7 @@ def _wire_click(shelf: Shelf, page: _Page, tabs: gr.Tabs, one_cell: View) -> Non
 
     def on_cell(look: FieldLook | None, opacity: float, point: str | None, picked: gr.EventData) -> dict[Any, Any]:
         if look is None:
-            return {one_cell.answer: panels.placeholder("This field was read too long ago; give it again.")}
+            return {one_cell.answer: panels.placeholder(TOO_LONG_AGO)}
         number = picked.index
         cell, scale = look.reading.cells[number].cell, look.reading.field.scale
         assert scale is not None  # a field without a scale has no cells

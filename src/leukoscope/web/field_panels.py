@@ -16,7 +16,7 @@ from leukoscope.inference.field_reading import AT_EDGE, CellReading, FieldReadin
 from leukoscope.web.panels import data_uri, notice
 from leukoscope.web.saving import File
 from leukoscope.web.tables import safe_cell
-from leukoscope.web.words import percent
+from leukoscope.web.words import LIKELIEST, percent
 
 SHOWN_SIDE = 1400
 # Tells the server which box was clicked; a button answers Enter and Space by itself.
@@ -31,7 +31,7 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
     shown = image.copy()
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     marks = "".join(_box(number, cell, reading, image.size) for number, cell in enumerate(reading.cells))
-    hint = "<p class='lk-note'>Click a cell to open it in “One cell”.</p>" if reading.cells else ""
+    hint = f'<p class="lk-note">Click a cell to open it in “One cell”. {LIKELIEST}</p>' if reading.cells else ""
     alt = escape(f"{reading.source}; {len(reading.cells)} cells are boxed, each a button with its verdict")
     return (
         f'{hint}<div class="lk-field"><img src="{data_uri(shown)}" alt="{alt}" width="{shown.width}" '

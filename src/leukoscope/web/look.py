@@ -81,7 +81,8 @@ def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) 
     metrics = shelf.predictor(choice).release.metrics
     (prediction,) = shelf.ask(str(choice), [image], explain=True)
     thresholds = Thresholds.from_metrics(metrics)
-    return Look(image, caption, str(choice), prediction, thresholds, words.warnings(metrics))
+    warnings = words.warnings(metrics, guarded=prediction.recognised is not None)
+    return Look(image, caption, str(choice), prediction, thresholds, warnings)
 
 
 def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:

@@ -29,7 +29,7 @@ from leukoscope.web.look import (
     summary,
 )
 from leukoscope.web.real_cells import RealCells, attribution, source_of
-from leukoscope.web.saving import save_button
+from leukoscope.web.saving import File, save_button
 from leukoscope.web.sheet import save_look
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import cell_upload, file_name, read_upload
@@ -39,6 +39,7 @@ EXAMPLES_ARE = "Or pick a synthetic cell (drawn by a program, from no patient):"
 ASK_FOR_REAL_CELLS = "Fetch a few real cells from the Hugging Face Hub"
 # On a phone the answer stands below the examples, out of sight.
 REVEAL_ANSWER = "() => { if (innerWidth < 700) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}) }"
+TOO_LONG_AGO = "This was read too long ago; give it again."
 START_HINT = "Drop a cell, or pick a synthetic one: the answer appears here."
 
 
@@ -132,7 +133,7 @@ class View:
             )
             with gr.Row():
                 ask_views = gr.Button("Ask again, turned and mirrored", size="sm", min_width=120)
-                save_button("Save as one PNG", save_look, [look, label, opacity, point], elem_id="save-look")
+                save_button("Save as one PNG", _save, [look, label, opacity, point], elem_id="save-look")
         reading = gr.HTML(elem_id="reading", padding=False)
         views = gr.HTML(elem_id="views", padding=False)
         return cls(look, answer, pictures, controls, label, opacity, point, reading, views, ask_views)
@@ -173,6 +174,12 @@ class View:
         return {self.look: None, self.answer: text, self.reading: "", self.views: "", **hidden, **kept}
 
 
+def _save(look: Look | None, label: str, opacity: float, point: str | None) -> File:
+    if look is None:
+        raise LeukoscopeError(TOO_LONG_AGO)
+    return save_look(look, label, opacity, point or "")
+
+
 def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Gallery, view: View) -> None:
     """Connect what a visitor does to what the page shows."""
     answer = partial(_answer, shelf, view)
@@ -200,10 +207,12 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
             return view.tell(panels.message("This model cannot be used", str(error)))
 
     def on_redraw(look: Look | None, label: str, opacity: float) -> dict[Any, Any]:
-        return view.redraw(look, label, opacity) if look else {view.reading: ""}
+        return view.redraw(look, label, opacity) if look else {view.answer: panels.placeholder(TOO_LONG_AGO)}
 
     def on_point(look: Look | None, point: str | None) -> str:
-        return panels.answer(look.prediction.probabilities, look.judgement(point or "")) if look else ""
+        if look is None:
+            return panels.placeholder(TOO_LONG_AGO)
+        return panels.answer(look.prediction.probabilities, look.judgement(point or ""))
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view.answer]}
     chosen = [model, view.opacity, view.point]
@@ -214,7 +223,7 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
     model.change(on_model, [*chosen, view.look], view.outputs, **hidden)
     for control in (view.label, view.opacity):
         control.input(
-            on_redraw, [view.look, view.label, view.opacity], [view.pictures, view.reading],
+            on_redraw, [view.look, view.label, view.opacity], [view.answer, view.pictures, view.reading],
             api_visibility="private", show_progress="hidden", trigger_mode="always_last",
         )  # fmt: skip
     view.point.input(on_point, [view.look, view.point], view.answer, api_visibility="private", show_progress="hidden")
@@ -270,7 +279,7 @@ def _wire_views(shelf: Shelf, view: View) -> None:
 
     def on_ask(look: Look | None) -> str:
         if look is None:
-            return ""
+            return panels.placeholder(TOO_LONG_AGO)
         try:
             return panels.remark(ask_eight_times(shelf, look))
         except LeukoscopeError as error:

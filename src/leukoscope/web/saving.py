@@ -41,20 +41,19 @@ class File:
         return {"name": self.name, "kind": self.kind, "content": base64.b64encode(self.content).decode()}
 
 
-def save_button(label: str, make: Callable[..., File | None], inputs: list[Any], **options: Any) -> gr.Button:
-    """A button that saves what `make` gives for its inputs; None saves nothing.
+def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
+    """A button that saves what `make` gives for its inputs.
 
     An error is told in passing, since there is no result to stand in its place.
     """
     button = gr.Button(label, size="sm", min_width=120, **options)
     parcel = gr.JSON(visible="hidden", container=False)
 
-    def pack(*values: Any) -> dict[str, str] | None:
+    def pack(*values: Any) -> dict[str, str]:
         try:
-            file = make(*values)
+            return make(*values).to_dict()
         except LeukoscopeError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return file.to_dict() if file else None
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     packed = button.click(pack, inputs, parcel, **hidden)

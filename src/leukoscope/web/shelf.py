@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING
+from threading import Lock, Semaphore
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release_files import WEIGHTS
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from leukoscope.inference.field_reading import FieldReading
     from leukoscope.inference.predictor import Prediction, Predictor
 
+# Two answers at a time keep a small machine responsive, whichever tab they are for.
+ANSWERS_AT_ONCE, LOADED_AT_ONCE = 2, 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
 MAX_DOWNLOAD = 400 * 2**20
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 HOW_TO_GET_ONE = (
     "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
     "model_card/<name>/, or type a Hub id such as owner/name above."
@@ -64,8 +68,9 @@ class Shelf:
         self._shelf_lock = Lock()
         # One lock a model: a slow download holds up only those who wait for the same model.
         self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
-        self.ask = on_gpu(self._ask)
-        self.read_field = on_gpu(self._read_field)
+        self._turns, self._loading = Semaphore(ANSWERS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
+        self.ask = self._in_turn(on_gpu(self._ask))
+        self.read_field = self._in_turn(on_gpu(self._read_field))
 
     @property
     def loaded(self) -> list[str]:
@@ -87,7 +92,21 @@ class Shelf:
         with self._shelf_lock:
             lock = self._model_locks[name]
         with lock:
-            return self._take(name) or self._put(name, load())
+            if loaded := self._take(name):
+                return loaded
+            with self._loading:
+                return self._put(name, load())
+
+    def _in_turn(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+        """`call`, whose first argument is a model's name, once fewer than two others are being answered."""
+
+        def wait_and_call(choice: str, *args: _P.args, **options: _P.kwargs) -> _T:
+            # A download may take minutes, and must not keep a turn from those whose model is at hand.
+            self.predictor(choice)
+            with self._turns:
+                return call(choice, *args, **options)
+
+        return wait_and_call
 
     def _ask(
         self, choice: str, images: Sequence[Image.Image], *, explain: bool = False, views: bool = False

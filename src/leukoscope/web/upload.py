@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gradio as gr
 from gradio import route_utils
@@ -20,6 +20,7 @@ from PIL import Image
 from leukoscope.cells.images import UnreadableImage, check_header, open_image
 
 MAX_BYTES = 20 * 1024 * 1024
+OWN_FOLDER = "upload-"
 
 
 class Limit(NamedTuple):
@@ -38,20 +39,44 @@ CELL = Limit(8_000_000, "one cell", "crop it to the cell")
 FIELD = Limit(16_000_000, "a field of view", "cut it into parts, or use the command `leukoscope field`")
 
 
+class _OwnName:
+    """Stands where Gradio hashes an upload to name its folder: a name that nobody shares and nobody can guess."""
+
+    def __init__(self) -> None:
+        self.name = OWN_FOLDER + secrets.token_hex(16)
+
+    def update(self, content: bytes) -> None:
+        """The content has no part in the name."""
+
+    def hexdigest(self) -> str:
+        return self.name
+
+
 class _OwnFolder(route_utils.GradioUploadFile):
     """An upload whose folder nobody shares.
 
     Gradio names the folder by what the file holds: of two visitors who send the same picture, the one answered first
     would delete the other's.
+
+    Attributes:
+        begun: where the paths of uploads go as they begin, so that one which breaks off is deleted in time too.
     """
+
+    begun: ClassVar[set[str]] = set()
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.sha.update(secrets.token_bytes(16))
+        self.sha = _OwnName()  # type: ignore[assignment]
+        self.begun.add(str(self.file.name))
 
 
-def keep_uploads_apart() -> None:
-    """Let every upload to this process have a folder of its own, which its handler may delete."""
+def keep_uploads_apart(demo: gr.Blocks) -> None:
+    """Let every upload to this process have a folder of its own, which its handler may delete.
+
+    Args:
+        demo: deletes what is left of an upload once it is old.
+    """
+    _OwnFolder.begun = demo.upload_file_set
     route_utils.GradioUploadFile = _OwnFolder  # type: ignore[misc]
 
 
@@ -126,10 +151,13 @@ def file_name(path: str | None) -> str:
 
 
 def forget(path: Path) -> None:
-    """Delete an upload; a file outside Gradio's cache is never touched."""
-    cache, file = Path(get_upload_folder()).resolve(), path.resolve()
-    if file.is_file() and file.is_relative_to(cache):
+    """Delete an upload, and nothing else.
+
+    The examples that everyone sees lie in the same cache, and a visitor may name one of them as if it were an upload.
+    """
+    file = path.resolve()
+    folder = file.parent
+    if folder.name.startswith(OWN_FOLDER) and folder.parent == Path(get_upload_folder()).resolve() and file.is_file():
         file.unlink(missing_ok=True)
-        if file.parent != cache:
-            with suppress(OSError):  # other files of the same upload
-                file.parent.rmdir()
+        with suppress(OSError):  # other files of the same upload
+            folder.rmdir()

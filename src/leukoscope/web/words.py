@@ -27,6 +27,10 @@ MEANINGS = {
     "Pre": "pre-B blast",
     "Pro": "pro-B blast",
 }
+# Stands beside boxes and tables: the same cell may be named otherwise at an operating point.
+LIKELIEST = (
+    "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point where there is one."
+)
 FIRM, LEANING = 0.9, 0.65
 BLACK_SHARE = 0.05
 # Operating points as a release names them.
@@ -115,10 +119,12 @@ def agreement(label: str, together: str, share: float, disagreement: float) -> s
     if disagreement == 0:
         return f"All {VIEWS} turned and mirrored views are answered {label}; their average gives it {percent(share)}."
     others = round(disagreement * VIEWS)
-    return (
+    counted = (
         f"{others} of {VIEWS} turned and mirrored views {'is' if others == 1 else 'are'} not answered {together}, "
-        f"which has {percent(share)} in their average. The answer hangs on how the cell lies: do not rely on it."
+        f"which has {percent(share)} in their average."
     )
+    turned = f" Their average says {together}, the upright view {label}." if together != label else ""
+    return f"{counted}{turned} The answer hangs on how the cell lies: do not rely on it."
 
 
 def verdict(probabilities: Mapping[str, float]) -> str:
@@ -192,17 +198,24 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+def warnings(metrics: Mapping[str, Any], *, guarded: bool) -> tuple[str, ...]:
     """What must be said beside every answer of a release, most important first.
 
     Args:
         metrics: of the model's release.
+        guarded: whether the release has an input guard.
     """
-    if metrics.get("data", {}).get("synthetic"):
-        return (
-            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them.",
+    said = []
+    if (metrics.get("data") or {}).get("synthetic"):
+        said.append(
+            "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
         )
-    return ()
+    missing = [] if metrics.get("calibration") else ["no calibration: its percentages are not how often it is right"]
+    if not guarded:
+        missing.append("no input guard: it names a class for any picture, even one without a cell")
+    if missing:
+        said.append(f"This model brings {'; and '.join(missing)}.")
+    return tuple(said)
 
 
 def _version(revision: str) -> str:
