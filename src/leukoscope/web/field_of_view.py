@@ -21,7 +21,7 @@ from leukoscope.web import panels
 from leukoscope.web.field_panels import CLICK, boxes, counts, draw_reading, save_reading
 from leukoscope.web.look import examine
 from leukoscope.web.one_cell import SESSION_SECONDS, TOO_LONG_AGO, View
-from leukoscope.web.saving import File, save_button
+from leukoscope.web.saving import File, in_a_file_of_its_own, save_button
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import FIELD, cell_upload, file_name, read_upload
 
@@ -191,7 +191,7 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
             look = read(shelf, lambda: (read_upload(image, most=FIELD), file_name(image)), model, um_per_pixel)
         except LeukoscopeError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return look.reading.to_dict(), draw_reading(look.image, look.reading)
+        return look.reading.to_dict(), in_a_file_of_its_own(draw_reading(look.image, look.reading))
 
     with gr.Group(visible=False):
         inputs = [cell_upload(label="image"), model, gr.Number(0, label="um_per_pixel")]

@@ -29,7 +29,7 @@ from leukoscope.web.look import (
     summary,
 )
 from leukoscope.web.real_cells import RealCells, attribution, source_of
-from leukoscope.web.saving import File, save_button
+from leukoscope.web.saving import File, in_a_file_of_its_own, save_button
 from leukoscope.web.sheet import save_look
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import cell_upload, file_name, read_upload
@@ -98,7 +98,7 @@ class RealRow:
         ask = gr.Button(ASK_FOR_REAL_CELLS, size="sm", elem_id="ask-real-cells")
         gallery = gr.Gallery(
             label="Real cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
-            visible=False, elem_id="real-cells",
+            visible=False, format="png", elem_id="real-cells",
         )  # fmt: skip
         return cls(ask, gr.State(""), gallery, gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note"))
 
@@ -251,7 +251,7 @@ def _wire_real_cells(shelf: Shelf, model: gr.Dropdown, row: RealRow, view: View)
     def on_ask(choice: str | None) -> dict[Any, Any]:
         try:
             info = source_of(shelf, choice)
-            pictures = [(cell.image, cell.label) for cell in cells.of(info)]
+            pictures = [(in_a_file_of_its_own(cell.image), cell.label) for cell in cells.of(info)]
         except LeukoscopeError as error:
             return {row.gallery: gr.Gallery(visible=False), row.note: f"This did not work: {error}"}
         return {row.shown: info.name, row.gallery: gr.Gallery(pictures, visible=True), row.note: attribution(info)}
@@ -302,7 +302,7 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
             raise gr.Error(str(error), print_exception=False) from None
         answered = look.prediction
         _, covered = draw(look, answered.label, OPACITY)
-        return answered.label, answered.probabilities, covered, summary(look, point)
+        return answered.label, answered.probabilities, in_a_file_of_its_own(covered), summary(look, point)
 
     with gr.Group(visible=False):
         inputs = [cell_upload(label="image"), model, gr.Textbox("", label="operating_point")]

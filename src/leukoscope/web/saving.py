@@ -9,10 +9,12 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
+from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 
 # Through a Blob, because browsers refuse to save long data: addresses.
 _SAVE = """(file) => {
@@ -60,3 +62,14 @@ def save_button(label: str, make: Callable[..., File], inputs: list[Any], **opti
     # Emptied afterwards: a file of megabytes need not stay in the page.
     packed.then(None, parcel, js=_SAVE, api_visibility="private").then(lambda: None, None, parcel, **hidden)
     return button
+
+
+def in_a_file_of_its_own(image: Image.Image) -> Image.Image:
+    """A copy that Gradio's cache shares with no other answer, and that carries the research notice.
+
+    Gradio names a picture's file by its bytes, PNG texts among them, and writes an equal one anew, which breaks off the
+    download of whoever is being sent it.
+    """
+    own = image.copy()
+    own.info |= {"Disclaimer": RESEARCH_NOTICE, "Answer": uuid4().hex}
+    return own
