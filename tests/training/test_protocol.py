@@ -156,15 +156,20 @@ def test_a_run_is_finished_once_its_release_is_whole(
     assert not run.is_finished(), "an interrupted run is made again"
 
 
+def _refusal(run: ProtocolRun) -> str:
+    """Why what lies in a run's folder is not that run."""
+    with pytest.raises(LeukoscopeError) as refused:
+        run.is_finished()
+    return str(refused.value)
+
+
 def test_a_run_finished_with_other_flags_is_refused_by_name(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
     _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
     other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
     run = next(protocol_runs(other))
-    with pytest.raises(LeukoscopeError) as refused:
-        run.is_finished()
-    assert str(refused.value) == (
+    assert _refusal(run) == (
         f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0003); "
         "give another --output_dir or remove it"
     )
@@ -234,9 +239,7 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
     others = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "others")
     next(others.glob("fold_0/*/*.bmp")).unlink()
     other = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
-    with pytest.raises(LeukoscopeError) as refused:
-        other.is_finished()
-    assert str(refused.value) == (
+    assert _refusal(other) == (
         f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
         "--output_dir or remove it"
     )
