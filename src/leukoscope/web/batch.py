@@ -19,10 +19,11 @@ from leukoscope.web import panels
 from leukoscope.web.batch_files import MAX_FILES, open_batch
 from leukoscope.web.batch_panels import ORDERS, gallery, report
 from leukoscope.web.batch_results import BatchResult, answer_batch, columns, figures, save_table, subject_rows
-from leukoscope.web.one_cell import SESSION_SECONDS, TOO_LONG_AGO
-from leukoscope.web.saving import File, save_button
+from leukoscope.web.one_cell import SESSION_SECONDS
+from leukoscope.web.saving import save_button
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import files_upload, forget
+from leukoscope.web.words import TOO_LONG_AGO
 
 # A batch holds hundreds of megabytes while it is read.
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
@@ -70,7 +71,9 @@ def build_tab(shelf: Shelf, model: gr.Dropdown) -> None:
         with gr.Column(visible=False) as shown:
             with gr.Row():
                 for kind in ("CSV", "Parquet"):
-                    save_button(f"Save as {kind}", partial(_save, kind), [result], elem_id=f"save-batch-{kind.lower()}")
+                    save_button(
+                        f"Save as {kind}", partial(save_table, kind), [result], elem_id=f"save-batch-{kind.lower()}"
+                    )
             order = gr.Dropdown(list(ORDERS), value=next(iter(ORDERS)), label="Show first", elem_id="batch-order")
             pictures = gr.HTML(elem_id="batch-gallery", padding=False)
             table = gr.Dataframe(interactive=False, wrap=True, max_height=420, label="Every answer", buttons=[])
@@ -114,12 +117,6 @@ def _table(result: BatchResult) -> dict[str, Any]:
     rows = zip(*shown.values(), strict=True)
     rounded = [[round(value, 3) if isinstance(value, float) else value for value in row] for row in rows]
     return {"headers": list(shown), "data": rounded}
-
-
-def _save(kind: str, result: BatchResult | None) -> File:
-    if result is None:
-        raise LeukoscopeError(TOO_LONG_AGO)
-    return save_table(kind, result)
 
 
 def _wire(shelf: Shelf, model: gr.Dropdown, page: _Page, pattern: gr.Textbox, order: gr.Dropdown) -> None:

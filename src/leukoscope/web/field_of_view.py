@@ -20,10 +20,11 @@ from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.web import panels
 from leukoscope.web.field_panels import CLICK, boxes, counts, draw_reading, save_reading
 from leukoscope.web.look import examine
-from leukoscope.web.one_cell import SESSION_SECONDS, TOO_LONG_AGO, View
+from leukoscope.web.one_cell import SESSION_SECONDS, View
 from leukoscope.web.saving import File, in_a_file_of_its_own, save_button
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import FIELD, cell_upload, file_name, read_upload
+from leukoscope.web.words import TOO_LONG_AGO
 
 if TYPE_CHECKING:
     from leukoscope.inference.field_reading import FieldReading
@@ -125,9 +126,7 @@ class _Page:
         return {self.answer: text, self.exports: gr.Row(visible=False), **gone}
 
 
-def _save(kind: str, look: FieldLook | None) -> File:
-    if look is None:
-        raise LeukoscopeError(TOO_LONG_AGO)
+def _save(kind: str, look: FieldLook) -> File:
     return save_reading(look.image, look.reading, kind)
 
 

@@ -39,7 +39,6 @@ EXAMPLES_ARE = "Or pick a synthetic cell (drawn by a program, from no patient):"
 ASK_FOR_REAL_CELLS = "Fetch a few real cells from the Hugging Face Hub"
 # On a phone the answer stands below the examples, out of sight.
 REVEAL_ANSWER = "() => { if (innerWidth < 700) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}) }"
-TOO_LONG_AGO = "This was read too long ago; give it again."
 START_HINT = "Drop a cell, or pick a synthetic one: the answer appears here."
 
 
@@ -174,9 +173,7 @@ class View:
         return {self.look: None, self.answer: text, self.reading: "", self.views: "", **hidden, **kept}
 
 
-def _save(look: Look | None, label: str, opacity: float, point: str | None) -> File:
-    if look is None:
-        raise LeukoscopeError(TOO_LONG_AGO)
+def _save(look: Look, label: str, opacity: float, point: str | None) -> File:
     return save_look(look, label, opacity, point or "")
 
 
@@ -207,11 +204,11 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
             return view.tell(panels.message("This model cannot be used", str(error)))
 
     def on_redraw(look: Look | None, label: str, opacity: float) -> dict[Any, Any]:
-        return view.redraw(look, label, opacity) if look else {view.answer: panels.placeholder(TOO_LONG_AGO)}
+        return view.redraw(look, label, opacity) if look else {view.answer: panels.placeholder(words.TOO_LONG_AGO)}
 
     def on_point(look: Look | None, point: str | None) -> str:
         if look is None:
-            return panels.placeholder(TOO_LONG_AGO)
+            return panels.placeholder(words.TOO_LONG_AGO)
         return panels.answer(look.prediction.probabilities, look.judgement(point or ""))
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view.answer]}
@@ -279,7 +276,7 @@ def _wire_views(shelf: Shelf, view: View) -> None:
 
     def on_ask(look: Look | None) -> str:
         if look is None:
-            return panels.placeholder(TOO_LONG_AGO)
+            return panels.placeholder(words.TOO_LONG_AGO)
         try:
             return panels.remark(ask_eight_times(shelf, look))
         except LeukoscopeError as error:

@@ -15,6 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.web.words import TOO_LONG_AGO
 
 # Through a Blob, because browsers refuse to save long data: addresses.
 _SAVE = """(file) => {
@@ -44,15 +45,17 @@ class File:
 
 
 def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
-    """A button that saves what `make` gives for its inputs.
+    """A button that saves what `make` gives for its inputs, the first of which is the result.
 
-    An error is told in passing, since there is no result to stand in its place.
+    An error is told in passing, since there is no result to stand in its place; so is a result that was forgotten.
     """
     button = gr.Button(label, size="sm", min_width=120, **options)
     parcel = gr.JSON(visible="hidden", container=False)
 
     def pack(*values: Any) -> dict[str, str]:
         try:
+            if values[0] is None:
+                raise LeukoscopeError(TOO_LONG_AGO)
             return make(*values).to_dict()
         except LeukoscopeError as error:
             raise gr.Error(str(error), print_exception=False) from None

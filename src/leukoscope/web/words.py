@@ -31,6 +31,8 @@ MEANINGS = {
 LIKELIEST = (
     "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point where there is one."
 )
+# For a result that its session has forgotten.
+TOO_LONG_AGO = "This was read too long ago; give it again."
 FIRM, LEANING = 0.9, 0.65
 BLACK_SHARE = 0.05
 # Operating points as a release names them.
