@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,9 @@ def test_an_assistant_can_ask_through_mcp(address: str, tmp_path: Path) -> None:
             called = await session.call_tool(next(n for n in names if n.endswith("evidence")), {"model": "tiny"})
             return names, called.content[0].text
 
-    names, metrics = asyncio.run(tools_and_metrics())
+    # In a thread of its own: a browser test run before may have left this one with an event loop.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        names, metrics = thread.submit(lambda: asyncio.run(tools_and_metrics())).result()
     assert len(names) == 4
     assert "schema_version" in metrics
 
