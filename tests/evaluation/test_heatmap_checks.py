@@ -341,6 +341,17 @@ def test_the_block_holds_every_check_as_plain_json_and_is_the_same_again() -> No
     assert found["intervals"] == "95 %, subjects drawn anew within their class"
 
 
+def test_the_evidence_scale_is_that_of_the_strongest_map_of_each_cell() -> None:
+    pictures = patched_pictures()
+    toy = release(PatchNetwork())
+    found = checks.evidence_scale(toy, pictures, np.zeros(len(pictures), int), [""] * len(pictures), sample=8)
+
+    rows = checks.even_sample(np.zeros(len(pictures), int), [""] * len(pictures), 8, 0)
+    strongest = [float(checks.explained(toy, toy.network, pictures[[row]])[1].max()) for row in rows]
+    assert (found["cells"], found["median"]) == (8, pytest.approx(np.median(strongest), rel=1e-5))
+    assert found["p05"] <= found["median"] <= found["p95"] <= max(strongest) * (1 + 1e-5)
+
+
 def test_another_seed_draws_other_cells() -> None:
     first, second = (block(PatchNetwork(), patched_pictures(), sample=6, perturbed=2, seed=seed) for seed in (0, 1))
 

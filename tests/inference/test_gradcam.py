@@ -18,7 +18,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.gradcam import explain_features
-from leukoscope.inference.heatmaps import HeatMap, overlay
+from leukoscope.inference.heatmaps import EvidenceScale, HeatMap, overlay
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 
@@ -246,6 +246,14 @@ def test_overlay_with_a_common_peak_shows_weaker_evidence_weaker():
 
     assert np.abs(own_peak.astype(int) - 90).max() > 60
     assert np.abs(common_peak.astype(int) - 90).max() < 10
+
+
+def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing():
+    assert EvidenceScale.from_metrics({"evidence_scale": {"p05": 0.1, "median": 0.2, "p95": 0.4}}) == EvidenceScale(
+        0.4, 0.1
+    )
+    assert EvidenceScale.from_metrics({}) == EvidenceScale(None, None)
+    assert EvidenceScale.from_metrics({"evidence_scale": {"p05": 0, "p95": 0}}).strong is None, "nothing to divide by"
 
 
 def test_overlay_takes_a_view_with_fractional_edges():

@@ -55,6 +55,13 @@ def test_evidence_weaker_than_another_class_s_is_said() -> None:
     assert words.weak_evidence(heatmaps, "HEM") == ""
 
 
+def test_evidence_weaker_than_in_nearly_all_cells_is_said_of_every_class() -> None:
+    heatmaps = {"ALL": np.full((2, 2), 1.0), "HEM": np.full((2, 2), 4.0)}
+    for label in heatmaps:
+        assert words.weak_evidence(heatmaps, label, weak=4.1).startswith("Little evidence for any class")
+    assert words.weak_evidence(heatmaps, "HEM", weak=3.9) == ""
+
+
 @pytest.mark.parametrize(
     ("probability", "opening"),
     [

@@ -16,6 +16,7 @@ from leukoscope.cli.errors import say_error
 
 if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
+    from leukoscope.inference.heatmaps import EvidenceScale
     from leukoscope.inference.predictor import Prediction, Predictor
 
 
@@ -37,6 +38,7 @@ def predict(
 ) -> None:
     """Answer for cell images with a released model."""
     from leukoscope.cells.images import UnreadableImage
+    from leukoscope.inference.heatmaps import EvidenceScale
     from leukoscope.inference.predictor import Predictor
 
     files, problems = _image_paths(images)
@@ -51,7 +53,7 @@ def predict(
             continue
         row = answer.to_dict()
         if explain is not None:
-            row["overlay"] = str(_save_overlay(answer, explain))
+            row["overlay"] = str(_save_overlay(answer, explain, EvidenceScale.from_metrics(predictor.release.metrics)))
         rows.append(row)
 
     if as_json:
@@ -127,7 +129,7 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     console.print(Text(RESEARCH_NOTICE))
 
 
-def _save_overlay(prediction: Prediction, folder: Path) -> Path:
+def _save_overlay(prediction: Prediction, folder: Path, scale: EvidenceScale) -> Path:
     """Draw the predicted class's heat map over its picture and save it under a name no other picture has."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -136,7 +138,8 @@ def _save_overlay(prediction: Prediction, folder: Path) -> Path:
 
     assert prediction.heatmaps is not None
     label = prediction.label
-    drawn = overlay(open_image(prediction.source), prediction.heatmaps[label], prediction.view_box)
+    heat, seen = prediction.heatmaps[label], prediction.view_box
+    drawn = overlay(open_image(prediction.source), heat, seen, peak=scale.strong)
     about = PngInfo()
     about.add_itxt("Title", f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}")
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)

@@ -19,7 +19,7 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
 from leukoscope.evaluation.decisions import decision_block
 from leukoscope.evaluation.draws import DRAWS, LEVEL
 from leukoscope.evaluation.guard_checks import fit_and_check
-from leukoscope.evaluation.heatmap_checks import heatmap_checks
+from leukoscope.evaluation.heatmap_checks import evidence_scale, heatmap_checks
 from leukoscope.evaluation.intervals import cell_intervals, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
@@ -89,6 +89,7 @@ def fit_trust(
     guard, metrics["guard"] = fit_and_check(release, pixels, units, background=background, others=others)
     guard.save(directory / GUARD)
     metrics["heat_maps"] = heatmap_checks(release, pixels, cells.labels[rows], units, background=background)
+    metrics["evidence_scale"] = evidence_scale(release, pixels, cells.labels[rows], units)
     # Thresholds and guard must stand in the folder before what they decide is compared.
     write_json(directory / METRICS, metrics)
     metrics["precision"] = precision_block(directory, pixels)

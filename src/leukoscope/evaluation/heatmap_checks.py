@@ -111,6 +111,31 @@ def heatmap_checks(
     }
 
 
+def evidence_scale(
+    release: Release,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    subjects: Sequence[str],
+    *,
+    sample: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The "evidence_scale" block of metrics.json: how strong the strongest evidence of a cell is, for any class.
+
+    Takes the cells that `heatmap_checks` takes; arguments as there.
+    """
+    rows = even_sample(labels, subjects, sample, seed)
+    _, maps = explained(release, release.network, np.asarray(pixels[rows]))
+    quantiles = np.quantile(maps.max(axis=(1, 2, 3)), (0.05, 0.5, 0.95)).tolist()
+    return {
+        "estimates": "these weights, on the cells drawn, whether or not they were trained on",
+        "definition": "largest value of a cell's Grad-CAMs (ReLU) of all classes; quantiles over the cells drawn",
+        "cells": len(rows),
+        "seed": seed,
+        **dict(zip(("p05", "median", "p95"), quantiles, strict=True)),
+    }
+
+
 def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
     """Draw cells evenly over classes and, within a class, over subjects; so is every beginning of the draw.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -34,6 +36,26 @@ class HeatMap:
         return (self.evidence - lowest) / (highest - lowest)
 
 
+@dataclass(frozen=True)
+class EvidenceScale:
+    """How strong the evidence in a release's heat maps usually is, so that weak evidence looks weak in any picture.
+
+    Attributes:
+        strong: the strongest evidence of a cell, for any class, that one cell in twenty exceeds: the upper end of the
+            release's colour scale. None where it was not measured.
+        weak: the one that one cell in twenty stays below; None where it was not measured.
+    """
+
+    strong: float | None = None
+    weak: float | None = None
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> EvidenceScale:
+        """That of a release's metrics.json; empty where none was measured."""
+        measured = metrics.get("evidence_scale") or {}
+        return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
+
+
 def overlay(
     image: Image.Image,
     heat: HeatMap,
@@ -51,7 +73,8 @@ def overlay(
         image: the upright picture the map was made from.
         view_box: (left, top, right, bottom) of the view in the picture's pixels.
         opacity: how much the hottest point is covered, 0–1.
-        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them.
+        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them, and
+            pictures their release's (`EvidenceScale`).
 
     Returns:
         RGB, the size of `image`.

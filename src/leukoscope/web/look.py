@@ -18,6 +18,7 @@ from leukoscope.cells.field_stain import looks_like_smear
 from leukoscope.cells.images import UnreadableImage
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.inference.field_reading import takes_cut_outs
+from leukoscope.inference.heatmaps import EvidenceScale
 from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web import words
 from leukoscope.web.shelf import Shelf
@@ -40,6 +41,7 @@ class Look:
         caption: its file name, or which phantom it is.
         model: the name picked for the model that answered.
         thresholds: what that model decides by.
+        scale: how strong its evidence usually is.
         warnings: what must be said beside the answer, most important first.
     """
 
@@ -48,6 +50,7 @@ class Look:
     model: str
     prediction: Prediction
     thresholds: Thresholds
+    scale: EvidenceScale
     warnings: tuple[str, ...]
 
     @property
@@ -57,8 +60,8 @@ class Look:
 
     @property
     def peak(self) -> float:
-        """The strongest evidence for any class: the upper end of the colour scale."""
-        return max(float(heat.max()) for heat in self.evidence.values())
+        """The upper end of the colour scale: the model's own, else this picture's strongest evidence for any class."""
+        return self.scale.strong or max(float(heat.max()) for heat in self.evidence.values())
 
     @property
     def recognised(self) -> bool:
@@ -82,7 +85,7 @@ def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) 
     (prediction,) = shelf.ask(str(choice), [image], explain=True)
     thresholds = Thresholds.from_metrics(metrics)
     warnings = words.warnings(metrics, guarded=prediction.recognised is not None)
-    return Look(image, caption, str(choice), prediction, thresholds, warnings)
+    return Look(image, caption, str(choice), prediction, thresholds, EvidenceScale.from_metrics(metrics), warnings)
 
 
 def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: str | None) -> Look:
@@ -106,7 +109,8 @@ def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: s
 def draw(look: Look, label: str, opacity: float) -> tuple[Image.Image, Image.Image]:
     """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
 
-    All classes of a picture share one colour scale, so that weak evidence looks weak.
+    All classes of a picture share one colour scale, and all pictures where the model has one, so that weak evidence
+    looks weak.
     """
     from leukoscope.inference.heatmaps import overlay
 
@@ -122,7 +126,7 @@ def read_heat(look: Look, label: str) -> str:
     """A class's heat map in words."""
     left, top, right, bottom = (round(edge) for edge in look.prediction.view_box)
     said = words.evidence(look.evidence[label], look.image.crop((left, top, right, bottom)), label)
-    return " ".join(part for part in (said, words.weak_evidence(look.evidence, label)) if part)
+    return " ".join(part for part in (said, words.weak_evidence(look.evidence, label, look.scale.weak)) if part)
 
 
 def facts(look: Look) -> dict[str, str]:
@@ -134,6 +138,7 @@ def facts(look: Look) -> dict[str, str]:
         "Model": look.model,
         "Revision": answered.revision[:12] or "local files",
         "Time": words.milliseconds(answered.seconds),
+        "Colour scale": "the same for every picture of this model" if look.scale.strong else "of this picture alone",
         "Seen by the model": seen + (", framed in blue" if (right - left) < look.image.width else ""),
     }
 

@@ -176,12 +176,15 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     return _concentration(heat, label)
 
 
-def weak_evidence(heatmaps: Mapping[str, np.ndarray], label: str) -> str:
-    """A warning where the heat map of a class is weaker than that of another; "" where it is the strongest.
+def weak_evidence(heatmaps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:
+    """A warning where a picture's evidence is weaker than usual, or weaker than that for another class; else "".
 
     Args:
         heatmaps: class → (h, w) evidence of one picture, on one scale.
+        weak: the strongest evidence that one cell in twenty stays below; None where that is not known.
     """
+    if weak is not None and max(float(heat.max()) for heat in heatmaps.values()) < weak:
+        return "Little evidence for any class: of the cells this model was checked on, 95\u00a0% have more."
     strengths = {name: float(heat.sum()) for name, heat in heatmaps.items()}
     strongest = max(strengths, key=strengths.__getitem__)
     if strongest == label or strengths[label] >= strengths[strongest]:
