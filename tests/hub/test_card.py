@@ -57,6 +57,23 @@ def test_a_figure_that_does_not_exist_is_a_dash(release: Path) -> None:
     assert random_row.endswith("| – |")
 
 
+def test_what_eight_views_gain_stands_on_the_card(release: Path, release_metrics: dict[str, Any]) -> None:
+    one = {"a": 0.85, "b": 0.84, "difference": 0.01, "low": -0.02, "high": 0.03}
+    release_metrics["views"] = {
+        "estimates": "recipe (cross-validated)",
+        "definition": "four quarter turns of a cell, each also mirrored",
+        "network_passes_per_cell": 8,
+        "cells": 1200,
+        "difference": dict.fromkeys(("f1_weighted", "balanced_accuracy", "auroc"), one),
+        "agreeing_cells": {"cells": 1200, "accuracy": 0.9},
+        "disagreeing_cells": {"cells": 0, "accuracy": None},
+    }
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert "| weighted F1 | 0.840 | 0.850 | +0.010 (-0.02 to 0.03) |" in card
+    assert "It costs 8 passes of the network a cell." in card
+
+
 def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
     release_metrics["data"]["synthetic"] = True
     (release / "metrics.json").write_text(json.dumps(release_metrics))

@@ -41,6 +41,21 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
     assert RESEARCH_NOTICE in page
 
 
+def test_what_eight_views_gain_is_shown_where_it_was_measured() -> None:
+    one = {"a": 0.85, "b": 0.84, "difference": 0.01, "low": -0.02, "high": 0.03}
+    block = {
+        "estimates": "recipe (cross-validated)",
+        "definition": "four quarter turns of a cell, each also mirrored",
+        "cells": 1200,
+        "difference": dict.fromkeys(("f1_weighted", "balanced_accuracy", "auroc"), one),
+        "agreeing_cells": {"cells": 1000, "accuracy": 0.9},
+        "disagreeing_cells": {"cells": 200, "accuracy": 0.6},
+    }
+    page = what_it_says("a", METRICS | {"views": block})
+    assert "+0.010 (-0.02 to 0.03)" in page
+    assert "agree on 1,000 cells (0.900 answered right) and differ on 200 (0.600)" in page
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     bare = {"labels": ["ALL", "HEM"], "data": METRICS["data"], "training": METRICS["training"],
             "evaluations": [{**METRICS["evaluations"][3], "shortcut_baselines": None}]}  # fmt: skip

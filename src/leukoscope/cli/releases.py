@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli.trust import FieldsDir, OtherDir, assess
+from leukoscope.cli.trust import FieldsDir, OtherDir, assess_on, framed
 
 
 def protocol(
@@ -24,8 +24,9 @@ def protocol(
     from accelerate import PartialState
 
     from leukoscope.hub.card import read_template
+    from leukoscope.models.release_files import read_release
     from leukoscope.training.config import parse_config
-    from leukoscope.training.protocol import check_release_folder, compose_release, run_protocol
+    from leukoscope.training.protocol import check_release_folder, compose_release, measure_views, run_protocol
 
     # Asked now rather than after hours of training.
     check_release_folder(release)
@@ -35,15 +36,15 @@ def protocol(
     if PartialState().is_main_process:
         compose_release(runs, release)
         data = config.data
-        assess(
-            release,
+        cells = framed(
+            read_release(release).preprocessing,
             data.dataset_name,
             Path(data.train_dir) if data.train_dir else None,
             data.subject_pattern,
             Path(data.subject_csv) if data.subject_csv else None,
-            fields_dir,
-            other_dir,
         )
+        measure_views(runs, release, cells)
+        assess_on(cells, release, fields_dir, other_dir)
 
 
 def leakage(

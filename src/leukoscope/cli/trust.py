@@ -44,13 +44,20 @@ def assess(
     other_dir: OtherDir = None,
 ) -> None:
     """Compute anew how far to trust a release: intervals, calibration, operating points, guard, heat-map checks."""
+    from leukoscope.models.release_files import read_release
+
+    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
+    assess_on(cells, release, fields_dir, other_dir)
+
+
+def assess_on(cells: FramedCells, release: Path, fields_dir: Path | None, other_dir: Path | None) -> None:
+    """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assessment import assess as assess_release
     from leukoscope.hub.card import write_card
-    from leukoscope.models.release import load_release
+    from leukoscope.models.release_files import read_release
 
-    preprocessing = load_release(release).preprocessing
-    cells = _framed(preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
-    assess_release(release, cells, others=other_pictures(preprocessing, fields_dir, other_dir))
+    others = other_pictures(read_release(release).preprocessing, fields_dir, other_dir)
+    assess_release(release, cells, others=others)
     typer.echo(f"{write_card(release)}\n{RESEARCH_NOTICE}")
 
 
@@ -78,18 +85,19 @@ def recalibrate(
 
     check_release_folder(output_dir, flag="--output_dir")
     folder = release_folder(model)
-    cells = _framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
+    cells = framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
     recalibrate_release(folder, cells, output_dir, name=model)
     typer.echo(f"{write_card(output_dir).parent}\n{RESEARCH_NOTICE}")
 
 
-def _framed(
+def framed(
     preprocessing: Preprocessing,
     dataset_name: str,
     train_dir: Path | None,
     subject_pattern: str | None,
     subject_csv: Path | None,
 ) -> FramedCells:
+    """A data set, framed for a network; what is wrong with it is said on the error stream."""
     from datasets import disable_progress_bars
 
     from leukoscope.cells.cache import frame_cells

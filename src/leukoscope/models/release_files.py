@@ -37,7 +37,7 @@ _METRICS_SHAPE: dict[str, Any] = {
         "abstention": {"default!": {"threshold!": float}},
     },
     "evidence_scale": {"p05!": float, "p95!": float},
-    **{name: {} for name in ("recipe", "guard", "heat_maps", "precision", "recalibration")},
+    **{name: {} for name in ("recipe", "guard", "heat_maps", "views", "precision", "recalibration")},
 }
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 

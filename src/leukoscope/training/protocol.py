@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.view_gain import view_gain
 from leukoscope.models.release import rewritten
 from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
 from leukoscope.training.checkpoints import FOLDER, LATEST, checkpoints_in, other_settings, run_settings
@@ -147,6 +150,22 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
         (aside / PREDICTIONS).mkdir()
         write_json(aside / METRICS, _composed_metrics(runs, final, aside / PREDICTIONS))
     return directory
+
+
+def measure_views(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
+    """Put into a composed release what eight views of a cell gain over one.
+
+    Args:
+        runs: the finished runs that `directory` was composed of.
+        cells: the data set they were made from, framed for the release.
+    """
+    folds = [
+        (run.folder / "release", CellPredictions.load(run.folder / "predictions.parquet"))
+        for run in runs
+        if run.estimates == OUT_OF_FOLD
+    ]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write_json(directory / METRICS, {**read_metrics(directory), "views": view_gain(folds, cells, device=device)})
 
 
 def check_release_folder(directory: Path, *, flag: str = "--release") -> None:

@@ -117,6 +117,27 @@ def _heat_maps(metrics: Metrics) -> str:
     return _section("Are its heat maps true?", html + details("What each check means", f"<dl>{meanings}</dl>"), text)
 
 
+def _views(metrics: Metrics) -> str:
+    from leukoscope.hub.wording import count, gain, share, span
+
+    block = metrics.get("views")
+    if not block:
+        return ""
+    names = {"f1_weighted": "weighted F1", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+    rows = [
+        (name, share(one["b"]), share(one["a"]), f"{gain(one['difference'])} ({span(one)})")
+        for name, one in ((name, block["difference"][key]) for key, name in names.items())
+    ]
+    agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
+    text = [
+        f"Averaging {block['definition']}; {count(block['cells'])} cells; estimates: {block['estimates']}. The views "
+        f"agree on {count(agreeing['cells'])} cells ({share(agreeing['accuracy'])} answered right) and differ on "
+        f"{count(others['cells'])} ({share(others['accuracy'])})."
+    ]
+    html = table(("figure", "one view", "eight views", "difference"), rows, "Eight views")
+    return _section("What do eight views gain?", html, text)
+
+
 def _training(metrics: Metrics) -> str:
     from leukoscope.hub.wording import count, minutes
 
@@ -164,4 +185,4 @@ def _picture(draw: Callable[[], Figure], alt: str) -> str:
     return f'<img class="lk-figure" src="{picture.source}" alt="{escape(alt)}">'
 
 
-_BLOCKS = (_evaluations, _subjects, _calibration, _shortcuts, _heat_maps, _training, _limits)
+_BLOCKS = (_evaluations, _subjects, _calibration, _shortcuts, _heat_maps, _views, _training, _limits)
