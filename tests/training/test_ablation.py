@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.intervals import aligned
+from leukoscope.evaluation.metrics import CellPredictions, pooled
 from leukoscope.training import ablation
 from leukoscope.training.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
 from leukoscope.training.protocol import ProtocolRun
@@ -142,6 +143,16 @@ def test_the_command_compares_settings_and_goes_on_where_it_stopped(tmp_path: Pa
     assert house["difference"]["f1_weighted"]["difference"] == 0.0
     assert balanced["recipe"]["sampling"] == "subjects" and balanced["metrics"]["cells"] == house["metrics"]["cells"]
     assert balanced["by_subject"]["auroc"].keys() >= {"low", "high"}
+    one, other = (
+        pooled(
+            [CellPredictions.load(path) for path in sorted((tmp_path / "runs" / name).glob("*/predictions.parquet"))]
+        )
+        for name in ("house", "balanced")
+    )
+    averaged = (one.probabilities + aligned(other, one).probabilities) / 2
+    right = averaged.argmax(axis=1) == one.references
+    assert made["together"]["metrics"]["accuracy"] == pytest.approx(right.mean())
+    assert "| *the answers of all, averaged* |" in first.output
     assert "| balanced |" in first.output and RESEARCH_NOTICE in first.output
     again = CliRunner().invoke(app, argv)
     assert again.output.count("finished earlier, kept") == 4

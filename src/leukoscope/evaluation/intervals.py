@@ -60,7 +60,7 @@ def paired_difference(
     Raises:
         LeukoscopeError: the two do not answer the same cells or classes; and see `subject_draws`.
     """
-    b = _aligned(b, a)
+    b = aligned(b, a)
     drawing = subject_draws(a, draws=draws, seed=seed)
     at_a, at_b = point_figures(a), point_figures(b)
     drawn_a, drawn_b = drawn_figures(a, drawing), drawn_figures(b, drawing)
@@ -127,21 +127,12 @@ def _any_draws(answers: CellPredictions) -> Draws:
         return cell_draws(answers, draws=1)
 
 
-def _one_class_each(drawing: Draws, references: np.ndarray) -> bool:
-    return bool((drawing.classes[drawing.unit_of_cell] == references).all())
+def aligned(answers: CellPredictions, like: CellPredictions) -> CellPredictions:
+    """The same answers with the cells and classes of `like`, in its order.
 
-
-def _class_of(key: str, names: Sequence[str]) -> int | None:
-    """The class whose recall a figure is; None for figures of all classes."""
-    return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
-
-
-def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(values, axis=0)
-
-
-def _aligned(answers: CellPredictions, like: CellPredictions) -> CellPredictions:
-    """The same answers with the cells and classes of `like`, in its order."""
+    Raises:
+        LeukoscopeError: the two do not answer the same cells or classes, or label a cell differently.
+    """
     if set(answers.label_names) != set(like.label_names):
         raise LeukoscopeError(
             f"comparison: one model answers {', '.join(like.label_names)}, the other {', '.join(answers.label_names)}; "
@@ -166,3 +157,16 @@ def _aligned(answers: CellPredictions, like: CellPredictions) -> CellPredictions
     return CellPredictions(
         like.cell_ids, like.subjects, references, answers.probabilities[rows][:, columns], like.label_names
     )
+
+
+def _one_class_each(drawing: Draws, references: np.ndarray) -> bool:
+    return bool((drawing.classes[drawing.unit_of_cell] == references).all())
+
+
+def _class_of(key: str, names: Sequence[str]) -> int | None:
+    """The class whose recall a figure is; None for figures of all classes."""
+    return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
+
+
+def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean(values, axis=0)

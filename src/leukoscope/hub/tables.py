@@ -289,25 +289,30 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 def _ablation(comparison: Mapping[str, Any]) -> str:
     settings, first = comparison["settings"], comparison["compared_with"]
     cells = count(settings[0]["metrics"]["cells"])
+    trained = count(max(settings[0]["train_cells"]))
     head = [
-        f"{comparison['data']['title']}: {comparison['estimates']}, {cells} cells answered.",
+        f"{comparison['data']['title']}: {comparison['estimates']}, {cells} cells answered by networks trained on "
+        f"{trained} each.",
         "",
         f"| setting | weighted F1 | AUROC | weighted F1 beside “{first}” | accuracy, worst tenth of the subjects | "
         "ECE, calibrated | training |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    return "\n".join([*head, *(_ablation_row(setting, first) for setting in settings), ""])
+    rows = [_ablation_row(setting["name"], setting, first) for setting in settings]
+    rows.append(_ablation_row("*the answers of all, averaged*", comparison["together"], first))
+    return "\n".join([*head, *rows, ""])
 
 
-def _ablation_row(setting: Mapping[str, Any], first: str) -> str:
+def _ablation_row(name: str, setting: Mapping[str, Any], first: str) -> str:
     figures, block = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
     f1, auroc = (with_interval(block, key) for key in ("f1_weighted", "auroc"))
     change = setting["difference"]["f1_weighted"]
     beside = "–"
-    if setting["name"] != first:
+    if name != first:
         beside = f"{gain(change['difference'])} ({gain(change['low'])} … {gain(change['high'])})"
     last = [share(figures["worst_subjects_accuracy"]), share(figures["ece_after_scaling"])]
-    return f"| {' | '.join([setting['name'], f1, auroc, beside, *last, minutes(setting['training_seconds'])])} |"
+    spent = minutes(setting["training_seconds"]) if "training_seconds" in setting else "–"
+    return f"| {' | '.join([name, f1, auroc, beside, *last, spent])} |"
 
 
 def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.calibration import calibration_figures, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.draws import DRAWS, LEVEL, subject_draws
-from leukoscope.evaluation.intervals import paired_difference, subject_intervals
+from leukoscope.evaluation.intervals import aligned, paired_difference, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
@@ -154,9 +154,13 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
         data and hardware of the runs, and `settings`: each with its command, recipe, pooled out-of-fold figures and
         their intervals by subject, the mean accuracy of the tenth of the subjects that fares worst, the ECE after
         temperature scaling (each subject judged by a temperature that the others fitted), and `difference` to the
-        first setting on the same drawn subjects.
+        first setting on the same drawn subjects; and `together`, the same of all settings' answers averaged: what a
+        network that learnt from all of them could hope for.
     """
-    reference = pooled_answers(settings[0].runs)
+    answers = [pooled_answers(setting.runs) for setting in settings]
+    reference = answers[0]
+    # Aligned: folds drawn in another order would average answers to different cells.
+    probabilities = np.mean([aligned(one, reference).probabilities for one in answers], axis=0)
     first = read_metrics(settings[0].runs[0].folder)
     folds = len(settings[0].runs)
     return {
@@ -165,23 +169,31 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
         "compared_with": settings[0].name,
         "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
         "intervals": {"level": LEVEL, "draws": DRAWS, "seed": 0, "drawn": first["data"]["unit"]},
-        "settings": [_one_setting(setting, reference) for setting in settings],
+        "settings": [_one_setting(setting, one, reference) for setting, one in zip(settings, answers, strict=True)],
+        "together": _figures(replace(reference, probabilities=probabilities), reference),
         "hardware": first["training"]["hardware"],
         "versions": first["training"]["versions"],
     }
 
 
-def _one_setting(setting: Setting, reference: CellPredictions) -> dict[str, Any]:
-    answers = pooled_answers(setting.runs)
+def _one_setting(setting: Setting, answers: CellPredictions, reference: CellPredictions) -> dict[str, Any]:
     made = [read_metrics(run.folder) for run in setting.runs]
-    scaled = cross_fitted(answers, leave_one_subject_out(answers))
-    figures = measure(answers)
     return {
         "name": setting.name,
         "command": setting.runs[0].config.command(),
         "recipe": plain(asdict(setting.runs[0].config.resolve())),
         "start_weights": made[0]["training"]["start_weights"],
         "train_cells": [metrics["training"]["cells"] for metrics in made],
+        **_figures(answers, reference),
+        "fold_f1_weighted": [metrics["evaluations"][0]["metrics"]["f1_weighted"] for metrics in made],
+        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made),
+    }
+
+
+def _figures(answers: CellPredictions, reference: CellPredictions) -> dict[str, Any]:
+    scaled = cross_fitted(answers, leave_one_subject_out(answers))
+    figures = measure(answers)
+    return {
         "metrics": {
             "cells": figures["cells"],
             **headline(figures),
@@ -190,8 +202,6 @@ def _one_setting(setting: Setting, reference: CellPredictions) -> dict[str, Any]
         },
         "by_subject": subject_intervals(answers),
         "difference": paired_difference(answers, reference),
-        "fold_f1_weighted": [metrics["evaluations"][0]["metrics"]["f1_weighted"] for metrics in made],
-        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made),
     }
 
 
