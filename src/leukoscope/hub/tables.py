@@ -373,16 +373,35 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             share_of_pure = row.get("share_of_pure_compute")
             pure = [] if share_of_pure is None else [f"{share(share_of_pure)} of pure compute's speed"]
             yield f"{named}: times as fast{beside}", " · ".join([*times, *pure])
+    by_ratio: dict[str, list[str]] = {}
     for release in benchmark.get("releases", []):
         for ratio in release["ratios"]:
             aim = f" (aim: {ratio['aim']})" if "aim" in ratio else ""
-            yield f"`{release['model']}`, {ratio['what']}", f"**{ratio['value']:.2f}**{aim}"
+            by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**{aim}")
+    yield from ((what, " · ".join(figures)) for what, figures in by_ratio.items())
     if "until_first_answer" in benchmark:
         seconds, asking = benchmark["seconds"], benchmark["seconds"]["answers"][0]
         parts = f"cloning {seconds['clone']:.0f}, installing {seconds['install']:.0f}, asking {asking:.0f}"
         yield (
             "seconds from a local `git clone` to the first explained answer",
             (f"**{benchmark['until_first_answer']:.0f}** ({parts})"),
+        )
+    if "levels" in benchmark:
+        what = f"`{benchmark['model']}`, demo: predictions with heat maps a second; 95 % answered within"
+        figures = [
+            f"{level['clients']} at once **{level['per_second']:.1f}**, {level['p95_seconds']:.2f} s, "
+            f"{level['errors']} errors"
+            for level in benchmark["levels"]
+        ]
+        yield what, " · ".join(figures)
+    if "memory_growth" in benchmark:
+        parts = benchmark["until_killed"], benchmark["resumed"]
+        speeds = " and ".join(f"{part['cells_a_second']:.0f}" for part in parts)
+        growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
+        memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
+        yield (
+            f"`{benchmark['model']}`, {scored}: cells a second until killed, and resumed",
+            f"**{speeds}**; {memory} (aim: {growth['aim']})",
         )
     if "times_faster_an_epoch" in benchmark:
         learnt = f"`{benchmark['recipe']}`, {benchmark['image_size']} px, {benchmark['data']}"
