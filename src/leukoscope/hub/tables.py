@@ -396,8 +396,7 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ]
         yield what, " · ".join(figures)
     if "memory_growth" in benchmark:
-        parts = benchmark["until_killed"], benchmark["resumed"]
-        speeds = " and ".join(f"{part['cells_a_second']:.0f}" for part in parts)
+        speeds = " and ".join(f"{benchmark[part]['cells_a_second']:.0f}" for part in ("until_killed", "resumed"))
         growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
         memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
         yield (
