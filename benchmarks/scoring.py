@@ -174,6 +174,8 @@ def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable
             trace.append((time.perf_counter() - started, _held(process), finished > 0))
             if until and until():
                 process.kill()
+                # Looked at while it dies, it would hold nothing.
+                process.wait()
             time.sleep(flags.look_every)
         seconds = time.perf_counter() - started
         if process.returncode and not until:
