@@ -7,6 +7,7 @@ release passed the comparison with torch (`inference/export.py`, made once and k
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -111,6 +112,11 @@ class NoGraph(LeukoscopeError):
 
 class NoFeatureMap(NoGraph):
     """A network's last features are no map of channels, as transformers' are not; its graph could never explain."""
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open_torch(release: ReleaseInfo, device: str) -> Backend:

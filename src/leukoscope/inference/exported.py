@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope.cells.files import cache_root, write_whole
-from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoFeatureMap, NoGraph
+from leukoscope.inference.backends import ONNX, OPENVINO, Answers, NoFeatureMap, NoGraph, usable_cores
 from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
@@ -152,12 +152,7 @@ def _key(folder: Path, backend: str) -> str:
 def _threads() -> int:
     """As many as torch would use: OMP_NUM_THREADS, else every core this process may run on."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) else _usable_cores()
-
-
-def _usable_cores() -> int:
-    """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and int(wanted) else usable_cores()
 
 
 @lru_cache(maxsize=1)

@@ -87,13 +87,14 @@ def overlay(
 
     peak = float(heat.evidence.max()) if peak is None else peak
     warmth = np.clip(heat.evidence / peak, 0, 1) if peak > 0 else np.zeros_like(heat.evidence)
-    warmth = (down[rows] @ warmth @ across[columns].T).astype(np.float32)
+    # Not `@`: see `Guard.distances`.
+    warmth = np.einsum("yi,xi->yx", down[rows], np.einsum("ij,xj->xi", warmth, across[columns])).astype(np.float32)
 
-    pixels = np.array(image.convert("RGB"))
-    cover = (opacity * warmth)[..., None]
-    colours = _colours()[np.rint(warmth * 255).astype(np.uint8)]
-    pixels[rows, columns] = np.rint(pixels[rows, columns] * (1 - cover) + colours * cover).astype(np.uint8)
-    drawn = Image.fromarray(pixels)
+    colours = Image.fromarray(np.rint(warmth * 255).astype(np.uint8))
+    colours.putpalette(_colours().tobytes())
+    cover = Image.fromarray(np.rint(opacity * warmth * 255).astype(np.uint8))
+    drawn = image.convert("RGB").copy()
+    drawn.paste(colours.convert("RGB"), (columns.start, rows.start), cover)
     if right - left <= width - 1 or bottom - top <= height - 1:
         _draw_frame(drawn, rows, columns)
     return drawn

@@ -20,7 +20,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
-from leukoscope.inference.backends import AUTO, Backend, open_backend
+from leukoscope.inference.backends import AUTO, Backend, open_backend, usable_cores
 from leukoscope.inference.guard import Guard
 from leukoscope.inference.heatmaps import HeatMap
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
@@ -214,7 +214,8 @@ class Predictor:
             start = time.perf_counter()
             yield from self._answer([self._open_and_frame(images[0], 1)], explain, views, start)
             return
-        with ThreadPoolExecutor() as pool:
+        # As many as there are cores: more only take turns with the network's.
+        with ThreadPoolExecutor(usable_cores()) as pool:
 
             def begin(number: int) -> Iterator[_Framed | UnreadableImage]:
                 numbers = range(number * batch_size + 1, len(images) + 1)
