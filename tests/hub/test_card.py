@@ -74,6 +74,18 @@ def test_what_eight_views_gain_stands_on_the_card(release: Path, release_metrics
     assert "It costs 8 passes of the network a cell." in card
 
 
+def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metrics: dict[str, Any]) -> None:
+    nothing = {"mean": None, "low": None, "high": None, "cells": 0}
+    release_metrics["heat_maps"] = {
+        "estimates": "these weights", "cells": 12, "subjects": 3, "flat_maps": 12, "intervals": "95 %",
+        "definitions": {}, "deletion": {"gain_over_random": nothing}, "insertion": {"gain_over_random": nothing},
+    }  # fmt: skip
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert "Every one of these maps is flat" in card and "lowers the answer" not in card
+    assert "| deletion | gain over random | – |" in card
+
+
 def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
     release_metrics["data"]["synthetic"] = True
     (release / "metrics.json").write_text(json.dumps(release_metrics))

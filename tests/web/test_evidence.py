@@ -56,6 +56,13 @@ def test_what_eight_views_gain_is_shown_where_it_was_measured() -> None:
     assert "agree on 1,000 cells (0.900 answered right) and differ on 200 (0.600)" in page
 
 
+def test_heat_maps_without_evidence_have_no_figures() -> None:
+    nothing = {"mean": None, "low": None, "high": None, "cells": 0}
+    block = {"estimates": "these weights", "cells": 12, "subjects": 3, "definitions": {}, "deletion": {"gain": nothing}}
+    page = what_it_says("a", METRICS | {"heat_maps": block})
+    assert "– (–)" in page
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     bare = {"labels": ["ALL", "HEM"], "data": METRICS["data"], "training": METRICS["training"],
             "evaluations": [{**METRICS["evaluations"][3], "shortcut_baselines": None}]}  # fmt: skip

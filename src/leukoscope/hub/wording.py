@@ -20,13 +20,13 @@ def gain(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def span(interval: Mapping[str, float] | None) -> str:
-    """An interval of shares with two digits: more would claim to know it better."""
-    if interval is None:
+def span(interval: Mapping[str, float | None] | None) -> str:
+    """An interval of shares with two digits: more would claim to know it better. A dash where there is none."""
+    low, high = (interval["low"], interval["high"]) if interval else (None, None)
+    if low is None or high is None:
         return "–"
     # A dash before a minus sign cannot be read.
-    between = " to " if interval["low"] < 0 else "–"
-    return f"{interval['low']:.2f}{between}{interval['high']:.2f}"
+    return f"{low:.2f}{' to ' if low < 0 else '–'}{high:.2f}"
 
 
 def with_interval(block: Mapping[str, Any], figure: str) -> str:

@@ -99,11 +99,13 @@ def _shortcuts(metrics: Metrics) -> str:
 
 
 def _heat_maps(metrics: Metrics) -> str:
+    from leukoscope.hub.wording import share, span
+
     block = metrics.get("heat_maps")
     if not block:
         return ""
     rows = [
-        (check.replace("_", " "), name.replace("_", " "), f"{one['mean']:.3f} ({one['low']:.2f} to {one['high']:.2f})")
+        (check.replace("_", " "), name.replace("_", " "), f"{share(one['mean'])} ({span(one)})")
         for check, figures in block.items()
         if isinstance(figures, Mapping) and check != "definitions"
         for name, one in figures.items()
