@@ -100,10 +100,10 @@ class _Morphology:
 _MORPHOLOGY = {
     "ALL": _Morphology(
         radius=105.0, subject_spread=0.055, cell_spread=0.088, irregularity=1.0, notch_chance=0.40, rim=3.0,
-        grain=3.4, grain_spread=0.12, contrast=0.46, clumping=0.7, nucleolus_chance=0.65,
+        grain=2.4, grain_spread=0.12, contrast=0.46, clumping=0.4, nucleolus_chance=0.65,
     ),
     "HEM": _Morphology(
-        radius=93.0, subject_spread=0.075, cell_spread=0.130, irregularity=0.65, notch_chance=0.12, rim=3.0,
+        radius=93.0, subject_spread=0.075, cell_spread=0.130, irregularity=0.65, notch_chance=0.12, rim=4.5,
         grain=8.0, grain_spread=0.12, contrast=0.95, clumping=1.2, nucleolus_chance=0.20,
     ),
 }  # fmt: skip

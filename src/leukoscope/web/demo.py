@@ -30,8 +30,9 @@ CACHE_SECONDS = 3600
 # Beyond the queue, visitors would only wait in vain.
 AT_ONCE, QUEUE = 16, 64
 # One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
-# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour.
-SESSIONS = 400
+# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
+# at their largest then fit into the 16 GB of a free Space.
+SESSIONS = 120
 HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 <p>What a classifier says about white blood cells, where it looked, and how far to trust it.</p></div>"""
 PRIVACY = (
