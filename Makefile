@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m pip install)
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs
+.PHONY: help demo test test-slow quality style docs screenshots
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
 	$(RUN)/leukoscope card $(wildcard model_card/*/) --readme README.md
 	$(RUN)/python docs/reference.py
+
+screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
+	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py
 
 # Stamps: a second call installs nothing until one of the two files changes.
 $(VENV)/.installed: requirements.txt pyproject.toml | $(RUN)/python

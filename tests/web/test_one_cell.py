@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.web import one_cell, panels, words
 from leukoscope.web.shelf import Shelf
 
@@ -26,6 +27,7 @@ def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
     return endpoint
 
 
+EMBEDDED = Path(__file__).parents[2] / "model_card"
 BLANK = Image.new("RGB", (40, 40), "white")
 
 
@@ -63,6 +65,17 @@ def test_examples_are_three_of_each_label_and_never_the_same() -> None:
     drawn = [look.example(number) for number in range(len(look.EXAMPLES))]
     assert [caption for _, caption in drawn] == ["Synthetic ALL"] * 3 + ["Synthetic HEM"] * 3
     assert len({image.tobytes() for image, _ in drawn}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet-b3"])
+def test_a_release_knows_the_synthetic_cells(name: str) -> None:
+    predictor = Predictor.from_pretrained(EMBEDDED / f"leukoscope-{name}-cnmc")
+    for label in PHANTOM_LABELS:
+        drawn = [draw_cell(label, subject=subject, cell=cell).image for subject in range(12) for cell in range(4)]
+        said = predictor(drawn)
+        assert np.mean([one.label == label for one in said]) >= 0.9, f"{name} does not take them for {label}"
+        assert np.mean([bool(one.recognised) for one in said]) >= 0.9, f"the guard of {name} stops {label}"
 
 
 def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:
