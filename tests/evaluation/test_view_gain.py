@@ -68,3 +68,15 @@ def test_it_compares_one_view_with_the_average_of_all_on_the_test_cells_of_each_
     apart = (each.argmax(axis=2) != together[:, None]).any(axis=1)
     assert (found["agreeing_cells"]["cells"], found["disagreeing_cells"]["cells"]) == ((~apart).sum(), apart.sum())
     assert json.loads(json.dumps(found)) == found
+
+
+def test_of_many_cells_a_sample_is_asked(
+    tiny_release: Path,
+    cells: FramedCells,
+    folds: list[CellPredictions],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    found = view_gain([(tiny_release, fold) for fold in folds], cells, sample=18)
+    assert found["cells"] == found["agreeing_cells"]["cells"] + found["disagreeing_cells"]["cells"] == 18

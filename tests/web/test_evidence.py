@@ -30,13 +30,16 @@ def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
 
 def test_every_figure_shown_is_the_release_s_own() -> None:
     page = what_it_says("a", METRICS)
-    assert page.count("<section>") == 7
+    assert page.count("<section>") == 8
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
         assert f"{block['metrics']['f1_weighted']:.3f} (" in page
     assert f"{METRICS['evaluations'][0]['shortcut_baselines']['mean colour']['auroc']:.3f}" in page
     assert f"{METRICS['heat_maps']['rotation']['correlation']['mean']:.3f}" in page
-    assert "the worst is H6 (HEM) with 0.00 of 18 cells answered right" in page
+    subjects = METRICS["evaluations"][0]["metrics"]["subjects"]
+    name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
+    said = f"the worst is {name} ({worst['label']}) with {worst['accuracy']:.2f} of {worst['cells']} cells"
+    assert said in page
     assert page.count("data:image/svg+xml;base64,") == 2
     assert RESEARCH_NOTICE in page
 

@@ -23,13 +23,19 @@ BATCH = 8
 
 
 def view_gain(
-    folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, *, device: str = "cpu"
+    folds: Sequence[tuple[Path, CellPredictions]],
+    cells: FramedCells,
+    *,
+    sample: int = 2000,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The "views" block of metrics.json.
 
     Args:
         folds: of each fold the release folder of its network, and what that answered for its test cells.
         cells: those cells, framed for the networks.
+        sample: of all the folds' cells together, how many are asked about, drawn at random; all where there are fewer.
         device: a torch device such as "cpu" or "cuda".
 
     Returns:
@@ -39,8 +45,11 @@ def view_gain(
     Raises:
         LeukoscopeError: a damaged release, or too few subjects of a class for intervals.
     """
+    ends = np.cumsum([0, *(len(answered.cell_ids) for _, answered in folds)])
+    asked = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:sample])
     alone, together, apart = [], [], []
-    for folder, answered in folds:
+    for (folder, of_fold), first, last in zip(folds, ends, ends[1:], strict=False):
+        answered = _only(of_fold, asked[(first <= asked) & (asked < last)] - first)
         each = _probabilities_of_views(folder, cells, cells.rows(answered.cell_ids), device)
         alone.append(replace(answered, probabilities=each[:, 0]))
         together.append(replace(answered, probabilities=each.mean(axis=1)))
@@ -60,6 +69,16 @@ def view_gain(
         "agreeing_cells": _answered_right(right[agreed]),
         "disagreeing_cells": _answered_right(right[~agreed]),
     }
+
+
+def _only(answers: CellPredictions, rows: np.ndarray) -> CellPredictions:
+    return CellPredictions(
+        tuple(answers.cell_ids[row] for row in rows),
+        tuple(answers.subjects[row] for row in rows),
+        answers.references[rows],
+        answers.probabilities[rows],
+        answers.label_names,
+    )
 
 
 def _probabilities_of_views(folder: Path, cells: FramedCells, rows: np.ndarray, device: str) -> np.ndarray:
