@@ -112,7 +112,7 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
     """The pictures as files, as every system reads them."""
     from PIL import Image
 
-    from leukoscope.cells.images import open_image
+    from leukoscope.cells.images import BACKGROUND_LEVEL, open_image
     from leukoscope.cells.phantoms import draw_cell
     from leukoscope.cells.registry import image_files
 
@@ -122,7 +122,9 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
         sys.exit(f"--data {flags.data}: holds {len(found)} cells in cnmc2019/, fewer than --pictures {flags.pictures}")
     for number in range(flags.pictures):
         if flags.data:
-            picture = open_image(found[number * len(found) // flags.pictures])
+            pixels = np.asarray(open_image(found[number * len(found) // flags.pictures]))
+            # The compressed copies of cells carry a trace of light round them, the data set's own files none.
+            picture = Image.fromarray(np.where(pixels.max(axis=2, keepdims=True) > BACKGROUND_LEVEL, pixels, 0))
         else:
             cell = draw_cell(("ALL", "HEM")[number % 2], subject=number % 7, cell=number, size=450, background="black")
             picture = Image.fromarray(cell.image)
@@ -264,11 +266,11 @@ def _ratios(architecture: str, figures: Mapping[str, Mapping[str, Any]]) -> list
         if "many_cells_a_second" in theirs:
             mine, other = ours["many_cells_a_second"], theirs["many_cells_a_second"]
             rows.append(_row(f"many: times faster than {name}", mine["median"] / other["median"], None, architecture))
-            largest = max(other["all"], key=int)
-            if (aims := AIMS.get(("many in batches", name))) and int(largest) > 1:
+            batched = [found["median"] for size, found in other["all"].items() if int(size) > 1]
+            if (aims := AIMS.get(("many in batches", name))) and batched:
                 # In batches is how its users would do it, even where one at a time is faster.
-                faster = mine["median"] / other["all"][largest]["median"]
-                rows.append(_row(f"many: times faster than {name} in batches of {largest}", faster, aims, architecture))
+                faster = mine["median"] / max(batched)
+                rows.append(_row(f"many: times faster than {name} in its best batches", faster, aims, architecture))
     explained = ours["explained_seconds"]["median"] / ours["one_seconds"]["median"]
     rows.append({"what": "explained: times an answer alone", "value": explained, "aim": f"≤ {EXPLAINED_AT_MOST}"})
     rows[-1]["met"] = explained <= EXPLAINED_AT_MOST

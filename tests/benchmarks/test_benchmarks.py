@@ -47,7 +47,7 @@ def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
     expected = systems["pipeline"]["one_seconds"]["median"] / systems["leukoscope auto"]["one_seconds"]["median"]
     assert math.isclose(one["value"], expected, rel_tol=1e-4)
     assert (one["aim"], one["met"]) == ("≥ 3", one["value"] >= 3)
-    batched = ratios["many: times faster than pipeline in batches of 2"]
+    batched = ratios["many: times faster than pipeline in its best batches"]
     ours, theirs = (systems[name]["many_cells_a_second"] for name in ("leukoscope auto", "pipeline"))
     assert math.isclose(batched["value"], ours["median"] / theirs["all"]["2"]["median"], rel_tol=1e-4)
     assert batched["aim"] == "≥ 2.5" and "aim" not in ratios["many: times faster than pipeline"]

@@ -291,6 +291,15 @@ def test_text_inside_a_png_does_not_disturb(tmp_path: Path, picture: Image.Image
     assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(picture))
 
 
+def test_an_upright_rgb_picture_is_not_copied(tmp_path: Path, picture: Image.Image) -> None:
+    assert to_rgb(picture) is picture
+    picture.save(tmp_path / "cell.bmp")
+    opened = Image.open(tmp_path / "cell.bmp")
+    assert to_rgb(opened) is opened
+    (tmp_path / "cell.bmp").unlink()
+    assert np.array_equal(opened, picture), "must be decoded by then"
+
+
 def test_to_rgb_names_the_picture_it_was_given() -> None:
     with pytest.raises(UnreadableImage, match=r"^upload: is a CMYK \(print\) image"):
         to_rgb(Image.new("CMYK", (16, 16)), "upload")

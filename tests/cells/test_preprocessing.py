@@ -46,6 +46,20 @@ def test_frames_of_real_cells_are_timms_to_the_pixel(real_data: Path):
         assert np.array_equal(preprocessing.frame(open_image(file)), timms(preprocessing, open_image(file))), file
 
 
+# In the middle, cut by an edge or a corner of the frame, seen only outside the crop, and nothing at all.
+@pytest.mark.parametrize("box", [(150, 120, 310, 330), (0, 200, 90, 380), (420, 0, 450, 30), (0, 0, 9, 9), None])
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest", "lanczos"])
+def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(box, interpolation):
+    picture = Image.new("RGB", (450, 450))
+    if box:
+        width, height = box[2] - box[0], box[3] - box[1]
+        noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture.paste(Image.fromarray(noise), box)
+    preprocessing = Preprocessing(160, 350 / 450, interpolation)
+
+    assert np.array_equal(preprocessing.frame(picture), timms(preprocessing, picture))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

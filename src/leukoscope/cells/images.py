@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
 
@@ -28,6 +28,7 @@ MAX_FIELD_PIXELS = 178_000_000
 MIN_SIDE = 8
 # The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
 MAX_SIDE_RATIO = 10
+UPRIGHT = 1  # EXIF orientation
 # The WebP and JPEG copies of cut-out cells carry background pixels of 1–8 instead of 0.
 BACKGROUND_LEVEL = 8
 # Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
@@ -154,10 +155,17 @@ def _damage_named(name: str | Path) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
-    """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does."""
+    """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does.
+
+    Returns:
+        The picture itself where it is both already: each copy takes as long as decoding a cell's file.
+    """
     name = getattr(image, "filename", "") or name
     _check_kind(image, name)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
