@@ -38,12 +38,12 @@ docs: $(VENV)/.installed-test  ## render the tables and the API reference of the
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py
 
-# Stamps: a second call installs nothing until one of the two files changes.
+# Stamps: a second call installs nothing until one of the two files changes. Editable, so that `leukoscope` runs this
+# very source.
 $(VENV)/.installed: requirements.txt pyproject.toml | $(RUN)/python
-	$(INSTALL) -r requirements.txt
+	$(INSTALL) -e .
 	@touch $@
 
-# Editable, so that `leukoscope` and `accelerate launch -m leukoscope` run this very source.
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(RUN)/python
 	$(INSTALL) -e ".[test]"
 	@touch $@ $(VENV)/.installed

@@ -105,7 +105,7 @@ def _as_markdown(text: str) -> str:
     for line in text.splitlines():
         if re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line):
             lines.append(f"**{line.removesuffix(':')}**\n")
-        elif entry := re.fullmatch(r" {4}(\*{0,2}[\w, ]+): (.*)", line):
+        elif entry := re.fullmatch(r" {4}(\*{0,2}\w[\w, *]*): (.*)", line):
             lines.append(f"- `{entry[1]}`: {entry[2]}")
         else:
             lines.append(line.removeprefix("    "))

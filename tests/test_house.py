@@ -201,7 +201,7 @@ def make_demo(tmp_path: Path) -> Callable[..., list[str]]:
     return run
 
 
-INSTALLING, STARTING = "-m pip install -r requirements.txt", "app.py"
+INSTALLING, STARTING = "-m pip install -e .", "app.py"
 
 
 def test_make_demo_installs_on_its_first_call_only(make_demo: Callable[..., list[str]]) -> None:

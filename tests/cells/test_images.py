@@ -6,6 +6,7 @@ import random
 import struct
 import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_refuses_cmyk_jpeg(tmp_path: Path) -> None:
 def test_refuses_several_frames(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:])
-    assert _refusal(tmp_path / f"film.{suffix}") == "holds 3 frames; save the one to use as a single image"
+    assert _refusal(tmp_path / f"film.{suffix}") == "holds several frames; save the one to use as a single image"
 
 
 def test_refuses_pictures_smaller_than_a_cell(tmp_path: Path) -> None:
@@ -289,6 +290,46 @@ def test_text_inside_a_png_does_not_disturb(tmp_path: Path, picture: Image.Image
     notes.add_text("Comment", "stained on Monday")
     picture.save(tmp_path / "cell.png", pnginfo=notes)
     assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(picture))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "tiff", "webp"])
+def test_a_picture_keeps_nothing_of_its_file(picture: Image.Image, suffix: str) -> None:
+    file = BytesIO()
+    picture.save(file, {"jpg": "JPEG"}.get(suffix, suffix))
+    opened = open_bytes(file.getvalue(), "cell")
+    held = {name: value for name, value in vars(opened).items() if name in ("fp", "_fp", "_decoder") and value}
+    assert not held
+
+
+def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, count, four bytes of value)."""
+    fields = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0II*\0",
+        # Turned, with a resolution that is a text.
+        _exif((0x0112, 3, 1, b"\6\0\0\0"), (0x011A, 2, 4, b"abc\0")),
+    ],
+)
+def test_damaged_metadata_is_refused_or_passed_over(tmp_path: Path, picture: Image.Image, exif: bytes) -> None:
+    picture.save(tmp_path / "cell.jpg", exif=exif)
+    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+        try:
+            assert read(tmp_path / "cell.jpg").mode == "RGB"
+        except UnreadableImage as refusal:
+            assert str(refusal).startswith(f"{tmp_path / 'cell.jpg'}: ")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0b.png"])
+def test_a_name_that_can_be_no_file_s_is_refused(name: str) -> None:
+    with pytest.raises(
+        UnreadableImage, match=r"no such file|cannot be read \(.*\); check the path and who may read it"
+    ):
+        open_image(name)
 
 
 def test_an_upright_rgb_picture_is_not_copied(tmp_path: Path, picture: Image.Image) -> None:

@@ -9,6 +9,9 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.inspection import inspect_folder, recognise
+from leukoscope.cells.loading import load_cells
+from leukoscope.cells.splits import make_split
+from leukoscope.training.config import parse_config
 
 
 def _cell(path: Path) -> None:
@@ -28,12 +31,11 @@ def cnmc(tmp_path: Path) -> Path:
 
 def test_cnmc_is_recognised_and_counted_by_class_and_person(cnmc: Path) -> None:
     report = inspect_folder(cnmc)
-    assert (report.info.name, report.split) == ("cnmc2019", "subject")
+    assert (report.info.name, report.split_flags) == ("cnmc2019", ["--split", "random"]), "one HEM subject"
     assert report.partitions == {"fold_0": {"ALL": 3, "HEM": 1}, "fold_1": {"HEM": 1}}
     assert report.subjects == {"ALL": {"1": 3}, "HEM": {"H10": 2}}
     assert "fold_0 ALL: 3 cells here, 2,397 published" in report.problems
-    few = "HEM: 1 subject(s), fewer than the 5 folds of --split subject-cv; give --num_folds, or cells of more people"
-    assert few in report.problems
+    assert "HEM: 1 subject(s), fewer than the 7 that --split subject deals out" in report.problems
 
 
 def test_ball4_is_recognised_and_said_to_name_no_patients(tmp_path: Path) -> None:
@@ -41,7 +43,7 @@ def test_ball4_is_recognised_and_said_to_name_no_patients(tmp_path: Path) -> Non
     _cell(tmp_path / "Original/Pro/WBC-Malignant-Pro-001.jpg")
     _cell(tmp_path / "Segmented/Pro/WBC-Malignant-Pro-001.jpg")
     report = inspect_folder(tmp_path)
-    assert (report.info.name, report.split) == ("ball4", "block")
+    assert (report.info.name, report.split_flags) == ("ball4", ["--split", "block"])
     assert report.partitions == {"": {"Benign": 1, "Pro": 1}}
     assert any("whose cells these are is not known" in line and "--split block" in line for line in report.problems)
 
@@ -51,7 +53,7 @@ def test_class_folders_of_ones_own_are_recognised(tmp_path: Path) -> None:
         _cell(tmp_path / name)
     (tmp_path / "normal/broken.png").write_text("no picture")
     report = inspect_folder(tmp_path)
-    assert (report.info.name, report.split) == ("imagefolder", "random")
+    assert (report.info.name, report.split_flags) == ("imagefolder", ["--split", "random"])
     assert report.partitions == {"": {"blast": 2, "normal": 1}}
     assert any(line.endswith("give --subject_pattern or --subject_csv") for line in report.problems)
     assert any("broken.png" in line for line in report.problems)
@@ -62,7 +64,31 @@ def test_a_rule_for_subjects_counts_them(tmp_path: Path) -> None:
         _cell(tmp_path / name)
     report = inspect_folder(tmp_path, subject_pattern=r"(?P<subject>[a-z]+)_\d")
     assert report.subjects == {"blast": {"ann": 2}, "normal": {"eve": 1}}
-    assert report.split == "subject"
+    assert report.split_flags == ["--split", "random"]
+
+
+@pytest.mark.parametrize("subjects", [2, 5, 6, 7, 8])
+def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -> None:
+    for label in ("blast", "normal"):
+        for subject in range(subjects):
+            for cell in range(4):
+                _cell(tmp_path / f"{label}/{label[0]}{subject}_{cell}.png")
+    pattern = r"(?P<subject>[a-z]\d+)_\d"
+    flags = inspect_folder(tmp_path, subject_pattern=pattern).split_flags
+    config = parse_config(["--dataset_name", "imagefolder", *flags])
+    data = load_cells("imagefolder", tmp_path, subject_pattern=pattern)
+    drawn = [
+        make_split(
+            data,
+            config.data.split,
+            fold=fold,
+            num_folds=config.data.num_folds,
+            validation=not config.data.no_validation,
+        )
+        for fold in range(config.data.num_folds if config.data.split == "subject-cv" else 1)
+    ]
+    assert config.data.split == ("subject" if subjects >= 7 else "subject-cv")
+    assert all(split.train and split.test for split in drawn)
 
 
 def test_a_folder_of_nothing_known_names_the_known_layouts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,23 @@ def test_a_bad_field_is_named_and_the_others_are_still_read(tiny_release, smear,
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"{grey}: the picture is grey" in errors[0] and "no such file" in errors[1]
     assert (tmp_path / "o-smear.png").exists()
+
+
+def test_fields_of_one_name_have_overlays_of_their_own_and_any_name_is_shown(tiny_release, smear, tmp_path):
+    second = tmp_path / "second" / smear.name
+    odd = tmp_path / os.fsdecode(b"odd-\xff.png")
+    second.parent.mkdir()
+    for copy in (second, odd):
+        shutil.copy(smear, copy)
+
+    result = run(
+        "field", smear, second, odd, "--model", tiny_release, "--um-per-pixel", 0.2, "--out", tmp_path / "o.png"
+    )
+
+    assert result.exit_code == 0, result.output
+    drawn = {path.name for path in tmp_path.glob("o-*.png")}
+    assert drawn == {f"o-{smear.stem}.png", f"o-{smear.stem}-2.png", f"o-{odd.stem}.png"}
+    assert "odd-\N{REPLACEMENT CHARACTER}" in "".join(result.stdout.split())
 
 
 def test_predict_sends_a_smear_here_instead_of_giving_it_a_label(tiny_release, smear, tmp_path):

@@ -126,7 +126,7 @@ def test_no_release_is_advice(tmp_path: Path) -> None:
 def test_a_release_without_a_guard_is_advice(copied: Path) -> None:
     (found,) = check_releases(copied.parent)
     assert found.state == "advice" and "it has no input guard" in found.seen
-    assert found.next_step.startswith(f"leukoscope assess {copied}")
+    assert found.next_step.startswith(f"leukoscope recalibrate {copied}")
 
 
 def test_damaged_weights_are_broken(copied: Path) -> None:

@@ -120,7 +120,21 @@ def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> 
     }
     table = prior_table([row])
     assert "| D | `prior_d_resnet` | 0.820 | **0.912** · balanced 0.901 | not run |" in table.splitlines()
-    assert "480 test cells (cell size alone: 0.800), 160 px" in prior_notes([row])
+    assert "480 test cells (accuracy of cell size alone: 0.800), 160 px" in prior_notes([row])
+
+
+def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
+    row = PRIOR | {
+        "claim": {"recipe": "prior_d_resnet"},
+        "metrics": PRIOR["metrics"] | {"per_class": {"ALL": {"support": 75}, "HEM": {"support": 25}}},
+        "size_only_baseline": {"accuracy": 0.8, "balanced_accuracy": 0.7},
+    }
+    fewer = row | {"training": row["training"] | {"cells": 1}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
+    both = [one | {"protocol": protocol} for one in (fewer, row) for protocol in ("random", "unseen")]
+    lines = prior_table(both).splitlines()
+    assert "| – | *C-NMC: always the commonest class* | – | 0.750 · balanced 0.500 | 0.750 · balanced 0.500 |" in lines
+    assert "| – | *C-NMC: cell size alone* | – | 0.800 · balanced 0.700 | 0.800 · balanced 0.700 |" in lines
+    assert "cell size alone*" not in prior_table(both[:1])
 
 
 def test_every_prior_system_has_a_row_before_anything_is_run() -> None:

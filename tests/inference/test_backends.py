@@ -20,7 +20,7 @@ from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.inference import backends
 from leukoscope.inference.export import ALLOWED, export_release
-from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
+from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, kept_graph, linear_head_maps
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
@@ -162,6 +162,22 @@ def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeyp
         Predictor.from_pretrained(tiny_release, backend="openvino")
 
 
+def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_release, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    release = read_release(tiny_release)
+
+    def slow(release: ReleaseInfo, backend: str, folder: Path) -> None:
+        theirs = folder.parents[1] / folder.parent.name.split(".")[1]
+        for made in (folder, theirs):
+            export_release(release, backend, made)
+        (theirs / "theirs").touch()
+
+    monkeypatch.setattr("leukoscope.inference.export.export_release", slow)
+    graph = kept_graph(release, "openvino")
+    assert (graph / "theirs").exists(), "a graph that answers already is not replaced"
+    assert [path.name for path in graph.parent.iterdir()] == [graph.name]
+
+
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
     export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
     (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")
@@ -232,7 +248,7 @@ def test_what_cannot_be_had_is_refused(tiny_release, options, problem):
 def test_a_missing_package_is_named(tiny_release, monkeypatch):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
 
-    with pytest.raises(LeukoscopeError, match=r"backend 'onnx': needs a package .* pip install 'leukoscope\[onnx\]'"):
+    with pytest.raises(LeukoscopeError, match=r"backend 'onnx': needs a package .* pip install onnxruntime onnxscript"):
         Predictor.from_pretrained(tiny_release, backend="onnx")
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
 

@@ -87,6 +87,14 @@ def test_cells_cut_by_the_edge_are_not_asked_about(predictor, smear):
     assert cut and all(cell.prediction is None for cell in cut)
 
 
+def test_more_cells_than_may_be_answered_for_are_refused(predictor, smear):
+    assert len(read_field(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
+    with pytest.raises(
+        UnusableField, match=r"^a.png: shows 4 nucleated cells, more than the 3 answered for at once; crop"
+    ):
+        read_field(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
+
+
 def test_an_empty_field_is_said_to_be_empty(predictor):
     reading = read_field(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
 

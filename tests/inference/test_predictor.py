@@ -168,8 +168,8 @@ def write_cut_short(path: Path) -> None:
         ("text.png", write_text, "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
         ("deep.png", write_16_bit, "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"),
         ("print.jpg", write_cmyk, "is a CMYK (print) image; convert it to 8-bit RGB first"),
-        ("moving.gif", write_animation, "holds 3 frames; save the one to use as a single image"),
-        ("moving.webp", write_animation, "holds 3 frames; save the one to use as a single image"),
+        ("moving.gif", write_animation, "holds several frames; save the one to use as a single image"),
+        ("moving.webp", write_animation, "holds several frames; save the one to use as a single image"),
         ("missing.bmp", write_nothing, "no such file; check the path"),
         ("cut.png", write_cut_short, "the image is damaged or cut short"),
     ],
@@ -206,7 +206,7 @@ def test_unusable_pixels_are_refused(predictor, picture, problem):
 def test_an_opened_but_damaged_picture_is_refused(predictor, tmp_path):
     write_cut_short(tmp_path / "cut.png")
 
-    with pytest.raises(UnreadableImage, match="image 1: the image is damaged or cut short"):
+    with pytest.raises(UnreadableImage, match="cut.png: the image is damaged or cut short"):
         predictor(Image.open(tmp_path / "cut.png"))
 
 

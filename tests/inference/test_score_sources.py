@@ -131,6 +131,14 @@ def test_a_table_of_paths_may_be_parquet(folder, tmp_path):
         open_encoded(second.encoded, second.cell_id)
 
 
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_column_called_image_may_hold_paths(folder, tmp_path, text):
+    table = pa.table({"image": pa.array(["cells/ann/0.png"]).cast(text)})
+    pq.write_table(table, tmp_path / "cells.parquet")
+    (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
+    assert (cell.cell_id, grey_of(cell)) == ("cells/ann/0.png", 0)
+
+
 def test_a_table_without_paths_is_refused(tmp_path):
     (tmp_path / "cells.csv").write_text("name,age\nann,7\n")
     with pytest.raises(

@@ -126,6 +126,24 @@ def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: 
         file.read()
 
 
+def test_tables_of_strangers_cannot_fill_the_memory(tmp_path: Path) -> None:
+    table = b"file,label\n" + b"".join(b"%d.png,ALL\n" % number for number in range(1000))
+    refused = open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": table})]).refused
+    assert len(refused) == 21 and refused[-1] == "t.csv: names 980 more files that were not given"
+    many = {f"{number}.csv": b"file,label\na.png,ALL\n" for number in range(5)}
+    with pytest.raises(LeukoscopeError, match="5 CSVs were given; at most 4 belong to one batch"):
+        open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), **many})])
+    with pytest.raises(LeukoscopeError, match=r"t.csv: holds more than 20,000 rows"):
+        open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": b"file,label\n" + b"a,ALL\n" * 20_001})])
+    with pytest.raises(LeukoscopeError, match=r"holds x{60}…, a name of 304 letters; at most 255 are read"):
+        open_batch([pack(tmp_path / "cells.zip", {"x" * 300 + ".png": png()})])
+
+
+def test_an_upload_that_is_gone_is_to_be_sent_again(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=r"^cells.zip: is no longer here; send it again"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_files, "MAX_FILES", 2)
     for name in "abc":

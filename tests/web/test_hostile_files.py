@@ -156,7 +156,7 @@ def test_no_file_crashes_or_stays(
         ("huge", "more than the 100 megapixels"),
         ("16-bit grey", "has more than 8 bits a channel"),
         ("CMYK", "is a CMYK (print) image"),
-        ("frames", "frames; save the one to use"),
+        ("frames", "several frames; save the one to use"),
         ("SVG", "is not an image"),
         ("HTML", "is not an image"),
         ("PDF", "is not an image"),

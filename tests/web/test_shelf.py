@@ -122,8 +122,27 @@ def test_shelf_says_how_to_get_a_model() -> None:
 
 def test_shelf_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(LeukoscopeError, match=r"config\.json: damaged"):
+    with pytest.raises(LeukoscopeError, match=r"^broken/config\.json: damaged"):
         Shelf({"broken": tmp_path}).predictor("broken")
+
+
+def test_an_embedded_release_is_called_by_its_name_alone(tiny_release: Path) -> None:
+    assert Shelf({"tiny": tiny_release}).predictor("tiny").release.name == "tiny"
+
+
+def test_a_space_s_token_opens_to_visitors_only_what_is_offered(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create("lab/tiny", private=True)
+    repository = hub.repository("lab/tiny")
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    monkeypatch.setenv("SPACE_ID", "lab/demo")
+    with pytest.raises(LeukoscopeError, match=r"^lab/tiny: no such folder, and no such model on the Hub"):
+        Shelf({}).predictor("lab/tiny")
+    assert Shelf({}, ["lab/tiny"]).predictor("lab/tiny").labels == ("ALL", "HEM")
+    monkeypatch.delenv("SPACE_ID")
+    assert Shelf({}).predictor("lab/tiny").labels == ("ALL", "HEM")
 
 
 @pytest.fixture

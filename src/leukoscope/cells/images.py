@@ -20,6 +20,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
 
+
+class UnreadableImage(LeukoscopeError):
+    """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
+
+
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
@@ -34,14 +39,14 @@ BACKGROUND_LEVEL = 8
 # Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
 # JPEG covers MPO; GIF is here for its films, which are refused in words that help.
 _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
+# Of these Pillow keeps nothing with a picture but its pixels; of others the whole file, and a WebP's canvases as well.
+_KEPT_BARE = ("BMP", "JPEG")
 # A caller who turns warnings into errors gets the same words.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
+_NO_DAMAGE = (UnreadableImage, MemoryError)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 _MODE_PROBLEMS = {"CMYK": "is a CMYK (print) image", "F": "has floating-point pixels"}
-
-
-class UnreadableImage(LeukoscopeError):
-    """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,18 @@ def check_header(path: str | Path) -> tuple[int, int]:
 
 def _file(path: str | Path) -> Path:
     file = Path(path)
-    if not file.exists():
-        raise UnreadableImage(f"{path}: no such file; check the path")
-    if file.is_dir():
-        raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
-    _require_content(file.stat().st_size, path)
+    try:
+        if not file.exists():
+            raise UnreadableImage(f"{path}: no such file; check the path")
+        if file.is_dir():
+            raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
+        _require_content(file.stat().st_size, path)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name that is too long or holds a zero byte, a folder that is closed to us
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableImage(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
     return file
 
 
@@ -133,14 +145,17 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
             raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
         except _BOMBS:
             raise UnreadableImage(_too_large(name)) from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except _NO_DAMAGE:
+            raise
+        except Exception as error:
             raise UnreadableImage(f"{name}: cannot be read as an image ({error}); copy or export it again") from None
         yield image
 
 
 def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    with _identified(source, name, max_pixels) as image, _damage_named(name):
-        return to_rgb(image, name)
+    with _identified(source, name, max_pixels) as image:
+        picture = to_rgb(image, name)
+        return picture.copy() if picture is image and image.format not in _KEPT_BARE else picture
 
 
 @contextmanager
@@ -150,7 +165,9 @@ def _damage_named(name: str | Path) -> Iterator[None]:
         yield
     except _BOMBS:
         raise UnreadableImage(_too_large(name)) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except _NO_DAMAGE:
+        raise
+    except Exception as error:
         raise UnreadableImage(f"{name}: the image is damaged or cut short ({error}); copy or export it again") from None
 
 
@@ -161,11 +178,12 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
         The picture itself where it is both already: each copy takes as long as decoding a cell's file.
     """
     name = getattr(image, "filename", "") or name
-    _check_kind(image, name)
-    image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    with _damage_named(name):
+        _check_kind(image, name)
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
@@ -199,7 +217,8 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
         )
     # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UnreadableImage(f"{name}: holds {image.n_frames} frames; save the one to use as a single image")  # type: ignore[attr-defined]
+        # How many is not said: counting those of a hostile TIFF takes minutes.
+        raise UnreadableImage(f"{name}: holds several frames; save the one to use as a single image")
     # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
     deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
     if deep or image.mode not in _MODES_READ_AS_RGB:

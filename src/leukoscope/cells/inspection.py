@@ -13,9 +13,8 @@ from pathlib import Path
 from leukoscope import LeukoscopeError
 from leukoscope.cells.loading import LoadedCells, load_cells
 from leukoscope.cells.registry import DATASETS, DatasetInfo
+from leukoscope.cells.splits import SUBJECT_FOLDS
 
-# What --split subject-cv draws unless it is told otherwise.
-USUAL_FOLDS = 5
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
 
@@ -36,9 +35,14 @@ class FolderReport:
     problems: tuple[str, ...]
 
     @property
-    def split(self) -> str:
-        """The most honest `--split` that these cells allow."""
-        return "subject" if any(self.subjects.values()) else _SPLIT_WITHOUT_SUBJECTS[self.info.group]
+    def split_flags(self) -> list[str]:
+        """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
+        fewest = min(map(len, self.subjects.values()))
+        if fewest >= SUBJECT_FOLDS:
+            return []
+        if fewest > 1:
+            return ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
+        return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
 
 
 def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_csv: Path | None = None) -> FolderReport:
@@ -99,8 +103,5 @@ def _subject_problems(info: DatasetInfo, subjects: Mapping[str, Mapping[str, int
         yield f"whose cells these are is not known: no figure on them holds for a new person; {fix}"
         return
     for label, cells in subjects.items():
-        if len(cells) < USUAL_FOLDS:
-            yield (
-                f"{label}: {len(cells)} subject(s), fewer than the {USUAL_FOLDS} folds of --split subject-cv; "
-                "give --num_folds, or cells of more people"
-            )
+        if len(cells) < SUBJECT_FOLDS:
+            yield f"{label}: {len(cells)} subject(s), fewer than the {SUBJECT_FOLDS} that --split subject deals out"

@@ -29,7 +29,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
-_SUBJECT_FOLDS = 7
+SUBJECT_FOLDS = 7
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def make_split(
         train, val = drawing.set_validation_apart(train) if validation else (train, [])
         detail = f"fold {fold} of {num_folds}"
     else:
-        train, test = drawing.fold(0, _SUBJECT_FOLDS)
+        train, test = drawing.fold(0, SUBJECT_FOLDS)
         train, val = drawing.set_validation_apart(train)
         detail = f"about 70/15/15 by {group}"
     return drawing.finish(strategy, train, val, test, detail)
@@ -194,7 +194,7 @@ class _Drawing:
     def set_validation_apart(self, train: list[int]) -> tuple[list[int], list[int]]:
         without = "subject-cv or official" if self.group == "subject" else "block-cv"
         advice = f"use --split {without} with --no_validation, or gather more {self.group}s"
-        return self._grouped_folds(train, _SUBJECT_FOLDS - 1, advice)[0]
+        return self._grouped_folds(train, SUBJECT_FOLDS - 1, advice)[0]
 
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
         from sklearn.model_selection import StratifiedGroupKFold

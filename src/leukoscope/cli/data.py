@@ -54,8 +54,7 @@ def check(
         typer.echo(f"odd: {problem}")
     typer.echo(f"licence: {report.info.licence}")
     typer.echo(f"look closer: leukoscope audit {shlex.join(flags)}")
-    split = [] if report.split == "subject" else ["--split", report.split]
-    typer.echo(f"train on it: {training_command()} {shlex.join([*flags, *split])}")
+    typer.echo(f"train on it: {training_command()} {shlex.join([*flags, *report.split_flags])}")
 
 
 def _as_dict(report: FolderReport, flags: list[str]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,13 +41,16 @@ def field(
 
     predictor = Predictor.from_pretrained(model)
     readings, failed = [], False
+    overlays = iter(_overlay_paths(out, images) if out is not None else ())
     for path in images:
+        overlay = next(overlays, None)
         try:
             image = open_field(path)
-            readings.append(read_field(predictor, image, str(path), um_per_pixel=um_per_pixel))
-            if out is not None:
-                drawn = _save_overlay(image, readings[-1], _overlay_path(out, path, alone=len(images) == 1))
-                typer.echo(f"overlay: {drawn}", err=True)
+            # A file may be named in bytes that are no UTF-8.
+            source = os.fsencode(path).decode(errors="replace")
+            readings.append(read_field(predictor, image, source, um_per_pixel=um_per_pixel))
+            if overlay is not None:
+                typer.echo(f"overlay: {_save_overlay(image, readings[-1], overlay)}", err=True)
         except LeukoscopeError as error:
             say_error(error)
             failed = True
@@ -58,8 +62,16 @@ def field(
         raise typer.Exit(1)
 
 
-def _overlay_path(out: Path, field: Path, *, alone: bool) -> Path:
-    return out if alone else out.with_name(f"{out.stem}-{field.stem}.png")
+def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
+    """Where each field's overlay goes; fields of one name, from several folders, are numbered."""
+    if len(fields) == 1:
+        yield out
+        return
+    met: Counter[str] = Counter()
+    for field in fields:
+        met[field.stem] += 1
+        number = f"-{met[field.stem]}" if met[field.stem] > 1 else ""
+        yield out.with_name(f"{out.stem}-{field.stem}{number}.png")
 
 
 def _save_overlay(image: Image, reading: FieldReading, path: Path) -> Path:

@@ -212,7 +212,7 @@ def check_release(folder: Path) -> Finding:
         return Finding(name, "broken", seen, restore)
     seen = f"answers a phantom in {prediction.seconds:.2f} s"
     if predictor.guard is None:
-        fit = f"leukoscope assess {folder} --dataset_name NAME --train_dir DIR"
+        fit = f"leukoscope recalibrate {folder} --train_dir DIR --output_dir DIR"
         return Finding(name, "advice", f"{seen}; it has no input guard", fit)
     return Finding(name, "good", f"{seen}; its input guard is in place")
 

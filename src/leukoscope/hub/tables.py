@@ -210,16 +210,43 @@ def prior_table(rows: Sequence[Mapping[str, Any]]) -> str:
         + " |"
         for claim in _claims()
     ]
+    intervals = "in brackets 95 % intervals of drawing these anew, where there are enough of each class to draw from"
+    said = [
+        "Shares of cells answered right (accuracy), and on how many unseen subjects",
+        *([intervals] if any(map(_by_subject, rows)) else []),
+    ]
     return "\n".join(
         [
             *head,
             *table,
+            *_without_network(rows),
             "",
-            "Shares of cells answered right (accuracy), and on how many unseen subjects; in brackets 95 % intervals "
-            "of drawing these anew, where there are enough of each class to draw from. The data of system B name no "
-            "patients: blocks of neighbouring images stand for them.",
+            f"{'; '.join(said)}. The shares of ALL cells differ between the two columns, so compare balanced "
+            "accuracies, and each row with the two that need no network. The data of system B name no patients: blocks "
+            "of neighbouring images stand for them.",
         ]
     )
+
+
+def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What always answering the commonest class, and a cell's size alone, reach on the tests of C-NMC."""
+    tested = [
+        [row for row in rows if row["protocol"] == protocol and row["size_only_baseline"]] for protocol in PROTOCOLS
+    ]
+    if not all(tested):
+        return []
+    commonest, size = [], []
+    for measured in tested:
+        # Size fitted on all training cells, where a system was trained on fewer.
+        row = max(measured, key=lambda one: one["training"]["cells"])
+        support = [figures["support"] for figures in row["metrics"]["per_class"].values()]
+        commonest.append(f"{share(max(support) / sum(support))} · balanced {share(1 / len(support))}")
+        alone = row["size_only_baseline"]
+        size.append(f"{share(alone['accuracy'])} · balanced {share(alone['balanced_accuracy'])}")
+    return [
+        f"| – | *C-NMC: always the commonest class* | – | {' | '.join(commonest)} |",
+        f"| – | *C-NMC: cell size alone* | – | {' | '.join(size)} |",
+    ]
 
 
 def prior_notes(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -272,7 +299,7 @@ def _prior_note(claim: Claim, made: Mapping[tuple[str, str], Mapping[str, Any]])
 def _how_it_ran(row: Mapping[str, Any]) -> str:
     training, recipe, data, baseline = row["training"], row["recipe"], row["data"], row["size_only_baseline"]
     named = "By image" if row["protocol"] == RANDOM else "Unseen"
-    size_alone = f" (cell size alone: {share(baseline['accuracy'])})" if baseline else ""
+    size_alone = f" (accuracy of cell size alone: {share(baseline['accuracy'])})" if baseline else ""
     return (
         f"{named}: {data['title']}, {row['split']['detail']}, {count(training['cells'])} training and "
         f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch "

@@ -24,7 +24,7 @@ BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
 # The module each needs, and what installs it.
 _PACKAGES: dict[str, tuple[str, str]] = {
     OPENVINO: ("openvino", "openvino"),
-    ONNX: ("onnxruntime", "'leukoscope[onnx]'"),
+    ONNX: ("onnxruntime", "onnxruntime onnxscript"),
 }
 
 

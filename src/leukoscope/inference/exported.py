@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +75,18 @@ def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
     """Make a graph; of a network that can have none, keep why, so that not every start tries it anew."""
     from leukoscope.inference.export import export_release
 
+    # What has no report is no whole graph.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        export_release(release, backend, folder)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+            export_release(release, backend, Path(aside) / "graph")
+            try:
+                (Path(aside) / "graph").rename(folder)
+            except OSError:
+                # Another process may have made the same graph at the same time, and may be answering with it.
+                if not (folder / REPORT).is_file():
+                    raise
     except NoFeatureMap as reason:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / REPORT, json.dumps({"impossible": str(reason).removeprefix(f"{release.name}: ")}) + "\n")

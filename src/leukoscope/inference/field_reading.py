@@ -103,28 +103,39 @@ class FieldReading:
 
 
 def read_field(
-    predictor: Predictor, image: Image.Image, source: str = "field", *, um_per_pixel: float | None = None
+    predictor: Predictor,
+    image: Image.Image,
+    source: str = "field",
+    *,
+    um_per_pixel: float | None = None,
+    most_cells: int | None = None,
 ) -> FieldReading:
     """Find a field's cells and answer for each.
 
     Args:
         image: RGB, of any size.
         um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        most_cells: how many cells may be answered for; None for any number.
 
     Raises:
-        UnusableField: the picture cannot be read as a stained smear.
+        UnusableField: the picture cannot be read as a stained smear, or shows more cells than that.
         LeukoscopeError: the release answers for whole fields rather than for cut-out cells.
     """
     release = predictor.release
     if takes_cut_outs(release) is False:
         raise LeukoscopeError(
-            f"{release.name}: learnt from pictures with their background, not from cells cut out on black; give it the "
-            "picture as it is: leukoscope predict"
+            f"{release.name}: learnt from pictures with their background, not from cells cut out on black; choose "
+            "a release of cut-out cells for a field, or ask this one about the picture as it is (leukoscope predict)"
         )
     try:
         field = find_cells(image, um_per_pixel=um_per_pixel)
     except UnusableField as error:
         raise UnusableField(f"{source}: {error}") from None
+    if most_cells is not None and len(field.cells) > most_cells:
+        raise UnusableField(
+            f"{source}: shows {len(field.cells)} nucleated cells, more than the {most_cells} answered for at once; "
+            "crop it, check its scale, or use leukoscope field on your own machine"
+        )
     # Where a release has no such threshold, it is never "not sure".
     threshold = Thresholds.from_metrics(release.metrics).abstain_below or 0.0
     answers = _answers(predictor, image, field)

@@ -68,13 +68,16 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
     return match["id"], revision or match["revision"]
 
 
-def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str] = RELEASE_FILES) -> Path:
+def fetch_files(
+    hub_id: str, revision: str | None, patterns: Sequence[str] = RELEASE_FILES, *, anonymous: bool = False
+) -> Path:
     """The folder of a Hub repository's files, downloaded or cached; its name is the commit.
 
     Where the Hub cannot be reached, the copy cached here answers, and a warning says so.
 
     Args:
         patterns: which files are wanted.
+        anonymous: ask as anybody, without this machine's token.
 
     Raises:
         LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
@@ -84,8 +87,8 @@ def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str] = REL
 
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
-        _require_safetensors(wanted, ask_hub(hub_id, revision))
-        folder = _snapshot(hub_id, revision, patterns)
+        _require_safetensors(wanted, ask_hub(hub_id, revision, anonymous=anonymous))
+        folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
     except HubUnreachable as reason:
         folder = _cached(hub_id, revision, patterns, reason)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -94,8 +97,11 @@ def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str] = REL
     return folder
 
 
-def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False) -> ModelInfo:
+def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False, anonymous: bool = False) -> ModelInfo:
     """What the Hub says about a repository, with the sizes of its files if asked, within `HUB_TIMEOUT`.
+
+    Args:
+        anonymous: ask as anybody, without this machine's token.
 
     Raises:
         HubUnreachable: no answer, or an error of its own.
@@ -107,7 +113,9 @@ def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False) ->
     try:
         return _within(
             HUB_TIMEOUT,
-            lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT, files_metadata=sizes),
+            lambda: HfApi(token=_token(anonymous)).model_info(
+                hub_id, revision=revision, timeout=HUB_TIMEOUT, files_metadata=sizes
+            ),
         )
     except HfHubHTTPError as error:
         if error.response.status_code == 429 or error.response.status_code >= 500:
@@ -117,6 +125,11 @@ def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False) ->
         raise HubUnreachable("HF_HUB_OFFLINE is set") from None
     except (HTTPError, OSError) as error:
         raise HubUnreachable(_first_line(error)) from None
+
+
+def _token(anonymous: bool) -> bool | None:
+    """What the Hub client takes for "none", and for "the one of this machine, if any"."""
+    return False if anonymous else None
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
@@ -136,7 +149,14 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
-def _snapshot(hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False) -> Path:
+def _snapshot(
+    hub_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    cached_only: bool = False,
+    anonymous: bool = False,
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
@@ -148,6 +168,7 @@ def _snapshot(hub_id: str, revision: str | None, patterns: Sequence[str], *, cac
                 allow_patterns=list(patterns),
                 etag_timeout=HUB_TIMEOUT,
                 local_files_only=cached_only,
+                token=_token(anonymous),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError):

@@ -144,18 +144,27 @@ class Predictor:
         return cls.from_hub(str(model), revision=revision, backend=backend, device=device)
 
     @classmethod
-    def from_hub(cls, model: str, *, revision: str | None = None, backend: str = "", device: str = "cpu") -> Predictor:
+    def from_hub(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        backend: str = "",
+        device: str = "cpu",
+        anonymous: bool = False,
+    ) -> Predictor:
         """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
 
         Args:
             model: `owner/name` or `owner/name@revision`.
             revision, backend, device: as for `from_pretrained`.
+            anonymous: ask the Hub as anybody, without this machine's token.
 
         Raises:
             LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
         """
         hub_id, revision = parse_hub_id(model, revision)
-        folder = fetch_files(hub_id, revision)
+        folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
             release = read_release(folder, name=hub_id, revision=folder.name)
             return cls(release, backend=backend, device=device)
@@ -308,7 +317,4 @@ def _open(image: Picture, source: str) -> Image.Image:
         return from_array(image, source)
     if not isinstance(image, Image.Image):
         raise UnreadableImage(f"{source}: is a {type(image).__name__}; give a path, a PIL image or a uint8 array")
-    try:
-        return to_rgb(image, source)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"{source}: the image is damaged or cut short ({error}); export it again") from None
+    return to_rgb(image, source)

@@ -140,13 +140,20 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            if "image" in schema.names and not pa.types.is_string(schema.field("image").type):
+            if "image" in schema.names and _holds_pictures(schema.field("image").type):
                 return _embedded(path, file.metadata.num_rows, schema, subject_pattern)
             columns = _Columns.among(path, schema.names, subject_pattern)
             batches = file.iter_batches(columns=columns.wanted)
             return _files(path.parent, columns.rows(batches), subject_pattern, has_subjects=bool(columns.subject))
     except pa.ArrowInvalid as error:
         raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({error}); copy it again") from None
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column holds files rather than their paths, whatever type of text a writer chose for these."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -20,8 +21,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 400, 200 * 2**20, 64 * 2**20
-MAX_TABLE = 2**20
-MOST_LABELS, LONGEST_LABEL = 20, 60
+MAX_TABLES, MAX_TABLE, MAX_ROWS = 4, 2**20, 20_000
+LONGEST_NAME = 255
+MOST_LABELS, MOST_STRANGERS, LONGEST_LABEL = 20, 20, 60
 LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
 _HOW_A_CSV_LOOKS = "give a header with the column file, and label or subject beside it"
 
@@ -83,6 +85,9 @@ def open_batch(paths: Sequence[str]) -> Batch:
     Raises:
         LeukoscopeError: too many files or bytes, a zip with path tricks, or a CSV that cannot be read.
     """
+    for path in paths:
+        if not Path(path).is_file():
+            raise LeukoscopeError(f"{file_name(path)}: is no longer here; send it again")
     if (size := sum(Path(path).stat().st_size for path in paths)) > MAX_UNPACKED:
         raise LeukoscopeError(
             f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
@@ -96,6 +101,8 @@ def open_batch(paths: Sequence[str]) -> Batch:
         batch.files += [one for one in found if not one.name.casefold().endswith(".csv")]
     if len(batch.files) > MAX_FILES:
         raise LeukoscopeError(f"{len(batch.files)} files were given; at most {MAX_FILES} fit in one batch: split it")
+    if len(tables) > MAX_TABLES:
+        raise LeukoscopeError(f"{len(tables)} CSVs were given; at most {MAX_TABLES} belong to one batch: join them")
     _drop_repeated(batch)
     for table in tables:
         _read_table(table, batch)
@@ -138,6 +145,11 @@ def _require_tame(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
             f"{name}: would unpack to {size // 2**20} MB, more than {MAX_UNPACKED // 2**20} MB; split it"
         )
     for entry in entries:
+        if len(entry.filename) > LONGEST_NAME:
+            raise LeukoscopeError(
+                f"{name}: holds {entry.filename[:LONGEST_LABEL]}…, a name of {len(entry.filename)} letters; at most "
+                f"{LONGEST_NAME} are read: rename it"
+            )
         parts = PurePosixPath(entry.filename).parts
         if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename or ":" in entry.filename:
             raise LeukoscopeError(f"{name}: holds the path {entry.filename!r}, which leads out of it; pack it again")
@@ -176,9 +188,13 @@ def _read_table(table: Given, batch: Batch) -> None:
         raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row a picture")
     rows = _rows(io.StringIO(content.decode("utf-8-sig", "replace")), table.name)
     known = {file.name for file in batch.files} | {file_name(file.name) for file in batch.files}
+    strangers = [row["file"] for row in rows if row["file"] not in known]
+    named = [f"{table.name}: names {file[:LONGEST_NAME]!r}, which was not given" for file in strangers[:MOST_STRANGERS]]
+    if (more := len(strangers) - MOST_STRANGERS) > 0:
+        named.append(f"{table.name}: names {more} more files that were not given")
+    batch.refused += named
     for row in rows:
         if row["file"] not in known:
-            batch.refused.append(f"{table.name}: names {row['file']!r}, which was not given")
             continue
         for column, found in (("label", batch.labels), ("subject", batch.subjects)):
             if row.get(column):
@@ -191,10 +207,12 @@ def _rows(text: IO[str], name: str) -> list[dict[str, str]]:
     try:
         rows = [
             {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
-            for row in csv.DictReader(text)
+            for row in islice(csv.DictReader(text), MAX_ROWS + 1)
         ]
     except csv.Error as error:
         raise LeukoscopeError(f"{name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
+    if len(rows) > MAX_ROWS:
+        raise LeukoscopeError(f"{name}: holds more than {MAX_ROWS:,} rows; give one row a picture")
     if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
         raise LeukoscopeError(f"{name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
     return rows

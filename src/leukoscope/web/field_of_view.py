@@ -55,7 +55,7 @@ def read(
     # Loaded before it is asked: an error is told here, not in the process that has the GPU.
     shelf.predictor(choice)
     reading = shelf.read_field(str(choice), image, caption, um_per_pixel or None)
-    # An embedded release calls itself by its folder, which is nobody's business.
+    # As it was chosen, a revision included.
     return FieldLook(image, replace(reading, model=str(choice)))
 
 

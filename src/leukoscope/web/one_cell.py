@@ -250,7 +250,7 @@ def _wire_real_cells(shelf: Shelf, model: gr.Dropdown, row: RealRow, view: View)
             info = source_of(shelf, choice)
             pictures = [(in_a_file_of_its_own(cell.image), cell.label) for cell in cells.of(info)]
         except LeukoscopeError as error:
-            return {row.gallery: gr.Gallery(visible=False), row.note: f"This did not work: {error}"}
+            return {row.gallery: gr.Gallery(visible=False), row.note: panels.message("This did not work", str(error))}
         return {row.shown: info.name, row.gallery: gr.Gallery(pictures, visible=True), row.note: attribution(info)}
 
     def on_pick(

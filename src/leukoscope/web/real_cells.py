@@ -44,8 +44,7 @@ def source_of(shelf: Shelf, choice: str | None) -> DatasetInfo:
     info = DATASETS.get(trained_on.get("name", ""))
     if info is None or info.hub_id is None:
         raise LeukoscopeError(
-            f"{choice} was trained on {trained_on.get('title') or 'data it does not name'}, of which no copy on the "
-            "Hub is known; upload a cell of your own"
+            f"{choice} was trained on data of which no copy on the Hub is known; upload a cell of your own"
         )
     return info
 

@@ -6,6 +6,7 @@ whatever cannot be loaded comes back as one `LeukoscopeError` that the page can 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ ANSWERS_AT_ONCE, LOADED_AT_ONCE = 2, 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
 MAX_DOWNLOAD = 400 * 2**20
+MOST_CELLS = 500  # of one field: half a minute of a small machine
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 HOW_TO_GET_ONE = (
@@ -118,7 +120,8 @@ class Shelf:
         """What the model of that name reads in a field of view; see `inference.field_reading.read_field`."""
         from leukoscope.inference.field_reading import read_field
 
-        return read_field(self.predictor(choice), image, source, um_per_pixel=um_per_pixel)
+        predictor = self.predictor(choice)
+        return read_field(predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS)
 
     def _loader(self, name: str) -> Callable[[], Predictor]:
         """How to load the model of that name: a visitor may name Hub repositories, but no folder of this machine."""
@@ -128,7 +131,7 @@ class Shelf:
         from leukoscope.inference.predictor import Predictor
 
         if name in self.releases:
-            return partial(Predictor.from_pretrained, self.releases[name], device=best_device())
+            return partial(_embedded, name, self.releases[name])
         try:
             hub_id, revision = parse_hub_id(name)
         except LeukoscopeError:
@@ -163,6 +166,21 @@ def weights_bytes(predictor: Predictor) -> int:
         return 4 * sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
+def _embedded(name: str, folder: Path) -> Predictor:
+    """Load a release that lies beside the app; neither it nor what it refuses names a folder of this machine.
+
+    Raises:
+        LeukoscopeError: as `Predictor`.
+    """
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.models.release_files import read_release
+
+    try:
+        return Predictor(read_release(folder, name=name), device=best_device())
+    except LeukoscopeError as error:
+        raise LeukoscopeError(str(error).replace(str(folder), name)) from None
+
+
 def _from_hub(name: str, hub_id: str, revision: str | None) -> Predictor:
     """Load a Hub model that a visitor named, unless it is too large to be fetched for one.
 
@@ -171,23 +189,25 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Predictor:
     """
     from leukoscope.inference.predictor import Predictor
 
-    size = _download_bytes(hub_id, revision)
+    # A Space's token opens what its owner offers, and to visitors nothing else.
+    anonymous = "SPACE_ID" in os.environ
+    size = _download_bytes(hub_id, revision, anonymous)
     if size > MAX_DOWNLOAD:
         raise LeukoscopeError(
             f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB fetched for a visitor; run "
             "Leukoscope on your own machine for it, or name a smaller model"
         )
-    return Predictor.from_hub(name, device=best_device())
+    return Predictor.from_hub(name, device=best_device(), anonymous=anonymous)
 
 
-def _download_bytes(hub_id: str, revision: str | None) -> int:
+def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
     """Size of the files that would be fetched; 0 where the Hub does not say, which loading then tells in its words."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from leukoscope.inference.hub_files import RELEASE_FILES, HubUnreachable, ask_hub
 
     try:
-        about = ask_hub(hub_id, revision, sizes=True)
+        about = ask_hub(hub_id, revision, sizes=True, anonymous=anonymous)
     except (HubUnreachable, HfHubHTTPError):
         return 0
     return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
