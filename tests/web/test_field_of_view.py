@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.images import UnreadableImage
 from leukoscope.inference.field_reading import FieldReading
 from leukoscope.web.demo import build_demo
-from leukoscope.web.field_of_view import EXAMPLE_PITCH, FieldLook, example, read
+from leukoscope.web.field_of_view import EXAMPLE_PITCH, EXAMPLES, FieldLook, example, read
 from leukoscope.web.field_panels import boxes, counts, save_reading
 from leukoscope.web.look import look_at
 from leukoscope.web.shelf import Shelf
@@ -44,6 +46,16 @@ def test_every_cell_is_a_button_that_says_what_it_is(look: FieldLook, reading: F
         assert f'aria-label="Cell {number + 1}: {cell.verdict}, ' in page
     assert f'<p class="lk-verdict" role="status">{reading.summary}</p>' in counts(reading)
     assert RESEARCH_NOTICE in counts(reading)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet-b3"])
+def test_a_release_knows_the_cells_of_the_synthetic_fields(name: str) -> None:
+    folder = RELEASE.with_name(f"leukoscope-{name}-cnmc")
+    for number, (_, classes) in enumerate(EXAMPLES):
+        seen = read(Shelf({name: folder}), partial(example, number), name, EXAMPLE_PITCH).reading
+        assert all(cell.prediction and cell.prediction.recognised for cell in seen.cells)
+        assert Counter(cell.prediction.label for cell in seen.cells if cell.prediction) == Counter(classes)
 
 
 def test_what_a_stranger_called_a_file_is_escaped(look: FieldLook) -> None:

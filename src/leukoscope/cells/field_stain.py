@@ -19,6 +19,8 @@ THRESHOLD_RANGE = (0.24, 0.50)
 SMALLEST_NUCLEAR_SHARE = 1e-6
 THUMBNAIL = 512
 DARKEST_PLASMA = 110
+# An inverted plasma lies at 20 to 40; a nucleus that fills the picture, in the darkest stain, above 50.
+DARKEST_MIDDLE = 45
 # Yellow lamps reach 1.5 between red and blue.
 LARGEST_TINT = 1.8
 STAINED = 0.12  # optical density
@@ -61,7 +63,7 @@ def measure_stain(image: Image.Image) -> Stain:
     """Read plasma and threshold off the whole field, reduced to 512 pixels a side at most."""
     pixels = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
     plasma = _plasma(pixels)
-    stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(plasma))
+    stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(pixels, plasma))
     if stain.problem:
         return stain
     density = stain.density(pixels)
@@ -84,7 +86,7 @@ def looks_like_smear(image: Image.Image) -> bool:
     small.thumbnail((256, 256))
     pixels = np.asarray(small)
     black = float((pixels.max(axis=-1) <= BACKGROUND_LEVEL).mean())
-    return black < 0.05 and not _background_problem(_plasma(pixels))
+    return black < 0.05 and not _background_problem(pixels, _plasma(pixels))
 
 
 def _plasma(pixels: NDArray[np.uint8]) -> Floats:
@@ -94,13 +96,18 @@ def _plasma(pixels: NDArray[np.uint8]) -> Floats:
     return pixels[(brightness >= low) & (brightness <= high)].mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _background_problem(plasma: Floats) -> str:
+def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
     tint = float(plasma.max() / max(float(plasma.min()), 1))
-    if plasma.mean() >= DARKEST_PLASMA and tint <= LARGEST_TINT:
+    middle = float(np.median(pixels.mean(axis=-1)))
+    if middle < DARKEST_MIDDLE:
+        said = f"most of it is dark ({middle:.0f} of 255)"
+    elif plasma.mean() < DARKEST_PLASMA or tint > LARGEST_TINT:
+        colour = ", ".join(f"{level:.0f}" for level in plasma)
+        said = f"the brightest parts are ({colour}) in RGB"
+    else:
         return ""
-    colour = ", ".join(f"{level:.0f}" for level in plasma)
     return (
-        f"the brightest parts are ({colour}) in RGB, but the plasma of a smear is pale: an inverted picture must be "
+        f"{said}, but the plasma of a smear is pale: an inverted picture must be "
         "inverted back, and a cell cut out on black goes to `leukoscope predict`"
     )
 

@@ -19,11 +19,9 @@ from leukoscope.cells.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
 from leukoscope.cells.images import BACKGROUND_LEVEL
 from leukoscope.cells.phantoms import (
     FRINGE_RGB,
-    FRINGE_WIDTH,
     MIN_SIZE,
     PLASMA_RGB,
     RED_CELL_RGB,
-    SMEAR_STRENGTH,
     draw_cell,
 )
 
@@ -32,7 +30,9 @@ Floats = NDArray[np.floating]
 RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
 PLATELET_RADIUS = 1.2
 PLATELET_RGB = np.array([150, 110, 180], np.float32)
-CYTOPLASM_WIDTH = FRINGE_WIDTH * CUT_OUT_PITCH
+CYTOPLASM_WIDTH = 0.18  # µm, beyond what a cell is drawn with
+# Between a slide's and that of C-NMC's cells, so that the released models know most cells of a synthetic field.
+STRENGTH = 0.8
 TRIES = 400
 
 
@@ -176,7 +176,7 @@ def _lay_cell(
     patch = canvas[rows, columns]
     patch += fringe * (FRINGE_RGB - patch)
     # The cut-out's outermost pixels fade to black, which on a slide they do not.
-    pale = 255 * (np.maximum(shown, 1) / 255) ** np.float32(SMEAR_STRENGTH)
+    pale = 255 * (np.maximum(shown, 1) / 255) ** np.float32(STRENGTH)
     solid = np.clip(ndimage.distance_transform_edt(mask) - 0.5, 0, 1)[..., None]
     patch += solid * (pale - patch)
     labels[rows, columns][mask] = number

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 START_HINT = "Drop a photograph of a stained smear, or take a synthetic one: its white cells are found and judged here."
 # Seed and classes; drawn at a scale that the fields of a 40× objective have.
-EXAMPLES = ((3, ("ALL", "HEM", "ALL", "HEM", "ALL")), (1, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+EXAMPLES = ((4, ("ALL", "HEM", "ALL", "HEM", "ALL")), (1, ("ALL", "HEM", "ALL", "HEM", "ALL")))
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 
 
