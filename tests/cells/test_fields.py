@@ -124,6 +124,15 @@ def test_an_inverted_field_and_a_cut_out_cell_are_refused():
             find_cells(picture)
 
 
+def test_a_photograph_through_an_eyepiece_is_read_and_one_mostly_dark_is_not():
+    _, image = drawn()
+    photograph = Image.new("RGB", (2 * image.width, 2 * image.height))
+    photograph.paste(image, (image.width // 2, image.height // 2))
+    assert len(find_cells(photograph, um_per_pixel=0.2).cells) == len(find_cells(image, um_per_pixel=0.2).cells)
+    with pytest.raises(UnusableField, match=r"most of it is dark \(\d+ of 255\), but the plasma of a smear is pale"):
+        find_cells(ImageOps.invert(image))
+
+
 def test_an_impossible_scale_is_refused():
     with pytest.raises(UnusableField, match="scale 72 µm a pixel: .* check the unit"):
         find_cells(Image.new("RGB", (100, 100), "white"), um_per_pixel=72)

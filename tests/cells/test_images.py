@@ -294,11 +294,13 @@ def test_text_inside_a_png_does_not_disturb(tmp_path: Path, picture: Image.Image
 
 @pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "tiff", "webp"])
 def test_a_picture_keeps_nothing_of_its_file(picture: Image.Image, suffix: str) -> None:
-    file = BytesIO()
-    picture.save(file, {"jpg": "JPEG"}.get(suffix, suffix))
+    file, about = BytesIO(), PngImagePlugin.PngInfo()
+    about.add_text("Patient", "Ann")
+    extra = {"png": {"pnginfo": about}, "jpg": {"comment": b"Ann", "icc_profile": b"x" * 999}}
+    picture.save(file, {"jpg": "JPEG"}.get(suffix, suffix), **extra.get(suffix, {}))
     opened = open_bytes(file.getvalue(), "cell")
-    held = {name: value for name, value in vars(opened).items() if name in ("fp", "_fp", "_decoder") and value}
-    assert not held
+    assert opened.info == {}
+    assert not [name for name in ("fp", "_fp", "_decoder", "app", "applist", "icclist") if getattr(opened, name, None)]
 
 
 def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:

@@ -55,7 +55,8 @@ def test_json_carries_subjects_and_flags(folder: Path) -> None:
     said = json.loads(result.stdout)
     assert said["subjects"] == {"ALL": {"P0": 1, "P1": 1}, "HEM": {"P0": 1, "P1": 1}}
     assert said["partitions"] == {"": {"ALL": 2, "HEM": 2}}
-    assert said["flags"][-2:] == ["--subject_pattern", r"(?P<subject>P\d)_"]
+    flags = ["--subject_pattern", r"(?P<subject>P\d)_", "--split", "subject-cv", "--num_folds", "2", "--no_validation"]
+    assert said["flags"][-7:] == flags
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ PRIOR: dict[str, Any] = {
     "protocol": "unseen",
     "claim": {"recipe": "prior_b_densenet201"},
     "recipe": {"image_size": 160},
-    "data": {"title": "B-ALL", "unit": "block"},
+    "data": {"name": "ball4", "title": "B-ALL", "unit": "block"},
     "split": {"detail": "about 70/15/15 by block"},
     "training": {
         "cells": 2300,
@@ -82,7 +82,7 @@ def test_leakage_table_shows_what_seeds_agree_on() -> None:
     table = leakage_table([COMPARISON])
     assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
     assert "| C-NMC 2019 | densenet121" in table
-    blocks = leakage_table([COMPARISON | {"data": {"title": "B-ALL", "unit": "block"}}])
+    blocks = leakage_table([COMPARISON | {"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}}])
     assert "| B-ALL — blocks for patients | densenet121" in blocks
     assert "AUROC" not in table, "a figure that was not measured has no row"
     assert leakage_table([]) == "Not measured yet."
@@ -92,7 +92,7 @@ def test_shortcuts_stand_beside_chance() -> None:
     figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949}
     split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
     shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
-    table = shortcuts_table([{"data": {"title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
+    table = shortcuts_table([{"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
     row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
     assert row in table.splitlines()
 
@@ -128,13 +128,15 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
         "claim": {"recipe": "prior_d_resnet"},
         "metrics": PRIOR["metrics"] | {"per_class": {"ALL": {"support": 75}, "HEM": {"support": 25}}},
         "size_only_baseline": {"accuracy": 0.8, "balanced_accuracy": 0.7},
+        "data": PRIOR["data"] | {"name": "cnmc2019"},
     }
     fewer = row | {"training": row["training"] | {"cells": 1}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
     both = [one | {"protocol": protocol} for one in (fewer, row) for protocol in ("random", "unseen")]
     lines = prior_table(both).splitlines()
     assert "| – | *C-NMC: always the commonest class* | – | 0.750 · balanced 0.500 | 0.750 · balanced 0.500 |" in lines
     assert "| – | *C-NMC: cell size alone* | – | 0.800 · balanced 0.700 | 0.800 · balanced 0.700 |" in lines
-    assert "cell size alone*" not in prior_table(both[:1])
+    for others in (both[:1], [one | {"data": PRIOR["data"] | {"name": "imagefolder"}} for one in both]):
+        assert "need" not in prior_table(others) and "cell size alone*" not in prior_table(others)
 
 
 def test_every_prior_system_has_a_row_before_anything_is_run() -> None:

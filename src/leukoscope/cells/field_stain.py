@@ -98,7 +98,10 @@ def _plasma(pixels: NDArray[np.uint8]) -> Floats:
 
 def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
     tint = float(plasma.max() / max(float(plasma.min()), 1))
-    middle = float(np.median(pixels.mean(axis=-1)))
+    brightness = pixels.mean(axis=-1)
+    # Round what an eyepiece shows, a photograph is black.
+    lit = brightness[brightness > BACKGROUND_LEVEL]
+    middle = float(np.median(lit)) if lit.size else 0.0
     if middle < DARKEST_MIDDLE:
         said = f"most of it is dark ({middle:.0f} of 255)"
     elif plasma.mean() < DARKEST_PLASMA or tint > LARGEST_TINT:

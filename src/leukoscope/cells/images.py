@@ -39,8 +39,8 @@ BACKGROUND_LEVEL = 8
 # Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
 # JPEG covers MPO; GIF is here for its films, which are refused in words that help.
 _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
-# Of these Pillow keeps nothing with a picture but its pixels; of others the whole file, and a WebP's canvases as well.
-_KEPT_BARE = ("BMP", "JPEG")
+# Of this one Pillow keeps nothing with a picture but its pixels; of others parts of the file, or a decoder's canvases.
+_KEPT_BARE = "BMP"
 # A caller who turns warnings into errors gets the same words.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
@@ -155,7 +155,11 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
 def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _identified(source, name, max_pixels) as image:
         picture = to_rgb(image, name)
-        return picture.copy() if picture is image and image.format not in _KEPT_BARE else picture
+        if picture is image and image.format != _KEPT_BARE:
+            picture = image.copy()
+        # Megabytes of text may be in it, and where and when a picture was taken.
+        picture.info = {}
+        return picture
 
 
 @contextmanager

@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.loading import load_cells
 from leukoscope.cells.registry import DATASETS, DatasetInfo
 from leukoscope.cells.splits import SUBJECT_FOLDS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
@@ -26,18 +30,20 @@ class FolderReport:
         info: the data set recognised, with the labels found.
         partitions: publisher's partition ("" where there is none) → label → number of cells.
         subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
+        training_subjects: label → how many of them have cells outside the publisher's own test.
         problems: one line each, what is missing, odd or left out.
     """
 
     info: DatasetInfo
     partitions: Mapping[str, Mapping[str, int]]
     subjects: Mapping[str, Mapping[str, int]]
+    training_subjects: Mapping[str, int]
     problems: tuple[str, ...]
 
     @property
     def split_flags(self) -> list[str]:
         """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
-        fewest = min(map(len, self.subjects.values()))
+        fewest = min(self.training_subjects.values())
         if fewest >= SUBJECT_FOLDS:
             return []
         if fewest > 1:
@@ -60,12 +66,14 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_cs
     data = load_cells(info.name, root, subject_pattern=subject_pattern, subject_csv=subject_csv)
     partitions: dict[str, Counter[str]] = {}
     subjects: dict[str, Counter[str]] = {label: Counter() for label in data.info.labels}
-    for fold, label, subject in _rows(data):
+    for fold, label, subject in (row for cells in data.cells.values() for row in _rows(data.info, cells)):
         partitions.setdefault(fold, Counter())[label] += 1
         if subject:
             subjects[label][subject] += 1
-    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *_subject_problems(data.info, subjects))
-    return FolderReport(data.info, partitions, subjects, problems)
+    met = {(label, subject) for _, label, subject in _rows(data.info, data.train) if subject}
+    training = {label: sum(one == label for one, _ in met) for label in data.info.labels}
+    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *_subject_problems(data.info, training))
+    return FolderReport(data.info, partitions, subjects, training, problems)
 
 
 def recognise(root: Path) -> DatasetInfo:
@@ -89,19 +97,22 @@ def recognise(root: Path) -> DatasetInfo:
     raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
 
 
-def _rows(data: LoadedCells) -> Iterator[tuple[str, str, str]]:
-    """(partition, label, subject) of every cell, the publisher's own test among them."""
-    for cells in data.cells.values():
-        labels = (data.info.labels[index] for index in cells["label"][:])
-        yield from zip(cells["fold"][:], labels, cells["subject"][:], strict=True)
+def _rows(info: DatasetInfo, cells: Dataset) -> Iterator[tuple[str, str, str]]:
+    """(partition, label, subject) of every cell."""
+    labels = (info.labels[index] for index in cells["label"][:])
+    yield from zip(cells["fold"][:], labels, cells["subject"][:], strict=True)
 
 
-def _subject_problems(info: DatasetInfo, subjects: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
     if not any(subjects.values()):
         split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
         fix = "give --subject_pattern or --subject_csv" if info.name == "imagefolder" else split
         yield f"whose cells these are is not known: no figure on them holds for a new person; {fix}"
         return
-    for label, cells in subjects.items():
-        if len(cells) < SUBJECT_FOLDS:
-            yield f"{label}: {len(cells)} subject(s), fewer than the {SUBJECT_FOLDS} that --split subject deals out"
+    for label, known in subjects.items():
+        if known < SUBJECT_FOLDS:
+            few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
+            if min(subjects.values()) < 2:
+                yield f"{few}: no figure on so few holds for a new person; gather cells of more people"
+            else:
+                yield f"{few}; cross-validate as the last line shows, or gather cells of more people"

@@ -66,7 +66,7 @@ def _as_dict(report: FolderReport, flags: list[str]) -> dict[str, Any]:
         "partitions": {name: dict(labels) for name, labels in report.partitions.items()},
         "subjects": {label: dict(cells) for label, cells in report.subjects.items()},
         "problems": list(report.problems),
-        "flags": flags,
+        "flags": [*flags, *report.split_flags],
     }
 
 

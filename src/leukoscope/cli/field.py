@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,9 +46,7 @@ def field(
         overlay = next(overlays, None)
         try:
             image = open_field(path)
-            # A file may be named in bytes that are no UTF-8.
-            source = os.fsencode(path).decode(errors="replace")
-            readings.append(read_field(predictor, image, source, um_per_pixel=um_per_pixel))
+            readings.append(read_field(predictor, image, str(path), um_per_pixel=um_per_pixel))
             if overlay is not None:
                 typer.echo(f"overlay: {_save_overlay(image, readings[-1], overlay)}", err=True)
         except LeukoscopeError as error:
@@ -67,11 +65,17 @@ def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
     if len(fields) == 1:
         yield out
         return
-    met: Counter[str] = Counter()
+    given: set[str] = set()
     for field in fields:
-        met[field.stem] += 1
-        number = f"-{met[field.stem]}" if met[field.stem] > 1 else ""
-        yield out.with_name(f"{out.stem}-{field.stem}{number}.png")
+        names = (f"{out.stem}-{field.stem}{number}.png" for number in chain([""], (f"-{n}" for n in count(2))))
+        name = next(name for name in names if name.casefold() not in given)
+        given.add(name.casefold())
+        yield out.with_name(name)
+
+
+def _shown(source: str) -> str:
+    """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
+    return os.fsencode(source).decode(errors="replace")
 
 
 def _save_overlay(image: Image, reading: FieldReading, path: Path) -> Path:
@@ -80,7 +84,7 @@ def _save_overlay(image: Image, reading: FieldReading, path: Path) -> Path:
     from leukoscope.inference.field_overlay import draw_reading
 
     about = PngInfo()
-    about.add_itxt("Title", f"{reading.source} read by {reading.model}: {reading.summary}")
+    about.add_itxt("Title", f"{_shown(reading.source)} read by {reading.model}: {reading.summary}")
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -107,9 +111,9 @@ def _print_table(readings: Sequence[FieldReading]) -> None:
         scale = reading.field.scale
         size = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
         counts = [str(count) for count in reading.counts.values()]
-        table.add_row(Text(reading.source), str(len(reading.cells)), *counts, size)
+        table.add_row(Text(_shown(reading.source)), str(len(reading.cells)), *counts, size)
     console = Console(highlight=False)
     console.print(table)
     for reading in readings:
-        console.print(Text(f"{reading.source}: {' '.join((reading.summary, *reading.field.notes))}"))
+        console.print(Text(f"{_shown(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}"))
     console.print(Text(RESEARCH_NOTICE))

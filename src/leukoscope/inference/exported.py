@@ -75,18 +75,19 @@ def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
     """Make a graph; of a network that can have none, keep why, so that not every start tries it anew."""
     from leukoscope.inference.export import export_release
 
-    # What has no report is no whole graph.
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
             export_release(release, backend, Path(aside) / "graph")
+            made = Path(aside) / "graph"
             try:
-                (Path(aside) / "graph").rename(folder)
+                made.rename(folder)
             except OSError:
-                # Another process may have made the same graph at the same time, and may be answering with it.
+                # Another process may have made the same graph meanwhile, and be answering with it; what has no report
+                # is no whole graph.
                 if not (folder / REPORT).is_file():
-                    raise
+                    shutil.rmtree(folder)
+                    made.rename(folder)
     except NoFeatureMap as reason:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / REPORT, json.dumps({"impossible": str(reason).removeprefix(f"{release.name}: ")}) + "\n")

@@ -92,7 +92,7 @@ def fetch_files(
     except HubUnreachable as reason:
         folder = _cached(hub_id, revision, patterns, reason)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id)}") from None
+        raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
     _require_intact(folder, wanted)
     return folder
 
@@ -232,9 +232,11 @@ def _checksum(blob: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _refusal(error: Exception, hub_id: str) -> str:
+def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if anonymous and isinstance(error, RepositoryNotFoundError):  # a gated one is of this kind, too
+        return "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
     if isinstance(error, GatedRepoError):
         return f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):

@@ -153,7 +153,8 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     """Whether a column holds files rather than their paths, whatever type of text a writer chose for these."""
     import pyarrow as pa
 
-    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return value not in (pa.string(), pa.large_string(), pa.string_view())
 
 
 @dataclass(frozen=True)
