@@ -24,6 +24,7 @@ PUBLIC = {
     "leukoscope.cells.inspection": ("inspect_folder", "FolderReport"),
     "leukoscope.cells.splits": ("make_split", "Split", "load_split"),
     "leukoscope.cells.phantoms": ("draw_cell", "phantom_cells", "PhantomCell"),
+    "leukoscope.cells.phantom_smears": ("draw_smear",),
     "leukoscope.models.recipes": ("get_recipe",),
     "leukoscope.models.release": ("load_release", "Release"),
     "leukoscope.inference.heatmaps": ("HeatMap", "overlay"),

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RELEASE = "leukoscope-densenet121-cnmc"
+RELEASES = ("leukoscope-densenet121-cnmc", "leukoscope-densenet201-ball4")  # the first is what a visitor meets
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
 WAIT = 120_000  # milliseconds; two answers of a busy machine
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo on a free loopback port with a true release."""
+    """The demo on a free loopback port with true releases."""
     folder = tmp_path_factory.mktemp("demo")
-    shutil.copytree(ROOT / "model_card" / RELEASE, folder / "releases" / RELEASE)
+    for name in RELEASES:
+        shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,9 +91,9 @@ class Visit:
         if not url.startswith((address, "data:", "blob:")):
             self.elsewhere.append(url)
 
-    def pick_example(self, number: int = 0) -> None:
-        """Click a synthetic cell and wait for its answer."""
-        self.page.locator("#examples button").nth(number).click()
+    def pick_example(self, number: int = 0, gallery: str = "examples") -> None:
+        """Click a synthetic picture and wait for its answer."""
+        self.page.locator(f"#{gallery} button").nth(number).click()
         self.page.locator("#answer .lk-bars").wait_for()
         self.page.locator("#pictures img").nth(1).wait_for()
 

@@ -76,6 +76,19 @@ def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., An
     assert "95 %-specificity" in visit.page.locator("#answer").inner_text().replace("\u00a0", " ")
 
 
+def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    assert not visit.page.locator("#smear-examples").is_visible()
+    visit.page.get_by_label("Model", exact=True).click()
+    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.locator("#smear-examples button").nth(3).wait_for()
+    assert not visit.page.locator("#examples").is_visible()
+    visit.pick_example(3, "smear-examples")
+    assert visit.page.locator("#pictures figcaption").first.inner_text() == "Synthetic smear, Pro"
+    assert "Pro" in visit.page.locator("#answer .lk-verdict").inner_text()
+    assert "does not look like" not in visit.page.locator("#answer").inner_text()
+
+
 def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()

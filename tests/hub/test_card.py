@@ -189,10 +189,13 @@ def test_a_rebuilt_system_is_described_and_set_apart_from_its_authors_model(
     assert "it is not its author's model" in card
 
 
-def test_phantoms_of_no_class_have_no_right_answer(four_classes: Path) -> None:
+def test_phantoms_have_a_right_answer_only_where_they_are_drawn_as_its_classes(four_classes: Path) -> None:
     assert "How its answers look" not in render_card(four_classes)
     (four_classes / "figures").mkdir()
     (four_classes / "figures" / "samples.png").touch()
+    assert "the class it was drawn as" in render_card(four_classes)
+    other = (four_classes / "metrics.json").read_text().replace('"Benign"', '"Reactive"')
+    (four_classes / "metrics.json").write_text(other)
     assert "no answer here is right or wrong" in render_card(four_classes)
 
 

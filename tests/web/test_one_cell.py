@@ -67,6 +67,33 @@ def test_examples_are_three_of_each_label_and_never_the_same() -> None:
     assert len({image.tobytes() for image, _ in drawn}) == 6
 
 
+def test_examples_of_smears_are_one_of_each_label() -> None:
+    from leukoscope.web import look
+
+    drawn = [look.smear_example(number) for number in range(len(look.SMEAR_EXAMPLES))]
+    assert [caption.split(", ")[1] for _, caption in drawn] == ["Benign", "Early", "Pre", "Pro"]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("cnmc", "examples"), ("ball4", "smear-examples")])
+def test_the_page_opens_with_examples_that_its_first_model_knows(name: str, shown: str) -> None:
+    from leukoscope.web.demo import build_demo
+
+    (folder,) = sorted(EMBEDDED.glob(f"leukoscope-densenet*-{name}"))
+    blocks = build_demo(Shelf({name: folder})).blocks.values()
+    visible = {block.elem_id: block.visible for block in blocks if block.elem_id in ("examples", "smear-examples")}
+    assert visible == {"examples": shown == "examples", "smear-examples": shown == "smear-examples"}
+
+
+@pytest.mark.slow
+def test_every_smear_offered_is_known_to_the_release() -> None:
+    from leukoscope.web import look
+
+    offered = [look.smear_example(number)[0] for number in range(len(look.SMEAR_EXAMPLES))]
+    said = Predictor.from_pretrained(EMBEDDED / "leukoscope-densenet201-ball4")(offered)
+    assert [one.label for one in said] == [label for label, _ in look.SMEAR_EXAMPLES]
+    assert all(one.recognised for one in said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet-b3"])
 def test_a_release_knows_the_synthetic_cells(name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.files import write_whole
+from leukoscope.cells.phantom_smears import knows_smears
 from leukoscope.cells.phantoms import PHANTOM_LABELS
 from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
@@ -52,7 +53,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
             figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
             tested=tested,
             classes=tested and class_report(tested["metrics"]),
-            phantom_labels=[label for label in PHANTOM_LABELS if label in metrics["labels"]],
+            drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
             own_code=needs_code(config),
             joined_since=joined_since(metrics),
             hub_dataset=_hub_dataset(metrics["data"]["name"]),

@@ -12,15 +12,18 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.files import write_whole
+from leukoscope.cells.phantom_smears import SMEAR_LABELS, draw_smear, knows_smears
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.cells.registry import entry_or_folders
 from leukoscope.evaluation.figures import (
@@ -35,7 +38,7 @@ from leukoscope.evaluation.figures import (
 from leukoscope.evaluation.heatmap_checks import even_sample
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.release_files import FIGURES, read_metrics, write_json
+from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,24 +197,28 @@ def tested_samples(answers: CellPredictions, cells: FramedCells) -> Figure:
 def phantom_samples(predictor: Predictor) -> Figure:
     """Phantoms with a release's answers: what may be passed on, since no patient's cell is in it.
 
-    Phantoms are drawn as ALL and HEM; where the release knows neither, its answers stand there neither right nor wrong.
+    Phantoms are drawn as ALL and HEM or, for a release of the four-class B-ALL set, as smears of its classes; where the
+    release knows none of them, its answers stand there neither right nor wrong.
     """
-    data = entry_or_folders(predictor.release.metrics.get("data", {}).get("name"))
-    side = 2 * predictor.release.preprocessing.image_size
-    phantoms = [
-        draw_cell(PHANTOM_LABELS[i % len(PHANTOM_LABELS)], subject=i, size=side, background=data.background)
-        for i in range(SAMPLES)
-    ]
+    phantoms = list(_drawn_for(predictor.release))
+    answers = predictor([image for _, image in phantoms])
     shown = [
-        AnsweredCell(
-            phantom.image,
-            answer.label,
-            answer.probabilities[answer.label],
-            phantom.label if phantom.label in predictor.labels else "",
-        )
-        for phantom, answer in zip(phantoms, predictor([phantom.image for phantom in phantoms]), strict=True)
+        AnsweredCell(image, said.label, said.probabilities[said.label], label if label in predictor.labels else "")
+        for (label, image), said in zip(phantoms, answers, strict=True)
     ]
     return samples_figure(shown, "phantoms: synthetic cells, none of a patient; their answers measure nothing")
+
+
+def _drawn_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
+    """Label and picture of each phantom that a release is shown with."""
+    if knows_smears(release.labels):
+        for i, label in zip(range(SAMPLES), cycle(SMEAR_LABELS), strict=False):
+            yield label, draw_smear(label, seed=i)
+        return
+    background = entry_or_folders(release.metrics.get("data", {}).get("name")).background
+    side = 2 * release.preprocessing.image_size
+    for i, label in zip(range(SAMPLES), cycle(PHANTOM_LABELS), strict=False):
+        yield label, draw_cell(label, subject=i, size=side, background=background).image
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.field_stain import looks_like_smear
 from leukoscope.cells.images import UnreadableImage
+from leukoscope.cells.phantom_smears import SMEAR_LABELS, draw_smear
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.inference.field_reading import takes_cut_outs
 from leukoscope.inference.heatmaps import EvidenceScale
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SHOWN_SIDE = 720
 OPACITY = 0.55
 EXAMPLES = tuple((label, subject, cell) for label in PHANTOM_LABELS for subject, cell in ((0, 0), (1, 1), (2, 2)))
+SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (48, 1, 12, 8), strict=True))  # with seeds whose fields the release knows
 
 
 @dataclass(frozen=True)
@@ -166,3 +169,10 @@ def example(number: int) -> tuple[Image.Image, str]:
     """One of the six synthetic cells and its caption; drawn, never stored."""
     label, subject, cell = EXAMPLES[number]
     return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), f"Synthetic {label}"
+
+
+@lru_cache(maxsize=len(SMEAR_EXAMPLES))
+def smear_example(number: int) -> tuple[Image.Image, str]:
+    """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
+    label, seed = SMEAR_EXAMPLES[number]
+    return Image.fromarray(draw_smear(label, seed=seed)), f"Synthetic smear, {label}"

@@ -14,11 +14,13 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.phantom_smears import knows_smears
 from leukoscope.cells.registry import DATASETS
 from leukoscope.web import panels, words
 from leukoscope.web.look import (
     EXAMPLES,
     OPACITY,
+    SMEAR_EXAMPLES,
     Look,
     ask_eight_times,
     draw,
@@ -26,6 +28,7 @@ from leukoscope.web.look import (
     facts,
     look_at,
     read_heat,
+    smear_example,
     summary,
 )
 from leukoscope.web.real_cells import RealCells, attribution, source_of
@@ -35,7 +38,7 @@ from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import cell_upload, file_name, read_upload
 
 SESSION_SECONDS = 1800
-EXAMPLES_ARE = "Or pick a synthetic cell (drawn by a program, from no patient):"
+EXAMPLES_ARE = "Or pick a synthetic one (drawn by a program, from no patient):"
 ASK_FOR_REAL_CELLS = "Fetch a few real cells from the Hugging Face Hub"
 # On a phone the answer stands below the examples, out of sight.
 REVEAL_ANSWER = "() => { if (innerWidth < 700) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}) }"
@@ -55,27 +58,50 @@ def build_tab(shelf: Shelf, model: gr.Dropdown) -> View:
     with gr.Tab("One cell", id="one_cell"):
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                upload, gallery = _build_inputs()
+                upload, examples = _build_inputs(knows_smears(shelf.labels(model.value or "")))
                 real = RealRow.build()
             with gr.Column(scale=3, min_width=280):
                 view = View.build()
         _add_endpoint(shelf, model)
-    _wire(shelf, model, upload, gallery, view)
+    _wire(shelf, model, upload, examples, view)
     _wire_real_cells(shelf, model, real, view)
     _wire_views(shelf, view)
     return view
 
 
-def _build_inputs() -> tuple[gr.Image, gr.Gallery]:
-    """Place the upload and the synthetic cells in the column being built."""
+@dataclass(frozen=True)
+class Examples:
+    """The synthetic pictures to pick from: cells cut out, or smears for a model that reads a field as one picture."""
+
+    cells: gr.Gallery
+    smears: gr.Gallery
+
+    @classmethod
+    def build(cls, smears: bool) -> Examples:
+        """Place both in the column being built, one of them hidden."""
+        look: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
+        cells = [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)]
+        fields = _smears() if smears else None
+        return cls(
+            gr.Gallery(cells, label="Synthetic cells", columns=3, visible=not smears, elem_id="examples", **look),
+            gr.Gallery(fields, label="Synthetic smears", columns=4, visible=smears, elem_id="smear-examples", **look),
+        )
+
+    def offer(self, smears: bool) -> dict[Any, Any]:
+        """Updates that show one of them; smears are drawn when a model first asks for them."""
+        fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
+        return {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
+
+
+def _smears() -> list[tuple[Image.Image, str]]:
+    return [(smear_example(number)[0], label) for number, (label, _) in enumerate(SMEAR_EXAMPLES)]
+
+
+def _build_inputs(smears: bool) -> tuple[gr.Image, Examples]:
+    """Place the upload and the synthetic pictures in the column being built."""
     upload = cell_upload(label="Your cell", sources=["upload", "clipboard"], height=220, buttons=[], elem_id="upload")
     gr.HTML(f'<p class="lk-note">{EXAMPLES_ARE}</p>', padding=False)
-    gallery = gr.Gallery(
-        [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-        label="Synthetic cells", show_label=False, columns=3, height="auto", allow_preview=False, buttons=[],
-        elem_id="examples",
-    )  # fmt: skip
-    return upload, gallery
+    return upload, Examples.build(smears)
 
 
 @dataclass(frozen=True)
@@ -177,7 +203,7 @@ def _save(look: Look, label: str, opacity: float, point: str | None) -> File:
     return save_look(look, label, opacity, point or "")
 
 
-def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Gallery, view: View) -> None:
+def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, examples: Examples, view: View) -> None:
     """Connect what a visitor does to what the page shows."""
     answer = partial(_answer, shelf, view)
 
@@ -186,22 +212,26 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
             return {upload: None}
         return {upload: None, **answer(lambda: (read_upload(path), file_name(path)), choice, opacity, point)}
 
-    def on_example(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
+    def on_cell(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
         shown = answer(partial(example, picked.index), choice, opacity, point)
         # Unselected at once, so that the same example can be picked again.
-        return {gallery: gr.Gallery(selected_index=None), **shown}
+        return {examples.cells: gr.Gallery(selected_index=None), **shown}
+
+    def on_smear(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
+        shown = answer(partial(smear_example, picked.index), choice, opacity, point)
+        return {examples.smears: gr.Gallery(selected_index=None), **shown}
 
     def on_model(
         choice: str | None, opacity: float, point: str | None, look: Look | None, progress: gr.Progress = gr.Progress()
     ) -> dict[Any, Any]:
         progress(0, desc=f"Loading {choice}")
-        if look is not None:
-            return answer(lambda: (look.image, look.caption), choice, opacity, point)
         try:
-            shelf.predictor(choice)
-            return view.tell(panels.placeholder(f"{choice} is ready. {START_HINT}"))
+            offered = examples.offer(knows_smears(shelf.predictor(choice).labels))
         except LeukoscopeError as error:
             return view.tell(panels.message("This model cannot be used", str(error)))
+        if look is None:
+            return {**offered, **view.tell(panels.placeholder(f"{choice} is ready. {START_HINT}"))}
+        return {**offered, **answer(lambda: (look.image, look.caption), choice, opacity, point)}
 
     def on_redraw(look: Look | None, label: str, opacity: float) -> dict[Any, Any]:
         return view.redraw(look, label, opacity) if look else {view.answer: panels.placeholder(words.TOO_LONG_AGO)}
@@ -214,10 +244,12 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, gallery: gr.Galler
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view.answer]}
     chosen = [model, view.opacity, view.point]
     uploaded = upload.upload(on_upload, [upload, *chosen], [upload, *view.outputs], trigger_mode="multiple", **hidden)
-    picked = gallery.select(on_example, chosen, [gallery, *view.outputs], **hidden)
-    for result in (uploaded, picked):
+    picked = examples.cells.select(on_cell, chosen, [examples.cells, *view.outputs], **hidden)
+    picked_smear = examples.smears.select(on_smear, chosen, [examples.smears, *view.outputs], **hidden)
+    for result in (uploaded, picked, picked_smear):
         result.then(None, js=REVEAL_ANSWER, api_visibility="private")
-    model.change(on_model, [*chosen, view.look], view.outputs, **hidden)
+    offered = [examples.cells, examples.smears]
+    model.change(on_model, [*chosen, view.look], [*offered, *view.outputs], **hidden)
     for control in (view.label, view.opacity):
         control.input(
             on_redraw, [view.look, view.label, view.opacity], [view.answer, view.pictures, view.reading],

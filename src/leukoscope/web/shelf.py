@@ -99,6 +99,15 @@ class Shelf:
             with self._loading:
                 return self._put(name, load())
 
+    def labels(self, choice: str) -> tuple[str, ...]:
+        """The class names of an embedded release, read without loading it; () of any other model."""
+        from leukoscope.models.release_files import read_release
+
+        try:
+            return read_release(self.releases[choice]).labels
+        except (KeyError, LeukoscopeError):
+            return ()
+
     def _in_turn(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
         """`call`, whose first argument is a model's name, once fewer than two others are being answered."""
 

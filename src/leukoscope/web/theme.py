@@ -29,12 +29,13 @@ footer .divider { display: none; }
   border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
 * + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
-:is(#examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
-:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
-  height: auto; }
+:is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+:is(#examples, #smear-examples, #real-cells) .grid-container { height: auto;
+  grid-template: none / repeat(3, minmax(0, 1fr)) !important; }
+#smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; }
 #answer { scroll-margin-top: 5rem; }
-:is(#examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0; right: auto;
-  border-radius: 0; }
+:is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
+  right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
 .lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
 .lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
