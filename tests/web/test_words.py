@@ -65,7 +65,7 @@ def test_evidence_weaker_than_in_nearly_all_cells_is_said_of_every_class() -> No
 @pytest.mark.parametrize(
     ("probability", "opening"),
     [
-        (0.97, "The model reads this cell as ALL (leukaemic blast): 97\u00a0%."),
+        (0.97, "The model reads this picture as ALL (leukaemic blast): 97\u00a0%."),
         (0.75, "The model leans towards ALL (leukaemic blast), 75\u00a0%, and is not firm"),
         (0.55, "The model is undecided: ALL (leukaemic blast) 55\u00a0%, HEM (normal precursor) 45\u00a0%."),
     ],
@@ -75,7 +75,7 @@ def test_verdict_is_as_firm_as_the_probability(probability: float, opening: str)
 
 
 def test_verdict_names_an_unknown_label_plainly() -> None:
-    assert "reads this cell as basophil: 95" in words.verdict({"basophil": 0.95, "other": 0.05})
+    assert "reads this picture as basophil: 95" in words.verdict({"basophil": 0.95, "other": 0.05})
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.004, "<1"), (0.996, ">99"), (1.0, "100"), (0.0, "0")])

@@ -73,7 +73,7 @@ class _RedCells:
     mottle: float
     shade: float
     blur: float
-    glow: float  # light that the optics scatter round the cells
+    glow: float  # haze round the cells, as a share of their density
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def _red_density(rng: np.random.Generator, slide: _Slide, whites: Sequence[Place
         own += 0.015 * rng.standard_normal() * np.array([0.6, 0, -0.6])
         halo = red.halo * np.exp(-0.5 * ((depth / OVERSAMPLING + 1.5) / 1.2) ** 2)
         density[window] += thickness[..., None] * own - halo[..., None]
-    # Light that one cell has let through tells little of a third below it.
+    # Heaps of cells in real pictures are hardly darker than two.
     density = np.minimum(density, 2.2 * stain + 0.05)
     mottled = np.exp(red.mottle * _noise(rng, 1.0) + red.shade * _noise(rng, 3.5))
     density *= mottled[..., None]

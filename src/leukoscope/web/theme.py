@@ -30,9 +30,9 @@ footer .divider { display: none; }
 * + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
-:is(#examples, #smear-examples, #real-cells) .grid-container { height: auto;
-  grid-template: none / repeat(3, minmax(0, 1fr)) !important; }
-#smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; }
+:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
+  height: auto; }
+#smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
 #answer { scroll-margin-top: 5rem; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }

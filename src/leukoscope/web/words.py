@@ -137,7 +137,7 @@ def verdict(probabilities: Mapping[str, float]) -> str:
     """
     (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
     if p >= FIRM:
-        return f"The model reads this cell as {named(first)}: {percent(p)}."
+        return f"The model reads this picture as {named(first)}: {percent(p)}."
     if p >= LEANING:
         return f"The model leans towards {named(first)}, {percent(p)}, and is not firm about it."
     return f"The model is undecided: {named(first)} {percent(p)}, {named(second)} {percent(q)}."
