@@ -212,14 +212,16 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, examples: Examples
             return {upload: None}
         return {upload: None, **answer(lambda: (read_upload(path), file_name(path)), choice, opacity, point)}
 
-    def on_cell(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
-        shown = answer(partial(example, picked.index), choice, opacity, point)
-        # Unselected at once, so that the same example can be picked again.
-        return {examples.cells: gr.Gallery(selected_index=None), **shown}
+    def on_example(
+        gallery: gr.Gallery, read: Callable[[int], tuple[Image.Image, str]]
+    ) -> Callable[..., dict[Any, Any]]:
+        # Not a `partial`: Gradio hands over what was picked by the function's own annotations.
+        def pick(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
+            shown = answer(partial(read, picked.index), choice, opacity, point)
+            # Unselected at once, so that the same example can be picked again.
+            return {gallery: gr.Gallery(selected_index=None), **shown}
 
-    def on_smear(choice: str | None, opacity: float, point: str | None, picked: gr.SelectData) -> dict[Any, Any]:
-        shown = answer(partial(smear_example, picked.index), choice, opacity, point)
-        return {examples.smears: gr.Gallery(selected_index=None), **shown}
+        return pick
 
     def on_model(
         choice: str | None, opacity: float, point: str | None, look: Look | None, progress: gr.Progress = gr.Progress()
@@ -244,9 +246,11 @@ def _wire(shelf: Shelf, model: gr.Dropdown, upload: gr.Image, examples: Examples
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [view.answer]}
     chosen = [model, view.opacity, view.point]
     uploaded = upload.upload(on_upload, [upload, *chosen], [upload, *view.outputs], trigger_mode="multiple", **hidden)
-    picked = examples.cells.select(on_cell, chosen, [examples.cells, *view.outputs], **hidden)
-    picked_smear = examples.smears.select(on_smear, chosen, [examples.smears, *view.outputs], **hidden)
-    for result in (uploaded, picked, picked_smear):
+    picked = [
+        gallery.select(on_example(gallery, read), chosen, [gallery, *view.outputs], **hidden)
+        for gallery, read in ((examples.cells, example), (examples.smears, smear_example))
+    ]
+    for result in (uploaded, *picked):
         result.then(None, js=REVEAL_ANSWER, api_visibility="private")
     offered = [examples.cells, examples.smears]
     model.change(on_model, [*chosen, view.look], [*offered, *view.outputs], **hidden)
