@@ -121,9 +121,55 @@ def test_random_split_is_70_15_15_by_image_and_stratified(patients: LoadedCells,
     assert {subjects[c] for c in split.train} & {subjects[c] for c in split.test}, "patients do stand on both sides"
 
 
+def test_the_seed_draws_another_test_side_of_uneven_patients() -> None:
+    data = _loaded(_patients(per_class=14))
+    sides = {make_split(data, "subject", seed=seed).test for seed in range(10)}
+    assert len(sides) >= 5
+
+
+def test_no_subject_owns_the_test_side_where_it_need_not() -> None:
+    """One patient with a fifth of all cells: seven folds of equal size would leave their fold to them."""
+    large = [("HEM", "H-large", "")] * 300
+    data = _loaded([*_patients(per_class=14), *large])
+    for seed in range(10):
+        split = make_split(data, "subject", seed=seed)
+        subjects = groups_of(data, "subject")
+        [(_, cells)] = Counter(subjects[cell] for cell in split.test).most_common(1)
+        assert cells <= 0.4 * len(split.test)
+        assert split.notes == ()
+
+
+def test_a_subject_that_owns_the_test_side_is_named() -> None:
+    """With two patients a class, one of each is tested, and one of them brings nearly all cells."""
+    rows = [("ALL", "A1", ""), *[("ALL", "A2", "")] * 90, *[("HEM", "H1", "")] * 5, *[("HEM", "H2", "")] * 5]
+    notes = [
+        make_split(_loaded(rows), "subject-cv", seed=0, fold=fold, num_folds=2, validation=False).notes
+        for fold in (0, 1)
+    ]
+    assert ("subject A2 owns 95% of the test cells: read the figures by subject",) in notes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_fold_tests_as_many_subjects_of_a_class_as_any_other(seed: int) -> None:
+    data = _loaded(_patients(per_class=13, seed=seed))
+    label_of = dict(zip(data.train["subject"], data.train["label"], strict=True))
+    subjects = groups_of(data, "subject")
+    for label in (0, 1):
+        counts = [
+            len(
+                {
+                    subjects[cell]
+                    for cell in make_split(data, "subject-cv", seed=seed, fold=fold).test
+                    if label_of[subjects[cell]] == label
+                }
+            )
+            for fold in range(5)
+        ]
+        assert max(counts) - min(counts) <= 1
+
+
 @pytest.mark.parametrize("strategy", ["subject", "subject-cv", "random"])
 def test_the_seed_decides_among_equals(strategy: str) -> None:
-    """Patients of one size: between uneven ones stratification leaves little to choose."""
     data = _loaded([(label, f"{label}{n}", "") for label in ("ALL", "HEM") for n in range(14) for _ in range(6)])
     first, again, other = (make_split(data, strategy, seed=seed) for seed in (5, 5, 6))
     assert first == again
@@ -193,6 +239,15 @@ def test_unknown_fold_is_refused_with_the_known_ones(patients: LoadedCells) -> N
 @pytest.fixture(scope="module")
 def real_cnmc(real_data: Path) -> LoadedCells:
     return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
+
+
+def test_real_seeds_test_other_patients(real_cnmc: LoadedCells) -> None:
+    subjects = groups_of(real_cnmc, "subject")
+    splits = [make_split(real_cnmc, "subject", seed=seed) for seed in range(10)]
+    assert len({split.test for split in splits}) >= 5
+    for split in splits:
+        [(_, cells)] = Counter(subjects[cell] for cell in split.test).most_common(1)
+        assert cells <= 0.4 * len(split.test)
 
 
 def test_real_official_folds_lose_the_persons_they_share(real_cnmc: LoadedCells) -> None:

@@ -219,7 +219,7 @@ def test_balanced_epochs_show_every_subject_of_a_class_equally_often(
 def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
     engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2)
+    recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2, train_batch_size=4)
     engine, network = engine_for(recipe), build_network(recipe, 2)
     judged: list[torch.Tensor] = []
     validate = engine._validate

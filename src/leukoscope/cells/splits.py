@@ -28,6 +28,10 @@ Strategy = Literal["subject", "subject-cv", "official", "random", "block", "bloc
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
+# A test side of which one group owns more speaks of that group.
+LARGEST_SHARE = 0.4
+# Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
+_DEALS = 20
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
 SUBJECT_FOLDS = 7
 
@@ -197,19 +201,39 @@ class _Drawing:
         return self._grouped_folds(train, SUBJECT_FOLDS - 1, advice)[0]
 
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
-        from sklearn.model_selection import StratifiedGroupKFold
+        """Deal whole groups out to folds, stratified by class and by size, as the seed decides.
 
+        The groups of a class, largest first, are dealt in rounds of one a fold, in random order: so every fold tests
+        as many groups of a class as any other, to one, and about as many cells, while seeds differ. (scikit-learn's
+        `StratifiedGroupKFold` places groups greedily by size: where sizes differ as patients' do, its seed decides
+        nothing.) Of several such deals the one is kept whose folds depend least on single groups.
+        """
         labels = self.labels[rows]
-        groups = [self.groups[self.ids[i]] for i in rows]
-        for index, name in enumerate(self.data.info.labels):
-            available = len({g for g, label in zip(groups, labels, strict=True) if label == index})
-            if available < num_folds:
+        names, group_of = np.unique([self.groups[self.ids[i]] for i in rows], return_inverse=True)
+        counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)
+        np.add.at(counts, (group_of, labels), 1)
+        for index, label in enumerate(self.data.info.labels):
+            if (available := int((counts[:, index] > 0).sum())) < num_folds:
                 raise LeukoscopeError(
-                    f"class {name} has {available} {self.group}(s), fewer than the {num_folds} folds needed; {advice}"
+                    f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; {advice}"
                 )
-        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=self.seed)
+        rng = np.random.default_rng(self.seed)
+        deals = [_dealt(counts, num_folds, rng) for _ in range(_DEALS)]
+        fold_of_group = min(deals, key=lambda deal: _unevenness(counts, deal, num_folds))
+        fold_of = fold_of_group[group_of]
+        # The first fold is the test side of a single split: there, too, no group shall decide alone where it need not.
+        largest = [_largest_share(counts, fold_of_group == fold) for fold in range(num_folds)]
+        first = next((fold for fold in range(num_folds) if largest[fold] <= LARGEST_SHARE), int(np.argmin(largest)))
+        order = [first, *(fold for fold in range(num_folds) if fold != first)]
         all_rows = np.asarray(rows)
-        return [(all_rows[a].tolist(), all_rows[b].tolist()) for a, b in folds.split(all_rows, labels, groups)]
+        return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
+
+    def _dominated(self, test: list[int]) -> str:
+        """One line where a single group owns so much of the test side that its pooled figures speak of that group."""
+        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
+        if cells <= LARGEST_SHARE * len(test):
+            return ""
+        return f"{self.group} {group} owns {cells / len(test):.0%} of the test cells: read the figures by {self.group}"
 
     def named(self, folds: Sequence[str]) -> list[int]:
         known = sorted({fold for fold in self.folds if fold})
@@ -229,6 +253,8 @@ class _Drawing:
         if left_out := len(train) + len(val) - len(kept) - len(kept_val):
             both = sorted({self.groups[self.ids[i]] for i in [*train, *val]} & tested)
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
+        if self.group != "cell" and (note := self._dominated(test)):
+            notes.append(note)
         split = Split(
             strategy,
             self.group,
@@ -242,6 +268,34 @@ class _Drawing:
         )
         assert_disjoint(split, self.groups)
         return split
+
+
+def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """(G,) a fold for each group, dealt at random as `_grouped_folds` says; `counts` is (G, K) cells by class."""
+    folds = np.zeros(len(counts), dtype=int)
+    main_class, sizes = counts.argmax(axis=1), counts.sum(axis=1)
+    for label in range(counts.shape[1]):
+        round_: list[int] = []
+        groups = np.flatnonzero(main_class == label)
+        # Groups of one size come in random order, too.
+        for group in groups[np.lexsort((rng.random(len(groups)), -sizes[groups]))]:
+            round_ = round_ or rng.permutation(num_folds).tolist()
+            folds[group] = round_.pop()
+    return folds
+
+
+def _unevenness(counts: np.ndarray, folds: np.ndarray, num_folds: int) -> float:
+    """How far folds are from equal in cells of each class, and first of all from depending on no single group."""
+    cells = np.asarray([counts[folds == fold].sum(axis=0) for fold in range(num_folds)])
+    missing = int((cells == 0).sum())
+    excess = sum(max(0.0, _largest_share(counts, folds == fold) - LARGEST_SHARE) for fold in range(num_folds))
+    return 100 * missing + 10 * excess + float(np.abs(cells / cells.sum(axis=0) - 1 / num_folds).mean())
+
+
+def _largest_share(counts: np.ndarray, chosen: np.ndarray) -> float:
+    """The share of the cells of the chosen groups that the largest of these groups owns."""
+    sizes = counts[chosen].sum(axis=1)
+    return float(sizes.max(initial=0) / max(sizes.sum(), 1))
 
 
 def assert_disjoint(split: Split, groups: dict[str, str]) -> None:

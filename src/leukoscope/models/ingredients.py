@@ -97,14 +97,19 @@ class Recipe:
         plateau: cuts a constant rate when validation stops improving; its last improvement is the epoch kept.
         max_grad_norm: gradients are clipped to this norm; None leaves them alone.
         class_weighted: weigh the loss by inverse class frequency; prior systems did not.
-        sampling: an epoch shows every cell once, or every class equally and in it every subject equally: few patients
-            with many cells each otherwise decide what a class looks like.
+        sampling: an epoch shows every cell once ("cells"), or every class equally and in it every subject equally
+            ("subjects") or by the square root of its cells ("subjects_sqrt"): few patients with many cells each
+            otherwise decide what a class looks like.
+        epoch_cells: cells that an epoch shows; 0 shows as many as there are.
         mixup: cells are blended in pairs, labels too, by a share drawn from Beta(mixup, mixup) (Zhang et al. 2018,
             arXiv:1710.09412); 0 blends none.
         subject_robustness: step size by which training turns to the subjects that do worst (group DRO, Sagawa et al.
             2020, arXiv:1911.08731); 0 treats all cells alike.
         ema_decay: the weights kept are a running mean over the steps with this decay (Izmailov et al. 2018,
             arXiv:1803.05407); 0 keeps the last step's.
+        head_first: share of the steps at the start in which the head alone learns, so that random numbers in it do not
+            disturb the backbone (Kumar et al. 2022, arXiv:2202.10054).
+        batch_norm_frozen: every BatchNorm keeps its pretrained statistics.
         batch_norm_cells: training cells from which BatchNorm statistics are taken anew after each epoch; 0 keeps the
             running ones.
         selected_by: without a plateau, the validation figure whose best epoch is kept.
@@ -137,10 +142,13 @@ class Recipe:
     plateau: Plateau | None = None
     max_grad_norm: float | None = 5.0
     class_weighted: bool = True
-    sampling: Literal["cells", "subjects"] = "cells"
+    sampling: Literal["cells", "subjects_sqrt", "subjects"] = "cells"
+    epoch_cells: int = 0
     mixup: float = 0.0
     subject_robustness: float = 0.0
     ema_decay: float = 0.0
+    head_first: float = 0.0
+    batch_norm_frozen: bool = False
     batch_norm_cells: int = 0
     selected_by: Literal["val_balanced_accuracy", "val_accuracy", "val_loss"] = "val_balanced_accuracy"
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from leukoscope.cells.cache import FramedCells
@@ -22,7 +23,7 @@ def logits_of(
     *,
     between: Callable[[int], None] = lambda number: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ask a network, in evaluation mode.
+    """Ask a network, in evaluation mode and float32.
 
     Args:
         learner: on the device of `accelerator`.
@@ -37,7 +38,8 @@ def logits_of(
     learner.eval()
     gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, (items, _, row) in enumerate(read(answering_loader(rows, batch_size, accelerator))):
-        with torch.inference_mode(), accelerator.autocast():
+        # In float32, as releases answer: figures of half precision would be another network's.
+        with torch.inference_mode(), accelerator.autocast(AutocastKwargs(enabled=False)):
             logits = learner(inputs.for_answers(items.to(device, non_blocking=True))).float()
         gathered.append(accelerator.gather_for_metrics((logits, row.to(device, non_blocking=True))))
         between(number)

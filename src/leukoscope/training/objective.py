@@ -94,7 +94,7 @@ class Objective:
 
 def _evens_out_classes(recipe: Recipe) -> bool:
     """Whether classes count equally already, by who is shown or by whose loss is weighed."""
-    return recipe.sampling == "subjects" or recipe.subject_robustness > 0
+    return recipe.sampling != "cells" or recipe.subject_robustness > 0
 
 
 def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) -> None:

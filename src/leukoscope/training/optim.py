@@ -46,8 +46,9 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
     """
     constant = recipe.schedule == "constant"
     share = cut * (1.0 if constant else cosine_with_warmup(step, total_steps, recipe.warmup_share))
+    head_alone = step < recipe.head_first * total_steps
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * share
+        group["lr"] = 0.0 if head_alone and not group["is_head"] else group["initial_lr"] * share
     return float(optimizer.param_groups[0]["lr"])
 
 
@@ -58,18 +59,21 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
         groups as torch's optimisers take them; `initial_lr` stays the recipe's rate while `lr` follows the schedule.
     """
     rates, decays_all = _rates(network, recipe), recipe.optimizer != "adamw"
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    head = {id(p) for p in head_parameters(network)}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((rates[name], decays_all or parameter.ndim > 1), []).append(parameter)
+            key = (rates[name], decays_all or parameter.ndim > 1, id(parameter) in head)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": rate,
             "initial_lr": rate,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "is_head": is_head,
         }
-        for (rate, decayed), parameters in groups.items()
+        for (rate, decayed, is_head), parameters in groups.items()
     ]
 
 

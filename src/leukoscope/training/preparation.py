@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 
+from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter
+from leukoscope.cells.transforms import Augmenter, cell_sides
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.averaging import make_average
 from leukoscope.training.batch_size import require_fitting, try_step
@@ -64,18 +66,24 @@ def prepare(
         network.get_submodule(name).requires_grad_(False)
     rows = cells.rows(split.train)
     labels, subjects = cells.labels[rows], [cells.subjects[row] for row in rows]
-    augment = Augmenter(recipe.augmentation, cells.data.info.background, run.seed)
+    augment = _augmenter(recipe, cells, rows, run.seed)
     inputs, whole_or_head = inputs_and_learner(
         accelerator, network, cells, split, recipe, preprocessing, augment, keep_features=keep_features
     )
     train = Rows(inputs, cells.labels, rows)
     batch_size = _fitting_batch_size(accelerator, recipe, whole_or_head, train)
-    sampler = SubjectBalancedSampler(labels, subjects, run.seed) if recipe.sampling == "subjects" else None
+    sampler: Sampler[int] = RandomSampler(train, num_samples=min(recipe.epoch_cells or len(train), len(train)))
+    if recipe.sampling != "cells":
+        power = 0.5 if recipe.sampling == "subjects_sqrt" else 0.0
+        sampler = SubjectBalancedSampler(labels, subjects, run.seed, size=recipe.epoch_cells or None, power=power)
     loader = training_loader(train, batch_size, accelerator, sampler)
     # Row numbers stay on the CPU, where the augmentation draws from them; the rest is moved when its turn comes.
     learner, optimizer, loader = accelerator.prepare(
         whole_or_head, make_optimizer(network, recipe), loader, device_placement=[True, True, False]
     )
+    # Prepared, the network would always be in the precision of training; the step asks for that itself, and answers
+    # are given in float32.
+    accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
     if run.torch_compile:
         # A wrapper: what is saved is the network inside, under its own names.
         learner = torch.compile(learner)
@@ -87,6 +95,25 @@ def prepare(
         answerer = HeadOnFeatures(average.module) if isinstance(whole_or_head, HeadOnFeatures) else average.module
     state = TrainingState(accelerator, network, optimizer, judge, average, objective.subject_weights)
     return Prepared(inputs, loader, learner, answerer, step, state, batch_size)
+
+
+def _augmenter(recipe: Recipe, cells: FramedCells, train_rows: np.ndarray, seed: int) -> Augmenter:
+    """The recipe's augmentation of these cells.
+
+    Raises:
+        LeukoscopeError: sizes to be pooled of cells that are not cut out.
+    """
+    background = cells.data.info.background
+    if not recipe.augmentation.pooled_size:
+        return Augmenter(recipe.augmentation, background, seed)
+    if background != "black":
+        raise LeukoscopeError(
+            f"{recipe.name}: augmentation.pooled_size needs cells cut out on black, and {cells.data.info.title} has "
+            "smears; add --override augmentation.pooled_size=false"
+        )
+    sides = np.zeros(len(cells.pixels))
+    sides[train_rows] = cell_sides(cells.pixels[row] for row in train_rows)
+    return Augmenter(recipe.augmentation, background, seed, sides=sides, pool=np.sort(sides[train_rows]))
 
 
 def _fitting_batch_size(accelerator: Accelerator, recipe: Recipe, learner: nn.Module, train: Rows) -> int:

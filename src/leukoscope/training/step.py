@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.mixing import mixed
@@ -39,6 +40,10 @@ class Step:
         self.learner.train()
         for name in self.recipe.frozen:
             self.network.get_submodule(name).eval()
+        if self.recipe.batch_norm_frozen:
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, share: float) -> torch.Tensor:
         """Learn from a batch.
