@@ -15,7 +15,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import CellsOnDemand, decode_cells, frame_cells
 from leukoscope.cells.files import cache_root
-from leukoscope.cells.images import open_image
+from leukoscope.cells.images import open_image, pixel_hash
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.preprocessing import Preprocessing
 
@@ -42,7 +42,8 @@ def _files() -> list[str]:
 
 
 def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
-    pixels, problems = decode_cells(cells, SMALL, "data")
+    pixels, hashes, problems = decode_cells(cells, SMALL, "data")
+    assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
     assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
     frame = SMALL.frame
     for row, cell in enumerate(cells["cell_id"]):
@@ -52,7 +53,7 @@ def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datase
 def test_the_second_call_decodes_nothing(cells: datasets.Dataset) -> None:
     first = np.array(decode_cells(cells, SMALL, "data")[0])
     seen: list[tuple[int, int]] = []
-    again, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    again, _, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
     assert np.array_equal(first, again)
     assert problems == {}
     assert seen == []
@@ -64,7 +65,7 @@ def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, c
     before = path.stat()
     Image.new("RGB", (24, 30), (200, 0, 0)).save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    pixels, _ = decode_cells(cells, SMALL, "data")
+    pixels, *_ = decode_cells(cells, SMALL, "data")
     assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
 
 
@@ -90,7 +91,7 @@ def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
 ) -> None:
     decode_cells(cells, SMALL, "data")
     before = len(_files())
-    pixels, _ = decode_cells(cells.select(range(rows)), preprocessing, fingerprint)
+    pixels, *_ = decode_cells(cells.select(range(rows)), preprocessing, fingerprint)
     assert len(_files()) == 2 * before
     assert pixels.shape[:2] == (rows, preprocessing.image_size)
 
@@ -106,7 +107,7 @@ def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cell
     path.write_bytes(path.read_bytes()[:900])
     row = cells["cell_id"][:].index("blast/3")
     for _ in range(2):  # decoded, then from the cache
-        pixels, problems = decode_cells(cells, SMALL, "data")
+        pixels, _, problems = decode_cells(cells, SMALL, "data")
         assert list(problems) == ["blast/3"]
         assert problems["blast/3"].startswith(f"{path}: the image is damaged or cut short (")
         assert pixels[row].max() == 0
@@ -133,7 +134,7 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     cmyk = BytesIO()
     Image.new("CMYK", (16, 16)).save(cmyk, "jpeg")
     rows = _encoded(whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue())
-    pixels, problems = decode_cells(rows, SMALL, "hub data")
+    pixels, _, problems = decode_cells(rows, SMALL, "hub data")
     assert (pixels[0] == (200, 100, 50)).all()
     assert list(problems) == ["c1", "c2", "c3", "c4"]
     assert problems["c1"] == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
@@ -144,7 +145,7 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
 def test_a_picture_inside_the_data_set_that_would_start_another_program_is_refused() -> None:
     eps = BytesIO()
     Image.new("RGB", (20, 20)).save(eps, "eps")
-    _, problems = decode_cells(_encoded(eps.getvalue()), SMALL, "hub data")
+    *_, problems = decode_cells(_encoded(eps.getvalue()), SMALL, "hub data")
     assert problems == {"c0": "cell c0: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"}
 
 
@@ -177,7 +178,7 @@ def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset) ->
     with pytest.raises(KeyboardInterrupt):
         decode_cells(cells, SMALL, "data", progress=interrupt)
     assert _files() == []
-    pixels, _ = decode_cells(cells, SMALL, "data")
+    pixels, *_ = decode_cells(cells, SMALL, "data")
     assert pixels.min(axis=(1, 2, 3)).shape == (6,)
     assert all(cell.max() > 0 for cell in pixels)
 
@@ -191,7 +192,7 @@ def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset) ->
     ids=str,
 )
 def test_cells_on_demand_are_indexed_as_the_kept_ones(cells: datasets.Dataset, index: int | slice | np.ndarray) -> None:
-    kept, _ = decode_cells(cells, SMALL, "data")
+    kept, *_ = decode_cells(cells, SMALL, "data")
     on_demand = CellsOnDemand(cells, SMALL)
     assert (on_demand.shape, on_demand.dtype, len(on_demand)) == (kept.shape, kept.dtype, len(kept))
     got = on_demand[index]

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from leukoscope.cells.images import (
     MAX_PIXELS,
     UnreadableImage,
+    cell_areas,
     check_header,
     from_array,
     open_bytes,
@@ -407,3 +408,12 @@ def test_a_field_is_upright_and_refused_in_the_same_words_as_a_cell(tmp_path):
     for opened in (open_image, open_field):
         with pytest.raises(UnreadableImage, match="copy or export it again"):
             opened(tmp_path / "cut.jpg")
+
+
+def test_area_is_the_share_of_what_is_not_background() -> None:
+    cells = np.zeros((4, 20, 20, 3), np.uint8)
+    cells[0, 5:15, 5:10, 1] = 200
+    cells[1, 0, 0] = cells[1, 19, 19] = 255
+    cells[2, 5:15, 5:10] = 8  # what JPEG and WebP leave in the background
+    cells[3] = 9
+    assert cell_areas(cells).tolist() == pytest.approx([10 * 5 / 400, 2 / 400, 0.0, 1.0])

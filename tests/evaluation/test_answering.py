@@ -12,6 +12,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.loading import LoadedCells, load_cells
+from leukoscope.cells.registry import dataset_info
 from leukoscope.cells.splits import make_split
 from leukoscope.evaluation.answering import (
     AskedCells,
@@ -23,6 +24,7 @@ from leukoscope.evaluation.answering import (
     training_overlap,
 )
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.inference.foreign import Classifier
 from leukoscope.models.release_files import write_json
 
@@ -95,32 +97,81 @@ def release_metrics(cells: AskedCells, subjects: list[str], **more: Any) -> dict
 def test_people_who_trained_the_weights_are_counted(everything):
     answers = answers_to(everything)
     people = sorted(set(answers.subjects))
-    found = training_overlap(release_metrics(everything, [*people[:3], "someone else"]), answers, everything)
+    found = training_overlap(
+        release_metrics(everything, [*people[:3], "someone else"]), answers, everything, KnownCells()
+    )
     expected = f"These weights were trained on 3 of these {len(people)} subjects: not a test."
     assert found == {"verdict": "bad", "statement": expected, "subjects": 3}
-    apart = training_overlap(release_metrics(everything, ["someone else"]), answers, everything)
+    apart = training_overlap(release_metrics(everything, ["someone else"]), answers, everything, KnownCells())
     assert (apart["verdict"], apart["subjects"]) == ("good", 0)
 
 
 def test_a_model_without_a_record_is_not_called_tested(everything):
-    found = training_overlap({}, answers_to(everything), everything)
+    found = training_overlap({}, answers_to(everything), everything, KnownCells())
     assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]
 
 
-def test_another_data_set_s_subjects_are_other_people(everything):
+def elsewhere(cells: AskedCells, answers: CellPredictions) -> dict[str, Any]:
+    """A release of another data set whose subjects go by the same names."""
+    return release_metrics(cells, list(answers.subjects)) | {"data": {"name": "cnmc2019", "title": "C-NMC"}}
+
+
+def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_compared(everything):
     answers = answers_to(everything)
-    metrics = release_metrics(everything, list(answers.subjects)) | {"data": {"name": "cnmc2019", "title": "C-NMC"}}
-    found = training_overlap(metrics, answers, everything)
-    assert found["statement"] == "These weights were trained on another data set (C-NMC)."
+    others = KnownCells(hashes=frozenset({"0123456789abcdef"}))
+    found = training_overlap(elsewhere(everything, answers), answers, everything, others)
+    assert found["verdict"] == "good"
+    assert found["statement"] == (
+        "These weights were trained on another data set (C-NMC), which holds none of these cells."
+    )
+
+
+def test_without_hashes_another_data_set_s_name_proves_nothing(everything):
+    answers = answers_to(everything)
+    found = training_overlap(elsewhere(everything, answers), answers, everything, KnownCells())
+    assert found["verdict"] == "warning"
+    assert found["statement"].endswith("whether it holds some of these cells cannot be told.")
+
+
+@pytest.mark.parametrize("by", ["pixels", "name"])
+def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tmp_path, by):
+    """The release's own predictions give them away, in class folders of whatever name."""
+    answers = answers_to(everything)
+    (tmp_path / "predictions").mkdir()
+    kept = answers if by == "pixels" else replace(answers, pixel_hashes=None)
+    if by == "pixels":
+        kept = replace(kept, cell_ids=tuple(f"UID_{i}" for i in range(len(kept.cell_ids))))
+    kept.save(tmp_path / "predictions" / "subject_cv.parquet")
+    moved = replace(answers, cell_ids=tuple(f"blasts/{cell}.png" for cell in answers.cell_ids))
+    known = KnownCells.of_release(tmp_path)
+    found = training_overlap(elsewhere(everything, answers), moved, everything, known)
+    count = len(answers.cell_ids)
+    assert found["verdict"] == "bad"
+    assert found["statement"] == (
+        f"These weights were trained on another data set (C-NMC), which holds {count} of these {count} cells, too: "
+        "not a test."
+    )
+
+
+def test_short_names_recognise_no_cell():
+    assert KnownCells(names=frozenset({"12"})).among(["ALL/12.png"], None) == 0
+
+
+def test_known_aliases_are_one_person(everything):
+    answers = answers_to(everything)
+    named = replace(answers, subjects=tuple("78" for _ in answers.subjects))
+    cnmc = replace(everything, data=replace(everything.data, info=dataset_info("cnmc2019")))
+    metrics = {"training": {"subjects": ["51"]}, "data": {"name": "cnmc2019"}}
+    assert training_overlap(metrics, named, cnmc, KnownCells())["verdict"] == "bad"
 
 
 def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
     asked = ask_about(phantoms, "subject")
     nameless = replace(answers_to(asked), subjects=("",) * len(asked.split.test))
     metrics = release_metrics(asked, [])
-    assert training_overlap(metrics, nameless, asked)["verdict"] == "bad"
+    assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "bad"
     metrics["evaluations"] = [{"split": {"fingerprint": asked.split.fingerprint}}]
-    assert training_overlap(metrics, nameless, asked)["verdict"] == "good"
+    assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "good"
 
 
 @pytest.fixture

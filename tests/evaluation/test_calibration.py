@@ -21,10 +21,11 @@ from leukoscope.evaluation.calibration import (
     own_thresholds,
     reliability_bins,
     scaled,
+    shipped_temperature,
     who_fitted,
 )
 from leukoscope.evaluation.draws import subject_draws
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import CellPredictions, pooled
 
 Maker = Callable[..., CellPredictions]
 
@@ -70,6 +71,26 @@ def test_the_temperature_of_synthetic_logits_is_recovered(
     answers = calibrated_cells(10_000, classes=classes, too_sharp=temperature)
 
     assert fit_temperature(answers) == pytest.approx(temperature, rel=0.05)
+
+
+def test_every_subject_weighs_the_same_in_the_temperature(calibrated_cells: Maker) -> None:
+    """Copies of one subject's cells are no news about anybody else."""
+    answers = calibrated_cells(2_000, too_sharp=2.0)
+    own = answers.take(np.flatnonzero(np.asarray(answers.subjects) == answers.subjects[0]))
+    copies = [replace(own, cell_ids=tuple(f"{n}-{cell}" for cell in own.cell_ids)) for n in range(30)]
+
+    assert fit_temperature(pooled([answers, *copies])) == pytest.approx(fit_temperature(answers), abs=1e-3)
+
+
+def test_scaling_stays_one_where_it_hurts_unseen_subjects_and_is_shipped_where_it_helps(
+    calibrated_cells: Maker,
+) -> None:
+    sharp = calibrated_cells(4_000, too_sharp=2.0)
+    left_out = leave_one_subject_out(sharp)
+    assert shipped_temperature(sharp, left_out) == fit_temperature(sharp)
+    # Each subject scaled by what the others would never have asked for.
+    worse = tuple(replace(one, temperature=0.25) for one in left_out)
+    assert shipped_temperature(sharp, worse) == 1.0
 
 
 def test_scaling_divides_log_odds_and_keeps_the_answer() -> None:
@@ -196,7 +217,7 @@ def test_each_cell_meets_the_threshold_of_the_other_subjects(calibrated_cells: M
     answers = calibrated_cells(300, subjects=3)
     left_out = leave_one_subject_out(answers)
 
-    own = own_thresholds(answers, left_out, lambda probabilities, references: len(references))
+    own = own_thresholds(answers, left_out, lambda others: len(others.references))
 
     assert all((own[one.rows] == 300 - one.rows.sum()).all() for one in left_out)
 

@@ -39,12 +39,14 @@ def answers(calibrated_cells: Maker) -> CellPredictions:
 
 
 def test_thresholds_reach_their_target_on_the_cells_that_fitted_them_and_no_more(answers: CellPredictions) -> None:
-    points, cells = _points(answers), np.bincount(answers.references)
+    points, weights = _points(answers), answers.subject_weights
+    # The largest share of its class that one cell has, every subject weighing the same.
+    step = [weights[answers.references == k].max() / weights[answers.references == k].sum() for k in (0, 1)]
 
-    assert 0.95 <= points["sensitivity_95"]["fitted"]["sensitivity"] < 0.95 + 1 / cells[0]
-    assert 0.95 <= points["specificity_95"]["fitted"]["specificity"] < 0.95 + 1 / cells[1]
-    best = points["youden"]["fitted"]["balanced_accuracy"]
-    assert all(best >= point["fitted"]["balanced_accuracy"] for point in points.values())
+    assert 0.95 <= points["sensitivity_95"]["fitted"]["sensitivity_by_subject"] < 0.95 + step[0]
+    assert 0.95 <= points["specificity_95"]["fitted"]["specificity_by_subject"] < 0.95 + step[1]
+    best = points["youden"]["fitted"]["balanced_accuracy_by_subject"]
+    assert all(best >= point["fitted"]["balanced_accuracy_by_subject"] for point in points.values())
 
 
 @pytest.mark.parametrize("positive", [0, 1])
@@ -78,6 +80,10 @@ def test_rates_of_a_separable_case_are_those_worked_out_by_hand() -> None:
         "balanced_accuracy": pytest.approx(13 / 14),
         "ppv": pytest.approx(12 / 13),
         "npv": 1.0,
+        # H1 has three cells, one of them wrong; H2 and H3 have two.
+        "sensitivity_by_subject": 1.0,
+        "specificity_by_subject": pytest.approx((2 / 3 + 1 + 1) / 3),
+        "balanced_accuracy_by_subject": pytest.approx((1 + 8 / 9) / 2),
     }
     assert youden["cross_fitted"]["prevalence"] == pytest.approx(12 / 19)
     assert youden["cross_fitted"]["subjects"]["HEM"] == {"lowest": pytest.approx(2 / 3), "median": 1.0, "highest": 1.0}

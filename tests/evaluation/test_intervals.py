@@ -14,9 +14,10 @@ from leukoscope.evaluation.intervals import (
     drawn_figures,
     paired_difference,
     point_figures,
+    simulated_coverage,
     subject_intervals,
 )
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, measure
 
 
 def clustered(
@@ -56,6 +57,44 @@ def test_point_figures_are_those_of_scikit_learn(classes):
         assert figures[key] == pytest.approx(value, abs=1e-12), key
 
 
+def test_point_figures_by_subject_and_at_equal_size_are_those_measured():
+    answers = clustered(subjects=5, cells=40)
+    # Uneven: the first subject keeps all its cells, the last a few.
+    kept = [row for row, s in enumerate(answers.subjects) if row % 40 < 40 - 3 * int(s[1:])]
+    sizes = np.random.default_rng(2).uniform(size=len(kept))
+    answers = replace(answers.take(kept), areas=sizes)
+    figures, points = measure(answers), point_figures(answers)
+    for key in (*BY_SUBJECT, "auroc_equal_size"):
+        assert points[key] == pytest.approx(figures[key], abs=1e-12), key
+
+
+def test_each_draw_weighs_the_subjects_it_drew_the_same():
+    from sklearn import metrics as sk
+
+    answers = clustered(subjects=4, cells=9)
+    answers = answers.take([row for row in range(72) if row % 9 < 9 - int(answers.subjects[row][1:])])
+    drawing = subject_draws(answers, draws=5, seed=1)
+    figures = drawn_figures(answers, drawing)
+    for draw, counts in enumerate(drawing.counts):
+        weights = counts[drawing.unit_of_cell] * answers.subject_weights
+        auroc = sk.roc_auc_score(answers.references == 0, answers.probabilities[:, 0], sample_weight=weights)
+        assert figures["auroc_by_subject"][draw] == pytest.approx(auroc, abs=1e-12)
+        accuracy = sk.accuracy_score(answers.references, answers.predictions, sample_weight=weights)
+        assert figures["accuracy_by_subject"][draw] == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_subjects_are_ranked_by_their_mean_logit():
+    from sklearn.metrics import roc_auc_score
+
+    answers = clustered(subjects=8, cells=5)
+    logits = np.log(answers.probabilities[:, 0] / answers.probabilities[:, 1])
+    subjects = np.asarray(answers.subjects)
+    means = [logits[subjects == one].mean() for one in np.unique(subjects)]
+    classes = [answers.references[subjects == one][0] for one in np.unique(subjects)]
+    expected = roc_auc_score(np.asarray(classes) == 0, means)
+    assert point_figures(answers)["subject_auroc"] == pytest.approx(expected, abs=1e-12)
+
+
 def test_each_draw_has_the_figures_of_the_cells_it_drew():
     from sklearn import metrics as sk
 
@@ -93,7 +132,7 @@ def test_the_same_seed_draws_the_same_intervals():
 
 def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree():
     by_subject, by_cell = subject_intervals(clustered(), draws=500), cell_intervals(clustered(), draws=500)
-    assert set(by_subject) - set(by_cell) == {"subject_auroc"}
+    assert set(by_subject) - set(by_cell) == {"subject_auroc", *BY_SUBJECT}
     for key in by_cell:
         assert width(by_subject[key]) > 2 * width(by_cell[key]), key
 
@@ -167,7 +206,8 @@ def test_a_class_without_cells_leaves_the_auroc_out():
         answers.probabilities[rows],
         ("A", "B"),
     )
-    assert set(point_figures(alone)) == {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "recall_A"}
+    plain = {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro"}
+    assert set(point_figures(alone)) == {*plain, *(f"{key}_by_subject" for key in plain), "recall_A"}
     assert set(subject_intervals(alone, draws=50)) == set(point_figures(alone))
 
 
@@ -253,3 +293,24 @@ def test_ten_thousand_cells_take_seconds():
     subject_intervals(answers)
     cell_intervals(answers)
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(("subjects", "low", "high"), [((28, 13), 0.86, 0.98), ((11, 3), 0.6, 0.92)])
+def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(subjects, low, high):
+    """As in C-NMC's cross-validation, and as on one of its official folds: 3 normal subjects."""
+    rng = np.random.default_rng(0)
+    parts = [(k, i, int(n)) for k, count in enumerate(subjects) for i, n in enumerate(rng.integers(10, 400, count))]
+    references = np.concatenate([np.full(n, k) for k, _, n in parts])
+    right = np.concatenate([rng.random(n) < rng.beta(4, 1) for _, _, n in parts])
+    said = np.where(right, references, 1 - references)
+    answers = CellPredictions(
+        tuple(map(str, range(len(references)))),
+        tuple(f"{k}-{i}" for k, i, n in parts for _ in range(n)),
+        references,
+        np.eye(2)[said],
+        ("ALL", "HEM"),
+    )
+    found = simulated_coverage(answers)
+    assert low < found["balanced_accuracy_by_subject"] < high
+    assert low < found["balanced_accuracy"] < high
+    assert found == simulated_coverage(answers), "the same seed, the same studies"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.metrics import (
+    BY_SUBJECT,
     CellPredictions,
-    cell_areas,
     cell_metric,
     headline,
     measure,
@@ -80,6 +82,88 @@ def test_each_subject_has_its_own_accuracy_and_the_unknown_none(figures: dict[st
         "H1": {"label": "HEM", "cells": 2, "accuracy": 1.0},
         "H2": {"label": "HEM", "cells": 1, "accuracy": 1.0},
     }
+
+
+# Every subject the same, and cells of equal size
+
+
+def _uneven(areas: bool = True) -> CellPredictions:
+    """200 cells of 12 subjects with 2 to 60 cells each; larger cells get a higher probability of ALL."""
+    rng = np.random.default_rng(1)
+    cells = [60, 40, 30, 2, 3, 5, 20, 15, 12, 6, 4, 3]
+    owner = np.repeat(np.arange(12), cells)
+    size = rng.uniform(0.1, 0.5, len(owner)) + 0.05 * (owner % 2 == 0)
+    logit = 8 * (size - 0.3) + rng.normal(size=len(owner)) + 0.5 * (owner % 2 == 0)
+    answers = _answers((owner % 2).tolist(), (1 / (1 + np.exp(-logit))).tolist(), [f"s{o}" for o in owner])
+    return replace(answers, areas=size if areas else None)
+
+
+def test_by_subject_metrics_are_those_of_scikit_learn_with_each_subject_weighing_the_same() -> None:
+    from sklearn import metrics as sk
+
+    answers = _uneven()
+    counts = Counter(answers.subjects)
+    weights = [1 / counts[subject] for subject in answers.subjects]
+    truth, said = answers.references, answers.predictions
+    figures = measure(answers)
+    expected = {
+        "accuracy_by_subject": sk.accuracy_score(truth, said, sample_weight=weights),
+        "balanced_accuracy_by_subject": sk.balanced_accuracy_score(truth, said, sample_weight=weights),
+        "f1_weighted_by_subject": sk.f1_score(truth, said, average="weighted", sample_weight=weights),
+        "f1_macro_by_subject": sk.f1_score(truth, said, average="macro", sample_weight=weights),
+        "auroc_by_subject": sk.roc_auc_score(truth == 0, answers.probabilities[:, 0], sample_weight=weights),
+    }
+    for key, value in expected.items():
+        assert figures[key] == pytest.approx(value, abs=1e-12), key
+        assert headline(figures)[key] == figures[key]
+    assert abs(figures["auroc_by_subject"] - figures["auroc"]) > 0.01, "the two are told apart by these cells"
+
+
+def test_a_subject_of_many_copies_of_its_cells_changes_nothing_by_subject() -> None:
+    answers = _uneven(areas=False)
+    own = answers.take([row for row, subject in enumerate(answers.subjects) if subject == "s3"])
+    copies = [replace(own, cell_ids=tuple(f"copy-{n}-{cell}" for cell in own.cell_ids)) for n in range(20)]
+    more, fewer = measure(pooled([answers, *copies])), measure(answers)
+    for key in BY_SUBJECT:
+        assert more[key] == pytest.approx(fewer[key], abs=1e-12), key
+    assert more["auroc"] != pytest.approx(fewer["auroc"], abs=1e-4)
+
+
+def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    answers = _uneven()
+    edges = np.quantile(answers.areas, np.arange(1, 10) / 10)
+    decile = np.digitize(answers.areas, edges)
+    parts = []
+    for k in range(10):
+        truth, scores = answers.references[decile == k] == 0, answers.probabilities[decile == k, 0]
+        if 0 < truth.sum() < len(truth):
+            parts.append((roc_auc_score(truth, scores), truth.sum() * (~truth).sum()))
+    expected = np.average([auroc for auroc, _ in parts], weights=[pairs for _, pairs in parts])
+    assert measure(answers)["auroc_equal_size"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_size_alone_knows_nothing_at_equal_size() -> None:
+    """Ranked by size itself, cells of one decile differ a little in size; ranked by their decile, not at all."""
+    answers = _uneven()
+    blast = answers.size_deciles / 9
+    by_decile = replace(answers, probabilities=np.stack([blast, 1 - blast], axis=1))
+    assert measure(by_decile)["auroc_equal_size"] == pytest.approx(0.5)
+
+
+def test_what_is_not_known_is_not_measured(ten: CellPredictions) -> None:
+    figures = measure(ten)
+    assert not {*BY_SUBJECT, "auroc_equal_size"} & figures.keys(), "one subject is unnamed, no area is known"
+    assert measure(_uneven(areas=False)).keys() - {"subjects"} >= {*BY_SUBJECT}
+
+
+def test_areas_are_kept_with_the_predictions(tmp_path: Path) -> None:
+    answers = _uneven()
+    answers.save(tmp_path / "p.parquet")
+    assert CellPredictions.load(tmp_path / "p.parquet").areas == pytest.approx(answers.areas, abs=1e-6)
+    _uneven(areas=False).save(tmp_path / "p.parquet")
+    assert CellPredictions.load(tmp_path / "p.parquet").areas is None
 
 
 def test_headline_is_what_a_table_quotes(figures: dict[str, object]) -> None:
@@ -207,15 +291,6 @@ def test_the_metric_combines_with_others(ten: CellPredictions, figures: dict[str
 
 
 # The baseline that only sees size
-
-
-def test_area_is_the_bounding_box_of_what_is_not_background() -> None:
-    cells = np.zeros((4, 20, 20, 3), np.uint8)
-    cells[0, 5:15, 5:10, 1] = 200
-    cells[1, 0, 0] = cells[1, 19, 19] = 255
-    cells[2, 5:15, 5:10] = 8  # what JPEG and WebP leave in the background
-    cells[3] = 9
-    assert cell_areas(cells).tolist() == pytest.approx([10 * 5 / 400, 1.0, 0.0, 1.0])
 
 
 def test_size_alone_separates_large_from_small() -> None:

@@ -223,3 +223,20 @@ def test_the_hub_repository_it_started_from_is_its_base_model(
     release_metrics["training"] |= training
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert front_matter(render_card(release)).get("base_model") == base_model
+
+
+def test_loading_and_saving_a_card_merges_no_two_measurements(release: Path, tmp_path: Path) -> None:
+    """The Hub's library joins results of one data set, config and split: a leak's F1 would join an honest one's."""
+    from huggingface_hub import ModelCard
+
+    path = tmp_path / "README.md"
+    path.write_text(render_card(release))
+    before = front_matter(path.read_text())["model-index"][0]["results"]
+    ModelCard.load(path).save(path)
+    after = front_matter(path.read_text())["model-index"][0]["results"]
+
+    def measured(results: list[dict[str, Any]]) -> dict[str, list[tuple[str, float]]]:
+        return {r["dataset"]["config"]: [(m["name"], m["value"]) for m in r["metrics"]] for r in results}
+
+    assert len(before) == len(after) > 1
+    assert measured(after) == measured(before)

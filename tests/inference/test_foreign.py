@@ -58,13 +58,20 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = {"blast": "all", "normal": "HEM"}
 
 
+def _answers(*args, **kwargs):
+    return {cell: answer for cell, answer, *_ in answer_cells(*args, **kwargs)}
+
+
 def test_a_foreign_model_answers_what_its_own_pipeline_answers(foreign, cells):
     from transformers import pipeline
 
     classifier = open_classifier(foreign)
     assert (classifier.labels, classifier.metrics, classifier.revision) == (("normal", "Blast"), {}, "")
     rows = load_cells("imagefolder", cells).train
-    answers = dict(answer_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2))
+    answers = {
+        cell: answer
+        for cell, answer, *_ in answer_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2)
+    }
 
     plain = pipeline("image-classification", model=str(foreign))
     assert list(answers) == rows["cell_id"][:]
@@ -76,7 +83,12 @@ def test_a_foreign_model_answers_what_its_own_pipeline_answers(foreign, cells):
 
 def test_a_damaged_cell_has_its_error_in_its_place(foreign, cells):
     rows = load_cells("imagefolder", cells).train
-    answers = dict(answer_cells(open_classifier(foreign), rows, ("ALL", "HEM"), label_map=NAMES, batch_size=3))
+    answers = {
+        cell: answer
+        for cell, answer, *_ in answer_cells(
+            open_classifier(foreign), rows, ("ALL", "HEM"), label_map=NAMES, batch_size=3
+        )
+    }
     assert isinstance(answers["HEM/3"], UnreadableImage)
     assert f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short" in str(answers["HEM/3"])
     assert sum(isinstance(answer, np.ndarray) for answer in answers.values()) == 4
@@ -86,7 +98,7 @@ def test_a_release_answers_as_the_predictor_does(tiny_release, cells):
     classifier = open_classifier(tiny_release)
     assert classifier.metrics["labels"] == ["ALL", "HEM"]
     rows = load_cells("imagefolder", cells).train
-    answers = dict(answer_cells(classifier, rows, ("HEM", "ALL")))
+    answers = _answers(classifier, rows, ("HEM", "ALL"))
     predicted = Predictor.from_pretrained(tiny_release)(open_image(cells / "ALL" / "0.png")).probabilities
     assert answers["ALL/0"] == pytest.approx([predicted["HEM"], predicted["ALL"]], abs=1e-5)
 

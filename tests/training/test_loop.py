@@ -150,7 +150,7 @@ def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_networ
     answers = CellPredictions.load(finished / "predictions.parquet")
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tiny_cache))
     data = load_cells("phantoms", image_size=64)
-    pixels, _ = decode_cells(data.train, release.preprocessing, data.fingerprint)
+    pixels, *_ = decode_cells(data.train, release.preprocessing, data.fingerprint)
     row_of = {cell: row for row, cell in enumerate(data.train["cell_id"])}
     batch = torch.from_numpy(pixels[[row_of[cell] for cell in answers.cell_ids[:16]]]).permute(0, 3, 1, 2)
     with torch.inference_mode():

@@ -23,7 +23,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import cache_root, write_whole
-from leukoscope.cells.images import UnreadableImage, open_encoded
+from leukoscope.cells.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import groups_of
@@ -43,6 +43,8 @@ class FramedCells:
         row_of: cell id → row of `pixels`.
         labels: (N,) class index.
         subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
+        hashes: (N,) of the decoded pictures, as `pixel_hash` gives them ("" where unreadable); None where cells are
+            decoded on demand.
     """
 
     data: LoadedCells
@@ -50,10 +52,21 @@ class FramedCells:
     row_of: dict[str, int]
     labels: np.ndarray
     subjects: list[str]
+    hashes: list[str] | None = None
 
     def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
         """Rows of the given cells, in their order; cells found damaged are not among them."""
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
+
+    def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """(N,) the share of the picture that each of these cells covers; None where cells are not cut out on black."""
+        if self.data.info.background != "black":
+            return None
+        return cell_areas(self.pixels[row] for row in rows)
+
+    def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
+        """The `hashes` of these cells."""
+        return None if self.hashes is None else tuple(self.hashes[row] for row in rows.tolist())
 
 
 class CellsOnDemand:
@@ -119,12 +132,13 @@ def frame_cells(
     rows = concatenate_datasets(list(data.cells.values()))
     pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
     problems: dict[str, str] = {}
+    hashes: list[str] | None = None
     if keep:
-        pixels, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+        pixels, hashes, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
     ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
-    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids])
+    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids], hashes)
 
 
 def _encoded(cells: Dataset) -> Dataset:
@@ -140,7 +154,7 @@ def decode_cells(
     fingerprint: str,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, dict[str, str]]:
+) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Frame every cell, from the cache where it was done before.
 
     Args:
@@ -149,28 +163,28 @@ def decode_cells(
         progress: called with (done, total) now and then.
 
     Returns:
-        (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); and cell id →
-        message for each picture that turned out damaged when decoded.
+        (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
+        `pixel_hash` ("" where unreadable); and cell id → message for each picture that turned out damaged when decoded.
 
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission).
     """
     size = preprocessing.image_size
     shape = (len(cells), size, size, 3)
-    pixels_path, problems_path = _cache_files(cells, preprocessing, fingerprint)
-    if not (problems_path.exists() and pixels_path.exists()):
+    pixels_path, found_path = _cache_files(cells, preprocessing, fingerprint)
+    if not (found_path.exists() and pixels_path.exists()):
         try:
             pixels_path.parent.mkdir(parents=True, exist_ok=True)
             require_space(pixels_path.parent, int(np.prod(shape)))
-            _decode_to(pixels_path, problems_path, shape, cells, preprocessing, progress)
+            _decode_to(pixels_path, found_path, shape, cells, preprocessing, progress)
         except OSError as error:
             needed = int(np.prod(shape)) / 1e6
             raise LeukoscopeError(
                 f"{pixels_path.parent}: cannot keep the decoded cells there ({error.strerror or error}; "
                 f"{needed:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
             ) from None
-    problems = json.loads(problems_path.read_text())
-    return np.load(pixels_path, mmap_mode="r"), problems
+    found = json.loads(found_path.read_text())
+    return np.load(pixels_path, mmap_mode="r"), found["pixel_hashes"], found["unreadable"]
 
 
 def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
@@ -180,7 +194,7 @@ def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str)
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
-    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.json"
+    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.found.json"
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -191,7 +205,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 def _decode_to(
     pixels_path: Path,
-    problems_path: Path,
+    found_path: Path,
     shape: tuple[int, ...],
     cells: Dataset,
     preprocessing: Preprocessing,
@@ -202,17 +216,20 @@ def _decode_to(
     frame = preprocessing.frame
     encoded, ids = _encoded(cells), cells["cell_id"][:]
 
-    def decode(i: int) -> str | None:
+    def decode(i: int) -> tuple[str, str]:
         try:
-            array[i] = frame(open_encoded(encoded[i]["image"], ids[i]))
+            image = open_encoded(encoded[i]["image"], ids[i])
         except UnreadableImage as error:
-            return str(error)
-        return None
+            return "", str(error)
+        array[i] = frame(image)
+        return pixel_hash(image), ""
 
+    hashes: list[str] = []
     problems = {}
     try:
         with ThreadPoolExecutor() as pool:
-            for done, problem in enumerate(pool.map(decode, range(shape[0])), start=1):
+            for done, (pixels, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
+                hashes.append(pixels)
                 if problem:
                     problems[ids[done - 1]] = problem
                 if progress and (done % 100 == 0 or done == shape[0]):
@@ -223,5 +240,5 @@ def _decode_to(
         raise
     array.flush()
     aside.replace(pixels_path)
-    # The list of problems is written last: its presence says that the pixels are complete.
-    write_whole(problems_path, json.dumps(problems))
+    # What was found is written last: its presence says that the pixels are complete.
+    write_whole(found_path, json.dumps({"unreadable": problems, "pixel_hashes": hashes}))

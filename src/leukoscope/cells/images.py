@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,23 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
             image = ImageOps.exif_transpose(image)
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """16 hexadecimal digits of a decoded RGB picture: equal for the same pixels, whatever file they came in."""
+    return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=8).hexdigest()
+
+
+def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
+    """Area of cut-out cells as a share of the picture.
+
+    Args:
+        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
+
+    Returns:
+        (N,) float, 0–1; 0 for an empty picture.
+    """
+    return np.asarray([np.mean(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:

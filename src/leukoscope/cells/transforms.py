@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,21 +86,21 @@ class Augmenter:
         background: str,
         seed: int,
         *,
-        sides: np.ndarray | None = None,
+        areas: np.ndarray | None = None,
         pool: np.ndarray | None = None,
     ):
         """Set up what does not change between batches.
 
         Args:
             background: "black" or "smear", as a data set's entry says.
-            sides: for `pooled_size`, (N,) by row: the square root of each cell's area, in pixels.
-            pool: for `pooled_size`, (M,) the sides that are drawn from.
+            areas: for `pooled_size`, (N,) by row: each cell's area, as `cell_areas` gives it.
+            pool: for `pooled_size`, (M,) the areas that are drawn from.
         """
         self.augmentation = augmentation
         if augmentation.pooled_size:
-            if sides is None or pool is None:
-                raise ValueError("pooled_size needs the cells' sides and the pool to draw from")
-            self.sides, self.pool = torch.from_numpy(sides).float(), torch.from_numpy(pool).float()
+            if areas is None or pool is None:
+                raise ValueError("pooled_size needs the cells' areas and the pool to draw from")
+            self.areas, self.pool = torch.from_numpy(areas).float(), torch.from_numpy(pool).float()
         self.padding_mode = "zeros" if background == "black" else "reflection"
         self.black_background = background == "black"
         self.seed = seed
@@ -148,9 +148,9 @@ class Augmenter:
         if not self.augmentation.pooled_size:
             return jitter
         drawn = ((draws[:, 10] + 1) / 2 * len(self.pool)).long().clamp(max=len(self.pool) - 1)
-        own = self.sides[torch.as_tensor(rows)]
+        own = self.areas[torch.as_tensor(rows)]
         # A picture without a cell has no size to change.
-        return jitter * torch.where(own > 0, self.pool[drawn] / own, 1.0)
+        return jitter * torch.where(own > 0, self.pool[drawn] / own, 1.0).sqrt()
 
     def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
@@ -221,18 +221,6 @@ class Augmenter:
         column = draws.view(len(draws), -1, 1, 1, 1).to(pixels.device, non_blocking=True)
         changed = (changed - mean) * (1 + column[:, 4] * a.contrast) + mean
         return (changed * (1 + column[:, 3] * a.brightness)).clamp(0, 255) * cell
-
-
-def cell_sides(cells: Iterable[np.ndarray]) -> np.ndarray:
-    """Square root of the area of cut-out cells, in pixels.
-
-    Args:
-        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
-
-    Returns:
-        (N,) float; 0 for an empty picture.
-    """
-    return np.sqrt([np.count_nonzero(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
 
 
 def _where(chosen: torch.Tensor, device: torch.device) -> torch.Tensor:

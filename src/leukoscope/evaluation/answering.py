@@ -16,6 +16,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.overlap import KnownCells, same_person
 from leukoscope.inference.foreign import Classifier, answer_cells
 from leukoscope.models.release_files import read_metrics
 
@@ -157,7 +158,11 @@ def answers_of_model(
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in asked])
     stream = answer_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
-    replies = [reply for _, reply in progress(stream, len(rows))]
+    replies, areas, hashes = [], [], []
+    for _, reply, area, pixels in progress(stream, len(rows)):
+        replies.append(reply)
+        areas.append(area)
+        hashes.append(pixels)
     found = [i for i, reply in enumerate(replies) if isinstance(reply, np.ndarray)]
     answered, units = rows.select(found), groups_of(cells.data, cells.data.info.group)
     answers = CellPredictions(
@@ -166,8 +171,10 @@ def answers_of_model(
         np.asarray(answered["label"][:], dtype=int),
         np.asarray([replies[i] for i in found]).reshape(-1, len(labels)),
         labels,
+        np.asarray(areas)[found] if cells.data.info.background == "black" else None,
+        tuple(hashes[i] for i in found),
     )
-    overlap = training_overlap(classifier.metrics, answers, cells)
+    overlap = training_overlap(classifier.metrics, answers, cells, KnownCells.of_release(classifier.folder))
     damaged = tuple(str(reply) for reply in replies if not isinstance(reply, np.ndarray))
     return Answered(answers, _public_name(classifier.name), classifier.revision, "these weights", overlap, damaged)
 
@@ -202,33 +209,38 @@ def only(answers: CellPredictions, cells: Sequence[str]) -> CellPredictions:
     """The answers to the given cells, in their own order."""
     wanted = set(cells)
     rows = [row for row, cell in enumerate(answers.cell_ids) if cell in wanted]
-    return replace(
-        answers,
-        cell_ids=tuple(answers.cell_ids[row] for row in rows),
-        subjects=tuple(answers.subjects[row] for row in rows),
-        references=answers.references[rows],
-        probabilities=answers.probabilities[rows],
-    )
+    return answers.take(rows)
 
 
-def training_overlap(metrics: Mapping[str, Any], answers: CellPredictions, cells: AskedCells) -> dict[str, Any]:
+def training_overlap(
+    metrics: Mapping[str, Any], answers: CellPredictions, cells: AskedCells, known: KnownCells
+) -> dict[str, Any]:
     """Whether the tested cells come from people who trained the weights.
 
     Args:
         metrics: the release's metrics.json; {} for a model that has none.
+        known: the cells that the release keeps predictions of.
 
     Returns:
         verdict ("good", "warning" or "bad"), statement, and subjects: how many tested subjects trained the weights
         (None where that cannot be known).
     """
-    trained, source = set(metrics.get("training", {}).get("subjects", ())), metrics.get("data", {})
-    tested = set(answers.subjects) - {""}
+    source = metrics.get("data", {})
+    trained = {same_person(source.get("name", ""), one) for one in metrics.get("training", {}).get("subjects", ())}
+    tested = {same_person(source.get("name", ""), one) for one in answers.subjects} - {""}
     if not source:
         return _overlap(
             "warning", "What trained these weights is not recorded: a test only if none of these cells did."
         )
     if source.get("name") != cells.data.info.name:
-        return _overlap("good", f"These weights were trained on another data set ({source.get('title')}).", 0)
+        other = f"These weights were trained on another data set ({source.get('title')})"
+        if seen := known.among(answers.cell_ids, answers.pixel_hashes):
+            return _overlap(
+                "bad", f"{other}, which holds {seen:,} of these {len(answers.cell_ids):,} cells, too: not a test."
+            )
+        if known.by_pixels and answers.pixel_hashes:
+            return _overlap("good", f"{other}, which holds none of these cells.", 0)
+        return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
     if trained and tested:
         if both := len(trained & tested):
             return _overlap(

@@ -17,11 +17,17 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
 from leukoscope.evaluation.decisions import decision_block
-from leukoscope.evaluation.draws import DRAWS, LEVEL
+from leukoscope.evaluation.draws import DRAWS, LEVEL, Interval
 from leukoscope.evaluation.guard_checks import fit_and_check
 from leukoscope.evaluation.heatmap_checks import evidence_scale, heatmap_checks
-from leukoscope.evaluation.intervals import cell_intervals, point_figures, subject_intervals
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.intervals import (
+    cell_intervals,
+    point_figures,
+    simulated_coverage,
+    subject_intervals,
+    subject_logits,
+)
+from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
 from leukoscope.inference.precision import precision_block
 from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
@@ -118,13 +124,43 @@ def _require_same_cells(directory: Path, metrics: Mapping[str, Any], cells: Fram
 def _with_intervals(block: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """An evaluation with its intervals: by subject, and the naive ones by cell."""
     answers = CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet")
-    figures = point_figures(answers)
-    by_subject = subject_auroc = {}
+    found: dict[str, Any] = {"metrics": measure(answers)}
+    intervals: dict[str, Any] = {"level": LEVEL, "draws": DRAWS, "seed": 0, "by_cell": cell_intervals(answers)}
     if "" not in answers.subjects:
-        by_subject = {"by_subject": subject_intervals(answers)}
-        subject_auroc = {"subject_auroc": figures["subject_auroc"]} if "subject_auroc" in figures else {}
-    intervals = {"level": LEVEL, "draws": DRAWS, "seed": 0, **by_subject, "by_cell": cell_intervals(answers)}
-    return {**block, **subject_auroc, "intervals": intervals}
+        intervals |= {"by_subject": subject_intervals(answers), "coverage": simulated_coverage(answers)}
+        if block["split"]["disjoint_by"] == "subject" and len(answers.label_names) == 2:
+            found["persons"] = persons(answers, intervals["by_subject"].get("subject_auroc"), block["estimates"])
+    return {**block, **found, "intervals": intervals}
+
+
+def persons(answers: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
+    """The "persons" block of an evaluation: one score a subject, the mean logit of its cells.
+
+    Args:
+        answers: of two classes, on subjects that the networks never saw.
+        interval: of the AUROC over subjects.
+        estimates: what the answers stand for.
+
+    Returns:
+        definition, auroc (None where a subject has cells of two classes) and its interval, and `subjects`: id → label,
+        cells and mean_logit of the first class.
+    """
+    names, logits = subject_logits(answers)
+    subjects = np.asarray(answers.subjects)
+    return {
+        "estimates": estimates,
+        "definition": f"mean logit of {answers.label_names[0]} over a subject's cells, log p - log (1 - p)",
+        "auroc": point_figures(answers).get("subject_auroc"),
+        "interval": interval,
+        "subjects": {
+            str(name): {
+                "label": answers.label_names[answers.references[subjects == name][0]],
+                "cells": int((subjects == name).sum()),
+                "mean_logit": float(logit),
+            }
+            for name, logit in zip(names, logits[:, 0], strict=True)
+        },
+    }
 
 
 def _shortcuts(cells: FramedCells, answers: CellPredictions, folds: list[dict[str, Any]]) -> dict[str, Any]:

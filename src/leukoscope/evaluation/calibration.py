@@ -26,8 +26,8 @@ SUBJECTS_NEEDED = 3
 """Of each class: leaving one out must leave two, or a threshold would rest on a single person."""
 HISTOGRAM_BINS = 20
 
-Rule: TypeAlias = Callable[[np.ndarray, np.ndarray], Any]
-"""Fits thresholds: (M, K) calibrated probabilities and (M,) classes → one number, or (K,)."""
+Rule: TypeAlias = Callable[[CellPredictions], Any]
+"""Fits thresholds: calibrated predictions of M cells → one number, or (K,)."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,24 @@ def scaled(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.nda
 def fit_temperature(answers: CellPredictions) -> float:
     """The temperature under which the true classes are most likely (Guo et al. 2017), within `TEMPERATURE_BOUNDS`.
 
-    Every cell weighs the same, as in the figures that judge it and in the class frequencies the probabilities speak
-    for; a subject with many cells therefore counts for more.
+    Every subject weighs the same: who brings many cells must not decide how sure a release is of everybody else's.
     """
-    return _fit(_logits(answers.probabilities), answers.references)
+    weights = answers.subject_weights
+    return _fit(_logits(answers.probabilities), answers.references, weights)
+
+
+def shipped_temperature(answers: CellPredictions, left_out: tuple[LeftOut, ...]) -> float:
+    """The temperature to fold into a release: the fitted one where it helps on unseen subjects, else 1.
+
+    It helps where the likelihood of the true classes, each subject scaled with the temperature that the others fitted
+    and all subjects weighing the same, is higher than without scaling.
+    """
+    weights = answers.subject_weights
+    before, after = (
+        float(np.average(_cell_scores(some)["nll"], weights=weights))
+        for some in (answers, cross_fitted(answers, left_out))
+    )
+    return fit_temperature(answers) if after < before else 1.0
 
 
 def calibrated(answers: CellPredictions, temperature: float) -> CellPredictions:
@@ -84,10 +98,13 @@ def leave_one_subject_out(answers: CellPredictions) -> tuple[LeftOut, ...]:
         LeukoscopeError: subjects unknown, or fewer than `SUBJECTS_NEEDED` of a class.
     """
     _require_subjects(answers)
-    logits, subjects = _logits(answers.probabilities), np.asarray(answers.subjects)
+    subjects, weights = np.asarray(answers.subjects), answers.subject_weights
+    assert weights is not None, "every subject is known"
+    logits, references = _logits(answers.probabilities), answers.references
     rows_of = {str(subject): subjects == subject for subject in np.unique(subjects)}
     return tuple(
-        LeftOut(subject, rows, _fit(logits[~rows], answers.references[~rows])) for subject, rows in rows_of.items()
+        LeftOut(subject, rows, _fit(logits[~rows], references[~rows], weights[~rows]))
+        for subject, rows in rows_of.items()
     )
 
 
@@ -105,10 +122,7 @@ def own_thresholds(answers: CellPredictions, left_out: tuple[LeftOut, ...], rule
     Returns:
         (N,), or (N, K) for a rule that fits one for each class.
     """
-    fitted = [
-        rule(scaled(answers.probabilities[~one.rows], one.temperature), answers.references[~one.rows])
-        for one in left_out
-    ]
+    fitted = [rule(calibrated(answers.take(np.flatnonzero(~one.rows)), one.temperature)) for one in left_out]
     thresholds = np.zeros((len(answers.cell_ids), *np.shape(fitted[0])))
     for one, threshold in zip(left_out, fitted, strict=True):
         thresholds[one.rows] = threshold
@@ -127,8 +141,9 @@ def calibration_block(
         unit: what the answers' subjects are: "subject", or "block" where blocks stand in their place.
 
     Returns:
-        temperature, temperature_range over leaving each subject out, method, fitted_on, estimates; `before` and
-        `after` (cross-fitted) with the figures of `calibration_figures`; `reliability` and `histogram` of each.
+        temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature,
+        temperature_range over leaving each subject out, method, fitted_on, estimates; `before` and `after`
+        (cross-fitted) with the figures of `calibration_figures`; `reliability` and `histogram` of each.
 
     Raises:
         LeukoscopeError: as `leave_one_subject_out`.
@@ -137,9 +152,10 @@ def calibration_block(
     after = cross_fitted(answers, left_out)
     each = [one.temperature for one in left_out]
     return {
-        "temperature": fit_temperature(answers),
+        "temperature": shipped_temperature(answers, left_out),
+        "fitted_temperature": fit_temperature(answers),
         "temperature_range": {"low": min(each), "high": max(each)},
-        "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities, cells weighing evenly",
+        "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities, subjects weighing evenly",
         "fitted_on": who_fitted(answers),
         "judged_on": f"each {unit} with the temperature fitted on all other {unit}s",
         "estimates": estimates,
@@ -184,19 +200,24 @@ def calibration_figures(answers: CellPredictions, draws: Draws) -> dict[str, Any
         overconfidence: mean confidence minus accuracy, -1–1; positive claims too much.
         brier: mean of Σ_k (p_k - y_k)² / 2, 0–1; for two classes (p - y)² (Brier 1950, halved).
         nll: mean -log p of the true class, in nats.
+        ece_by_subject, …, nll_by_subject: the same with every subject weighing the same; where subjects are known.
         intervals: 95 %, by resampling subjects within class; what was fitted stays as it is.
     """
-    each = _cell_scores(answers)
-    per_bin = _in_bins(answers) * each["overconfidence"][:, None]
-    gaps = per_bin.mean(axis=0)
-    return {
-        "ece": float(np.abs(gaps).sum()),
-        **{name: float(scores.mean()) for name, scores in each.items()},
-        "intervals": {
-            "ece": _ece_interval(gaps, draws.means(per_bin), draws),
-            **{name: draws.interval(draws.means(scores)) for name, scores in each.items()},
-        },
-    }
+    found: dict[str, Any] = {}
+    intervals: dict[str, Interval] = {}
+    each, bins = _cell_scores(answers), _in_bins(answers)
+    for suffix, weights in (("", np.ones(len(bins))), ("_by_subject", answers.subject_weights)):
+        if weights is None:
+            continue
+        per_bin = bins * (each["overconfidence"] * weights)[:, None]
+        gaps, total = per_bin.sum(axis=0) / weights.sum(), draws.sums(weights)
+        found |= {f"ece{suffix}": float(np.abs(gaps).sum())}
+        found |= {f"{name}{suffix}": float(np.average(scores, weights=weights)) for name, scores in each.items()}
+        intervals |= {f"ece{suffix}": _ece_interval(gaps, draws.sums(per_bin) / total[:, None], draws)}
+        intervals |= {
+            f"{name}{suffix}": draws.interval(draws.sums(scores * weights) / total) for name, scores in each.items()
+        }
+    return {**found, "intervals": intervals}
 
 
 def reliability_bins(answers: CellPredictions, draws: Draws) -> list[dict[str, Any]]:
@@ -225,16 +246,17 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
 
 
-def _fit(logits: np.ndarray, references: np.ndarray) -> float:
+def _fit(logits: np.ndarray, references: np.ndarray, weights: np.ndarray | None) -> float:
     from scipy.optimize import minimize_scalar
 
     # With the largest logit at 0, no temperature makes the exponential overflow.
     below = logits - logits.max(axis=1, keepdims=True)
-    true = below[np.arange(len(below)), references].mean()
+    true = np.average(below[np.arange(len(below)), references], weights=weights)
 
     def nll(log_temperature: float) -> float:
         sharpness = np.exp(-log_temperature)
-        return float(np.log(np.exp(below * sharpness).sum(axis=1)).mean() - true * sharpness)
+        log_sums = np.log(np.exp(below * sharpness).sum(axis=1))
+        return float(np.average(log_sums, weights=weights) - true * sharpness)
 
     best = minimize_scalar(nll, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(best.x))

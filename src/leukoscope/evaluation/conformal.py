@@ -12,9 +12,9 @@ from leukoscope.evaluation.calibration import (
     Rule,
     calibrated,
     cross_fitted,
-    fit_temperature,
     own_thresholds,
     right_by_subject,
+    shipped_temperature,
 )
 from leukoscope.evaluation.draws import Draws
 from leukoscope.evaluation.metrics import CellPredictions
@@ -37,10 +37,11 @@ def prediction_sets(answers: CellPredictions, left_out: tuple[LeftOut, ...], dra
         set size, shares of sets with one class and with none, each with intervals, and coverage by subject.
     """
     rules: Mapping[str, Rule] = {"marginal": _marginal_rule, "class_conditional": _class_conditional_rule}
-    shipped, held_out = calibrated(answers, fit_temperature(answers)), cross_fitted(answers, left_out)
+    temperature = shipped_temperature(answers, left_out)
+    shipped, held_out = calibrated(answers, temperature), cross_fitted(answers, left_out)
     methods = {}
     for name, rule in rules.items():
-        least = rule(shipped.probabilities, answers.references)
+        least = rule(shipped)
         sets = held_out.probabilities >= own_thresholds(answers, left_out, rule)
         methods[name] = {
             "least_probability": dict(zip(answers.label_names, least.tolist(), strict=True)),
@@ -49,13 +50,14 @@ def prediction_sets(answers: CellPredictions, left_out: tuple[LeftOut, ...], dra
     return {"target": SET_COVERAGE, "shipped": "class_conditional", "methods": methods}
 
 
-def _marginal_rule(probabilities: np.ndarray, references: np.ndarray) -> np.ndarray:
-    of_truth = probabilities[np.arange(len(references)), references]
-    return np.full(probabilities.shape[1], _conformal_bound(of_truth))
+def _marginal_rule(answers: CellPredictions) -> np.ndarray:
+    of_truth = answers.probabilities[np.arange(len(answers.references)), answers.references]
+    return np.full(len(answers.label_names), _conformal_bound(of_truth))
 
 
-def _class_conditional_rule(probabilities: np.ndarray, references: np.ndarray) -> np.ndarray:
-    return np.asarray([_conformal_bound(probabilities[references == k, k]) for k in range(probabilities.shape[1])])
+def _class_conditional_rule(answers: CellPredictions) -> np.ndarray:
+    probabilities, references = answers.probabilities, answers.references
+    return np.asarray([_conformal_bound(probabilities[references == k, k]) for k in range(len(answers.label_names))])
 
 
 def _conformal_bound(of_truth: np.ndarray) -> float:

@@ -1,13 +1,14 @@
 """From calibrated probabilities to decisions: operating points, and when to say "not sure".
 
 Every threshold to ship is fitted on all out-of-fold answers. What it is worth is measured differently: each subject's
-cells meet the temperature and the threshold that all other subjects fitted, and intervals draw subjects anew. A cell
-weighs a cell throughout, so subjects with many cells count for more; what single subjects get stands beside it.
+cells meet the temperature and the threshold that all other subjects fitted, and intervals draw subjects anew.
+Operating points are fitted with every subject weighing the same; what they reach is told so, and over cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from leukoscope.evaluation.calibration import (
     Rule,
     calibrated,
     cross_fitted,
-    fit_temperature,
     leave_one_subject_out,
     own_thresholds,
     right_by_subject,
+    shipped_temperature,
     who_fitted,
 )
 from leukoscope.evaluation.conformal import prediction_sets
@@ -34,6 +35,7 @@ TARGET_RATE = 0.95
 DEFAULT_COVERAGE = 0.80
 """Share of cells that get an answer at the default threshold."""
 CURVE_POINTS = 50
+_BY_SUBJECT = ("sensitivity", "specificity", "balanced_accuracy")
 
 
 def decision_block(
@@ -53,6 +55,9 @@ def decision_block(
         LeukoscopeError: no such label; or as `leave_one_subject_out`.
     """
     left_out, draws = leave_one_subject_out(answers), subject_draws(answers)
+    if shipped_temperature(answers, left_out) == 1:
+        # Thresholds stand on the scale of the release: where it is not scaled, nobody's cells are.
+        left_out = tuple(replace(one, temperature=1.0) for one in left_out)
     return {
         "estimates": estimates,
         "fitted_on": who_fitted(answers),
@@ -107,17 +112,17 @@ def operating_points(
 def _operating_point(
     answers: CellPredictions, positive: int, rule: Rule, left_out: tuple[LeftOut, ...], draws: Draws
 ) -> dict[str, Any]:
-    shipped = calibrated(answers, fit_temperature(answers))
-    threshold = rule(shipped.probabilities, answers.references)
+    shipped = calibrated(answers, shipped_temperature(answers, left_out))
+    threshold = rule(shipped)
     own = own_thresholds(answers, left_out, rule)
     truth = answers.references == positive
     called = cross_fitted(answers, left_out).probabilities[:, positive] >= own
-    fitted = _rates(_outcomes(truth, shipped.probabilities[:, positive] >= threshold).sum(axis=0))
+    outcomes = _outcomes(truth, shipped.probabilities[:, positive] >= threshold)
     return {
         "threshold": float(threshold),
         "threshold_range": {"low": float(own.min()), "high": float(own.max())},
-        "fitted": {name: _number(rate) for name, rate in fitted.items()},
-        "cross_fitted": _performance(truth, called, positive, draws)
+        "fitted": _rates_both_ways(outcomes, answers.subject_weights),
+        "cross_fitted": _performance(truth, called, positive, draws, answers.subject_weights)
         | {"subjects": right_by_subject(answers, called == truth)},
     }
 
@@ -125,11 +130,13 @@ def _operating_point(
 def _on_scores_of(positive: int, choose: Callable[[np.ndarray, np.ndarray], int]) -> Rule:
     """A rule from how to choose among the points of a ROC curve, given their sensitivities and specificities."""
 
-    def rule(probabilities: np.ndarray, references: np.ndarray) -> float:
+    def rule(answers: CellPredictions) -> float:
         from sklearn.metrics import roc_curve
 
-        scores = probabilities[:, positive]
-        false_positives, sensitivity, cuts = roc_curve(references == positive, scores, drop_intermediate=False)
+        scores, truth = answers.probabilities[:, positive], answers.references == positive
+        false_positives, sensitivity, cuts = roc_curve(
+            truth, scores, drop_intermediate=False, sample_weight=answers.subject_weights
+        )
         at = choose(sensitivity, 1 - false_positives)
         # Halfway to the next score below, so that rounding moves no cell to the other side.
         below = cuts[at + 1] if at + 1 < len(cuts) else 0.0
@@ -138,12 +145,13 @@ def _on_scores_of(positive: int, choose: Callable[[np.ndarray, np.ndarray], int]
     return rule
 
 
+# Sums of weights reach a target only to rounding.
 def _sensitivity_rule(sensitivity: np.ndarray, specificity: np.ndarray) -> int:
-    return int(np.flatnonzero(sensitivity >= TARGET_RATE)[0])
+    return int(np.flatnonzero(sensitivity >= TARGET_RATE - 1e-9)[0])
 
 
 def _specificity_rule(sensitivity: np.ndarray, specificity: np.ndarray) -> int:
-    return int(np.flatnonzero(specificity >= TARGET_RATE)[-1])
+    return int(np.flatnonzero(specificity >= TARGET_RATE - 1e-9)[-1])
 
 
 def _youden_rule(sensitivity: np.ndarray, specificity: np.ndarray) -> int:
@@ -169,14 +177,26 @@ def _rates(outcomes: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
-def _performance(truth: np.ndarray, called: np.ndarray, positive: int, draws: Draws) -> dict[str, Any]:
+def _performance(
+    truth: np.ndarray, called: np.ndarray, positive: int, draws: Draws, by_subject: np.ndarray | None
+) -> dict[str, Any]:
     outcomes = _outcomes(truth, called)
     drawn, alone = _rates(draws.sums(outcomes)), {"sensitivity": positive, "specificity": 1 - positive}
-    return {
-        **{name: _number(rate) for name, rate in _rates(outcomes.sum(axis=0)).items()},
-        "prevalence": float(truth.mean()),
-        "intervals": {name: _interval(draws, values, alone.get(name)) for name, values in drawn.items()},
-    }
+    intervals = {name: _interval(draws, values, alone.get(name)) for name, values in drawn.items()}
+    if by_subject is not None:
+        evenly = _rates(draws.sums(outcomes * by_subject[:, None]))
+        intervals |= {f"{name}_by_subject": _interval(draws, evenly[name], alone.get(name)) for name in _BY_SUBJECT}
+    rates = _rates_both_ways(outcomes, by_subject)
+    return {**rates, "prevalence": float(truth.mean()), "intervals": intervals}
+
+
+def _rates_both_ways(outcomes: np.ndarray, by_subject: np.ndarray | None) -> dict[str, float | None]:
+    """The rates over cells, and with every subject weighing the same those that prevalence does not change."""
+    rates = {name: _number(rate) for name, rate in _rates(outcomes.sum(axis=0)).items()}
+    if by_subject is not None:
+        evenly = _rates((outcomes * by_subject[:, None]).sum(axis=0))
+        rates |= {f"{name}_by_subject": _number(evenly[name]) for name in _BY_SUBJECT}
+    return rates
 
 
 # Abstention
@@ -193,13 +213,14 @@ def abstention(answers: CellPredictions, left_out: tuple[LeftOut, ...], draws: D
         `aurc`: area under it (Geifman & El-Yaniv 2017), 0–1, small is good; `risk_at_full_coverage` is the error
         rate without abstaining.
     """
-    shipped, held_out = calibrated(answers, fit_temperature(answers)), cross_fitted(answers, left_out)
+    temperature = shipped_temperature(answers, left_out)
+    shipped, held_out = calibrated(answers, temperature), cross_fitted(answers, left_out)
     own = own_thresholds(answers, left_out, _coverage_rule)
     answered = held_out.probabilities.max(axis=1) >= own
     return {
         "default": {
             "target_coverage": DEFAULT_COVERAGE,
-            "threshold": _coverage_rule(shipped.probabilities, answers.references),
+            "threshold": _coverage_rule(shipped),
             "threshold_range": {"low": float(own.min()), "high": float(own.max())},
             **_selective(held_out, answered, draws),
         },
@@ -208,8 +229,8 @@ def abstention(answers: CellPredictions, left_out: tuple[LeftOut, ...], draws: D
     }
 
 
-def _coverage_rule(probabilities: np.ndarray, references: np.ndarray) -> float:
-    return float(np.quantile(probabilities.max(axis=1), 1 - DEFAULT_COVERAGE))
+def _coverage_rule(answers: CellPredictions) -> float:
+    return float(np.quantile(answers.probabilities.max(axis=1), 1 - DEFAULT_COVERAGE))
 
 
 def _selective(answers: CellPredictions, answered: np.ndarray, draws: Draws) -> dict[str, Any]:

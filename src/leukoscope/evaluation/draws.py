@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -30,11 +30,18 @@ class Draws:
         unit_of_cell: (N,) int, the unit each cell belongs to.
         classes: (U,) int, the class a unit is drawn within: that of most of its cells.
         counts: (D, U) int16, how often each unit is in each sample.
+        unit: what is drawn: "subject" or "cell".
     """
 
     unit_of_cell: np.ndarray
     classes: np.ndarray
     counts: np.ndarray
+    unit: Literal["subject", "cell"] = "subject"
+
+    @property
+    def of_subjects(self) -> bool:
+        """True where units are subjects, not single cells."""
+        return self.unit == "subject"
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The counts as (d, U) floats, a few draws at a time."""
@@ -64,16 +71,57 @@ class Draws:
         cells = self.sums(np.ones(len(self.unit_of_cell)))
         return self.sums(per_cell) / cells.reshape(-1, *(1,) * (per_cell.ndim - 1))
 
-    def auroc(self, scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    def auroc(self, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Area under the ROC curve in each sample.
 
         Args:
             scores, positive: (N,) float and bool, one a cell.
+            weights: (N,) of the cells; None weighs all the same.
 
         Returns:
             (D,), 0–1; NaN for a sample without positive or negative cells.
         """
-        return np.concatenate(list(_auroc(self.chunks(), self.unit_of_cell, scores, positive)))
+        won, pairs = self._pairs(scores, positive, np.ones(len(scores)) if weights is None else weights)
+        with np.errstate(invalid="ignore"):
+            return won / pairs
+
+    def auroc_within(self, scores: np.ndarray, positive: np.ndarray, strata: np.ndarray) -> np.ndarray:
+        """Area under the ROC curve within strata, weighted by their numbers of pairs, in each sample.
+
+        Args:
+            scores, positive: (N,) float and bool, one a cell.
+            strata: (N,) int, which stratum a cell belongs to.
+
+        Returns:
+            (D,), 0–1; NaN for a sample in which no stratum has positive and negative cells.
+        """
+        won, pairs = np.zeros(len(self.counts)), np.zeros(len(self.counts))
+        for stratum in np.unique(strata):
+            rows = strata == stratum
+            here = replace(self, unit_of_cell=self.unit_of_cell[rows])
+            more = here._pairs(scores[rows], positive[rows], np.ones(int(rows.sum())))
+            won, pairs = won + more[0], pairs + more[1]
+        with np.errstate(invalid="ignore"):
+            return won / pairs
+
+    def _pairs(self, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(D,) each: the weight of the positive–negative pairs ranked right (ties half), and of all pairs.
+
+        Weighted Mann–Whitney: cells are ranked once, and each sample only changes how much they weigh.
+        """
+        order = np.argsort(scores, kind="stable")
+        ranked, is_positive, unit, base = scores[order], positive[order], self.unit_of_cell[order], weights[order]
+        negatives = ranked[~is_positive]
+        below = np.searchsorted(negatives, ranked[is_positive], side="left")
+        up_to = np.searchsorted(negatives, ranked[is_positive], side="right")
+        won, pairs = [], []
+        for counts in self.chunks():
+            beaten = np.zeros((len(counts), len(negatives) + 1))
+            np.cumsum(counts[:, unit[~is_positive]] * base[~is_positive], axis=1, out=beaten[:, 1:])
+            own = counts[:, unit[is_positive]] * base[is_positive]
+            won.append((own * (beaten[:, below] + beaten[:, up_to])).sum(axis=1) / 2)
+            pairs.append(own.sum(axis=1) * beaten[:, -1])
+        return np.concatenate(won), np.concatenate(pairs)
 
     def interval(self, values: np.ndarray, *, level: float = LEVEL, of_class: int | None = None) -> Interval:
         """The interval of a figure from its value in each sample.
@@ -128,25 +176,7 @@ def subject_draws(answers: CellPredictions, *, draws: int = DRAWS, seed: int = 0
 def cell_draws(answers: CellPredictions, *, draws: int = DRAWS, seed: int = 0) -> Draws:
     """Draw cells with replacement within their class, as if no two came from one subject."""
     classes = np.asarray(answers.references)
-    return Draws(np.arange(len(classes)), classes, _resampled(classes, draws, seed))
-
-
-def _auroc(
-    chunks: Iterator[np.ndarray], unit_of_cell: np.ndarray, scores: np.ndarray, positive: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Weighted Mann–Whitney: cells are ranked once, and each draw only changes how much they weigh."""
-    order = np.argsort(scores, kind="stable")
-    ranked, is_positive, unit = scores[order], positive[order], unit_of_cell[order]
-    negatives = ranked[~is_positive]
-    below = np.searchsorted(negatives, ranked[is_positive], side="left")
-    up_to = np.searchsorted(negatives, ranked[is_positive], side="right")
-    for weights in chunks:
-        beaten = np.zeros((len(weights), len(negatives) + 1))
-        np.cumsum(weights[:, unit[~is_positive]], axis=1, out=beaten[:, 1:])
-        own = weights[:, unit[is_positive]]
-        with np.errstate(invalid="ignore"):
-            won = (own * (beaten[:, below] + beaten[:, up_to])).sum(axis=1) / 2
-            yield won / (own.sum(axis=1) * beaten[:, -1])
+    return Draws(np.arange(len(classes)), classes, _resampled(classes, draws, seed), "cell")
 
 
 def _resampled(classes: np.ndarray, draws: int, seed: int) -> np.ndarray:

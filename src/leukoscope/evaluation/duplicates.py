@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leukoscope.cells.images import BACKGROUND_LEVEL
+from leukoscope.cells.images import BACKGROUND_LEVEL, pixel_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,9 +68,8 @@ def picture_key(image: Image) -> PictureKey:
     """Take from a decoded RGB picture what its copies are found by."""
     from PIL.Image import Resampling
 
-    digest = blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
     small = image.resize((SMALL_SIDE, SMALL_SIDE), Resampling.BOX)
-    return PictureKey(digest, np.asarray(small))
+    return PictureKey(pixel_hash(image), np.asarray(small))
 
 
 def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:

@@ -29,9 +29,11 @@ _FIGURE_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1_weighted": "F1, weighted",
     "f1_macro": "F1, macro",
-    "auroc": "AUROC of cells",
+    "auroc": "AUROC",
+    "auroc_equal_size": "AUROC at equal size",
     "subject_auroc": "AUROC of subjects",
 }
+_BY_SUBJECT = "_by_subject"
 _FEW_SUBJECTS = 20
 _WORST = 10
 _SHOWN = 20
@@ -39,6 +41,8 @@ _SHOWN = 20
 
 def figure_name(key: str) -> str:
     """What a person calls a figure of `point_figures`."""
+    if key.endswith(_BY_SUBJECT):
+        return f"{figure_name(key.removesuffix(_BY_SUBJECT))}, by subject"
     return _FIGURE_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
 
 
@@ -129,7 +133,9 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
     where = f" from {data['title']}" if data else ""
     synthetic = "Synthetic cells: these figures say nothing about patients." if data and data["synthetic"] else ""
     asked = f"{metrics['cells']:,} cells{subjects}{where}. The figures speak of: {evaluation['estimates']}."
-    keys = [key for key in ("balanced_accuracy", "auroc") if key in evaluation["figures"]]
+    even = [f"{key}{_BY_SUBJECT}" for key in ("balanced_accuracy", "auroc")]
+    pooled = ["balanced_accuracy", "auroc"]
+    keys = [key for key in (even if even[0] in evaluation["figures"] else pooled) if key in evaluation["figures"]]
     quoted = [f"{figure_name(key)} {_with_interval(evaluation, key)}" for key in keys]
     result = "; ".join(quoted) + "."
     warning = "" if overlap["verdict"] == "good" else overlap["statement"]
@@ -205,6 +211,8 @@ def _interval_notes(block: Mapping[str, Any]) -> Sequence[str]:
         return [f"No interval by subject: {block['by_subject_missing']}. The naive ones are too narrow."]
     counts = ", ".join(f"{count} {label}" for label, count in block["subjects"].items())
     notes = [
+        "“By subject”: a cell weighs 1 / (cells of its subject): the few subjects with most cells do not decide. "
+        "“At equal size”: within tenths of the cells' areas, so that size alone gives 0.5.",
         f"An interval by subject says how far a figure may move with other patients like these ({counts}); the naive "
         "one pretends that every cell came from a patient of its own.",
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.draws import DRAWS, LEVEL, Draws, Interval, cell_draws, subject_draws
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import POOLED, CellPredictions
 
 
 def point_figures(answers: CellPredictions) -> dict[str, float]:
@@ -27,9 +27,10 @@ def subject_intervals(
     """Intervals of every figure when subjects are drawn anew: what to expect on other patients.
 
     Returns:
-        accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class>, auroc (over cells) and subject_auroc (each
-        subject's mean probability; where every subject has one class) → low and high, 0–1; see `Draws.interval`.
-        The AUROCs are one-vs-rest macro for more than two classes, and left out where a class has no cell.
+        accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
+        recalls, as `…_by_subject`; auroc_equal_size where areas are known; and subject_auroc (each subject's mean
+        logit; where every subject has one class) → low and high, 0–1; see `Draws.interval`. The AUROCs are one-vs-rest
+        macro for more than two classes, and left out where a class has no cell.
 
     Raises:
         LeukoscopeError: see `subject_draws`.
@@ -43,7 +44,7 @@ def cell_intervals(
     """The naive intervals, drawing cells within their class: far too narrow where subjects bring many cells each.
 
     Returns:
-        As `subject_intervals`, without subject_auroc.
+        As `subject_intervals`, without what weighs or ranks subjects.
     """
     return _intervals(answers, cell_draws(answers, draws=draws, seed=seed), level)
 
@@ -82,17 +83,86 @@ def drawn_figures(answers: CellPredictions, drawing: Draws) -> dict[str, np.ndar
     classes = range(len(names))
     pairs = np.eye(len(names) ** 2)[references * len(names) + answers.predictions]
     figures = _from_confusion(drawing.sums(pairs).reshape(-1, len(names), len(names)), names)
+    # Cells drawn one by one have no subjects to weigh.
+    evenly = answers.subject_weights if drawing.of_subjects else None
+    if evenly is not None:
+        weighted = drawing.sums(pairs * evenly[:, None]).reshape(-1, len(names), len(names))
+        even = _from_confusion(weighted, names)
+        figures |= {f"{key}_by_subject": even[key] for key in POOLED if key in even}
     if len(np.unique(references)) < len(names):
         return figures
     ranked = classes[:1] if len(names) == 2 else classes
-    figures["auroc"] = _mean([drawing.auroc(answers.probabilities[:, k], references == k) for k in ranked])
-    by_subject = len(drawing.classes) < len(references) and _one_class_each(drawing, references)
-    if by_subject and len(np.unique(drawing.classes)) == len(names):
+    scores = [answers.probabilities[:, k] for k in classes]
+    figures["auroc"] = _mean([drawing.auroc(scores[k], references == k) for k in ranked])
+    if evenly is not None:
+        figures["auroc_by_subject"] = _mean([drawing.auroc(scores[k], references == k, evenly) for k in ranked])
+    deciles = answers.size_deciles
+    if deciles is not None:
+        figures["auroc_equal_size"] = _mean([drawing.auroc_within(scores[k], references == k, deciles) for k in ranked])
+        if np.isnan(figures["auroc_equal_size"]).all():
+            del figures["auroc_equal_size"]
+    if drawing.of_subjects and _one_class_each(drawing, references):
         units = replace(drawing, unit_of_cell=np.arange(len(drawing.classes)))
-        cells = np.bincount(drawing.unit_of_cell)
-        means = [np.bincount(drawing.unit_of_cell, answers.probabilities[:, k]) / cells for k in classes]
-        figures["subject_auroc"] = _mean([units.auroc(means[k], drawing.classes == k) for k in ranked])
+        means = subject_logits(answers)[1]
+        figures["subject_auroc"] = _mean([units.auroc(means[:, k], drawing.classes == k) for k in ranked])
     return figures
+
+
+def simulated_coverage(
+    answers: CellPredictions, *, studies: int = 400, draws: int = 400, seed: int = 0
+) -> dict[str, Any]:
+    """How often nominal 95 % intervals by subject would hold the truth in studies like this one.
+
+    Each simulated study has as many subjects of each class, with numbers of cells drawn from those at hand; a subject's
+    cells are right at a rate of its own, from the Beta distribution of its class that has the mean and variance (less
+    that of chance) of the subjects' accuracies at hand.
+
+    Returns:
+        studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject.
+
+    Raises:
+        LeukoscopeError: see `subject_draws`.
+    """
+    drawing, rng = subject_draws(answers, draws=draws, seed=seed), np.random.default_rng(seed)
+    cells = np.bincount(drawing.unit_of_cell).astype(float)
+    accuracy = np.bincount(drawing.unit_of_cell, answers.predictions == answers.references) / cells
+    classes = [np.flatnonzero(drawing.classes == k) for k in np.unique(drawing.classes)]
+    counts, truth = drawing.counts.astype(float), 0.0
+    covered = {"balanced_accuracy": 0, "balanced_accuracy_by_subject": 0}
+    shapes = []
+    for units in classes:
+        mean = float(accuracy[units].mean().clip(0.01, 0.99))
+        chance = float((accuracy[units] * (1 - accuracy[units]) / cells[units]).mean())
+        spread = float(np.clip(accuracy[units].var(ddof=1) - chance, 1e-4, 0.95 * mean * (1 - mean)))
+        total = mean * (1 - mean) / spread - 1
+        shapes.append((mean * total, (1 - mean) * total))
+        truth += mean / len(classes)
+    for _ in range(studies):
+        over_cells, by_subject = np.zeros(draws), np.zeros(draws)
+        for units, shape in zip(classes, shapes, strict=True):
+            sizes = rng.choice(cells[units], len(units))
+            right = rng.binomial(sizes.astype(int), rng.beta(*shape, len(units)))
+            drawn = counts[:, units]
+            over_cells += drawn @ right / (drawn @ sizes) / len(classes)
+            by_subject += drawn @ (right / sizes) / len(units) / len(classes)
+        for name, values in zip(covered, (over_cells, by_subject), strict=True):
+            found = drawing.interval(values)
+            covered[name] += found["low"] <= truth <= found["high"]
+    return {"studies": studies, "level": LEVEL, **{name: hits / studies for name, hits in covered.items()}}
+
+
+def subject_logits(answers: CellPredictions) -> tuple[np.ndarray, np.ndarray]:
+    """Each subject's mean logit, log p - log (1 - p), of each class.
+
+    Returns:
+        (U,) subject ids in order, and (U, K) float.
+    """
+    names, unit, cells = np.unique(answers.subjects, return_inverse=True, return_counts=True)
+    # Half precision may have rounded a probability to 0 or 1.
+    p = answers.probabilities.astype(np.float64).clip(1e-7, 1 - 1e-7)
+    sums = np.zeros((len(names), p.shape[1]))
+    np.add.at(sums, unit, np.log(p) - np.log1p(-p))
+    return names, sums / cells[:, None]
 
 
 def _from_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -154,9 +224,7 @@ def aligned(answers: CellPredictions, like: CellPredictions) -> CellPredictions:
         raise LeukoscopeError(
             f"comparison: cell {cell} is labelled differently in the two sets of answers; make both from the same data"
         )
-    return CellPredictions(
-        like.cell_ids, like.subjects, references, answers.probabilities[rows][:, columns], like.label_names
-    )
+    return replace(like, references=references, probabilities=answers.probabilities[rows][:, columns])
 
 
 def _one_class_each(drawing: Draws, references: np.ndarray) -> bool:

@@ -20,8 +20,8 @@ from leukoscope.evaluation.intervals import paired_difference, point_figures, su
 from leukoscope.evaluation.pages import Section, figure_picture, write_page
 from leukoscope.models.release_files import PREDICTIONS
 
-RANKED_BY = "balanced_accuracy"
-SHOWN = (RANKED_BY, "f1_weighted", "auroc", "subject_auroc")
+RANKED_BY = "auroc_by_subject"
+SHOWN = (RANKED_BY, "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted", "subject_auroc")
 COLUMNS = ("", "release", *(figure_name(key) for key in SHOWN), "behind the first", "speaks of")
 
 
@@ -43,7 +43,7 @@ def recorded_answers(release: Path, evaluation: str, *, name: str, revision: str
 
 
 def compare_releases(answered: Sequence[Answered], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """Rank releases by balanced accuracy on the cells that all of them answered.
+    """Rank releases by their AUROC by subject on the cells that all of them answered.
 
     Returns:
         cells and subjects compared on, left_out (a sentence for each release with more cells), and rows, best first:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope.cells.images import BACKGROUND_LEVEL, UnreadableImage, open_encoded
+from leukoscope.cells.images import BACKGROUND_LEVEL, UnreadableImage, cell_areas, open_encoded
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.evaluation.duplicates import PictureKey, picture_key
-from leukoscope.evaluation.metrics import cell_areas
 from leukoscope.evaluation.shortcuts import trivial_features
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Look:
     Attributes:
         size: (width, height) in pixels.
         features: name → (D,), see `trivial_features`.
-        area: the cell's bounding box as a share of the picture, None where cells are not cut out on black.
+        area: the share of the picture that the cell covers, None where cells are not cut out on black.
         oddities: keys of `ODDITIES`.
     """
 

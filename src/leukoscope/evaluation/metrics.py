@@ -1,21 +1,24 @@
-"""What a set of answers is worth: on cells, on each subject, and beside a baseline that only sees size.
+"""What a set of predictions is worth: over cells, with every subject weighing the same, and among cells of equal size.
 
-`CellPredictions` is the one table every judgement is computed from: exactly one row a cell. The figures come from a
-local `evaluate.Metric` over scikit-learn, so that they compose with the rest of the 🤗 evaluate world and need no
+`CellPredictions` is the one table every metric is computed from: exactly one row a cell. The pooled metrics come from
+a local `evaluate.Metric` over scikit-learn, so that they compose with the rest of the 🤗 evaluate world and need no
 network.
+
+Two families of metrics stand beside the pooled ones. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that
+a metric speaks of subjects and not of the few who bring most cells. `auroc_equal_size`: AUROC within deciles of the
+cells' areas, averaged with the number of pairs of each decile as weights: what a network knows beyond a cell's size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import BACKGROUND_LEVEL
 
 if TYPE_CHECKING:
     import evaluate
@@ -32,6 +35,8 @@ class CellPredictions:
         references: (N,) int, the true class.
         probabilities: (N, K) float, rows sum to 1.
         label_names: K class names in output order.
+        areas: (N,) the share of its picture that each cell covers; None where cells are not cut out on black.
+        pixel_hashes: of each cell's decoded picture, as `pixel_hash` gives it; None where nobody took them.
     """
 
     cell_ids: tuple[str, ...]
@@ -39,6 +44,8 @@ class CellPredictions:
     references: np.ndarray
     probabilities: np.ndarray
     label_names: tuple[str, ...]
+    areas: np.ndarray | None = None
+    pixel_hashes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.cell_ids)) != len(self.cell_ids):
@@ -54,6 +61,35 @@ class CellPredictions:
         """(N,) int, the most probable class."""
         return self.probabilities.argmax(axis=1)
 
+    @property
+    def subject_weights(self) -> np.ndarray | None:
+        """(N,) float, 1 / (cells of the cell's subject); None where a cell's subject is not known."""
+        if "" in self.subjects:
+            return None
+        _, unit, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
+        return 1 / cells[unit]
+
+    @property
+    def size_deciles(self) -> np.ndarray | None:
+        """(N,) int, 0–9: which tenth of the areas each cell belongs to; None where areas are not known."""
+        if self.areas is None:
+            return None
+        edges = np.quantile(self.areas, np.linspace(0, 1, 11)[1:-1])
+        return np.searchsorted(edges, self.areas, side="right")
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
+        """The predictions of some rows, in the order given."""
+        chosen = np.asarray(rows, dtype=int)
+        return CellPredictions(
+            tuple(self.cell_ids[row] for row in chosen),
+            tuple(self.subjects[row] for row in chosen),
+            self.references[chosen],
+            self.probabilities[chosen],
+            self.label_names,
+            None if self.areas is None else self.areas[chosen],
+            None if self.pixel_hashes is None else tuple(self.pixel_hashes[row] for row in chosen),
+        )
+
     def save(self, path: Path) -> None:
         """Write one Parquet row a cell; no pixels."""
         import pyarrow as pa
@@ -62,6 +98,10 @@ class CellPredictions:
         names = np.asarray(self.label_names)
         columns = {"cell_id": self.cell_ids, "subject": self.subjects, "label": names[self.references]}
         columns |= {f"p_{name}": self.probabilities[:, k].astype(np.float32) for k, name in enumerate(self.label_names)}
+        if self.areas is not None:
+            columns["area"] = self.areas.astype(np.float32)
+        if self.pixel_hashes is not None:
+            columns["pixel_hash"] = self.pixel_hashes
         aside = path.with_suffix(".tmp")
         pq.write_table(pa.table(columns), aside)
         aside.replace(path)
@@ -79,17 +119,23 @@ class CellPredictions:
             np.asarray([names.index(label) for label in columns["label"]]),
             np.stack([np.asarray(columns[f"p_{name}"]) for name in names], axis=1),
             names,
+            np.asarray(columns["area"]) if "area" in columns else None,
+            tuple(columns["pixel_hash"]) if "pixel_hash" in columns else None,
         )
 
 
 def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
     """Join predictions of disjoint test sets, as cross-validation leaves them."""
+    areas = [p.areas for p in parts if p.areas is not None]
+    hashes = [p.pixel_hashes for p in parts if p.pixel_hashes is not None]
     return CellPredictions(
         tuple(c for p in parts for c in p.cell_ids),
         tuple(s for p in parts for s in p.subjects),
         np.concatenate([p.references for p in parts]),
         np.concatenate([p.probabilities for p in parts]),
         parts[0].label_names,
+        np.concatenate(areas) if len(areas) == len(parts) else None,
+        tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
     )
 
 
@@ -119,33 +165,48 @@ def measure(answers: CellPredictions) -> dict[str, Any]:
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
         None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
-        and `subjects` (id → label, cells, accuracy) where subjects are known. All shares are 0–1.
+        and `subjects` (id → label, cells, accuracy) where subjects are known. Where every cell's subject is known, the
+        first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where no decile of the
+        areas holds two classes). All shares are 0–1.
     """
     metric = cell_metric(answers.label_names)
-    figures = metric.compute(predictions=answers.probabilities.astype(float), references=answers.references)
+    probabilities = answers.probabilities.astype(float)
+    figures = metric.compute(predictions=probabilities, references=answers.references)
     assert figures is not None
+    weights = answers.subject_weights
+    if weights is not None and len(weights):
+        evenly = _figures(probabilities, answers.references, list(answers.label_names), weights)
+        figures |= {f"{key}_by_subject": evenly[key] for key in POOLED}
+    if answers.areas is not None:
+        figures["auroc_equal_size"] = _auroc_equal_size(answers)
     return {"cells": len(answers.cell_ids), **figures, "subjects": _per_subject(answers)}
 
 
-def headline(figures: dict[str, Any]) -> dict[str, Any]:
+POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of `measure` that a table quotes."""
-    return {k: figures[k] for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")}
+    return {key: figures[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in figures}
 
 
-def _figures(probabilities: np.ndarray, references: np.ndarray, names: list[str]) -> dict[str, Any]:
+def _figures(
+    probabilities: np.ndarray, references: np.ndarray, names: list[str], weights: np.ndarray | None = None
+) -> dict[str, Any]:
     from sklearn import metrics as sk
 
     predictions, classes = probabilities.argmax(axis=1), list(range(len(names)))
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        references, predictions, labels=classes, zero_division=0
+        references, predictions, labels=classes, zero_division=0, sample_weight=weights
     )
     present = np.unique(references)
     return {
-        "accuracy": float((predictions == references).mean()),
+        "accuracy": float(np.average(predictions == references, weights=weights)),
         "balanced_accuracy": float(recall[present].mean()),
         "f1_weighted": float(np.average(f1, weights=support)),
         "f1_macro": float(f1[present].mean()),
-        "auroc": _auroc(probabilities, references, classes),
+        "auroc": _auroc(probabilities, references, classes, weights),
         "per_class": {
             name: {
                 "precision": float(precision[k]),
@@ -159,14 +220,34 @@ def _figures(probabilities: np.ndarray, references: np.ndarray, names: list[str]
     }
 
 
-def _auroc(probabilities: np.ndarray, references: np.ndarray, classes: list[int]) -> float | None:
+def _auroc(
+    probabilities: np.ndarray, references: np.ndarray, classes: list[int], weights: np.ndarray | None
+) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     if len(np.unique(references)) < len(classes):
         return None
-    if len(classes) == 2:
-        return float(roc_auc_score(references == 0, probabilities[:, 0]))
-    return float(np.mean([roc_auc_score(references == k, probabilities[:, k]) for k in classes]))
+    ranked = classes[:1] if len(classes) == 2 else classes
+    return float(np.mean([roc_auc_score(references == k, probabilities[:, k], sample_weight=weights) for k in ranked]))
+
+
+def _auroc_equal_size(answers: CellPredictions) -> float | None:
+    """AUROC within deciles of the areas, weighted by their numbers of pairs; one-vs-rest macro for more classes."""
+    from sklearn.metrics import roc_auc_score
+
+    deciles, names = answers.size_deciles, answers.label_names
+    found = []
+    for k in range(len(names))[: 1 if len(names) == 2 else None]:
+        areas_under, pairs = [], []
+        for decile in np.unique(deciles):
+            rows = deciles == decile
+            positive = answers.references[rows] == k
+            if 0 < positive.sum() < len(positive):
+                areas_under.append(roc_auc_score(positive, answers.probabilities[rows, k]))
+                pairs.append(int(positive.sum()) * int((~positive).sum()))
+        if pairs:
+            found.append(np.average(areas_under, weights=pairs))
+    return float(np.mean(found)) if found else None
 
 
 def _per_subject(answers: CellPredictions) -> dict[str, dict[str, Any]]:
@@ -179,25 +260,6 @@ def _per_subject(answers: CellPredictions) -> dict[str, dict[str, Any]]:
         }
         for subject in sorted(set(answers.subjects) - {""})
     }
-
-
-def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
-    """Bounding-box area of cut-out cells as a share of the picture.
-
-    Args:
-        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
-
-    Returns:
-        (N,) float, 0–1; 0 for an empty picture.
-    """
-    return np.asarray([_box_share(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
-
-
-def _box_share(mask: np.ndarray) -> float:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return 0.0
-    return float((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / mask.size)
 
 
 def size_only_answers(
@@ -220,4 +282,4 @@ def size_only_answers(
     seen = model.predict_proba(feature(test_areas))
     probabilities = np.zeros_like(like.probabilities, dtype=float)
     probabilities[:, model.classes_] = seen
-    return CellPredictions(like.cell_ids, like.subjects, like.references, probabilities, like.label_names)
+    return replace(like, probabilities=probabilities)

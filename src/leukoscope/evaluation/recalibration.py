@@ -17,6 +17,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.evaluation.assessment import fit_trust
 from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.overlap import KnownCells, same_person
 from leukoscope.models.release import Release, load_release, rewritten
 from leukoscope.models.release_files import SCHEMA_VERSION
 
@@ -82,16 +83,26 @@ def framed_answers(release: Release, cells: FramedCells, *, batch_size: int = 64
         own_order[cells.labels[rows]],
         torch.cat(logits).double().softmax(dim=1).numpy(),
         release.labels,
+        cells.areas_of(rows),
+        cells.hashes_of(rows),
     )
 
 
 def _refuse_cells_it_knows(release: Release, cells: FramedCells) -> None:
     metrics = release.metrics
-    if metrics["data"]["name"] != cells.data.info.name or cells.data.info.name == "imagefolder":
+    source = metrics["data"]["name"]
+    if source != cells.data.info.name or source == "imagefolder":
         same = metrics["data"]["fingerprint"] == cells.data.fingerprint
         known = set(cells.subjects) if same else set()
+        ids = tuple(cells.data.train["cell_id"])
+        if seen := KnownCells.of_release(release.folder).among(ids, cells.hashes_of(cells.rows(ids))):
+            raise LeukoscopeError(
+                f"{seen:,} of these {len(ids):,} cells are among those that {release.name} was made from: on cells it "
+                "has seen it is surer than on yours to come; recalibrate on other cells"
+            )
     else:
-        known = set(cells.subjects) & set(metrics["training"]["subjects"])
+        trained = {same_person(source, one) for one in metrics["training"]["subjects"]}
+        known = {same_person(source, one) for one in cells.subjects} & trained
     if known:
         raise LeukoscopeError(
             f"subject {min(known)} trained {release.name}: on cells it has seen it is surer than on yours to come; "

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import BACKGROUND_LEVEL
+from leukoscope.cells.images import BACKGROUND_LEVEL, cell_areas
 from leukoscope.cells.loading import LoadedCells
 from leukoscope.cells.splits import Split, groups_of, make_split
 from leukoscope.evaluation.heat import SCALE_BAR_SIDE
-from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, pooled
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 
 NUM_FOLDS = 5
 ALL_TOGETHER = "all together"
@@ -96,15 +97,7 @@ def shortcut_answers(
         probabilities = np.zeros((len(test), len(truth.label_names)))
         # A class that is missing from the training side keeps a probability of 0.
         probabilities[:, model.classes_] = model.predict_proba(features[test])
-        parts.append(
-            CellPredictions(
-                tuple(truth.cell_ids[row] for row in test),
-                tuple(truth.subjects[row] for row in test),
-                truth.references[test],
-                probabilities,
-                truth.label_names,
-            )
-        )
+        parts.append(replace(truth.take(test), probabilities=probabilities))
     return pooled(parts)
 
 

@@ -49,7 +49,7 @@ def view_gain(
     asked = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:sample])
     alone, together, apart = [], [], []
     for (folder, of_fold), first, last in zip(folds, ends, ends[1:], strict=False):
-        answered = _only(of_fold, asked[(first <= asked) & (asked < last)] - first)
+        answered = of_fold.take(asked[(first <= asked) & (asked < last)] - first)
         each = _probabilities_of_views(folder, cells, cells.rows(answered.cell_ids), device)
         alone.append(replace(answered, probabilities=each[:, 0]))
         together.append(replace(answered, probabilities=each.mean(axis=1)))
@@ -69,16 +69,6 @@ def view_gain(
         "agreeing_cells": _answered_right(right[agreed]),
         "disagreeing_cells": _answered_right(right[~agreed]),
     }
-
-
-def _only(answers: CellPredictions, rows: np.ndarray) -> CellPredictions:
-    return CellPredictions(
-        tuple(answers.cell_ids[row] for row in rows),
-        tuple(answers.subjects[row] for row in rows),
-        answers.references[rows],
-        answers.probabilities[rows],
-        answers.label_names,
-    )
 
 
 def _probabilities_of_views(folder: Path, cells: FramedCells, rows: np.ndarray, device: str) -> np.ndarray:

@@ -92,9 +92,9 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
 def results_table(releases: Sequence[Path]) -> str:
     """Each release on unseen subjects beside the random split of the prior systems."""
     head = [
-        "| release | tested on | patients on both sides? | cells | weighted F1 | balanced accuracy | AUROC | "
-        "cell size alone, weighted F1 |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
+        "| release | tested on | patients on both sides? | cells | AUROC by subject | AUROC at equal size | "
+        "balanced accuracy by subject | AUROC | weighted F1 | cell size alone, AUROC by subject |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     rows = [
         _result_row(release.name, block, shares_persons=bool(joined_since(metrics)))
@@ -109,13 +109,17 @@ def results_notes(releases: Sequence[Path]) -> str:
     return "\n".join(_training_note(release.name, read_metrics(release)) for release in releases)
 
 
+RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
+"""Of an evaluation, in the order in which README, cards and the demo show them."""
+
+
 def _result_row(name: str, block: Mapping[str, Any], *, shares_persons: bool) -> str:
     baseline = block.get("size_only_baseline") or {}
     # Persons found under several ids after the measurement may stand on two sides of a split by subject.
     by_subject = "**a few**, found since" if shares_persons else "no"
     both_sides = {"cell": "**yes**", "subject": by_subject, "block": "not known, but no block of neighbouring images"}
-    shown = [with_interval(block, figure) for figure in ("f1_weighted", "balanced_accuracy", "auroc")]
-    cells = " | ".join([*shown, share(baseline.get("f1_weighted"))])
+    shown = [with_interval(block, metric) for metric in RESULT_METRICS]
+    cells = " | ".join([*shown, share(baseline.get("auroc_by_subject"))])
     side = both_sides.get(block["split"]["disjoint_by"], "not known")
     return f"| `{name}` | {block['split']['detail']} | {side} | {count(block['metrics']['cells'])} | {cells} |"
 
@@ -330,9 +334,9 @@ def _ablation(comparison: Mapping[str, Any]) -> str:
         f"{comparison['data']['title']}: {comparison['estimates']}, {cells} cells answered by networks trained on "
         f"{trained} each.",
         "",
-        f"| setting | weighted F1 | AUROC | weighted F1 beside “{first}” | accuracy, worst tenth of the subjects | "
-        "ECE, calibrated | training |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        f"| setting | AUROC by subject | beside “{first}” | AUROC at equal size | balanced accuracy by subject | "
+        "AUROC | weighted F1 | AUROC of subjects | training |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     rows = [_ablation_row(setting["name"], setting, first) for setting in settings]
     rows.append(_ablation_row("*the answers of all, averaged*", comparison["together"], first))
@@ -340,15 +344,15 @@ def _ablation(comparison: Mapping[str, Any]) -> str:
 
 
 def _ablation_row(name: str, setting: Mapping[str, Any], first: str) -> str:
-    figures, block = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
-    f1, auroc = (with_interval(block, key) for key in ("f1_weighted", "auroc"))
-    change = setting["difference"]["f1_weighted"]
+    metrics, block = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
+    change = setting["difference"]["auroc_by_subject"]
     beside = "–"
     if name != first:
         beside = f"{gain(change['difference'])} ({gain(change['low'])} … {gain(change['high'])})"
-    last = [share(figures["worst_subjects_accuracy"]), share(figures["ece_after_scaling"])]
+    pooled = [share(metrics.get(key)) for key in ("auroc_equal_size", "balanced_accuracy_by_subject", "auroc")]
     spent = minutes(setting["training_seconds"]) if "training_seconds" in setting else "–"
-    return f"| {' | '.join([name, f1, auroc, beside, *last, spent])} |"
+    last = [*pooled, share(metrics["f1_weighted"]), share(metrics.get("subject_auroc")), spent]
+    return f"| {' | '.join([name, with_interval(block, 'auroc_by_subject'), beside, *last])} |"
 
 
 def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:

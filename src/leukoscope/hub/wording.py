@@ -32,7 +32,7 @@ def span(interval: Mapping[str, float | None] | None) -> str:
 def with_interval(block: Mapping[str, Any], figure: str) -> str:
     """A figure of an evaluation with its interval by subject, where there is one."""
     intervals = block.get("intervals", {}).get("by_subject", {})
-    value = share(block["metrics"][figure])
+    value = share(block["metrics"].get(figure))
     return f"{value} ({span(intervals[figure])})" if figure in intervals else value
 
 

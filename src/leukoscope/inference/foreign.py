@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import UnreadableImage, open_encoded
+from leukoscope.cells.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release_files import CONFIG, read_release
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
 
 
+# An area needs no fine detail.
+_AREA_SIDE = 224
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A model that can be asked, ours or anyone's.
@@ -38,6 +42,7 @@ class Classifier:
         labels: its own class names, in the order of its outputs.
         metrics: the release's metrics.json; {} for a model that is no release.
         probabilities: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1.
+        folder: where a release's files lie; None for a model that is no release.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Classifier:
     labels: tuple[str, ...]
     metrics: Mapping[str, Any]
     probabilities: Callable[[Sequence[Image.Image]], np.ndarray]
+    folder: Path | None = None
 
 
 def open_classifier(model: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Classifier:
@@ -80,8 +86,8 @@ def answer_cells(
     *,
     label_map: Mapping[str, str] | None = None,
     batch_size: int = 16,
-) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
-    """Ask about every cell, a batch at a time; a damaged one has its error in its place.
+) -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
+    """Predict every cell, a batch at a time; a damaged one has its error in its place.
 
     Args:
         cells: rows with `image` and `cell_id`.
@@ -89,7 +95,7 @@ def answer_cells(
         label_map: the model's class → ours; see `match_labels`.
 
     Yields:
-        cell id, and its (K,) probabilities.
+        cell id, its (K,) probabilities, the share of the picture that is not black, and its `pixel_hash`.
 
     Raises:
         LeukoscopeError: classes that cannot be matched, before any cell is opened.
@@ -102,7 +108,7 @@ def answer_cells(
 
 def _answers(
     classifier: Classifier, cells: Dataset, to_ours: np.ndarray, batch_size: int
-) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
+) -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
     from datasets import Image as ImageFeature
 
     encoded = cells.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
@@ -111,7 +117,11 @@ def _answers(
         pictures = [picture for _, picture in opened if isinstance(picture, Image.Image)]
         answers = iter(classifier.probabilities(pictures) @ to_ours if pictures else ())
         for cell, picture in opened:
-            yield cell, picture if isinstance(picture, UnreadableImage) else next(answers)
+            if isinstance(picture, UnreadableImage):
+                yield cell, picture, 0.0, ""
+            else:
+                small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
+                yield cell, next(answers), float(cell_areas([small])[0]), pixel_hash(picture)
 
 
 def _open(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
@@ -165,7 +175,7 @@ def _from_release(predictor: Predictor) -> Classifier:
         return np.asarray([list(answer.probabilities.values()) for answer in answers])
 
     release = predictor.release
-    return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities)
+    return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities, release.folder)
 
 
 def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_remote_code: bool) -> Classifier:

@@ -112,7 +112,8 @@ class Recipe:
         batch_norm_frozen: every BatchNorm keeps its pretrained statistics.
         batch_norm_cells: training cells from which BatchNorm statistics are taken anew after each epoch; 0 keeps the
             running ones.
-        selected_by: without a plateau, the validation figure whose best epoch is kept.
+        selected_by: without a plateau, the validation metric whose best epoch is kept; one by subject gives way to its
+            pooled form where subjects are not known or a class is missing.
         mean, std: what pixels in 0–1 are standardised with.
     """
 
@@ -150,6 +151,8 @@ class Recipe:
     head_first: float = 0.0
     batch_norm_frozen: bool = False
     batch_norm_cells: int = 0
-    selected_by: Literal["val_balanced_accuracy", "val_accuracy", "val_loss"] = "val_balanced_accuracy"
+    selected_by: Literal["val_balanced_accuracy_by_subject", "val_balanced_accuracy", "val_accuracy", "val_loss"] = (
+        "val_balanced_accuracy_by_subject"
+    )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

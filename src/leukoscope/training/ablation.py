@@ -20,7 +20,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.calibration import calibration_figures, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.draws import DRAWS, LEVEL, subject_draws
-from leukoscope.evaluation.intervals import aligned, paired_difference, subject_intervals
+from leukoscope.evaluation.intervals import aligned, paired_difference, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import TrainingConfig, parse_config
@@ -197,6 +197,7 @@ def _figures(answers: CellPredictions, reference: CellPredictions) -> dict[str, 
         "metrics": {
             "cells": figures["cells"],
             **headline(figures),
+            **{key: value for key, value in point_figures(answers).items() if key == "subject_auroc"},
             "worst_subjects_accuracy": worst_subjects_accuracy(answers),
             "ece_after_scaling": calibration_figures(scaled, subject_draws(scaled))["ece"],
         },

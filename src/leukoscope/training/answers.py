@@ -57,4 +57,6 @@ def predictions_of(cells: FramedCells, logits: torch.Tensor, rows: torch.Tensor)
         cells.labels[rows.numpy()],
         logits.softmax(dim=1).numpy(),
         cells.data.info.labels,
+        cells.areas_of(rows.numpy()),
+        cells.hashes_of(rows.numpy()),
     )

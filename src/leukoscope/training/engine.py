@@ -38,6 +38,8 @@ from leukoscope.training.state import TrainingState
 from leukoscope.training.statistics import settle_statistics
 from leukoscope.training.step import Step
 
+_JUDGED_BY_SUBJECT = ("balanced_accuracy_by_subject", "auroc_by_subject")
+
 
 class Engine:
     """Fits a network on the training side and answers for any cells; holds what both need.
@@ -285,12 +287,15 @@ class Engine:
         with torch.inference_mode():
             loss = self.objective.loss(logits.to(device), labels.to(device), self.network)
         figures = {"loss": float(loss)} | measure(predictions_of(self.cells, logits, rows))
-        names = ("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc")
-        return {f"val_{name}": round(figures[name], 5) for name in names if figures[name] is not None}
+        names = (*("loss", "accuracy", "balanced_accuracy", "f1_weighted", "auroc"), *_JUDGED_BY_SUBJECT)
+        return {f"val_{name}": round(figures[name], 5) for name in names if figures.get(name) is not None}
 
     def _judge(self, row: dict[str, Any]) -> Decision:
         """Whether to keep this epoch's weights, and whether to go on."""
-        return self.controller.update(row) if self.controller else self.best.judge(row, self.recipe.selected_by)
+        if self.controller:
+            return self.controller.update(row)
+        wanted = self.recipe.selected_by
+        return self.best.judge(row, wanted if wanted in row else wanted.removesuffix("_by_subject"))
 
     def _read_losses(self) -> None:
         """Stop every process, naming the batch, where a loss since the last reading is no number."""

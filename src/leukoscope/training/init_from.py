@@ -20,6 +20,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.splits import Split
+from leukoscope.evaluation.overlap import KnownCells, same_person
 from leukoscope.models.build import continue_from, load_start_weights
 from leukoscope.models.recipes import RECIPES, Recipe
 from leukoscope.models.release import Release, rescale_classifier
@@ -176,6 +177,14 @@ def _refuse_known_subjects(release: Release, cells: FramedCells, split: Split) -
         )
     if not split.test and not split.validation:
         return ()
+    trained_on = release.metrics.get("data", {}).get("name")
+    if trained_on != cells.data.info.name or trained_on == "imagefolder":
+        seen = KnownCells.of_release(release.folder).among(split.test, cells.hashes_of(cells.rows(split.test)))
+        if seen:
+            raise LeukoscopeError(
+                f"--init_from {name}: was made from {seen:,} of the {len(split.test):,} cells of this run's test side, "
+                "so its figures would be inflated; use --split all, which claims none, or other cells"
+            )
     notes = []
     if validated := _known(release, cells, split.validation):
         notes.append(
@@ -201,9 +210,10 @@ def _seen(release: Release) -> list[dict[str, Any]]:
 def _known(release: Release, cells: FramedCells, cell_ids: tuple[str, ...]) -> list[str]:
     """Subjects of these cells that the release, or one before it, was trained on."""
     here = {cells.subjects[row] for row in cells.rows(cell_ids)}
+    source = cells.data.info.name
     named = cells.data.info.name if cells.data.info.name != "imagefolder" else None
     same_data = (s for s in _seen(release) if s["fingerprint"] == cells.data.fingerprint or s["name"] == named)
-    return sorted(here & {subject for seen in same_data for subject in seen["subjects"]})
+    return sorted(here & {same_person(source, subject) for seen in same_data for subject in seen["subjects"]})
 
 
 def _cannot_compare(seen: Mapping[str, Any], cells: FramedCells) -> bool:

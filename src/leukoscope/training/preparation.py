@@ -16,7 +16,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split
-from leukoscope.cells.transforms import Augmenter, cell_sides
+from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.averaging import make_average
 from leukoscope.training.batch_size import require_fitting, try_step
@@ -111,9 +111,9 @@ def _augmenter(recipe: Recipe, cells: FramedCells, train_rows: np.ndarray, seed:
             f"{recipe.name}: augmentation.pooled_size needs cells cut out on black, and {cells.data.info.title} has "
             "smears; add --override augmentation.pooled_size=false"
         )
-    sides = np.zeros(len(cells.pixels))
-    sides[train_rows] = cell_sides(cells.pixels[row] for row in train_rows)
-    return Augmenter(recipe.augmentation, background, seed, sides=sides, pool=np.sort(sides[train_rows]))
+    areas = np.zeros(len(cells.pixels))
+    areas[train_rows] = cells.areas_of(train_rows)
+    return Augmenter(recipe.augmentation, background, seed, areas=areas, pool=np.sort(areas[train_rows]))
 
 
 def _fitting_batch_size(accelerator: Accelerator, recipe: Recipe, learner: nn.Module, train: Rows) -> int:

@@ -17,8 +17,9 @@ import yaml
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.files import write_whole
+from leukoscope.cells.images import cell_areas
 from leukoscope.cells.splits import Split
-from leukoscope.evaluation.metrics import CellPredictions, cell_areas, headline, measure, size_only_answers
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import SCHEMA_VERSION
 from leukoscope.training.config import TrainingConfig

@@ -13,6 +13,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import open_bytes
+from leukoscope.evaluation.overlap import same_person
 from leukoscope.inference.field_reading import NOT_RECOGNISED, NOT_SURE
 from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web.batch_files import Batch, Given, subjects_of
@@ -67,7 +68,8 @@ class BatchResult:
         positive: the class that operating points look for; else the release's first.
         batch_subjects: file name → subject, as the CSV says.
         refused: one sentence for each file, and each label of a CSV, that could not be used.
-        trained_on: subjects whose cells the release was trained on.
+        trained_on: subjects whose cells the release was trained on, known aliases joined.
+        data_name: of the data set that it was trained on.
     """
 
     rows: tuple[BatchRow, ...]
@@ -78,6 +80,7 @@ class BatchResult:
     batch_subjects: Mapping[str, str]
     refused: tuple[str, ...]
     trained_on: frozenset[str]
+    data_name: str
 
     def with_subjects(self, pattern: str) -> BatchResult:
         """The same answers, their subjects told by another pattern.
@@ -118,10 +121,21 @@ def answer_batch(
         tell(min(1.0, (first + AT_ONCE) / len(batch.files)))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {refused[0] if refused else 'none was given'}")
-    trained_on = frozenset(map(str, release.metrics.get("training", {}).get("subjects", ())))
+    source = release.metrics.get("data", {}).get("name", "")
+    trained_on = frozenset(
+        same_person(source, str(one)) for one in release.metrics.get("training", {}).get("subjects", ())
+    )
     positive = thresholds.positive_label or release.labels[0]
     return BatchResult(
-        tuple(rows), release.labels, positive, str(choice), release.revision, batch.subjects, tuple(refused), trained_on
+        tuple(rows),
+        release.labels,
+        positive,
+        str(choice),
+        release.revision,
+        batch.subjects,
+        tuple(refused),
+        trained_on,
+        source,
     )
 
 
@@ -186,7 +200,8 @@ def figures(result: BatchResult) -> Figures | None:
     except LeukoscopeError as error:
         intervals = cell_intervals(answers)
         notes.append(f"95 % intervals from drawing cells, far too narrow for new patients ({error}).")
-    if seen := sorted(set(answers.subjects) & result.trained_on):
+    tested = set(answers.subjects)
+    if seen := sorted(one for one in tested if same_person(result.data_name, one) in result.trained_on):
         notes.insert(0, f"This model was trained on cells of {', '.join(seen)}: the figures flatter it.")
     shown = point_figures(answers).items()
     return Figures(tuple((figure_name(k), f"{v:.3f}", _span(intervals.get(k))) for k, v in shown), tuple(notes))

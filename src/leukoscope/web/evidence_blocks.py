@@ -35,20 +35,23 @@ def _section(title: str, html: str, text: Sequence[str] = ()) -> str:
 
 
 def _evaluations(metrics: Metrics) -> str:
+    from leukoscope.hub.tables import RESULT_METRICS
     from leukoscope.hub.wording import count, joined_since, share, with_interval
 
-    heads = ("tested on", "patients on both sides?", "cells", "weighted F1", "balanced accuracy", "AUROC", "size alone")
+    names = ("AUROC by subject", "AUROC at equal size", "balanced accuracy by subject", "AUROC", "weighted F1")
+    heads = ("tested on", "patients on both sides?", "cells", *names, "size alone")
     joined = joined_since(metrics)
     rows = []
     for block in metrics["evaluations"]:
         side = _SIDES.get(block["split"]["disjoint_by"], "not known")
-        shown = [with_interval(block, key) for key in ("f1_weighted", "balanced_accuracy", "auroc")]
-        alone = share((block.get("size_only_baseline") or {}).get("f1_weighted"))
+        shown = [with_interval(block, key) for key in RESULT_METRICS]
+        alone = share((block.get("size_only_baseline") or {}).get("auroc_by_subject"))
         side = "a few, found since" if joined and side == "no" else side
         rows.append((block["split"]["detail"], side, count(block["metrics"]["cells"]), *shown, alone))
     text = [
-        "In brackets 95 % intervals from drawing whole patients anew. “Size alone”: weighted F1 of nothing but the "
-        "cell's area. A random split that has patients on both sides flatters.",
+        "By subject: every patient weighs the same. At equal size: among cells of like area. In brackets 95 % "
+        "intervals from drawing whole patients anew. “Size alone”: AUROC by subject of nothing but the cell's area. A "
+        "random split that has patients on both sides flatters.",
         f"Found since to be one person each: {', '.join(joined)}." if joined else "",
     ]
     return _section("Unseen patients beside the random split", table(heads, rows, "Evaluations"), text)
