@@ -33,6 +33,7 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 
 docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
 	$(RUN)/leukoscope card $(wildcard model_card/*/) --readme README.md
+	$(RUN)/python docs/metrics_plot.py
 	$(RUN)/python docs/reference.py
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium

@@ -88,14 +88,14 @@ def test_preprocessing_survives_its_config_json() -> None:
 
 def test_view_box_marks_what_the_network_sees() -> None:
     # 140 px are the centre of a picture resized to exactly 180; 160 of one resized to 205, the whole part of 205.7.
-    assert Preprocessing(140, 350 / 450).view_box(450, 450) == pytest.approx((50, 50, 400, 400))
+    assert Preprocessing(140, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx((50, 50, 400, 400))
     margin = 450 * (1 - 160 / 205) / 2
-    assert Preprocessing(160, 350 / 450).view_box(450, 450) == pytest.approx(
+    assert Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx(
         (margin, margin, 450 - margin, 450 - margin)
     )
-    assert Preprocessing(160, 1.0).view_box(300, 200) == pytest.approx((50, 0, 250, 200))
+    assert Preprocessing(160, 1.0).view_box(Image.new("RGB", (300, 200))) == pytest.approx((50, 0, 250, 200))
     # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
-    left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(450, 450))
+    left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))))
     picture = Image.new("RGB", (450, 450))
     picture.paste((255, 255, 255), (left, top, right, bottom))
     framed = Preprocessing(160, 350 / 450).frame(picture)

@@ -9,7 +9,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.overrides import with_overrides
-from leukoscope.models.recipes import RECIPES
+from leukoscope.models.recipes import RECIPES, Head
 
 HOUSE = RECIPES["densenet121"]
 
@@ -47,7 +47,6 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("augmentation.scal=1", "scal is unknown; choose one of scale, brightness"),
         ("augmentation=1", "augmentation has parts; assign one, augmentation.KEY=VALUE, of scale, brightness"),
         ("learning_rate.x=1", "learning_rate is 0.0003 and has no parts"),
-        ("head.pooling=max", "head is None and has no parts"),
         ("learning_rate=fast", "'fast' does not fit; give a number"),
         ("image_size=1.5", "1.5 does not fit; give a whole number"),
         ("class_weighted=1", "1 does not fit; give true or false"),
@@ -61,3 +60,8 @@ def test_what_does_not_fit_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         with_overrides(HOUSE, [assignment])
     assert message in str(error.value)
+
+
+def test_a_part_that_a_recipe_lacks_begins_as_its_defaults() -> None:
+    recipe = with_overrides(get_recipe("densenet121"), ["head.pooling=max", "head.levels=[1, 2]"])
+    assert recipe.head == Head(pooling="max", levels=(1, 2))

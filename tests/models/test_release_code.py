@@ -20,13 +20,12 @@ from torch import nn
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.models import remote
 from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
-from leukoscope.models.release_code import CODE
+from leukoscope.models.release_code import _SOURCES, CODE
 
-REMOTE = Path(remote.__path__[0])
+SOURCE = {name: Path(package.__path__[0]) / name for name, package in _SOURCES.items()}
 # Every head of the prior systems, over timm's smallest backbone; and the networks that timm lacks.
 KINDS = (
     "prior_a_efficientnet_b3",
@@ -34,6 +33,7 @@ KINDS = (
     "prior_e_densenet121_frozen",
     "prior_c_alexnet",
     "prior_d_baseline_cnn",
+    "densenet169_levels",
 )
 
 
@@ -173,19 +173,90 @@ def test_a_temperature_folds_into_the_last_layer(kind: tuple[str, nn.Module]) ->
     assert torch.allclose(logits(cooler), logits(network) / 2.5, rtol=1e-5, atol=1e-6)
 
 
+# Every cell at one size
+
+
+@pytest.fixture(scope="module")
+def cut_out(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One cell small and in a corner, large, cut by two edges, and no cell at all."""
+    folder = tmp_path_factory.mktemp("cut_out")
+    cell = Image.fromarray(draw_cell("ALL", subject=3, cell=1, size=200, background="black").image)
+    places = {"corner": (80, (0, 160)), "large": (230, (5, 5)), "cut": (200, (-60, -70)), "empty": None}
+    for name, place in places.items():
+        picture = Image.new("RGB", (240, 240))
+        if place:
+            picture.paste(cell.resize((place[0], place[0])), place[1])
+        picture.save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in places]
+
+
+@pytest.fixture(scope="module")
+def at_one_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = replace(get_recipe("densenet169_levels"), architecture="test_resnet")
+    torch.manual_seed(0)
+    network = build_network(recipe, 3).eval().requires_grad_(False)
+    network.head.classifier.weight.normal_(std=0.5)
+    return save_release(
+        tmp_path_factory.mktemp("at_one_size") / "release",
+        network,
+        architecture="test_resnet",
+        labels=("Early", "Pre", "Pro"),
+        preprocessing=Preprocessing(96, 350 / 450, framing="cell"),
+        metrics={},
+    )
+
+
+@pytest.mark.usefixtures("code_cache")
+def test_the_pipeline_frames_a_cell_as_the_predictor_does(at_one_size: Path, cut_out: list[Path]) -> None:
+    theirs = by_pipeline(at_one_size, cut_out)
+    ours = np.array([list(p.probabilities.values()) for p in Predictor.from_pretrained(at_one_size)(cut_out)])
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_a_cell_is_shown_at_one_size_wherever_it_lies(at_one_size: Path, cut_out: list[Path]) -> None:
+    preprocessing = load_release(at_one_size).preprocessing
+    corner, large = (preprocessing.frame(Image.open(path)) for path in cut_out[:2])
+    areas = [(pixels.max(axis=2) > 8).mean() for pixels in (corner, large)]
+    assert areas == pytest.approx([1 / 1.25**2] * 2, rel=0.06)
+    # But for its resizing, the same picture.
+    assert np.abs(corner.astype(int) - large).mean() < 12
+
+
+def test_the_heat_map_lies_where_the_cell_was_cut_from(at_one_size: Path, cut_out: list[Path]) -> None:
+    prediction = Predictor.from_pretrained(at_one_size)(cut_out[0], explain=True)
+    left, top, right, bottom = prediction.view_box
+    assert right - left == pytest.approx(bottom - top)
+    assert (left + right) / 2 == pytest.approx(40, abs=6) and (top + bottom) / 2 == pytest.approx(200, abs=6)
+
+
+def test_plain_timm_networks_cannot_frame_cells(tmp_path: Path) -> None:
+    import timm
+
+    network = timm.create_model("test_resnet", num_classes=2)
+    with pytest.raises(LeukoscopeError, match="timm frames no cell"):
+        save_release(
+            tmp_path / "release",
+            network,
+            architecture="test_resnet",
+            labels=("ALL", "HEM"),
+            preprocessing=Preprocessing(64, 1.0, framing="cell"),
+            metrics={},
+        )
+
+
 # The code that travels along
 
 
 @pytest.mark.parametrize("name", CODE)
 def test_the_shipped_code_needs_nothing_of_leukoscope(name: str) -> None:
     imported = set()
-    for node in ast.walk(ast.parse((REMOTE / name).read_text())):
+    for node in ast.walk(ast.parse(SOURCE[name].read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add("." * node.level + (node.module or "").partition(".")[0])
     beyond = imported - sys.stdlib_module_names
-    assert beyond <= {"torch", "torchvision", "timm", "transformers", ".networks"}
+    assert beyond <= {"torch", "torchvision", "timm", "transformers", "numpy", "PIL", ".networks", ".framing"}
 
 
 def test_a_saved_release_keeps_its_temperature_exactly(small: Path, tmp_path: Path) -> None:
@@ -198,13 +269,14 @@ def test_a_saved_release_keeps_its_temperature_exactly(small: Path, tmp_path: Pa
 def test_the_release_holds_the_very_files_of_this_installation(small: Path) -> None:
     assert sorted(path.name for path in small.iterdir()) == [
         "config.json",
+        "framing.py",
         "metrics.json",
         "model.safetensors",
         "modeling_leukoscope.py",
         "networks.py",
         "preprocessor_config.json",
     ]
-    assert all((small / name).read_bytes() == (REMOTE / name).read_bytes() for name in CODE)
+    assert all((small / name).read_bytes() == SOURCE[name].read_bytes() for name in CODE)
 
 
 def test_leukoscope_never_runs_code_from_a_release(small: Path) -> None:

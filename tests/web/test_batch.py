@@ -201,7 +201,7 @@ def row(name: str, truth: str, p_all: float, subject: str = "") -> BatchRow:
 RESULT = BatchResult(
     rows=(row("a", "ALL", 0.9, "1"), row("b", "ALL", 0.2, "1"), row("=c", "HEM", 0.99, "2"), row("d", "HEM", 0.1, "2")),
     classes=("ALL", "HEM"), positive="ALL", model="tiny", revision="", batch_subjects={}, refused=("x: is bad",),
-    trained_on=frozenset({"2"}),
+    trained_on=frozenset({"2"}), data_name="cnmc2019",
 )  # fmt: skip
 
 
@@ -211,6 +211,13 @@ def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     assert judged is not None
     assert dict((name, value) for name, value, _ in judged.rows)["accuracy"] == "0.500"
     assert judged.notes[0] == "This model was trained on cells of 2: the figures flatter it."
+
+
+def test_a_trained_subject_is_known_under_its_other_ids() -> None:
+    rows = tuple(replace(row, subject={"1": "78", "2": "H24"}[row.subject]) for row in RESULT.rows)
+    judged = figures(replace(RESULT, rows=rows, trained_on=frozenset({"51", "H14"})))
+    assert judged is not None
+    assert judged.notes[0] == "This model was trained on cells of 78, H24: the figures flatter it."
     assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.framing import BACKGROUND_LEVEL
 
 
 class UnreadableImage(LeukoscopeError):
@@ -35,8 +36,6 @@ MIN_SIDE = 8
 # The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
 MAX_SIDE_RATIO = 10
 UPRIGHT = 1  # EXIF orientation
-# The WebP and JPEG copies of cut-out cells carry background pixels of 1–8 instead of 0.
-BACKGROUND_LEVEL = 8
 # Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
 # JPEG covers MPO; GIF is here for its films, which are refused in words that help.
 _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")

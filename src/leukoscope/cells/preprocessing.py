@@ -12,10 +12,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from leukoscope.cells.framing import cell_box, framed_cell
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,9 @@ class Preprocessing:
         image_size: side of the square input in pixels.
         crop_pct: the share of the shorter side that is kept, centred; at most 1.
         interpolation: a filter of Pillow's by timm's name, such as "bicubic".
+        framing: "picture" keeps the central square, as timm does; "cell" shows every cut-out cell at one size: a
+            square of `CELL_SIDE` times the root of the cell's area, around the middle of its bounding box. timm knows
+            no such framing, so only a release that brings its code may have it.
     """
 
     image_size: int
@@ -39,6 +44,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    framing: Literal["picture", "cell"] = "picture"
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
@@ -56,12 +62,15 @@ class Preprocessing:
         if not 0 < cfg["crop_pct"] <= 1:
             raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
         Image.Resampling[cfg["interpolation"].upper()]
+        if cfg.get("framing", "picture") not in ("picture", "cell"):
+            raise ValueError(f"framing is {cfg['framing']!r}; 'picture' and 'cell' are made here")
         return cls(
             image_size=width,
             crop_pct=cfg["crop_pct"],
             interpolation=cfg["interpolation"],
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
+            framing=cfg.get("framing", "picture"),
         )
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
@@ -74,14 +83,18 @@ class Preprocessing:
             "crop_mode": "center",
             "mean": list(self.mean),
             "std": list(self.std),
+            **({"framing": self.framing} if self.framing != "picture" else {}),
         }
 
     def frame(self, image: Image.Image) -> np.ndarray:
         """An RGB picture of any size → the (S, S, 3) uint8 pixels the network sees.
 
-        To the pixel what timm's evaluation transform does, so that `pipeline()` sees the same: the shorter side becomes
-        `image_size / crop_pct` pixels, rounded down, and the central square of `image_size` is kept.
+        With the framing "picture" to the pixel what timm's evaluation transform does, so that `pipeline()` sees the
+        same: the shorter side becomes `image_size / crop_pct` pixels, rounded down, and the central square of
+        `image_size` is kept.
         """
+        if self.framing == "cell" and (box := cell_box(image)) is not None:
+            return np.asarray(framed_cell(image, box, self.image_size, self.interpolation))
         side, shorter = self._resized_side, min(image.size)
         width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
         left, top = (round((edge - self.image_size) / 2) for edge in (width, height))
@@ -114,8 +127,11 @@ class Preprocessing:
         mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
         return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def view_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def view_box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
+        if self.framing == "cell" and (box := cell_box(image)) is not None:
+            return box
+        width, height = image.size
         side = min(width, height) * self.image_size / self._resized_side
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side

@@ -244,7 +244,7 @@ class Predictor:
         except UnreadableImage as error:
             return error
         preprocessing = self.release.preprocessing
-        return _Framed(preprocessing.frame(upright), source, preprocessing.view_box(*upright.size))
+        return _Framed(preprocessing.frame(upright), source, preprocessing.view_box(upright))
 
     def _answer(
         self, framed: Sequence[_Framed | UnreadableImage], explain: bool, views: bool, start: float

@@ -130,6 +130,13 @@ def _fill(
     wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
     unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
+    if recipe.head is not None and recipe.head.levels:
+        # What lies above the levels that are read is no part of the network.
+        import timm
+
+        above = timm.create_model(recipe.architecture, num_classes=0).state_dict().keys()
+        unknown = [k for k in unknown if k not in above]
+        given = {k: v for k, v in given.items() if k in wanted or k in unknown}
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
     if unknown or reshaped:
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"

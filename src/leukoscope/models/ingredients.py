@@ -27,16 +27,18 @@ class Head:
     """What stands between the last feature map and the answer, where it is not the architecture's own.
 
     Attributes:
-        pooling: how the map becomes one number a channel.
+        pooling: how the map becomes one number a channel; "avg_std" gives two, mean and standard deviation.
+        levels: numbers of the feature maps that are read (timm's `feature_info`, 0 is the first); () reads the last.
         batch_norm: normalise the pooled features; eps and momentum (PyTorch's: the share of the new batch) follow.
         hidden: layers before the last linear one.
     """
 
-    pooling: Literal["avg", "max"] = "avg"
+    pooling: Literal["avg", "max", "avg_std"] = "avg"
     batch_norm: bool = False
     eps: float = 1e-5
     momentum: float = 0.1
     hidden: tuple[Hidden, ...] = ()
+    levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Recipe:
             random ones.
         about: for a system of others, what it is, what its description leaves open and what was chosen there.
         image_size: side of the input in pixels.
+        framing: "picture" shows the central part of the picture, "cell" every cut-out cell at one size; see
+            `Preprocessing`.
         least_image_size: the smallest side that leaves something of a picture at the last feature map.
         learning_rate: peak rate of the pretrained layers.
         head_learning_rate: peak rate of the new head.
@@ -122,6 +126,7 @@ class Recipe:
     base_model: str
     about: str = ""
     image_size: int = 160
+    framing: Literal["picture", "cell"] = "picture"
     least_image_size: int = 32
     num_train_epochs: int = 2
     train_batch_size: int = 32

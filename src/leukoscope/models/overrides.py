@@ -50,6 +50,9 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
     if name not in known:
         raise LeukoscopeError(f"--override {assignment}: {name} is unknown; choose one of {', '.join(known)}")
     now = getattr(part, name)
+    if rest and now is None:
+        # A part that a recipe does not have begins as its defaults.
+        now = next((choice() for choice in get_args(kinds[name]) if is_dataclass(choice)), None)
     if rest:
         if not is_dataclass(now):
             raise LeukoscopeError(f"--override {assignment}: {name} is {now!r} and has no parts; assign it as a whole")

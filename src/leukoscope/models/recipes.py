@@ -7,6 +7,7 @@ override single values; a run's `args.yaml` records what was used.
 from __future__ import annotations
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.transforms import Augmentation
 from leukoscope.models.ingredients import Head, Hidden, Penalty, Plateau, Recipe
 from leukoscope.models.prior_systems import PRIOR_SYSTEMS
 
@@ -58,6 +59,21 @@ RECIPES: dict[str, Recipe] = {
             num_train_epochs=3,
             frozen=_DENSENET_EARLY,
             cpu_precision="bf16",
+        ),
+        # Early and middle feature maps hold a cell's texture, and with every cell at one size there is little else to go
+        # by. Only the head learns, from features that are computed once.
+        Recipe(
+            name="densenet169_levels",
+            architecture="densenet169",
+            base_model="timm/densenet169.tv_in1k",
+            image_size=320,
+            framing="cell",
+            num_train_epochs=10,
+            drop_rate=0.0,
+            head=Head(pooling="avg_std", batch_norm=True, levels=(1, 2)),
+            frozen=("backbone",),
+            augmentation=Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none"),
+            sampling="subjects",
         ),
         *PRIOR_SYSTEMS,
     )

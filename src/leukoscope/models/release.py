@@ -64,6 +64,11 @@ def save_release(
         raise LeukoscopeError(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
         )
+    if preprocessing.framing != "picture" and not isinstance(network, OwnNetwork):
+        raise LeukoscopeError(
+            f"{target}: timm frames no cell, so that plain pipeline() would show this network other pixels than "
+            "training did; give the recipe a head of its own (--override head.pooling=avg), whose release brings code"
+        )
     with _release_appearing(target) as aside:
         aside.mkdir(parents=True)
         save_weights(network, aside)

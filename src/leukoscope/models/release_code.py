@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, cells
 from leukoscope.cells.files import write_whole
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models import remote
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, OwnNetwork, build_own
 
-CODE = ("modeling_leukoscope.py", "networks.py")
+# Where each file that is copied into a release lies.
+_SOURCES = {"modeling_leukoscope.py": remote, "networks.py": remote, "framing.py": cells}
+CODE = tuple(_SOURCES)
 PROCESSOR = "preprocessor_config.json"
 # Where the network stands in the shipped model, and so what its tensors' names begin with.
 NETWORK = "network."
@@ -48,8 +50,8 @@ def save_code(directory: Path, preprocessing: Preprocessing) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    for name in CODE:
-        shutil.copyfile(Path(remote.__path__[0]) / name, directory / name)
+    for name, package in _SOURCES.items():
+        shutil.copyfile(Path(package.__path__[0]) / name, directory / name)
     # For a folder transformers reads config.json's auto_map, for a Hub repository this one.
     processor = {
         "auto_map": {"AutoImageProcessor": _AUTO_MAP["AutoImageProcessor"]},

@@ -33,8 +33,7 @@ class HeadOnFeatures(nn.Module):
         self.network = network
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # A map of one place: pooling it again changes nothing.
-        return self.network.forward_head(features[:, :, None, None])  # type: ignore[operator]
+        return self.network.head.from_pooled(features)  # type: ignore[operator,union-attr]
 
 
 def can_be_kept(recipe: Recipe) -> bool:
@@ -53,7 +52,9 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
 
     # The decoded cells' file is itself named for the data, its files' times of writing and the preprocessing.
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
-    parts = (decoded, recipe.architecture, timm.__version__, backbone_hash(network), recipe.augmentation.mirrorings)
+    levels = getattr(network, "levels", [])
+    parts = (decoded, recipe.architecture, levels, timm.__version__, backbone_hash(network))
+    parts = (*parts, recipe.augmentation.mirrorings)
     key = hashlib.sha256(repr((*parts, str(network.head.pool))).encode()).hexdigest()[:16]  # type: ignore[union-attr]
     return cache_root() / f"features-{key}.npy"
 

@@ -167,7 +167,9 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     """How this recipe sees this data set."""
-    return Preprocessing(recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std)
+    return Preprocessing(
+        recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std, framing=recipe.framing
+    )
 
 
 def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:

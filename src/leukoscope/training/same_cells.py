@@ -32,7 +32,9 @@ def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
     if then["fingerprint"] != data.fingerprint and then["cells"] < sum(map(len, data.cells.values())):
         # Damaged pictures, which only decoding finds, are no part of a run's fingerprint.
         recipe = config.resolve()
-        preprocessing = Preprocessing(recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std)
+        preprocessing = Preprocessing(
+            recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std, framing=recipe.framing
+        )
         data = frame_cells(data, preprocessing, keep=args.cache_images).data
     return [] if then["fingerprint"] == data.fingerprint else [f"the data's fingerprint: {then['fingerprint'][:12]}"]
 

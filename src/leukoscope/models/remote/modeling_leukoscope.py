@@ -16,6 +16,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .framing import cell_box, framed_cell
 from .networks import build_own
 
 
@@ -54,10 +55,10 @@ class LeukoscopeForImageClassification(PreTrainedModel):
 
 
 class LeukoscopeImageProcessor(BaseImageProcessor):
-    """timm's evaluation transform over the release's own preprocessing.
+    """timm's evaluation transform over the release's own preprocessing, behind its framing of the cell.
 
     Args:
-        pretrained_cfg: input_size, crop_pct, interpolation, mean and std, as in config.json.
+        pretrained_cfg: input_size, crop_pct, interpolation, mean, std and framing, as in config.json.
     """
 
     def __init__(self, pretrained_cfg: dict[str, Any], **kwargs: Any):
@@ -66,7 +67,18 @@ class LeukoscopeImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str = "pt", **_: Any) -> BatchFeature:
         """One picture or several (PIL, or arrays) → pixel_values (B, 3, S, S) float32."""
-        transform = create_transform(**resolve_data_config(self.pretrained_cfg))
+        cfg = self.pretrained_cfg
+        transform = create_transform(**resolve_data_config(cfg))
+        # A cell that is framed already is kept as it is.
+        keep = create_transform(**resolve_data_config(cfg | {"crop_pct": 1.0}))
         pictures: Any = make_flat_list_of_images(images)
-        pixels = torch.stack([transform(to_pil_image(picture).convert("RGB")) for picture in pictures])
+        prepared = []
+        for picture in pictures:
+            whole = to_pil_image(picture).convert("RGB")
+            box = cell_box(whole) if cfg.get("framing") == "cell" else None
+            if box is None:
+                prepared.append(transform(whole))
+            else:
+                prepared.append(keep(framed_cell(whole, box, cfg["input_size"][-1], cfg["interpolation"])))
+        pixels = torch.stack(prepared)
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

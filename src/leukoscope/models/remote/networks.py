@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -46,7 +47,7 @@ class HeadLayers(nn.Module):
 
     Args:
         channels, num_classes: what comes in, and what goes out.
-        pooling: over all places of the map.
+        pooling: over all places of the map: mean, maximum, or mean and standard deviation of each channel.
         batch_norm, eps, momentum: of the pooled features; momentum is the share of the new batch.
         hidden: width, activation ("relu" or "leaky_relu"), batch_norm and dropout of each layer, in order.
     """
@@ -56,14 +57,20 @@ class HeadLayers(nn.Module):
         channels: int,
         num_classes: int,
         *,
-        pooling: Literal["avg", "max"] = "avg",
+        pooling: Literal["avg", "max", "avg_std"] = "avg",
         batch_norm: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
         hidden: Sequence[Mapping[str, Any]] = (),
     ):
         super().__init__()
-        self.pool = {"avg": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}[pooling](1)
+        pools: dict[str, nn.Module] = {
+            "avg": nn.AdaptiveAvgPool2d(1),
+            "max": nn.AdaptiveMaxPool2d(1),
+            "avg_std": MeanAndDeviation(),
+        }
+        self.pool = pools[pooling]
+        channels *= 2 if pooling == "avg_std" else 1
         self.norm = nn.BatchNorm1d(channels, eps=eps, momentum=momentum) if batch_norm else nn.Identity()
         widths = [channels, *(layer["width"] for layer in hidden)]
         self.hidden = nn.Sequential(*(_hidden(width, **layer) for width, layer in zip(widths, hidden, strict=False)))
@@ -71,7 +78,21 @@ class HeadLayers(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) feature map → (B, K) logits."""
-        return self.classifier(self.hidden(self.norm(self.pool(features).flatten(1))))
+        return self.from_pooled(self.pool(features).flatten(1))
+
+    def from_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, F) pooled features → (B, K) logits."""
+        return self.classifier(self.hidden(self.norm(pooled)))
+
+
+class MeanAndDeviation(nn.Module):
+    """(B, C, h, w) → (B, 2C, 1, 1): each channel's mean and standard deviation over all places."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        mean = features.mean(dim=(2, 3), keepdim=True)
+        # The root has no gradient at 0: a channel that is the same everywhere would make the loss no number.
+        deviation = ((features - mean).square().mean(dim=(2, 3), keepdim=True) + 1e-6).sqrt()
+        return torch.cat([mean, deviation], dim=1)
 
 
 def _hidden(inputs: int, *, width: int, activation: str, batch_norm: bool, dropout: float) -> nn.Sequential:
@@ -85,7 +106,13 @@ def _hidden(inputs: int, *, width: int, activation: str, batch_norm: bool, dropo
 
 
 class Classifier(OwnNetwork):
-    """A backbone of timm under a head of its own."""
+    """A backbone of timm under a head of its own.
+
+    Args:
+        head: settings of `HeadLayers`, and `levels`: numbers of the feature maps (timm's `feature_info`, 0 is the
+            first) that are read instead of the last one. Each is averaged down to the size of the smallest, and what
+            lies above it is not computed.
+    """
 
     backbone: Any  # a timm model
 
@@ -94,14 +121,25 @@ class Classifier(OwnNetwork):
 
         super().__init__()
         self.backbone = timm.create_model(architecture, pretrained=False, num_classes=0, **timm_args)
-        self.head = HeadLayers(self.backbone.num_features, num_classes, **head)
-        self.num_classes, self.num_features = num_classes, self.backbone.num_features
+        layers = dict(head)
+        self.levels = list(layers.pop("levels", ()))
+        channels = [self.backbone.feature_info[level]["num_chs"] for level in self.levels]
+        if self.levels:
+            self.backbone.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
+        self.num_classes, self.num_features = num_classes, sum(channels) or self.backbone.num_features
+        self.head = HeadLayers(self.num_features, num_classes, **layers)
         self.head_settings = dict(head)
         first = self.backbone.pretrained_cfg["first_conv"]
         self.pretrained_cfg = {"first_conv": f"backbone.{first}", "classifier": "head.classifier"}
 
     def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.backbone.forward_features(pixels)
+        if not self.levels:
+            return self.backbone.forward_features(pixels)
+        maps = self.backbone.forward_intermediates(
+            pixels, indices=self.levels, stop_early=True, intermediates_only=True
+        )
+        size = maps[-1].shape[-2:]
+        return torch.cat([F.adaptive_avg_pool2d(one, size) for one in maps], dim=1)
 
     def forward_head(self, features: torch.Tensor) -> torch.Tensor:
         return self.head(features)
