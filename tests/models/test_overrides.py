@@ -9,7 +9,7 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.overrides import with_overrides
-from leukoscope.models.recipes import RECIPES, Head
+from leukoscope.models.recipes import RECIPES, Head, get_recipe
 
 HOUSE = RECIPES["densenet121"]
 

@@ -60,8 +60,8 @@ RECIPES: dict[str, Recipe] = {
             frozen=_DENSENET_EARLY,
             cpu_precision="bf16",
         ),
-        # Early and middle feature maps hold a cell's texture, and with every cell at one size there is little else to go
-        # by. Only the head learns, from features that are computed once.
+        # Early and middle feature maps hold a cell's texture, and with every cell at one size there is little else to
+        # go by. Only the head learns, from features that are computed once.
         Recipe(
             name="densenet169_levels",
             architecture="densenet169",
