@@ -22,6 +22,7 @@ from leukoscope.cells.splits import make_split
 from leukoscope.cells.transforms import Augmenter
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.models.release import load_release, round_as_stored, save_release
 from leukoscope.training import preparation
 from leukoscope.training.batch_size import require_fitting
 from leukoscope.training.config import RunArguments, TrainingConfig
@@ -61,7 +62,7 @@ def engine_for(cells: FramedCells) -> MakeEngine:
     """An engine for a recipe on a few cells, with the flags of a run."""
 
     def make(recipe: Recipe, *, split: str = "subject", **flags: Any) -> Engine:
-        config = TrainingConfig(run=RunArguments(mixed_precision="no", **flags))
+        config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
         set_seed(config.run.seed)
         accelerator = make_accelerator(config, recipe)
         return Engine(accelerator, cells, make_split(cells.data, split), recipe, PREPROCESSING, config.run)
@@ -79,6 +80,32 @@ def _scripted(engine: Engine, monkeypatch: pytest.MonkeyPatch, **columns: list[f
 
     monkeypatch.setattr(engine, "_validate", validate)
     return seen
+
+
+# What is measured is what is released
+
+
+def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16(
+    engine_for: MakeEngine, cells: FramedCells, tmp_path: Path
+) -> None:
+    """Answers of half precision, or of weights that are rounded only when they are saved, are another network's."""
+    recipe = replace(RECIPE, head=None, architecture="test_resnet", drop_rate=0.0)
+    engine, network = engine_for(recipe, split="all", mixed_precision="bf16"), build_network(recipe, 2)
+    list(engine.fit(network))
+    round_as_stored(network)
+    ids = tuple(cells.data.train["cell_id"])
+    answers = engine.answer(ids)
+
+    folder = save_release(
+        tmp_path / "release", network, architecture="test_resnet", labels=("ALL", "HEM"), preprocessing=PREPROCESSING,
+        metrics={},
+    )  # fmt: skip
+    released = load_release(folder).network
+    order = [cells.row_of[cell] for cell in answers.cell_ids]
+    pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[order].transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        expected = released(PREPROCESSING.normalise(pixels)).softmax(dim=1).numpy()
+    assert np.abs(answers.probabilities - expected).max() < 1e-6
 
 
 # The house recipes

@@ -155,8 +155,8 @@ def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_networ
     batch = torch.from_numpy(pixels[[row_of[cell] for cell in answers.cell_ids[:16]]]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         released = release.network(release.preprocessing.normalise(batch)).softmax(dim=1).numpy()
-    # The release keeps half the digits of each weight.
-    assert np.allclose(released, answers.probabilities[:16], atol=0.02)
+    # The release keeps half the digits of each weight, and those were measured.
+    assert np.allclose(released, answers.probabilities[:16], atol=1e-5)
 
 
 # The same seed repeats a run

@@ -175,13 +175,25 @@ def _stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
     classifier, a few kilobytes, since a temperature folded into it would be rounded away.
     """
-    whole = {id(parameter) for parameter in classifier_parameters(network)}
-    names = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
-    tensors = {
-        k: (v.half() if v.is_floating_point() and "running_" not in k and k not in names else v).contiguous().cpu()
-        for k, v in network.state_dict().items()
-    }
+    halved = _stored_halved(network)
+    tensors = {k: (v.half() if k in halved else v).contiguous().cpu() for k, v in network.state_dict().items()}
     return {NETWORK + k: v for k, v in tensors.items()} if isinstance(network, OwnNetwork) else tensors
+
+
+def round_as_stored(network: nn.Module) -> None:
+    """Round a network's weights, in place, to what its release will hold: what is measured is then what is released."""
+    state = network.state_dict()
+    with torch.no_grad():
+        for name in _stored_halved(network):
+            state[name].copy_(state[name].half())
+
+
+def _stored_halved(network: nn.Module) -> set[str]:
+    """The names of the tensors that are stored in half precision."""
+    whole = {id(parameter) for parameter in classifier_parameters(network)}
+    kept = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
+    state = network.state_dict().items()
+    return {name for name, v in state if v.is_floating_point() and "running_" not in name and name not in kept}
 
 
 def _config(

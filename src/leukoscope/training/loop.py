@@ -25,7 +25,7 @@ from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, load_split, make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import save_release
+from leukoscope.models.release import round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
 from leukoscope.training.checkpoints import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
@@ -108,6 +108,7 @@ def train(config: TrainingConfig) -> Path:
                 append_row(file, epoch_row)
             track_epoch(accelerator, epoch_row)
 
+    round_as_stored(engine.network)
     answers = engine.answer(split.test) if split.test else None
     if accelerator.is_main_process:
         metrics = describe_run(config, recipe, cells, split, started.name)
