@@ -53,7 +53,7 @@ def test_a_table_with_more_than_answers_is_refused(hub: Hub, whole_release: Path
     table = whole_release / "predictions" / "subject_cv.parquet"
     pq.write_table(pa.table({"cell_id": ["UID_1_1_1_all"], column: content}), table)
     with pytest.raises(
-        LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is no answer; only cell ids"
+        LeukoscopeError, match=rf"subject_cv.parquet: column {column} \(.+\) is no prediction; only cell ids"
     ):
         publish(whole_release, Destination("lab/cells"))
     assert hub.requests == []

@@ -6,6 +6,7 @@ curves; tables of answers only with the columns that `CellPredictions.save` writ
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
@@ -55,9 +56,17 @@ def _require_answers_only(path: Path) -> None:
         raise LeukoscopeError(f"{path}: cannot be read ({error}); make the release again") from None
     for column in schema:
         is_name = column.name in ("cell_id", "subject", "label") and pa.types.is_string(column.type)
-        is_probability = column.name.startswith("p_") and pa.types.is_floating(column.type)
-        if not (is_name or is_probability):
+        is_share = (column.name.startswith("p_") or column.name == "area") and pa.types.is_floating(column.type)
+        is_hash = column.name == "pixel_hash" and pa.types.is_string(column.type) and _all_hashes(path)
+        if not (is_name or is_share or is_hash):
             raise LeukoscopeError(
-                f"{path}: column {column.name} ({column.type}) is no answer; only cell ids, subjects, labels and "
-                "probabilities are published — remove it"
+                f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
+                "areas, hashes and probabilities are published — remove it"
             )
+
+
+def _all_hashes(path: Path) -> bool:
+    """True where the column pixel_hash holds nothing longer than a `pixel_hash`."""
+    import pyarrow.parquet as pq
+
+    return all(re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in pq.read_table(path)["pixel_hash"].to_pylist())
