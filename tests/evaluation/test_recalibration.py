@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +115,26 @@ def test_subjects_that_trained_the_release_are_refused(released: Path, tmp_path:
     known = replace(cells.data, info=replace(cells.data.info, name="cnmc2019"))
     with pytest.raises(LeukoscopeError, match=r"^subject H1 trained .*; recalibrate on subjects that did not"):
         recalibrate(released, replace(cells, data=known, subjects=["H1"] * len(cells.subjects)), tmp_path / "ours")
+
+
+def _with_predictions(release: Path, folder: Path, cells: FramedCells, *, by: str) -> Path:
+    """The release with predictions kept of these cells, recognisable by their pixels or by their names."""
+    shutil.copytree(release, folder)
+    (folder / "predictions").mkdir()
+    ids = tuple(cells.data.train["cell_id"])
+    answers = framed_answers(load_release(folder), cells)
+    if by == "pixels":
+        answers = replace(answers, cell_ids=tuple(f"UID_{n}_all" for n in range(len(ids))))
+    else:
+        answers = replace(answers, pixel_hashes=None)
+    answers.save(folder / "predictions" / "subject_cv.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("by", ["pixels", "name"])
+def test_training_cells_in_folders_of_another_name_are_refused(released: Path, tmp_path: Path, by: str) -> None:
+    cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
+    known = _with_predictions(released, tmp_path / "known", cells, by=by)
+    with pytest.raises(LeukoscopeError, match=r"^12 of these 12 cells are among those that .*known was made from"):
+        recalibrate(known, cells, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.splits import Split, make_split
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import Head, Hidden, Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
@@ -260,8 +262,37 @@ def test_a_release_that_says_nothing_of_its_training_is_noted(tmp_path: Path, ce
     assert started.name == "fine-tuned from r"
 
 
-def test_other_cells_need_no_note(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    assert _start(_network(2), _release(tmp_path / "r", _network(1)), cells, split).notes == ()
+def _keeps_predictions(release: Path, cells: FramedCells, ids: tuple[str, ...]) -> Path:
+    """The release with predictions of these cells under other names."""
+    rows = cells.rows(ids)
+    (release / "predictions").mkdir()
+    CellPredictions(
+        tuple(f"UID_{row}_all" for row in rows),
+        ("1",) * len(rows),
+        cells.labels[rows],
+        np.full((len(rows), 2), 0.5),
+        ("ALL", "HEM"),
+        None,
+        cells.hashes_of(rows),
+    ).save(release / "predictions" / "subject_cv.parquet")
+    return release
+
+
+def test_other_cells_need_no_note_where_they_can_be_compared(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    release = _release(tmp_path / "r", _network(1))
+    assert _start(_network(2), release, cells, split).notes == (
+        "r was trained on another data set; whether it knows some of these cells cannot be told",
+    )
+    compared = _keeps_predictions(release, cells, split.train)
+    assert _start(_network(2), compared, cells, split).notes == ()
+
+
+def test_training_cells_under_another_data_set_s_name_are_refused(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    release = _keeps_predictions(_release(tmp_path / "r", _network(1)), cells, split.test)
+    message = _refusal(_network(2), release, cells, split)
+    assert message.startswith(f"--init_from r: was made from {len(split.test)} of the {len(split.test)} cells of this")
 
 
 # What does not fit

@@ -236,6 +236,7 @@ def _auroc_equal_size(answers: CellPredictions) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     deciles, names = answers.size_deciles, answers.label_names
+    assert deciles is not None
     found = []
     for k in range(len(names))[: 1 if len(names) == 2 else None]:
         areas_under, pairs = [], []

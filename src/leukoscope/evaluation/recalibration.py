@@ -26,6 +26,7 @@ SUBJECTS_NEEDED = 5
 CELLS_NEEDED = 50
 """Of each class. A quantile at 95 % or 98 % needs more cells than it leaves out."""
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
+NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 
 
 def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "") -> Path:
@@ -47,14 +48,14 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     release = load_release(source)
     if not release.metrics.get("training"):
         raise LeukoscopeError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
-    _refuse_cells_it_knows(release, cells)
+    estimates = ESTIMATES if _refuse_cells_it_knows(release, cells) else NOT_KNOWN
     answers = _anonymous(framed_answers(release, cells))
     _require_enough(answers, cells.data.info.group)
     metrics = dict(release.metrics) | {"schema_version": SCHEMA_VERSION}
-    metrics["evaluations"] = [*metrics["evaluations"], _block(answers, cells)]
+    metrics["evaluations"] = [*metrics["evaluations"], _block(answers, cells, estimates)]
     metrics["recalibration"] = _about(release, cells, answers, name or source.name)
     with rewritten(source, target) as aside:
-        fit_trust(aside, metrics, answers, _numbered(cells), estimates=ESTIMATES)
+        fit_trust(aside, metrics, answers, _numbered(cells), estimates=estimates)
     return target
 
 
@@ -88,14 +89,16 @@ def framed_answers(release: Release, cells: FramedCells, *, batch_size: int = 64
     )
 
 
-def _refuse_cells_it_knows(release: Release, cells: FramedCells) -> None:
+def _refuse_cells_it_knows(release: Release, cells: FramedCells) -> bool:
+    """Refuse cells that trained the release; True where it is sure that these are others."""
     metrics = release.metrics
-    source = metrics["data"]["name"]
+    source, sure = metrics["data"]["name"], True
     if source != cells.data.info.name or source == "imagefolder":
         same = metrics["data"]["fingerprint"] == cells.data.fingerprint
         known = set(cells.subjects) if same else set()
-        ids = tuple(cells.data.train["cell_id"])
-        if seen := KnownCells.of_release(release.folder).among(ids, cells.hashes_of(cells.rows(ids))):
+        ids, kept = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
+        sure = kept.by_pixels and cells.hashes is not None
+        if seen := kept.among(ids, cells.hashes_of(cells.rows(ids))):
             raise LeukoscopeError(
                 f"{seen:,} of these {len(ids):,} cells are among those that {release.name} was made from: on cells it "
                 "has seen it is surer than on yours to come; recalibrate on other cells"
@@ -108,6 +111,7 @@ def _refuse_cells_it_knows(release: Release, cells: FramedCells) -> None:
             f"subject {min(known)} trained {release.name}: on cells it has seen it is surer than on yours to come; "
             "recalibrate on subjects that did not train it"
         )
+    return sure
 
 
 def _require_enough(answers: CellPredictions, unit: str) -> None:
@@ -143,10 +147,10 @@ def _numbers(subjects: Any) -> dict[str, str]:
     return {"": "", **{subject: f"local {number:02d}" for number, subject in enumerate(known, start=1)}}
 
 
-def _block(answers: CellPredictions, cells: FramedCells) -> dict[str, Any]:
+def _block(answers: CellPredictions, cells: FramedCells, estimates: str) -> dict[str, Any]:
     return {
         "name": "recalibration",
-        "estimates": ESTIMATES,
+        "estimates": estimates,
         "split": {
             "strategy": "all",
             "detail": f"every recalibration cell ({cells.data.info.title})",

@@ -52,7 +52,8 @@ def _replaced(part: Any, path: list[str], value: Any, assignment: str) -> Any:
     now = getattr(part, name)
     if rest and now is None:
         # A part that a recipe does not have begins as its defaults.
-        now = next((choice() for choice in get_args(kinds[name]) if is_dataclass(choice)), None)
+        parts: list[Any] = [choice for choice in get_args(kinds[name]) if is_dataclass(choice)]
+        now = parts[0]() if parts else None
     if rest:
         if not is_dataclass(now):
             raise LeukoscopeError(f"--override {assignment}: {name} is {now!r} and has no parts; assign it as a whole")

@@ -52,9 +52,8 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
 
     # The decoded cells' file is itself named for the data, its files' times of writing and the preprocessing.
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
-    levels = getattr(network, "levels", [])
-    parts = (decoded, recipe.architecture, levels, timm.__version__, backbone_hash(network))
-    parts = (*parts, recipe.augmentation.mirrorings)
+    backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
+    parts = (decoded, *backbone, recipe.augmentation.mirrorings)
     key = hashlib.sha256(repr((*parts, str(network.head.pool))).encode()).hexdigest()[:16]  # type: ignore[union-attr]
     return cache_root() / f"features-{key}.npy"
 

@@ -177,14 +177,13 @@ def _refuse_known_subjects(release: Release, cells: FramedCells, split: Split) -
         )
     if not split.test and not split.validation:
         return ()
-    trained_on = release.metrics.get("data", {}).get("name")
-    if trained_on != cells.data.info.name or trained_on == "imagefolder":
-        seen = KnownCells.of_release(release.folder).among(split.test, cells.hashes_of(cells.rows(split.test)))
-        if seen:
-            raise LeukoscopeError(
-                f"--init_from {name}: was made from {seen:,} of the {len(split.test):,} cells of this run's test side, "
-                "so its figures would be inflated; use --split all, which claims none, or other cells"
-            )
+    trained_on, known = release.metrics.get("data", {}).get("name"), KnownCells.of_release(release.folder)
+    by_name = trained_on == cells.data.info.name != "imagefolder"
+    if not by_name and (seen := known.among(split.test, cells.hashes_of(cells.rows(split.test)))):
+        raise LeukoscopeError(
+            f"--init_from {name}: was made from {seen:,} of the {len(split.test):,} cells of this run's test side, "
+            "so its figures would be inflated; use --split all, which claims none, or other cells"
+        )
     notes = []
     if validated := _known(release, cells, split.validation):
         notes.append(
@@ -192,6 +191,8 @@ def _refuse_known_subjects(release: Release, cells: FramedCells, split: Split) -
         )
     if not release.metrics.get("training"):
         notes.append(f"{name} does not say which cells it was trained on; it may know some of these")
+    elif not by_name and trained_on != "imagefolder" and not known.by_pixels:
+        notes.append(f"{name} was trained on another data set; whether it knows some of these cells cannot be told")
     elif any(_cannot_compare(seen, cells) for seen in _seen(release)):
         notes.append(f"{name} was trained on class folders, too; whether it knows some of these cells cannot be told")
     return tuple(notes)

@@ -16,7 +16,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .framing import cell_box, framed_cell
+from .framing import cell_box, framed_cell  # type: ignore[import-untyped]  # beside it in a release, not here
 from .networks import build_own
 
 
