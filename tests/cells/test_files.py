@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leukoscope.cells.files import appearing_whole, write_whole
+from leukoscope.cells.files import appearing_whole, restore_replaced, write_whole
 
 
 def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -45,3 +45,19 @@ def test_a_folder_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> No
         raise OSError("full")
     assert [path.name for path in target.iterdir()] == ["kept"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "release"
+    target.mkdir()
+    (target / "weights").write_text("kept")
+    target.rename(tmp_path / ".release.old")  # and here the process was killed
+    restore_replaced(target)
+    assert not target.exists(), "a process that is alive may be about to rename its folder"
+    monkeypatch.setattr("leukoscope.cells.files._BETWEEN_RENAMES", 0.0)
+    restore_replaced(target)
+    assert (target / "weights").read_text() == "kept"
+    restore_replaced(target)
+    assert (target / "weights").read_text() == "kept"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -235,6 +237,40 @@ def test_a_config_with_senseless_values_is_named(copy, change):
     change_config(copy, **change)
 
     assert str(copy / "config.json") in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_size": [3, 6000, 6000]}, r"input_size is \[3, 6000, 6000\]; sides of 1 to 1024 pixels are read here"),
+        ({"crop_pct": 1e-4}, "would be resized to 960000 pixels, more than 4096"),
+        ({"input_size": [3, 2.5, 2.5]}, "sides of 1 to 1024 pixels"),
+    ],
+)
+def test_a_preprocessing_that_would_take_the_machines_memory_is_refused(copy, change, message):
+    change_config(copy, pretrained_cfg={**Preprocessing(96, 0.9).to_pretrained_cfg(), **change})
+    assert re.search(message, refusal(copy))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"checkpoint_path": "weights.pth"}, {"block_config": [9999] * 4}, {"img_size": 10**6}, {"drop_rate": "x"}],
+    ids=str,
+)
+def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument):
+    change_config(copy, model_args=argument)
+    (name,) = argument
+    message = refusal(copy)
+    assert message.startswith(f"{copy / 'config.json'}: model_args.{name} is ")
+    assert "only drop_path_rate, drop_rate, global_pool, img_size are read" in message
+
+
+def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy):
+    change_config(copy, architecture="vit_giant_patch14_dinov2")
+    started = time.perf_counter()
+    message = refusal(copy)
+    assert "vit_giant_patch14_dinov2 has 1," in message and "restore both from one release" in message
+    assert time.perf_counter() - started < 30, "a billion numbers were never asked of this machine"
 
 
 def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_BETWEEN_RENAMES = 5.0  # seconds
 
 
 def cache_root() -> Path:
@@ -41,12 +44,25 @@ def appearing_whole(target: Path) -> Iterator[Path]:
         OSError: the disk refuses; `target` is then as it was.
     """
     aside = target.with_name(f".{target.name}.tmp")
+    restore_replaced(target)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         yield aside
         _swap_in(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_replaced(target: Path) -> None:
+    """Put back the folder that a process was replacing when it was killed between its two renames.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    old = target.with_name(f".{target.name}.old")
+    # A process that is alive needs no second for the other rename; the first one set this time.
+    if not target.exists() and old.exists() and time.time() - old.stat().st_ctime > _BETWEEN_RENAMES:
+        old.rename(target)
 
 
 def _swap_in(aside: Path, target: Path) -> None:

@@ -22,6 +22,8 @@ from leukoscope.cells.framing import cell_box, framed_cell
 if TYPE_CHECKING:
     import torch
 
+# Anybody's config.json is read: what it asks for must not take a machine's memory.
+MAX_INPUT, MAX_RESIZED = 1024, 4096
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -61,6 +63,13 @@ class Preprocessing:
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
         if not 0 < cfg["crop_pct"] <= 1:
             raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
+        if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
+            raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are read here")
+        if width / cfg["crop_pct"] > MAX_RESIZED:
+            raise ValueError(
+                f"crop_pct is {cfg['crop_pct']!r} at {width} pixels: every picture would be resized to "
+                f"{width / cfg['crop_pct']:.0f} pixels, more than {MAX_RESIZED}"
+            )
         Image.Resampling[cfg["interpolation"].upper()]
         if cfg.get("framing", "picture") not in ("picture", "cell"):
             raise ValueError(f"framing is {cfg['framing']!r}; 'picture' and 'cell' are made here")

@@ -9,8 +9,9 @@ local folder and a Hub repository hold exactly the same files.
 from __future__ import annotations
 
 import math
+import reprlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,19 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import appearing_whole
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.preprocessing import MAX_INPUT, Preprocessing
 from leukoscope.models.build import classifier_parameters, read_safetensors
 from leukoscope.models.release_code import NETWORK, code_config, needs_code, network_of, save_code
 from leukoscope.models.release_files import CONFIG, METRICS, WEIGHTS, ReleaseInfo, read_config, read_release, write_json
 from leukoscope.models.remote.networks import OwnNetwork
+
+# Arguments of timm's builders that a config.json may give, and what may be given.
+_MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
+    "drop_path_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
+    "drop_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
+    "global_pool": lambda value: isinstance(value, str),
+    "img_size": lambda value: isinstance(value, int) and 1 <= value <= MAX_INPUT,
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     root, info = Path(directory), read_release(directory, name=name, revision=revision)
     config = read_config(root)
     tensors = _read_weights(root)
+    _require_as_large(root, config, len(info.labels), sum(tensor.numel() for tensor in tensors.values()))
     network = _network(root, config, len(info.labels))
     if needs_code(config):
         tensors = {k.removeprefix(NETWORK): v for k, v in tensors.items()}
@@ -234,6 +244,20 @@ def _read_weights(root: Path) -> dict[str, torch.Tensor]:
     return read_safetensors(root / WEIGHTS)
 
 
+def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, given: int) -> None:
+    """Refuse a config.json whose network is far larger than the weights beside it, before it takes any memory."""
+    with torch.device("meta"):
+        try:
+            planned = sum(tensor.numel() for tensor in _network(root, config, num_classes).state_dict().values())
+        except (NotImplementedError, RuntimeError):
+            return  # a network that cannot be planned without numbers
+    if planned > 2 * given:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: {config['architecture']} has {planned:,} numbers, {WEIGHTS} beside it {given:,}; "
+            "restore both from one release"
+        )
+
+
 def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
     if needs_code(config):
         return network_of(config, root / CONFIG)
@@ -243,6 +267,13 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
     # timm's own exports name the number of classes there as well.
     model_args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
+    for key, value in model_args.items():
+        # Any other could read files or build a network of any size.
+        if key not in _MODEL_ARGS or not _MODEL_ARGS[key](value):
+            raise LeukoscopeError(
+                f"{root / CONFIG}: model_args.{key} is {reprlib.repr(value)}; only {', '.join(_MODEL_ARGS)} are read, "
+                "within their bounds — leave it out, or open the model with timm"
+            )
     try:
         return timm.create_model(config["architecture"], pretrained=False, num_classes=num_classes, **model_args)
     except (TypeError, ValueError, RuntimeError) as error:

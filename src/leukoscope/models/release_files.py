@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.files import write_whole
+from leukoscope.cells.files import restore_replaced, write_whole
 from leukoscope.cells.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
@@ -102,6 +102,7 @@ def read_config(root: Path) -> dict[str, Any]:
         LeukoscopeError: as `read_release`.
     """
     path = root / CONFIG
+    restore_replaced(root)
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such model folder; give a release folder or a Hub id like owner/name")
     if not path.is_file():

@@ -7,7 +7,7 @@ whatever cannot be loaded comes back as one `LeukoscopeError` that the page can 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -68,8 +68,8 @@ class Shelf:
         self.capacity = capacity
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
         self._shelf_lock = Lock()
-        # One lock a model: a slow download holds up only those who wait for the same model.
-        self._model_locks: defaultdict[str, Lock] = defaultdict(Lock)
+        # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
+        self._model_locks: dict[str, tuple[Lock, int]] = {}
         self._turns, self._loading = Semaphore(ANSWERS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
         self.ask = self._in_turn(on_gpu(self._ask))
         self.read_field = self._in_turn(on_gpu(self._read_field))
@@ -92,12 +92,20 @@ class Shelf:
         name = (choice or "").strip()
         load = self._loader(name)
         with self._shelf_lock:
-            lock = self._model_locks[name]
-        with lock:
-            if loaded := self._take(name):
-                return loaded
-            with self._loading:
-                return self._put(name, load())
+            lock, waiting = self._model_locks.get(name, (Lock(), 0))
+            self._model_locks[name] = lock, waiting + 1
+        try:
+            with lock:
+                if loaded := self._take(name):
+                    return loaded
+                with self._loading:
+                    return self._put(name, load())
+        finally:
+            # Visitors may name anything: a lock that nobody waits for is not kept.
+            with self._shelf_lock:
+                lock, waiting = self._model_locks.pop(name)
+                if waiting > 1:
+                    self._model_locks[name] = lock, waiting - 1
 
     def labels(self, choice: str) -> tuple[str, ...]:
         """The class names of an embedded release, read without loading it; () of any other model."""
