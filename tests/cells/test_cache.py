@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import CellsOnDemand, decode_cells, frame_cells
 from leukoscope.cells.files import cache_root
-from leukoscope.cells.images import open_image, pixel_hash
+from leukoscope.cells.images import cell_areas, open_image, pixel_hash
 from leukoscope.cells.loading import load_cells
 from leukoscope.cells.preprocessing import Preprocessing
 
@@ -42,7 +43,8 @@ def _files() -> list[str]:
 
 
 def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
-    pixels, hashes, problems = decode_cells(cells, SMALL, "data")
+    pixels, hashes, areas, problems = decode_cells(cells, SMALL, "data")
+    assert areas == pytest.approx(cell_areas(np.asarray(open_image(folder / f"{c}.png")) for c in cells["cell_id"]))
     assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
     assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
     frame = SMALL.frame
@@ -53,7 +55,7 @@ def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datase
 def test_the_second_call_decodes_nothing(cells: datasets.Dataset) -> None:
     first = np.array(decode_cells(cells, SMALL, "data")[0])
     seen: list[tuple[int, int]] = []
-    again, _, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    again, *_, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
     assert np.array_equal(first, again)
     assert problems == {}
     assert seen == []
@@ -107,7 +109,7 @@ def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cell
     path.write_bytes(path.read_bytes()[:900])
     row = cells["cell_id"][:].index("blast/3")
     for _ in range(2):  # decoded, then from the cache
-        pixels, _, problems = decode_cells(cells, SMALL, "data")
+        pixels, *_, problems = decode_cells(cells, SMALL, "data")
         assert list(problems) == ["blast/3"]
         assert problems["blast/3"].startswith(f"{path}: the image is damaged or cut short (")
         assert pixels[row].max() == 0
@@ -134,7 +136,7 @@ def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell
     cmyk = BytesIO()
     Image.new("CMYK", (16, 16)).save(cmyk, "jpeg")
     rows = _encoded(whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue())
-    pixels, _, problems = decode_cells(rows, SMALL, "hub data")
+    pixels, *_, problems = decode_cells(rows, SMALL, "hub data")
     assert (pixels[0] == (200, 100, 50)).all()
     assert list(problems) == ["c1", "c2", "c3", "c4"]
     assert problems["c1"] == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
@@ -220,3 +222,16 @@ def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells:
     assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
     assert str(refused.value).endswith("; or let --cache_images leave damaged cells out")
     assert on_demand[0].max() > 0
+
+
+def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path) -> None:
+    """Shown at one size, all cells cover as much of what the network sees; which are large is known all the same."""
+    for label, side in (("ALL", 60), ("HEM", 30)):
+        (tmp_path / label).mkdir()
+        picture = Image.new("RGB", (100, 100))
+        picture.paste((200, 100, 200), (20, 20, 20 + side, 20 + side))
+        picture.save(tmp_path / label / "1.png")
+    data = load_cells("imagefolder", tmp_path)
+    black = replace(data, info=replace(data.info, background="black"))
+    framed = frame_cells(black, Preprocessing(32, 1.0, framing="cell"))
+    assert framed.areas_of(framed.rows(("ALL/1", "HEM/1"))) == pytest.approx([0.36, 0.09], abs=1e-3)

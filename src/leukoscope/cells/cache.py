@@ -45,6 +45,8 @@ class FramedCells:
         subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
         hashes: (N,) of the decoded pictures, as `pixel_hash` gives them ("" where unreadable); None where cells are
             decoded on demand.
+        areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable);
+            None where cells are decoded on demand.
     """
 
     data: LoadedCells
@@ -53,16 +55,20 @@ class FramedCells:
     labels: np.ndarray
     subjects: list[str]
     hashes: list[str] | None = None
+    areas: np.ndarray | None = None
 
     def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
         """Rows of the given cells, in their order; cells found damaged are not among them."""
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
     def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """(N,) the share of the picture that each of these cells covers; None where cells are not cut out on black."""
+        """(N,) the share of the picture that each of these cells covers; None where cells are not cut out on black.
+
+        Cells decoded on demand are measured on what the network sees of them.
+        """
         if self.data.info.background != "black":
             return None
-        return cell_areas(self.pixels[row] for row in rows)
+        return cell_areas(self.pixels[row] for row in rows) if self.areas is None else self.areas[rows]
 
     def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
         """The `hashes` of these cells."""
@@ -133,12 +139,13 @@ def frame_cells(
     pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
     problems: dict[str, str] = {}
     hashes: list[str] | None = None
+    areas: np.ndarray | None = None
     if keep:
-        pixels, hashes, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+        pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
     ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
-    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids], hashes)
+    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids], hashes, areas)
 
 
 def _encoded(cells: Dataset) -> Dataset:
@@ -154,7 +161,7 @@ def decode_cells(
     fingerprint: str,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, list[str], dict[str, str]]:
+) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
     """Frame every cell, from the cache where it was done before.
 
     Args:
@@ -164,7 +171,8 @@ def decode_cells(
 
     Returns:
         (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
-        `pixel_hash` ("" where unreadable); and cell id → message for each picture that turned out damaged when decoded.
+        `pixel_hash` ("" where unreadable) and their (N,) `cell_areas` (0 where unreadable); and cell id → message for
+        each picture that turned out damaged when decoded.
 
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission).
@@ -184,7 +192,8 @@ def decode_cells(
                 f"{needed:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
             ) from None
     found = json.loads(found_path.read_text())
-    return np.load(pixels_path, mmap_mode="r"), found["pixel_hashes"], found["unreadable"]
+    pixels = np.load(pixels_path, mmap_mode="r")
+    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
 
 
 def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
@@ -194,7 +203,7 @@ def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str)
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
-    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.found.json"
+    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -216,20 +225,22 @@ def _decode_to(
     frame = preprocessing.frame
     encoded, ids = _encoded(cells), cells["cell_id"][:]
 
-    def decode(i: int) -> tuple[str, str]:
+    def decode(i: int) -> tuple[str, float, str]:
         try:
             image = open_encoded(encoded[i]["image"], ids[i])
         except UnreadableImage as error:
-            return "", str(error)
+            return "", 0.0, str(error)
         array[i] = frame(image)
-        return pixel_hash(image), ""
+        return pixel_hash(image), float(cell_areas([np.asarray(image)])[0]), ""
 
     hashes: list[str] = []
+    areas: list[float] = []
     problems = {}
     try:
         with ThreadPoolExecutor() as pool:
-            for done, (pixels, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
+            for done, (pixels, area, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
                 hashes.append(pixels)
+                areas.append(round(area, 6))
                 if problem:
                     problems[ids[done - 1]] = problem
                 if progress and (done % 100 == 0 or done == shape[0]):
@@ -241,4 +252,4 @@ def _decode_to(
     array.flush()
     aside.replace(pixels_path)
     # What was found is written last: its presence says that the pixels are complete.
-    write_whole(found_path, json.dumps({"unreadable": problems, "pixel_hashes": hashes}))
+    write_whole(found_path, json.dumps({"unreadable": problems, "pixel_hashes": hashes, "areas": areas}))

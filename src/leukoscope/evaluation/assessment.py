@@ -28,7 +28,7 @@ from leukoscope.evaluation.intervals import (
     subject_logits,
 )
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.evaluation.shortcuts import shortcut_figures, trivial_features
+from leukoscope.evaluation.shortcuts import log_areas, shortcut_figures, trivial_features
 from leukoscope.inference.precision import precision_block
 from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
 from leukoscope.models.release_files import GUARD, METRICS, PREDICTIONS, SCHEMA_VERSION, read_metrics, write_json
@@ -167,6 +167,10 @@ def _shortcuts(cells: FramedCells, answers: CellPredictions, folds: list[dict[st
     """What trivial features alone answer on the very folds that the networks were tested on."""
     rows, subjects = cells.rows(answers.cell_ids), np.asarray(answers.subjects)
     features = trivial_features((cells.pixels[row] for row in rows), cells.data.info.background)
+    areas = cells.areas_of(rows)
+    if areas is not None:
+        # Of the whole picture: a network that sees every cell at one size sees nothing of it.
+        features["size"] = log_areas(areas)[:, None]
     tested = [np.isin(subjects, fold["subjects"]) for fold in folds]
     sides = [(np.flatnonzero(~mine), np.flatnonzero(mine)) for mine in tested]
     return shortcut_figures(features, sides, answers)

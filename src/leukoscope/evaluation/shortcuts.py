@@ -54,7 +54,12 @@ def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "
 def _on_black(cell: np.ndarray) -> dict[str, np.ndarray]:
     inside = cell[cell.max(axis=2) > BACKGROUND_LEVEL]
     colour = inside.mean(axis=0) if len(inside) else np.zeros(3)
-    return {"size": np.log(np.maximum(cell_areas([cell]), _MIN_AREA)), "mean colour": colour}
+    return {"size": log_areas(cell_areas([cell])), "mean colour": colour}
+
+
+def log_areas(areas: np.ndarray) -> np.ndarray:
+    """(N,) logarithms of areas, as the feature "size" holds them; of an empty picture that of a very small cell."""
+    return np.log(np.maximum(areas, _MIN_AREA))
 
 
 def _on_smear(cell: np.ndarray) -> dict[str, np.ndarray]:

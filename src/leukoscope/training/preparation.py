@@ -112,7 +112,9 @@ def _augmenter(recipe: Recipe, cells: FramedCells, train_rows: np.ndarray, seed:
             "smears; add --override augmentation.pooled_size=false"
         )
     areas = np.zeros(len(cells.pixels))
-    areas[train_rows] = cells.areas_of(train_rows)
+    own = cells.areas_of(train_rows)
+    assert own is not None, "cells are cut out"
+    areas[train_rows] = own
     return Augmenter(recipe.augmentation, background, seed, areas=areas, pool=np.sort(areas[train_rows]))
 
 

@@ -17,7 +17,6 @@ import yaml
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cells.cache import FramedCells
 from leukoscope.cells.files import write_whole
-from leukoscope.cells.images import cell_areas
 from leukoscope.cells.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, size_only_answers
 from leukoscope.models.recipes import Recipe
@@ -61,12 +60,9 @@ def judge(name: str, estimates: str, answers: CellPredictions, split: Split) -> 
 def size_baseline(answers: CellPredictions, cells: FramedCells, split: Split) -> CellPredictions:
     """What cell area alone answers for the same cells, fitted on the same training side."""
     train = cells.rows(split.train)
-    return size_only_answers(
-        cell_areas(cells.pixels[row] for row in train),
-        cells.labels[train],
-        cell_areas(cells.pixels[row] for row in cells.rows(answers.cell_ids)),
-        answers,
-    )
+    areas, tested = cells.areas_of(train), cells.areas_of(cells.rows(answers.cell_ids))
+    assert areas is not None and tested is not None, "cells are cut out"
+    return size_only_answers(areas, cells.labels[train], tested, answers)
 
 
 def describe_run(
