@@ -11,7 +11,14 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
-from leukoscope.evaluation.leaderboard import compare_releases, recorded_answers, table_rows, verdict, write_board
+from leukoscope.evaluation.leaderboard import (
+    RANKED_BY,
+    compare_releases,
+    recorded_answers,
+    table_rows,
+    verdict,
+    write_board,
+)
 from leukoscope.evaluation.metrics import CellPredictions, measure
 
 SUBJECTS, CELLS = 24, 20
@@ -63,8 +70,7 @@ def test_the_better_release_comes_first_and_its_lead_is_settled(releases):
     assert board["rows"][0]["behind_the_first"] is None
     behind = board["rows"][1]["behind_the_first"]
     assert behind["difference"] == pytest.approx(
-        board["rows"][1]["figures"]["balanced_accuracy"]["value"]
-        - board["rows"][0]["figures"]["balanced_accuracy"]["value"]
+        board["rows"][1]["figures"][RANKED_BY]["value"] - board["rows"][0]["figures"][RANKED_BY]["value"]
     )
     assert behind["high"] < 0
     assert verdict(board) == "strong leads: no interval of the difference reaches 0."

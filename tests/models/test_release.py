@@ -262,7 +262,7 @@ def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument)
     (name,) = argument
     message = refusal(copy)
     assert message.startswith(f"{copy / 'config.json'}: model_args.{name} is ")
-    assert "only drop_path_rate, drop_rate, global_pool, img_size are read" in message
+    assert "only drop_path_rate, drop_rate, global_pool, img_size, in_chans are read" in message
 
 
 def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy):

@@ -28,12 +28,15 @@ from leukoscope.models.release_code import NETWORK, code_config, needs_code, net
 from leukoscope.models.release_files import CONFIG, METRICS, WEIGHTS, ReleaseInfo, read_config, read_release, write_json
 from leukoscope.models.remote.networks import OwnNetwork
 
+# Of numbers: a network this much larger than its weights is refused before it is built.
+_MOST_BEYOND_WEIGHTS = 50_000_000
 # Arguments of timm's builders that a config.json may give, and what may be given.
 _MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
     "drop_path_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
     "drop_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
     "global_pool": lambda value: isinstance(value, str),
     "img_size": lambda value: isinstance(value, int) and 1 <= value <= MAX_INPUT,
+    "in_chans": lambda value: value == 3,
 }
 
 
@@ -251,7 +254,7 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
             planned = sum(tensor.numel() for tensor in _network(root, config, num_classes).state_dict().values())
         except (NotImplementedError, RuntimeError):
             return  # a network that cannot be planned without numbers
-    if planned > 2 * given:
+    if planned > given + _MOST_BEYOND_WEIGHTS:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} has {planned:,} numbers, {WEIGHTS} beside it {given:,}; "
             "restore both from one release"
