@@ -29,6 +29,7 @@ from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.engine import Engine
 from leukoscope.training.loop import make_accelerator, preprocessing_for
 from leukoscope.training.schedule import cosine_with_warmup
+from leukoscope.training.statistics import settle_statistics
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(
@@ -241,6 +242,17 @@ def test_balanced_epochs_show_every_subject_of_a_class_equally_often(
     list(engine.fit(network))
     classes = np.bincount(cells.labels[shown])
     assert abs(classes[0] - classes[1]) <= 0.1 * len(shown), "though two thirds of the cells are ALL"
+
+
+def test_statistics_taken_anew_are_those_of_the_mean_of_the_weights(engine_for: MakeEngine, cells: FramedCells) -> None:
+    recipe = replace(RECIPE, ema_decay=0.9, batch_norm_cells=16, num_train_epochs=2)
+    engine, network = engine_for(recipe, split="all"), build_network(recipe, 2)
+    list(engine.fit(network))
+    kept = network.backbone.bn1.running_mean.clone()
+    rows = cells.rows(engine.split.train)
+    spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
+    settle_statistics(network.train(), engine.inputs, spread, engine.accelerator, engine.batch_size)
+    torch.testing.assert_close(network.backbone.bn1.running_mean, kept, rtol=1e-3, atol=1e-4)
 
 
 def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(

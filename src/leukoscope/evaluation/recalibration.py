@@ -169,5 +169,7 @@ def _about(release: Release, cells: FramedCells, answers: CellPredictions, name:
         "fingerprint": cells.data.fingerprint,
         "cells": len(answers.cell_ids),
         "subjects": len(set(answers.subjects)),
-        "previous_temperature": release.metrics.get("calibration", {}).get("temperature", 1.0),
+        # All that is folded into the weights already, by recalibrations before this one, too.
+        "previous_temperature": release.metrics.get("calibration", {}).get("temperature", 1.0)
+        * release.metrics.get("recalibration", {}).get("previous_temperature", 1.0),
     }

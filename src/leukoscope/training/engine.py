@@ -136,11 +136,15 @@ class Engine:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
         progress = self.state.progress
         row = self._epoch(loader)
-        if self.recipe.batch_norm_cells:
+        if self.recipe.batch_norm_cells and not self.recipe.batch_norm_frozen:
             # Evenly spread over the training side, whatever its order.
             rows = self.cells.rows(self.split.train)
             spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), self.recipe.batch_norm_cells)).astype(int)]
-            settle_statistics(self.learner, self.inputs, spread, self.accelerator, self.batch_size)
+            # Of the network that is judged and kept, which may be the running mean.
+            self.answerer.train()
+            for name in self.recipe.frozen:
+                self.state.judged.get_submodule(name).eval()
+            settle_statistics(self.answerer, self.inputs, spread, self.accelerator, self.batch_size)
         share_statistics(self.state.average, self.accelerator)
         row |= self._validate() if self.split.validation else {}
         decision = self._judge(row) if self.split.validation else None
