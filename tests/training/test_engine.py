@@ -392,13 +392,13 @@ def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
 def test_batch_statistics_are_taken_anew_before_every_validation(
     engine_for: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_for(replace(RECIPE, batch_norm_cells=20, num_train_epochs=2))
+    engine = engine_for(replace(RECIPE, batch_norm_cells=12, train_batch_size=4, num_train_epochs=2))
     judged = _scripted(engine, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
 
     list(engine.fit(build_network(engine.recipe, 2)))
 
     batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
-    assert batches and set(batches) == {20 // 8}
+    assert batches and set(batches) == {12 // 4}
 
 
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "averaged"])
