@@ -35,14 +35,7 @@ def _figures(answers: CellPredictions) -> dict[str, object]:
 
 
 def _rows(answers: CellPredictions, rows: np.ndarray) -> CellPredictions:
-    kept = np.flatnonzero(rows)
-    return CellPredictions(
-        tuple(answers.cell_ids[i] for i in kept),
-        tuple(answers.subjects[i] for i in kept),
-        answers.references[kept],
-        answers.probabilities[kept],
-        answers.label_names,
-    )
+    return answers.take(np.flatnonzero(rows))
 
 
 @pytest.fixture(scope="module")
