@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -30,18 +30,13 @@ class Draws:
         unit_of_cell: (N,) int, the unit each cell belongs to.
         classes: (U,) int, the class a unit is drawn within: that of most of its cells.
         counts: (D, U) int16, how often each unit is in each sample.
-        unit: what is drawn: "subject" or "cell".
+        of_subjects: units are subjects, not single cells.
     """
 
     unit_of_cell: np.ndarray
     classes: np.ndarray
     counts: np.ndarray
-    unit: Literal["subject", "cell"] = "subject"
-
-    @property
-    def of_subjects(self) -> bool:
-        """True where units are subjects, not single cells."""
-        return self.unit == "subject"
+    of_subjects: bool = True
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The counts as (d, U) floats, a few draws at a time."""
@@ -176,7 +171,7 @@ def subject_draws(answers: CellPredictions, *, draws: int = DRAWS, seed: int = 0
 def cell_draws(answers: CellPredictions, *, draws: int = DRAWS, seed: int = 0) -> Draws:
     """Draw cells with replacement within their class, as if no two came from one subject."""
     classes = np.asarray(answers.references)
-    return Draws(np.arange(len(classes)), classes, _resampled(classes, draws, seed), "cell")
+    return Draws(np.arange(len(classes)), classes, _resampled(classes, draws, seed), of_subjects=False)
 
 
 def _resampled(classes: np.ndarray, draws: int, seed: int) -> np.ndarray:

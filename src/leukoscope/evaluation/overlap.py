@@ -1,8 +1,8 @@
 """Whether cells are among those that a release was made from, whatever their data set is called now.
 
 A folder of copied C-NMC cells is another data set by name, and no test of a release that was trained on C-NMC. The
-release's own predictions tell: they hold the id of every cell it was measured on and, since version 0.2, a hash of the
-cell's pixels.
+release's own predictions tell: they hold the id of every cell it was measured on and, where they are new enough, a hash
+of the cell's pixels.
 """
 
 from __future__ import annotations
