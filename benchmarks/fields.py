@@ -200,7 +200,7 @@ def _speed() -> dict[str, Any]:
 
 
 def _domain_gap(predictor: Predictor, bccd: Path, ball4: Path, settings: FinderSettings) -> dict[str, Any]:
-    """Guard scores of cut-outs: 0 is the limit, 98 % of unseen subjects' C-NMC cells lie above it."""
+    """OOD scores of cut-outs: 1 is the limit, 98 % of unseen subjects' C-NMC cells lie below it."""
     sources: dict[str, Callable[[], Iterator[Image.Image]]] = {
         "BCCD, test list": lambda: _cut_outs(
             [bccd / "JPEGImages" / f"{name}.jpg" for name in _listed(bccd, "test")[:40]], BCCD_UM_PER_PIXEL, settings
@@ -211,15 +211,15 @@ def _domain_gap(predictor: Predictor, bccd: Path, ball4: Path, settings: FinderS
         sources[f"ball4 {folder.name}"] = lambda paths=paths: _cut_outs(paths[:: len(paths) // 8], None, settings)  # type: ignore[misc]
     gaps = {}
     for name, cells in sources.items():
-        scores = [prediction.guard_score for prediction in predictor(list(cells())[:60])]
+        scores = [prediction.checks.ood_score for prediction in predictor(list(cells())[:60])]
         known = np.array([score for score in scores if score is not None])
         gaps[name] = {
             "cells": len(known),
-            "recognised_share": float((known >= 0).mean()),
-            "guard_score": {q: float(np.percentile(known, int(q))) for q in ("5", "50", "95")},
+            "in_distribution_share": float((known <= 1).mean()),
+            "ood_score": {q: float(np.percentile(known, int(q))) for q in ("5", "50", "95")},
         }
-    held_out = predictor.release.metrics["guard"]["held_out"]["kept_share"]
-    return {"model": predictor.release.name, "C-NMC recognised_share, held-out subjects": held_out, "cut_outs": gaps}
+    held_out = predictor.release.metrics["ood"]["held_out"]["kept_share"]
+    return {"model": predictor.release.name, "C-NMC in distribution, held-out subjects": held_out, "cut_outs": gaps}
 
 
 def _cut_outs(paths: Sequence[Path], um_per_pixel: float | None, settings: FinderSettings) -> Iterator[Image.Image]:

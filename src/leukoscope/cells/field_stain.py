@@ -17,6 +17,7 @@ Floats = NDArray[np.floating]
 THRESHOLD_RANGE = (0.24, 0.50)
 # Less than this holds no nucleus of any field that fits under a microscope's camera.
 SMALLEST_NUCLEAR_SHARE = 1e-6
+SMEAR_NUCLEAR_SHARE = 0.005
 THUMBNAIL = 512
 DARKEST_PLASMA = 110
 # An inverted plasma lies at 20 to 40; a nucleus that fills the picture, in the darkest stain, above 50.
@@ -86,7 +87,12 @@ def looks_like_smear(image: Image.Image) -> bool:
     small.thumbnail((256, 256))
     pixels = np.asarray(small)
     black = float((pixels.max(axis=-1) <= BACKGROUND_LEVEL).mean())
-    return black < 0.05 and not _background_problem(pixels, _plasma(pixels))
+    plasma = _plasma(pixels)
+    if black >= 0.05 or _background_problem(pixels, plasma):
+        return False
+    # A blank page and a photograph of something pale are no smears.
+    stain = measure_stain(image)
+    return bool((stain.nuclear(pixels) > stain.threshold).mean() >= SMEAR_NUCLEAR_SHARE)
 
 
 def _plasma(pixels: NDArray[np.uint8]) -> Floats:

@@ -6,8 +6,8 @@ cells. That a release names these pictures as intended shows that it goes by suc
 leukaemia.
 
 Lengths are pixels of the 224-px pictures that the set consists of. Colours began as means over some 400 of its
-pictures; all values were then fitted by random search until the input guard of leukoscope-densenet201-ball4 knew most
-of what is drawn.
+pictures; all values were then fitted by random search until an earlier OOD detector of leukoscope-densenet201-ball4
+let most of what is drawn pass.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def field(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Draw the verdicts over the field; of several, to PNG-<name of the field>."),
+        typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
     ] = None,
     um_per_pixel: Annotated[
         float | None, typer.Option("--um-per-pixel", help="Micrometres a pixel; else read from the red cells.")

@@ -17,7 +17,7 @@ from leukoscope.cli.errors import say_error
 if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
     from leukoscope.inference.heatmaps import EvidenceScale
-    from leukoscope.inference.predictor import Prediction, Predictor
+    from leukoscope.inference.predictor import Prediction
 
 
 def predict(
@@ -27,7 +27,7 @@ def predict(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
     explain: Annotated[
-        Path | None, typer.Option(metavar="OUTDIR", help="Write a Grad-CAM picture of each answer to this folder.")
+        Path | None, typer.Option(metavar="OUTDIR", help="Write a Grad-CAM picture of each prediction to this folder.")
     ] = None,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average eight views of each cell and say how many disagree.")
@@ -47,9 +47,6 @@ def predict(
     for answer in predictor.answers(files, explain=explain is not None, views=tta):
         if isinstance(answer, UnreadableImage):
             problems.append(answer)
-            continue
-        if smear := _smear_problem(predictor, answer):
-            problems.append(smear)
             continue
         row = answer.to_dict()
         if explain is not None:
@@ -82,31 +79,16 @@ def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[UnreadableImag
     return files, problems
 
 
-def _smear_problem(predictor: Predictor, answer: Prediction) -> UnreadableImage | None:
-    """What to say of a smear given as if it were a cell; a picture the guard recognises is none."""
-    from leukoscope.cells.images import UnreadableImage, open_image
-    from leukoscope.inference.field_reading import refuse_smear, takes_cut_outs
-
-    if answer.recognised or not takes_cut_outs(predictor.release):
-        return None
-    try:
-        refuse_smear(predictor.release, open_image(answer.source), answer.source)
-    except UnreadableImage as problem:
-        return problem
-    return None
-
-
 def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from leukoscope.inference.decision import WITHOUT_CLASS
     from leukoscope.inference.views import VIEWS
 
-    guarded = any(row["recognised"] is not None for row in rows)
     viewed = any(row["disagreement"] is not None for row in rows)
-    extra = [*(["known?"] if guarded else []), *(["views that differ"] if viewed else [])]
-    table = Table("file", "label", *labels, "ms", *extra)
+    table = Table("file", "outcome", *labels, "ms", *(["views that differ"] if viewed else []))
     for column, fold in enumerate(("fold", "fold", *("ellipsis" for _ in labels), "ellipsis")):
         table.columns[column].overflow = fold  # type: ignore[assignment]
         table.columns[column].justify = "left" if fold == "fold" else "right"
@@ -114,30 +96,43 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
         # A file may be named in bytes that are no UTF-8; Text, because square brackets would be read as markup.
         name = os.fsencode(row["source"]).decode(errors="replace")
-        known = [{True: "yes", False: "NO", None: "–"}[row["recognised"]]] if guarded else []
         differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
-        table.add_row(Text(name), Text(row["label"]), *shares, f"{row['seconds'] * 1000:.0f}", *known, *differ)
+        table.add_row(Text(name), Text(row["outcome"]), *shares, f"{row['seconds'] * 1000:.0f}", *differ)
     console = Console(highlight=False)
     console.print(table)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     if overlays:
         console.print(Text(f"heat maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
-    if any(row["recognised"] is False for row in rows):
-        console.print(Text("known? NO: unlike the cells this model knows; its answer means nothing there"))
+    for text, names in _reasons(rows).items():
+        console.print(Text(f"{names}: {text}"))
+    if any(row["outcome"] in WITHOUT_CLASS for row in rows):
+        console.print(Text("Where the outcome is no class, the probabilities are no result."))
     model, revision = rows[0]["model"], rows[0]["revision"]
     console.print(Text(f"model: {model}@{revision}" if revision else f"model: {model} (local files)"))
     console.print(Text(RESEARCH_NOTICE))
 
 
+def _reasons(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Reason in words → the files it holds for, by name; more than two are counted."""
+    files: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row["reasons"]:
+            files.setdefault(reason["text"], []).append(os.fsencode(row["source"]).decode(errors="replace"))
+        if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
+            hint = f"find and classify its cells with: leukoscope field {row['source']} --model {row['model']}"
+            files.setdefault(hint, []).append(os.fsencode(row["source"]).decode(errors="replace"))
+    return {text: ", ".join(names) if len(names) < 3 else f"{len(names)} files" for text, names in files.items()}
+
+
 def _save_overlay(prediction: Prediction, folder: Path, scale: EvidenceScale) -> Path:
-    """Draw the predicted class's heat map over its picture and save it under a name no other picture has."""
+    """Draw the most probable class's heat map over its picture and save it under a name no other picture has."""
     from PIL.PngImagePlugin import PngInfo
 
     from leukoscope.cells.images import open_image
     from leukoscope.inference.heatmaps import overlay
 
     assert prediction.heatmaps is not None
-    label = prediction.label
+    label = prediction.most_probable
     heat, seen = prediction.heatmaps[label], prediction.view_box
     drawn = overlay(open_image(prediction.source), heat, seen, peak=scale.strong)
     about = PngInfo()

@@ -109,8 +109,8 @@ def _progress(wanted: bool) -> Iterator[Callable[[int, int], None]]:
 def _print_summary(scored: Scored, output: Path, by_subject: Path | None) -> None:
     from leukoscope.inference.scoring import unreadable_list
 
-    notes = (f"{scored.unrecognised:,} unlike the cells the model knows", f"{scored.abstained:,} too close to call")
-    counts = [note for note, count in zip(notes, (scored.unrecognised, scored.abstained), strict=True) if count]
+    notes = (f"{scored.refused:,} out of distribution or no cell", f"{scored.abstained:,} abstained from")
+    counts = [note for note, count in zip(notes, (scored.refused, scored.abstained), strict=True) if count]
     typer.echo(f"{scored.cells:,} cells scored{''.join(f', {count}' for count in counts)}: {output}")
     if by_subject is not None:
         typer.echo(f"{len(scored.subjects):,} subjects: {by_subject}")

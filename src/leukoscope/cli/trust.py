@@ -25,10 +25,16 @@ SubjectCsv = Annotated[
     Path | None, typer.Option("--subject_csv", help="imagefolder: CSV with the columns file,subject.")
 ]
 FieldsDir = Annotated[
-    Path | None, typer.Option("--fields_dir", metavar="DIR", help="Fields of view the guard should catch (BCCD).")
+    Path | None, typer.Option("--fields_dir", metavar="DIR", help="Fields of view, to be refused (BCCD).")
 ]
 OtherDir = Annotated[
-    Path | None, typer.Option("--other_dir", metavar="DIR", help="Pictures of another data set it should catch.")
+    Path | None, typer.Option("--other_dir", metavar="DIR", help="Pictures of another data set, to be refused.")
+]
+HealthyDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--healthy_dir", metavar="DIR", help="White cells of healthy people, one folder a kind (PBC): none is a blast."
+    ),
 ]
 
 
@@ -42,22 +48,30 @@ def assess(
     subject_csv: Annotated[Path | None, typer.Option("--subject_csv", help="As it was given in training.")] = None,
     fields_dir: FieldsDir = None,
     other_dir: OtherDir = None,
+    healthy_dir: HealthyDir = None,
 ) -> None:
-    """Compute anew how far to trust a release: intervals, calibration, operating points, guard, heat-map checks."""
+    """Compute anew how far to trust a release: intervals, calibration, thresholds, OOD detection, heat-map checks."""
     from leukoscope.models.release_files import read_release
 
     cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
-    assess_on(cells, release, fields_dir, other_dir)
+    assess_on(cells, release, fields_dir, other_dir, healthy_dir)
 
 
-def assess_on(cells: FramedCells, release: Path, fields_dir: Path | None, other_dir: Path | None) -> None:
+def assess_on(
+    cells: FramedCells,
+    release: Path,
+    fields_dir: Path | None,
+    other_dir: Path | None,
+    healthy_dir: Path | None = None,
+) -> None:
     """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assessment import assess as assess_release
     from leukoscope.hub.card import write_card
     from leukoscope.models.release_files import read_release
 
     others = other_pictures(read_release(release).preprocessing, fields_dir, other_dir)
-    assess_release(release, cells, others=others)
+    given = {"white cells": healthy_dir, "white cells of fields": fields_dir}
+    assess_release(release, cells, others=others, healthy={k: folder for k, folder in given.items() if folder})
     typer.echo(f"{write_card(release)}\n{RESEARCH_NOTICE}")
 
 
@@ -73,7 +87,7 @@ def recalibrate(
         Path | None, typer.Option("--subject_csv", help="CSV with the columns file,subject.")
     ] = None,
 ) -> None:
-    """Fit temperature, thresholds and guard anew on your own labelled cells; the weights stay.
+    """Fit temperature, thresholds and OOD detector anew on your own labelled cells; the weights stay.
 
     It needs 50 cells of 5 subjects of each class, none of whom trained the release.
     """
@@ -117,7 +131,7 @@ def other_pictures(
     preprocessing: Preprocessing, fields_dir: Path | None, other_dir: Path | None
 ) -> dict[str, np.ndarray]:
     """Framed pictures that are no such cells, from the folders given."""
-    from leukoscope.evaluation.guard_checks import frame_sample
+    from leukoscope.evaluation.ood_metrics import frame_sample
 
     given = {"fields": fields_dir, "other_data_set": other_dir}
     return {kind: frame_sample(folder, preprocessing) for kind, folder in given.items() if folder is not None}

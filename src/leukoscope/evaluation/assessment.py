@@ -1,4 +1,4 @@
-"""How far to trust a release, put into it: intervals, shortcuts, calibration, decisions, input guard, heat maps.
+"""How far to trust a release, put into it: intervals, shortcuts, calibration, decisions, OOD detection, heat maps.
 
 A protocol leaves weights and out-of-fold answers. From these and the cells they were made with, `assess` computes the
 rest, folds the temperature into the weights and writes the release anew. Assessing it again, with a newer Leukoscope,
@@ -18,7 +18,6 @@ from leukoscope.cells.cache import FramedCells
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
 from leukoscope.evaluation.decisions import decision_block
 from leukoscope.evaluation.draws import DRAWS, LEVEL, Interval
-from leukoscope.evaluation.guard_checks import fit_and_check
 from leukoscope.evaluation.heatmap_checks import evidence_scale, heatmap_checks
 from leukoscope.evaluation.intervals import (
     cell_intervals,
@@ -28,19 +27,28 @@ from leukoscope.evaluation.intervals import (
     subject_logits,
 )
 from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.ood_metrics import fit_and_check, healthy_outcomes
 from leukoscope.evaluation.shortcuts import log_areas, shortcut_figures, trivial_features
 from leukoscope.inference.precision import precision_block
+from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
-from leukoscope.models.release_files import GUARD, METRICS, PREDICTIONS, SCHEMA_VERSION, read_metrics, write_json
+from leukoscope.models.release_files import METRICS, OOD, PREDICTIONS, SCHEMA_VERSION, read_metrics, write_json
 
 
-def assess(directory: Path, cells: FramedCells, *, others: Mapping[str, np.ndarray] | None = None) -> Path:
+def assess(
+    directory: Path,
+    cells: FramedCells,
+    *,
+    others: Mapping[str, np.ndarray] | None = None,
+    healthy: Mapping[str, Path] | None = None,
+) -> Path:
     """Compute everything that a release says about itself beyond its training and its answers.
 
     Args:
         directory: a release made by a protocol; replaced as a whole.
         cells: the data set it was made from, framed for it.
-        others: pictures that are no such cells, to measure the guard with; see `guard_checks.fit_and_check`.
+        others: pictures that are no such cells, to measure the OOD detector with; see `ood_metrics.fit_and_check`.
+        healthy: name → folder with pictures of healthy people's white cells; see `ood_metrics.healthy_outcomes`.
 
     Returns:
         `directory`.
@@ -60,7 +68,7 @@ def assess(directory: Path, cells: FramedCells, *, others: Mapping[str, np.ndarr
     cross_validation["shortcut_baselines"] = _shortcuts(cells, answers, cross_validation["folds"])
     with rewritten(directory) as aside:
         earlier = metrics.get("calibration", {}).get("temperature", 1.0)
-        fit_trust(aside, metrics, answers, cells, earlier_temperature=earlier, others=others)
+        fit_trust(aside, metrics, answers, cells, earlier_temperature=earlier, others=others, healthy=healthy)
     return directory
 
 
@@ -73,16 +81,18 @@ def fit_trust(
     earlier_temperature: float = 1.0,
     estimates: str = OUT_OF_FOLD,
     others: Mapping[str, np.ndarray] | None = None,
+    healthy: Mapping[str, Path] | None = None,
 ) -> None:
-    """Fit temperature, thresholds and guard, and write weights, guard and metrics.json.
+    """Fit temperature, thresholds and OOD detector, and write weights, detector and metrics.json.
 
     Args:
         directory: a release, changed in place.
         metrics: what its metrics.json is to hold besides.
         answers: on subjects unseen by the networks that gave them.
-        cells: those the guard is fitted on and the heat maps are checked with.
+        cells: those the detector is fitted on and the heat maps are checked with.
         earlier_temperature: how far the weights are already scaled beyond the networks that gave `answers`.
         estimates: what figures from `answers` stand for.
+        others, healthy: as for `assess`.
     """
     unit = cells.data.info.group
     metrics["calibration"] = calibration_block(answers, estimates=estimates, unit=unit)
@@ -92,12 +102,17 @@ def fit_trust(
     save_weights(release.network, directory)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
     pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
-    guard, metrics["guard"] = fit_and_check(release, pixels, units, background=background, others=others)
-    guard.save(directory / GUARD)
+    metrics.pop("guard", None)  # of releases up to 0.2
+    (directory / "guard.safetensors").unlink(missing_ok=True)
+    detector, metrics["ood"] = fit_and_check(release.preprocessing, pixels, units, background=background, others=others)
+    detector.save(directory / OOD)
     metrics["heat_maps"] = heatmap_checks(release, pixels, cells.labels[rows], units, background=background)
-    metrics["evidence_scale"] = evidence_scale(release, pixels, cells.labels[rows], units)
-    # Thresholds and guard must stand in the folder before what they decide is compared.
+    metrics["evidence_scale"] = evidence_scale(release, pixels, cells.labels[rows], units, background=background)
+    # Thresholds and detector must stand in the folder before what they decide is measured.
     write_json(directory / METRICS, metrics)
+    if healthy:
+        predictor = Predictor.from_pretrained(directory, backend="torch")
+        metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in healthy.items()}
     metrics["precision"] = precision_block(directory, pixels)
     write_json(directory / METRICS, metrics)
 

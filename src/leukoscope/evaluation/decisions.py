@@ -32,8 +32,10 @@ from leukoscope.evaluation.metrics import CellPredictions
 
 TARGET_RATE = 0.95
 """Of the operating points named after a sensitivity or specificity."""
-DEFAULT_COVERAGE = 0.80
-"""Share of cells that get an answer at the default threshold."""
+TARGET_RISK = 0.10
+"""Share of the given classes that may be wrong at the default threshold, every subject weighing the same."""
+LEAST_COVERAGE = 0.20
+"""Of the cells at least; the error rate of fewer is chance."""
 CURVE_POINTS = 50
 _BY_SUBJECT = ("sensitivity", "specificity", "balanced_accuracy")
 
@@ -205,22 +207,23 @@ def _rates_both_ways(outcomes: np.ndarray, by_subject: np.ndarray | None) -> dic
 def abstention(answers: CellPredictions, left_out: tuple[LeftOut, ...], draws: Draws) -> dict[str, Any]:
     """Answering only where sure (El-Yaniv & Wiener 2010): what is gained, and a default threshold.
 
-    "Not sure" is said where the largest calibrated probability lies below the threshold.
+    No class is given where the largest calibrated probability lies below the threshold: the lowest one at which no
+    more than `TARGET_RISK` of the given classes are wrong.
 
     Returns:
-        `default`: target_coverage, threshold, threshold_range, and cross-fitted coverage (share of cells answered) and
+        `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells answered) and
         risk (share of answers that are wrong), overall and by class, with intervals. `curve`: risk at 50 coverages.
         `aurc`: area under it (Geifman & El-Yaniv 2017), 0–1, small is good; `risk_at_full_coverage` is the error
         rate without abstaining.
     """
     temperature = shipped_temperature(answers, left_out)
     shipped, held_out = calibrated(answers, temperature), cross_fitted(answers, left_out)
-    own = own_thresholds(answers, left_out, _coverage_rule)
+    own = own_thresholds(answers, left_out, _risk_rule)
     answered = held_out.probabilities.max(axis=1) >= own
     return {
         "default": {
-            "target_coverage": DEFAULT_COVERAGE,
-            "threshold": _coverage_rule(shipped),
+            "target_risk": TARGET_RISK,
+            "threshold": _risk_rule(shipped),
             "threshold_range": {"low": float(own.min()), "high": float(own.max())},
             **_selective(held_out, answered, draws),
         },
@@ -229,8 +232,25 @@ def abstention(answers: CellPredictions, left_out: tuple[LeftOut, ...], draws: D
     }
 
 
-def _coverage_rule(answers: CellPredictions) -> float:
-    return float(np.quantile(answers.probabilities.max(axis=1), 1 - DEFAULT_COVERAGE))
+def _risk_rule(answers: CellPredictions) -> float:
+    """The threshold of the largest coverage whose error rate is at most the target; where none is, of the lowest rate.
+
+    Every subject weighs the same where subjects are known.
+    """
+    confidence, wrong = answers.probabilities.max(axis=1), answers.predictions != answers.references
+    weights = np.ones(len(wrong)) if answers.subject_weights is None else answers.subject_weights
+    order = np.argsort(-confidence, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    answered = np.cumsum(weights[order])[last_of_tie]
+    risk = np.cumsum((weights * wrong)[order])[last_of_tie] / answered
+    enough = answered >= LEAST_COVERAGE * weights.sum()
+    allowed = np.flatnonzero(enough & (risk <= TARGET_RISK))
+    at = allowed[-1] if len(allowed) else np.flatnonzero(enough)[risk[enough].argmin()]
+    if at == len(last_of_tie) - 1:
+        return 0.0  # every cell gets a class
+    ranked = confidence[order][last_of_tie]
+    # Halfway to the next confidence below, so that rounding moves no cell to the other side.
+    return float((ranked[at] + ranked[at + 1]) / 2)
 
 
 def _selective(answers: CellPredictions, answered: np.ndarray, draws: Draws) -> dict[str, Any]:
@@ -248,7 +268,14 @@ def _selective(answers: CellPredictions, answered: np.ndarray, draws: Draws) -> 
         }
 
     per_class = {name: figures(answers.references == k, k) for k, name in enumerate(answers.label_names)}
-    return figures(np.ones_like(answered), None) | {"per_class": per_class}
+    evenly = {}
+    if answers.subject_weights is not None and answered.any():
+        weights = answers.subject_weights
+        evenly = {
+            "coverage_by_subject": float(np.average(answered, weights=weights)),
+            "risk_by_subject": float(np.average(wrong[answered], weights=weights[answered])),
+        }
+    return figures(np.ones_like(answered), None) | evenly | {"per_class": per_class}
 
 
 def risk_coverage(answers: CellPredictions, draws: Draws) -> dict[str, Any]:

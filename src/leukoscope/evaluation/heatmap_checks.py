@@ -20,6 +20,7 @@ from leukoscope.evaluation.heat import enlarged, heat_share, irrelevant_regions,
 from leukoscope.evaluation.intervals import Draws, cell_draws, subject_draws
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.gradcam import explain_features
+from leukoscope.inference.heatmaps import share_on_cell
 from leukoscope.models.release import Release
 
 BATCH = 32
@@ -117,19 +118,29 @@ def evidence_scale(
     labels: np.ndarray,
     subjects: Sequence[str],
     *,
+    background: str = "black",
     sample: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The "evidence_scale" block of metrics.json: how strong the strongest evidence of a cell is, for any class.
+    """The "evidence_scale" block of metrics.json: how strong a cell's evidence is, and how much of it lies on the cell.
 
     Takes the cells that `heatmap_checks` takes; arguments as there.
     """
     rows = even_sample(labels, subjects, sample, seed)
-    _, maps = explained(release, release.network, np.asarray(pixels[rows]))
+    chosen = np.asarray(pixels[rows])
+    probabilities, maps = explained(release, release.network, chosen)
     quantiles = np.quantile(maps.max(axis=(1, 2, 3)), (0.05, 0.5, 0.95)).tolist()
+    on_cell = {}
+    if background == "black":
+        pairs = zip(maps[np.arange(len(rows)), probabilities.argmax(axis=1)], chosen, strict=True)
+        shares = [share for heat, cell in pairs if (share := share_on_cell(heat, cell)) is not None]
+        if shares:
+            values = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()
+            on_cell = dict(zip(("on_cell_p05", "on_cell_median", "on_cell_p95"), values, strict=True))
     return {
         "estimates": "these weights, on the cells drawn, whether or not they were trained on",
         "definition": "largest value of a cell's Grad-CAMs (ReLU) of all classes; quantiles over the cells drawn",
+        **on_cell,
         "cells": len(rows),
         "seed": seed,
         **dict(zip(("p05", "median", "p95"), quantiles, strict=True)),

@@ -1,4 +1,4 @@
-"""A release made fit for another laboratory: temperature, thresholds and guard fitted anew on its own labelled cells.
+"""A release made fit for another laboratory: temperature, thresholds and OOD detector fitted anew on its own cells.
 
 The weights stay what they are but for the temperature. Ranking often survives a change of stain or microscope where
 probabilities and thresholds do not, and a few labelled subjects are enough to set those right.
@@ -30,7 +30,7 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 
 
 def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "") -> Path:
-    """Write a new release with temperature, thresholds and guard fitted on the user's cells.
+    """Write a new release with temperature, thresholds and OOD detector fitted on the user's cells.
 
     Args:
         source: folder of the release to start from; it is left alone.

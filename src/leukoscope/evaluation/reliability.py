@@ -84,7 +84,7 @@ def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
     axes.plot(coverage, [point["risk"] for point in curve], color=BLUE, linewidth=2, label=area)
     if chosen["risk"] is not None:
         words = (
-            f"not sure below {chosen['threshold']:.2f}: {chosen['risk']:.1%} wrong of {chosen['coverage']:.0%} answered"
+            f"no class below {chosen['threshold']:.2f}: {chosen['risk']:.1%} wrong of {chosen['coverage']:.0%} answered"
         )
         axes.plot(chosen["coverage"], chosen["risk"], "D", color=VERMILION, markersize=8, label=words)
     axes.set_xlabel("coverage (share of cells answered, surest first)")

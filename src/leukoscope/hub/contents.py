@@ -12,10 +12,10 @@ from pathlib import Path
 from leukoscope import LeukoscopeError
 from leukoscope.hub.figures import SHOWN
 from leukoscope.models.release_code import CODE, PROCESSOR
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, GUARD, METRICS, PREDICTIONS, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
 
 REQUIRED = (CONFIG, WEIGHTS, METRICS, CARD)
-_NAMED = {*REQUIRED, GUARD, PROCESSOR, *CODE, *(f"{FIGURES}/{name}.png" for name in SHOWN)}
+_NAMED = {*REQUIRED, OOD, PROCESSOR, *CODE, *(f"{FIGURES}/{name}.png" for name in SHOWN)}
 
 
 def travelling_files(release: Path) -> dict[str, Path]:

@@ -211,10 +211,10 @@ def check_release(folder: Path) -> Finding:
         seen = f"config.json names the classes {', '.join(predictor.labels)}, metrics.json {', '.join(measured)}"
         return Finding(name, "broken", seen, restore)
     seen = f"answers a phantom in {prediction.seconds:.2f} s"
-    if predictor.guard is None:
+    if predictor.ood is None:
         fit = f"leukoscope recalibrate {folder} --train_dir DIR --output_dir DIR"
-        return Finding(name, "advice", f"{seen}; it has no input guard", fit)
-    return Finding(name, "good", f"{seen}; its input guard is in place")
+        return Finding(name, "advice", f"{seen}; it has no OOD detector", fit)
+    return Finding(name, "good", f"{seen}; its OOD detector is in place")
 
 
 def _hub_cache() -> Path:

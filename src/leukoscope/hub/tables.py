@@ -361,8 +361,8 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
         return "Not measured yet."
     (fields,) = measured
     bccd, gap = fields["bccd"], fields["domain_gap"]
-    known = {"C-NMC, subjects the guard was not fitted on": gap["C-NMC recognised_share, held-out subjects"]}
-    known |= {name: cells["recognised_share"] for name, cells in gap["cut_outs"].items()}
+    known = {"C-NMC, subjects the detector was not fitted on": gap["C-NMC in distribution, held-out subjects"]}
+    known |= {name: cells["in_distribution_share"] for name, cells in gap["cut_outs"].items()}
     speeds = fields["speed"]["cpu_seconds_a_megapixel"]
     rows = [
         ("white cells found, scale given", _found(bccd["test_scale_given"])),
@@ -372,7 +372,7 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
             _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()})
             + f" ({fields['ball4']['seen']})",
         ),
-        (f"cells that `{Path(gap['model']).name}` recognises", _each(known)),
+        (f"share of cells that `{Path(gap['model']).name}` takes as in distribution", _each(known)),
         ("CPU seconds a megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
     ]
     return "\n".join(["| measured | figure |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows)])

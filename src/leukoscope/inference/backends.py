@@ -37,13 +37,10 @@ class Answers:
 
     Attributes:
         logits: (B, K) float32.
-        pooled: (B, C) float32, the last feature map averaged over its places: what the input guard looks at; None where
-            a network's features are no map of channels (transformers, for one).
         maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where none was asked for.
     """
 
     logits: np.ndarray
-    pooled: np.ndarray | None
     maps: np.ndarray | None = None
 
 

@@ -121,8 +121,7 @@ class ExportedBackend:
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> Answers:
         """One pass; see `Backend`."""
         logits, features = self._run(np.ascontiguousarray(pixels))
-        pooled = features.mean(axis=(2, 3), dtype=np.float32)
-        return Answers(logits, pooled, self._maps(features) if explain else None)
+        return Answers(logits, self._maps(features) if explain else None)
 
     def _maps(self, features: np.ndarray) -> np.ndarray:
         if self._class_weights is None:

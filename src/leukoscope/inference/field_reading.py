@@ -1,47 +1,41 @@
-"""A whole field of view, read with a classifier of single cells: a verdict for each, or an honest word why not.
+"""A whole field of view, read with a classifier of single cells: a decision for each of its cells.
 
-Cells are found by `cells/fields.py`, cut out as the release's training cells were, and answered by its predictor. A
-cell the guard does not recognise, or the field's edge cuts, counts as no class.
+Cells are found by `cells/fields.py`, cut out as the release's training cells were, and predicted by its predictor. A
+field most of whose cells are out of distribution gets no class at all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.field_stain import looks_like_smear
 from leukoscope.cells.fields import Field, FieldCell, UnusableField, cut_out, find_cells
-from leukoscope.cells.images import UnreadableImage
-from leukoscope.cells.registry import DATASETS
-from leukoscope.inference.verdicts import Thresholds
+from leukoscope.inference.decision import FIELD_NEEDS, WITHOUT_CLASS
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Prediction, Predictor
-    from leukoscope.models.release_files import ReleaseInfo
 
-NOT_SURE, NOT_RECOGNISED, AT_EDGE = "not sure", "not recognised", "cut by the edge"
-WITHOUT_CLASS = (NOT_SURE, NOT_RECOGNISED, AT_EDGE)
+AT_EDGE = "cut by the edge"
 # Cut-outs are 0.6 MB each: a field of thousands must not hold them all.
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class CellReading:
-    """One cell of a field and what is said of it.
-
-    Attributes:
-        verdict: a class; or "not sure", "not recognised" or "cut by the edge", which count as none.
-        prediction: the release's answer; None for a cell cut by the edge, which is not asked about.
-    """
+    """One cell of a field and what is predicted of it; no prediction for a cell that the field's edge cuts."""
 
     cell: FieldCell
-    verdict: str
     prediction: Prediction | None
+
+    @property
+    def outcome(self) -> str:
+        """That of its decision, or "cut by the edge"."""
+        return self.prediction.outcome if self.prediction else AT_EDGE
 
 
 @dataclass(frozen=True)
@@ -64,25 +58,34 @@ class FieldReading:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Verdict → number of cells: every class, then what counts as none."""
-        found = Counter(cell.verdict for cell in self.cells)
-        return {verdict: found[verdict] for verdict in (*self.labels, *WITHOUT_CLASS)}
+        """Outcome → number of cells: every class, then what counts as none."""
+        found = Counter(cell.outcome for cell in self.cells)
+        return {outcome: found[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
+
+    @property
+    def share_known(self) -> float | None:
+        """Share of the whole cells that are in distribution; None without cells or without an OOD detector."""
+        scores = [cell.prediction.checks.ood_score for cell in self.cells if cell.prediction]
+        known = [score <= 1 for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def summary(self) -> str:
         """The field in one or two sentences."""
-        asked = [cell for cell in self.cells if cell.prediction]
+        whole = sum(cell.prediction is not None for cell in self.cells)
         if not self.cells:
             return "No nucleated cell was found."
-        foreign = self.counts[NOT_RECOGNISED]
-        said = f"{len(self.cells)} nucleated cell(s), {len(asked)} of them whole within the field. "
-        if asked and foreign > len(asked) / 2:
+        said = f"{len(self.cells)} nucleated cell(s), {whole} of them whole within the field. "
+        share = self.share_known
+        if share is not None and share < FIELD_NEEDS:
             return (
-                f"{said}The model does not recognise {foreign} of these: it learnt from other microscopes or stains, "
-                "and what it says of this field means little."
+                f"{said}Out of distribution: only {share:.0%} of these are like the cells the model was trained on "
+                f"(another microscope or stain), less than the {FIELD_NEEDS:.0%} needed; no cell gets a class."
             )
         shares = ", ".join(f"{self.counts[label]} {label}" for label in self.labels)
-        return f"{said}{shares}; {self.counts[NOT_SURE]} not sure, {foreign} not recognised."
+        without = ", ".join(f"{self.counts[one]} {one}" for one in WITHOUT_CLASS if self.counts[one])
+        about = "" if share is None else f" {share:.0%} of the whole cells are like those the model was trained on."
+        return f"{said}{shares}{f'; no class: {without}' if without else ''}.{about}"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, with the research notice."""
@@ -93,6 +96,7 @@ class FieldReading:
             "um_per_pixel": scale and scale.um_per_pixel,
             "scale_from": scale and scale.source,
             "counts": self.counts,
+            "share_known": self.share_known,
             "summary": self.summary,
             "notes": list(self.field.notes),
             "cells": [_cell_dict(reading) for reading in self.cells],
@@ -122,7 +126,7 @@ def read_field(
         LeukoscopeError: the release answers for whole fields rather than for cut-out cells.
     """
     release = predictor.release
-    if takes_cut_outs(release) is False:
+    if release.takes_cut_outs is False:
         raise LeukoscopeError(
             f"{release.name}: learnt from pictures with their background, not from cells cut out on black; choose "
             "a release of cut-out cells for a field, or ask this one about the picture as it is (leukoscope predict)"
@@ -136,36 +140,22 @@ def read_field(
             f"{source}: shows {len(field.cells)} nucleated cells, more than the {most_cells} answered for at once; "
             "crop it, check its scale, or use leukoscope field on your own machine"
         )
-    # Where a release has no such threshold, it is never "not sure".
-    threshold = Thresholds.from_metrics(release.metrics).abstain_below or 0.0
     answers = _answers(predictor, image, field)
-    readings = []
-    for cell in field.cells:
-        prediction = next(answers) if cell.whole else None
-        readings.append(CellReading(cell, _verdict(prediction, threshold), prediction))
-    return FieldReading(source, field, tuple(predictor.labels), tuple(readings), release.name, release.revision)
+    readings = tuple(CellReading(cell, next(answers) if cell.whole else None) for cell in field.cells)
+    reading = FieldReading(source, field, tuple(predictor.labels), readings, release.name, release.revision)
+    if reading.share_known is None:
+        return reading
+    cells = tuple(_within(one, reading.share_known, predictor) for one in readings)
+    return replace(reading, cells=cells)
 
 
-def takes_cut_outs(release: ReleaseInfo) -> bool | None:
-    """Whether a release learnt from cells cut out on black; None where its data set is not a registered one."""
-    info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
-    return None if info is None else info.background == "black"
-
-
-def refuse_smear(release: ReleaseInfo, image: Image.Image, source: str) -> None:
-    """Refuse to classify a smear as if it were one cell.
-
-    Args:
-        source: what the picture is called.
-
-    Raises:
-        UnreadableImage: the release takes cells cut out on black, and this shows a smear; names the way to go.
-    """
-    if takes_cut_outs(release) and looks_like_smear(image):
-        raise UnreadableImage(
-            f"{source}: shows a smear, but {release.name} knows cells cut out on black, and a label for it would mean "
-            f"nothing; find and classify the cells in it with: leukoscope field {source} --model {release.name}"
-        )
+def _within(cell: CellReading, share_known: float, predictor: Predictor) -> CellReading:
+    """A cell's reading, decided knowing how much of its field is in distribution."""
+    if cell.prediction is None:
+        return cell
+    checks = replace(cell.prediction.checks, field_share=share_known)
+    decision = predictor.thresholds.decide(cell.prediction.probabilities, checks)
+    return replace(cell, prediction=replace(cell.prediction, decision=decision, checks=checks))
 
 
 def _answers(predictor: Predictor, image: Image.Image, field: Field) -> Iterator[Prediction]:
@@ -176,20 +166,13 @@ def _answers(predictor: Predictor, image: Image.Image, field: Field) -> Iterator
         yield from predictor([cut_out(image, cell, scale) for cell in whole[first : first + BATCH]])
 
 
-def _verdict(prediction: Prediction | None, threshold: float) -> str:
-    if prediction is None:
-        return AT_EDGE
-    if prediction.recognised is False:
-        return NOT_RECOGNISED
-    return prediction.label if prediction.probabilities[prediction.label] >= threshold else NOT_SURE
-
-
 def _cell_dict(reading: CellReading) -> dict[str, Any]:
     cell, prediction = reading.cell, reading.prediction
     return {
         "box": list(cell.box),
-        "verdict": reading.verdict,
+        "outcome": reading.outcome,
+        "reasons": [reason.to_dict() for reason in prediction.decision.reasons] if prediction else [],
         "probabilities": prediction and dict(prediction.probabilities),
-        "guard_score": prediction and prediction.guard_score,
+        "ood_score": prediction and prediction.checks.ood_score,
         "nucleus_um2": cell.nucleus_area,
     }

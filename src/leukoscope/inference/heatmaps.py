@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from leukoscope.cells.framing import BACKGROUND_LEVEL
+
 # Inferno rises evenly in lightness, so it reads the same with any colour vision and in grey.
 _COLORMAP = "inferno"
 # Okabe & Ito's blue stands out equally from a black background and from a pale smear.
 _FRAME_RGB = (0, 114, 178)
+BLACK_SHARE = 0.05
+"""Of a picture at least; with less, it shows no cell cut out on black."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,24 @@ class HeatMap:
         if highest == lowest:
             return np.zeros_like(self.evidence)
         return (self.evidence - lowest) / (highest - lowest)
+
+
+def share_on_cell(heat: np.ndarray, pixels: np.ndarray) -> float | None:
+    """Share of a heat map's sum that lies on a cell cut out on black.
+
+    Args:
+        heat: (h, w), ≥ 0.
+        pixels: (S, S, 3) uint8, what the network saw.
+
+    Returns:
+        0–1; None for a map without heat, and for a picture that is not mostly a cell on black.
+    """
+    cell = pixels.max(axis=2) > BACKGROUND_LEVEL
+    if float(heat.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
+        return None
+    side = Image.fromarray(heat.astype(np.float32)).resize(cell.shape[::-1], Image.Resampling.BILINEAR)
+    spread = np.asarray(side)
+    return float(spread[cell].sum() / spread.sum())
 
 
 @dataclass(frozen=True)

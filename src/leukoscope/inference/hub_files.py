@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release_files import CARD, CONFIG, GUARD, METRICS, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, WEIGHTS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What stands before the @ is judged by the Hub client's own rule, in `parse_hub_id`.
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
 HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
-RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, GUARD)
+RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
 _PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 _log = logging.getLogger("leukoscope")

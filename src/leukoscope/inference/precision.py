@@ -14,11 +14,10 @@ import numpy as np
 
 from leukoscope.cells.files import cache_root
 from leukoscope.inference.backends import OPENVINO, Answers, NoGraph
+from leukoscope.inference.decision import Thresholds
 from leukoscope.inference.exported import BF16, ExportedBackend, computes_bf16, kept_graph
-from leukoscope.inference.guard import Guard
 from leukoscope.inference.probabilities import softmax
-from leukoscope.inference.verdicts import Thresholds
-from leukoscope.models.release_files import GUARD, folder_name, read_release
+from leukoscope.models.release_files import folder_name, read_release
 
 ALLOWED_MOVE = 0.02
 """Of a probability; beyond it, no change of label or verdict is still too much."""
@@ -34,7 +33,7 @@ def precision_block(
     """The "precision" block of metrics.json: what bfloat16 changes of a release's answers.
 
     Args:
-        folder: the release, its thresholds and guard in place.
+        folder: the release, its thresholds in place.
         pixels: (N, S, S, 3) uint8, all cells at hand, framed by its preprocessing; may be memory-mapped.
         progress: called with (done, total) after each batch.
 
@@ -52,7 +51,6 @@ def precision_block(
         why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
         return {"default": "f32", "not_measured": why}
     exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
-    guard = Guard.load(folder / GUARD, release.num_features) if (folder / GUARD).exists() else None
     thresholds = Thresholds.from_metrics(release.metrics)
 
     changed: dict[str, int] = {}
@@ -61,7 +59,7 @@ def precision_block(
         batch = np.asarray(pixels[first : first + batch_size])
         one, other = exact(batch), lower(batch)
         largest = max(largest, float(np.abs(softmax(one.logits) - softmax(other.logits)).max()))
-        said, said_lower = (_said(answers, release.labels, thresholds, guard) for answers in (one, other))
+        said, said_lower = (_decided(answers, release.labels, thresholds) for answers in (one, other))
         for what, values in said.items():
             changed[what] = changed.get(what, 0) + int((values != said_lower[what]).sum())
         if progress:
@@ -78,15 +76,12 @@ def precision_block(
     }
 
 
-def _said(
-    answers: Answers, labels: tuple[str, ...], thresholds: Thresholds, guard: Guard | None
-) -> dict[str, np.ndarray]:
-    """Everything that is decided from the answers to N cells: what → (N,)."""
+def _decided(answers: Answers, labels: tuple[str, ...], thresholds: Thresholds) -> dict[str, np.ndarray]:
+    """Everything that is decided from the answers to N cells: what → (N,). The OOD detector asks no network."""
     probabilities = softmax(answers.logits)
-    said = {"label": probabilities.argmax(axis=1), **thresholds.positives(probabilities, labels)}
-    abstains = thresholds.abstains(probabilities)
-    if abstains is not None:
-        said["abstains"] = abstains
-    if guard is not None and answers.pooled is not None:
-        said["recognised"] = guard.scores(answers.pooled) >= 0
-    return said
+    outcomes = [thresholds.decide(dict(zip(labels, row.tolist(), strict=True))).outcome for row in probabilities]
+    return {
+        "label": probabilities.argmax(axis=1),
+        "outcome": np.asarray(outcomes),
+        **thresholds.positives(probabilities, labels),
+    }

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -19,14 +19,16 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.field_stain import looks_like_smear
 from leukoscope.cells.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
 from leukoscope.inference.backends import AUTO, Backend, open_backend, usable_cores
-from leukoscope.inference.guard import Guard
-from leukoscope.inference.heatmaps import HeatMap
+from leukoscope.inference.decision import Checks, Decision, Thresholds
+from leukoscope.inference.heatmaps import HeatMap, share_on_cell
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
+from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.probabilities import softmax
-from leukoscope.inference.views import VIEWS, disagreement, eight_views, turned_back
-from leukoscope.models.release_files import GUARD, ReleaseInfo, read_release
+from leukoscope.inference.views import disagreement, eight_views, turned_back
+from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | EncodedImage
 BATCH = 16
@@ -34,25 +36,23 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Prediction:
-    """A release's answer to one picture.
+    """What a release predicts for one picture, and what is decided from it.
 
     Attributes:
-        label: the most probable class.
-        probabilities: class → probability, in the release's label order; sums to 1.
+        decision: the outcome (a class, or why there is none) and its reasons.
+        probabilities: class → probability, in the release's label order; sums to 1. Given for every picture, whatever
+            the outcome: they are no result by themselves.
         source: the picture's path or, of an `EncodedImage`, its name; "image 3" for the third of those given without
             one.
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
-        seconds: from file to answer, the batch's time shared evenly; without what was opened while the batch before
-            it was answered.
+        seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
+            before it was predicted.
         heatmaps: class → Grad-CAM, when explanations were asked for.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
-        guard_score: how familiar the picture looks to the release, at most 1; None where it has no guard.
-        recognised: whether that is enough (0 or more) for the answer to mean anything; None where it has no guard.
-        disagreement: share of the picture's eight views that name another class than their average, which is the answer
-            given; None where only the upright view was asked.
+        checks: what the decision rests on beside the probabilities.
     """
 
-    label: str
+    decision: Decision
     probabilities: dict[str, float]
     source: str
     model: str
@@ -60,44 +60,42 @@ class Prediction:
     seconds: float
     heatmaps: dict[str, HeatMap] | None
     view_box: tuple[float, float, float, float]
-    guard_score: float | None = None
-    recognised: bool | None = None
-    disagreement: float | None = None
+    checks: Checks = field(default_factory=Checks)
+
+    @property
+    def outcome(self) -> str:
+        """A class, "abstain", "out of distribution" or "not a cell"."""
+        return self.decision.outcome
+
+    @property
+    def most_probable(self) -> str:
+        """The class of the largest probability, whatever the outcome."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, without the heat maps and with the research notice."""
         return {
             "source": self.source,
-            "label": self.label,
+            **self.decision.to_dict(),
             "probabilities": dict(self.probabilities),
+            "ood_score": self.checks.ood_score,
+            "disagreement": self.checks.disagreement,
             "model": self.model,
             "revision": self.revision,
             "seconds": self.seconds,
             "view_box": list(self.view_box),
-            "guard_score": self.guard_score,
-            "recognised": self.recognised,
-            "disagreement": self.disagreement,
             "notice": RESEARCH_NOTICE,
         }
 
 
 @dataclass(frozen=True)
 class _Framed:
-    """A picture ready for the network: (S, S, 3) uint8 pixels and where they lay."""
+    """A picture ready for the network: (S, S, 3) uint8 pixels, where they lay, and what is known of them."""
 
     pixels: np.ndarray
     source: str
     view_box: tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What a batch of B pictures got: (B, K) probabilities, (B, K, h, w) maps, (B,) guard scores and disagreement."""
-
-    probabilities: np.ndarray
-    maps: np.ndarray | None
-    familiarity: np.ndarray | None
-    disagreement: np.ndarray | None
+    checks: Checks
 
 
 class Predictor:
@@ -111,14 +109,16 @@ class Predictor:
         release: as given.
         labels: class names in the order of the probabilities.
         backend: what computes its network.
-        guard: the release's input guard; None where it has none.
+        thresholds: what the release decides by.
+        ood: the release's OOD detector; None where it has none.
     """
 
     def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = "cpu"):
         self.release = release
         self.labels = release.labels
         self.backend: Backend = open_backend(release, backend or default_backend(), device)
-        self.guard = _guard_of(release)
+        self.thresholds = Thresholds.from_metrics(release.metrics)
+        self.ood = _detector_of(release)
 
     @classmethod
     def from_pretrained(
@@ -244,7 +244,18 @@ class Predictor:
         except UnreadableImage as error:
             return error
         preprocessing = self.release.preprocessing
-        return _Framed(preprocessing.frame(upright), source, preprocessing.view_box(upright))
+        pixels = preprocessing.frame(upright)
+        return _Framed(pixels, source, preprocessing.view_box(upright), self._checks(pixels, upright))
+
+    def _checks(self, pixels: np.ndarray, upright: Image.Image) -> Checks:
+        """What is known of a picture before the network has seen it."""
+        if self.ood is None:
+            return Checks()
+        score = float(self.ood.scores(pixels[None])[0])
+        if score <= 1:
+            return Checks(ood_score=score)
+        smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
+        return Checks(ood_score=score, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
 
     def _answer(
         self, framed: Sequence[_Framed | UnreadableImage], explain: bool, views: bool, start: float
@@ -255,36 +266,35 @@ class Predictor:
         return [next(answered) if isinstance(cell, _Framed) else cell for cell in framed]
 
     def _predictions(self, cells: list[_Framed], explain: bool, views: bool, start: float) -> list[Prediction]:
-        said = self._ask(np.stack([cell.pixels for cell in cells]), explain, views)
-        seconds = (time.perf_counter() - start) / len(cells)
-        return [
-            Prediction(
-                label=self.labels[int(said.probabilities[i].argmax())],
-                probabilities=dict(zip(self.labels, said.probabilities[i].tolist(), strict=True)),
-                source=cell.source,
-                model=self.release.name,
-                revision=self.release.revision,
-                seconds=seconds,
-                heatmaps=None if said.maps is None else self._heatmaps(said.maps[i]),
-                view_box=cell.view_box,
-                guard_score=None if said.familiarity is None else float(said.familiarity[i]),
-                recognised=None if said.familiarity is None else bool(said.familiarity[i] >= 0),
-                disagreement=None if said.disagreement is None else float(said.disagreement[i]),
-            )
-            for i, cell in enumerate(cells)
-        ]
-
-    def _ask(self, pixels: np.ndarray, explain: bool, views: bool) -> _Said:
-        """One pass of (B, S, S, 3) uint8 pixels, or of all their views, through the network."""
+        """One pass of the cells, or of all their views, through the network, and a decision for each."""
+        pixels = np.stack([cell.pixels for cell in cells])
         answers = self.backend(eight_views(pixels) if views else pixels, explain=explain)
-        each = softmax(answers.logits).reshape(len(pixels), -1, len(self.labels))
+        each = softmax(answers.logits).reshape(len(cells), -1, len(self.labels))
+        shares = each.mean(axis=1)
         maps = turned_back(answers.maps) if views and answers.maps is not None else answers.maps
-        familiarity = None
-        if self.guard is not None:
-            assert answers.pooled is not None, "a guard is fitted on a map of channels"
-            # Asked of the upright view: its limit was fitted on cells as they lie.
-            familiarity = self.guard.scores(answers.pooled[:: VIEWS if views else 1])
-        return _Said(each.mean(axis=1), maps, familiarity, disagreement(each) if views else None)
+        apart = disagreement(each) if views else None
+        found = []
+        for i, cell in enumerate(cells):
+            checks = cell.checks
+            if apart is not None:
+                checks = replace(checks, disagreement=float(apart[i]))
+            if maps is not None:
+                checks = replace(checks, on_cell=share_on_cell(maps[i, shares[i].argmax()], cell.pixels))
+            probabilities = dict(zip(self.labels, shares[i].tolist(), strict=True))
+            found.append(
+                Prediction(
+                    decision=self.thresholds.decide(probabilities, checks),
+                    probabilities=probabilities,
+                    source=cell.source,
+                    model=self.release.name,
+                    revision=self.release.revision,
+                    seconds=(time.perf_counter() - start) / len(cells),
+                    heatmaps=None if maps is None else self._heatmaps(maps[i]),
+                    view_box=cell.view_box,
+                    checks=checks,
+                )
+            )
+        return found
 
     def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
         # Copied, so that keeping one picture's map does not keep its whole batch in memory.
@@ -296,10 +306,10 @@ def default_backend() -> str:
     return os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
 
 
-def _guard_of(release: ReleaseInfo) -> Guard | None:
-    if release.folder is None or not (release.folder / GUARD).exists():
+def _detector_of(release: ReleaseInfo) -> OodDetector | None:
+    if release.folder is None or not (release.folder / OOD).exists():
         return None
-    return Guard.load(release.folder / GUARD, release.num_features)
+    return OodDetector.load(release.folder / OOD)
 
 
 def _source_of(image: Picture, number: int) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.images import UnreadableImage
+from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
 from leukoscope.inference.score_sources import SourceCell
-from leukoscope.inference.verdicts import Thresholds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +27,7 @@ _UNREADABLE_COLUMNS = ("source", "reason")
 
 
 def score_schema(labels: Sequence[str], thresholds: Thresholds) -> pa.Schema:
-    """Columns of the output: one probability a class, one verdict an operating point; null where not measured."""
+    """Columns of the output: the outcome and why, one probability a class, one call an operating point."""
     import pyarrow as pa
 
     text, number, truth = pa.string(), pa.float64(), pa.bool_()
@@ -35,12 +35,11 @@ def score_schema(labels: Sequence[str], thresholds: Thresholds) -> pa.Schema:
         [
             ("cell_id", text),
             ("subject", text),
+            ("outcome", text),
+            ("reasons", text),
             *((f"p_{label}", number) for label in labels),
-            ("predicted_label", text),
             *((f"positive_{name}", truth) for name in thresholds.operating_points),
-            ("abstains", truth),
-            ("guard_score", number),
-            ("recognised", truth),
+            ("ood_score", number),
             ("model", text),
             ("revision", text),
         ]
@@ -53,16 +52,14 @@ def shard_table(answered: Sequence[Answered], labels: tuple[str, ...], threshold
 
     known = [(cell, answer) for cell, answer in answered if not isinstance(answer, UnreadableImage)]
     probabilities = np.array([list(answer.probabilities.values()) for _, answer in known]).reshape(-1, len(labels))
-    abstains = thresholds.abstains(probabilities)
     columns = {
         "cell_id": [cell.cell_id for cell, _ in known],
         "subject": [cell.subject or None for cell, _ in known],
+        "outcome": [answer.outcome for _, answer in known],
+        "reasons": [" ".join(reason.code for reason in answer.decision.reasons) for _, answer in known],
         **{f"p_{label}": probabilities[:, k] for k, label in enumerate(labels)},
-        "predicted_label": [answer.label for _, answer in known],
         **{f"positive_{name}": called for name, called in thresholds.positives(probabilities, labels).items()},
-        "abstains": [None] * len(known) if abstains is None else abstains,
-        "guard_score": [answer.guard_score for _, answer in known],
-        "recognised": [answer.recognised for _, answer in known],
+        "ood_score": [answer.checks.ood_score for _, answer in known],
         "model": [answer.model for _, answer in known],
         "revision": [answer.revision for _, answer in known],
     }
@@ -81,13 +78,14 @@ class Scored:
 
     Attributes:
         cells, unreadable: rows of the output and of the list of unreadable files.
-        unrecognised, abstained: cells among the first; 0 as well where the release measured no such thing.
+        refused, abstained: cells among the first that are out of distribution or no cells, and that get no class for
+            want of confidence.
         subjects: one row a subject, sorted; see `_shares`.
     """
 
     cells: int
     unreadable: int
-    unrecognised: int
+    refused: int
     abstained: int
     subjects: pa.Table
 
@@ -114,7 +112,7 @@ def join_shards(
 
     whole = pq.read_schema(shards[0])
     schema = whole.remove(whole.get_field_index("reason")).with_metadata({"notice": RESEARCH_NOTICE, **metadata})
-    cells, damaged, unrecognised, abstained = 0, len(unreadable_before), 0, 0
+    cells, damaged, refused, abstained = 0, len(unreadable_before), 0, 0
     sums = []
     with pq.ParquetWriter(output, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -127,10 +125,10 @@ def join_shards(
             writer.write_table(answered)
             rows.writerows(problem.values() for problem in problems)
             cells, damaged = cells + len(answered), damaged + len(problems)
-            unrecognised += pc.sum(pc.invert(answered["recognised"])).as_py() or 0
-            abstained += pc.sum(answered["abstains"]).as_py() or 0
+            refused += pc.sum(_refused(answered["outcome"])).as_py() or 0
+            abstained += pc.sum(pc.equal(answered["outcome"], ABSTAIN)).as_py() or 0
             sums.append(_sums(answered, labels))
-    return Scored(cells, damaged, unrecognised, abstained, _shares(pa.concat_tables(sums)))
+    return Scored(cells, damaged, refused, abstained, _shares(pa.concat_tables(sums)))
 
 
 def _sums(cells: pa.Table, labels: Sequence[str]) -> pa.Table:
@@ -142,12 +140,19 @@ def _sums(cells: pa.Table, labels: Sequence[str]) -> pa.Table:
     columns = {
         "cells": pc.is_valid(known["subject"]),
         **{f"mean_p_{label}": known[f"p_{label}"] for label in labels},
-        **{f"share_{label}": pc.equal(known["predicted_label"], label) for label in labels},
-        "share_unrecognised": pc.invert(known["recognised"]),
-        "share_abstained": known["abstains"],
+        **{f"share_{label}": pc.equal(known["outcome"], label) for label in labels},
+        "share_refused": _refused(known["outcome"]),
+        "share_abstained": pc.equal(known["outcome"], ABSTAIN),
     }
     numbers = {name: pc.cast(column, pa.float64()) for name, column in columns.items()}
     return _by_subject(pa.table({"subject": known["subject"], **numbers}))
+
+
+def _refused(outcomes: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.is_in(outcomes, value_set=pa.array([OUT_OF_DISTRIBUTION, NOT_A_CELL]))
 
 
 def _by_subject(table: pa.Table) -> pa.Table:
@@ -158,7 +163,7 @@ def _by_subject(table: pa.Table) -> pa.Table:
 
 
 def _shares(sums: pa.Table) -> pa.Table:
-    """Sums of several parts → cells, mean probabilities, and shares of each label, unrecognised and abstained cells."""
+    """Sums of several parts → cells, mean probabilities, and the share of cells with each outcome."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

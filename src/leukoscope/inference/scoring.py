@@ -22,7 +22,6 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cells.files import write_whole
 from leukoscope.inference.score_sources import CellSource, SourceCell
 from leukoscope.inference.score_tables import Answered, Scored, join_shards, shard_table
-from leukoscope.inference.verdicts import Thresholds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,7 +132,6 @@ class _Run:
     def __init__(self, predictor: Predictor, source: CellSource, output: Path, cells_per_shard: int):
         release = predictor.release
         self._predictor, self._source, self._output = predictor, source, output
-        self._thresholds = Thresholds.from_metrics(release.metrics)
         self._parts = output.with_name(f"{output.name}.parts")
         self._manifest = {
             "leukoscope": __version__,
@@ -183,7 +181,7 @@ class _Run:
                 done += 1
                 if progress:
                     progress(done, total)
-            self._write(number, shard_table(answered, self._predictor.labels, self._thresholds))
+            self._write(number, shard_table(answered, self._predictor.labels, self._predictor.thresholds))
 
     def _answers(self, cells: Iterator[SourceCell], batch_size: int) -> Iterator[Answered]:
         while some := list(islice(cells, _BATCHES_AT_ONCE * batch_size)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import nn
@@ -12,7 +10,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.inference.backends import Answers
 from leukoscope.inference.gradcam import explain_features
-from leukoscope.models.release import Release
 
 
 class TorchBackend:
@@ -40,51 +37,16 @@ class TorchBackend:
             # Copied: torch must not be given the read-only memory of a file.
             inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
             features = self.network.forward_features(self._normalise(inputs))  # type: ignore[operator]
-            pooled = features.float().mean(dim=(2, 3)).cpu().numpy() if features.ndim == 4 else None
             if not explain:
                 logits = self.network.forward_head(features)  # type: ignore[operator]
-                return Answers(logits.float().cpu().numpy(), pooled)
+                return Answers(logits.float().cpu().numpy())
         logits, maps = explain_features(self.network, features)
-        return Answers(logits.cpu().numpy(), pooled, maps.cpu().numpy())
+        return Answers(logits.cpu().numpy(), maps.cpu().numpy())
 
     def maps_of(self, features: np.ndarray) -> np.ndarray:
         """Grad-CAM of every class, (B, K, h, w), from a feature map (B, C, h, w) that any backend computed."""
         _, maps = explain_features(self.network, torch.from_numpy(features).to(self.device))
         return maps.cpu().numpy()
-
-
-def pooled_features(
-    release: Release,
-    pixels: np.ndarray,
-    *,
-    batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The features a guard is fitted on and asked with, computed in float32 as the predictor does.
-
-    Args:
-        pixels: (N, S, S, 3) uint8, framed by the release's preprocessing; may be memory-mapped.
-        progress: called with (done, total) after each batch.
-
-    Returns:
-        (N, C) float32.
-
-    Raises:
-        LeukoscopeError: the network's features are not a map of channels (transformers, for one).
-    """
-    answer = TorchBackend(release.network, release.preprocessing, str(next(release.network.parameters()).device))
-    parts = []
-    for first in range(0, len(pixels), batch_size):
-        pooled = answer(pixels[first : first + batch_size]).pooled
-        if pooled is None:
-            raise LeukoscopeError(
-                f"{release.name}: its last features are no map of channels, and an input guard needs one; use a "
-                "convolutional network"
-            )
-        parts.append(pooled)
-        if progress:
-            progress(min(first + batch_size, len(pixels)), len(pixels))
-    return np.concatenate(parts)
 
 
 def _device(name: str) -> torch.device:

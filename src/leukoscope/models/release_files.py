@@ -17,12 +17,13 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.cells.files import restore_replaced, write_whole
 from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.registry import DATASETS
 
 SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
-GUARD = "guard.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
+OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
 # What is read of metrics.json when a release answers, and of which kind it must be. "!" marks what must not be missing
 # or empty where the block that holds it is there, "*" every entry; what only reports show is not held to a shape here.
@@ -37,7 +38,7 @@ _METRICS_SHAPE: dict[str, Any] = {
         "abstention": {"default!": {"threshold!": float}},
     },
     "evidence_scale": {"p05!": float, "p95!": float},
-    **{name: {} for name in ("recipe", "guard", "heat_maps", "views", "precision", "recalibration")},
+    **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "precision", "recalibration")},
 }
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 
@@ -63,6 +64,12 @@ class ReleaseInfo:
     revision: str = ""
     folder: Path | None = None
     num_features: int = 0
+
+    @property
+    def takes_cut_outs(self) -> bool | None:
+        """Whether it was trained on cells cut out on black; None where its data set is not a registered one."""
+        info = DATASETS.get(self.metrics.get("data", {}).get("name", ""))
+        return None if info is None else info.background == "black"
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:

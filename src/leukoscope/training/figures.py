@@ -203,7 +203,9 @@ def phantom_samples(predictor: Predictor) -> Figure:
     phantoms = list(_drawn_for(predictor.release))
     answers = predictor([image for _, image in phantoms])
     shown = [
-        AnsweredCell(image, said.label, said.probabilities[said.label], label if label in predictor.labels else "")
+        AnsweredCell(
+            image, said.most_probable, max(said.probabilities.values()), label if label in predictor.labels else ""
+        )
         for (label, image), said in zip(phantoms, answers, strict=True)
     ]
     return samples_figure(shown, "phantoms: synthetic cells, none of a patient; their answers measure nothing")

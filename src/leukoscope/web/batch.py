@@ -113,7 +113,7 @@ class _Page:
 
 def _table(result: BatchResult) -> dict[str, Any]:
     shares = [f"p_{label}" for label in result.classes]
-    shown = {name: columns(result)[name] for name in ("file", "subject", "label", "verdict", *shares)}
+    shown = {name: columns(result)[name] for name in ("file", "subject", "label", "outcome", *shares)}
     rows = zip(*shown.values(), strict=True)
     rounded = [[round(value, 3) if isinstance(value, float) else value for value in row] for row in rows]
     return {"headers": list(shown), "data": rounded}

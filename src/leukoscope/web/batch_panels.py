@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 
-from leukoscope.inference.field_reading import NOT_RECOGNISED, NOT_SURE
+from leukoscope.inference.decision import WITHOUT_CLASS
 from leukoscope.web.batch_results import BatchResult, BatchRow, figures, subject_rows, wrong_rows
 from leukoscope.web.panels import data_uri, details, notice, table
 from leukoscope.web.words import LIKELIEST, percent
@@ -17,7 +17,7 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
     "names, A to Z": lambda row: (row.name,),
     "the surest": lambda row: (-row.confidence,),
     "the least sure": lambda row: (row.confidence,),
-    "the least familiar": lambda row: (row.familiarity if row.familiarity is not None else 0.0,),
+    "the highest OOD score": lambda row: (-(row.ood_score or 0.0),),
     "subjects": lambda row: (row.subject, row.name),
 }
 
@@ -37,9 +37,9 @@ def gallery(result: BatchResult, order: str) -> str:
 
 
 def _lead(result: BatchResult) -> str:
-    found = Counter(row.verdict for row in result.rows)
-    counted = (*result.classes, NOT_SURE, NOT_RECOGNISED)
-    rows = "".join(f"<div><dt>{escape(verdict)}</dt><dd>{found[verdict]}</dd></div>" for verdict in counted)
+    found = Counter(row.decision.outcome for row in result.rows)
+    counted = (*result.classes, *WITHOUT_CLASS)
+    rows = "".join(f"<div><dt>{escape(outcome)}</dt><dd>{found[outcome]}</dd></div>" for outcome in counted)
     about = f"Model {result.model}, " + (f"revision {result.revision[:12]}" if result.revision else "local files")
     plural = "" if len(result.rows) == 1 else "s"
     return (
@@ -67,7 +67,7 @@ def _subjects(result: BatchResult) -> str:
     rows = [tuple(map(str, row)) for row in subject_rows(result)]
     if not rows:
         return ""
-    heads = ("subject", "cells", "recognised", *result.classes, f"mean probability of {result.positive}")
+    heads = ("subject", "cells", "in distribution", *result.classes, f"mean probability of {result.positive}")
     return f"<h2>By subject</h2>{table(heads, rows)}"
 
 
@@ -86,8 +86,8 @@ def _cells(rows: Sequence[BatchRow]) -> str:
 
 def _cell(row: BatchRow) -> str:
     truth = f", is {row.truth}" if row.truth and row.truth != row.answer else ""
-    answer = row.verdict if row.verdict == row.answer else f"{row.verdict} ({row.answer})"
-    says = f"{answer} {percent(row.confidence)}{truth}"
+    share = f" {percent(row.confidence)}" if row.decision.label else ""
+    says = f"{row.decision.outcome}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
     return (
         f'<li{wrong}><img src="{data_uri(row.thumbnail)}" alt="" loading="lazy" width="96" height="96">'

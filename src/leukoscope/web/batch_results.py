@@ -14,8 +14,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import open_bytes
 from leukoscope.evaluation.overlap import same_person
-from leukoscope.inference.field_reading import NOT_RECOGNISED, NOT_SURE
-from leukoscope.inference.verdicts import Thresholds
+from leukoscope.inference.decision import NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
 from leukoscope.web.batch_files import Batch, Given, subjects_of
 from leukoscope.web.saving import File
 from leukoscope.web.shelf import Shelf
@@ -24,6 +23,7 @@ from leukoscope.web.upload import CELL
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.metrics import CellPredictions
+    from leukoscope.inference.decision import Decision
 
 AT_ONCE, THUMBNAIL = 16, 96
 
@@ -34,8 +34,8 @@ class BatchRow:
 
     Attributes:
         truth, subject: "" where not known.
-        verdict: a class, "not sure" or "not recognised".
-        familiarity: the guard's score, 0 or more where recognised; None where the release has no guard.
+        decision: what is decided of it.
+        ood_score: above 1 is out of distribution; None where the release has no detector.
         called: operating point → whether the cell counts as the positive class.
         thumbnail: at most 96 px on a side.
     """
@@ -43,15 +43,15 @@ class BatchRow:
     name: str
     truth: str
     subject: str
-    verdict: str
+    decision: Decision
     probabilities: Mapping[str, float]
-    familiarity: float | None
+    ood_score: float | None
     called: Mapping[str, bool]
     thumbnail: Image.Image
 
     @property
     def answer(self) -> str:
-        """The most probable class, whatever the verdict."""
+        """The most probable class, whatever the outcome."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
@@ -144,16 +144,14 @@ def _row(
     file: Given, image: Image.Image, answer: Any,
 ) -> BatchRow:  # fmt: skip
     shares = np.asarray([list(answer.probabilities.values())])
-    silent = thresholds.abstains(shares)
-    verdict = NOT_SURE if silent is not None and silent[0] else answer.label
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return BatchRow(
         name=file.name,
         truth=batch.label_of(file.name, classes),
         subject=subjects[file.name],
-        verdict=NOT_RECOGNISED if answer.recognised is False else verdict,
+        decision=answer.decision,
         probabilities=answer.probabilities,
-        familiarity=answer.guard_score,
+        ood_score=answer.checks.ood_score,
         called={name: bool(called[0]) for name, called in thresholds.positives(shares, classes).items()},
         thumbnail=image,
     )
@@ -166,14 +164,14 @@ def wrong_rows(result: BatchResult) -> list[BatchRow]:
 
 
 def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
-    """For every known subject: name, cells, of these recognised, verdicts for each class, mean probability."""
+    """For every known subject: name, cells, of these in distribution, cells of each class, mean probability."""
     table: list[tuple[Any, ...]] = []
     for subject in sorted({row.subject for row in result.rows} - {""}):
         cells = [row for row in result.rows if row.subject == subject]
-        recognised = sum(row.verdict != NOT_RECOGNISED for row in cells)
-        verdicts = [sum(row.verdict == label for row in cells) for label in result.classes]
+        known = sum(row.decision.outcome not in (OUT_OF_DISTRIBUTION, NOT_A_CELL) for row in cells)
+        decided = [sum(row.decision.outcome == label for row in cells) for label in result.classes]
         mean = float(np.mean([row.probabilities[result.positive] for row in cells]))
-        table.append((subject, len(cells), recognised, *verdicts, f"{mean:.3f}"))
+        table.append((subject, len(cells), known, *decided, f"{mean:.3f}"))
     return table
 
 
@@ -252,11 +250,12 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
     said: dict[str, Sequence[Any]] = {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
-        "verdict": [text(row.verdict) for row in rows],
+        "outcome": [text(row.decision.outcome) for row in rows],
+        "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
         **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
         **{f"{result.positive}_at_{name}": [row.called[name] for row in rows] for name in rows[0].called},
-        "guard_score": [row.familiarity for row in rows],
+        "ood_score": [row.ood_score for row in rows],
     }
     about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {**said, **{name: [value] * len(rows) for name, value in about.items()}}

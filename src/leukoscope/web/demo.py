@@ -152,6 +152,6 @@ def _warm_up(shelf: Shelf) -> None:
     name = shelf.names[0]
     try:
         first = look.examine(shelf, *look.example(0), name)
-        look.draw(first, first.prediction.label, look.OPACITY)
+        look.draw(first, first.prediction.most_probable, look.OPACITY)
     except LeukoscopeError as error:
         print(f"warning: {error}")

@@ -164,8 +164,8 @@ def _training(metrics: Metrics) -> str:
 
 def _limits(metrics: Metrics) -> str:
     subjects: dict[str, int] = metrics.get("decisions", {}).get("fitted_on", {}).get("subjects", {})
-    guard = metrics.get("guard", {})
-    worst = guard.get("held_out", {}).get("worst_subject")
+    ood = metrics.get("ood", {})
+    worst = ood.get("held_out", {}).get("worst_subject")
     lines = [
         "It knows the stain, the microscope and the cutting-out of its training data; elsewhere its figures fail.",
         "A heat map shows where the network's evidence lies, not whether that evidence is medically sound.",
@@ -175,10 +175,10 @@ def _limits(metrics: Metrics) -> str:
         lines.append(f"Thresholds and intervals rest on {people} subjects: few people.")
     if worst:
         lines.append(
-            f"The input guard keeps {guard['held_out']['kept_share']:.0%} of true cells, but only "
+            f"The OOD detector lets {ood['held_out']['kept_share']:.0%} of true cells pass, but only "
             f"{worst['kept_share']:.0%} of subject {worst['subject']}'s {worst['cells']}."
         )
-    lines += [f"Not measured: {one}." for one in guard.get("not_measured", ())]
+    lines += [f"Not measured: {one}." for one in ood.get("not_measured", ())]
     return _section("Limits", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>")
 
 

@@ -165,8 +165,10 @@ def _wire_click(shelf: Shelf, page: _Page, tabs: gr.Tabs, one_cell: View) -> Non
         cell, scale = look.reading.cells[number].cell, look.reading.field.scale
         assert scale is not None  # a field without a scale has no cells
         image, caption = cut_out(look.image, cell, scale.um_per_pixel), f"Cell {number + 1} of {look.reading.source}"
+        share = look.reading.share_known
         try:
-            return one_cell.show(examine(shelf, image, caption, look.reading.model), opacity, point or "")
+            opened = examine(shelf, image, caption, look.reading.model, field_share=share)
+            return one_cell.show(opened, opacity, point or "")
         except LeukoscopeError as error:
             return one_cell.tell(panels.message("This did not work", str(error)))
 

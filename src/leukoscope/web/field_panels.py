@@ -32,7 +32,7 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     marks = "".join(_box(number, cell, reading, image.size) for number, cell in enumerate(reading.cells))
     hint = f'<p class="lk-note">Click a cell to open it in “One cell”. {LIKELIEST}</p>' if reading.cells else ""
-    alt = escape(f"{reading.source}; {len(reading.cells)} cells are boxed, each a button with its verdict")
+    alt = escape(f"{reading.source}; {len(reading.cells)} cells are boxed, each a button with its outcome")
     return (
         f'{hint}<div class="lk-field"><img src="{data_uri(shown)}" alt="{alt}" width="{shown.width}" '
         f'height="{shown.height}">{marks}</div>'
@@ -44,11 +44,11 @@ def _box(number: int, found: CellReading, reading: FieldReading, size: tuple[int
     width, height = size
     place = (
         f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
-        f"height:{(bottom - top) / height:.3%};border-color:{_colour(found.verdict, reading.labels)};"
-        f"border-style:{'dashed' if found.verdict in DASHED else 'solid'}"
+        f"height:{(bottom - top) / height:.3%};border-color:{_colour(found.outcome, reading.labels)};"
+        f"border-style:{'dashed' if found.outcome in DASHED else 'solid'}"
     )
-    says = f"{number + 1}: {found.verdict}"
-    if found.verdict == AT_EDGE:
+    says = f"{number + 1}: {found.outcome}"
+    if found.outcome == AT_EDGE:
         return f'<span class="lk-box" style="{place}" title="{escape(says)}"></span>'
     share = found.prediction and percent(max(found.prediction.probabilities.values()))
     name = escape(f"Cell {says}{f', {share}' if share else ''}; open it")
@@ -58,14 +58,14 @@ def _box(number: int, found: CellReading, reading: FieldReading, size: tuple[int
     )
 
 
-def _colour(verdict: str, labels: tuple[str, ...]) -> str:
-    return OTHER_COLOURS.get(verdict) or CLASS_COLOURS[labels.index(verdict) % len(CLASS_COLOURS)]
+def _colour(outcome: str, labels: tuple[str, ...]) -> str:
+    return OTHER_COLOURS.get(outcome) or CLASS_COLOURS[labels.index(outcome) % len(CLASS_COLOURS)]
 
 
 def counts(reading: FieldReading) -> str:
-    """What was found in words, how many cells of each verdict, and what to beware of."""
+    """What was found in words, how many cells of each outcome, and what to beware of."""
     rows = "".join(
-        f"<div><dt>{escape(verdict)}</dt><dd>{count}</dd></div>" for verdict, count in reading.counts.items()
+        f"<div><dt>{escape(outcome)}</dt><dd>{count}</dd></div>" for outcome, count in reading.counts.items()
     )
     scale = reading.field.scale
     facts = [f"Model {reading.model}", f"revision {reading.revision[:12]}" if reading.revision else "local files"]
@@ -104,14 +104,14 @@ def _csv(image: Image.Image, reading: FieldReading) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     shares = [f"p_{label}" for label in reading.labels]
-    table.writerow(["cell", "left", "top", "right", "bottom", "verdict", *shares, "guard_score", "nucleus_um2",
+    table.writerow(["cell", "left", "top", "right", "bottom", "outcome", *shares, "ood_score", "nucleus_um2",
                     "source", "model", "revision", "notice"])  # fmt: skip
     about = [*map(safe_cell, (reading.source, reading.model)), reading.revision, RESEARCH_NOTICE]
     for number, cell in enumerate(reading.to_dict()["cells"], start=1):
         probabilities = [(cell["probabilities"] or {}).get(label, "") for label in reading.labels]
-        guard = "" if cell["guard_score"] is None else cell["guard_score"]
+        ood = "" if cell["ood_score"] is None else cell["ood_score"]
         table.writerow(
-            [number, *cell["box"], safe_cell(cell["verdict"]), *probabilities, guard, cell["nucleus_um2"], *about]
+            [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *about]
         )
     return text.getvalue().encode()
 

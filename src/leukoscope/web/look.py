@@ -7,7 +7,7 @@ probabilities kept in the visitor's session. The page and the API at /predict sh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,10 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.field_stain import looks_like_smear
-from leukoscope.cells.images import UnreadableImage
 from leukoscope.cells.phantom_smears import SMEAR_LABELS, draw_smear
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
-from leukoscope.inference.field_reading import takes_cut_outs
+from leukoscope.inference.decision import Decision, Thresholds
 from leukoscope.inference.heatmaps import EvidenceScale
-from leukoscope.inference.verdicts import Thresholds
 from leukoscope.web import words
 from leukoscope.web.shelf import Shelf
 
@@ -66,19 +63,23 @@ class Look:
         """The upper end of the colour scale: the model's own, else this picture's strongest evidence for any class."""
         return self.scale.strong or max(float(heat.max()) for heat in self.evidence.values())
 
-    @property
-    def recognised(self) -> bool:
-        """False only where the model's input guard does not know such a picture."""
-        return self.prediction.recognised is not False
+    def decision(self, point: str = "") -> Decision:
+        """What is decided at an operating point of the model; "" for the most probable class."""
+        predicted = self.prediction
+        return self.thresholds.decide(predicted.probabilities, predicted.checks, operating_point=point)
 
     def judgement(self, point: str = "") -> words.Judgement:
-        """What is said of the cell at an operating point of the model; "" for none."""
-        answered = self.prediction
-        return words.judgement(answered.probabilities, self.thresholds, point, recognised=self.recognised)
+        """That decision in words."""
+        return words.judgement(self.decision(point), self.prediction.probabilities, self.thresholds)
 
 
-def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) -> Look:
+def examine(
+    shelf: Shelf, image: Image.Image, caption: str, choice: str | None, *, field_share: float | None = None
+) -> Look:
     """Ask a model about a picture, once, for the answer and every class's heat map.
+
+    Args:
+        field_share: of a field's cell, how many of the field's cells are in distribution.
 
     Raises:
         LeukoscopeError: the model cannot be used.
@@ -86,8 +87,10 @@ def examine(shelf: Shelf, image: Image.Image, caption: str, choice: str | None) 
     # Loaded before it is asked: an error is told here, not in the process that has the GPU.
     metrics = shelf.predictor(choice).release.metrics
     (prediction,) = shelf.ask(str(choice), [image], explain=True)
-    thresholds = Thresholds.from_metrics(metrics)
-    warnings = words.warnings(metrics, guarded=prediction.recognised is not None)
+    thresholds, checks = Thresholds.from_metrics(metrics), replace(prediction.checks, field_share=field_share)
+    decision = thresholds.decide(prediction.probabilities, checks)
+    prediction = replace(prediction, checks=checks, decision=decision)
+    warnings = words.warnings(metrics, detects=checks.ood_score is not None)
     return Look(image, caption, str(choice), prediction, thresholds, EvidenceScale.from_metrics(metrics), warnings)
 
 
@@ -97,15 +100,9 @@ def look_at(shelf: Shelf, read: Callable[[], tuple[Image.Image, str]], choice: s
     In this order: reading an upload deletes its file, which must happen whatever becomes of the model.
 
     Raises:
-        LeukoscopeError: the picture or the model cannot be used; a smear given to a model of cut-out cells is told
-            where to go instead.
+        LeukoscopeError: the picture or the model cannot be used.
     """
     image, caption = read()
-    if takes_cut_outs(shelf.predictor(choice).release) and looks_like_smear(image):
-        raise UnreadableImage(
-            f"{caption}: shows a smear, but {choice} knows cells cut out on black, and a label for it would mean "
-            "nothing; open it in the tab “A field of view”, or send it to /field"
-        )
     return examine(shelf, image, caption, choice)
 
 
@@ -150,7 +147,14 @@ def summary(look: Look, point: str = "") -> str:
     """The whole result as plain text: verdict, warnings, heat map in words, model and research notice."""
     answered, judged = look.prediction, look.judgement(point)
     about = words.provenance(look.model, answered.revision, answered.seconds)
-    lines = (judged.headline, judged.because, *look.warnings, read_heat(look, answered.label), about, RESEARCH_NOTICE)
+    lines = (
+        judged.headline,
+        judged.because,
+        *look.warnings,
+        read_heat(look, answered.most_probable),
+        about,
+        RESEARCH_NOTICE,
+    )
     return "\n".join(line for line in lines if line)
 
 
@@ -161,8 +165,9 @@ def ask_eight_times(shelf: Shelf, look: Look) -> str:
         LeukoscopeError: the model cannot be used any more.
     """
     (together,) = shelf.ask(look.model, [look.image], views=True)
-    share = together.probabilities[together.label]
-    return words.agreement(look.prediction.label, together.label, share, together.disagreement or 0.0)
+    average = together.most_probable
+    share, apart = together.probabilities[average], together.checks.disagreement or 0.0
+    return words.agreement(look.prediction.most_probable, average, share, apart)
 
 
 def example(number: int) -> tuple[Image.Image, str]:

@@ -169,19 +169,19 @@ class View:
         return [self.look, self.answer, self.pictures, self.controls, self.label, self.point, self.reading, self.views]
 
     def show(self, look: Look, opacity: float, point: str) -> dict[Any, Any]:
-        """Updates that show a result, opened at the class the model named and, where it has it, the same point."""
+        """Updates that show a result, opened at the most probable class and, where it has it, the same point."""
         points = list(look.thresholds.operating_points)
-        point = point if point in points else next(iter(points), "")
-        offered = [(f"{words.point_name(name)} threshold", name) for name in points]
+        point = point if point in points else ""
+        offered = [("the most probable class", ""), *((f"{words.point_name(name)} threshold", name) for name in points)]
         labels = list(look.prediction.probabilities)
         return {
             self.look: look,
             self.answer: panels.answer(look.prediction.probabilities, look.judgement(point)),
             self.controls: gr.Column(visible=True),
-            self.label: gr.Radio(labels, value=look.prediction.label),
-            self.point: gr.Dropdown(offered, value=point or None, visible=bool(points)),
+            self.label: gr.Radio(labels, value=look.prediction.most_probable),
+            self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
             self.views: "",
-            **self.redraw(look, look.prediction.label, opacity),
+            **self.redraw(look, look.prediction.most_probable, opacity),
         }
 
     def redraw(self, look: Look, label: str, opacity: float) -> dict[Any, Any]:
@@ -322,11 +322,11 @@ def _wire_views(shelf: Shelf, view: View) -> None:
 
 
 def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
-    """The named endpoint /predict: image, model, operating point → label, probabilities, overlay (a file), text."""
+    """The named endpoint /predict: image, model, point → outcome, probabilities, overlay (a file), text, decision."""
 
     def predict(
         image: str | None, model: str | None, operating_point: str = ""
-    ) -> tuple[str, dict[str, float], Image.Image, str]:
+    ) -> tuple[str, dict[str, float], Image.Image, str, dict[str, Any]]:
         """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
         try:
             look = look_at(shelf, lambda: (read_upload(image), file_name(image)), model)
@@ -334,20 +334,22 @@ def _add_endpoint(shelf: Shelf, model: gr.Dropdown) -> None:
         except LeukoscopeError as error:
             raise gr.Error(str(error), print_exception=False) from None
         answered = look.prediction
-        _, covered = draw(look, answered.label, OPACITY)
-        return answered.label, answered.probabilities, in_a_file_of_its_own(covered), summary(look, point)
+        _, covered = draw(look, answered.most_probable, OPACITY)
+        decision = {**look.decision(point).to_dict(), "ood_score": answered.checks.ood_score}
+        picture = in_a_file_of_its_own(covered)
+        return decision["outcome"], answered.probabilities, picture, summary(look, point), decision
 
     with gr.Group(visible=False):
         inputs = [cell_upload(label="image"), model, gr.Textbox("", label="operating_point")]
         outputs = [
-            gr.Textbox(label="label"), gr.JSON(label="probabilities"),
-            gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"),
+            gr.Textbox(label="outcome"), gr.JSON(label="probabilities"),
+            gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),
         ]  # fmt: skip
         gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
 
 
 def known_point(look: Look, point: str) -> str:
-    """The operating point asked for; the release's first where none is.
+    """The operating point asked for; "" for the most probable class.
 
     Raises:
         LeukoscopeError: the release has no such point.
@@ -357,4 +359,4 @@ def known_point(look: Look, point: str) -> str:
         raise LeukoscopeError(
             f"operating point {point!r}: {look.model} has {', '.join(points) or 'none'}; give one of these, or none"
         )
-    return point or next(iter(points), "")
+    return point

@@ -38,14 +38,14 @@ def remark(text: str) -> str:
 
 
 def answer(probabilities: Mapping[str, float], judged: Judgement) -> str:
-    """The verdict in words over one bar a label, likeliest first."""
+    """The decision in words over one bar a label, the most probable first; without a class the bars are marked so."""
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
     bars = "".join(_bar(label, share, "first" if rank == 0 else "") for rank, (label, share) in enumerate(ranked))
     because = f'<p class="lk-because">{escape(judged.because)}</p>' if judged.because else ""
-    return (
-        f'<div role="status"><p class="lk-verdict">{escape(judged.headline)}</p>{because}</div>'
-        f'<ul class="lk-bars">{bars}</ul>'
-    )
+    bars = f'<ul class="lk-bars{"" if judged.has_class else " unused"}">{bars}</ul>'
+    if not judged.has_class:
+        bars = details("Probabilities: no result for this picture", bars)
+    return f'<div role="status"><p class="lk-verdict">{escape(judged.headline)}</p>{because}</div>{bars}'
 
 
 def pictures(original: Image.Image, overlay: Image.Image, caption: str, label: str, peak: float) -> str:

@@ -1,4 +1,4 @@
-"""A result as one picture to keep or to send: cell, heat map, verdict, model, revision and notice, drawn and written.
+"""A result as one picture to keep or to send: cell, heat map, decision, model, revision and notice, drawn and written.
 
 What is drawn for people also stands in the PNG's metadata for programs.
 """

@@ -15,7 +15,15 @@ from PIL import Image
 
 from leukoscope.cells.field_stain import measure_stain
 from leukoscope.cells.images import BACKGROUND_LEVEL
-from leukoscope.inference.verdicts import Thresholds
+from leukoscope.inference.decision import (
+    ABSTAIN,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    VIEWS_MAY_DISAGREE,
+    Decision,
+    Thresholds,
+)
+from leukoscope.inference.heatmaps import BLACK_SHARE
 from leukoscope.inference.views import VIEWS
 
 # Registered data sets name their classes by these words.
@@ -28,13 +36,10 @@ MEANINGS = {
     "Pro": "pro-B blast",
 }
 # Stands beside boxes and tables: the same cell may be named otherwise at an operating point.
-LIKELIEST = (
-    "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point where there is one."
-)
+LIKELIEST = "A cell is given its most probable class; in the tab “One cell” another operating point can be chosen."
 # For a result that its session has forgotten.
 TOO_LONG_AGO = "This was read too long ago; give it again."
 FIRM, LEANING = 0.9, 0.65
-BLACK_SHARE = 0.05
 # Operating points as a release names them.
 POINTS = {
     "sensitivity_95": "95\u00a0%-sensitivity",
@@ -46,10 +51,11 @@ ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is said of a cell: one sentence to remember, and the figures behind it."""
+    """What is said of a cell: one sentence to remember, the figures behind it, and whether it names a class."""
 
     headline: str
     because: str = ""
+    has_class: bool = True
 
 
 def named(label: str) -> str:
@@ -71,41 +77,38 @@ def point_name(point: str) -> str:
     return POINTS.get(point) or point.replace("_", " ")
 
 
-def judgement(
-    probabilities: Mapping[str, float], thresholds: Thresholds, point: str = "", *, recognised: bool = True
-) -> Judgement:
-    """What a release says of one cell: nothing where it should keep silent, else its class at an operating point.
+_WITHOUT_CLASS = {
+    ABSTAIN: "No class: the model abstains.",
+    OUT_OF_DISTRIBUTION: "Out of distribution: no class is given.",
+    NOT_A_CELL: "Not a cell: no class is given.",
+}
+
+
+def judgement(decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds) -> Judgement:
+    """A decision in words.
 
     Args:
         probabilities: label → probability, at least two labels, summing to 1.
         thresholds: what the release decides by.
-        point: one of its operating points; "" where it has none.
-        recognised: False where its input guard does not know such a picture.
     """
-    label, share = max(probabilities.items(), key=lambda item: item[1])
-    if not recognised:
-        said = f"An answer, {label} {percent(share)}, comes out all the same: it means nothing."
-        return Judgement("This does not look like the cells this model knows.", said)
-    shares = np.asarray([list(probabilities.values())])
-    called = thresholds.positives(shares, tuple(probabilities)).get(point)
-    at_point = _at_point(probabilities, thresholds, point, positive=bool(called[0])) if called is not None else None
-    silent = thresholds.abstains(shares)
-    if silent is not None and silent[0]:
-        floor = percent(thresholds.abstain_below or 0)
-        said = f"Its likeliest class, {named(label)}, has {percent(share)}; below {floor} it keeps silent."
-        forced = f" Made to choose: {at_point.headline}" if at_point else ""
-        return Judgement("Not sure: the model abstains.", said + forced)
-    return at_point or Judgement(verdict(probabilities))
+    reasons = " ".join(f"{reason.text[0].upper()}{reason.text[1:]}." for reason in decision.reasons)
+    if decision.outcome == NOT_A_CELL:
+        reasons += " Open it in the tab “A field of view”, or send it to /field."
+    if decision.label is None:
+        return Judgement(_WITHOUT_CLASS[decision.outcome], reasons, has_class=False)
+    if not decision.operating_point:
+        return Judgement(verdict(probabilities), reasons)
+    said = _at_point(decision, probabilities, thresholds)
+    return Judgement(said.headline, f"{said.because} {reasons}".strip())
 
 
-def _at_point(probabilities: Mapping[str, float], thresholds: Thresholds, point: str, *, positive: bool) -> Judgement:
-    wanted = thresholds.positive_label
-    other = next(label for label in probabilities if label != wanted)
-    side, label = ("above", wanted) if positive else ("below", other)
+def _at_point(decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds) -> Judgement:
+    wanted, label, point = thresholds.positive_label, decision.outcome, decision.operating_point
+    side = "above" if label == wanted else "below"
     limit = percent(thresholds.operating_points[point])
     meaning = f", {MEANINGS[label]}" if label in MEANINGS else ""
     return Judgement(
-        f"{label}-like{meaning}: {side} the {point_name(point)} threshold.",
+        f"{label}{meaning}: {side} the {point_name(point)} threshold.",
         f"{wanted} has {percent(probabilities[wanted])}; the threshold lies at {limit}.",
     )
 
@@ -126,7 +129,10 @@ def agreement(label: str, together: str, share: float, disagreement: float) -> s
         f"which has {percent(share)} in their average."
     )
     turned = f" Their average says {together}, the upright view {label}." if together != label else ""
-    return f"{counted}{turned} The answer hangs on how the cell lies: do not rely on it."
+    limit = percent(VIEWS_MAY_DISAGREE)
+    if disagreement > VIEWS_MAY_DISAGREE:
+        return f"{counted}{turned} More than {limit} differ: with all views, the model abstains."
+    return f"{counted}{turned}"
 
 
 def verdict(probabilities: Mapping[str, float]) -> str:
@@ -161,11 +167,10 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         on_cell, filled = _shares(heat, cell)
-        text = (
+        return (
             f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
             f"the cell fills {percent(filled)} of what the model saw."
         )
-        return text if on_cell >= 0.5 else f"{text} Most of it is not on the cell: do not rely on this answer."
     stain = measure_stain(view)
     if not stain.problem and stain.holds_nuclei:
         on_nuclei, filled = _shares(heat, stain.nuclear(np.asarray(view)) > stain.threshold)
@@ -203,12 +208,12 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def warnings(metrics: Mapping[str, Any], *, guarded: bool) -> tuple[str, ...]:
+def warnings(metrics: Mapping[str, Any], *, detects: bool) -> tuple[str, ...]:
     """What must be said beside every answer of a release, most important first.
 
     Args:
         metrics: of the model's release.
-        guarded: whether the release has an input guard.
+        detects: whether the release has an OOD detector.
     """
     said = []
     if (metrics.get("data") or {}).get("synthetic"):
@@ -216,8 +221,8 @@ def warnings(metrics: Mapping[str, Any], *, guarded: bool) -> tuple[str, ...]:
             "This model was trained on synthetic phantoms, not on real cells: its answers mean nothing outside them."
         )
     missing = [] if metrics.get("calibration") else ["no calibration: its percentages are not how often it is right"]
-    if not guarded:
-        missing.append("no input guard: it names a class for any picture, even one without a cell")
+    if not detects:
+        missing.append("no OOD detector: it gives a class to any picture, even one without a cell")
     if missing:
         said.append(f"This model brings {'; and '.join(missing)}.")
     return tuple(said)

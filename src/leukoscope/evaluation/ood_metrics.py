@@ -1,32 +1,41 @@
-"""How well a release's input guard tells its own cells from everything else, measured when the guard is fitted.
+"""How well a release's OOD detector tells its own cells from everything else, measured when it is fitted.
 
-True cells are judged by guards that did not see their subject; the rest is made from those cells (inverted, blurred,
-cut, …), drawn (blank, noise, phantoms), or comes from data sets at hand. The figures are the "guard" block of
-metrics.json.
+True cells are judged by detectors that did not see their subject; the rest is made from those cells (inverted, blurred,
+cut, …), drawn (blank, noise, phantoms), or comes from data sets at hand. None of it was fitted on. The metrics are the
+"ood" block of metrics.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from leukoscope import LeukoscopeError
+from leukoscope.cells.fields import UnusableField, cut_out, find_cells
 from leukoscope.cells.images import open_image
 from leukoscope.cells.phantoms import Background, phantom_cells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.cells.registry import image_files
-from leukoscope.inference.guard import FOLDS, KEPT_SHARE, METHOD, Guard, fit_guard
-from leukoscope.inference.torch_backend import pooled_features
-from leukoscope.models.release import Release
-
-ESTIMATES = (
-    "these weights: cells of subjects that the guard was not fitted on, but that the network was trained on; "
-    "of a new patient's cells it may keep fewer"
+from leukoscope.inference.decision import WITHOUT_CLASS
+from leukoscope.inference.ood import (
+    FOLDS,
+    KEPT_SHARE,
+    METHOD,
+    STATISTICS,
+    OodDetector,
+    fit_detector,
+    picture_statistics,
 )
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+
+ESTIMATES = "cells of subjects that the detector was not fitted on; no network has a part in it"
 # Kinds that need pictures from elsewhere; where nobody gives them, they are listed as not measured.
 FROM_ELSEWHERE = {
     "fields": "fields of view with many cells (BCCD)",
@@ -40,12 +49,12 @@ _MADE_HERE = {
     "cut": "true cells, moved until a quarter of the view is left in a corner",
     "zoomed": "true cells, the central part magnified 2.5 times",
 }
-_FOR_INFORMATION = {"phantoms": "synthetic cells, drawn to look true; not counted as something to catch"}
+_FOR_INFORMATION = {"phantoms": "synthetic cells, drawn to look true; not counted as something to refuse"}
 KINDS = FROM_ELSEWHERE | _MADE_HERE | _FOR_INFORMATION
 
 
 def fit_and_check(
-    release: Release,
+    preprocessing: Preprocessing,
     pixels: np.ndarray,
     subjects: Sequence[str],
     *,
@@ -54,11 +63,12 @@ def fit_and_check(
     sample: int = 300,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Guard, dict[str, Any]]:
-    """Fit the guard of a release on its cells and measure it.
+) -> tuple[OodDetector, dict[str, Any]]:
+    """Fit the detector of a release on its cells and measure it.
 
     Args:
-        pixels: (N, S, S, 3) uint8, its training cells framed by its own preprocessing; may be memory-mapped.
+        preprocessing: the release's.
+        pixels: (N, S, S, 3) uint8, its training cells framed by it; may be memory-mapped.
         subjects: (N,) subject of each cell, or the block it must stay with where patients are unknown.
         background: what surrounds the cells of this data set; phantoms are drawn on the same.
         others: kind (a key of `FROM_ELSEWHERE`) → framed pictures, see `frame_sample`; what is missing is listed as
@@ -68,43 +78,46 @@ def fit_and_check(
         progress: called with (done, total) over the cells.
 
     Returns:
-        The guard, to be saved as guard.safetensors, and the "guard" block of metrics.json.
+        The detector, to be saved as ood.safetensors, and the "ood" block of metrics.json.
 
     Raises:
-        LeukoscopeError: too few cells or subjects, an unknown kind, or a network without a map of channels.
+        LeukoscopeError: too few cells or subjects, or an unknown kind.
     """
     others = others or {}
     if unknown := sorted(others.keys() - FROM_ELSEWHERE.keys()):
-        raise LeukoscopeError(f"guard check {unknown[0]!r}: unknown kind; give {' or '.join(FROM_ELSEWHERE)}")
-    guard, held_out = fit_guard(pooled_features(release, pixels, progress=progress), subjects)
+        raise LeukoscopeError(f"OOD check {unknown[0]!r}: unknown kind; give {' or '.join(FROM_ELSEWHERE)}")
+    statistics = np.empty((len(pixels), STATISTICS), np.float32)
+    for row, cell in enumerate(pixels):
+        statistics[row] = picture_statistics(cell)
+        if progress:
+            progress(row + 1, len(pixels))
+    detector, held_out = fit_detector(statistics, subjects)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(pixels), min(sample, len(pixels)), replace=False))
     foreign = {**others, **wrong_pictures(pixels[chosen], rng)}
-    foreign["phantoms"] = _phantoms(release.preprocessing, background, seed)
-    scores = {kind: guard.scores(pooled_features(release, pictures)) for kind, pictures in foreign.items()}
-    return guard, guard_block(guard, held_out, subjects, scores)
+    foreign["phantoms"] = _phantoms(preprocessing, background, seed)
+    scores = {kind: detector.scores(pictures) for kind, pictures in foreign.items()}
+    return detector, ood_block(detector, held_out, subjects, scores)
 
 
-def guard_block(
-    guard: Guard, held_out: np.ndarray, subjects: Sequence[str], scores: Mapping[str, np.ndarray]
+def ood_block(
+    detector: OodDetector, held_out: np.ndarray, subjects: Sequence[str], scores: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The "guard" block of metrics.json.
+    """The "ood" block of metrics.json.
 
     Args:
-        held_out: (N,) familiarity of the true cells from `fit_guard`.
+        held_out: (N,) OOD scores of the true cells from `fit_detector`.
         subjects: (N,) their subjects.
-        scores: kind (a key of `KINDS`) → familiarity of its pictures.
+        scores: kind (a key of `KINDS`) → OOD scores of its pictures.
     """
     return {
         "estimates": ESTIMATES,
         "method": METHOD,
-        "dimension": len(guard.axes),
-        "features": len(guard.mean),
-        "distance_limit": float(guard.limit),
+        "distance_limit": float(detector.limit),
         "wanted_kept_share": KEPT_SHARE,
         "held_out": _held_out(held_out, np.asarray(subjects)),
         "kinds": {
-            kind: {"shows": what, "to_be_caught": kind not in _FOR_INFORMATION, **_caught(held_out, scores[kind])}
+            kind: {"shows": what, "to_be_refused": kind not in _FOR_INFORMATION, **_refused(held_out, scores[kind])}
             for kind, what in KINDS.items()
             if kind in scores
         },
@@ -113,32 +126,88 @@ def guard_block(
 
 
 def _held_out(scores: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
-    kept = scores >= 0
+    kept = scores <= 1
+    names, of, cells = np.unique(subjects, return_inverse=True, return_counts=True)
+    shares = np.bincount(of, kept) / cells
     # Ties go to the subject with more cells: half of two cells says less than half of two hundred.
-    worst = min(sorted(set(subjects.tolist())), key=lambda s: (kept[subjects == s].mean(), -(subjects == s).sum()))
-    known = len(set(subjects.tolist()))
+    worst = min(range(len(names)), key=lambda i: (shares[i], -cells[i]))
     return {
         "cells": len(scores),
-        "subjects": known,
-        "folds": min(FOLDS, known),
+        "subjects": len(names),
+        "folds": min(FOLDS, len(names)),
         "kept_share": float(kept.mean()),
+        "kept_share_by_subject": float(shares.mean()),
         "worst_subject": {
-            "subject": worst,
-            "cells": int((subjects == worst).sum()),
-            "kept_share": float(kept[subjects == worst].mean()),
+            "subject": str(names[worst]),
+            "cells": int(cells[worst]),
+            "kept_share": float(shares[worst]),
         },
     }
 
 
-def _caught(true_cells: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+def _refused(true_cells: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
-    is_cell = np.repeat([1, 0], [len(true_cells), len(others)])
+    is_foreign = np.repeat([0, 1], [len(true_cells), len(others)])
     return {
         "pictures": len(others),
-        "auroc": float(roc_auc_score(is_cell, np.concatenate([true_cells, others]))),
-        "caught_share": float((others < 0).mean()),
+        "auroc": float(roc_auc_score(is_foreign, np.concatenate([true_cells, others]))),
+        "refused_share": float((others > 1).mean()),
+        "least_score": float(others.min()),
     }
+
+
+def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150) -> dict[str, Any]:
+    """What a release decides of white cells of healthy people: none of them is a blast.
+
+    For a release of cut-out cells, cells are found in each picture and cut out as in `leukoscope field`; for another
+    one the pictures are given as they are.
+
+    Args:
+        folder: pictures, or one folder of them for each kind of cell; "Annotations" and the like hold none.
+        pictures: at most this many of each kind, evenly chosen.
+
+    Returns:
+        kind → pictures, cells, `outcomes` (outcome → cells), and `most_probable` (class → cells): what the network
+        alone would have called them.
+
+    Raises:
+        LeukoscopeError: the folder holds no picture.
+        UnreadableImage: a picture of the sample is damaged.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for path in image_files(folder):
+        kinds.setdefault(path.parent.name, []).append(path)
+    if not kinds:
+        raise LeukoscopeError(f"{folder}: holds no picture to check the OOD detector with; name another folder")
+    found = {}
+    for kind, paths in kinds.items():
+        chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)]
+        shown = [cell for path in chosen for cell in _cells_of(predictor, path)]
+        decided = predictor(shown)
+        outcomes = Counter(one.outcome for one in decided)
+        alone = Counter(one.most_probable for one in decided)
+        found[kind] = {
+            "pictures": len(chosen),
+            "cells": len(shown),
+            "outcomes": {outcome: outcomes[outcome] for outcome in (*predictor.labels, *WITHOUT_CLASS)},
+            "most_probable": {label: alone[label] for label in predictor.labels},
+        }
+    return found
+
+
+def _cells_of(predictor: Predictor, path: Path) -> Iterator[Image.Image]:
+    image = open_image(path)
+    if predictor.release.takes_cut_outs is not True:
+        yield image
+        return
+    try:
+        field = find_cells(image)
+    except UnusableField:
+        return
+    for cell in field.cells:
+        if cell.whole and field.scale is not None:
+            yield cut_out(image, cell, field.scale.um_per_pixel)
 
 
 def wrong_pictures(cells: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -210,7 +279,7 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
     """
     paths = list(image_files(folder))
     if not paths:
-        raise LeukoscopeError(f"{folder}: holds no picture to check the input guard with; name another folder")
+        raise LeukoscopeError(f"{folder}: holds no picture to check the OOD detector with; name another folder")
     frame = preprocessing.frame
     chosen = np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)
     return np.stack([frame(open_image(paths[i])) for i in chosen])

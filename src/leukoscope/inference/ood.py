@@ -1,0 +1,238 @@
+"""Out-of-distribution (OOD) detection: does a picture look like the cells a release was trained on?
+
+A classifier gives every picture a class, a blank slide included. The detector compares 22 statistics of the framed
+pixels (colour, texture, shape) with those of the training cells. It needs no network, so its limit can be taken from
+subjects that nothing was fitted on, and it costs less than a thousandth of an answer. On C-NMC 2019 it refuses white
+cells of other laboratories at more than twice the limit; distances in the network's last features, which it replaces,
+let some of them pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.cells.framing import BACKGROUND_LEVEL
+from leukoscope.models.release_files import read_arrays
+
+METHOD = (
+    "Mahalanobis distance of 22 statistics of the framed pixels (mean, deviation, skewness and correlation of the "
+    "optical densities; differences between neighbouring pixels; size, outline and place of the cell, share and "
+    "outline of its dark part), every subject weighing the same"
+)
+KEPT_SHARE = 0.98
+"""Share of the cells of held-out subjects, every subject weighing the same, that the limit lets pass."""
+FOLDS = 10
+MIN_CELLS, MIN_SUBJECTS = 50, 2
+GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
+STATISTICS = 22
+_GRID = 48
+"""A picture is read at about this many points a side; more changed no decision."""
+_FEWEST = 20  # points, of which a cell's statistics are taken
+_EMPTY = -10.0  # every statistic of a picture without as many
+_SHRINKAGE = 0.01  # added to the correlation matrix: axes that known cells hardly use may not decide alone
+_LEAST_DEVIATION = 0.01
+_OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
+
+
+def picture_statistics(pixels: np.ndarray) -> np.ndarray:
+    """What the detector looks at: colour, texture and shape of what is brighter than black.
+
+    Args:
+        pixels: (S, S, 3) uint8, framed for the network.
+
+    Returns:
+        (22,) float32, in the order of `GROUPS`.
+    """
+    step = max(1, round(len(pixels) / _GRID))
+    points = pixels[::step, ::step]
+    bright = points > BACKGROUND_LEVEL
+    cell = bright[..., 0] | bright[..., 1] | bright[..., 2]
+    count = int(np.count_nonzero(cell))
+    if count < _FEWEST:
+        return np.full(STATISTICS, _EMPTY, np.float32)
+
+    density = _OPTICAL_DENSITY[points[cell]].T.copy()
+    mean = density.mean(axis=1)
+    centred = density - mean[:, None]
+    # Not `@`: the threads of numpy's matrix library go on spinning for tens of milliseconds, on the cores that the
+    # network needs for the next batch (a seventh of all answers a second on two cores).
+    covariance = np.einsum("in,jn->ij", centred, centred) / count
+    deviation = np.sqrt(covariance.diagonal()) + 1e-3
+    skewness = ((centred / deviation[:, None]) ** 3).mean(axis=1)
+    correlation = covariance / deviation / deviation[:, None]
+
+    green, texture = pixels[..., 1], []
+    for apart in (1, 2, 4):
+        neighbour = green[::step, apart::step]
+        width = neighbour.shape[1]
+        both = cell[:, :width] & (neighbour > BACKGROUND_LEVEL)
+        change = _OPTICAL_DENSITY[neighbour[both]] - _OPTICAL_DENSITY[green[::step, ::step][:, :width][both]]
+        texture.append(np.log(np.abs(change).mean() + 1e-3) if len(change) else 0.0)
+
+    dark = np.zeros_like(cell)
+    dark[cell] = density[1] > mean[1]  # of a cell mostly its nucleus
+    nucleus = max(1, int(np.count_nonzero(dark)))
+    across, down = (np.arange(edge) / edge for edge in reversed(cell.shape))
+    in_row, in_column = cell.sum(axis=1), cell.sum(axis=0)
+    y, x = (in_row * down).sum() / count, (in_column * across).sum() / count
+    var_y, var_x = (in_row * (down - y) ** 2).sum() / count, (in_column * (across - x) ** 2).sum() / count
+    both_ways = np.einsum("y,yx,x->", down - y, cell, across - x) / count
+    spread = 2 * np.hypot((var_y - var_x) / 2, both_ways)
+    border = sum(float(edge.mean()) for edge in (points[0], points[-1], points[:, 0], points[:, -1])) / 1020
+    shape = [
+        np.log(count / cell.size),
+        nucleus / count,
+        np.log(_perimeter(dark) ** 2 / nucleus + 1),
+        np.log(_perimeter(cell) ** 2 / count + 1),
+        np.log((var_y + var_x + spread) / max(var_y + var_x - spread, 1e-6)),
+        np.hypot(y - 0.5, x - 0.5),
+        border,
+    ]
+    correlations = (correlation[0, 1], correlation[0, 2], correlation[1, 2])
+    return np.array([*mean, *np.log(deviation), *skewness, *correlations, *texture, *shape], np.float32)
+
+
+def _perimeter(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask[1:] != mask[:-1]) + np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
+
+
+@dataclass(frozen=True)
+class OodDetector:
+    """A Gaussian over `picture_statistics`, and how far from its centre a picture may lie.
+
+    Attributes:
+        mean, deviation: (22,) float32, of the training cells, every subject weighing the same.
+        correlation: (22, 22) float32, of the statistics, shrunk.
+        limit: () float32, the largest distance of a picture that is in distribution.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    correlation: np.ndarray
+    limit: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_inverse", np.linalg.inv(self.correlation.astype(np.float64)))
+
+    def distances(self, statistics: np.ndarray) -> np.ndarray:
+        """(B, 22) → (B,) float64 Mahalanobis distances, ≥ 0."""
+        standard = (statistics - self.mean) / self.deviation
+        inverse = self._inverse  # type: ignore[attr-defined]
+        return np.asarray(np.sqrt(np.einsum("bi,ij,bj->b", standard, inverse, standard)))
+
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
+        """OOD scores of framed pictures.
+
+        Args:
+            pixels: (B, S, S, 3) uint8.
+
+        Returns:
+            (B,) float32, the distance over the limit: above 1 is out of distribution.
+        """
+        statistics = np.stack([picture_statistics(picture) for picture in pixels])
+        return (self.distances(statistics) / self.limit).astype(np.float32)
+
+    def farthest_group(self, pixels: np.ndarray) -> str:
+        """Which of `GROUPS` sets a picture (S, S, 3) apart most, each measured by itself against its own size."""
+        standard = (picture_statistics(pixels) - self.mean) / self.deviation
+        found = {}
+        for name, some in GROUPS.items():
+            inverse = np.linalg.inv(self.correlation[some, some].astype(np.float64))
+            found[name] = np.einsum("i,ij,j->", standard[some], inverse, standard[some]) / len(inverse)
+        return max(found, key=lambda name: found[name])
+
+    def save(self, path: Path) -> Path:
+        """Write ood.safetensors, whole or not at all.
+
+        Raises:
+            LeukoscopeError: the disk refuses.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
+        try:
+            arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
+            save_file(arrays, aside, about)
+            aside.chmod(0o644)  # safetensors leaves the file readable by its owner alone
+            return aside.replace(path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise LeukoscopeError(f"{path}: cannot be written there ({reason}); free some space") from None
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> OodDetector:
+        """Read what `save` wrote.
+
+        Raises:
+            LeukoscopeError: missing or damaged file.
+        """
+        arrays = read_arrays(path)
+        if arrays.keys() != {field.name for field in fields(cls)}:
+            found = ", ".join(sorted(arrays))
+            raise LeukoscopeError(f"{path}: is no OOD detector (holds {found}); restore it from the release")
+        shapes = {"mean": (STATISTICS,), "deviation": (STATISTICS,), "correlation": (STATISTICS,) * 2, "limit": ()}
+        wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+        if wrong or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise LeukoscopeError(f"{path}: damaged ({', '.join(wrong) or 'not finite'}); restore it from the release")
+        try:
+            return cls(**{name: array.astype(np.float32) for name, array in arrays.items()})
+        except np.linalg.LinAlgError:
+            raise LeukoscopeError(f"{path}: damaged (correlation); restore it from the release") from None
+
+
+def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDetector, np.ndarray]:
+    """Fit a detector on known cells; its limit lets 98 % of the cells of subjects pass that the fit did not see.
+
+    The limit is cross-fitted: the subjects are dealt into folds, and each fold's cells are measured by a detector
+    fitted on the others. Distances of a detector's own cells are shorter, and would set it too tight for anyone new.
+
+    Args:
+        statistics: (N, 22), `picture_statistics` of the known cells.
+        subjects: (N,) who each cell is from, or the block it must stay with where patients are unknown.
+
+    Returns:
+        The detector fitted on all cells, and each cell's OOD score (N,) float32 as its held-out fold gave it.
+
+    Raises:
+        LeukoscopeError: too few cells or subjects.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    names, of, counts = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
+    if len(statistics) < MIN_CELLS or len(names) < MIN_SUBJECTS:
+        raise LeukoscopeError(
+            f"OOD detector: {len(statistics)} cells of {len(names)} subject(s) are too few to fit it; "
+            f"give at least {MIN_CELLS} cells of {MIN_SUBJECTS} subjects"
+        )
+    weights = 1 / counts[of]
+    distances = np.empty(len(statistics))
+    for others, held_out in GroupKFold(min(FOLDS, len(names))).split(statistics, groups=of):
+        distances[held_out] = _fit_gaussian(statistics[others], weights[others]).distances(statistics[held_out])
+    # Copies of one picture lie at distance 0 from each other, and a limit of 0 could not be divided by.
+    limit = max(_weighted_quantile(distances, weights, KEPT_SHARE), 1e-6)
+    return _fit_gaussian(statistics, weights, limit), (distances / limit).astype(np.float32)
+
+
+def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np.inf) -> OodDetector:
+    mean = np.average(statistics, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((statistics - mean) ** 2, axis=0, weights=weights)).clip(_LEAST_DEVIATION)
+    standard = (statistics - mean) / deviation
+    correlation = np.einsum("n,ni,nj->ij", weights / weights.sum(), standard, standard)
+    values = (mean, deviation, correlation + _SHRINKAGE * np.eye(STATISTICS), limit)
+    return OodDetector(*(np.asarray(value, dtype=np.float32) for value in values))
+
+
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) >= share * weights.sum() * (1 - 1e-12)
+    return float(values[order][reached.argmax()])
