@@ -108,20 +108,25 @@ def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("answers")))
 
 
-def ask(client: Any, path: Path, model: str = "tiny") -> tuple[str, dict[str, float], str, str]:
+Answer = tuple[str, dict[str, float], str, str, dict[str, Any]]
+
+
+def ask(client: Any, path: Path, model: str = "tiny") -> Answer:
     from gradio_client import handle_file
 
     return client.predict(handle_file(path), model, api_name="/predict")
 
 
-def check_answer(answer: tuple[str, dict[str, float], str, str], size: tuple[int, int]) -> None:
-    label, probabilities, overlay, text = answer
+def check_answer(answer: Answer, size: tuple[int, int]) -> None:
+    outcome, probabilities, overlay, text, decision = answer
     assert set(probabilities) == {"ALL", "HEM"}
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
-    assert label == max(probabilities, key=probabilities.__getitem__)
+    # A release without detector and thresholds gives every picture its most probable class.
+    assert outcome == max(probabilities, key=probabilities.__getitem__)
+    assert decision == {"outcome": outcome, "reasons": [], "operating_point": "", "ood_score": None}
     with Image.open(overlay) as image:
         assert image.size == size
-    assert label in text
+    assert outcome in text
     assert "Model tiny, local files" in text
     assert text.endswith(RESEARCH_NOTICE)
 
@@ -182,6 +187,7 @@ def test_a_batch_is_answered(client: Any, cache: Path, tmp_path: Path) -> None:
     assert [(cell["file"], cell["label"], cell["subject"]) for cell in answers["cells"]] == [
         ("ALL_5.png", "ALL", "5"), ("HEM_5.png", "HEM", "5"),
     ]  # fmt: skip
+    assert all(cell["outcome"] in ("ALL", "HEM") and cell["reasons"] == "" for cell in answers["cells"])
     assert dict((name, value) for name, value, _ in answers["figures"]).keys() >= {"accuracy", "AUROC"}
     assert not list(cache.rglob("*_5.png")) and not list(cache.rglob("truth.csv"))
 

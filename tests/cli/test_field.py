@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cli import app
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
 
 def run(*arguments: object) -> Any:
@@ -45,6 +48,8 @@ def test_json_and_overlay_agree_with_the_field(tiny_release, smear, tmp_path):
 
     (told,) = json.loads(result.stdout)
     assert len(told["cells"]) == sum(told["counts"].values()) == 3
+    assert list(told["counts"]) == ["ALL", "HEM", "abstain", "out of distribution", "not a cell", "cut by the edge"]
+    assert {cell["outcome"] for cell in told["cells"]} <= {"ALL", "HEM"}, "a release without detector and thresholds"
     with Image.open(out) as overlay:
         assert overlay.width == 800
         assert overlay.text["Disclaimer"] == RESEARCH_NOTICE  # type: ignore[attr-defined]
@@ -92,15 +97,33 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_pa
         assert "odd-\ufffd.png read by" in overlay.text["Title"]  # type: ignore[attr-defined]
 
 
-def test_predict_sends_a_smear_here_instead_of_giving_it_a_label(tiny_release, smear, tmp_path):
-    release = tmp_path / "cut-out"
-    shutil.copytree(tiny_release, release)
-    metrics = json.loads((release / "metrics.json").read_text())
-    (release / "metrics.json").write_text(json.dumps({**metrics, "data": {"name": "cnmc2019"}}))
+def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear):
+    result = run("predict", smear, "--model", RELEASE, "--json")
 
-    result = run("predict", smear, "--model", release, "--json")
+    (answer,) = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert answer["outcome"] == "not a cell"
+    assert answer["reasons"][0]["code"] == "field_of_view"
+    shown = " ".join(run("predict", smear, "--model", RELEASE).stdout.split())
+    assert f"leukoscope field {smear} --model {RELEASE}" in shown
 
-    assert result.exit_code == 1
-    assert json.loads(result.stdout) == []
-    assert f"{smear}: shows a smear" in result.stderr
-    assert f"leukoscope field {smear} --model" in result.stderr
+
+def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
+    drawn = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, scale_bar=False, seed=5).image
+    known, warm = tmp_path / "known.png", tmp_path / "warm.png"
+    Image.fromarray(drawn).save(known)
+    Image.fromarray((drawn * np.array([1.0, 0.86, 0.74])).astype(np.uint8)).save(warm)
+
+    result = run("field", known, warm, "--model", RELEASE, "--um-per-pixel", 0.12, "--json")
+    shown = run("field", warm, "--model", RELEASE, "--um-per-pixel", 0.12)
+
+    inside, outside = json.loads(result.stdout)
+    assert inside["share_known"] >= 0.5 > outside["share_known"]
+    assert inside["counts"]["ALL"] > 0
+    assert outside["counts"]["ALL"] == outside["counts"]["HEM"] == 0
+    for cell in outside["cells"]:
+        assert cell["outcome"] in ("out of distribution", "cut by the edge")
+        assert all(reason["text"] for reason in cell["reasons"])
+        assert bool(cell["reasons"]) == bool(cell["probabilities"]) == (cell["ood_score"] is not None)
+    assert "no cell gets a class" in " ".join(shown.stdout.split())
+    assert shown.exit_code == 0

@@ -15,8 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.cells.phantom_smears import draw_smear
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
 
 def run(*arguments: object) -> Any:
@@ -71,9 +74,16 @@ def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cel
     assert result.stderr == ""
     answers = json.loads(run("predict", "--model", tiny_release, cells, "--json").stdout)
     header = next(line for line in result.stdout.splitlines() if "file" in line)
-    assert [part.strip() for part in header.replace("┃", "|").split("|")[1:-1]] == ["file", "label", "ALL", "HEM", "ms"]
+    assert [part.strip() for part in header.replace("┃", "|").split("|")[1:-1]] == [
+        "file",
+        "outcome",
+        "ALL",
+        "HEM",
+        "ms",
+    ]
     for answer in answers:
         row = next(line for line in result.stdout.splitlines() if Path(answer["source"]).name in line)
+        assert answer["outcome"] in row
         for share in answer["probabilities"].values():
             assert f" {share:.4f} " in row
     assert RESEARCH_NOTICE in result.stdout
@@ -85,8 +95,11 @@ def test_json_is_one_array_and_nothing_else(tiny_release, cells):
     (answer,) = json.loads(result.stdout)
     assert answer["source"] == str(cells / "a.png")
     assert list(answer["probabilities"]) == ["ALL", "HEM"]
+    # A release without detector and thresholds gives every picture its most probable class.
+    assert answer["outcome"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert (answer["reasons"], answer["operating_point"], answer["ood_score"]) == ([], "", None)
     assert answer["notice"] == RESEARCH_NOTICE
-    assert "overlay" not in answer
+    assert not {"overlay", "label", "recognised", "guard_score"} & answer.keys()
     assert (result.exit_code, result.stderr) == (0, "")
 
 
@@ -137,20 +150,20 @@ def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
     assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"
 
 
-def test_explain_draws_the_predicted_class_over_each_picture(tiny_release, cells, tmp_path):
+def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, cells, tmp_path):
     out = tmp_path / "new" / "maps"
 
     result = run("predict", "--model", tiny_release, "--json", "--explain", out, cells)
 
     answers = json.loads(result.stdout)
-    assert {path.name for path in out.iterdir()} == {f"{Path(a['source']).stem}-{a['label']}.png" for a in answers}
+    assert {path.name for path in out.iterdir()} == {f"{Path(a['source']).stem}-{a['outcome']}.png" for a in answers}
     for answer in answers:
         drawn = Image.open(answer["overlay"])
         picture = Image.open(answer["source"])
         assert drawn.size == picture.size
         assert not np.array_equal(drawn, picture)
         assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
-        assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['label']} (")
+        assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['outcome']} (")
 
 
 def test_explain_never_overwrites(tiny_release, tmp_path):
@@ -161,7 +174,7 @@ def test_explain_never_overwrites(tiny_release, tmp_path):
     kept = {path: path.read_bytes() for path in out.iterdir()}
     later = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", out, first).stdout)
 
-    label = together[0]["label"]
+    label = together[0]["outcome"]
     written = [Path(answer["overlay"]).name for answer in (*together, *later)]
     assert written == [f"cell-{label}.png", f"cell-{label}-2.png", f"cell-{label}-3.png"]
     assert {path.name for path in out.iterdir()} == set(written), "nothing half-written stays"
@@ -181,13 +194,18 @@ def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
 def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png")
     save_cell(tmp_path / "cell.png").rename(path)
+    smear = os.fsdecode(os.fsencode(tmp_path) + b"/smear-\xff.png")
+    Image.fromarray(draw_smear("Pre")).save(tmp_path / "smear.png")
+    (tmp_path / "smear.png").rename(smear)
 
     as_json = run("predict", "--model", tiny_release, "--json", path)
     as_table = run("predict", "--model", tiny_release, path)
+    refused = run("predict", "--model", RELEASE, smear)
 
     assert json.loads(as_json.stdout)[0]["source"] == path
-    assert as_table.exit_code == 0
+    assert as_table.exit_code == refused.exit_code == 0
     assert "cell-\ufffd.png" in as_table.stdout
+    assert "leukoscope field " in refused.stdout and "smear-\ufffd.png" in refused.stdout
 
 
 def test_eight_views_say_how_many_differ(tiny_release, cells):
@@ -197,6 +215,40 @@ def test_eight_views_say_how_many_differ(tiny_release, cells):
     (row,) = json.loads(told.stdout)
     assert row["disagreement"] in [k / 8 for k in range(5)]
     assert "views that differ" in shown.stdout and f"{round(8 * row['disagreement'])} of 8" in shown.stdout
+
+
+def test_without_a_class_the_table_says_why_below(tmp_path):
+    known, blank, black, smear = (tmp_path / name for name in ("cell.png", "blank.png", "black.png", "smear.png"))
+    Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(known)
+    Image.new("RGB", (450, 450), "white").save(blank)
+    Image.new("RGB", (450, 450)).save(black)
+    Image.fromarray(draw_smear("Pre")).save(smear)
+
+    result = run("predict", "--model", RELEASE, known, blank, black, smear)
+
+    assert (result.exit_code, result.stderr) == (0, ""), "a picture without a class is no error"
+    rows = {path.stem: line for line in result.stdout.splitlines() for path in (known, blank, black, smear)
+            if f"{path.stem}.png" in line and "│" in line}  # fmt: skip
+    for name, outcome in {"cell": " ALL ", "blank": "out of distribution", "smear": "not a cell"}.items():
+        assert outcome in rows[name]
+    below = " ".join(result.stdout.split("└")[1].split())
+    assert "(OOD score" in below and "the picture shows a smear" in below
+    assert f"{smear}: find and classify its cells with: leukoscope field {smear} --model {RELEASE}" in below
+    assert "Where the outcome is no class, the probabilities are no result." in below
+    assert f"{known}:" not in below
+    for answer in json.loads(run("predict", "--model", RELEASE, blank, black, smear, "--json").stdout):
+        assert answer["ood_score"] > 1
+        assert f"OOD score {answer['ood_score']:.1f}" in below
+
+
+def test_one_reason_for_many_files_is_said_once(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (450, 450), "white").save(tmp_path / f"{number}.png")
+
+    result = run("predict", "--model", RELEASE, tmp_path)
+
+    assert result.stdout.count("(OOD score") == 1
+    assert "3 files: its " in result.stdout
 
 
 def test_an_unknown_backend_is_refused_in_one_line(tiny_release, cells):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
 from leukoscope.cli.score import _device
+
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
 
 def run(*arguments: object) -> Any:
@@ -59,6 +62,32 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
     listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
     assert (tmp_path / "out.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
+
+
+def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
+    (cells / "s1-bad.png").unlink()
+    Image.new("RGB", (450, 450), "white").save(cells / "s1-blank.png")
+    Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(cells / "s0-full.png")
+    out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
+    pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
+    result = run("--model", RELEASE, "--input", cells, "--output", out, *pattern)
+    assert result.exit_code == 0, result.output
+    rows = {row["cell_id"]: row for row in pq.read_table(out).to_pylist()}
+    assert rows["s0-full.png"]["outcome"] == "ALL" and rows["s0-full.png"]["ood_score"] <= 1
+    assert rows["s1-blank.png"]["outcome"] == "out of distribution" and rows["s1-blank.png"]["ood_score"] > 1
+    assert rows["s1-blank.png"]["reasons"].startswith("ood_")
+    outcomes = [row["outcome"] for row in rows.values()]
+    refused = sum(outcome in ("out of distribution", "not a cell") for outcome in outcomes)
+    said = f"{len(rows)} cells scored, {refused} out of distribution or no cell"
+    assert result.stdout.splitlines()[0].startswith(said)
+    assert not {"label", "recognised", "familiarity", "guard_score"} & set(pq.read_schema(out).names)
+    for subject in csv.DictReader(subjects.open()):
+        own = [row["outcome"] for row in rows.values() if row["subject"] == subject["subject"]]
+        for column, counted in {
+            "share_ALL": ("ALL",), "share_HEM": ("HEM",), "share_abstained": ("abstain",),
+            "share_refused": ("out of distribution", "not a cell"),
+        }.items():  # fmt: skip
+            assert float(subject[column]) == pytest.approx(sum(one in counted for one in own) / len(own))
 
 
 @pytest.mark.parametrize(

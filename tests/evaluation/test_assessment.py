@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.cells.cache import FramedCells, frame_cells
 from leukoscope.cells.loading import load_cells
+from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation.assessment import assess
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.ood_metrics import healthy_outcomes
+from leukoscope.inference.decision import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
 from leukoscope.models.build import build_network
@@ -88,12 +92,26 @@ def _metrics(cells: FramedCells, answers: CellPredictions, folds: list[list[str]
     return metrics
 
 
+def _as_an_earlier_version_left_it(release: Path) -> None:
+    (release / "guard.safetensors").write_bytes(b"of version 0.2")
+    write_json(release / "metrics.json", dict(load_release(release).metrics) | {"guard": {"estimates": "anything"}})
+
+
+def _healthy(folder: Path) -> Path:
+    (folder / "field").mkdir(parents=True)
+    field = draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2)
+    Image.fromarray(field.image).save(folder / "field" / "a.png")
+    return folder
+
+
 @pytest.mark.slow
 def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_again(
     made_release: Path, cells: FramedCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = load_release(made_release)
-    metrics = load_release(assess(made_release, cells)).metrics
+    _as_an_earlier_version_left_it(made_release)
+    healthy = {"drawn": _healthy(tmp_path / "healthy")}
+    metrics = load_release(assess(made_release, cells, healthy=healthy)).metrics
     assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(metrics)] == []
     temperature = metrics["calibration"]["temperature"]
     assert temperature > 1.5, "answers at .95 that are right at .8 are overconfident"
@@ -108,9 +126,18 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
         expected = before.network(picture) / temperature
         once = load_release(made_release).network(picture)
     assert torch.allclose(once, expected, atol=1e-6), "the temperature is folded into the weights"
-    assert Predictor.from_pretrained(made_release)(np.zeros((99, 99, 3), np.uint8)).recognised is False
+    predictor = Predictor.from_pretrained(made_release)
+    assert predictor(np.zeros((99, 99, 3), np.uint8)).outcome == OUT_OF_DISTRIBUTION
+    assert predictor.ood is not None
+    assert predictor.ood.limit == pytest.approx(metrics["ood"]["distance_limit"], rel=1e-5)
+    assert predictor.thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
+    assert predictor.thresholds.least_on_cell == metrics["evidence_scale"]["on_cell_p05"]
+    assert "guard" not in metrics and not (made_release / "guard.safetensors").exists()
+    found = metrics["ood"]["healthy"]["drawn"]
+    assert found["field"]["cells"] == 4
+    assert found == healthy_outcomes(predictor, healthy["drawn"]), "decided with what was just fitted"
 
-    again = load_release(assess(made_release, cells))
+    again = load_release(assess(made_release, cells, healthy=healthy))
     assert again.metrics == metrics
     with torch.inference_mode():
         assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"

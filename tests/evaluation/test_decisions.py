@@ -12,7 +12,14 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.calibration import calibrated, fit_temperature, leave_one_subject_out
-from leukoscope.evaluation.decisions import abstention, decision_block, operating_points, risk_coverage
+from leukoscope.evaluation.decisions import (
+    TARGET_RISK,
+    _risk_rule,
+    abstention,
+    decision_block,
+    operating_points,
+    risk_coverage,
+)
 from leukoscope.evaluation.draws import subject_draws
 from leukoscope.evaluation.metrics import CellPredictions
 
@@ -172,17 +179,99 @@ def test_cells_of_equal_confidence_are_answered_together_in_whatever_order(order
     assert {point["risk"] for point in found["curve"]} == {0.5}
 
 
-def test_the_default_threshold_answers_its_share_and_errs_less(answers: CellPredictions) -> None:
+def _ranked(right: list[bool], subjects: list[str] | None = None) -> CellPredictions:
+    """Cells of confidence .99, .98, …: whether each is right, and whose it is (a subject each where not given)."""
+    confidence = 0.99 - 0.01 * np.arange(len(right))
+    return _two_class(
+        confidence.tolist(), [0 if one else 1 for one in right], subjects or [f"s{i}" for i in range(len(right))]
+    )
+
+
+def test_the_threshold_is_that_of_the_largest_coverage_with_one_error_in_ten() -> None:
+    """Wrong are the 5th, 15th and 16th of 20. Of the first 10 one in ten is wrong, of 14 fewer, of 15 more."""
+    answers = _ranked([rank not in (5, 15, 16) for rank in range(1, 21)])
+
+    threshold = _risk_rule(answers)
+
+    answered = answers.probabilities.max(axis=1) >= threshold
+    assert answered.sum() == 14
+    assert threshold == pytest.approx((0.86 + 0.85) / 2), "halfway, so that rounding moves no cell"
+
+
+def test_exactly_one_error_in_ten_is_allowed() -> None:
+    assert _risk_rule(_ranked([True] * 9 + [False])) == 0.0
+    assert _risk_rule(_ranked([True] * 8 + [False])) == pytest.approx((0.92 + 0.91) / 2)
+
+
+def test_errors_are_counted_with_every_subject_weighing_the_same() -> None:
+    """Half the cells are one person's, and wrong: an error in eleven by subject. By cell it would be one in two."""
+    people = [f"s{i}" for i in range(10)]
+    assert _risk_rule(_ranked([True] * 10 + [False] * 10, [*people, *["many"] * 10])) == 0.0
+    # Of nineteen cells one is wrong, but of two people it is one.
+    assert _risk_rule(_ranked([True] * 18 + [False], ["many"] * 18 + ["one"])) == pytest.approx((0.82 + 0.81) / 2)
+
+
+def test_where_a_subject_is_unknown_every_cell_weighs_the_same() -> None:
+    cells = [True] * 18 + [False]
+    assert _risk_rule(_ranked(cells, ["many"] * 17 + [""] * 2)) == 0.0
+
+
+def test_cells_of_equal_confidence_get_a_class_together_or_not_at_all() -> None:
+    blast, truth = [0.9] * 10 + [0.7] * 4, [0] * 12 + [1] * 2
+    answers = _two_class(blast, truth, [f"s{i}" for i in range(14)])
+
+    assert _risk_rule(answers) == pytest.approx(0.8), "two of the four are right, and nothing tells which"
+
+
+def test_where_no_threshold_errs_so_little_the_least_error_of_a_fifth_of_the_cells_counts() -> None:
+    """The first two of 20 are right, of the first four three, and that is the best: fewer cells are chance."""
+    answers = _ranked([True, True, False, True] + [False] * 16)
+
+    assert (answers.probabilities.max(axis=1) >= _risk_rule(answers)).sum() == 4
+
+
+def test_a_perfect_classifier_never_abstains() -> None:
+    subjects = ["a", "b", "c"] * 4 + ["H1", "H2", "H3"] * 4
+    answers = _two_class([0.6] * 6 + [0.9] * 6 + [0.1] * 6 + [0.45] * 6, [0] * 12 + [1] * 12, subjects)
+    assert _risk_rule(answers) == 0.0
+
+    default = abstention(answers, leave_one_subject_out(answers), subject_draws(answers, draws=50))["default"]
+
+    assert default["threshold"] == 0.0 and default["threshold_range"] == {"low": 0.0, "high": 0.0}
+    assert (default["coverage"], default["risk"]) == (1.0, 0.0)
+    assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, 0.0)
+
+
+def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(answers: CellPredictions) -> None:
     found = abstention(answers, leave_one_subject_out(answers), subject_draws(answers, draws=200))
     default = found["default"]
+    shipped = calibrated(answers, fit_temperature(answers))
+    answered = shipped.probabilities.max(axis=1) >= default["threshold"]
+    wrong = (answers.predictions != answers.references)[answered]
 
-    assert default["coverage"] == pytest.approx(0.8, abs=0.01)
+    assert default["target_risk"] == TARGET_RISK == 0.1
+    fitted = np.average(wrong, weights=answers.subject_weights[answered])
+    assert 0.098 < fitted <= 0.1, "where it was fitted"
+    assert default["risk_by_subject"] == pytest.approx(0.1, abs=0.01), "where it was not"
     assert default["risk"] < found["risk_at_full_coverage"] - 0.03
+    assert 0.5 < default["coverage"] < 0.9
     assert default["threshold_range"]["low"] <= default["threshold"] <= default["threshold_range"]["high"]
     cells = np.bincount(answers.references)
     by_class = [default["per_class"][name]["coverage"] for name in answers.label_names]
     assert np.average(by_class, weights=cells) == pytest.approx(default["coverage"])
-    assert default["intervals"]["coverage"]["low"] < 0.8 < default["intervals"]["coverage"]["high"]
+    for name, interval in default["intervals"].items():
+        assert interval["low"] < default[name] < interval["high"]
+
+
+def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
+    """Sure and right but for one cell of H1; every threshold fitted without a subject keeps all its cells."""
+    subjects = ["a"] * 9 + ["b", "c"] + ["H1"] * 4 + ["H2"] * 2 + ["H3"]
+    answers = _two_class([0.9] * 12 + [0.1] * 6, [0] * 11 + [1] * 7, subjects)
+
+    default = abstention(answers, leave_one_subject_out(answers), subject_draws(answers, draws=50))["default"]
+
+    assert (default["coverage"], default["risk"]) == (1.0, pytest.approx(1 / 18))
+    assert (default["coverage_by_subject"], default["risk_by_subject"]) == (1.0, pytest.approx(1 / 4 / 6))
 
 
 def test_area_has_an_interval_around_it(answers: CellPredictions) -> None:

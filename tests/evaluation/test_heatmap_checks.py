@@ -16,6 +16,7 @@ from leukoscope.cells.images import open_image
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation import heatmap_checks as checks
 from leukoscope.evaluation.heat import cell_masks, enlarged, heat_share, is_flat, rank_correlation, scale_bar_corner
+from leukoscope.inference.heatmaps import share_on_cell
 from leukoscope.models.release import Release
 
 SIZE, GRID = 40, 5
@@ -350,6 +351,35 @@ def test_the_evidence_scale_is_that_of_the_strongest_map_of_each_cell() -> None:
     strongest = [float(checks.explained(toy, toy.network, pictures[[row]])[1].max()) for row in rows]
     assert (found["cells"], found["median"]) == (8, pytest.approx(np.median(strongest), rel=1e-5))
     assert found["p05"] <= found["median"] <= found["p95"] <= max(strongest) * (1 + 1e-5)
+
+
+def test_the_evidence_scale_says_how_much_of_the_answers_map_lies_on_the_cell() -> None:
+    """The bright tile lies on the right. Half of these pictures are black on the left, half all round the tile."""
+    toy, pictures = release(PatchNetwork()), np.full((8, SIZE, SIZE, 3), 9, np.uint8)
+    pictures[:, PATCH : 2 * PATCH, 4 * PATCH :] = 255
+    pictures[:4, :, : SIZE // 2] = 0
+    pictures[4:, :, SIZE // 2 :] = 0
+    pictures[4:, PATCH : 2 * PATCH, 4 * PATCH :] = 255
+
+    found = checks.evidence_scale(toy, pictures, np.zeros(8, int), [""] * 8)
+
+    probabilities, maps = checks.explained(toy, toy.network, pictures)
+    shares = [share_on_cell(maps[i, probabilities[i].argmax()], pictures[i]) for i in range(8)]
+    assert min(shares) > 0.3 and max(shares) > 0.99
+    quantiles = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()
+    assert [found[f"on_cell_{name}"] for name in ("p05", "median", "p95")] == pytest.approx(quantiles)
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("pictures", "background"), [(patched_pictures(), "black"), (patched_pictures() // 20, "smear")]
+)
+def test_where_no_cell_lies_on_black_no_share_on_it_is_told(pictures: np.ndarray, background: str) -> None:
+    toy = release(PatchNetwork())
+
+    found = checks.evidence_scale(toy, pictures, np.zeros(12, int), [""] * 12, background=background)
+
+    assert not [name for name in found if name.startswith("on_cell")]
 
 
 def test_another_seed_draws_other_cells() -> None:

@@ -1,8 +1,10 @@
-"""The guard's figures must be those of a constructed case, and its wrong pictures what their names say."""
+"""The detector's metrics must be those of a constructed case, and its wrong pictures what their names say."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,73 +12,89 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.phantoms import phantom_cells
-from leukoscope.evaluation.guard_checks import (
+from leukoscope.cells.images import open_image
+from leukoscope.cells.phantom_fields import draw_field
+from leukoscope.cells.phantoms import draw_cell, phantom_cells
+from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.registry import find_cnmc_cells
+from leukoscope.evaluation.ood_metrics import (
     FROM_ELSEWHERE,
     KINDS,
     fit_and_check,
     frame_sample,
-    guard_block,
+    healthy_outcomes,
+    ood_block,
     wrong_pictures,
 )
-from leukoscope.inference.guard import Guard, fit_guard
-from leukoscope.inference.torch_backend import pooled_features
-from leukoscope.models.release import load_release
+from leukoscope.inference.decision import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
+from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
+from leukoscope.models.release_files import OOD
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+PREPROCESSING = Preprocessing(96, 350 / 450)
 
 
 @pytest.fixture
-def guard() -> Guard:
-    return Guard(*(np.asarray(v, np.float32) for v in (np.zeros(8), np.eye(8)[:3], np.ones(3), 1.0, 2.5)))
+def detector() -> OodDetector:
+    values = (np.zeros(STATISTICS), np.ones(STATISTICS), np.eye(STATISTICS), 2.5)
+    return OodDetector(*(np.asarray(value, np.float32) for value in values))
 
 
-def test_figures_are_those_of_a_constructed_case(guard):
-    held_out = np.array([0.5, 0.6, 0.7, 0.8, 0.5, -0.1, 0.9, -0.2])
+def test_metrics_are_those_of_a_constructed_case(detector):
+    held_out = np.array([0.5, 0.6, 0.7, 0.8, 0.5, 1.1, 0.9, 1.2])
     subjects = ["a"] * 4 + ["b"] * 2 + ["c"] * 2
 
-    block = guard_block(guard, held_out, subjects, {"blank": np.array([-2.0, -3, -4, 0.3]), "inverted": held_out})
+    block = ood_block(detector, held_out, subjects, {"blank": np.array([3.0, 4, 5, 1.0]), "inverted": held_out})
 
     assert block["held_out"] == {
         "cells": 8,
         "subjects": 3,
         "folds": 3,
         "kept_share": 0.75,
+        "kept_share_by_subject": pytest.approx((1 + 0.5 + 0.5) / 3),
         "worst_subject": {"subject": "b", "cells": 2, "kept_share": 0.5},
     }
-    # Of 32 pairs of a true cell and a grey picture, the two refused cells lie below the picture at 0.3.
-    assert block["kinds"]["blank"] | {"shows": ""} == {
-        "shows": "", "to_be_caught": True, "pictures": 4, "auroc": 30 / 32, "caught_share": 0.75,
-    }  # fmt: skip
-    assert block["kinds"]["inverted"]["auroc"] == 0.5
-    assert (block["dimension"], block["features"], block["distance_limit"]) == (3, 8, 2.5)
+    # Of 32 pairs of a true cell and a grey picture, the two refused cells lie above the picture at 1.0.
+    assert block["kinds"]["blank"] == {
+        "shows": KINDS["blank"],
+        "to_be_refused": True,
+        "pictures": 4,
+        "auroc": 30 / 32,
+        "refused_share": 0.75,
+        "least_score": 1.0,
+    }
+    assert (block["kinds"]["inverted"]["auroc"], block["kinds"]["inverted"]["refused_share"]) == (0.5, 0.25)
+    assert (block["distance_limit"], block["wanted_kept_share"]) == (2.5, 0.98)
 
 
-def test_what_was_not_measured_is_said(guard):
-    block = guard_block(guard, np.array([0.5, 0.4]), ["a", "b"], {"blank": np.array([-1.0])})
+def test_what_was_not_measured_is_said(detector):
+    block = ood_block(detector, np.array([0.5, 0.4]), ["a", "b"], {"blank": np.array([2.0])})
 
     assert list(block["kinds"]) == ["blank"]
     assert block["not_measured"] == [what for kind, what in KINDS.items() if kind != "blank"]
 
 
-def test_of_equally_bad_subjects_the_one_with_more_cells_is_the_worst(guard):
-    held_out = np.array([-1.0, 1, 1, 1, -1, -1])
+def test_of_equally_bad_subjects_the_one_with_more_cells_is_the_worst(detector):
+    held_out = np.array([2.0, 0.5, 0.5, 0.5, 2, 2])
 
-    block = guard_block(guard, held_out, ["few", "few", "many", "many", "many", "many"], {})
+    block = ood_block(detector, held_out, ["few", "few", "many", "many", "many", "many"], {})
 
     assert block["held_out"]["worst_subject"] == {"subject": "many", "cells": 4, "kept_share": 0.5}
 
 
-def test_a_release_gets_a_guard_and_its_figures(tiny_release):
-    release = load_release(tiny_release)
-    frame = release.preprocessing.frame
-    phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10, seed=5))
-    pixels = np.stack([frame(Image.fromarray(phantom.image)) for phantom in phantoms])
-    subjects = [phantom.subject for phantom in phantoms]
+@pytest.fixture(scope="module")
+def phantoms() -> tuple[np.ndarray, list[str]]:
+    drawn = list(phantom_cells(subjects_per_class=3, cells_per_subject=10, seed=5))
+    framed = [PREPROCESSING.frame(Image.fromarray(phantom.image)) for phantom in drawn]
+    return np.stack(framed), [phantom.subject for phantom in drawn]
+
+
+def test_cells_give_a_detector_and_its_metrics(phantoms):
+    pixels, subjects = phantoms
     seen = []
 
-    guard, block = fit_and_check(
-        release,
+    detector, block = fit_and_check(
+        PREPROCESSING,
         pixels,
         subjects,
         background="black",
@@ -85,25 +103,39 @@ def test_a_release_gets_a_guard_and_its_figures(tiny_release):
         progress=lambda done, total: seen.append((done, total)),
     )
 
+    fitted, held_out = fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)
+    assert np.array_equal(detector.scores(pixels), fitted.scores(pixels))
     assert json.loads(json.dumps(block)) == block, "plain numbers only"
-    assert (guard.scores(pooled_features(release, pixels)) >= 0).mean() > 0.9
-    assert block["held_out"]["kept_share"] == pytest.approx(0.98, abs=0.02)
-    assert seen == [(32, 60), (60, 60)]
+    assert block["distance_limit"] == float(fitted.limit)
+    assert block["held_out"]["kept_share"] == (held_out <= 1).mean() == pytest.approx(0.98, abs=0.02)
+    assert seen == [(done, 60) for done in range(1, 61)]
     assert list(block["kinds"]) == [kind for kind in KINDS if kind != "other_data_set"]
     assert block["not_measured"] == [FROM_ELSEWHERE["other_data_set"]]
     assert (block["kinds"]["fields"]["pictures"], block["kinds"]["inverted"]["pictures"]) == (5, 12)
-    assert block["kinds"]["noise"]["auroc"] == block["kinds"]["noise"]["caught_share"] == 1.0
-    assert block["kinds"]["phantoms"]["to_be_caught"] is False
-    assert "network was trained on" in block["estimates"]
+    for kind in ("fields", "blank", "noise", "inverted"):
+        figures = block["kinds"][kind]
+        assert figures["auroc"] == figures["refused_share"] == 1.0 and figures["least_score"] > 1
+    assert [kind for kind, what in block["kinds"].items() if not what["to_be_refused"]] == ["phantoms"]
+    assert "not fitted on" in block["estimates"]
 
 
-def test_an_unknown_kind_of_picture_is_refused_before_any_work(tiny_release):
+def test_the_sample_of_wrong_pictures_is_drawn_by_the_seed(phantoms):
+    one, again, other = (
+        fit_and_check(PREPROCESSING, *phantoms, background="black", sample=3, seed=seed)[1]["kinds"]
+        for seed in (1, 1, 2)
+    )
+
+    assert one == again
+    assert one["inverted"]["least_score"] != other["inverted"]["least_score"]
+
+
+def test_an_unknown_kind_of_picture_is_refused_before_any_work():
     with pytest.raises(LeukoscopeError) as error:
         fit_and_check(
-            load_release(tiny_release), np.zeros((0, 96, 96, 3), np.uint8), [], background="black",
+            PREPROCESSING, np.zeros((0, 96, 96, 3), np.uint8), [], background="black",
             others={"cats": np.zeros((1, 96, 96, 3), np.uint8)},
         )  # fmt: skip
-    assert str(error.value) == "guard check 'cats': unknown kind; give fields or other_data_set"
+    assert str(error.value) == "OOD check 'cats': unknown kind; give fields or other_data_set"
 
 
 @pytest.fixture(scope="module")
@@ -156,30 +188,84 @@ def test_a_zoomed_cell_fills_the_view_and_a_blurred_one_has_lost_its_texture(wro
     assert pictures["blurred"][inner].std() < cells[inner].std() / 4
 
 
-def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_path, tiny_release):
-    preprocessing = load_release(tiny_release).preprocessing
+def test_a_sample_of_a_folder_reaches_from_its_first_to_its_last_picture(tmp_path):
     for i in range(11):
         Image.new("RGB", (60, 60), (i * 10, 0, 0)).save(tmp_path / f"{i:02}.png")
 
-    sample = frame_sample(tmp_path, preprocessing, pictures=3)
+    sample = frame_sample(tmp_path, PREPROCESSING, pictures=3)
 
     assert sample[:, 0, 0, 0].tolist() == [0, 50, 100]
-    assert len(frame_sample(tmp_path, preprocessing)) == 11
+    assert len(frame_sample(tmp_path, PREPROCESSING)) == 11
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path, tiny_release):
+    said = f"{tmp_path}: holds no picture to check the OOD detector with; name another folder"
+
     with pytest.raises(LeukoscopeError) as error:
-        frame_sample(tmp_path, load_release(tiny_release).preprocessing)
-    assert str(error.value) == (f"{tmp_path}: holds no picture to check the input guard with; name another folder")
+        frame_sample(tmp_path, PREPROCESSING)
+    assert str(error.value) == said
+    with pytest.raises(LeukoscopeError) as error:
+        healthy_outcomes(Predictor.from_pretrained(tiny_release), tmp_path)
+    assert str(error.value) == said
 
 
-def test_real_cells_are_recognised_and_fields_of_view_are_not(real_data):
+# White cells of healthy people
+
+
+@pytest.fixture
+def predictor(tiny_release: Path, phantoms, tmp_path: Path) -> Predictor:
+    """The tiny release with a detector of phantoms."""
+    folder = shutil.copytree(tiny_release, tmp_path / "release")
+    pixels, subjects = phantoms
+    fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0].save(folder / OOD)
+    return Predictor.from_pretrained(folder)
+
+
+def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor, tmp_path):
+    for kind, background in (("lymphocyte", "black"), ("monocyte", "smear")):
+        (tmp_path / "healthy" / kind).mkdir(parents=True)
+        for cell in range(5):
+            drawn = draw_cell("HEM", subject=1, cell=cell, background=background).image
+            Image.fromarray(drawn).save(tmp_path / "healthy" / kind / f"{cell}.png")
+
+    found = healthy_outcomes(predictor, tmp_path / "healthy", pictures=4)
+
+    assert json.loads(json.dumps(found)) == found
+    assert set(found) == {"lymphocyte", "monocyte"}
+    for kind, figures in found.items():
+        chosen = [tmp_path / "healthy" / kind / f"{cell}.png" for cell in (0, 1, 3, 4)]
+        said = predictor(chosen)
+        assert (figures["pictures"], figures["cells"]) == (4, 4)
+        assert list(figures["outcomes"]) == ["ALL", "HEM", *WITHOUT_CLASS]
+        for outcome, count in figures["outcomes"].items():
+            assert count == sum(one.outcome == outcome for one in said)
+        assert figures["most_probable"] == {
+            label: sum(one.most_probable == label for one in said) for label in ("ALL", "HEM")
+        }
+    assert found["monocyte"]["outcomes"][OUT_OF_DISTRIBUTION] == 4
+    assert found["lymphocyte"]["outcomes"][OUT_OF_DISTRIBUTION] < 4
+
+
+def test_a_release_of_cut_out_cells_is_asked_about_the_cells_that_are_found(predictor, tmp_path):
+    folder = tmp_path / "healthy" / "Neutrophils"
+    folder.mkdir(parents=True)
+    field = Image.fromarray(draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
+    field.save(folder / "a.png")
+    field.convert("L").save(folder / "grey.png")  # no smear can be read in it, and none is asked about
+    Image.new("RGB", (200, 200), (236, 220, 217)).save(folder / "empty.png")
+    predictor.release = replace(predictor.release, metrics=predictor.release.metrics | {"data": {"name": "cnmc2019"}})
+
+    found = healthy_outcomes(predictor, tmp_path / "healthy")["Neutrophils"]
+
+    assert (found["pictures"], found["cells"]) == (3, 4)
+    assert sum(found["outcomes"].values()) == sum(found["most_probable"].values()) == 4
+    assert found["outcomes"][NOT_A_CELL] == 0, "cut out, none of them is a smear"
+
+
+def test_real_cells_get_a_class_and_fields_of_view_none(real_data):
     cells, fields = real_data / "cnmc2019", real_data / "bccd"
     if not (cells / "samples-bmp").is_dir() or not fields.is_dir():
         pytest.skip("needs cnmc2019/C-NMC_Leukemia, cnmc2019/samples-bmp and bccd")
-    from leukoscope.cells.images import open_image
-    from leukoscope.cells.registry import find_cnmc_cells
-
     predictor = Predictor.from_pretrained(RELEASE)
     samples = sorted((cells / "samples-bmp").glob("*.bmp"))
     names = {path.stem for path in samples}
@@ -188,8 +274,16 @@ def test_real_cells_are_recognised_and_fields_of_view_are_not(real_data):
     frame = predictor.release.preprocessing.frame
     pixels = np.stack([frame(open_image(cell.path)) for cell in chosen])
 
-    guard, _ = fit_guard(pooled_features(load_release(RELEASE), pixels), [cell.subject for cell in chosen])
+    predictor.ood, block = fit_and_check(
+        predictor.release.preprocessing,
+        pixels,
+        [cell.subject for cell in chosen],
+        background="black",
+        others={"fields": frame_sample(fields, predictor.release.preprocessing, pictures=10)},
+        sample=40,
+    )
 
-    predictor.guard = guard
-    assert sum(bool(answer.recognised) for answer in predictor(samples)) >= len(samples) - 1
-    assert not any(answer.recognised for answer in predictor(sorted(fields.rglob("*.jpg"))[:10]))
+    refused = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
+    assert sum(answer.outcome not in refused for answer in predictor(samples)) >= len(samples) - 1
+    assert {answer.outcome for answer in predictor(sorted(fields.rglob("*.jpg"))[:10])} == {NOT_A_CELL}
+    assert all(kind["refused_share"] > 0.9 for kind in block["kinds"].values() if kind["to_be_refused"])

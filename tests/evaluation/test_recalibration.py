@@ -17,9 +17,11 @@ from leukoscope.cells.loading import load_cells
 from leukoscope.cells.phantoms import phantom_cells
 from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.evaluation.recalibration import _about, framed_answers, recalibrate
+from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, save_release
+from leukoscope.models.release_files import OOD
 
 SIZE = 64
 
@@ -70,7 +72,8 @@ def test_a_laboratory_gets_a_release_of_its_own(released: Path, tmp_path: Path) 
     assert new.metrics["evaluations"][-1]["estimates"].startswith("these weights")
     known = new.metrics["evaluations"][-1]["metrics"]["subjects"]
     assert set(known) == {f"local {k:02d}" for k in range(1, 11)}, "no subject id of the laboratory travels"
-    assert (tmp_path / "ours" / "guard.safetensors").is_file()
+    assert OodDetector.load(tmp_path / "ours" / OOD).limit == np.float32(new.metrics["ood"]["distance_limit"])
+    assert new.metrics["ood"]["held_out"]["subjects"] == 10
 
 
 def test_a_second_recalibration_records_every_temperature_in_the_weights(released: Path, tmp_path: Path) -> None:

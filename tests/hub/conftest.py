@@ -125,7 +125,7 @@ def release(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
-    """A release with all that is published of one: known figures, real weights, a card, a guard, answers."""
+    """A release with all that is published of one: known figures, real weights, a card, an OOD detector, answers."""
     import numpy as np
 
     from leukoscope.evaluation.metrics import CellPredictions
@@ -134,7 +134,7 @@ def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
     shutil.copytree(tiny_release, folder)
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "README.md").write_text("---\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# Test\n")
-    (folder / "guard.safetensors").write_bytes(b"a guard")
+    (folder / "ood.safetensors").write_bytes(b"a detector")
     for name in ("figures", "predictions"):
         (folder / name).mkdir()
     (folder / "figures" / "roc.png").write_bytes(b"a curve")

@@ -123,9 +123,9 @@ def test_no_release_is_advice(tmp_path: Path) -> None:
     assert (found.state, found.seen) == ("advice", f"none in {tmp_path}") and "train.py" in found.next_step
 
 
-def test_a_release_without_a_guard_is_advice(copied: Path) -> None:
+def test_a_release_without_an_ood_detector_is_advice(copied: Path) -> None:
     (found,) = check_releases(copied.parent)
-    assert found.state == "advice" and "it has no input guard" in found.seen
+    assert found.state == "advice" and "it has no OOD detector" in found.seen
     assert found.next_step.startswith(f"leukoscope recalibrate {copied}")
 
 

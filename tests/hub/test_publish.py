@@ -178,7 +178,7 @@ def test_a_new_version_sends_what_changed_and_removes_what_is_gone(hub: Hub, who
 
     publish(whole_release, HERE)
     HfApi().upload_file(path_or_fileobj=b"all yours", path_in_repo="LICENSE", repo_id="lab/cells")
-    (whole_release / "guard.safetensors").write_bytes(b"another guard")
+    (whole_release / "ood.safetensors").write_bytes(b"another detector")
     (whole_release / "figures" / "roc.png").unlink()
     hub.requests.clear()
     publish(whole_release, HERE)
@@ -206,7 +206,7 @@ def test_a_tag_names_a_version_and_never_moves(hub: Hub, whole_release: Path) ->
     tagged = Destination("lab/cells", tag="v1")
     first = publish(whole_release, tagged)
     assert publish(whole_release, tagged).commit == first.commit
-    (whole_release / "guard.safetensors").write_bytes(b"another guard")
+    (whole_release / "ood.safetensors").write_bytes(b"another detector")
     with pytest.raises(LeukoscopeError, match=f"but the tag v1 names commit {first.commit[:12]} and a tag stays"):
         publish(whole_release, tagged)
     assert hub.repository("lab/cells").tags == {"v1": first.commit}
@@ -245,7 +245,7 @@ def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
 ) -> None:
     before, to = contents(whole_release), Destination("lab/cells", tag="v1")
     if fault.request == "PUT /lfs":  # two at once would fail in either's name
-        (whole_release / "guard.safetensors").unlink()
+        (whole_release / "ood.safetensors").unlink()
         hub.storage.keep((whole_release / "model.safetensors").read_bytes(), large=True)
         before = contents(whole_release)
     hub.faults.append(fault)

@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.M
 
 def test_a_named_revision_is_pinned_and_another_followed(hub: Hub, model: str) -> None:
     commit = hub.repository("lab/cells").tags["v1"]
-    wanted = ("config.json", "model.safetensors", "metrics.json", "README.md", "guard.safetensors")
+    wanted = ("config.json", "model.safetensors", "metrics.json", "README.md", "ood.safetensors")
     assert find_model("lab/cells@v1") == SpaceModel("lab/cells@v1", wanted, commit)
     assert find_model("lab/cells") == SpaceModel("lab/cells", wanted, "")
 

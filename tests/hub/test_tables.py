@@ -257,16 +257,15 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
         "speed": {"cpu_seconds_a_megapixel": {"100x": 0.0280508}},
         "domain_gap": {
             "model": "model_card/ours",
-            "C-NMC recognised_share, held-out subjects": 0.98,
-            "cut_outs": {"BCCD": {"recognised_share": 0.29}},
+            "C-NMC in distribution, held-out subjects": 0.98,
+            "cut_outs": {"BCCD": {"in_distribution_share": 0.29}},
         },
     }
     table = fields_table([measured])
     found = "recall **0.986**, precision **0.933** (71 cells in 72 fields of BCCD's test list, boxes at IoU .5)"
     assert f"| white cells found, scale given | {found} |" in table
-    assert (
-        "| cells that `ours` recognises | C-NMC, subjects the guard was not fitted on: 0.980 · BCCD: 0.290 |" in table
-    )
+    shares = "C-NMC, subjects the detector was not fitted on: 0.980 · BCCD: 0.290"
+    assert f"| share of cells that `ours` takes as in distribution | {shares} |" in table
     assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
     assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
     assert fields_table([]) == "Not measured yet."

@@ -18,7 +18,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.inference.gradcam import explain_features
-from leukoscope.inference.heatmaps import EvidenceScale, HeatMap, overlay
+from leukoscope.inference.heatmaps import EvidenceScale, HeatMap, overlay, share_on_cell
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 
@@ -263,3 +263,39 @@ def test_overlay_takes_a_view_with_fractional_edges():
 
     assert drawn.size == picture.size
     assert np.asarray(drawn)[10, 25].tolist() == list(BLUE)
+
+
+# How much of it lies on the cell
+
+
+def cell_on_black(columns: int = 2, side: int = 4) -> np.ndarray:
+    """A cell that takes the left columns of a picture."""
+    picture = np.zeros((side, side, 3), np.uint8)
+    picture[:, :columns] = (90, 9, 120)
+    return picture
+
+
+def test_the_share_on_the_cell_is_that_worked_out_by_hand():
+    """Enlarged from 2 to 4 pixels, the hot corner falls off as 1, ¾, ¼, 0 both ways: the left half has 1.75 of 2."""
+    hot_corner = np.array([[1.0, 0.0], [0.0, 0.0]], np.float32)
+
+    assert share_on_cell(hot_corner, cell_on_black()) == pytest.approx(0.875)
+    assert share_on_cell(hot_corner[:, ::-1], cell_on_black()) == pytest.approx(0.125)
+    assert share_on_cell(7 * hot_corner, cell_on_black()) == pytest.approx(0.875), "however strong the evidence"
+    assert share_on_cell(hot_corner, np.maximum(cell_on_black(), 8)) == pytest.approx(0.875), "black with some noise"
+
+
+def test_even_heat_lies_on_the_cell_as_its_area_does():
+    for columns in (1, 5, 19):
+        assert share_on_cell(np.ones((3, 3)), cell_on_black(columns, 20)) == pytest.approx(columns / 20)
+
+
+def test_no_share_is_told_of_a_map_without_heat_or_a_picture_that_is_no_cell_on_black():
+    heat, photograph = np.ones((3, 3), np.float32), np.full((20, 20, 3), 200, np.uint8)
+    photograph[0, :19] = 0  # less than a twentieth
+
+    assert share_on_cell(np.zeros((3, 3), np.float32), cell_on_black()) is None
+    assert share_on_cell(heat, photograph) is None
+    assert share_on_cell(heat, np.zeros((20, 20, 3), np.uint8)) is None
+    photograph[0] = 0
+    assert share_on_cell(heat, photograph) == pytest.approx(0.95)

@@ -1,139 +1,332 @@
-"""The guard must keep cells of people it was not fitted on, refuse what lies elsewhere, and never load in part."""
+"""The OOD detector must let cells of people pass that it was not fitted on, refuse the rest, and never load in part."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.guard import Guard, fit_guard
+from leukoscope.cells.fields import cut_out, find_cells
+from leukoscope.cells.images import open_image
+from leukoscope.cells.phantoms import phantom_cells
+from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.cells.registry import find_cnmc_cells
+from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 
-WIDTH = 100
+SIZE = 96
+FRAME = Preprocessing(SIZE, 350 / 450).frame
 
 
 def known_cells(subjects: int = 30, *, each: int = 40, subject_spread: float = 0.3, seed: int = 0):
-    """Features that vary along five directions between cells and subjects, and a little in all others."""
-    directions = np.random.default_rng(99).standard_normal((5, WIDTH))
+    """Statistics that vary along five directions between cells and subjects, and a little in all others."""
+    directions = np.random.default_rng(99).standard_normal((5, STATISTICS))
     rng = np.random.default_rng(seed)
     names = np.repeat([f"s{i}" for i in range(subjects)], each)
     people = np.repeat(rng.standard_normal((subjects, 5)), each, axis=0) * subject_spread
     strengths = people + rng.standard_normal((len(names), 5))
-    features = 20 + strengths @ directions + 0.2 * rng.standard_normal((len(names), WIDTH))
-    return features.astype(np.float32), names.tolist()
+    statistics = 2 + strengths @ directions + 0.5 * rng.standard_normal((len(names), STATISTICS))
+    return statistics.astype(np.float32), names.tolist()
+
+
+def scores(detector: OodDetector, statistics: np.ndarray) -> np.ndarray:
+    return detector.distances(statistics) / detector.limit
+
+
+def same(one: OodDetector, other: OodDetector) -> bool:
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[Guard, np.ndarray]:
-    return fit_guard(*known_cells())
+def fitted() -> tuple[OodDetector, np.ndarray]:
+    return fit_detector(*known_cells())
 
 
 @pytest.fixture(scope="module")
-def guard(fitted) -> Guard:
+def detector(fitted) -> OodDetector:
     return fitted[0]
 
 
-def scores(guard: Guard, features: np.ndarray) -> np.ndarray:
-    return guard.scores(features.astype(np.float32))
+# The limit
 
 
-def test_of_new_subjects_about_98_percent_are_kept(fitted):
-    guard, held_out = fitted
+def test_of_new_subjects_about_98_percent_pass(fitted):
+    detector, held_out = fitted
     new, _ = known_cells(200, seed=1)
 
-    assert (held_out >= 0).mean() == pytest.approx(0.98, abs=1e-3)
-    assert (scores(guard, new) >= 0).mean() == pytest.approx(0.98, abs=0.01)
+    assert (held_out <= 1).mean() == pytest.approx(0.98, abs=1e-3)
+    assert (scores(detector, new) <= 1).mean() == pytest.approx(0.98, abs=0.01)
 
 
 def test_the_limit_is_that_of_people_the_fit_did_not_see():
-    features, subjects = known_cells(6, each=30, subject_spread=2)
+    statistics, subjects = known_cells(6, each=30, subject_spread=2)
 
-    guard, _ = fit_guard(features, subjects)
+    detector, _ = fit_detector(statistics, subjects)
 
-    own = guard.distances(features)
-    assert guard.limit > np.quantile(own, 0.98) * 1.05
+    assert detector.limit > np.quantile(detector.distances(statistics), 0.98) * 1.05
 
 
-def test_what_lies_elsewhere_is_refused(guard):
+def test_each_held_out_score_is_of_a_detector_that_did_not_see_the_subject():
+    statistics, subjects = known_cells(6, each=30, subject_spread=2)
+    detector, held_out = fit_detector(statistics, subjects)
+
+    for name in sorted(set(subjects)):
+        own = np.asarray(subjects) == name
+        others = fit_detector(statistics[~own], np.asarray(subjects)[~own].tolist())[0]
+        assert held_out[own] == pytest.approx(others.distances(statistics[own]) / detector.limit, rel=1e-4)
+
+
+def test_the_limit_keeps_98_percent_with_every_subject_weighing_the_same():
+    statistics, subjects = known_cells(12, each=50, seed=5)
+    many, _ = known_cells(1, each=5000, subject_spread=0, seed=6)
+    names = np.array(subjects + ["many"] * len(many))
+
+    _, held_out = fit_detector(np.concatenate([statistics, 0.1 * (many - 2) + 2]), names)
+
+    shares = [(held_out[names == name] <= 1).mean() for name in sorted(set(names))]
+    assert 0.98 <= np.mean(shares) < 0.98 + 1 / 50 / 13 + 1e-9, "one cell fewer would be too few"
+    assert (held_out <= 1).mean() > 0.995, "of all cells more pass: most are one subject's, near the centre"
+
+
+def test_a_subject_does_not_gain_weight_by_more_cells():
+    statistics, subjects = known_cells(8, each=20, subject_spread=1)
+    first = np.asarray(subjects) == "s0"
+    more = np.concatenate([statistics, *[statistics[first]] * 50]), subjects + ["s0"] * first.sum() * 50
+
+    one, other = fit_detector(statistics, subjects)[0], fit_detector(*more)[0]
+
+    for field in fields(one):
+        assert getattr(other, field.name) == pytest.approx(getattr(one, field.name), rel=1e-4, abs=1e-5), field.name
+
+
+def test_distances_are_those_of_the_gaussian_written_out():
+    statistics, subjects = known_cells(7, each=30)
+    kept = np.flatnonzero([name != "s0" or i < 10 for i, name in enumerate(subjects)])
+    statistics, names = statistics[kept].astype(np.float64), np.asarray(subjects)[kept]
+    weights = np.array([1 / (names == name).sum() for name in names]) / 7
+
+    mean = weights @ statistics
+    covariance = (weights[:, None] * (statistics - mean)).T @ (statistics - mean)
+    deviation = np.sqrt(np.diag(covariance))
+    precision = np.linalg.inv(covariance / np.outer(deviation, deviation) + 0.01 * np.eye(STATISTICS))
+    standard = (statistics - mean) / deviation
+    written_out = np.sqrt(np.einsum("ni,ij,nj->n", standard, precision, standard))
+
+    assert np.allclose(fit_detector(statistics, names)[0].distances(statistics), written_out, rtol=1e-3)
+
+
+def test_what_lies_elsewhere_is_refused(detector):
     rng = np.random.default_rng(3)
     true, _ = known_cells(5, seed=3)
 
-    assert (scores(guard, true + 2 * rng.standard_normal(true.shape)) < 0).all(), "a direction no cell varies in"
-    assert (scores(guard, rng.random((50, WIDTH))) < 0).all()
-    assert (scores(guard, np.zeros((1, WIDTH))) < 0).all(), "a picture that excites nothing"
-    assert (scores(guard, true) > 0).mean() > 0.9
+    assert (scores(detector, true + 3 * rng.standard_normal(true.shape)) > 1).all(), "a direction no cell varies in"
+    assert (scores(detector, np.full((1, STATISTICS), -10.0)) > 1).all(), "a picture of nothing"
+    assert (scores(detector, true) < 1).mean() > 0.9
 
 
-def test_distances_are_those_of_the_gaussian_written_out(guard):
-    from sklearn.decomposition import PCA
-
-    features, _ = known_cells()
-    unit = features.astype(np.float64) / np.linalg.norm(features, axis=1, keepdims=True)
-    precision = PCA(len(guard.axes), svd_solver="full").fit(unit).get_precision()
-    centred = unit - unit.mean(axis=0)
-
-    written_out = np.sqrt(np.einsum("ni,ij,nj->n", centred, precision, centred))
-
-    assert np.allclose(guard.distances(features), written_out, rtol=2e-3)
-
-
-def test_only_the_direction_of_features_counts(guard):
-    features, _ = known_cells(2)
-
-    assert np.allclose(scores(guard, features), scores(guard, features * 3), atol=1e-4)
-
-
-def test_equal_cells_give_an_equal_guard(guard):
-    again, _ = fit_guard(*known_cells())
-
-    assert np.array_equal(again.axes, guard.axes) and again.limit == guard.limit
+def test_equal_cells_give_an_equal_detector(detector):
+    assert same(fit_detector(*known_cells())[0], detector)
 
 
 @pytest.mark.parametrize(
     ("cells", "subjects", "found"), [(49, 7, "49 cells of 7 subject"), (60, 1, "60 cells of 1 subject")]
 )
 def test_too_little_to_fit_on_is_refused(cells, subjects, found):
-    features = np.random.default_rng(0).random((cells, WIDTH), dtype=np.float32)
+    statistics = np.random.default_rng(0).random((cells, STATISTICS), dtype=np.float32)
 
     with pytest.raises(LeukoscopeError) as error:
-        fit_guard(features, [str(i % subjects) for i in range(cells)])
-    assert str(error.value) == (f"input guard: {found}(s) are too few to fit it; give at least 50 cells of 2 subjects")
+        fit_detector(statistics, [str(i % subjects) for i in range(cells)])
+    assert str(error.value) == (f"OOD detector: {found}(s) are too few to fit it; give at least 50 cells of 2 subjects")
 
 
-def test_identical_cells_give_finite_answers():
-    features = np.ones((60, WIDTH), dtype=np.float32)
+def test_copies_of_one_cell_give_finite_scores():
+    statistics = np.ones((60, STATISTICS), dtype=np.float32)
 
-    guard, held_out = fit_guard(features, [str(i % 3) for i in range(60)])
+    detector, held_out = fit_detector(statistics, [str(i % 3) for i in range(60)])
 
     assert np.isfinite(held_out).all()
-    assert np.isfinite(scores(guard, features)).all()
+    assert np.isfinite(scores(detector, statistics)).all()
+    assert (scores(detector, statistics + 1) > 1).all()
+
+
+# What it looks at
+
+
+def test_an_empty_picture_has_the_same_statistics_whatever_its_size_and_no_cell_has_them():
+    for side in (32, 96, 224):
+        assert (picture_statistics(np.zeros((side, side, 3), np.uint8)) == -10).all()
+    dim = np.full((96, 96, 3), 8, np.uint8)
+    assert (picture_statistics(dim) == -10).all(), "as dark as the noise of a compressed background"
+    few = np.zeros((96, 96, 3), np.uint8)
+    few[40:48, 40:48] = 200  # sixteen points of the grid
+    assert (picture_statistics(few) == -10).all()
+
+
+def test_statistics_are_22_finite_numbers_for_any_picture(phantoms):
+    rng = np.random.default_rng(0)
+    pictures = [*phantoms[0][:3], *(np.full((50, 50, 3), colour, np.uint8) for colour in (1, (9, 0, 0), 255))]
+    pictures += [rng.integers(0, 256, (side, side, 3), np.uint8) for side in (24, 47, 96, 225)]
+
+    for picture in pictures:
+        found = picture_statistics(picture)
+        assert found.shape == (STATISTICS,) and found.dtype == np.float32 and np.isfinite(found).all()
+    assert [range(STATISTICS)[some] for some in GROUPS.values()] == [range(12), range(12, 15), range(15, 22)]
+
+
+def test_means_and_place_are_those_worked_out_by_hand():
+    """A square of one colour on black: its optical densities, its share, its outline and how far it is off centre."""
+    picture = np.zeros((48, 48, 3), np.uint8)
+    picture[8:32, 4:28] = (127, 63, 31)
+
+    found = picture_statistics(picture)
+
+    assert found[:3] == pytest.approx(-np.log([128 / 256, 64 / 256, 32 / 256]))
+    assert found[3:6] == pytest.approx(np.full(3, np.log(1e-3)), abs=1e-3), "no deviation"
+    assert found[12:15] == pytest.approx(np.full(3, np.log(1e-3))), "no texture"
+    assert found[15] == pytest.approx(np.log(24 * 24 / 48**2))
+    assert found[18] == pytest.approx(np.log(96**2 / 24**2 + 1))
+    assert found[19] == pytest.approx(0, abs=1e-5), "as wide as high"
+    assert found[20] == pytest.approx(np.hypot(19.5 / 48 - 0.5, 15.5 / 48 - 0.5))
+    assert found[21] == 0
+
+
+def test_turning_a_picture_by_90_degrees_leaves_its_colours_alone(phantoms):
+    for cell in phantoms[0][::9]:
+        small = np.asarray(Image.fromarray(cell).resize((48, 48)))
+        for turns in (1, 2, 3):
+            turned = picture_statistics(np.rot90(small, turns))
+            assert turned[GROUPS["colour"]] == pytest.approx(picture_statistics(small)[GROUPS["colour"]], abs=1e-4)
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> tuple[np.ndarray, list[str]]:
+    drawn = list(phantom_cells(subjects_per_class=6, cells_per_subject=12, size=224))
+    return np.stack([FRAME(Image.fromarray(cell.image)) for cell in drawn]), [cell.subject for cell in drawn]
+
+
+@pytest.fixture(scope="module")
+def of_phantoms(phantoms) -> OodDetector:
+    pixels, subjects = phantoms
+    return fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0]
+
+
+@pytest.fixture(scope="module")
+def others() -> np.ndarray:
+    """Phantoms of subjects that no detector here was fitted on."""
+    drawn = phantom_cells(subjects_per_class=4, cells_per_subject=5, size=224, seed=3)
+    return np.stack([FRAME(Image.fromarray(cell.image)) for cell in drawn])
+
+
+def blurred(cells: np.ndarray, radius: float) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(cell).filter(ImageFilter.GaussianBlur(radius))) for cell in cells])
+
+
+def inverted(cells: np.ndarray) -> np.ndarray:
+    return 255 - cells
+
+
+def blank(_: np.ndarray) -> np.ndarray:
+    return np.stack([np.full((SIZE, SIZE, 3), level, np.uint8) for level in range(0, 256, 17)])
+
+
+def noise(cells: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, cells.shape, np.uint8)
+
+
+def test_cells_of_other_subjects_pass(of_phantoms, others):
+    assert (of_phantoms.scores(others) <= 1).mean() >= 0.95
+
+
+@pytest.mark.parametrize("spoilt", [lambda cells: blurred(cells, SIZE / 20), inverted, blank, noise],
+                         ids=["blurred", "inverted", "blank", "noise"])  # fmt: skip
+def test_pictures_that_are_no_such_cells_are_refused(of_phantoms, others, spoilt):
+    found = of_phantoms.scores(spoilt(others))
+
+    assert found.dtype == np.float32
+    assert (found > 1).all()
+
+
+def test_scores_are_distances_over_the_limit_one_by_one_or_together(of_phantoms, others):
+    alone = [float(of_phantoms.scores(cell[None])[0]) for cell in others]
+
+    statistics = np.stack([picture_statistics(cell) for cell in others])
+    assert alone == pytest.approx(scores(of_phantoms, statistics))
+    assert of_phantoms.scores(others).tolist() == pytest.approx(alone)
+
+
+def test_a_recoloured_cell_is_set_apart_by_its_colour(of_phantoms, others):
+    recoloured = others[..., [1, 0, 2]]  # red and green exchanged
+
+    assert (of_phantoms.scores(recoloured) > 1).all()
+    assert {of_phantoms.farthest_group(cell) for cell in recoloured} == {"colour"}
+
+
+def test_a_blurred_cell_is_set_apart_by_its_texture(of_phantoms, others):
+    named = [of_phantoms.farthest_group(cell) for cell in blurred(others, SIZE / 20)]
+
+    # The rim runs out into the black, which changes colours as well, of some cells more than texture.
+    assert named.count("texture") > 0.8 * len(others)
+
+
+def test_a_magnified_cell_is_set_apart_by_its_shape(of_phantoms, others):
+    parts = others[:, 29:67, 29:67]
+
+    named = [of_phantoms.farthest_group(np.asarray(Image.fromarray(part).resize((SIZE, SIZE)))) for part in parts]
+
+    assert named.count("shape") > 0.9 * len(others)
+
+
+def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_data):
+    frame = Preprocessing(224, 350 / 450).frame
+    samples = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
+    kinds = sorted(path for path in (real_data / "pbc").glob("*") if path.is_dir())
+    if not samples or not kinds:
+        pytest.skip("needs cnmc2019/C-NMC_Leukemia, cnmc2019/samples-bmp and pbc")
+    names = {path.stem for path in samples}
+    found = [cell for cell in find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia") if cell.cell_id not in names]
+    chosen = found[::80]
+    statistics = np.stack([picture_statistics(frame(open_image(cell.path))) for cell in chosen])
+
+    detector, _ = fit_detector(statistics, [cell.subject for cell in chosen])
+
+    assert (detector.scores(np.stack([frame(open_image(path)) for path in samples])) <= 1).all()
+    for kind in kinds:
+        refused = []
+        for path in sorted(kind.glob("*.jpg"))[::10]:
+            picture = open_image(path)
+            field = find_cells(picture)
+            assert field.scale is not None
+            cells = [frame(cut_out(picture, cell, field.scale.um_per_pixel)) for cell in field.cells if cell.whole]
+            refused += [detector.scores(cell[None])[0] > 1.5 for cell in cells]
+        assert len(refused) >= 4 and all(refused), f"far from any training cell: {kind.name}"
 
 
 # On disk
 
 
-def test_saved_and_loaded_it_answers_the_same(guard, tmp_path):
-    path = guard.save(tmp_path / "guard.safetensors")
-    features, _ = known_cells(3, seed=4)
+def test_saved_and_loaded_it_is_the_same(of_phantoms, others, tmp_path):
+    path = of_phantoms.save(tmp_path / "ood.safetensors")
 
-    loaded = Guard.load(path, WIDTH)
+    loaded = OodDetector.load(path)
 
-    assert path == tmp_path / "guard.safetensors"
-    assert np.array_equal(scores(loaded, features), scores(guard, features))
-    assert [file.name for file in tmp_path.iterdir()] == ["guard.safetensors"]
+    assert path == tmp_path / "ood.safetensors"
+    assert same(loaded, of_phantoms)
+    assert np.array_equal(loaded.scores(others), of_phantoms.scores(others))
+    assert [file.name for file in tmp_path.iterdir()] == ["ood.safetensors"]
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_another_networks_guard_is_refused(guard, tmp_path):
-    path = guard.save(tmp_path / "guard.safetensors")
+def test_it_replaces_an_earlier_one(detector, of_phantoms, tmp_path):
+    detector.save(tmp_path / "ood.safetensors")
 
-    with pytest.raises(LeukoscopeError) as error:
-        Guard.load(path, 1024)
-    assert str(error.value) == (
-        f"{path}: fitted on 100 features, but this network has 1024; restore both from one release"
-    )
+    assert same(OodDetector.load(of_phantoms.save(tmp_path / "ood.safetensors")), of_phantoms)
 
 
 def cut_short(path: Path) -> None:
@@ -141,39 +334,53 @@ def cut_short(path: Path) -> None:
 
 
 def without_limit(path: Path) -> None:
-    save_file({name: tensor for name, tensor in load_file(path).items() if name != "limit"}, path)
+    save_file({name: array for name, array in load_file(path).items() if name != "limit"}, path)
 
 
-def with_axes_missing(path: Path) -> None:
-    save_file({name: tensor[:2].copy() if name == "axes" else tensor for name, tensor in load_file(path).items()}, path)
+def changed(**arrays: np.ndarray):
+    def change(path: Path) -> None:
+        save_file(load_file(path) | {name: np.asarray(array, np.float32) for name, array in arrays.items()}, path)
 
-
-def with_nan(path: Path) -> None:
-    save_file(load_file(path) | {"rest": np.array(np.nan, dtype=np.float32)}, path)
+    return change
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (cut_short, "not a whole safetensors file"),
-        (without_limit, "is no input guard (holds axes, mean, rest, spread); restore it from the release"),
-        (with_axes_missing, "damaged (axes); restore it from the release"),
-        (with_nan, "damaged (not finite); restore it from the release"),
+        (without_limit, "is no OOD detector (holds correlation, deviation, mean); restore it from the release"),
+        (
+            changed(axes=np.eye(3)),
+            "is no OOD detector (holds axes, correlation, deviation, limit, mean); restore it from the release",
+        ),
+        (changed(mean=np.zeros(21)), "damaged (mean); restore it from the release"),
+        (changed(limit=np.ones(1), mean=np.zeros((1, 22))), "damaged (mean, limit); restore it from the release"),
+        (changed(limit=np.nan), "damaged (not finite); restore it from the release"),
+        (changed(mean=np.full(22, np.inf)), "damaged (not finite); restore it from the release"),
+        (changed(correlation=np.zeros((22, 22))), "damaged (correlation); restore it from the release"),
+        (changed(correlation=-np.eye(22)), "damaged (correlation); restore it from the release"),
+        (changed(limit=0), "damaged (limit); restore it from the release"),
+        (changed(deviation=np.full(22, -1)), "damaged (deviation); restore it from the release"),
         (Path.unlink, "no such weights file"),
     ],
-)
-def test_a_damaged_guard_is_refused_by_name(guard, tmp_path, damage, problem):
-    path = guard.save(tmp_path / "guard.safetensors")
+    ids=[
+        "cut short", "no limit", "more arrays", "wrong shape", "two wrong shapes", "nan", "inf", "singular",
+        "not positive", "no distance", "negative deviation", "gone",
+    ],
+)  # fmt: skip
+def test_a_damaged_detector_is_refused_by_name(detector, tmp_path, damage, problem):
+    path = detector.save(tmp_path / "ood.safetensors")
     damage(path)
 
     with pytest.raises(LeukoscopeError) as error:
-        Guard.load(path, WIDTH)
+        OodDetector.load(path)
     assert str(error.value).startswith(f"{path}: {problem}")
 
 
-def test_a_folder_that_is_not_there_is_named(guard, tmp_path):
-    path = tmp_path / "nowhere" / "guard.safetensors"
+def test_a_folder_that_is_not_there_is_named(detector, tmp_path):
+    path = tmp_path / "nowhere" / "ood.safetensors"
 
     with pytest.raises(LeukoscopeError) as error:
-        guard.save(path)
-    assert str(error.value).startswith(f"{path}: the guard cannot be written there (")
+        detector.save(path)
+    assert str(error.value).startswith(f"{path}: cannot be written there (")
+    assert str(error.value).endswith("); free some space")

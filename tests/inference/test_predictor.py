@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +18,12 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.cells.images import UnreadableImage
+from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cells.phantoms import draw_cell, phantom_cells
-from leukoscope.inference.guard import fit_guard
-from leukoscope.inference.torch_backend import pooled_features
-from leukoscope.models.release import load_release
-from leukoscope.models.release_files import GUARD
+from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
+from leukoscope.inference.heatmaps import share_on_cell
+from leukoscope.inference.ood import fit_detector, picture_statistics
+from leukoscope.models.release_files import OOD, read_release
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,7 +54,9 @@ def test_one_picture_gives_one_prediction(predictor, cells, tiny_release):
     assert isinstance(prediction, Prediction)
     assert list(prediction.probabilities) == ["ALL", "HEM"] == list(predictor.labels)
     assert sum(shares(prediction)) == pytest.approx(1, abs=1e-12)
-    assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    assert prediction.outcome == prediction.decision.outcome == prediction.most_probable
+    assert prediction.most_probable == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    assert prediction.decision.reasons == ()
     assert (prediction.source, prediction.model, prediction.revision) == (str(cells[0]), str(tiny_release), "")
     assert prediction.heatmaps is None
     assert prediction.seconds > 0
@@ -131,8 +135,8 @@ def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells)
     assert read_back["notice"] == RESEARCH_NOTICE
     assert read_back["probabilities"] == answer.probabilities
     assert set(read_back) == {
-        "source", "label", "probabilities", "model", "revision", "seconds", "view_box", "guard_score", "recognised",
-        "disagreement", "notice",
+        "source", "outcome", "reasons", "operating_point", "probabilities", "model", "revision", "seconds", "view_box",
+        "ood_score", "disagreement", "notice",
     }  # fmt: skip
 
 
@@ -227,98 +231,185 @@ def test_an_impossible_device_is_refused(tiny_release, device):
         Predictor.from_pretrained(tiny_release, device=device)
 
 
-# The input guard
+# What is decided
 
 
 @pytest.fixture(scope="module")
-def guarded_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny release with a guard fitted on 60 phantoms of six subjects."""
-    folder = tmp_path_factory.mktemp("guarded") / "tiny"
+def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release with an OOD detector fitted on 60 phantoms of six subjects."""
+    folder = tmp_path_factory.mktemp("watched") / "tiny"
     shutil.copytree(tiny_release, folder)
-    release = load_release(folder)
-    frame = release.preprocessing.frame
+    frame = read_release(folder).preprocessing.frame
     phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
-    pixels = np.stack([frame(Image.fromarray(phantom.image)) for phantom in phantoms])
-    guard, _ = fit_guard(pooled_features(release, pixels), [phantom.subject for phantom in phantoms])
-    guard.save(folder / GUARD)
+    statistics = np.stack([picture_statistics(frame(Image.fromarray(phantom.image))) for phantom in phantoms])
+    fit_detector(statistics, [phantom.subject for phantom in phantoms])[0].save(folder / OOD)
     return folder
 
 
-@pytest.fixture(scope="module")
-def guarded(guarded_release: Path) -> Predictor:
-    return Predictor.from_pretrained(guarded_release)
+@pytest.fixture
+def watched(watched_release: Path) -> Predictor:
+    return Predictor.from_pretrained(watched_release)
 
 
-def test_a_release_without_a_guard_says_nothing_about_familiarity(predictor, cells):
-    answer = predictor(cells[0])
+def test_a_release_without_a_detector_says_nothing_about_distribution(predictor, cells):
+    white = predictor(np.full((200, 200, 3), 255, np.uint8))
 
-    assert predictor.guard is None
-    assert (answer.guard_score, answer.recognised) == (None, None)
-    assert (answer.to_dict()["guard_score"], answer.to_dict()["recognised"]) == (None, None)
+    assert predictor.ood is None
+    assert (white.checks.ood_score, white.to_dict()["ood_score"]) == (None, None)
+    assert white.outcome == white.most_probable
 
 
-def test_a_known_kind_of_cell_is_recognised_and_a_picture_of_nothing_is_not(guarded):
+def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(watched):
     cell = draw_cell("ALL", subject=1, cell=3).image
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    white = np.full((200, 200, 3), 255, np.uint8)
+    white, black = np.full((200, 200, 3), 255, np.uint8), np.zeros((200, 200, 3), np.uint8)
 
-    known, *unknown = guarded([cell, noise, white])
+    known, *unknown = watched([cell, noise, white, black])
 
-    assert known.recognised is True and 0 <= known.guard_score <= 1
-    assert [answer.recognised for answer in unknown] == [False, False]
-    assert all(answer.guard_score < 0 for answer in unknown)
-    assert json.loads(json.dumps(known.to_dict()))["guard_score"] == known.guard_score
+    assert known.outcome == known.most_probable and 0 < known.checks.ood_score <= 1
+    assert [answer.outcome for answer in unknown] == [OUT_OF_DISTRIBUTION] * 3
+    for answer in unknown:
+        (reason,) = answer.decision.reasons
+        assert reason.code in ("ood_colour", "ood_texture", "ood_shape")
+        assert reason.value == answer.checks.ood_score > 1 == reason.limit
+        assert sum(shares(answer)) == pytest.approx(1), "probabilities are told whatever the outcome"
+    for answer in (known, *unknown):
+        told = json.loads(json.dumps(answer.to_dict()))
+        assert told["ood_score"] == answer.checks.ood_score
+        assert (told["outcome"], told["reasons"]) == (
+            answer.outcome,
+            [reason.to_dict() for reason in answer.decision.reasons],
+        )
 
 
-def test_familiarity_is_the_same_explained_or_in_a_batch(guarded, cells):
-    alone = [guarded(cell).guard_score for cell in cells]
+def test_the_group_that_sets_a_picture_apart_is_told(watched):
+    cell = draw_cell("ALL", subject=1, cell=3).image
 
-    assert np.allclose([answer.guard_score for answer in guarded(cells)], alone, atol=1e-4)
-    assert np.allclose([answer.guard_score for answer in guarded(cells, explain=True)], alone, atol=1e-4)
+    (reason,) = watched(cell[..., [1, 0, 2]]).decision.reasons
+
+    assert reason.code == "ood_colour"
+
+
+@pytest.mark.parametrize(("trained_on", "outcome"), [("cnmc2019", NOT_A_CELL), ("ball4", OUT_OF_DISTRIBUTION),
+                                                     ("", OUT_OF_DISTRIBUTION)])  # fmt: skip
+def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(watched, trained_on, outcome):
+    watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": trained_on}})
+    smear = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
+
+    answer = watched(smear)
+
+    assert answer.outcome == outcome
+    assert (answer.decision.reasons[0].code == "field_of_view") is (outcome == NOT_A_CELL)
+    assert answer.checks.field_of_view is (outcome == NOT_A_CELL)
+
+
+def test_what_is_neither_cell_nor_smear_is_out_of_distribution_for_a_release_of_cut_out_cells(watched):
+    watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": "cnmc2019"}})
+    page = np.full((200, 200, 3), 250, np.uint8)
+
+    answers = watched([page, 255 - page, draw_cell("ALL", subject=1, cell=3).image])
+
+    assert [answer.outcome == OUT_OF_DISTRIBUTION for answer in answers] == [True, True, False]
+    assert not any(answer.checks.field_of_view for answer in answers)
+
+
+def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched, cells):
+    alone = [watched(cell).checks.ood_score for cell in cells]
+
+    for options in ({}, {"explain": True}, {"views": True}, {"batch_size": 2}):
+        assert [answer.checks.ood_score for answer in watched(cells, **options)] == alone
+    frame = watched.release.preprocessing.frame
+    framed = np.stack([frame(Image.open(cell)) for cell in cells])
+    assert alone == pytest.approx(watched.ood.scores(framed).tolist())
     assert len(set(alone)) == len(cells), "equal scores would hide a wrong order"
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_answer_map_and_familiarity_come_from_one_pass_through_the_backbone(guarded, cells, explain):
+def test_answer_map_and_decision_come_from_one_pass_through_the_backbone(watched, cells, explain):
     passes = []
-    hook = guarded.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
+    hook = watched.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
 
-    guarded(cells[0], explain=explain)
+    watched(cells[0], explain=explain)
 
     hook.remove()
     assert len(passes) == 1
 
 
-def test_a_temperature_in_the_classifier_leaves_familiarity_alone(guarded_release, guarded, cells):
-    cooler = Predictor.from_pretrained(guarded_release)
+def test_weights_have_no_part_in_the_ood_score(watched_release, watched, cells):
+    cooler = Predictor.from_pretrained(watched_release)
     with torch.no_grad():
         cooler.backend.network.classifier.weight.div_(3)
 
-    before, after = guarded(cells[0]), cooler(cells[0])
+    before, after = watched(cells[0]), cooler(cells[0])
 
     assert shares(before) != shares(after)
-    assert before.guard_score == after.guard_score
+    assert before.checks.ood_score == after.checks.ood_score
 
 
-def test_a_guard_of_another_network_is_refused(guarded_release, tmp_path):
-    shutil.copytree(guarded_release, tmp_path / "release")
-    features = np.random.default_rng(0).random((60, 512), dtype=np.float32)
-    path = fit_guard(features, [str(i % 3) for i in range(60)])[0].save(tmp_path / "release" / GUARD)
+def test_a_release_decides_by_the_thresholds_of_its_metrics(tiny_release, tmp_path, cells):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    middle = float(np.median([max(shares(answer)) for answer in Predictor.from_pretrained(tiny_release)(cells)]))
+    decisions = {"operating_points": {}, "abstention": {"default": {"threshold": middle}}}
+    metrics = json.loads((tmp_path / "release" / "metrics.json").read_text()) | {"decisions": decisions}
+    (tmp_path / "release" / "metrics.json").write_text(json.dumps(metrics))
 
-    with pytest.raises(LeukoscopeError, match="fitted on 512 features, but this network has 1024; restore") as error:
+    predictor = Predictor.from_pretrained(tmp_path / "release")
+
+    assert predictor.thresholds == Thresholds(abstain_below=middle)
+    answers = predictor(cells)
+    unsure = [max(shares(answer)) < middle for answer in answers]
+    assert 0 < sum(unsure) < len(cells)
+    for answer, without_class in zip(answers, unsure, strict=True):
+        assert answer.outcome == (ABSTAIN if without_class else answer.most_probable)
+        assert [reason.code for reason in answer.decision.reasons] == ["low_confidence"] * without_class
+
+
+def test_views_tell_how_far_they_disagree_and_one_view_does_not(watched, cells):
+    for answer in watched(cells, views=True):
+        apart = answer.checks.disagreement
+        assert apart * 8 == round(apart * 8) and answer.to_dict()["disagreement"] == apart
+        told = [reason.code for reason in answer.decision.reasons]
+        assert ("views_disagree" in told) == (apart > 0.25 and answer.checks.ood_score <= 1)
+    assert watched(cells[0]).checks.disagreement is None
+
+
+def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(tiny_release, cells):
+    predictor = Predictor.from_pretrained(tiny_release)
+    predictor.thresholds = replace(predictor.thresholds, least_on_cell=1.0)
+
+    plain, explained = predictor(cells), predictor(cells, explain=True)
+
+    assert [answer.outcome for answer in explained] == [answer.outcome for answer in plain]
+    assert all(answer.checks.on_cell is None and answer.decision.reasons == () for answer in plain)
+    for path, answer in zip(cells, explained, strict=True):
+        heat = answer.heatmaps[answer.most_probable].evidence
+        pixels = predictor.release.preprocessing.frame(Image.open(path))
+        assert answer.checks.on_cell == share_on_cell(heat, pixels)
+        told = [(reason.code, reason.value, reason.limit) for reason in answer.decision.reasons]
+        on_cell = answer.checks.on_cell
+        assert told == ([] if on_cell is None else [("explanation_off_cell", on_cell, 1.0)])
+    assert any(answer.checks.on_cell for answer in explained)
+
+
+def test_a_damaged_detector_is_refused(watched_release, tmp_path):
+    shutil.copytree(watched_release, tmp_path / "release")
+    path = tmp_path / "release" / OOD
+    path.write_bytes(path.read_bytes()[:200])
+
+    with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(tmp_path / "release")
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).startswith(f"{path}: not a whole safetensors file")
 
 
-def test_a_cached_hub_release_brings_its_guard_and_a_damaged_one_is_named_by_hub_id(
-    hub_cache, guarded_release, guarded, cells
+def test_a_cached_hub_release_brings_its_detector_and_a_damaged_one_is_named_by_hub_id(
+    hub_cache, watched_release, watched, cells
 ):
-    put_in_cache(hub_cache, guarded_release)
-    assert Predictor.from_pretrained("owner/name")(cells[0]).guard_score == guarded(cells[0]).guard_score
+    put_in_cache(hub_cache, watched_release)
+    assert Predictor.from_pretrained("owner/name")(cells[0]).checks == watched(cells[0]).checks
 
-    cached = hub_cache / "models--owner--name" / "snapshots" / COMMIT / GUARD
+    cached = hub_cache / "models--owner--name" / "snapshots" / COMMIT / OOD
     cached.write_bytes(b"no tensors")
-    with pytest.raises(LeukoscopeError, match=f"^owner/name/{GUARD}: not a whole safetensors file"):
+    with pytest.raises(LeukoscopeError, match=f"^owner/name/{OOD}: not a whole safetensors file"):
         Predictor.from_pretrained("owner/name")
 
 

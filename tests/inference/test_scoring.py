@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +24,16 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.cells.images import open_bytes
+from leukoscope.cells.images import open_bytes, open_image
+from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cells.registry import image_files
+from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
+from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.score_sources import open_source
 from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
-from leukoscope.inference.verdicts import Thresholds
 from leukoscope.models.release import load_release
+from leukoscope.models.release_files import OOD
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = r"^(?P<subject>\w+)-"
@@ -50,8 +54,10 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny release with thresholds amid its answers."""
-    answers = Predictor.from_pretrained(tiny_release)([*cells.glob("all*.png"), *cells.glob("hem*.png")])
+    """The tiny release with thresholds amid its answers, and a detector that lets eight of eleven cells pass."""
+    paths = [*cells.glob("all*.png"), *cells.glob("hem*.png")]
+    predictor = Predictor.from_pretrained(tiny_release)
+    answers = predictor(paths)
     p_all = np.array([answer.probabilities["ALL"] for answer in answers])
     folder = tmp_path_factory.mktemp("decided") / "release"
     folder.mkdir()
@@ -64,6 +70,11 @@ def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.Te
         "abstention": {"default": {"threshold": np.quantile(np.maximum(p_all, 1 - p_all), 0.45)}},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    frame = predictor.release.preprocessing.frame
+    statistics = np.stack([picture_statistics(frame(open_image(path))) for path in paths])
+    arrays = statistics[0], np.ones(STATISTICS), np.eye(STATISTICS), np.ones(())
+    distances = OodDetector(*arrays).distances(statistics)
+    OodDetector(*arrays[:3], np.quantile(distances, 0.75)).save(folder / OOD)
     return folder
 
 
@@ -99,22 +110,62 @@ def test_each_cell_gets_the_answer_it_gets_alone(predictor, cells, tmp_path):
     assert [row["subject"] for row in rows] == [path.name.partition("-")[0] for path in paths]
     shares = np.array([[row["p_ALL"], row["p_HEM"]] for row in rows])
     assert shares == pytest.approx(np.array([list(answer.probabilities.values()) for answer in alone]), abs=1e-5)
-    assert [row["predicted_label"] for row in rows] == [answer.label for answer in alone]
+    assert [row["outcome"] for row in rows] == [answer.outcome for answer in alone]
+    assert {row["outcome"] for row in rows} >= {ABSTAIN, OUT_OF_DISTRIBUTION}, "else nothing is compared"
+    reasons = [[reason.code for reason in answer.decision.reasons] for answer in alone]
+    assert [row["reasons"].split() for row in rows] == reasons
+    assert [bool(row["reasons"]) for row in rows] == [row["outcome"] in WITHOUT_CLASS for row in rows]
+    assert [row["ood_score"] for row in rows] == [answer.checks.ood_score for answer in alone]
     thresholds = Thresholds.from_metrics(predictor.release.metrics)
-    assert [row["abstains"] for row in rows] == thresholds.abstains(shares).tolist()
     for name, called in thresholds.positives(shares, predictor.labels).items():
         assert [row[f"positive_{name}"] for row in rows] == called.tolist()
     assert {(row["model"], row["revision"]) for row in rows} == {(predictor.release.name, "")}
     assert (scored.cells, scored.unreadable) == (11, 2)
-    assert scored.abstained == sum(row["abstains"] for row in rows)
+    outcomes = [row["outcome"] for row in rows]
+    assert (scored.abstained, scored.refused) == (outcomes.count(ABSTAIN), outcomes.count(OUT_OF_DISTRIBUTION))
 
 
-def test_a_release_without_guard_and_thresholds_leaves_them_empty(tiny_release, cells, tmp_path):
-    score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
+def test_the_columns_are_named_and_in_order(predictor, cells, tmp_path):
+    score(predictor, cells, tmp_path / "out.parquet")
+    assert pq.read_schema(tmp_path / "out.parquet").names == [
+        "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "positive_sensitivity_95", "positive_youden",
+        "ood_score", "model", "revision",
+    ]  # fmt: skip
+
+
+def test_a_release_without_detector_and_thresholds_gives_every_cell_a_class(tiny_release, cells, tmp_path):
+    scored = score(Predictor.from_pretrained(tiny_release), cells, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     assert not [name for name in table.column_names if name.startswith("positive_")]
-    for name in ("abstains", "guard_score", "recognised"):
-        assert table[name].to_pylist() == [None] * 11
+    assert table["ood_score"].to_pylist() == [None] * 11
+    for row in table.to_pylist():
+        assert (row["outcome"], row["reasons"]) == ("ALL" if row["p_ALL"] > row["p_HEM"] else "HEM", "")
+    assert (scored.refused, scored.abstained) == (0, 0)
+
+
+def test_what_is_no_cell_is_counted_with_what_is_refused(decided_release, cells, tmp_path):
+    release = tmp_path / "release"
+    shutil.copytree(decided_release, release)
+    metrics = json.loads((release / "metrics.json").read_text()) | {"data": {"name": "cnmc2019"}}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    smear = draw_field(("ALL", "HEM") * 2, size=(300, 380), um_per_pixel=0.2).image
+    Image.fromarray(smear).save(folder / "all0-smear.png")
+    Image.new("RGB", (64, 64), "white").save(folder / "all0-white.png")
+    (folder / "hem1-cell.png").write_bytes(next(cells.glob("all*.png")).read_bytes())
+
+    scored = score(
+        Predictor.from_pretrained(release), folder, tmp_path / "out.parquet", by_subject=tmp_path / "subjects.csv"
+    )
+
+    rows = {row["cell_id"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
+    assert rows["all0-smear.png"]["outcome"] == NOT_A_CELL
+    assert rows["all0-smear.png"]["reasons"].split()[0] == "field_of_view"
+    assert rows["all0-white.png"]["outcome"] == OUT_OF_DISTRIBUTION
+    assert (scored.cells, scored.refused) == (3, 2)
+    refused = {row["subject"]: row["share_refused"] for row in csv.read_csv(tmp_path / "subjects.csv").to_pylist()}
+    assert refused == {"all0": 1.0, "hem1": 0.0}
 
 
 def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
@@ -205,10 +256,17 @@ def test_subjects_are_means_and_shares_of_their_cells(predictor, cells, tmp_path
         own = [row for row in rows if row["subject"] == subject["subject"]]
         assert subject["cells"] == len(own)
         assert subject["mean_p_ALL"] == pytest.approx(np.mean([row["p_ALL"] for row in own]))
-        assert subject["share_HEM"] == pytest.approx(np.mean([row["predicted_label"] == "HEM" for row in own]))
-        assert subject["share_abstained"] == pytest.approx(np.mean([row["abstains"] for row in own]))
+        for name, counted in {
+            "share_ALL": ("ALL",),
+            "share_HEM": ("HEM",),
+            "share_refused": (OUT_OF_DISTRIBUTION, NOT_A_CELL),
+            "share_abstained": (ABSTAIN,),
+        }.items():
+            assert subject[name] == pytest.approx(np.mean([row["outcome"] in counted for row in own]))
+        assert sum(subject[name] for name in subject if name.startswith("share_")) == pytest.approx(1)
         assert subject["notice"] == RESEARCH_NOTICE
-    assert 0 < sum(subject["share_abstained"] for subject in subjects) < len(subjects), "else nothing is compared"
+    for name in ("share_abstained", "share_refused"):
+        assert 0 < sum(subject[name] for subject in subjects) < len(subjects), "else nothing is compared"
 
 
 class Stopped(Exception):
@@ -384,5 +442,4 @@ def test_real_cells_get_the_answers_they_get_alone(real_data, tmp_path):
     assert len(rows) == len(paths) > 10
     for row, answer in zip(rows, predictor(paths), strict=True):
         assert [row["p_ALL"], row["p_HEM"]] == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
-        assert (row["predicted_label"], row["recognised"]) == (answer.label, answer.recognised)
-        assert row["guard_score"] == pytest.approx(answer.guard_score, abs=1e-4)
+        assert (row["outcome"], row["ood_score"]) == (answer.outcome, answer.checks.ood_score)

@@ -25,6 +25,7 @@ from leukoscope.cells.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
+from leukoscope.models.release_files import read_release
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))
@@ -346,6 +347,11 @@ def test_damaged_metrics_are_named(copy):
         ({"calibration": {"temperature": True}}, "calibration.temperature is True; it must be a number"),
         ({"decisions": {"abstention": {"default": {}}}}, "decisions.abstention.default.threshold is missing;"),
         (
+            {"evidence_scale": {"p05": 0.1, "p95": 0.2, "on_cell_p05": "most"}},
+            "evidence_scale.on_cell_p05 is 'most'; it must be a number",
+        ),
+        ({"ood": 1.0}, "ood is 1.0; it must be an object"),
+        (
             {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": 0.5}}}},
             "decisions.operating_points.points.youden is 0.5; it must be an object",
         ),
@@ -372,6 +378,24 @@ def test_a_release_without_metrics_loads(copy):
     (copy / "metrics.json").unlink()
 
     assert load_release(copy).metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"name": "cnmc2019"}, True),
+        ({"name": "phantoms"}, True),
+        ({"name": "ball4"}, False),
+        ({"name": "imagefolder"}, False),
+        ({"name": "somebody's own"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_release_knows_whether_it_takes_cells_cut_out_on_black(copy, data, expected):
+    (copy / "metrics.json").write_text(json.dumps({} if data is None else {"data": data}))
+
+    assert read_release(copy).takes_cut_outs is expected
 
 
 # Saving

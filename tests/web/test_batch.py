@@ -18,6 +18,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.inference.decision import Checks, Thresholds
 from leukoscope.web import batch_files
 from leukoscope.web.batch import classify
 from leukoscope.web.batch_files import Batch, open_batch, subjects_of
@@ -192,10 +193,11 @@ def test_a_bad_pattern_is_refused_in_time(pattern: str, problem: str) -> None:
         subjects_of(["a" * 60 + "-!"], pattern, {})
 
 
-def row(name: str, truth: str, p_all: float, subject: str = "") -> BatchRow:
+def row(name: str, truth: str, p_all: float, subject: str = "", ood_score: float = 0.1) -> BatchRow:
     shares = {"ALL": p_all, "HEM": 1 - p_all}
-    verdict = max(shares, key=shares.__getitem__)
-    return BatchRow(name, truth, subject, verdict, shares, 0.1, {"youden": p_all >= 0.4}, Image.new("RGB", (8, 8)))
+    decision = Thresholds().decide(shares, Checks(ood_score=ood_score))
+    called = {"youden": p_all >= 0.4}
+    return BatchRow(name, truth, subject, decision, shares, ood_score, called, Image.new("RGB", (8, 8)))
 
 
 RESULT = BatchResult(
@@ -231,7 +233,20 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
     assert RESEARCH_NOTICE in page
-    assert "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point" in page
+    assert (
+        "A cell is given its most probable class; in the tab “One cell” another operating point can be chosen" in page
+    )
+
+
+def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
+    foreign = replace(RESULT, rows=(*RESULT.rows, row("blank", "", 0.97, "2", ood_score=7.5)))
+    page = report(foreign)
+    for outcome, count in {"ALL": 2, "HEM": 2, "abstain": 0, "out of distribution": 1, "not a cell": 0}.items():
+        assert f"<dt>{outcome}</dt><dd>{count}</dd>" in page
+    cells = gallery(foreign, "the highest OOD score").split("<li")[1:]
+    assert "<b>out of distribution</b>" in cells[0] and "97" not in cells[0]
+    assert "<b>ALL 90\u00a0%</b>" in cells[1]
+    assert subject_rows(foreign)[1] == ("2", 3, 2, 1, 1, "0.687")
 
 
 @pytest.mark.parametrize(("order", "first"), [("the surest", "=c"), ("the least sure", "b"), ("names, A to Z", "=c")])
@@ -243,9 +258,21 @@ def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
     table = pyarrow.parquet.read_table(io.BytesIO(save_table("Parquet", RESULT).content))
     assert table["p_ALL"].to_pylist() == [0.9, 0.2, 0.99, 0.1]
     assert table["ALL_at_youden"].to_pylist() == [True, False, True, False]
+    assert table["outcome"].to_pylist() == ["ALL", "HEM", "ALL", "HEM"]
+    assert table["label"].to_pylist() == ["ALL", "ALL", "HEM", "HEM"], "the truth that was given"
+    assert table["ood_score"].to_pylist() == [0.1] * 4
     read = pyarrow.csv.read_csv(io.BytesIO(save_table("CSV", RESULT).content))
     assert read["file"].to_pylist() == ["a", "b", "'=c", "d"]
     assert set(read["notice"].to_pylist()) == {RESEARCH_NOTICE}
+
+
+def test_a_file_says_why_a_cell_has_no_class() -> None:
+    rows = (row("a", "", 0.9), row("b", "", 0.9, ood_score=7.5))
+    said = pyarrow.csv.read_csv(io.BytesIO(save_table("CSV", replace(RESULT, rows=rows)).content)).to_pylist()
+    assert [(one["outcome"], one["reasons"], one["ood_score"]) for one in said] == [
+        ("ALL", "", 0.1), ("out of distribution", "ood_colour", 7.5),
+    ]  # fmt: skip
+    assert not {"verdict", "guard_score"} & set(said[0])
 
 
 @pytest.fixture
@@ -271,6 +298,10 @@ def test_a_labelled_zip_is_answered_and_deleted(
     answer = endpoint([path], "tiny", r"s(\d)_")
     assert [cell["file"] for cell in answer["cells"]] == list(files)[:6]
     assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["", "HEM", "HEM"]
+    # A release without detector and thresholds gives every picture its most probable class.
+    for cell in answer["cells"]:
+        assert cell["outcome"] == ("ALL" if cell["p_ALL"] >= cell["p_HEM"] else "HEM")
+        assert (cell["reasons"], cell["ood_score"]) == ("", None)
     assert [line[0] for line in answer["subjects"]] == ["0", "1", "2"]
     assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
     assert any(note.startswith("ALL/broken.png: is not an image") for note in answer["notes"])

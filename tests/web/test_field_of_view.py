@@ -10,16 +10,17 @@ from io import BytesIO, StringIO
 from pathlib import Path
 
 import gradio
+import numpy as np
 import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.images import UnreadableImage
+from leukoscope.cells.fields import cut_out
 from leukoscope.inference.field_reading import FieldReading
 from leukoscope.web.demo import build_demo
 from leukoscope.web.field_of_view import EXAMPLE_PITCH, EXAMPLES, FieldLook, example, read
 from leukoscope.web.field_panels import boxes, counts, save_reading
-from leukoscope.web.look import look_at
+from leukoscope.web.look import examine, look_at, summary
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.tables import safe_cell
 
@@ -40,22 +41,48 @@ def test_every_cell_is_a_button_that_says_what_it_is(look: FieldLook, reading: F
     page = boxes(look.image, reading)
     assert len(reading.cells) == 5
     assert page.count('<button class="lk-box"') == 5
-    assert "Here a cell is named by its likeliest class; the tab “One cell” decides at an operating point" in page
+    assert (
+        "A cell is given its most probable class; in the tab “One cell” another operating point can be chosen" in page
+    )
     for number, cell in enumerate(reading.cells):
         assert f'data-cell="{number}"' in page
-        assert f'aria-label="Cell {number + 1}: {cell.verdict}, ' in page
+        assert f'aria-label="Cell {number + 1}: {cell.outcome}, ' in page
     assert f'<p class="lk-verdict" role="status">{reading.summary}</p>' in counts(reading)
     assert RESEARCH_NOTICE in counts(reading)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet-b3"])
-def test_a_release_knows_the_cells_of_the_synthetic_fields(name: str) -> None:
+def test_the_cells_of_the_synthetic_fields_are_in_distribution_and_most_probably_what_they_are(name: str) -> None:
     folder = RELEASE.with_name(f"leukoscope-{name}-cnmc")
     for number, (_, classes) in enumerate(EXAMPLES):
         seen = read(Shelf({name: folder}), partial(example, number), name, EXAMPLE_PITCH).reading
-        assert all(cell.prediction and cell.prediction.recognised for cell in seen.cells)
-        assert Counter(cell.prediction.label for cell in seen.cells if cell.prediction) == Counter(classes)
+        assert seen.share_known == 1 and seen.counts["out of distribution"] == 0
+        found = [cell.prediction for cell in seen.cells if cell.prediction]
+        assert Counter(one.most_probable for one in found) == Counter(classes)
+        # It may abstain from a drawing, but gives none the other class.
+        assert all(one.outcome in (one.most_probable, "abstain") for one in found)
+
+
+def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor_behind_its_boxes() -> None:
+    image, caption = example(0)
+    # Another stain: the same field, warmer.
+    pixels = np.asarray(image).astype(np.float32) * (1.0, 0.86, 0.74)
+    warm, shelf = Image.fromarray(pixels.astype(np.uint8)), Shelf({"a": RELEASE})
+    seen = read(shelf, lambda: (warm, caption), "a", EXAMPLE_PITCH)
+    whole = [cell for cell in seen.reading.cells if cell.prediction]
+    assert len(whole) >= 3 and seen.reading.share_known is not None and seen.reading.share_known < 0.5
+    assert {cell.outcome for cell in whole} == {"out of distribution"}
+    assert "no cell gets a class" in counts(seen.reading)
+    assert "<dt>ALL</dt><dd>0</dd>" in counts(seen.reading) and "<dt>HEM</dt><dd>0</dd>" in counts(seen.reading)
+    page = boxes(seen.image, seen.reading)
+    assert page.count("border-style:dashed") == len(seen.reading.cells)
+    # A cell opened from the field is decided knowing its field.
+    assert seen.reading.field.scale is not None
+    cut = cut_out(warm, whole[0].cell, seen.reading.field.scale.um_per_pixel)
+    opened = examine(shelf, cut, "Cell 1", "a", field_share=seen.reading.share_known)
+    assert opened.prediction.outcome == "out of distribution"
+    assert opened.decision("youden").outcome == "out of distribution"
 
 
 def test_what_a_stranger_called_a_file_is_escaped(look: FieldLook) -> None:
@@ -69,7 +96,10 @@ def test_what_a_stranger_called_a_file_is_escaped(look: FieldLook) -> None:
 def test_the_exports_agree_and_name_no_folder(look: FieldLook, reading: FieldReading, tiny_release: Path) -> None:
     whole = json.loads(save_reading(look.image, reading, "JSON").content)
     rows = list(csv.DictReader(StringIO(save_reading(look.image, reading, "CSV").content.decode())))
-    assert [row["verdict"] for row in rows] == [cell["verdict"] for cell in whole["cells"]]
+    assert [row["outcome"] for row in rows] == [cell["outcome"] for cell in whole["cells"]]
+    assert Counter(cell["outcome"] for cell in whole["cells"]) == {k: n for k, n in whole["counts"].items() if n}
+    # A release without a detector has no OOD scores.
+    assert {row["ood_score"] for row in rows} == {""} and whole["share_known"] is None
     assert float(rows[0]["p_ALL"]) == whole["cells"][0]["probabilities"]["ALL"]
     assert {row["notice"] for row in rows} == {whole["notice"]} == {RESEARCH_NOTICE}
     assert {row["model"] for row in rows} == {whole["model"]} == {"tiny"}
@@ -78,11 +108,15 @@ def test_the_exports_agree_and_name_no_folder(look: FieldLook, reading: FieldRea
         assert image.text["Title"].startswith("Synthetic field 1 read by tiny: 5 nucleated cell(s)")
 
 
-def test_a_smear_given_as_one_cell_is_sent_to_this_tab() -> None:
-    with pytest.raises(
-        UnreadableImage, match="Synthetic field 1: shows a smear, .* open it in the tab “A field of view”"
-    ):
-        look_at(Shelf({"a": RELEASE}), lambda: example(0), "a")
+def test_a_smear_given_as_one_cell_is_not_a_cell_and_is_sent_to_this_tab() -> None:
+    seen = look_at(Shelf({"a": RELEASE}), lambda: example(0), "a")
+    for point in ("", "youden"):
+        assert seen.decision(point).outcome == "not a cell"
+        judged = seen.judgement(point)
+        assert judged.headline == "Not a cell: no class is given." and not judged.has_class
+        assert judged.because.startswith("The picture shows a smear")
+        assert "Open it in the tab “A field of view”, or send it to /field." in judged.because
+    assert summary(seen).startswith("Not a cell: no class is given.\n")
 
 
 @pytest.mark.parametrize(("name", "shown"), [("=1+1.png", "'=1+1.png"), ("-x", "'-x"), ("cell.png", "cell.png")])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.inference.decision import ABSTAIN, OUT_OF_DISTRIBUTION
 from leukoscope.web import one_cell, panels, words
 from leukoscope.web.shelf import Shelf
 
@@ -27,7 +28,14 @@ def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
     return endpoint
 
 
+def _view() -> one_cell.View:
+    """The components that show a result, outside of any page."""
+    with gradio.Blocks():
+        return one_cell.View.build()
+
+
 EMBEDDED = Path(__file__).parents[2] / "model_card"
+CNMC = EMBEDDED / "leukoscope-densenet121-cnmc"
 BLANK = Image.new("RGB", (40, 40), "white")
 
 
@@ -38,6 +46,45 @@ def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:
     page += panels.reading(hostile, {"Model": hostile}, hostile) + panels.message(hostile, hostile)
     assert "<script>" not in page
     assert RESEARCH_NOTICE in page
+
+
+def test_probabilities_without_a_class_are_folded_under_what_they_are_not() -> None:
+    shares = {"ALL": 0.8, "HEM": 0.2}
+    given = panels.answer(shares, words.Judgement("ALL", "said"))
+    withheld = panels.answer(shares, words.Judgement("No class: the model abstains.", "said", has_class=False))
+    assert given.count("<li") == withheld.count("<li") == 2
+    assert "<details" not in given and "Probabilities: no result" not in given
+    before, after = withheld.split("<details")
+    assert "No class: the model abstains." in before and "80" not in before
+    assert (
+        "<summary>Probabilities: no result for this picture</summary>" in after and " open" not in after.split(">")[0]
+    )
+
+
+def test_a_result_opens_at_the_most_probable_class_and_keeps_a_point_that_the_release_has() -> None:
+    from leukoscope.web import look
+
+    view = _view()
+    seen = look.examine(Shelf({"cnmc": CNMC}), *look.example(0), "cnmc")
+    for asked, chosen in (("", ""), ("youden", "youden"), ("of another release", "")):
+        shown = view.show(seen, 0.5, asked)
+        assert shown[view.point].value == chosen
+        assert shown[view.point].choices[0] == ("the most probable class", "")
+        assert [value for _, value in shown[view.point].choices] == ["", *seen.thresholds.operating_points]
+        assert shown[view.answer] == panels.answer(seen.prediction.probabilities, seen.judgement(chosen))
+    assert seen.decision("") == seen.prediction.decision
+
+
+def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_path: Path) -> None:
+    Image.new("RGB", (450, 450), "white").save(tmp_path / "blank.png")
+    for point in ("", "sensitivity_95"):
+        outcome, probabilities, _, text, decision = _predict({"cnmc": CNMC})(str(tmp_path / "blank.png"), "cnmc", point)
+        assert outcome == decision["outcome"] == OUT_OF_DISTRIBUTION
+        assert decision["operating_point"] == point
+        assert decision["ood_score"] > 1 and decision["reasons"][0]["value"] == decision["ood_score"]
+        assert decision["reasons"][0]["code"].startswith("ood_") and decision["reasons"][0]["limit"] == 1
+        assert set(probabilities) == {"ALL", "HEM"}
+        assert text.startswith("Out of distribution: no class is given.")
 
 
 def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) -> None:
@@ -54,7 +101,7 @@ def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) 
     assert not np.array_equal(np.asarray(strong), np.asarray(bare))
     text = look.summary(seen)
     assert text.startswith("The model ")
-    assert "brings no calibration: its percentages are not how often it is right; and no input guard" in text
+    assert "brings no calibration: its percentages are not how often it is right; and no OOD detector" in text
     assert "Model tiny, local files; " in text
     assert text.endswith(RESEARCH_NOTICE)
 
@@ -85,24 +132,26 @@ def test_the_page_opens_with_examples_that_its_first_model_knows(name: str, show
 
 
 @pytest.mark.slow
-def test_every_smear_offered_is_known_to_the_release() -> None:
+def test_every_smear_offered_is_in_distribution_and_given_its_class() -> None:
     from leukoscope.web import look
 
     offered = [look.smear_example(number)[0] for number in range(len(look.SMEAR_EXAMPLES))]
     said = Predictor.from_pretrained(EMBEDDED / "leukoscope-densenet201-ball4")(offered)
-    assert [one.label for one in said] == [label for label, _ in look.SMEAR_EXAMPLES]
-    assert all(one.recognised for one in said)
+    assert [one.outcome for one in said] == [label for label, _ in look.SMEAR_EXAMPLES]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet-b3"])
-def test_a_release_knows_the_synthetic_cells(name: str) -> None:
+def test_the_synthetic_cells_are_in_distribution_and_never_taken_for_the_other_class(name: str) -> None:
     predictor = Predictor.from_pretrained(EMBEDDED / f"leukoscope-{name}-cnmc")
     for label in PHANTOM_LABELS:
         drawn = [draw_cell(label, subject=subject, cell=cell).image for subject in range(12) for cell in range(4)]
         said = predictor(drawn)
-        assert np.mean([one.label == label for one in said]) >= 0.9, f"{name} does not take them for {label}"
-        assert np.mean([bool(one.recognised) for one in said]) >= 0.9, f"the guard of {name} stops {label}"
+        assert np.mean([one.most_probable == label for one in said]) >= 0.9, f"{name} does not take them for {label}"
+        known = [one.checks.ood_score is not None and one.checks.ood_score <= 1 for one in said]
+        assert np.mean(known) >= 0.9, f"{name} takes {label} for out of distribution"
+        # It may abstain from a drawing.
+        assert {one.outcome for one in said} <= {label, ABSTAIN, OUT_OF_DISTRIBUTION}
 
 
 def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:

@@ -1,4 +1,4 @@
-"""An answer in words: as firm as the figures behind it, silent where it should be."""
+"""A decision in words: as firm as the figures behind it, and without a class where none is decided on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from leukoscope.cells.field_stain import measure_stain
 from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.inference.verdicts import Thresholds
+from leukoscope.inference.decision import Checks, Thresholds
 from leukoscope.web import words
 
 BLANK = Image.new("RGB", (40, 40), "white")
@@ -24,29 +24,77 @@ def cut_out_cell(side: int = 40) -> Image.Image:
 DECIDED = Thresholds("ALL", {"sensitivity_95": 0.35, "specificity_95": 0.92}, abstain_below=0.7)
 
 
+def judge(p_all: float, point: str = "", **checks: object) -> words.Judgement:
+    """What is said of a cell with this probability of ALL, by a release with the thresholds above."""
+    shares = {"ALL": p_all, "HEM": 1 - p_all}
+    decision = DECIDED.decide(shares, Checks(**checks), operating_point=point)  # type: ignore[arg-type]
+    said = words.judgement(decision, shares, DECIDED)
+    return words.Judgement(said.headline.replace("\u00a0", " "), said.because.replace("\u00a0", " "), said.has_class)
+
+
 @pytest.mark.parametrize(
     ("probability", "point", "headline", "because"),
     [
-        (0.93, "specificity_95", "ALL-like, leukaemic blast: above the 95 %-specificity threshold.", "lies at 92 %."),
-        (0.78, "specificity_95", "HEM-like, normal precursor: below the 95 %-specificity threshold.", "ALL has 78 %;"),
-        (0.78, "sensitivity_95", "ALL-like, leukaemic blast: above the 95 %-sensitivity threshold.", "lies at 35 %."),
-        (0.40, "sensitivity_95", "Not sure: the model abstains.", "HEM (normal precursor), has 60 %; below 70 %"),
-        (0.40, "sensitivity_95", "Not sure: the model abstains.", "Made to choose: ALL-like"),
+        (0.93, "specificity_95", "ALL, leukaemic blast: above the 95 %-specificity threshold.", "lies at 92 %."),
+        (0.78, "specificity_95", "HEM, normal precursor: below the 95 %-specificity threshold.", "ALL has 78 %;"),
+        (0.78, "sensitivity_95", "ALL, leukaemic blast: above the 95 %-sensitivity threshold.", "lies at 35 %."),
         (0.78, "", "The model leans towards ALL (leukaemic blast), 78 %, and is not firm about it.", ""),
     ],
 )
-def test_a_cell_is_judged_at_the_operating_point_or_not_at_all(
-    probability: float, point: str, headline: str, because: str
+def test_a_class_is_told_at_the_operating_point(probability: float, point: str, headline: str, because: str) -> None:
+    judged = judge(probability, point, ood_score=0.5)
+    assert judged.headline == headline
+    assert because in judged.because
+    assert judged.has_class
+
+
+@pytest.mark.parametrize("point", ["", "sensitivity_95", "specificity_95"])
+@pytest.mark.parametrize(
+    ("probability", "checks", "headline", "because"),
+    [
+        (
+            0.40, {}, "No class: the model abstains.",
+            "Its most probable class has 0.600, and the threshold is 0.700.",
+        ),
+        (
+            0.99, {"disagreement": 0.375}, "No class: the model abstains.",
+            "38% of its turned and mirrored views are predicted otherwise, more than 25%.",
+        ),
+        (
+            0.99, {"ood_score": 3.14, "ood_group": "texture"}, "Out of distribution: no class is given.",
+            "Its texture is unlike that of the training cells (OOD score 3.1, limit 1).",
+        ),
+        (
+            0.99, {"ood_score": 0.6, "field_share": 0.2}, "Out of distribution: no class is given.",
+            "Of its field only 20% of the cells are like the training cells, and 50% are needed.",
+        ),
+    ],
+)  # fmt: skip
+def test_without_a_class_the_reason_is_told_and_no_class_is_named(
+    probability: float, checks: dict[str, object], headline: str, because: str, point: str
 ) -> None:
-    judged = words.judgement({"ALL": probability, "HEM": 1 - probability}, DECIDED, point)
-    assert judged.headline.replace("\u00a0", " ") == headline
-    assert because in judged.because.replace("\u00a0", " ")
+    judged = judge(probability, point, **checks)
+    assert (judged.headline, judged.because, judged.has_class) == (headline, because, False)
+    assert "leukaemic" not in judged.headline + judged.because
 
 
-def test_a_cell_the_guard_does_not_know_is_not_judged() -> None:
-    judged = words.judgement({"ALL": 0.99, "HEM": 0.01}, DECIDED, "sensitivity_95", recognised=False)
-    assert judged.headline == "This does not look like the cells this model knows."
-    assert "it means nothing" in judged.because
+def test_a_smear_is_sent_to_where_its_cells_are_found() -> None:
+    judged = judge(0.99, ood_score=36.0, field_of_view=True)
+    assert judged.headline == "Not a cell: no class is given."
+    assert judged.because.startswith("The picture shows a smear, and this model was trained on single cells")
+    assert judged.because.endswith("Open it in the tab “A field of view”, or send it to /field.")
+
+
+def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None:
+    wary = Thresholds("ALL", {"sensitivity_95": 0.35}, least_on_cell=0.25)
+    shares = {"ALL": 0.95, "HEM": 0.05}
+    for point, headline in (("", "The model reads this picture as ALL"), ("sensitivity_95", "ALL, leukaemic blast")):
+        decision = wary.decide(shares, Checks(ood_score=0.5, on_cell=0.1), operating_point=point)
+        judged = words.judgement(decision, shares, wary)
+        assert judged.headline.startswith(headline) and judged.has_class
+        assert judged.because.endswith(
+            "10% of its Grad-CAM map lies on the cell; 95 % of known cells have more than 25%."
+        )
 
 
 def test_evidence_weaker_than_another_class_s_is_said() -> None:
@@ -89,12 +137,11 @@ def test_evidence_on_a_cut_out_cell_is_shared_between_cell_and_background() -> N
     # Bilinear between two cells of 3 and 1: the left half holds 2.75 of 4 parts.
     assert text.startswith("69\u00a0% of the evidence for ALL lies on the cell, 31\u00a0% on background")
     assert "the cell fills 50\u00a0% of what the model saw" in text
-    assert "do not rely" not in text
 
 
-def test_evidence_on_the_background_is_a_warning() -> None:
-    text = words.evidence(np.array([[0.0, 1.0]], np.float32), cut_out_cell(), "HEM")
-    assert "Most of it is not on the cell: do not rely on this answer." in text
+def test_evidence_on_the_background_is_counted_as_such() -> None:
+    text = words.evidence(np.array([[0.0, 0.0, 0.0, 1.0]], np.float32), cut_out_cell(), "HEM")
+    assert text.startswith("0\u00a0% of the evidence for HEM lies on the cell, 100\u00a0% on background")
 
 
 def test_evidence_in_a_smear_is_placed() -> None:
@@ -124,13 +171,16 @@ def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> 
     [
         ("ALL", 0.93, 0.0, "All 8 turned and mirrored views are answered ALL; their average gives it 93\u00a0%."),
         ("ALL", 0.61, 0.125, "1 of 8 turned and mirrored views is not answered ALL, which has 61\u00a0% in their"),
+        ("ALL", 0.61, 0.25, "2 of 8 turned and mirrored views are not answered ALL, which has 61\u00a0% in their"),
         ("HEM", 0.7, 0.375, "3 of 8 turned and mirrored views are not answered HEM, which has 70\u00a0% in their"),
     ],
 )
 def test_views_that_disagree_are_counted(together: str, share: float, disagreement: float, said: str) -> None:
     text = words.agreement("ALL", together, share, disagreement)
     assert text.startswith(said)
-    assert ("do not rely" in text) == (disagreement > 0)
+    abstains = Thresholds().decide({"ALL": 0.9, "HEM": 0.1}, Checks(disagreement=disagreement)).outcome == "abstain"
+    assert text.endswith("More than 25\u00a0% differ: with all views, the model abstains.") == abstains
+    assert abstains == (disagreement > 0.25)
     assert ("Their average says HEM, the upright view ALL." in text) == (together == "HEM")
 
 
@@ -140,19 +190,19 @@ def test_an_empty_heat_map_is_said_to_be_empty() -> None:
 
 def test_synthetic_training_is_said() -> None:
     calibrated = {"calibration": {"temperature": 1.2}}
-    (said,) = words.warnings({"data": {"synthetic": True}} | calibrated, guarded=True)
+    (said,) = words.warnings({"data": {"synthetic": True}} | calibrated, detects=True)
     assert "trained on synthetic phantoms" in said
-    assert words.warnings({"data": {"synthetic": False}} | calibrated, guarded=True) == ()
+    assert words.warnings({"data": {"synthetic": False}} | calibrated, detects=True) == ()
 
 
 @pytest.mark.parametrize(
-    ("metrics", "guarded", "said"),
+    ("metrics", "detects", "said"),
     [
-        ({"calibration": {"temperature": 1.2}}, False, "This model brings no input guard: it names a class for any"),
+        ({"calibration": {"temperature": 1.2}}, False, "This model brings no OOD detector: it gives a class to any"),
         ({}, True, "This model brings no calibration: its percentages are not how often it is right."),
-        ({}, False, "This model brings no calibration: its percentages are not how often it is right; and no input"),
+        ({}, False, "This model brings no calibration: its percentages are not how often it is right; and no OOD"),
     ],
 )
-def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], guarded: bool, said: str) -> None:
-    (warning,) = words.warnings(metrics, guarded=guarded)
+def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], detects: bool, said: str) -> None:
+    (warning,) = words.warnings(metrics, detects=detects)
     assert warning.startswith(said)

@@ -35,6 +35,8 @@ OVERLAP = 40.0
 CUT_OUT_PITCH = 0.06
 CUT_OUT_SIDE = 450
 PLASMA_REACH = 0.55  # µm: two working pixels
+# µm; a lymphocyte's nucleus is 6 to 9 wide, a blast's up to 14.
+PLAUSIBLE_NUCLEI = (5.5, 15.0)
 # A nuclear outline wider than this has lost its chromatin; the sharp fields of BCCD measure 1.1 to 1.5 µm.
 BLURRED_EDGE = 2.0
 
@@ -311,5 +313,13 @@ def _edge_width(level: NDArray[np.floating], slope: NDArray[np.floating], nucleu
 def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
     if cells and float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
         yield "The field looks out of focus: chromatin cannot be judged in it."
+    if cells:
+        width = 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
+        if not PLAUSIBLE_NUCLEI[0] <= width <= PLAUSIBLE_NUCLEI[1]:
+            low, high = PLAUSIBLE_NUCLEI
+            yield (
+                f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm a pixel ({scale.source}); "
+                f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
+            )
     if scale.source == "nuclei":
         yield "Too few red cells to read the scale from: it is guessed from the nuclei; better give it."

@@ -32,15 +32,21 @@ def field(
     um_per_pixel: Annotated[
         float | None, typer.Option("--um-per-pixel", help="Micrometres a pixel; else read from the red cells.")
     ] = None,
+    one_scale: Annotated[
+        bool,
+        typer.Option("--one-scale", help="The fields are of one microscope: use the median of their scales."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a model of cut-out cells."""
     from leukoscope.cells.images import open_field
-    from leukoscope.inference.field_reading import read_field
+    from leukoscope.inference.field_reading import read_field, series_scale
     from leukoscope.inference.predictor import Predictor
 
     predictor = Predictor.from_pretrained(model)
     readings, failed = [], False
+    if one_scale and um_per_pixel is None:
+        um_per_pixel = series_scale(_opened(images))
     overlays = iter(_overlay_paths(out, images) if out is not None else ())
     for path in images:
         overlay = next(overlays, None)
@@ -58,6 +64,17 @@ def field(
         _print_table(readings)
     if failed:
         raise typer.Exit(1)
+
+
+def _opened(images: Sequence[Path]) -> Iterator[Image]:
+    """The fields that can be read, one at a time; what is wrong with the others is told when they are read."""
+    from leukoscope.cells.images import open_field
+
+    for path in images:
+        try:
+            yield open_field(path)
+        except LeukoscopeError:
+            continue
 
 
 def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:

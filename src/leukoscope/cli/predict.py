@@ -116,11 +116,12 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Reason in words → the files it holds for, by name; more than two are counted."""
     files: dict[str, list[str]] = {}
     for row in rows:
+        name = os.fsencode(row["source"]).decode(errors="replace")
         for reason in row["reasons"]:
-            files.setdefault(reason["text"], []).append(os.fsencode(row["source"]).decode(errors="replace"))
+            files.setdefault(reason["text"], []).append(name)
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
-            hint = f"find and classify its cells with: leukoscope field {row['source']} --model {row['model']}"
-            files.setdefault(hint, []).append(os.fsencode(row["source"]).decode(errors="replace"))
+            hint = f"find and classify its cells with: leukoscope field {name} --model {row['model']}"
+            files.setdefault(hint, []).append(name)
     return {text: ", ".join(names) if len(names) < 3 else f"{len(names)} files" for text, names in files.items()}
 
 

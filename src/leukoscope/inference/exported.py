@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
 GRAPH_VERSION = 1
+# Visitors of a demo may name any model: of the graphs made for them the last ones used are kept.
+MOST_GRAPHS = 20
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
 F32, BF16 = "f32", "bf16"
 REPORT, HEAD = "export.json", "head.safetensors"
@@ -53,6 +55,8 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
                 f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); free some space, or "
                 "name a folder with LEUKOSCOPE_CACHE"
             ) from None
+        _remove_oldest(folder.parent)
+    os.utime(folder / REPORT)  # when it was last used
     report = json.loads((folder / REPORT).read_text())
     if "impossible" in report:
         raise NoGraph(f"{release.name}: {report['impossible']}")
@@ -62,6 +66,13 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
             f"{report['allowed']:g}; use backend='torch'"
         )
     return folder
+
+
+def _remove_oldest(graphs: Path) -> None:
+    """Keep the `MOST_GRAPHS` graphs used last."""
+    used = sorted(graphs.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
+    for report in used[:-MOST_GRAPHS]:
+        shutil.rmtree(report.parent, ignore_errors=True)
 
 
 def _excess(report: Mapping[str, Any]) -> str:

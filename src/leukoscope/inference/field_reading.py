@@ -7,13 +7,16 @@ field most of whose cells are out of distribution gets no class at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.field_scale import measure_scale
+from leukoscope.cells.field_stain import measure_stain
 from leukoscope.cells.fields import Field, FieldCell, UnusableField, cut_out, find_cells
 from leukoscope.inference.decision import FIELD_NEEDS, WITHOUT_CLASS
 
@@ -147,6 +150,21 @@ def read_field(
         return reading
     cells = tuple(_within(one, reading.share_known, predictor) for one in readings)
     return replace(reading, cells=cells)
+
+
+def series_scale(images: Iterable[Image.Image]) -> float | None:
+    """One scale for fields of one series, taken with one microscope: the median of theirs.
+
+    Returns:
+        Micrometres a pixel; None where no field tells it by its red cells.
+    """
+    scales = []
+    for image in images:
+        stain = measure_stain(image)
+        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(image, stain)
+        if scale is not None and scale.source == "red cells":
+            scales.append(scale.um_per_pixel)
+    return float(np.median(scales)) if scales else None
 
 
 def _within(cell: CellReading, share_known: float, predictor: Predictor) -> CellReading:

@@ -97,6 +97,14 @@ def fetch_files(
     return folder
 
 
+def cached_repository(hub_id: str) -> Path:
+    """Where the Hub's client keeps the files of a model repository on this machine, whether or not it has any."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
+
+
 def ask_hub(hub_id: str, revision: str | None = None, *, sizes: bool = False, anonymous: bool = False) -> ModelInfo:
     """What the Hub says about a repository, with the sizes of its files if asked, within `HUB_TIMEOUT`.
 

@@ -182,9 +182,12 @@ class OodDetector:
             raise LeukoscopeError(f"{path}: is no OOD detector (holds {found}); restore it from the release")
         shapes = {"mean": (STATISTICS,), "deviation": (STATISTICS,), "correlation": (STATISTICS,) * 2, "limit": ()}
         wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+        # With these no picture would be out of distribution.
+        wrong = wrong or [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
         if wrong or not all(np.isfinite(array).all() for array in arrays.values()):
             raise LeukoscopeError(f"{path}: damaged ({', '.join(wrong) or 'not finite'}); restore it from the release")
         try:
+            np.linalg.cholesky(arrays["correlation"].astype(np.float64))
             return cls(**{name: array.astype(np.float32) for name, array in arrays.items()})
         except np.linalg.LinAlgError:
             raise LeukoscopeError(f"{path}: damaged (correlation); restore it from the release") from None

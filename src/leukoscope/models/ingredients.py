@@ -104,7 +104,7 @@ class Recipe:
         sampling: an epoch shows every cell once ("cells"), or every class equally and in it every subject equally
             ("subjects") or by the square root of its cells ("subjects_sqrt"): few patients with many cells each
             otherwise decide what a class looks like.
-        epoch_cells: cells that an epoch shows; 0 shows as many as there are.
+        epoch_cells: cells that an epoch shows, at most as many as there are; 0 shows that many.
         mixup: cells are blended in pairs, labels too, by a share drawn from Beta(mixup, mixup) (Zhang et al. 2018,
             arXiv:1710.09412); 0 blends none.
         subject_robustness: step size by which training turns to the subjects that do worst (group DRO, Sagawa et al.

@@ -37,7 +37,7 @@ _METRICS_SHAPE: dict[str, Any] = {
         "operating_points": {"positive_label!": str, "points!": {"*": {"threshold!": float}}},
         "abstention": {"default!": {"threshold!": float}},
     },
-    "evidence_scale": {"p05!": float, "p95!": float},
+    "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "precision", "recalibration")},
 }
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}

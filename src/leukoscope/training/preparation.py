@@ -72,10 +72,11 @@ def prepare(
     )
     train = Rows(inputs, cells.labels, rows)
     batch_size = _fitting_batch_size(accelerator, recipe, whole_or_head, train)
-    sampler: Sampler[int] = RandomSampler(train, num_samples=min(recipe.epoch_cells or len(train), len(train)))
+    shown = min(recipe.epoch_cells or len(train), len(train))
+    sampler: Sampler[int] = RandomSampler(train, num_samples=shown)
     if recipe.sampling != "cells":
         power = 0.5 if recipe.sampling == "subjects_sqrt" else 0.0
-        sampler = SubjectBalancedSampler(labels, subjects, run.seed, size=recipe.epoch_cells or None, power=power)
+        sampler = SubjectBalancedSampler(labels, subjects, run.seed, size=shown, power=power)
     loader = training_loader(train, batch_size, accelerator, sampler)
     # Row numbers stay on the CPU, where the augmentation draws from them; the rest is moved when its turn comes.
     learner, optimizer, loader = accelerator.prepare(

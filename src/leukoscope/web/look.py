@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHOWN_SIDE = 720
 OPACITY = 0.55
 EXAMPLES = tuple((label, subject, cell) for label in PHANTOM_LABELS for subject, cell in ((0, 0), (1, 1), (2, 2)))
-SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (48, 1, 12, 8), strict=True))  # with seeds whose fields the release knows
+SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 1, 57, 23), strict=True))  # with seeds that are in distribution
 
 
 @dataclass(frozen=True)

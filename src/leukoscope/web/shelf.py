@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
+from shutil import rmtree
 from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
@@ -30,6 +31,7 @@ ANSWERS_AT_ONCE, LOADED_AT_ONCE = 2, 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
 MAX_DOWNLOAD = 400 * 2**20
+MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 MOST_CELLS = 500  # of one field: half a minute of a small machine
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,10 +42,27 @@ HOW_TO_GET_ONE = (
 
 
 def find_releases(root: Path) -> dict[str, Path]:
-    """Releases embedded under a folder, by name, in alphabetical order; {} where the folder is missing."""
+    """Releases embedded under a folder, by name; {} where the folder is missing.
+
+    The first is what the demo opens with: the one with the highest AUROC by subject on subjects it has not seen. Those
+    without such a figure follow in alphabetical order.
+    """
     folders = (config.parent for config in sorted(root.glob("*/config.json")))
     # A hidden folder is a release still being written or copied.
-    return {folder.name: folder for folder in folders if not folder.name.startswith(".")}
+    found = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
+    return dict(sorted(found.items(), key=lambda item: -_auroc_of_unseen_subjects(item[1])))
+
+
+def _auroc_of_unseen_subjects(release: Path) -> float:
+    from leukoscope.models.release_files import read_metrics
+
+    try:
+        evaluations = read_metrics(release).get("evaluations") or [{}]
+        if evaluations[0].get("split", {}).get("disjoint_by") == "subject":
+            return float(evaluations[0]["metrics"].get("auroc_by_subject") or 0.0)
+    except (LeukoscopeError, KeyError, AttributeError, TypeError, ValueError):
+        pass  # it is told when the release is chosen
+    return 0.0
 
 
 def listed_models(file: Path) -> list[str]:
@@ -67,6 +86,8 @@ class Shelf:
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        # What visitors had fetched: Hub id → bytes, the longest unused first.
+        self._fetched: OrderedDict[str, int] = OrderedDict()
         self._shelf_lock = Lock()
         # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
         self._model_locks: dict[str, tuple[Lock, int]] = {}
@@ -158,7 +179,27 @@ class Shelf:
             ) from None
         if name in self.names:  # offered by whoever runs the demo, who knows its size
             return partial(Predictor.from_hub, name, device=best_device())
-        return partial(_from_hub, name, hub_id, revision)
+        return partial(self._fetch, name, hub_id, revision)
+
+    def _fetch(self, name: str, hub_id: str, revision: str | None) -> Predictor:
+        """Load a Hub model that a visitor named; the longest unused of those leave the disk beyond 2 GB.
+
+        What lay in the cache before is not the demo's to remove.
+        """
+        from leukoscope.inference.hub_files import cached_repository
+
+        folder = cached_repository(hub_id)
+        was_there = folder.exists()
+        try:
+            return _from_hub(name, hub_id, revision)
+        finally:
+            with self._shelf_lock:
+                if folder.exists() and (hub_id in self._fetched or not was_there):
+                    self._fetched[hub_id] = sum(file.stat().st_size for file in folder.glob("blobs/*"))
+                    self._fetched.move_to_end(hub_id)
+                while len(self._fetched) > 1 and sum(self._fetched.values()) > MAX_DOWNLOADS:
+                    oldest, _ = self._fetched.popitem(last=False)
+                    rmtree(cached_repository(oldest), ignore_errors=True)
 
     def _take(self, name: str) -> Predictor | None:
         with self._shelf_lock:
