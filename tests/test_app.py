@@ -155,7 +155,7 @@ def test_visitors_who_send_the_same_picture_are_all_answered(client: Any, cache:
     answers = [job.result(timeout=START_SECONDS) for job in jobs]
     assert len({tuple(probabilities.items()) for _, probabilities, *_ in answers}) == 1
     # Each is sent a file that nobody else's answer writes anew meanwhile.
-    overlays = [Path(overlay).read_bytes() for _, _, overlay, _ in answers]
+    overlays = [Path(overlay).read_bytes() for _, _, overlay, *_ in answers]
     assert len(set(overlays)) == len(answers)
     with Image.open(answers[0][2]) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
@@ -205,6 +205,16 @@ def test_the_curl_snippet_does_what_it_says(address: str, tmp_path: Path) -> Non
     snippet = snippets(address, "tiny")["curl"]
     ran = subprocess.run(["bash", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "event: complete" in ran.stdout, ran.stdout + ran.stderr
+    assert RESEARCH_NOTICE in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_python_snippet_does_what_it_says(address: str, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
+    snippet = snippets(address, "tiny")["Python"]
+    command = [sys.executable, "-c", snippet]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
     assert RESEARCH_NOTICE in ran.stdout
 
 

@@ -92,9 +92,9 @@ class Visit:
             self.elsewhere.append(url)
 
     def pick_example(self, number: int = 0, gallery: str = "examples") -> None:
-        """Click a synthetic picture and wait for its answer."""
+        """Click a synthetic picture and wait for its decision."""
         self.page.locator(f"#{gallery} button").nth(number).click()
-        self.page.locator("#answer .lk-bars").wait_for()
+        self.page.locator("#answer .lk-verdict").wait_for()
         self.page.locator("#pictures img").nth(1).wait_for()
 
     def tab(self, name: str) -> None:

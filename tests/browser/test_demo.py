@@ -67,6 +67,8 @@ def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -
 def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
+    assert visit.page.get_by_label("Decide at").input_value() == "the most probable class"
+    assert visit.page.locator("#answer .lk-verdict").inner_text().startswith("The model reads this picture as ALL")
     before, said = overlay(visit), visit.page.locator("#answer .lk-verdict").inner_text()
     visit.page.get_by_role("radio", name="HEM").check()
     visit.page.wait_for_function("old => document.querySelectorAll('#pictures img')[1].src != old", arg=before)
@@ -74,6 +76,39 @@ def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., An
     visit.page.get_by_role("option", name="95 %-specificity threshold").click()
     visit.page.wait_for_function("old => document.querySelector('#answer .lk-verdict').innerText != old", arg=said)
     assert "95 %-specificity" in visit.page.locator("#answer").inner_text().replace("\u00a0", " ")
+    visit.page.get_by_label("Decide at").click()
+    visit.page.get_by_role("option", name="the most probable class").click()
+    visit.page.wait_for_function("old => document.querySelector('#answer .lk-verdict').innerText == old", arg=said)
+
+
+@pytest.mark.parametrize(
+    ("picture", "headline", "because"),
+    [
+        ("blank", "Out of distribution: no class is given.", "(OOD score"),
+        ("smear", "Not a cell: no class is given.", "Open it in the tab “A field of view”"),
+    ],
+)
+def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_unfolded(
+    visits: Callable[..., Any], tmp_path: Path, picture: str, headline: str, because: str
+) -> None:
+    blank = Image.new("RGB", (450, 450), "white")
+    field = draw_field(("ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, red_cells=50, scale_bar=False, seed=3)
+    (blank if picture == "blank" else Image.fromarray(field.image)).save(tmp_path / "given.png")
+    visit = visits()
+    upload(visit, tmp_path / "given.png")
+    visit.page.locator("#answer .lk-verdict").wait_for()
+    assert visit.page.locator("#answer .lk-verdict").inner_text() == headline
+    assert because in visit.page.locator("#answer .lk-because").inner_text()
+    assert visit.page.locator("#answer .lk-bars li").count() == 2
+    assert not visit.page.locator("#answer .lk-bars").is_visible()
+    visit.page.get_by_text("Probabilities: no result for this picture").click()
+    assert visit.page.locator("#answer .lk-bars").is_visible()
+    # No operating point makes a class of it.
+    visit.page.get_by_label("Decide at").click()
+    visit.page.get_by_role("option", name="95 %-sensitivity threshold").click()
+    with Image.open(io.BytesIO(saved(visit, "save-look"))) as image:
+        assert image.text["Description"].startswith(headline)
+    assert visit.page.locator("#answer .lk-verdict").inner_text() == headline
 
 
 def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None:
@@ -86,7 +121,7 @@ def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None
     visit.pick_example(3, "smear-examples")
     assert visit.page.locator("#pictures figcaption").first.inner_text() == "Synthetic smear, Pro"
     assert "Pro" in visit.page.locator("#answer .lk-verdict").inner_text()
-    assert "does not look like" not in visit.page.locator("#answer").inner_text()
+    assert "Out of distribution" not in visit.page.locator("#answer").inner_text()
 
 
 def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
@@ -120,8 +155,11 @@ def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_pat
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-field-csv").decode())))
     assert len(rows) == visit.page.locator("#field-picture .lk-box").count() == 3
     visit.page.locator("#field-picture button.lk-box").nth(1).click()
-    visit.page.locator("#answer .lk-bars").wait_for()
+    visit.page.locator("#answer .lk-verdict").wait_for()
     assert visit.page.locator("#pictures figcaption").first.inner_text() == "Cell 2 of smear.png"
+    # The decision is that of the field.
+    outcome, said = rows[1]["outcome"], visit.page.locator("#answer .lk-verdict").inner_text()
+    assert {"abstain": "the model abstains", "out of distribution": "Out of distribution"}.get(outcome, outcome) in said
     assert visit.page.get_by_role("tab", name="One cell").get_attribute("aria-selected") == "true"
 
 
@@ -138,6 +176,9 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
     assert "ALL/broken.png: is not an image" in said
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-batch-csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
+    for outcome in ("ALL", "HEM", "abstain", "out of distribution"):
+        count = sum(row["outcome"] == outcome for row in rows)
+        assert f"{outcome}\n{count}\n" in said.replace("\n\n", "\n")
     first = visit.page.locator("#batch-gallery li").first.inner_text()
     visit.page.locator("#batch-order input").click()
     visit.page.get_by_role("option", name="the least sure").click()
@@ -255,7 +296,7 @@ def test_the_keyboard_alone_is_enough(visits: Callable[..., Any]) -> None:
     visit = visits()
     _press_until(visit, "document.activeElement.closest('#examples')")
     visit.page.keyboard.press("Enter")
-    visit.page.locator("#answer .lk-bars").wait_for()
+    visit.page.locator("#answer .lk-verdict").wait_for()
     visit.page.locator("body").click(position={"x": 2, "y": 2})
     _press_until(visit, "document.activeElement.getAttribute('role') == 'tab'")
     visit.page.get_by_role("tab", name="A field of view").focus()
@@ -320,7 +361,7 @@ def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Pa
     upload(first, cell)
     second.page.locator("#examples button").nth(3).click()
     for visit in (first, second):
-        visit.page.locator("#answer .lk-bars").wait_for()
+        visit.page.locator("#answer .lk-verdict").wait_for()
     assert first.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
     assert second.page.locator("#pictures figcaption").first.inner_text() == "Synthetic HEM"
     first.page.get_by_role("radio", name="HEM").check()

@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.hub.card import render_card, write_card
 from leukoscope.hub.figures import judged_evaluation
+from leukoscope.inference.ood import STATISTICS, OodDetector
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.figures import class_report
 
@@ -84,6 +87,31 @@ def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metric
     card = render_card(release)
     assert "Every one of these maps is flat" in card and "lowers the answer" not in card
     assert "| deletion | gain over random | – |" in card
+
+
+def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: dict[str, Any]) -> None:
+    values = (np.zeros(STATISTICS), np.ones(STATISTICS), np.eye(STATISTICS), 2.5)
+    detector = OodDetector(*(np.asarray(value, np.float32) for value in values))
+    held_out, subjects = np.array([0.5, 0.6, 0.7, 0.8, 0.5, 1.1]), ["a"] * 4 + ["b"] * 2
+    ood = ood_block(detector, held_out, subjects, {"blank": np.array([2.0, 3.0, 4.0, 0.9])})
+    outcomes = {"ALL": 1, "HEM": 2, "abstain": 3, "out of distribution": 40, "not a cell": 0}
+    kind = {"pictures": 50, "cells": 46, "outcomes": outcomes, "most_probable": {"ALL": 45, "HEM": 1}}
+    ood["healthy"] = {"white cells": {"lymphocyte": kind}, "white cells of fields": {"JPEGImages": kind}}
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"ood": ood}))
+
+    card = render_card(release)
+
+    assert "its limit lets 0.750 of the cells of subjects pass" in card
+    assert "(of all cells 0.833; of the worst subject's 0.500)" in card
+    # Of 24 pairs of a true cell and a blank picture, the refused cell lies above the one at 0.9.
+    assert f"| {KINDS['blank']} | 4 | 0.958 | 0.750 |" in card
+    assert f"Not measured: {'; '.join(what for kind, what in KINDS.items() if kind != 'blank')}." in card
+    assert "| white cells | cells | ALL | HEM | no class | network alone: ALL / HEM |" in card
+    assert "| lymphocyte | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    assert "| JPEGImages of fields | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    release_metrics["ood"] = {name: value for name, value in ood.items() if name != "healthy"}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "healthy people" not in render_card(release)
 
 
 def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:

@@ -147,6 +147,18 @@ def test_every_named_endpoint_is_described(tiny_release: Path) -> None:
     assert public == set(use_from_code.ENDPOINTS)
 
 
+def test_the_snippets_take_as_many_values_as_the_endpoint_gives(tiny_release: Path) -> None:
+    demo = build_demo(Shelf({"tiny": tiny_release}))
+    (endpoint,) = (block for block in demo.fns.values() if block.api_name == "predict")
+    given = [block.label for block in endpoint.outputs]
+    assert given == ["outcome", "probabilities", "grad_cam", "text", "decision"]
+    described = use_from_code.ENDPOINTS["/predict"].split(" → ")[1]
+    assert [one.split(" (")[0] for one in described.split(", ")] == given
+    written = use_from_code.snippets("http://127.0.0.1:1/", "tiny")
+    assert f"{', '.join(given)} = answer" in written["Python"]
+    assert f"[{', '.join(given)}]".replace("grad_cam", "gradCam") in written["JavaScript"]
+
+
 def test_the_python_snippet_is_python() -> None:
     written = use_from_code.snippets("http://127.0.0.1:1/", "a")
     compile(written["Python"], "snippet", "exec")

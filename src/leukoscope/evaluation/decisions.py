@@ -243,8 +243,8 @@ def _risk_rule(answers: CellPredictions) -> float:
     last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
     answered = np.cumsum(weights[order])[last_of_tie]
     risk = np.cumsum((weights * wrong)[order])[last_of_tie] / answered
-    enough = answered >= LEAST_COVERAGE * weights.sum()
-    allowed = np.flatnonzero(enough & (risk <= TARGET_RISK))
+    enough = answered >= LEAST_COVERAGE * weights.sum() - 1e-9
+    allowed = np.flatnonzero(enough & (risk <= TARGET_RISK + 1e-9))
     at = allowed[-1] if len(allowed) else np.flatnonzero(enough)[risk[enough].argmin()]
     if at == len(last_of_tie) - 1:
         return 0.0  # every cell gets a class

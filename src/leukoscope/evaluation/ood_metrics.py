@@ -188,7 +188,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
         outcomes = Counter(one.outcome for one in decided)
         alone = Counter(one.most_probable for one in decided)
         found[kind] = {
-            "pictures": len(chosen),
+            "pictures": len(chosen),  # some may show no cell that can be cut out
             "cells": len(shown),
             "outcomes": {outcome: outcomes[outcome] for outcome in (*predictor.labels, *WITHOUT_CLASS)},
             "most_probable": {label: alone[label] for label in predictor.labels},

@@ -42,6 +42,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     return {
         "results": results_table(releases),
         "results-notes": results_notes(releases),
+        "decisions": decisions_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
@@ -107,6 +108,37 @@ def results_table(releases: Sequence[Path]) -> str:
 def results_notes(releases: Sequence[Path]) -> str:
     """How each release of the results table was made, and what is known to flatter it."""
     return "\n".join(_training_note(release.name, read_metrics(release)) for release in releases)
+
+
+def decisions_table(releases: Sequence[Path]) -> str:
+    """How many cells of unseen subjects a release gives a class to, and how many healthy people's white cells."""
+    columns = [
+        "release",
+        "share of unseen subjects' cells that get a class",
+        "of these wrong",
+        "white cells of healthy people",
+        "of 100 called leukaemic",
+        "of 100 given any class",
+        "of 100 called leukaemic by the network alone",
+    ]
+    head = [f"| {' | '.join(columns)} |", "|---|--:|--:|--:|--:|--:|--:|"]
+    return "\n".join([*head, *(_decisions_row(release.name, read_metrics(release)) for release in releases)])
+
+
+def _decisions_row(name: str, metrics: Mapping[str, Any]) -> str:
+    default = (metrics.get("decisions") or {}).get("abstention", {}).get("default", {})
+    kinds = [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
+    labels, positive, cells = metrics["labels"], metrics.get("positive_label", ""), sum(k["cells"] for k in kinds)
+
+    def of_100(outcomes: str, wanted: Sequence[str]) -> str:
+        if not cells or not wanted:
+            return "–"
+        return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in wanted) / cells:.0f}"
+
+    leukaemic = [positive] if positive else []
+    answered = [share(default.get(key)) for key in ("coverage", "risk")]
+    healthy = [of_100("outcomes", leukaemic), of_100("outcomes", labels), of_100("most_probable", leukaemic)]
+    return f"| {' | '.join([f'`{name}`', *answered, count(cells) if cells else '–', *healthy])} |"
 
 
 RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
@@ -356,7 +388,7 @@ def _ablation_row(name: str, setting: Mapping[str, Any], first: str) -> str:
 
 
 def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """How well the cells of a smear are found, how fast, and how many of them a release recognises."""
+    """How well the cells of a smear are found, how fast, and how many of them a release takes as in distribution."""
     if not measured:
         return "Not measured yet."
     (fields,) = measured

@@ -1,4 +1,4 @@
-"""A field of view with a outcome drawn round each of its cells, told apart by line as well as by colour."""
+"""A field of view with the outcome drawn round each of its cells, told apart by line as well as by colour."""
 
 from __future__ import annotations
 

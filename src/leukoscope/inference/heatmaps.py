@@ -109,7 +109,7 @@ def overlay(
 
     peak = float(heat.evidence.max()) if peak is None else peak
     warmth = np.clip(heat.evidence / peak, 0, 1) if peak > 0 else np.zeros_like(heat.evidence)
-    # Not `@`: see `Guard.distances`.
+    # Not `@`: see `picture_statistics` in ood.py.
     warmth = np.einsum("yi,xi->yx", down[rows], np.einsum("ij,xj->xi", warmth, across[columns])).astype(np.float32)
 
     colours = Image.fromarray(np.rint(warmth * 255).astype(np.uint8))

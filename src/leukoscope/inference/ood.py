@@ -231,6 +231,8 @@ def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np
     deviation = np.sqrt(np.average((statistics - mean) ** 2, axis=0, weights=weights)).clip(_LEAST_DEVIATION)
     standard = (statistics - mean) / deviation
     correlation = np.einsum("n,ni,nj->ij", weights / weights.sum(), standard, standard)
+    # A statistic that hardly varies (the border of cells on black) has its least deviation, not none.
+    np.fill_diagonal(correlation, 1)
     values = (mean, deviation, correlation + _SHRINKAGE * np.eye(STATISTICS), limit)
     return OodDetector(*(np.asarray(value, dtype=np.float32) for value in values))
 

@@ -20,7 +20,7 @@ from leukoscope.inference.probabilities import softmax
 from leukoscope.models.release_files import folder_name, read_release
 
 ALLOWED_MOVE = 0.02
-"""Of a probability; beyond it, no change of label or verdict is still too much."""
+"""Of a probability; beyond it, it is too much even where no outcome changes."""
 
 
 def precision_block(

@@ -67,9 +67,9 @@ class ReleaseInfo:
 
     @property
     def takes_cut_outs(self) -> bool | None:
-        """Whether it was trained on cells cut out on black; None where its data set is not a registered one."""
+        """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
         info = DATASETS.get(self.metrics.get("data", {}).get("name", ""))
-        return None if info is None else info.background == "black"
+        return None if info is None or info.name == "imagefolder" else info.background == "black"
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:

@@ -10,7 +10,7 @@ from leukoscope import RESEARCH_NOTICE
 
 # Name → what goes in and what comes out.
 ENDPOINTS = {
-    "/predict": "image, model, operating_point → label, probabilities, grad_cam (PNG), text",
+    "/predict": "image, model, operating_point → outcome, probabilities, grad_cam (PNG), text, decision (JSON)",
     "/field": "image, model, um_per_pixel → reading (JSON), boxes (PNG)",
     "/batch": "files (pictures, zips, CSVs), model, subject_pattern → answers (JSON)",
     "/evidence": "model → metrics (JSON)",
@@ -19,8 +19,9 @@ ENDPOINTS = {
 _PYTHON = """from gradio_client import Client, handle_file
 
 client = Client("{address}")
-label, probabilities, grad_cam, text = client.predict(handle_file("cell.png"), "{model}", api_name="/predict")
-print(label, probabilities)
+answer = client.predict(handle_file("cell.png"), "{model}", api_name="/predict")
+outcome, probabilities, grad_cam, text, decision = answer
+print(outcome, probabilities)
 print(text)
 """
 
@@ -28,8 +29,8 @@ _JAVASCRIPT = """import {{ Client, handle_file }} from "@gradio/client"
 
 const client = await Client.connect("{address}")
 const answer = await client.predict("/predict", [handle_file("cell.png"), "{model}", ""])
-const [label, probabilities, gradCam, text] = answer.data
-console.log(label, probabilities)
+const [outcome, probabilities, gradCam, text, decision] = answer.data
+console.log(outcome, probabilities)
 """
 
 _CURL = """file=$(curl -s {address}gradio_api/upload -F files=@cell.png | tr -d '[]"')
