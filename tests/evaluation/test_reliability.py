@@ -55,7 +55,7 @@ def test_the_risk_coverage_curve_marks_the_default_threshold(decisions: dict[str
 
     assert curve.tolist() == [[point["coverage"], point["risk"]] for point in block["curve"]]
     assert default.tolist() == [[block["default"]["coverage"], block["default"]["risk"]]]
-    assert words.startswith(f"not sure below {block['default']['threshold']:.2f}: ")
+    assert words.startswith(f"no class below {block['default']['threshold']:.2f}: ")
     assert _is_picture(figure)
 
 

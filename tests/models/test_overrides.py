@@ -46,7 +46,7 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("name=mine", "name is unknown"),
         ("augmentation.scal=1", "scal is unknown; choose one of scale, brightness"),
         ("augmentation=1", "augmentation has parts; assign one, augmentation.KEY=VALUE, of scale, brightness"),
-        ("learning_rate.x=1", "learning_rate is 0.0003 and has no parts"),
+        ("learning_rate.x=1", "learning_rate is 0.0002 and has no parts"),
         ("learning_rate=fast", "'fast' does not fit; give a number"),
         ("image_size=1.5", "1.5 does not fit; give a whole number"),
         ("class_weighted=1", "1 does not fit; give true or false"),

@@ -386,7 +386,7 @@ def test_a_release_without_metrics_loads(copy):
         ({"name": "cnmc2019"}, True),
         ({"name": "phantoms"}, True),
         ({"name": "ball4"}, False),
-        ({"name": "imagefolder"}, False),
+        ({"name": "imagefolder"}, None),
         ({"name": "somebody's own"}, None),
         ({}, None),
         (None, None),

@@ -115,7 +115,7 @@ def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16
 def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
     engine_for: MakeEngine, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, drop_rate=0.0, frozen=())
+    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, drop_rate=0.0, sampling="cells")
     engine, batches = engine_for(recipe, split="all"), []
     augmented = Augmenter.__call__
 
@@ -133,7 +133,7 @@ def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
     head = {id(p) for p in classifier_parameters(twin)}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for p in twin.parameters():
-        groups.setdefault((1e-3 if id(p) in head else 3e-4, 0.05 if p.ndim > 1 else 0.0), []).append(p)
+        groups.setdefault((1e-3 if id(p) in head else 2e-4, 0.05 if p.ndim > 1 else 0.0), []).append(p)
     settings = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     optimizer = torch.optim.AdamW(settings, fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -146,7 +146,7 @@ def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
         pixels = torch.from_numpy(cells.pixels[rows]).permute(0, 3, 1, 2)
         labels = torch.from_numpy(cells.labels[rows])
         logits = twin(PREPROCESSING.normalise(augment(pixels, rows, epoch)))
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.05, reduction="none")
         (loss * (counts.sum() / (2 * counts))[labels]).mean().backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 5.0)
         optimizer.step()
@@ -161,7 +161,8 @@ def test_a_house_recipe_learns_to_the_bit_what_this_plain_loop_learns(
 
 
 def test_early_layers_that_are_frozen_record_no_gradients(engine_for: MakeEngine) -> None:
-    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, num_train_epochs=1)
+    early = get_recipe("densenet201").frozen
+    recipe = replace(get_recipe("densenet121"), frozen=early, image_size=32, train_batch_size=8, num_train_epochs=1)
     engine, network = engine_for(recipe, split="all"), build_network(get_recipe("densenet121"), 2)
     seen: list[tuple[bool, bool]] = []
     last = network.get_submodule("features.transition2")

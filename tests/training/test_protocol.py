@@ -170,7 +170,7 @@ def test_a_run_finished_with_other_flags_is_refused_by_name(
     other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
     run = next(protocol_runs(other))
     assert _refusal(run) == (
-        f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0003); "
+        f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0002); "
         "give another --output_dir or remove it"
     )
 
@@ -181,7 +181,7 @@ def test_a_recipe_edited_since_makes_it_another_run(
     run = next(protocol_runs(config))
     _finish_by_hand(run, data, tiny_release, seconds=1.0)
     monkeypatch.setitem(RECIPES, "densenet121", replace(RECIPES["densenet121"], label_smoothing=0.3))
-    with pytest.raises(LeukoscopeError, match="recipe's label_smoothing: 0.1"):
+    with pytest.raises(LeukoscopeError, match="recipe's label_smoothing: 0.05"):
         run.is_finished()
 
 

@@ -102,7 +102,7 @@ def fit_trust(
     save_weights(release.network, directory)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
     pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
-    metrics.pop("guard", None)  # of releases up to 0.2
+    metrics.pop("guard", None)  # of releases made before
     (directory / "guard.safetensors").unlink(missing_ok=True)
     detector, metrics["ood"] = fit_and_check(release.preprocessing, pixels, units, background=background, others=others)
     detector.save(directory / OOD)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from leukoscope.inference.field_reading import FieldReading
 
 START_HINT = "Drop a photograph of a stained smear, or take a synthetic one: its white cells are found and judged here."
-# Seed and classes; drawn at a scale that the fields of a 40× objective have.
-EXAMPLES = ((4, ("ALL", "HEM", "ALL", "HEM", "ALL")), (1, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+# Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, all are in distribution.
+EXAMPLES = ((1, ("ALL", "HEM", "ALL", "HEM", "ALL")), (5, ("ALL", "HEM", "ALL", "HEM", "ALL")))
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 
 

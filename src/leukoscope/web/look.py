@@ -144,7 +144,7 @@ def facts(look: Look) -> dict[str, str]:
 
 
 def summary(look: Look, point: str = "") -> str:
-    """The whole result as plain text: verdict, warnings, heat map in words, model and research notice."""
+    """The whole result as plain text: decision, warnings, heat map in words, model and research notice."""
     answered, judged = look.prediction, look.judgement(point)
     about = words.provenance(look.model, answered.revision, answered.seconds)
     lines = (
