@@ -86,6 +86,12 @@ def test_scaling_stays_one_where_it_hurts_unseen_subjects_and_is_shipped_where_i
     assert shipped_temperature(sharp, worse) == 1.0
 
 
+def test_rounding_does_not_decide_where_no_subject_is_scaled(calibrated_cells: Maker) -> None:
+    answers = calibrated_cells(subjects=6)
+    unscaled = tuple(replace(one, temperature=1.0) for one in leave_one_subject_out(answers))
+    assert shipped_temperature(answers, unscaled) == 1.0
+
+
 def test_scaling_divides_log_odds_and_keeps_the_answer() -> None:
     odds = np.array([[0.9, 0.1], [0.2, 0.8]])
 
