@@ -232,23 +232,25 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
     for name, outcome in {"cell": " ALL ", "blank": "out of distribution", "smear": "not a cell"}.items():
         assert outcome in rows[name]
     below = " ".join(result.stdout.split("└")[1].split())
-    assert "(OOD score" in below and "the picture shows a smear" in below
-    assert f"{smear}: find and classify its cells with: leukoscope field {smear} --model {RELEASE}" in below
+    assert "(OOD score" in below and "the picture looks like a smear" in below
+    assert f"to find and classify the cells of a smear: leukoscope field {smear} --model {RELEASE}" in below
     assert "Where the outcome is no class, the probabilities are no result." in below
-    assert f"{known}:" not in below
+    assert f"{known.name}:" not in below
     for answer in json.loads(run("predict", "--model", RELEASE, blank, black, smear, "--json").stdout):
         assert answer["ood_score"] > 1
         assert f"OOD score {answer['ood_score']:.1f}" in below
 
 
-def test_one_reason_for_many_files_is_said_once(tmp_path):
-    for number in range(3):
-        Image.new("RGB", (450, 450), "white").save(tmp_path / f"{number}.png")
+def test_the_reasons_of_many_files_are_counted(tmp_path):
+    for number in range(22):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / f"blank-{number}.png")
 
-    result = run("predict", "--model", RELEASE, tmp_path)
+    few = run("predict", "--model", RELEASE, tmp_path / "blank-0.png", tmp_path / "blank-1.png")
+    many = run("predict", "--model", RELEASE, tmp_path)
 
-    assert result.stdout.count("(OOD score") == 1
-    assert "3 files: its " in result.stdout
+    assert few.stdout.count("(OOD score") == 2 and "blank-1.png: " in few.stdout
+    assert "ood_shape: 22 files (--json gives the numbers)" in many.stdout
+    assert "(OOD score" not in many.stdout
 
 
 def test_an_unknown_backend_is_refused_in_one_line(tiny_release, cells):

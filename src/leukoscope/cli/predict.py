@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
     from leukoscope.inference.heatmaps import EvidenceScale
     from leukoscope.inference.predictor import Prediction
+
+MOST_EXPLAINED = 20  # files, in the table's notes
 
 
 def predict(
@@ -94,8 +98,8 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         table.columns[column].justify = "left" if fold == "fold" else "right"
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        # A file may be named in bytes that are no UTF-8; Text, because square brackets would be read as markup.
-        name = os.fsencode(row["source"]).decode(errors="replace")
+        # Text, because square brackets would be read as markup.
+        name = _shown(row["source"])
         differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
         table.add_row(Text(name), Text(row["outcome"]), *shares, f"{row['seconds'] * 1000:.0f}", *differ)
     console = Console(highlight=False)
@@ -103,8 +107,8 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     if overlays:
         console.print(Text(f"heat maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
-    for text, names in _reasons(rows).items():
-        console.print(Text(f"{names}: {text}"))
+    for line in _reasons(rows):
+        console.print(Text(line), soft_wrap=True)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
         console.print(Text("Where the outcome is no class, the probabilities are no result."))
     model, revision = rows[0]["model"], rows[0]["revision"]
@@ -112,17 +116,25 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     console.print(Text(RESEARCH_NOTICE))
 
 
-def _reasons(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Reason in words → the files it holds for, by name; more than two are counted."""
-    files: dict[str, list[str]] = {}
+def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Why files got no class, a line each; of many files, how many there are for each reason."""
+    explained = [row for row in rows if row["reasons"]]
+    if len(explained) > MOST_EXPLAINED:
+        counts = Counter(reason["code"] for row in explained for reason in row["reasons"])
+        yield "; ".join(f"{code}: {count} files" for code, count in counts.items()) + " (--json gives the numbers)"
+    else:
+        for row in explained:
+            yield f"{_shown(Path(row['source']).name)}: {'; '.join(reason['text'] for reason in row['reasons'])}"
     for row in rows:
-        name = os.fsencode(row["source"]).decode(errors="replace")
-        for reason in row["reasons"]:
-            files.setdefault(reason["text"], []).append(name)
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
-            hint = f"find and classify its cells with: leukoscope field {name} --model {row['model']}"
-            files.setdefault(hint, []).append(name)
-    return {text: ", ".join(names) if len(names) < 3 else f"{len(names)} files" for text, names in files.items()}
+            smear, model = (shlex.quote(_shown(row[key])) for key in ("source", "model"))
+            yield f"to find and classify the cells of a smear: leukoscope field {smear} --model {model}"
+            break
+
+
+def _shown(name: str) -> str:
+    """A file may be named in bytes that are no UTF-8, which no terminal takes."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _save_overlay(prediction: Prediction, folder: Path, scale: EvidenceScale) -> Path:
