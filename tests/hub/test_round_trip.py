@@ -231,7 +231,7 @@ def ask(client: Any, picture: Path, model: str) -> tuple[dict[str, float], str]:
     """What the demo's /predict says: probabilities, and the text that names the commit."""
     from gradio_client import handle_file
 
-    _, shares, _, text = client.predict(handle_file(picture), model, api_name="/predict")
+    _, shares, _, text, _ = client.predict(handle_file(picture), model, api_name="/predict")
     return shares, text
 
 
