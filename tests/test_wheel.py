@@ -129,7 +129,9 @@ def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: P
     asked = ("predict", "--model", release, "cell.png", "--explain", "overlays", "--json")
     answered = _run(installed / "leukoscope", *asked, cwd=tmp_path)
     assert answered.returncode == 0, answered.stderr
-    assert json.loads(answered.stdout)[0]["label"] in ("ALL", "HEM")
+    (row,) = json.loads(answered.stdout)
+    assert list(row["probabilities"]) == ["ALL", "HEM"] and row["ood_score"] > 0
+    assert row["outcome"] in ("ALL", "HEM", "abstain")
     assert list((tmp_path / "overlays").glob("*.png"))
 
 
