@@ -210,7 +210,7 @@ def _check(output: Path, cells: int, pictures: int) -> float:
     table = pq.read_table(output)
     if table["cell_id"].to_pylist() != [f"cell-{number}" for number in range(cells)]:
         sys.exit(f"{output}: its {len(table)} rows are not the {cells} cells asked for, each once and in order")
-    shares = table.column(2).to_numpy()
+    shares = table.column("p_ALL").to_numpy()
     return float(max(np.ptp(shares[number::pictures]) for number in range(min(pictures, cells))))
 
 
