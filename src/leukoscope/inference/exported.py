@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -56,7 +57,8 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
                 "name a folder with LEUKOSCOPE_CACHE"
             ) from None
         _remove_oldest(folder.parent)
-    os.utime(folder / REPORT)  # when it was last used
+    with suppress(OSError):  # the cache may be another user's, or read-only
+        os.utime(folder / REPORT)  # when it was last used
     report = json.loads((folder / REPORT).read_text())
     if "impossible" in report:
         raise NoGraph(f"{release.name}: {report['impossible']}")
