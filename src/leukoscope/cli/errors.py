@@ -1,7 +1,8 @@
-"""How a command says what went wrong: one line on stderr, never a traceback for a problem the user can fix."""
+"""How a command names a file, and says in one line what went wrong: no traceback for what the user can fix."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import typer
@@ -19,6 +20,11 @@ class OneLineErrors(TyperGroup):
         except LeukoscopeError as error:
             say_error(error)
             raise typer.Exit(1) from None
+
+
+def shown_name(name: str) -> str:
+    """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def say_error(error: Exception) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.errors import say_error
+from leukoscope.cli.errors import say_error, shown_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,18 +90,13 @@ def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
         yield out.with_name(name)
 
 
-def _shown(source: str) -> str:
-    """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
-    return os.fsencode(source).decode(errors="replace")
-
-
 def _save_overlay(image: Image, reading: FieldReading, path: Path) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     from leukoscope.inference.field_overlay import draw_reading
 
     about = PngInfo()
-    about.add_itxt("Title", f"{_shown(reading.source)} read by {reading.model}: {reading.summary}")
+    about.add_itxt("Title", f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}")
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -128,9 +123,9 @@ def _print_table(readings: Sequence[FieldReading]) -> None:
         scale = reading.field.scale
         size = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
         counts = [str(count) for count in reading.counts.values()]
-        table.add_row(Text(_shown(reading.source)), str(len(reading.cells)), *counts, size)
+        table.add_row(Text(shown_name(reading.source)), str(len(reading.cells)), *counts, size)
     console = Console(highlight=False)
     console.print(table)
     for reading in readings:
-        console.print(Text(f"{_shown(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}"))
+        console.print(Text(f"{shown_name(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}"))
     console.print(Text(RESEARCH_NOTICE))

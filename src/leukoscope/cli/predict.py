@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.errors import say_error
+from leukoscope.cli.errors import say_error, shown_name
 
 if TYPE_CHECKING:
     from leukoscope.cells.images import UnreadableImage
@@ -99,7 +99,7 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
         # Text, because square brackets would be read as markup.
-        name = _shown(row["source"])
+        name = shown_name(row["source"])
         differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
         table.add_row(Text(name), Text(row["outcome"]), *shares, f"{row['seconds'] * 1000:.0f}", *differ)
     console = Console(highlight=False)
@@ -124,17 +124,12 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "; ".join(f"{code}: {count} files" for code, count in counts.items()) + " (--json gives the numbers)"
     else:
         for row in explained:
-            yield f"{_shown(Path(row['source']).name)}: {'; '.join(reason['text'] for reason in row['reasons'])}"
+            yield f"{shown_name(Path(row['source']).name)}: {'; '.join(reason['text'] for reason in row['reasons'])}"
     for row in rows:
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
-            smear, model = (shlex.quote(_shown(row[key])) for key in ("source", "model"))
+            smear, model = (shlex.quote(shown_name(row[key])) for key in ("source", "model"))
             yield f"to find and classify the cells of a smear: leukoscope field {smear} --model {model}"
             break
-
-
-def _shown(name: str) -> str:
-    """A file may be named in bytes that are no UTF-8, which no terminal takes."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def _save_overlay(prediction: Prediction, folder: Path, scale: EvidenceScale) -> Path:

@@ -75,12 +75,11 @@ def shipped_temperature(answers: CellPredictions, left_out: tuple[LeftOut, ...])
     It helps where the likelihood of the true classes, each subject scaled with the temperature that the others fitted
     and all subjects weighing the same, is higher than without scaling.
     """
-    if all(one.temperature == 1 for one in left_out):
-        return 1.0  # with and without scaling would differ by rounding, which must not decide
     weights = answers.subject_weights
     before, after = (
         float(np.average(_cell_scores(some)["nll"], weights=weights))
-        for some in (answers, cross_fitted(answers, left_out))
+        # Both through the same softmax: rounding must not decide.
+        for some in (calibrated(answers, 1.0), cross_fitted(answers, left_out))
     )
     return fit_temperature(answers) if after < before else 1.0
 

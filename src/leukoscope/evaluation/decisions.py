@@ -239,8 +239,7 @@ def _risk_rule(answers: CellPredictions) -> float:
     """
     confidence, wrong = answers.probabilities.max(axis=1), answers.predictions != answers.references
     weights = np.ones(len(wrong)) if answers.subject_weights is None else answers.subject_weights
-    order = np.argsort(-confidence, kind="stable")
-    last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    order, last_of_tie = _surest_first(confidence)
     answered = np.cumsum(weights[order])[last_of_tie]
     risk = np.cumsum((weights * wrong)[order])[last_of_tie] / answered
     enough = answered >= LEAST_COVERAGE * weights.sum() - 1e-9
@@ -278,6 +277,12 @@ def _selective(answers: CellPredictions, answered: np.ndarray, draws: Draws) -> 
     return figures(np.ones_like(answered), None) | evenly | {"per_class": per_class}
 
 
+def _surest_first(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) rows in order of confidence, and the place of the last of each run of equal confidences."""
+    order = np.argsort(-confidence, kind="stable")
+    return order, np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+
+
 def risk_coverage(answers: CellPredictions, draws: Draws) -> dict[str, Any]:
     """The risk–coverage curve of answers ranked by confidence; cells of equal confidence are answered together.
 
@@ -285,8 +290,7 @@ def risk_coverage(answers: CellPredictions, draws: Draws) -> dict[str, Any]:
         curve (coverage, risk, and risk's interval), aurc and its interval, risk_at_full_coverage.
     """
     confidence, wrong = answers.probabilities.max(axis=1), answers.predictions != answers.references
-    order = np.argsort(-confidence, kind="stable")
-    last_of_tie = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    order, last_of_tie = _surest_first(confidence)
     wanted = np.linspace(1 / CURVE_POINTS, 1, CURVE_POINTS)
     chunks = [_curves(w[:, order], wrong[order], last_of_tie, wanted) for w in draws.cell_weights()]
     risks, areas = (np.concatenate(parts) for parts in zip(*chunks, strict=True))

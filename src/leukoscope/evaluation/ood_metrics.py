@@ -182,7 +182,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
         raise LeukoscopeError(f"{folder}: holds no picture to check the OOD detector with; name another folder")
     found = {}
     for kind, paths in kinds.items():
-        chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)]
+        chosen = _evenly(paths, pictures)
         shown = [cell for path in chosen for cell in _cells_of(predictor, path)]
         decided = predictor(shown)
         outcomes = Counter(one.outcome for one in decided)
@@ -281,5 +281,9 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
     if not paths:
         raise LeukoscopeError(f"{folder}: holds no picture to check the OOD detector with; name another folder")
     frame = preprocessing.frame
-    chosen = np.linspace(0, len(paths) - 1, min(pictures, len(paths))).round().astype(int)
-    return np.stack([frame(open_image(paths[i])) for i in chosen])
+    return np.stack([frame(open_image(path)) for path in _evenly(paths, pictures)])
+
+
+def _evenly(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most that many of some files, from the first to the last."""
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)]

@@ -16,14 +16,15 @@ import numpy as np
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"
 NOT_A_CELL = "not a cell"
-WITHOUT_CLASS = (ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL)
+REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
+WITHOUT_CLASS = (ABSTAIN, *REFUSED)
 VIEWS_MAY_DISAGREE = 0.25
 """Share of a cell's eight views that may be predicted otherwise than their average before it is abstained from."""
 FIELD_NEEDS = 0.5
 """Share of a field's cells that must be in distribution before any of them gets a class."""
 
 _TEXTS = {
-    "field_of_view": "the picture looks like a smear, and this model was trained on single cells cut out on black",
+    "field_of_view": "the picture shows a smear, and this model was trained on single cells cut out on black",
     "ood_colour": "its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "ood_texture": "its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "ood_field": "of its field only {value:.0%} of the cells are like the training cells, and {limit:.0%} are needed",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
+from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED
 from leukoscope.inference.field_reading import AT_EDGE, FieldReading
 
 # Okabe & Ito (2008): told apart by people with any colour vision.
 CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
-DASHED = (OUT_OF_DISTRIBUTION, NOT_A_CELL, AT_EDGE)
+DASHED = (*REFUSED, AT_EDGE)
 # Below the second, names of outcomes would not fit.
 DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
 
@@ -55,7 +55,7 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, ...], outcome: str, co
     for start, end in (((left, top), (right, top)), ((right, top), (right, bottom)),
                        ((right, bottom), (left, bottom)), ((left, bottom), (left, top))):  # fmt: skip
         _dashes(pen, start, end, colour, width)
-    if outcome in (OUT_OF_DISTRIBUTION, NOT_A_CELL):
+    if outcome in REFUSED:
         pen.line((left, top, right, bottom), colour, 1)
         pen.line((left, bottom, right, top), colour, 1)
 

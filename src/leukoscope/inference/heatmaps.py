@@ -53,9 +53,14 @@ def share_on_cell(heat: np.ndarray, pixels: np.ndarray) -> float | None:
     cell = pixels.max(axis=2) > BACKGROUND_LEVEL
     if float(heat.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
         return None
-    side = Image.fromarray(heat.astype(np.float32)).resize(cell.shape[::-1], Image.Resampling.BILINEAR)
-    spread = np.asarray(side)
-    return float(spread[cell].sum() / spread.sum())
+    return share_within(heat, cell)
+
+
+def share_within(heat: np.ndarray, region: np.ndarray) -> float:
+    """Share, 0–1, of the sum of a heat map (h, w) that lies in a region (H, W) bool of what the network saw."""
+    height, width = region.shape
+    spread = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+    return float(spread[region].sum()) / float(spread.sum())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +118,14 @@ class OodDetector:
     correlation: np.ndarray
     limit: np.ndarray
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_inverse", np.linalg.inv(self.correlation.astype(np.float64)))
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        return np.linalg.inv(self.correlation.astype(np.float64))
 
     def distances(self, statistics: np.ndarray) -> np.ndarray:
         """(B, 22) → (B,) float64 Mahalanobis distances, ≥ 0."""
         standard = (statistics - self.mean) / self.deviation
-        inverse = self._inverse  # type: ignore[attr-defined]
-        return np.asarray(np.sqrt(np.einsum("bi,ij,bj->b", standard, inverse, standard)))
+        return np.asarray(np.sqrt(np.einsum("bi,ij,bj->b", standard, self._inverse, standard)))
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """OOD scores of framed pictures.

@@ -12,7 +12,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.images import UnreadableImage
-from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
+from leukoscope.inference.decision import ABSTAIN, REFUSED, Thresholds
 from leukoscope.inference.score_sources import SourceCell
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _refused(outcomes: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.is_in(outcomes, value_set=pa.array([OUT_OF_DISTRIBUTION, NOT_A_CELL]))
+    return pc.is_in(outcomes, value_set=pa.array(REFUSED))
 
 
 def _by_subject(table: pa.Table) -> pa.Table:

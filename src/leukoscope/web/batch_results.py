@@ -14,7 +14,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import open_bytes
 from leukoscope.evaluation.overlap import same_person
-from leukoscope.inference.decision import NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
+from leukoscope.inference.decision import REFUSED, Thresholds
 from leukoscope.web.batch_files import Batch, Given, subjects_of
 from leukoscope.web.saving import File
 from leukoscope.web.shelf import Shelf
@@ -168,7 +168,7 @@ def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
     table: list[tuple[Any, ...]] = []
     for subject in sorted({row.subject for row in result.rows} - {""}):
         cells = [row for row in result.rows if row.subject == subject]
-        known = sum(row.decision.outcome not in (OUT_OF_DISTRIBUTION, NOT_A_CELL) for row in cells)
+        known = sum(row.decision.outcome not in REFUSED for row in cells)
         decided = [sum(row.decision.outcome == label for row in cells) for label in result.classes]
         mean = float(np.mean([row.probabilities[result.positive] for row in cells]))
         table.append((subject, len(cells), known, *decided, f"{mean:.3f}"))

@@ -23,7 +23,7 @@ from leukoscope.inference.decision import (
     Decision,
     Thresholds,
 )
-from leukoscope.inference.heatmaps import BLACK_SHARE
+from leukoscope.inference.heatmaps import BLACK_SHARE, share_within
 from leukoscope.inference.views import VIEWS
 
 # Registered data sets name their classes by these words.
@@ -166,14 +166,15 @@ def evidence(heat: np.ndarray, view: Image.Image, label: str) -> str:
     cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
-        on_cell, filled = _shares(heat, cell)
+        on_cell, filled = share_within(heat, cell), float(cell.mean())
         return (
             f"{percent(on_cell)} of the evidence for {label} lies on the cell, {percent(1 - on_cell)} on background; "
             f"the cell fills {percent(filled)} of what the model saw."
         )
     stain = measure_stain(view)
     if not stain.problem and stain.holds_nuclei:
-        on_nuclei, filled = _shares(heat, stain.nuclear(np.asarray(view)) > stain.threshold)
+        nuclei = stain.nuclear(np.asarray(view)) > stain.threshold
+        on_nuclei, filled = share_within(heat, nuclei), float(nuclei.mean())
         return (
             f"{percent(on_nuclei)} of the evidence for {label} lies on what is stained like nuclei, which fills "
             f"{percent(filled)} of what the model saw."
@@ -239,10 +240,3 @@ def _concentration(heat: np.ndarray, label: str) -> str:
     y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
     place = f"{ROWS[min(2, int(y * 3))]} {COLUMNS[min(2, int(x * 3))]}".replace("middle centre", "centre")
     return f"Half of the evidence for {label} lies in {percent(half)} of what the model saw, around its {place}."
-
-
-def _shares(heat: np.ndarray, region: np.ndarray) -> tuple[float, float]:
-    """How much of a map (h, w) lies in a region (H, W) bool of the view, and how much of the view the region fills."""
-    height, width = region.shape
-    spread = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-    return float(spread[region].sum()) / float(spread.sum()), float(region.mean())
