@@ -25,6 +25,8 @@ PUBLIC = {
     "leukoscope.cells.splits": ("make_split", "Split", "load_split"),
     "leukoscope.cells.phantoms": ("draw_cell", "phantom_cells", "PhantomCell"),
     "leukoscope.cells.phantom_smears": ("draw_smear",),
+    "leukoscope.inference.decision": ("Decision", "Reason", "Checks"),
+    "leukoscope.inference.patient": ("PatientPrediction",),
     "leukoscope.models.recipes": ("get_recipe",),
     "leukoscope.models.release": ("load_release", "Release"),
     "leukoscope.inference.heatmaps": ("HeatMap", "overlay"),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
-from leukoscope.cli.score import _device
+from leukoscope.cli.score import computing_device
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
 
@@ -93,10 +93,13 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--output", "out.csv"), "error: --output out.csv: is written as Parquet; give a name that ends in .parquet"),
+        (
+            ("--output", "out.json"),
+            "error: --output out.json: is no kind of table written here; give a name that ends in .parquet, .csv, .xlsx",
+        ),
         (
             ("--output", "out.parquet", "--by-subject", "s.csv"),
-            "error: --by-subject s.csv: the input does not say which subject a cell is of; give --subject_pattern, or "
+            "error: --by_subject s.csv: the input does not say which subject a cell is of; give --subject_pattern, or "
             "a table with a column 'subject'",
         ),
     ],
@@ -111,17 +114,17 @@ def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, f
 def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert _device("auto") == "cpu"
+    assert computing_device("auto") == "cpu"
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _device("auto") == _device("torch") == "cuda:1"
-    assert _device("openvino") == "cpu"
+    assert computing_device("auto") == computing_device("torch") == "cuda:1"
+    assert computing_device("openvino") == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert _device("auto") == "cpu"
+    assert computing_device("auto") == "cpu"
 
 
 def test_reading_and_joining_need_no_torch():

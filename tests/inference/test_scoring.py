@@ -330,10 +330,13 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
     (tmp_path / "there.parquet").touch()
     with pytest.raises(LeukoscopeError, match="there.parquet: is already there; move it, or name another file"):
         check_output(tmp_path / "there.parquet")
-    with pytest.raises(LeukoscopeError, match="out.csv: is written as Parquet; give a name that ends in .parquet"):
-        check_output(tmp_path / "out.csv")
-    with pytest.raises(LeukoscopeError, match="s.xlsx: is written as CSV; give a name that ends in .csv"):
-        check_by_subject(tmp_path / "s.xlsx", open_source(str(cells), subject_pattern=BY_NAME))
+    with pytest.raises(
+        LeukoscopeError,
+        match=r"out.json: is no kind of table written here; give a name that ends in .parquet, .csv, .xlsx",
+    ):
+        check_output(tmp_path / "out.json")
+    with pytest.raises(LeukoscopeError, match="s.ods: is no kind of table written here"):
+        check_by_subject(tmp_path / "s.ods", open_source(str(cells), subject_pattern=BY_NAME))
     with pytest.raises(LeukoscopeError, match="does not say which subject a cell is of; give --subject_pattern"):
         check_by_subject(tmp_path / "s.csv", open_source(str(cells)))
 

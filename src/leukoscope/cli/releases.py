@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli.trust import FieldsDir, OtherDir, assess_on, framed
+from leukoscope.cli.trust import FieldsDir, HealthyDir, OtherDir, assess_on, framed
 
 
 def protocol(
@@ -16,6 +16,7 @@ def protocol(
     release: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the release to write.")],
     fields_dir: FieldsDir = None,
     other_dir: OtherDir = None,
+    healthy_dir: HealthyDir = None,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release; takes the flags of train.py (--num_folds …) as well.
 
@@ -44,7 +45,7 @@ def protocol(
             Path(data.subject_csv) if data.subject_csv else None,
         )
         measure_views(runs, release, cells)
-        assess_on(cells, release, fields_dir, other_dir)
+        assess_on(cells, release, fields_dir, other_dir, healthy_dir)
 
 
 def leakage(

@@ -1,4 +1,4 @@
-"""`leukoscope score`: every cell of a folder, a table or a data set answered into one Parquet file."""
+"""`leukoscope score`: every cell of a folder, a table or a data set predicted into one table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def score(
             "data set, as for train.py.",
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write, one row a cell.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Table to write, one row a cell (.parquet, .csv or .xlsx).")
+    ],
     train_dir: Annotated[
         Path | None, typer.Option("--train_dir", metavar="DIR", help="Local folder of the data set.")
     ] = None,
@@ -39,7 +41,13 @@ def score(
         typer.Option("--subject_pattern", metavar="REGEX", help="Names a file's subject by its path, as for train.py."),
     ] = None,
     by_subject: Annotated[
-        Path | None, typer.Option("--by-subject", metavar="FILE", help="Write means and shares by subject, as CSV.")
+        Path | None,
+        typer.Option(
+            "--by_subject",
+            "--by-subject",
+            metavar="FILE",
+            help="Write one row a subject: its prediction, means and shares (.csv, .parquet or .xlsx).",
+        ),
     ] = None,
     backend: Annotated[
         str, typer.Option(metavar="auto|openvino|onnx|torch", help="Who computes the network (default: auto).")
@@ -67,8 +75,8 @@ def score(
     if worker.is_main and source.report:
         typer.echo(source.report, err=True)
     backend = backend or default_backend()
-    predictor = Predictor.from_pretrained(model, backend=backend, device=_device(backend))
-    with _progress(worker.is_main) as show:
+    predictor = Predictor.from_pretrained(model, backend=backend, device=computing_device(backend))
+    with progress_bar(worker.is_main) as show:
         scored = score_cells(
             predictor,
             source,
@@ -83,7 +91,7 @@ def score(
         _print_summary(scored, output, by_subject)
 
 
-def _device(backend: str) -> str:
+def computing_device(backend: str) -> str:
     """This process's GPU where torch may compute on one; torch, slow to load, is asked only where a driver is found."""
     if backend not in ("auto", "torch"):
         return "cpu"
@@ -95,12 +103,12 @@ def _device(backend: str) -> str:
 
 
 @contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(wanted: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr with the time that is left, drawn when the value is called with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("scoring cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not wanted) as bars:
         bar = bars.add_task("", total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)

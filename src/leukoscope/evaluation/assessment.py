@@ -28,6 +28,7 @@ from leukoscope.evaluation.intervals import (
 )
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.ood_metrics import fit_and_check, healthy_outcomes
+from leukoscope.evaluation.patients import patients_block
 from leukoscope.evaluation.shortcuts import log_areas, shortcut_figures, trivial_features
 from leukoscope.inference.precision import precision_block
 from leukoscope.inference.predictor import Predictor
@@ -97,8 +98,12 @@ def fit_trust(
     unit = cells.data.info.group
     metrics["calibration"] = calibration_block(answers, estimates=estimates, unit=unit)
     metrics["decisions"] = decision_block(answers, metrics["positive_label"], estimates=estimates, unit=unit)
+    temperature = metrics["calibration"]["temperature"]
+    metrics.pop("patients", None)
+    if patients := patients_block(answers, metrics["positive_label"], temperature=temperature, estimates=estimates):
+        metrics["patients"] = patients
     release = load_release(directory)
-    rescale_classifier(release.network, metrics["calibration"]["temperature"] / earlier_temperature)
+    rescale_classifier(release.network, temperature / earlier_temperature)
     save_weights(release.network, directory)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
     pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]

@@ -96,6 +96,32 @@ def _draw_strip(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str) -> N
     plain(axes)
 
 
+def patients_curve(block: Mapping[str, Any]) -> Figure:
+    """Balanced accuracy over persons against the number of their cells that are used, beside that with all cells.
+
+    Args:
+        block: the "patients" block of metrics.json.
+    """
+    rows = block["curve"]
+    cells = [row["cells"] for row in rows]
+    figure = new_figure(_WIDTH, 2.6)
+    axes = figure.subplots()
+    axes.plot(cells, [row["balanced_accuracy_all_cells"] for row in rows], color=GREY, linestyle=(0, (4, 3)))
+    axes.plot(cells, [row["balanced_accuracy"] for row in rows], color=BLUE, marker="o")
+    axes.plot(cells, [row["auroc"] for row in rows], color=GREEN, marker="^")
+    for values, text, colour in (("balanced_accuracy", "balanced accuracy", BLUE), ("auroc", "AUROC", GREEN)):
+        axes.annotate(
+            text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
+        )
+    axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} persons)" for row in rows])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("cells of a person, drawn at random · dashed: all their cells · vertical: cells needed", fontsize=9)
+    plain(axes)
+    return figure
+
+
 def interval_plot(
     rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]], axis: str = ""
 ) -> Figure:

@@ -14,7 +14,7 @@ from leukoscope.cells.phantoms import PHANTOM_LABELS
 from leukoscope.cells.registry import DATASETS
 from leukoscope.hub.figures import SHOWN, draw_figures, judged_evaluation
 from leukoscope.hub.shipped import shipped_file
-from leukoscope.hub.wording import count, gain, joined_since, minutes, share, span, with_interval
+from leukoscope.hub.wording import count, gain, joined_since, minutes, pooling, share, span, with_interval
 from leukoscope.models.build import hub_weights_name
 from leukoscope.models.release_code import needs_code
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, folder_name, read_metrics
@@ -90,7 +90,7 @@ def _environment() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {f.__name__: f for f in (share, gain, count, minutes, span, with_interval)}
+    environment.filters |= {f.__name__: f for f in (share, gain, count, minutes, pooling, span, with_interval)}
     environment.filters["worst_first"] = _worst_first
     return environment
 

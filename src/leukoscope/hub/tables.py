@@ -43,6 +43,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "results": results_table(releases),
         "results-notes": results_notes(releases),
         "decisions": decisions_table(releases),
+        "patients": patients_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
@@ -139,6 +140,35 @@ def _decisions_row(name: str, metrics: Mapping[str, Any]) -> str:
     answered = [share(default.get(key)) for key in ("coverage", "risk")]
     healthy = [of_100("outcomes", leukaemic), of_100("outcomes", labels), of_100("most_probable", leukaemic)]
     return f"| {' | '.join([f'`{name}`', *answered, count(cells) if cells else '–', *healthy])} |"
+
+
+def patients_table(releases: Sequence[Path]) -> str:
+    """Persons told apart by all their cells: one row for each release that was measured so."""
+    columns = [
+        "release",
+        "persons",
+        "AUROC of persons",
+        "sensitivity",
+        "specificity",
+        "given a class",
+        "of these wrong",
+        "cells needed",
+    ]
+    blocks = {release.name: read_metrics(release).get("patients") for release in releases}
+    rows = [_patients_row(name, block) for name, block in blocks.items() if block]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---|--:|--:|--:|--:|--:|--:|--:|", *rows])
+
+
+def _patients_row(name: str, block: Mapping[str, Any]) -> str:
+    measured = block["measured"]
+
+    def rate(key: str) -> str:
+        return f"{share(measured[key]['share'])} ({span(measured[key])})"
+
+    auroc = f"{share(measured['auroc']['value'])} ({span(measured['auroc'])})"
+    cells = [f"`{name}`", count(measured["persons"]), auroc, rate("sensitivity"), rate("specificity")]
+    cells += [count(measured["given_a_class"]), rate("error_rate"), count(block["least_cells"])]
+    return f"| {' | '.join(cells)} |"
 
 
 RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")

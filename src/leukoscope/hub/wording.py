@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leukoscope.cells.registry import DATASETS
+from leukoscope.inference.patient import POOLINGS
 
 
 def share(value: Any) -> str:
@@ -34,6 +35,11 @@ def with_interval(block: Mapping[str, Any], figure: str) -> str:
     intervals = block.get("intervals", {}).get("by_subject", {})
     value = share(block["metrics"].get(figure))
     return f"{value} ({span(intervals[figure])})" if figure in intervals else value
+
+
+def pooling(rule: Mapping[str, Any]) -> str:
+    """How the "patients" block of metrics.json pools a person's cells, in words."""
+    return POOLINGS[rule["pooling"]]
 
 
 def count(value: int) -> str:

@@ -26,6 +26,7 @@ from leukoscope.inference.decision import Checks, Decision, Thresholds
 from leukoscope.inference.heatmaps import HeatMap, share_on_cell
 from leukoscope.inference.hub_files import fetch_files, parse_hub_id
 from leukoscope.inference.ood import OodDetector
+from leukoscope.inference.patient import PatientPrediction, patient_rule
 from leukoscope.inference.probabilities import softmax
 from leukoscope.inference.views import disagreement, eight_views, turned_back
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
@@ -236,6 +237,23 @@ class Predictor:
                 framed = list(upcoming)
                 upcoming = begin(number + 1) if number + 1 < len(batches) else iter(())
                 yield from self._answer(framed, explain, views, start)
+
+    def patient(self, images: Sequence[Picture], *, name: str = "", batch_size: int = BATCH) -> PatientPrediction:
+        """One prediction for a person, from pictures of that person's cells.
+
+        Args:
+            images: as for a call; at least one.
+            name: how the prediction names the person.
+            batch_size: pictures that go through the network at once.
+
+        Raises:
+            LeukoscopeError: the release was not measured by person, or no picture.
+            UnreadableImage: for the first picture that cannot be used.
+        """
+        rule = patient_rule(self)
+        cells = self(list(images), batch_size=batch_size)
+        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
+        return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
 
     def _open_and_frame(self, image: Picture, number: int) -> _Framed | UnreadableImage:
         source = _source_of(image, number)

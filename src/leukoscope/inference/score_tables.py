@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import UnreadableImage
 from leukoscope.inference.decision import ABSTAIN, REFUSED, Thresholds
 from leukoscope.inference.score_sources import SourceCell
@@ -18,11 +20,16 @@ from leukoscope.inference.score_sources import SourceCell
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leukoscope.inference.patient import PatientPrediction, PatientRule
     from leukoscope.inference.predictor import Prediction
 
+TABLE_SUFFIXES = (".parquet", ".csv", ".xlsx")
+MOST_XLSX_ROWS = 1_048_575
+"""Of a sheet, below its heading."""
 Answered = tuple[SourceCell, "Prediction | UnreadableImage"]
 # Shards joined at a time: row groups of some tens of thousands of rows are what readers of Parquet like.
 _JOINED_AT_ONCE = 64
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _UNREADABLE_COLUMNS = ("source", "reason")
 
 
@@ -172,3 +179,106 @@ def _shares(sums: pa.Table) -> pa.Table:
         name: pc.divide(sums[name], sums["cells"]) for name in sums.column_names if name not in ("subject", "cells")
     }
     return pa.table({"subject": sums["subject"], "cells": pc.cast(sums["cells"], pa.int64()), **means})
+
+
+def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
+    """One row a person: columns as `PatientPrediction.to_dict`."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
+
+
+def subjects_table(shares: pa.Table, joined: Path, rule: PatientRule | None) -> pa.Table:
+    """One row a subject: the prediction for the person, where the release makes one, then means and shares.
+
+    Args:
+        shares: as `Scored.subjects`.
+        joined: the table of the cells they were taken from.
+        rule: how the release predicts for a person; None where it does not.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    notice = pa.array([RESEARCH_NOTICE] * len(shares), pa.string())
+    if rule is None or not len(shares):
+        return shares.append_column("notice", notice)
+    columns = [f"p_{label}" for label in rule.labels]
+    cells = pq.read_table(joined, columns=["subject", "outcome", *columns])
+    cells = cells.filter(pc.is_valid(cells["subject"])).sort_by("subject")
+    probabilities = np.stack([cells[name].to_numpy() for name in columns], axis=1)
+    outcomes = np.array(cells["outcome"].to_pylist(), dtype=object)
+    names, firsts = np.unique(np.array(cells["subject"].to_pylist(), dtype=object), return_index=True)
+    persons = patients_table(
+        [
+            rule.predict(p, list(o), patient=name)
+            for name, p, o in zip(
+                names, np.split(probabilities, firsts[1:]), np.split(outcomes, firsts[1:]), strict=True
+            )
+        ]
+    ).drop_columns(["patient", "cells", "notice"])
+    ours = [name for name in shares.column_names if name not in ("subject", "cells", *persons.column_names)]
+    both = {name: shares[name] for name in ("subject", "cells")}
+    both |= {name: persons[name] for name in persons.column_names} | {name: shares[name] for name in ours}
+    return pa.table({**both, "notice": notice})
+
+
+def check_table(path: Path, flag: str) -> None:
+    """Refuse a name that is no table's; raises `LeukoscopeError`."""
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        kinds = ", ".join(TABLE_SUFFIXES)
+        raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
+
+
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Write a table as its name says (`TABLE_SUFFIXES`), whole or not at all.
+
+    Raises:
+        LeukoscopeError: more rows than a sheet takes.
+        OSError: the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_as(table, aside, path.suffix.lower())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write_as(table: pa.Table, path: Path, suffix: str) -> None:
+    import pyarrow.parquet as pq
+    from pyarrow import csv as arrow_csv
+
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    elif suffix == ".csv":
+        arrow_csv.write_csv(table, path)
+    else:
+        _write_xlsx(table, path)
+
+
+def _write_xlsx(table: pa.Table, path: Path) -> None:
+    """One sheet, written row by row; text stays text, whatever it begins with."""
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    if len(table) > MOST_XLSX_ROWS:
+        raise LeukoscopeError(
+            f"{len(table):,} rows: a sheet of .xlsx takes {MOST_XLSX_ROWS:,}; write .csv or .parquet instead"
+        )
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("leukoscope")
+    sheet.freeze_panes = "A2"
+
+    def text(value: str) -> WriteOnlyCell:
+        cell = WriteOnlyCell(sheet, _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value))
+        cell.data_type = "s"  # "=1+1" would be computed
+        return cell
+
+    sheet.append([text(name) for name in table.column_names])
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            sheet.append([text(value) if isinstance(value, str) else value for value in row])
+    book.save(path)

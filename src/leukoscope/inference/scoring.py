@@ -1,4 +1,4 @@
-"""Bulk scoring: every cell of a source answered into one Parquet file, shard by shard.
+"""Bulk scoring: every cell of a source predicted into one table, shard by shard.
 
 A shard is written aside and renamed, so a run may be killed at any moment and goes on with the first shard that is not
 there. Several processes share the work by taking every n-th shard; all they share is the folder of shards beside the
@@ -18,10 +18,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import LeukoscopeError, __version__
 from leukoscope.cells.files import write_whole
+from leukoscope.inference.patient import PatientRule
 from leukoscope.inference.score_sources import CellSource, SourceCell
-from leukoscope.inference.score_tables import Answered, Scored, join_shards, shard_table
+from leukoscope.inference.score_tables import (
+    Answered,
+    Scored,
+    check_table,
+    join_shards,
+    shard_table,
+    subjects_table,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,19 +76,17 @@ def check_output(output: Path) -> None:
     Raises:
         LeukoscopeError: another kind of file, or one that is already there.
     """
-    if output.suffix != ".parquet":
-        raise LeukoscopeError(f"--output {output}: is written as Parquet; give a name that ends in .parquet")
+    check_table(output, "--output")
     if output.exists():
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 
 
 def check_by_subject(by_subject: Path, source: CellSource) -> None:
     """Refuse a table by subject that could not be made; raises `LeukoscopeError`."""
-    if by_subject.suffix != ".csv":
-        raise LeukoscopeError(f"--by-subject {by_subject}: is written as CSV; give a name that ends in .csv")
+    check_table(by_subject, "--by_subject")
     if not source.has_subjects:
         raise LeukoscopeError(
-            f"--by-subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
+            f"--by_subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
             "or a table with a column 'subject'"
         )
 
@@ -98,9 +105,9 @@ def score_cells(
     """Answer every cell of a source; goes on where an earlier run with the same model and cells was interrupted.
 
     Args:
-        output: Parquet, one row a cell; shards lie in `output`.parts/ until all are there, and files that could not be
-            read are listed in `unreadable_list(output)`.
-        by_subject: CSV with one row a subject.
+        output: table of `TABLE_SUFFIXES`, one row a cell; shards lie in `output`.parts/ until all are there, and files
+            that could not be read are listed in `unreadable_list(output)`.
+        by_subject: table with one row a subject; see `subjects_table`.
         batch_size: cells that go through the network at once; may be another when a run goes on.
         progress: called with (done, total) cells of this process.
 
@@ -201,8 +208,7 @@ class _Run:
 
     def finish(self, by_subject: Path | None) -> Scored:
         """Wait for the other processes' shards and join all; the output appears last, and whole."""
-        import pyarrow as pa
-        from pyarrow import csv
+        import pyarrow.parquet as pq
 
         shards = [self._path(number) for number in range(len(self._shards))]
         while not all(shard.exists() for shard in shards):
@@ -217,17 +223,17 @@ class _Run:
             unreadable_before=self._source.unreadable,
         )
         if by_subject is not None:
-            by_subject.parent.mkdir(parents=True, exist_ok=True)
-            aside = by_subject.with_name(f".{by_subject.name}.{os.getpid()}.tmp")
-            notice = pa.array([RESEARCH_NOTICE] * len(scored.subjects), pa.string())
-            csv.write_csv(scored.subjects.append_column("notice", notice), aside)
-            aside.replace(by_subject)
+            rule = PatientRule.from_metrics(self._predictor.release.metrics, self._predictor.labels)
+            write_table(subjects_table(scored.subjects, joined, rule), by_subject)
         if scored.unreadable:
             listed.replace(unreadable_list(self._output))
         else:
             # An earlier run's list would be taken for this one's.
             unreadable_list(self._output).unlink(missing_ok=True)
-        joined.rename(self._output)
+        if self._output.suffix.lower() == ".parquet":
+            joined.rename(self._output)
+        else:
+            write_table(pq.read_table(joined), self._output)
         shutil.rmtree(self._parts)
         return scored
 

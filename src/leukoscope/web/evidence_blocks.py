@@ -72,6 +72,40 @@ def _subjects(metrics: Metrics) -> str:
     return _section("Patient by patient", drawn, [f"{alt}."])
 
 
+def _patients(metrics: Metrics) -> str:
+    from leukoscope.evaluation.figures import patients_curve
+    from leukoscope.hub.wording import count, pooling, share, span
+
+    block = metrics.get("patients")
+    if not block:
+        return ""
+    measured, positive = block["measured"], block["positive_label"]
+    rows = [("AUROC of persons", f"{share(measured['auroc']['value'])} ({span(measured['auroc'])})")]
+    for name, key in ((f"sensitivity for {positive}", "sensitivity"), ("specificity", "specificity")):
+        one = measured[key]
+        rows.append((name, f"{one['right']} of {one['of']}: {share(one['share'])} ({span(one)})"))
+    error = measured["error_rate"]
+    rows += [
+        ("given a class", f"{measured['given_a_class']} of {measured['persons']}"),
+        ("of these wrong", f"{share(error['share'])} ({span(error)})"),
+        ("cells needed", count(block["least_cells"])),
+    ]
+    few, many = block["curve"][0], block["curve"][-1]
+    alt = (
+        f"Balanced accuracy over persons against the number of cells used: {share(few['balanced_accuracy'])} with "
+        f"{few['cells']}, {share(many['balanced_accuracy'])} with {many['cells']}"
+    )
+    text = [
+        f"Pooled by the {pooling(block['rule'])}. Each person is judged with pooling and threshold chosen and fitted "
+        "on other persons. In brackets 95 % intervals, exact for shares.",
+        f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No person is on the wrong side.",
+        f"{measured['persons']} persons of one laboratory, each of one class only: nothing here speaks of mixed "
+        "marrow, of minimal residual disease, or of another stain.",
+    ]
+    drawn = _picture(lambda: patients_curve(block), alt)
+    return _section("One prediction for a person", table(("persons", ""), rows, "Persons") + drawn, text)
+
+
 def _calibration(metrics: Metrics) -> str:
     from leukoscope.evaluation.reliability import reliability_diagram
 
@@ -190,4 +224,4 @@ def _picture(draw: Callable[[], Figure], alt: str) -> str:
     return f'<img class="lk-figure" src="{picture.source}" alt="{escape(alt)}">'
 
 
-_BLOCKS = (_evaluations, _subjects, _calibration, _shortcuts, _heat_maps, _views, _training, _limits)
+_BLOCKS = (_evaluations, _subjects, _patients, _calibration, _shortcuts, _heat_maps, _views, _training, _limits)

@@ -1,0 +1,298 @@
+"""One prediction for a person, pooled from the predictions of that person's cells.
+
+How cells are pooled, from how many, and what the result is worth on unseen persons is measured by
+`leukoscope.evaluation.patients` and stands in the "patients" block of metrics.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cells.images import UnreadableImage
+from leukoscope.inference.decision import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.score_sources import CellSource
+
+TOO_FEW_CELLS = "too few cells"
+MOST_REFUSED = 0.5
+"""Share of a person's cells that may be out of distribution before the person is: cells of one slide share a stain."""
+RESAMPLES = 1000
+LEVEL = 0.95
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_TRIMMED = 0.1
+_CHUNK = 50  # resamples at a time: 10,000 cells then take 4 MB
+
+POOLINGS = {
+    "mean": "mean logit of the cells",
+    "trimmed_mean": "mean logit of the cells without the lowest and the highest tenth",
+    "quantiles": "10, 25, 50, 75 and 90 % quantiles of the cells' logits",
+}
+
+
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """(N,) probabilities → log p - log (1 - p), bounded where rounding left 0 or 1."""
+    p = np.asarray(probabilities, dtype=np.float64).clip(1e-7, 1 - 1e-7)
+    return np.log(p) - np.log1p(-p)
+
+
+def pool(logits: np.ndarray, pooling: str) -> np.ndarray:
+    """(..., N) logits of a person's N cells → (..., F) features of the person.
+
+    Args:
+        pooling: a key of `POOLINGS`.
+    """
+    if pooling == "mean":
+        return logits.mean(axis=-1, keepdims=True)
+    if pooling == "trimmed_mean":
+        cut = int(_TRIMMED * logits.shape[-1])
+        ranked = np.sort(logits, axis=-1)
+        return ranked[..., cut : logits.shape[-1] - cut].mean(axis=-1, keepdims=True)
+    return np.moveaxis(np.quantile(logits, _QUANTILES, axis=-1), 0, -1)
+
+
+@dataclass(frozen=True)
+class PatientPrediction:
+    """What a release predicts for one person.
+
+    Attributes:
+        patient: as the user names the person; "" where there is no name.
+        outcome: a class, "abstain" (the interval holds both classes), "too few cells" or "out of distribution" (most
+            of the person's cells are).
+        positive_label: the class that `probability` and `share_positive` speak of.
+        probability: of that class, for the person, 0–1; None without a cell in use.
+        interval: 95 % interval of it, resampling this person's cells: how far other cells of the same person would
+            move it. It says nothing of how persons differ; `rule.error_rate` does.
+        cells, used, refused, abstained: all cells; those pooled; out of distribution or no cell; and cells in use that
+            get no class by themselves.
+        share_positive: share of the cells in use whose most probable class is the positive one, 0–1.
+        rule: what decided.
+    """
+
+    patient: str
+    outcome: str
+    positive_label: str
+    probability: float | None
+    interval: tuple[float, float] | None
+    cells: int
+    used: int
+    refused: int
+    abstained: int
+    share_positive: float | None
+    rule: PatientRule
+
+    @property
+    def reason(self) -> str:
+        """Why there is no class, in words; "" with a class."""
+        if self.outcome == OUT_OF_DISTRIBUTION:
+            return f"{self.refused} of {self.cells} cells are out of distribution, more than {MOST_REFUSED:.0%}"
+        if self.outcome == TOO_FEW_CELLS:
+            return f"{self.used} cells in use, and {self.rule.least_cells} are needed"
+        if self.outcome == ABSTAIN:
+            assert self.interval is not None, "abstained from by its interval"
+            low, high = self.interval
+            return f"other cells of this person may give either class (interval {low:.3f} to {high:.3f})"
+        return ""
+
+    def named(self, patient: str) -> PatientPrediction:
+        """The same for a person of another name."""
+        return replace(self, patient=patient)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, with the research notice."""
+        return {
+            "patient": self.patient,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            f"p_{self.positive_label}": self.probability,
+            "low": None if self.interval is None else self.interval[0],
+            "high": None if self.interval is None else self.interval[1],
+            "cells": self.cells,
+            "used": self.used,
+            "refused": self.refused,
+            "abstained": self.abstained,
+            f"share_{self.positive_label}": self.share_positive,
+            "rule": self.rule.text,
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+@dataclass(frozen=True)
+class PatientRule:
+    """From a person's cells to a class: a logistic regression on pooled logits.
+
+    Attributes:
+        labels: the two classes.
+        positive_label: the class whose logits are pooled.
+        pooling: a key of `POOLINGS`.
+        coefficients, intercept: of the logistic regression, on the features of `pool`.
+        least_cells: with fewer cells in use no class is given.
+        error_rate: wrong persons among those measured, with its interval; see `leukoscope.evaluation.patients`.
+    """
+
+    labels: tuple[str, ...]
+    positive_label: str
+    pooling: str
+    coefficients: tuple[float, ...]
+    intercept: float
+    least_cells: int
+    error_rate: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> PatientRule | None:
+        """That of a release's metrics.json; None where it has no "patients"."""
+        block = metrics.get("patients")
+        if not block:
+            return None
+        rule = block["rule"]
+        return cls(
+            tuple(labels),
+            block["positive_label"],
+            rule["pooling"],
+            tuple(rule["coefficients"]),
+            rule["intercept"],
+            block["least_cells"],
+            block["measured"]["error_rate"],
+        )
+
+    @property
+    def text(self) -> str:
+        """The rule in words, with its error rate on unseen persons."""
+        how = f"{POOLINGS[self.pooling]}, from at least {self.least_cells} cells"
+        if not self.error_rate:
+            return how
+        wrong, low, high = (self.error_rate[key] for key in ("share", "low", "high"))
+        return f"{how}; wrong for {wrong:.0%} of unseen persons (95 % interval {low:.0%} to {high:.0%})"
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """(..., N) logits of a person's cells → (...,) probability of the positive class."""
+        scores = pool(logits, self.pooling) @ np.asarray(self.coefficients) + self.intercept
+        return 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
+
+    def interval(self, logits: np.ndarray) -> tuple[float, float]:
+        """(N,) logits → 95 % interval of the probability, cells resampled with replacement (percentiles)."""
+        rng = np.random.default_rng(0)
+        drawn = np.concatenate(
+            [
+                self.probability(logits[rng.integers(len(logits), size=(_CHUNK, len(logits)))])
+                for _ in range(RESAMPLES // _CHUNK)
+            ]
+        )
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
+
+    def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, patient: str = "") -> PatientPrediction:
+        """The prediction for one person.
+
+        Args:
+            probabilities: (N, K) of the person's cells, in the order of `labels`.
+            outcomes: of the same cells, as their decisions say.
+
+        Raises:
+            LeukoscopeError: no cell.
+        """
+        if not len(outcomes):
+            raise LeukoscopeError(f"patient {patient!r}: has no cell; give at least one picture")
+        positive = self.labels.index(self.positive_label)
+        used = ~np.isin(np.asarray(outcomes), REFUSED)
+        shares = np.asarray(probabilities, dtype=np.float64).reshape(len(outcomes), -1)[used, positive]
+        refused = int((~used).sum())
+        probability = interval = share = None
+        outcome = OUT_OF_DISTRIBUTION
+        if len(shares):
+            logits = logits_of(shares)
+            probability, interval = float(self.probability(logits)), self.interval(logits)
+            share = float((shares >= 0.5).mean())
+        if probability is not None and interval is not None and refused <= MOST_REFUSED * len(outcomes):
+            if len(shares) < self.least_cells:
+                outcome = TOO_FEW_CELLS
+            elif interval[0] < 0.5 <= interval[1]:
+                outcome = ABSTAIN
+            else:
+                outcome = self.labels[positive if probability >= 0.5 else 1 - positive]
+        return PatientPrediction(
+            patient=patient,
+            outcome=outcome,
+            positive_label=self.positive_label,
+            probability=probability,
+            interval=interval,
+            cells=len(outcomes),
+            used=len(shares),
+            refused=refused,
+            abstained=sum(one == ABSTAIN for one in outcomes),
+            share_positive=share,
+            rule=self,
+        )
+
+
+def patient_rule(predictor: Predictor) -> PatientRule:
+    """How a release decides on a person.
+
+    Raises:
+        LeukoscopeError: it was not measured by person.
+    """
+    rule = PatientRule.from_metrics(predictor.release.metrics, predictor.labels)
+    if rule is None:
+        raise LeukoscopeError(
+            f"{predictor.release.name}: cannot predict for a person: its metrics.json has no 'patients' (measured for "
+            "two classes, where enough persons of each are known); choose another release, or measure this one with "
+            "`leukoscope recalibrate` on labelled cells of known persons"
+        )
+    return rule
+
+
+def predict_patients(
+    predictor: Predictor,
+    source: CellSource,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
+    """One prediction for each person of a source, in the order of their names.
+
+    Cells without a subject belong to the person of their top folder, or, outside any folder, to "". Cells are opened
+    and predicted batch by batch, and only their probabilities are kept.
+
+    Args:
+        progress: called with (done, total) cells.
+
+    Returns:
+        the predictions, and what could not be read.
+
+    Raises:
+        LeukoscopeError: the release was not measured by person, or no cell could be read.
+    """
+    rule = patient_rule(predictor)
+    found: dict[str, tuple[list[list[float]], list[str]]] = {}
+    unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
+    cells = source.read([range(source.count)])
+    done = 0
+    while some := list(islice(cells, 8 * batch_size)):
+        for cell, answer in zip(
+            some, predictor.answers([cell.picture for cell in some], batch_size=batch_size), strict=True
+        ):
+            done += 1
+            if progress:
+                progress(done, source.count)
+            if isinstance(answer, UnreadableImage):
+                unreadable.append(answer)
+                continue
+            folders = PurePath(cell.cell_id).parts[:-1]
+            name = cell.subject or (folders[0] if folders and not source.has_subjects else "")
+            probabilities, outcomes = found.setdefault(name, ([], []))
+            probabilities.append(list(answer.probabilities.values()))
+            outcomes.append(answer.outcome)
+    if not found:
+        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+    return [
+        rule.predict(np.array(probabilities), outcomes, patient=name)
+        for name, (probabilities, outcomes) in sorted(found.items())
+    ], unreadable

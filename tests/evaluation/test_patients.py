@@ -1,0 +1,155 @@
+"""A person must be judged by a rule that other persons chose and fitted, and from as many cells as were measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from leukoscope.evaluation import patients
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.patients import least_cells, patients_block
+from leukoscope.inference.patient import PatientRule, logits_of
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "src/leukoscope/models/metrics.schema.json").read_text())
+
+
+def _answers(logits: dict[str, np.ndarray]) -> CellPredictions:
+    """Cells of persons named ALL… or HEM…, with the logits of ALL given."""
+    subjects = [name for name, values in logits.items() for _ in values]
+    p = 1 / (1 + np.exp(-np.concatenate(list(logits.values()))))
+    return CellPredictions(
+        tuple(f"cell-{i}" for i in range(len(p))),
+        tuple(subjects),
+        np.array([0 if name.startswith("ALL") else 1 for name in subjects]),
+        np.stack([p, 1 - p], axis=1),
+        ("ALL", "HEM"),
+    )
+
+
+def _persons(
+    apart: float, *, persons: int = 6, cells: int = 30, between: float = 0.5, seed: int = 0
+) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        f"{label}{i}": sign * apart + between * rng.standard_normal() + rng.standard_normal(cells)
+        for label, sign in (("ALL", 1), ("HEM", -1))
+        for i in range(persons)
+    }
+
+
+def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
+    logits = _persons(2.0)
+    logits["HEM3"] += 5.0  # on the other side
+    block = patients_block(_answers(logits), "ALL", temperature=2.0)
+
+    validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
+    assert not list(validator.iter_errors(json.loads(json.dumps(block))))
+    assert block["wrong"] == ["HEM3"]
+    assert block["subjects"]["HEM3"]["called"] == "ALL"
+    measured = block["measured"]
+    assert (measured["sensitivity"]["right"], measured["specificity"]["right"]) == (6, 5)
+    exact = binomtest(5, 6).proportion_ci(0.95, "exact")
+    assert measured["specificity"]["low"] == pytest.approx(exact.low)
+    assert measured["specificity"]["high"] == pytest.approx(exact.high)
+    truth = [one["label"] == "ALL" for one in block["subjects"].values()]
+    scores = [one["probability"] for one in block["subjects"].values()]
+    assert measured["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
+    assert measured["error_rate"]["share"] == pytest.approx(1 / measured["given_a_class"])
+
+
+def test_choosing_and_fitting_on_the_tested_persons_would_look_better() -> None:
+    nested, flattered = [], []
+    for seed in range(5):
+        answers = _answers(_persons(0.0, persons=8, between=1.0, seed=seed))  # nothing tells the classes apart
+        block = patients_block(answers, "ALL")
+        rule = PatientRule.from_metrics({"patients": block}, answers.label_names)
+        assert rule is not None
+        subjects, truth = np.asarray(answers.subjects), []
+        right = []
+        for name in np.unique(subjects):
+            truth.append(name.startswith("ALL"))
+            right.append((rule.probability(logits_of(answers.probabilities[subjects == name, 0])) >= 0.5) == truth[-1])
+        truth, right = np.array(truth), np.array(right)
+        flattered.append((right[truth].mean() + right[~truth].mean()) / 2)
+        nested.append(block["measured"]["balanced_accuracy"])
+    chance = 3 * 0.125 / np.sqrt(5)  # standard error of five means over 16 persons, three times
+    assert abs(np.mean(nested) - 0.5) < chance
+    assert np.mean(flattered) > np.mean(nested) + 0.05
+
+
+def test_the_judged_person_takes_no_part_in_its_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    fitted = patients._fitted
+
+    def noting(persons: list[Any], *more: Any) -> Any:
+        seen.append({person.name for person in persons})
+        return fitted(persons, *more)
+
+    monkeypatch.setattr(patients, "_fitted", noting)
+    logits = _persons(1.0, persons=5)
+    patients_block(_answers(logits), "ALL")
+    # One rule a person, without that person, then the rule to ship.
+    assert sorted(next(iter(logits.keys() - names)) for names in seen[:-1]) == sorted(logits)
+    assert seen[-1] == set(logits)
+
+
+def test_more_cells_tell_persons_apart_better_and_the_curve_says_from_how_many_on() -> None:
+    block = patients_block(_answers(_persons(0.7, cells=60, between=0.1)), "ALL")
+    curve = {row["cells"]: row for row in block["curve"]}
+    assert list(curve) == [1, 3, 5, 10, 20, 50]
+    assert curve[1]["balanced_accuracy"] < 0.8 < 0.95 < curve[20]["balanced_accuracy"]
+    assert block["least_cells"] > 1
+    holds = [row["cells"] for row in block["curve"] if row["balanced_accuracy"] >= 0.98 * 1.0]
+    assert block["least_cells"] in holds
+
+
+def test_a_dip_at_many_cells_is_not_passed_over() -> None:
+    rows = [
+        {"cells": n, "balanced_accuracy": value, "balanced_accuracy_all_cells": 0.9}
+        for n, value in ((1, 0.7), (3, 0.89), (5, 0.8), (10, 0.89), (20, 0.9))
+    ]
+    assert least_cells(rows) == 10
+    assert least_cells(rows[:3]) == 5
+
+
+def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class() -> None:
+    logits = _persons(0.7, cells=60, between=0.1)
+    logits["ALL0"] = logits["ALL0"][:2]
+    block = patients_block(_answers(logits), "ALL")
+    assert [row["persons"] for row in block["curve"]] == [12, 11, 11, 11, 11, 11]
+    assert block["least_cells"] > 2
+    assert block["subjects"]["ALL0"]["outcome"] == "too few cells"
+    assert block["measured"]["too_few_cells"] == 1
+
+
+@pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a person", "few persons"])
+def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
+    logits = _persons(1.0, persons=3 if why == "few persons" else 6)
+    answers = _answers(logits)
+    if why == "three classes":
+        answers = calibrated_cells(300, classes=3)
+    elif why == "unknown subject":
+        answers = CellPredictions(
+            answers.cell_ids, ("", *answers.subjects[1:]), answers.references, answers.probabilities, ("ALL", "HEM")
+        )
+    elif why == "two classes in a person":
+        answers.references[0] = 1
+    assert patients_block(answers, "ALL") == {}
+
+
+def test_the_rule_stands_on_the_scale_of_the_release() -> None:
+    answers = _answers(_persons(1.0))
+    as_they_are, scaled = (patients_block(answers, "ALL", temperature=t) for t in (1.0, 2.0))
+    assert scaled["rule"]["coefficients"] == pytest.approx(
+        [2 * c for c in as_they_are["rule"]["coefficients"]], rel=1e-4
+    )
+    assert scaled["rule"]["intercept"] == pytest.approx(as_they_are["rule"]["intercept"], abs=1e-4)
