@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cells.phantom_fields import draw_field
 from leukoscope.cells.phantoms import draw_cell
+from leukoscope.web.batch import sample_batch
 
 pytestmark = pytest.mark.slow
-TABS = ("One cell", "A field of view", "A batch", "Evidence", "Use it from code")
+TABS = ("One cell", "A field of view", "Patients and batches", "Evidence", "Use it from code")
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
 
@@ -165,14 +167,14 @@ def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_pat
 
 def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits()
-    visit.tab("A batch")
+    visit.tab("Patients and batches")
     visit.page.locator("#batch-pattern").get_by_role("textbox").fill(r"(\d)\.png$")
     visit.page.evaluate(_WATCH_PROGRESS)
     upload(visit, cells, "batch-upload")
     visit.page.locator("#batch-gallery .lk-cells li").nth(19).wait_for()
     assert visit.page.evaluate("window.progress")
     said = visit.page.locator("#batch-answer").inner_text()
-    assert "20 cells answered." in said and "Measured on your labels" in said and "By subject" in said
+    assert "20 cells predicted." in said and "Measured on your labels" in said and "One prediction for a person" in said
     assert "ALL/broken.png: is not an image" in said
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-batch-csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
@@ -185,9 +187,56 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
     visit.page.wait_for_function("old => document.querySelector('#batch-gallery li').innerText != old", arg=first)
 
 
+@pytest.mark.parametrize("phone", [False, True])
+def test_persons_go_from_a_zip_to_a_report_on_two_pages(
+    visits: Callable[..., Any], chromium: Any, tmp_path: Path, phone: bool
+) -> None:
+    with zipfile.ZipFile(tmp_path / "persons.zip", "w") as archive:
+        for file in sample_batch().files:
+            archive.writestr(file.name, file.read())
+    visit = visits(**PHONE) if phone else visits()
+    visit.tab("Patients and batches")
+    upload(visit, tmp_path / "persons.zip", "batch-upload")
+    visit.page.locator(".lk-person svg").nth(2).wait_for()
+    assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
+    answer = visit.page.locator("#batch-answer")
+    assert "3 subjects" not in answer.inner_text(), "the progress gave way to the result"
+    assert visit.page.locator(".lk-person").count() == 3
+    assert visit.width() <= (360 if phone else 1280)
+
+    visit.page.locator("#report-name").get_by_role("textbox").fill("Sample 7")
+    (tmp_path / "report.html").write_bytes(saved(visit, "save-report"))
+    page = chromium.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("h1").inner_text() == "Report on the cells of Sample 7"
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4", prefer_css_page_size=True))) <= 2
+    page.close()
+
+    dot = visit.page.locator(".lk-person circle[data-cell]").nth(5)
+    number = int(dot.get_attribute("data-cell"))
+    dot.dispatch_event("click")
+    visit.page.locator("#answer .lk-verdict").wait_for()
+    names = [file.name for file in sample_batch().files]
+    assert visit.page.locator("#pictures figcaption").first.inner_text() == names[number]
+
+
+def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.tab("Patients and batches")
+    visit.page.locator("#batch-sample").click()
+    visit.page.get_by_text("pictures predicted").first.wait_for()
+    visit.page.locator("#batch-stop").click()
+    visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
+    visit.page.locator("#batch-sample").click()
+    visit.page.locator(".lk-person svg").nth(2).wait_for()
+
+
 # Progress passes too quickly to be waited for.
 _WATCH_PROGRESS = """() => new MutationObserver(() => {
-  if (/Answering/.test(document.querySelector('#batch-answer').innerText)) window.progress = true
+  if (/ of 21 pictures predicted/.test(document.querySelector('#batch-answer').innerText)) window.progress = true
 }).observe(document.body, {subtree: true, childList: true, characterData: true})"""
 
 
@@ -273,19 +322,13 @@ def test_nothing_is_wider_than_a_phone(visits: Callable[..., Any], cells: Path) 
 
 def _fill(visit: Any, name: str, cells: Path) -> None:
     """Open a tab and have it show a result."""
-    tab = visit.page.get_by_role("tab", name=name).locator("visible=true")
-    if tab.count():
-        tab.click()
-    else:
-        # Where tabs do not fit side by side, the last ones lie behind a button.
-        visit.page.locator(".overflow-menu > button").click()
-        visit.page.locator(".overflow-dropdown button", has_text=name).click()
+    visit.tab(name)
     if name == "One cell":
         visit.pick_example()
     if name == "A field of view":
         visit.page.get_by_role("button", name="Synthetic field 1").click()
         visit.page.locator("#field-picture .lk-box").first.wait_for()
-    if name == "A batch":
+    if name == "Patients and batches":
         upload(visit, cells, "batch-upload")
         visit.page.locator("#batch-gallery .lk-cells").wait_for()
     if name == "Evidence":

@@ -28,7 +28,7 @@ from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
 from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.inference.field_reading import AT_EDGE, read_field
-from leukoscope.web.batch import classify
+from leukoscope.web.batch import classify, finished
 from leukoscope.web.demo import build_demo
 from leukoscope.web.field_of_view import read
 from leukoscope.web.look import examine, look_at
@@ -166,8 +166,8 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     }
 
     shelf = Shelf({"released": RELEASE})
-    batch = classify(shelf, [str(path) for path in paths], "released", "", lambda share: None)
-    found["the demo's batch"] = {row.name: said(row.decision, row.ood_score) for row in batch.rows}
+    batch = finished(classify(shelf, [str(path) for path in paths], "released", ""))
+    found["the demo's batch"] = {row.name: said(row.decision, row.checks.ood_score) for row in batch.rows}
     looks = {path.name: look_at(shelf, partial(upload, path), "released") for path in paths}
     found["the demo's one cell"] = {
         name: said(look.decision(), look.prediction.checks.ood_score) for name, look in looks.items()

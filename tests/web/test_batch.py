@@ -1,8 +1,9 @@
-"""The tab "A batch" without a browser: what a zip may hold, whose cells they are, and what is said of them together."""
+"""The tab "Patients and batches" without a browser: what a zip may hold, and what is shown of it."""
 
 from __future__ import annotations
 
 import io
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio
+import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -20,10 +22,20 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import draw_cell
 from leukoscope.inference.decision import Checks, Thresholds
 from leukoscope.web import batch_files
-from leukoscope.web.batch import classify
-from leukoscope.web.batch_files import Batch, open_batch, subjects_of
-from leukoscope.web.batch_panels import ORDERS, gallery, report
-from leukoscope.web.batch_results import BatchResult, BatchRow, figures, save_table, subject_rows, wrong_rows
+from leukoscope.web.batch import SAMPLE_CELLS, classify, finished, sample_batch
+from leukoscope.web.batch_files import Batch, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_panels import ORDERS, gallery, progress, report, subjects_found
+from leukoscope.web.batch_results import (
+    BatchResult,
+    BatchRow,
+    figures,
+    opened,
+    save_persons,
+    save_report,
+    save_table,
+    subject_rows,
+    wrong_rows,
+)
 from leukoscope.web.demo import build_demo
 from leukoscope.web.shelf import Shelf
 from leukoscope.web.upload import OWN_FOLDER
@@ -32,6 +44,12 @@ from leukoscope.web.upload import OWN_FOLDER
 def png(side: int = 32) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cell_png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_cell("ALL", subject=0, cell=number, size=64, background="black").image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -91,7 +109,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({f"{n}.png": b"" for n in range(500)}, "holds 500 files; at most 400 fit in one batch: split it"),
+        ({f"{n}.png": b"" for n in range(2100)}, "holds 2100 files; at most 2000 fit in one batch: split it"),
         ({f"{n}.png": bytes(19 * 2**20) for n in range(11)}, "would unpack to 209 MB, more than 200 MB; split it"),
         ({"wide.png": bytes(21 * 2**20)}, "wide.png is over 20 MB; crop it to one cell"),
     ],
@@ -195,15 +213,15 @@ def test_a_bad_pattern_is_refused_in_time(pattern: str, problem: str) -> None:
 
 def row(name: str, truth: str, p_all: float, subject: str = "", ood_score: float = 0.1) -> BatchRow:
     shares = {"ALL": p_all, "HEM": 1 - p_all}
-    decision = Thresholds().decide(shares, Checks(ood_score=ood_score))
-    called = {"youden": p_all >= 0.4}
-    return BatchRow(name, truth, subject, decision, shares, ood_score, called, Image.new("RGB", (8, 8)))
+    checks = Checks(ood_score=ood_score)
+    decision = Thresholds().decide(shares, checks)
+    return BatchRow(name, truth, subject, decision, shares, checks, png(8))
 
 
 RESULT = BatchResult(
     rows=(row("a", "ALL", 0.9, "1"), row("b", "ALL", 0.2, "1"), row("=c", "HEM", 0.99, "2"), row("d", "HEM", 0.1, "2")),
     classes=("ALL", "HEM"), positive="ALL", model="tiny", revision="", batch_subjects={}, refused=("x: is bad",),
-    trained_on=frozenset({"2"}), data_name="cnmc2019",
+    trained_on=frozenset({"2"}), data_name="cnmc2019", thresholds=Thresholds("ALL", {"youden": 0.4}),
 )  # fmt: skip
 
 
@@ -233,9 +251,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
     assert RESEARCH_NOTICE in page
-    assert (
-        "A cell is given its most probable class; in the tab “One cell” another operating point can be chosen" in page
-    )
+    assert "A cell is decided its most probable class" in page
 
 
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
@@ -331,9 +347,114 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
 
 
 def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
-    told: list[float] = []
     path = pack(tmp_path / "cells.zip", {f"{n}.png": png() for n in range(20)})
-    result = classify(Shelf({"tiny": tiny_release}), [path], "tiny", "", told.append)
-    assert told == [0.8, 1.0]
-    assert len(result.rows) == 20
+    steps = classify(Shelf({"tiny": tiny_release}), [path], "tiny", "")
+    assert (next(steps), next(steps)) == ((16, 20), (20, 20))
+    assert len(finished(steps).rows) == 20
     assert isinstance(open_batch([path]), Batch)
+    assert "16 of 20 pictures predicted, about 1 s left." in progress(16, 20, 4.0, "")
+    assert "0 of 20 pictures predicted." in progress(0, 20, 0.0, "")
+
+
+# Persons
+
+RULE = {
+    "positive_label": "ALL",
+    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
+    "least_cells": 2,
+    "measured": {
+        "persons": 41,
+        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
+        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
+        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
+    },
+}
+DATA = {"name": "cnmc2019", "title": "C-NMC", "citation": "Gupta (2019)", "licence": "CC BY 3.0"}
+
+
+def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
+    rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
+    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA})
+    first, second = result.persons()
+    assert (first.patient, first.cells, first.refused, second.patient) == ("1", 3, 1, "2")
+    page = report(result)
+    assert "One prediction for a person" in page and "By subject" not in page
+    assert page.count("<svg") == 2
+    # A dot opens the cell of its number, counted over the whole batch.
+    numbers = sorted(int(number) for number in re.findall(r'<circle[^>]* data-cell="(\d+)"', page))
+    assert numbers == list(range(5))
+    assert page.count('fill="#9aa0a6"') == 1
+    assert "2 of 4 cells" not in page
+    line = lambda html: re.search(r'<line [^>]*y1="([\d.]+)"', html).group(1)  # noqa: E731
+    assert line(page) != line(report(result.at_point("youden"), "youden"))
+
+
+def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons() -> None:
+    rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
+    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA})
+    at = result.at_point("youden")
+    assert [one.decision.outcome for one in result.rows] == ["HEM", "HEM", "out of distribution"]
+    assert [one.decision.outcome for one in at.rows] == ["ALL", "HEM", "out of distribution"]
+    assert at.at_point("") == result.at_point("unknown") == result
+    assert at.persons() == result.persons()
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "persons"),
+    [
+        (["ALL/UID_1_2_1_all.bmp", "ALL/UID_1_3_1_all.bmp", "HEM/UID_H2_1_hem.bmp", "HEM/UID_H2_2_hem.bmp"],
+         r"UID_(H?\d+)_", ["1", "H2"]),
+        (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["p1", "p2"]),
+        (["ALL/P01_a.png", "ALL/P01_b.png", "HEM/P02-1.png", "HEM/P02-2.png"],
+         r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$", ["P01", "P02"]),
+        (["anna_1.png", "anna_2.png", "ben_1.png", "ben_2.png"], r"(?:^|/)([^/_-]+)[_-][^/]*$", ["anna", "ben"]),
+        (["ALL/1.png", "ALL/2.png", "HEM/3.png", "HEM/4.png"], "", []),
+        (["a.png"], "", []),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, persons: list[str]) -> None:
+    assert suggested_pattern(names) == pattern
+    found = subjects_of(names, pattern, {})
+    assert sorted(set(found.values()) - {""}) == persons
+    said = subjects_found(list(found.values()), pattern)
+    assert said.startswith(f"{len(persons)} subjects by the pattern" if persons else "No subjects: no pattern is given")
+
+
+def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
+    cells = {f"miller-{n // 3}/cell-{n}.png": cell_png(n) for n in range(6)}
+    shelf = Shelf({"tiny": tiny_release})
+    steps = classify(shelf, [pack(tmp_path / "cells.zip", cells)], "tiny", r"(miller-\d)/")
+    result = replace(finished(steps), metrics={"patients": RULE, "data": DATA})
+    assert [person.patient for person in result.persons()] == ["miller-0", "miller-1"]
+    html = save_report(shelf, result, "miller-0", "").content.decode()
+    assert "miller" not in html and "Report on the cells of one person" in html
+    assert RESEARCH_NOTICE in html and "cell 1" in html
+    assert not re.search(r'(?:src|href)="(?!data:)', html), "nothing may be fetched"
+    assert (
+        "<title>Report on the cells of &lt;b&gt;</title>"
+        in save_report(shelf, result, "miller-1", "<b>").content.decode()
+    )
+    with pytest.raises(LeukoscopeError, match="subject 'nobody': is none of this batch"):
+        save_report(shelf, result, "nobody", "")
+    with pytest.raises(
+        LeukoscopeError, match=r"of a batch, 64 MB of pictures are kept, and this one is not among them"
+    ):
+        opened(replace(result.rows[0], picture=b""))
+    assert "miller-1" in save_persons(result).content.decode()
+    with pytest.raises(LeukoscopeError, match="no person is known"):
+        save_persons(replace(result, metrics={}))
+
+
+def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -> None:
+    path = pack(tmp_path / "cells.zip", {"a.png": cell_png(1)})
+    result = finished(classify(Shelf({"tiny": tiny_release}), [path], "tiny", ""))
+    assert np.array_equal(np.asarray(opened(result.rows[0])), np.asarray(Image.open(io.BytesIO(cell_png(1)))))
+
+
+def test_the_sample_holds_three_persons_whom_the_suggested_pattern_finds() -> None:
+    names = [file.name for file in sample_batch().files]
+    found = subjects_of(names, suggested_pattern(names), {})
+    assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2", "synthetic-3"]
+    assert len(names) == 3 * SAMPLE_CELLS
+    assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64

@@ -21,7 +21,7 @@ from leukoscope.cli.evaluate import evaluate
 from leukoscope.cli.export import export
 from leukoscope.cli.field import field
 from leukoscope.cli.leaderboard import leaderboard
-from leukoscope.cli.patient import patient
+from leukoscope.cli.patient import patient, report
 from leukoscope.cli.predict import predict
 from leukoscope.cli.push import push
 from leukoscope.cli.releases import card, leakage, protocol
@@ -60,6 +60,7 @@ def leukoscope(
 
 app.command()(predict)
 app.command()(patient)
+app.command()(report)
 app.command()(score)
 app.command()(field)
 app.command()(export)

@@ -1,14 +1,15 @@
-"""`leukoscope patient`: one prediction for each person, from the pictures of that person's cells."""
+"""`leukoscope patient` and `report`: one prediction for a person, from the pictures of that person's cells."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.errors import say_error, shown_name
 from leukoscope.cli.score import computing_device, progress_bar
 
@@ -67,6 +68,40 @@ def patient(
         say_error(problem)
     if unreadable:
         raise typer.Exit(1)
+
+
+def report(
+    cells: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of one person's cells.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Release folder, or Hub id owner/name or owner/name@revision.")
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Page to write (.html; .pdf where Chromium is installed).")
+    ],
+    name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: Annotated[
+        str, typer.Option(metavar="auto|openvino|onnx|torch", help="Who computes the network (default: auto).")
+    ] = "",
+) -> None:
+    """Write a report on one person's cells: a page with nothing to fetch, two sides of A4 when printed."""
+    from leukoscope.cells.files import write_whole
+    from leukoscope.evaluation.patient_report import print_to_pdf, report_on
+    from leukoscope.inference.predictor import Predictor, default_backend
+    from leukoscope.inference.score_sources import open_source
+
+    if output.suffix.lower() not in (".html", ".pdf"):
+        raise LeukoscopeError(f"--output {output}: is no kind of report; give a name that ends in .html or .pdf")
+    source = open_source(cells)
+    backend = backend or default_backend()
+    predictor = Predictor.from_pretrained(model, backend=backend, device=computing_device(backend))
+    html = report_on(predictor, source, name=name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix.lower() == ".pdf":
+        with tempfile.TemporaryDirectory() as folder:
+            print_to_pdf(write_whole(Path(folder) / "report.html", html), output)
+    else:
+        write_whole(output, html)
+    typer.echo(f"{output}\n{RESEARCH_NOTICE}")
 
 
 def _print_table(persons: list[PatientPrediction], *, model: str, output: Path | None) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from leukoscope import LeukoscopeError
 from leukoscope.web.upload import MAX_BYTES, file_name
 
-MAX_FILES, MAX_UNPACKED, MAX_ZIP = 400, 200 * 2**20, 64 * 2**20
+MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
 MAX_TABLES, MAX_TABLE, MAX_ROWS = 4, 2**20, 20_000
 LONGEST_NAME = 255
 MOST_LABELS, MOST_STRANGERS, LONGEST_LABEL = 20, 20, 60
@@ -240,6 +240,29 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
     except TimeoutError:
         raise LeukoscopeError(f"pattern {pattern!r}: takes too long; give one without nested repeats") from None
     return {name: _by_name(by_table, name) or _first_group(match) for name, match in found.items()}
+
+
+# Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested.
+_SUGGESTIONS = (
+    r"UID_(H?\d+)_",
+    r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
+    r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$",
+    r"(?:^|/)([^/_-]+)[_-][^/]*$",
+)
+
+
+def suggested_pattern(names: Sequence[str]) -> str:
+    """A pattern that finds the persons in file names, for `subjects_of`; "" where none seems to.
+
+    It must name a person for every file, two persons at least, and two files a person on average: the folders ALL and
+    HEM are classes, and a number of its own for each file is the file's.
+    """
+    for pattern in _SUGGESTIONS:
+        found = subjects_of(names, pattern, {})
+        persons = set(found.values())
+        if "" not in persons and 2 <= len(persons) <= len(found) / 2:
+            return pattern
+    return ""
 
 
 def _first_group(match: Any) -> str:

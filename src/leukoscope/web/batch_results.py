@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.images import open_bytes
 from leukoscope.evaluation.overlap import same_person
-from leukoscope.inference.decision import REFUSED, Thresholds
+from leukoscope.inference.decision import REFUSED, Checks, Thresholds
+from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.web.batch_files import Batch, Given, subjects_of
 from leukoscope.web.saving import File
 from leukoscope.web.shelf import Shelf
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from leukoscope.inference.decision import Decision
 
 AT_ONCE, THUMBNAIL = 16, 96
+MAX_KEPT = 64 * 2**20
+"""Bytes of a batch's pictures that stay in the visitor's session, so that they can be opened."""
 
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One picture's answer.
+    """One picture's prediction.
 
     Attributes:
         truth, subject: "" where not known.
         decision: what is decided of it.
-        ood_score: above 1 is out of distribution; None where the release has no detector.
-        called: operating point → whether the cell counts as the positive class.
-        thumbnail: at most 96 px on a side.
+        checks: what the decision rests on beside the probabilities.
+        thumbnail: WebP, at most 96 px on a side.
+        picture: the picture as lossless WebP; empty beyond `MAX_KEPT`.
     """
 
     name: str
@@ -45,9 +47,9 @@ class BatchRow:
     subject: str
     decision: Decision
     probabilities: Mapping[str, float]
-    ood_score: float | None
-    called: Mapping[str, bool]
-    thumbnail: Image.Image
+    checks: Checks
+    thumbnail: bytes = b""
+    picture: bytes = b""
 
     @property
     def answer(self) -> str:
@@ -70,6 +72,8 @@ class BatchResult:
         refused: one sentence for each file, and each label of a CSV, that could not be used.
         trained_on: subjects whose cells the release was trained on, known aliases joined.
         data_name: of the data set that it was trained on.
+        thresholds: what the release decides by.
+        metrics: the release's metrics.json.
     """
 
     rows: tuple[BatchRow, ...]
@@ -81,6 +85,34 @@ class BatchResult:
     refused: tuple[str, ...]
     trained_on: frozenset[str]
     data_name: str
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The release's operating points."""
+        return tuple(self.thresholds.operating_points)
+
+    def at_point(self, point: str) -> BatchResult:
+        """The same predictions, decided at an operating point; "" for the most probable class."""
+        known = point if point in self.points else ""
+
+        def decide(row: BatchRow) -> Decision:
+            return self.thresholds.decide(row.probabilities, row.checks, operating_point=known)
+
+        return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows))
+
+    def persons(self) -> list[PatientPrediction]:
+        """One prediction for each known subject, by name; none where the release does not predict for persons."""
+        rule = PatientRule.from_metrics(self.metrics, self.classes)
+        if rule is None:
+            return []
+        found = []
+        for subject in sorted({row.subject for row in self.rows} - {""}):
+            cells = [row for row in self.rows if row.subject == subject]
+            probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
+            found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], patient=subject))
+        return found
 
     def with_subjects(self, pattern: str) -> BatchResult:
         """The same answers, their subjects told by another pattern.
@@ -92,14 +124,14 @@ class BatchResult:
         return replace(self, rows=tuple(replace(row, subject=subjects[row.name]) for row in self.rows))
 
 
-def answer_batch(
-    shelf: Shelf, batch: Batch, choice: str | None, pattern: str, tell: Callable[[float], None]
-) -> BatchResult:
+def answer_batch(shelf: Shelf, batch: Batch, choice: str | None, pattern: str) -> Generator[int, None, BatchResult]:
     """Ask a model about every picture of a batch.
 
     Args:
         pattern: finds the subject in a file's name; see `subjects_of`.
-        tell: is given the share that is done, 0–1.
+
+    Yields:
+        how many files are done.
 
     Raises:
         LeukoscopeError: the model or the pattern cannot be used, or not one picture.
@@ -107,7 +139,7 @@ def answer_batch(
     release = shelf.predictor(choice).release
     subjects = subjects_of([file.name for file in batch.files], pattern, batch.subjects)
     refused = [*batch.refused, *batch.unknown_labels(release.labels)]
-    thresholds, rows = Thresholds.from_metrics(release.metrics), []
+    thresholds, rows, kept = Thresholds.from_metrics(release.metrics), [], 0
     for first in range(0, len(batch.files), AT_ONCE):
         opened = []
         for file in batch.files[first : first + AT_ONCE]:
@@ -115,46 +147,53 @@ def answer_batch(
                 opened.append((file, open_bytes(file.read(), file.name, max_pixels=CELL.pixels)))
             except LeukoscopeError as error:
                 refused.append(str(error))
-        make = partial(_row, batch, subjects, thresholds, release.labels)
         answers = shelf.ask(str(choice), [image for _, image in opened]) if opened else []
-        rows += [make(file, image, answer) for (file, image), answer in zip(opened, answers, strict=True)]
-        tell(min(1.0, (first + AT_ONCE) / len(batch.files)))
+        for (file, image), answer in zip(opened, answers, strict=True):
+            picture = _packed(image, lossless=True) if kept < MAX_KEPT else b""
+            kept += len(picture)
+            rows.append(_row(batch, file, subjects[file.name], release.labels, answer, image, picture))
+        yield min(first + AT_ONCE, len(batch.files))
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {refused[0] if refused else 'none was given'}")
     source = release.metrics.get("data", {}).get("name", "")
     trained_on = frozenset(
         same_person(source, str(one)) for one in release.metrics.get("training", {}).get("subjects", ())
     )
-    positive = thresholds.positive_label or release.labels[0]
     return BatchResult(
         tuple(rows),
         release.labels,
-        positive,
+        thresholds.positive_label or release.labels[0],
         str(choice),
         release.revision,
         batch.subjects,
         tuple(refused),
         trained_on,
         source,
+        thresholds,
+        release.metrics,
     )
 
 
 def _row(
-    batch: Batch, subjects: Mapping[str, str], thresholds: Thresholds, classes: tuple[str, ...],
-    file: Given, image: Image.Image, answer: Any,
-) -> BatchRow:  # fmt: skip
-    shares = np.asarray([list(answer.probabilities.values())])
+    batch: Batch, file: Given, subject: str, classes: tuple[str, ...], answer: Any, image: Image.Image, picture: bytes
+) -> BatchRow:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return BatchRow(
         name=file.name,
         truth=batch.label_of(file.name, classes),
-        subject=subjects[file.name],
+        subject=subject,
         decision=answer.decision,
         probabilities=answer.probabilities,
-        ood_score=answer.checks.ood_score,
-        called={name: bool(called[0]) for name, called in thresholds.positives(shares, classes).items()},
-        thumbnail=image,
+        checks=answer.checks,
+        thumbnail=_packed(image),
+        picture=picture,
     )
+
+
+def _packed(image: Image.Image, *, lossless: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=0 if lossless else 90, lossless=lossless, method=0 if lossless else 4)
+    return buffer.getvalue()
 
 
 def wrong_rows(result: BatchResult) -> list[BatchRow]:
@@ -240,6 +279,79 @@ def save_table(kind: str, result: BatchResult) -> File:
     return File("leukoscope-batch.parquet", "application/vnd.apache.parquet", buffer.getvalue())
 
 
+def _called(result: BatchResult) -> dict[str, np.ndarray]:
+    shares = np.array([[row.probabilities[label] for label in result.classes] for row in result.rows])
+    return result.thresholds.positives(shares, result.classes)
+
+
+def save_persons(result: BatchResult) -> File:
+    """One row a person, as CSV.
+
+    Raises:
+        LeukoscopeError: no person is known, or the release does not predict for persons.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+
+    rows = [person.to_dict() for person in result.persons()]
+    if not rows:
+        raise LeukoscopeError("no person is known: name the subjects by a pattern, a folder each, or a CSV")
+    safe = [{key: safe_cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.Table.from_pylist(safe), buffer)
+    return File("leukoscope-persons.csv", "text/csv", buffer.getvalue())
+
+
+def save_report(shelf: Shelf, result: BatchResult, subject: str, name: str) -> File:
+    """The report on one person's cells.
+
+    Args:
+        subject: whose.
+        name: what the report calls the person; "" for nobody.
+
+    Raises:
+        LeukoscopeError: no such person, or pictures that are no longer kept.
+    """
+    from leukoscope.evaluation.patient_report import ShownCell, cells_to_show, patient_report
+
+    person = next((one for one in result.persons() if one.patient == subject), None)
+    if person is None:
+        raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")
+    rows = [row for row in result.rows if row.subject == subject]
+    positive = np.array([row.probabilities[person.positive_label] for row in rows])
+    outcomes = [row.decision.outcome for row in rows]
+    shown = []
+    for chosen in cells_to_show(positive, outcomes):
+        images = [opened(rows[i]) for i in chosen]
+        answers = shelf.ask(result.model, images, explain=True) if images else []
+        named = [f"cell {i + 1}" for i in chosen]
+        shown.append([ShownCell(*one) for one in zip(images, answers, named, strict=True)])
+    html = patient_report(
+        replace(person, patient=name.strip()),
+        positive,
+        outcomes,
+        (shown[0], shown[1], shown[2]),
+        model=result.model,
+        revision=result.revision,
+        metrics=result.metrics,
+    )
+    return File("leukoscope-report.html", "text/html", html.encode())
+
+
+def opened(row: BatchRow) -> Image.Image:
+    """A row's picture.
+
+    Raises:
+        LeukoscopeError: it was not kept.
+    """
+    if not row.picture:
+        raise LeukoscopeError(
+            f"{row.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among them; "
+            "open it in the tab “One cell”"
+        )
+    return Image.open(io.BytesIO(row.picture)).convert("RGB")
+
+
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
     """Column → one value a picture.
 
@@ -254,8 +366,8 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
         "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
         **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
-        **{f"{result.positive}_at_{name}": [row.called[name] for row in rows] for name in rows[0].called},
-        "ood_score": [row.ood_score for row in rows],
+        **{f"{result.positive}_at_{name}": called.tolist() for name, called in _called(result).items()},
+        "ood_score": [row.checks.ood_score for row in rows],
     }
     about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {**said, **{name: [value] * len(rows) for name, value in about.items()}}

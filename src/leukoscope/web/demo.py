@@ -75,7 +75,7 @@ def build_demo(shelf: Shelf) -> gr.Blocks:
         with gr.Tabs() as tabs:
             cell_view = one_cell.build_tab(shelf, model)
             field_of_view.build_tab(shelf, model, tabs, cell_view)
-            batch.build_tab(shelf, model)
+            batch.build_tab(shelf, model, tabs, cell_view)
             evidence.build_tab(shelf, model)
             use_from_code.build_tab(demo, model)
         gr.HTML(f'<p class="lk-note">{PRIVACY}</p><p class="lk-note">{CREDITS}</p>', padding=False)
