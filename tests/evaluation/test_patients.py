@@ -15,11 +15,21 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import patients
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.patients import least_cells, patients_block
-from leukoscope.inference.patient import PatientRule, logits_of
+from leukoscope.evaluation.patients import judged_by_rule, least_cells, patients_block
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "src/leukoscope/models/metrics.schema.json").read_text())
+
+
+CURVE_ROW = (
+    "cells",
+    "persons",
+    "auroc",
+    "sensitivity",
+    "specificity",
+    "balanced_accuracy",
+    "balanced_accuracy_all_cells",
+)
 
 
 def _answers(logits: dict[str, np.ndarray]) -> CellPredictions:
@@ -66,22 +76,18 @@ def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
     assert measured["error_rate"]["share"] == pytest.approx(1 / measured["given_a_class"])
 
 
-def test_choosing_and_fitting_on_the_tested_persons_would_look_better() -> None:
+def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patients, "_curve", lambda persons, rules: [dict.fromkeys(CURVE_ROW, 1)])
     nested, flattered = [], []
-    for seed in range(5):
-        answers = _answers(_persons(0.0, persons=8, between=1.0, seed=seed))  # nothing tells the classes apart
+    for seed in range(12):
+        answers = _answers(_persons(0.0, persons=5, between=1.0, seed=seed))  # nothing tells the classes apart
         block = patients_block(answers, "ALL")
-        rule = PatientRule.from_metrics({"patients": block}, answers.label_names)
-        assert rule is not None
-        subjects, truth = np.asarray(answers.subjects), []
-        right = []
-        for name in np.unique(subjects):
-            truth.append(name.startswith("ALL"))
-            right.append((rule.probability(logits_of(answers.probabilities[subjects == name, 0])) >= 0.5) == truth[-1])
-        truth, right = np.array(truth), np.array(right)
-        flattered.append((right[truth].mean() + right[~truth].mean()) / 2)
+        judged = judged_by_rule(answers, {"patients": block})
+        assert judged is not None
+        called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
+        flattered.append(np.mean([label == given for label, given in called]))  # as many persons of each class
         nested.append(block["measured"]["balanced_accuracy"])
-    chance = 3 * 0.125 / np.sqrt(5)  # standard error of five means over 16 persons, three times
+    chance = 3 * np.sqrt(0.25 / 10 / 12)  # three standard errors of twelve means over ten persons
     assert abs(np.mean(nested) - 0.5) < chance
     assert np.mean(flattered) > np.mean(nested) + 0.05
 
@@ -153,3 +159,18 @@ def test_the_rule_stands_on_the_scale_of_the_release() -> None:
         [2 * c for c in as_they_are["rule"]["coefficients"]], rel=1e-4
     )
     assert scaled["rule"]["intercept"] == pytest.approx(as_they_are["rule"]["intercept"], abs=1e-4)
+
+
+def test_a_release_judges_persons_by_its_own_rule() -> None:
+    rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0}
+    block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
+    logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}
+    judged = judged_by_rule(_answers(logits), {"patients": block})
+    assert judged is not None
+    assert (judged["persons"], judged["given_a_class"]) == (4, 3)
+    assert (judged["sensitivity"]["right"], judged["sensitivity"]["of"]) == (1, 2)
+    assert (judged["specificity"]["right"], judged["specificity"]["of"]) == (1, 1)
+    assert {name: one["outcome"] for name, one in judged["subjects"].items()} == {
+        "ALL0": "ALL", "ALL1": "HEM", "ALL2": "too few cells", "HEM0": "HEM",
+    }  # fmt: skip
+    assert judged_by_rule(_answers(logits), {}) is None

@@ -251,7 +251,7 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the surest first (3)" in page and "By subject" in page and "1 not used" in page
     assert RESEARCH_NOTICE in page
-    assert "A cell is decided its most probable class" in page
+    assert "Each cell gets its most probable class." in page
 
 
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:

@@ -30,7 +30,7 @@ def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
 
 def test_every_figure_shown_is_the_release_s_own() -> None:
     page = what_it_says("a", METRICS)
-    assert page.count("<section>") == 8
+    assert page.count("<section>") == 9
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
         assert f"{block['metrics']['f1_weighted']:.3f} (" in page
@@ -40,7 +40,7 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
     name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
     said = f"the worst is {name} ({worst['label']}) with {worst['accuracy']:.2f} of {worst['cells']} cells"
     assert said in page
-    assert page.count("data:image/svg+xml;base64,") == 2
+    assert page.count("data:image/svg+xml;base64,") == 3
     assert RESEARCH_NOTICE in page
 
 

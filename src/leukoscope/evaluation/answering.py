@@ -6,7 +6,7 @@ With them comes what a reader must know of them: which model gave them, what the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,7 @@ class Answered:
         estimates: what figures from them speak of.
         overlap: whether tested people trained the model; see `training_overlap`.
         left_out: one line a cell that could not be asked about, or a reason for leaving some out.
+        metrics: the release's metrics.json; {} where the answers are no release's.
     """
 
     answers: CellPredictions
@@ -71,6 +72,7 @@ class Answered:
     estimates: str
     overlap: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def about(self) -> dict[str, Any]:
         """What evaluation.json says of the model."""
@@ -176,7 +178,8 @@ def answers_of_model(
     )
     overlap = training_overlap(classifier.metrics, answers, cells, KnownCells.of_release(classifier.folder))
     damaged = tuple(str(reply) for reply in replies if not isinstance(reply, np.ndarray))
-    return Answered(answers, _public_name(classifier.name), classifier.revision, "these weights", overlap, damaged)
+    name, metrics = _public_name(classifier.name), classifier.metrics
+    return Answered(answers, name, classifier.revision, "these weights", overlap, damaged, metrics)
 
 
 def answers_in_file(path: Path, cells: AskedCells | None = None) -> Answered:

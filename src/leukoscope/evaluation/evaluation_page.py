@@ -21,6 +21,7 @@ from leukoscope.evaluation.figures import confusion_figure, interval_plot, subje
 from leukoscope.evaluation.intervals import cell_intervals, paired_difference, point_figures, subject_intervals
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.pages import Section, figure_picture, write_page
+from leukoscope.evaluation.patients import judged_by_rule
 from leukoscope.models.release_files import write_json
 
 EVALUATION_SCHEMA_VERSION = 1
@@ -72,6 +73,7 @@ def judge_answers(
         "figures": point_figures(answers),
         "intervals": _interval_block(answers, seed),
         "metrics": measure(answers),
+        "patients": judged_by_rule(answers, answered.metrics),
         "comparison": compared
         and {**compared.about(), "figures": paired_difference(answers, compared.answers, seed=seed)},
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -158,6 +160,8 @@ def _sections(evaluation: Mapping[str, Any]) -> Sequence[Section]:
     parts = [_trained_on(evaluation), _figures(evaluation)]
     if evaluation["metrics"]["subjects"]:
         parts.append(_subjects(evaluation))
+    if evaluation["patients"]:
+        parts.append(_patients(evaluation["patients"]))
     parts.append(_confusion(evaluation))
     if evaluation["comparison"]:
         parts.append(_comparison(evaluation))
@@ -243,6 +247,35 @@ def _subjects(evaluation: Mapping[str, Any]) -> Section:
         [(name, s["label"], f"{s['cells']:,}", f"{s['accuracy']:.0%}") for name, s in worst],
         [figure_picture(strip, alt)],
     )
+
+
+def _patients(block: Mapping[str, Any]) -> Section:
+    def rate(key: str) -> str:
+        one = block[key]
+        return f"{key} {one['right']} of {one['of']} ({one['low']:.2f} to {one['high']:.2f})"
+
+    # Wrong persons first, then those without a class.
+    order = sorted(
+        block["subjects"].items(),
+        key=lambda item: (item[1]["outcome"] == item[1]["label"], item[1]["outcome"] == item[1]["called"], item[0]),
+    )
+    without = block["persons"] - block["given_a_class"]
+    text = [
+        f"The release's rule for persons gives a class to {block['given_a_class']} of {block['persons']} persons; "
+        f"{without} get none. Of those with a class: {rate('sensitivity')}, {rate('specificity')}; in brackets exact "
+        "95 % intervals.",
+        "Every cell counts here; `leukoscope patient` sets aside those that are out of distribution.",
+    ]
+    rows = [
+        (name, one["label"], one["outcome"], f"{one['probability']:.3f}", _pair(one["interval"]), f"{one['cells']:,}")
+        for name, one in order
+    ]
+    columns = ("person", "class", "outcome", "probability", "95 % interval", "cells")
+    return Section("One prediction for a person", text, columns, rows)
+
+
+def _pair(interval: Sequence[float]) -> str:
+    return "{:.3f} to {:.3f}".format(*interval)
 
 
 def _confusion(evaluation: Mapping[str, Any]) -> Section:

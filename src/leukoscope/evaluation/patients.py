@@ -91,6 +91,38 @@ def patients_block(
     }
 
 
+def judged_by_rule(answers: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a release's own rule says of the persons whose cells were predicted.
+
+    Args:
+        answers: of the release, on the scale of its probabilities.
+        metrics: the release's metrics.json.
+
+    Returns:
+        persons, given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
+        cells, probability, interval, outcome. None where the release has no rule for persons, or the answers do not
+        name persons of one class each.
+    """
+    rule = PatientRule.from_metrics(metrics, answers.label_names)
+    persons = [] if rule is None else _persons(answers, rule.positive_label)
+    if rule is None or not persons:
+        return None
+    subjects = {person.name: _judged(person, rule, answers.label_names) for person in persons}
+    decided = [one for one in subjects.values() if one["outcome"] in answers.label_names]
+
+    def right(positive: bool) -> dict[str, Any]:
+        own = [one for one in decided if (one["label"] == rule.positive_label) == positive]
+        return _exact(sum(one["outcome"] == one["label"] for one in own), len(own))
+
+    return {
+        "persons": len(persons),
+        "given_a_class": len(decided),
+        "sensitivity": right(True),
+        "specificity": right(False),
+        "subjects": subjects,
+    }
+
+
 def least_cells(curve: list[dict[str, Any]]) -> int:
     """The smallest number of cells from which on balanced accuracy stays within `MAY_LOSE` of that with all cells."""
     least = curve[-1]["cells"]

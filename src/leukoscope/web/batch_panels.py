@@ -76,10 +76,10 @@ def _lead(result: BatchResult, point: str) -> str:
     rows = "".join(f"<div><dt>{escape(outcome)}</dt><dd>{found[outcome]}</dd></div>" for outcome in counted)
     about = f"Model {result.model}, " + (f"revision {result.revision[:12]}" if result.revision else "local files")
     plural = "" if len(result.rows) == 1 else "s"
-    rule = f"at its {point_name(point)} operating point" if point else "its most probable class"
+    rule = f"is decided at the {point_name(point)} operating point" if point else "gets its most probable class"
     return (
         f'<p class="lk-verdict" role="status">{len(result.rows)} cell{plural} predicted.</p>'
-        f'<dl class="lk-counts">{rows}</dl><p class="lk-note">{escape(about)}. A cell is decided {escape(rule)}.</p>'
+        f'<dl class="lk-counts">{rows}</dl><p class="lk-note">{escape(about)}. Each cell {escape(rule)}.</p>'
     )
 
 
