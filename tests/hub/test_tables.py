@@ -11,8 +11,10 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.hub.tables import (
     fields_table,
+    headline_table,
     leakage_table,
     markers,
+    patients_table,
     prior_notes,
     prior_table,
     readme_tables,
@@ -62,6 +64,31 @@ PRIOR: dict[str, Any] = {
     "intervals": {"by_subject": {"accuracy": {"low": 0.85, "high": 0.96}}},
     "size_only_baseline": None,
 }
+
+
+def test_the_headline_row_holds_unseen_subjects_persons_and_the_split_by_image(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    row = headline_table([release]).splitlines()[-1]
+    assert row == "| `leukoscope-test` | 0.777 | 0.667 | 0.701 | 0.833 | – | 0.967 | 0.722 |"
+    interval = {"low": 0.8, "high": 1.0}
+    rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
+    measured = {
+        "persons": 41,
+        "auroc": {"value": 0.912, **interval},
+        "sensitivity": rate,
+        "specificity": rate,
+        "given_a_class": 34,
+        "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
+    }
+    release_metrics["patients"] = {"measured": measured, "least_cells": 20}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert " | 0.912 (0.80–1.00) | 0.967 | " in headline_table([release])
+    persons = patients_table([release]).splitlines()[-1]
+    assert persons == (
+        "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | "
+        "0.059 (0.01–0.20) | 20 |"
+    )
 
 
 def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
@@ -165,8 +192,8 @@ def test_tables_replace_only_what_stands_between_markers_on_every_page(release: 
 
 
 def test_a_table_without_a_place_is_refused_and_nothing_written(release: Path, tmp_path: Path) -> None:
-    readme = _page(tmp_path / "README.md", "results")
-    with pytest.raises(LeukoscopeError, match="README.md and docs/ beside it: lack the markers '<!-- results-notes"):
+    readme = _page(tmp_path / "README.md", "headline")
+    with pytest.raises(LeukoscopeError, match="README.md and docs/ beside it: lack the markers '<!-- results: "):
         update_tables(readme, [release])
     assert "stale" in readme.read_text()
 

@@ -40,6 +40,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """Name of each table → its Markdown."""
     prior = read_results(results / "prior")
     return {
+        "headline": headline_table(releases),
         "results": results_table(releases),
         "results-notes": results_notes(releases),
         "decisions": decisions_table(releases),
@@ -89,6 +90,40 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
             raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the repository") from None
 
     return [read(path) for path in sorted(folder.glob(pattern))]
+
+
+def headline_table(releases: Sequence[Path]) -> str:
+    """One row a release: what unseen subjects' cells, and unseen persons, are predicted with."""
+    columns = [
+        "release",
+        "AUROC by subject",
+        "AUROC at equal size",
+        "balanced accuracy by subject",
+        "weighted F1",
+        "AUROC of persons",
+        "split by image: weighted F1",
+        "cell size alone: AUROC by subject",
+    ]
+    rows = [_headline_row(release.name, read_metrics(release)) for release in releases]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---|--:|--:|--:|--:|--:|--:|--:|", *rows])
+
+
+def _headline_row(name: str, metrics: Mapping[str, Any]) -> str:
+    evaluations = metrics.get("evaluations", [])
+    unseen = next((one for one in evaluations if one["split"]["disjoint_by"] != "cell"), None)
+    by_image = next((one for one in evaluations if one["split"]["disjoint_by"] == "cell"), None)
+    if unseen is None:
+        return f"| `{name}` | {' | '.join(['–'] * 7)} |"
+    keys = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "f1_weighted")
+    persons = (metrics.get("patients") or {}).get("measured", {}).get("auroc")
+    cells = [
+        f"`{name}`",
+        *(with_interval(unseen, key) for key in keys),
+        f"{share(persons['value'])} ({span(persons)})" if persons else "–",
+        share(by_image["metrics"]["f1_weighted"]) if by_image else "–",
+        share((unseen.get("size_only_baseline") or {}).get("auroc_by_subject")),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def results_table(releases: Sequence[Path]) -> str:
