@@ -204,6 +204,7 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     assert visit.page.locator(".lk-person").count() == 3
     assert visit.width() <= (360 if phone else 1280)
 
+    assert visit.page.locator(".lk-parcel").count() and not visit.page.locator(".lk-parcel >> visible=true").count()
     visit.page.locator("#report-name").get_by_role("textbox").fill("Sample 7")
     (tmp_path / "report.html").write_bytes(saved(visit, "save-report"))
     page = chromium.new_page()

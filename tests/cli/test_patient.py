@@ -112,3 +112,29 @@ def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Pa
     result = run("patient", tmp_path / "missing", "--model", "nobody/nothing", "--output", tmp_path / "out.ods")
     assert result.exit_code == 1
     assert "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .xlsx" in result.stderr
+
+
+def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
+    result = run("patient", tmp_path / "nowhere", "--model", tiny_release)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder or file")
+    result = run("patient", cells, "--model", tiny_release)
+    (line,) = result.stderr.splitlines()
+    assert "cannot predict for a person: its metrics.json has no 'patients'" in line
+    result = run("report", cells, "--model", tiny_release, "--output", tmp_path / "report.docx")
+    assert "report.docx: is no kind of report; give a name that ends in .html or .pdf" in result.stderr
+
+
+def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_path: Path) -> None:
+    metrics = json.loads((release / "metrics.json").read_text())
+    rate = {"right": 26, "of": 28, "low": 0.8, "high": 1.0}
+    measured = {"persons": 41, "auroc": {"value": 0.9, **rate}, "sensitivity": rate, "specificity": rate}
+    metrics["patients"]["measured"] |= measured
+    metrics["data"] = {"title": "C-NMC", "citation": "Gupta (2019).", "licence": "CC BY 3.0"}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    result = run("report", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html")
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / "new" / "report.html").read_text()
+    assert "<h1>Report on the cells of one person</h1>" in html and "=1+1" not in html
+    assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html
+    assert html.count("<circle") == 3

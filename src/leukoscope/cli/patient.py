@@ -15,6 +15,7 @@ from leukoscope.cli.score import computing_device, progress_bar
 
 if TYPE_CHECKING:
     from leukoscope.inference.patient import PatientPrediction
+    from leukoscope.inference.score_sources import CellSource
 
 
 def patient(
@@ -44,16 +45,16 @@ def patient(
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Cells predicted at once.")] = 32,
 ) -> None:
     """Predict for each person, from the pictures of that person's cells."""
-    from leukoscope.inference.patient import predict_patients
+    from leukoscope.inference.patient import patient_rule, predict_patients
     from leukoscope.inference.predictor import Predictor, default_backend
-    from leukoscope.inference.score_sources import open_source
     from leukoscope.inference.score_tables import check_table, patients_table, write_table
 
     if output is not None:
         check_table(output, "--output")
-    source = open_source(cells, subject_pattern=subject_pattern)
+    source = _opened(cells, subject_pattern)
     backend = backend or default_backend()
     predictor = Predictor.from_pretrained(model, backend=backend, device=computing_device(backend))
+    patient_rule(predictor)  # refused before a bar is drawn
     with progress_bar() as show:
         persons, unreadable = predict_patients(predictor, source, batch_size=batch_size, progress=show)
     if len(persons) == 1 and not persons[0].patient and Path(cells).is_dir():
@@ -87,11 +88,10 @@ def report(
     from leukoscope.cells.files import write_whole
     from leukoscope.evaluation.patient_report import print_to_pdf, report_on
     from leukoscope.inference.predictor import Predictor, default_backend
-    from leukoscope.inference.score_sources import open_source
 
     if output.suffix.lower() not in (".html", ".pdf"):
         raise LeukoscopeError(f"--output {output}: is no kind of report; give a name that ends in .html or .pdf")
-    source = open_source(cells)
+    source = _opened(cells, None)
     backend = backend or default_backend()
     predictor = Predictor.from_pretrained(model, backend=backend, device=computing_device(backend))
     html = report_on(predictor, source, name=name)
@@ -102,6 +102,16 @@ def report(
     else:
         write_whole(output, html)
     typer.echo(f"{output}\n{RESEARCH_NOTICE}")
+
+
+def _opened(cells: str, subject_pattern: str | None) -> CellSource:
+    from leukoscope.inference.score_sources import open_source
+
+    try:
+        return open_source(cells, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:
+        # Of `score`, whose source is a flag.
+        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
 
 
 def _print_table(persons: list[PatientPrediction], *, model: str, output: Path | None) -> None:

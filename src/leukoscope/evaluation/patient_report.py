@@ -252,7 +252,9 @@ def _facts(person: PatientPrediction, model: str, revision: str) -> dict[str, st
 
 def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str]:
     """One cell as the network saw it and, where `peak` gives the end of the colour scale, its map."""
-    share, seen = cell.prediction.probabilities[positive], tuple(round(edge) for edge in cell.prediction.view_box)
+    share = cell.prediction.probabilities[positive]
+    left, top, right, bottom = (round(edge) for edge in cell.prediction.view_box)
+    seen = left, top, right, bottom
     what = f"{cell.name}: {cell.prediction.outcome}, probability of {positive} {share:.3f}"
     found = {"picture": cell_picture(cell.image.crop(seen), what, side=_SIDE).source, "alt": what}
     if peak is None or cell.prediction.heatmaps is None:

@@ -306,7 +306,7 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
     from leukoscope.cells.loading import load_cells
     from leukoscope.cells.registry import DATASETS
 
-    if "/" not in name and name not in DATASETS:
+    if name.startswith(("/", ".", "~")) or ("/" not in name and name not in DATASETS):
         raise LeukoscopeError(
             f"--input {name}: no such folder or file, and no data set either ({', '.join(DATASETS)}, or owner/name on "
             "the Hub)"

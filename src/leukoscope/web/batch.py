@@ -275,7 +275,7 @@ def _wire(
     # "multiple": after a stop, Gradio's page still takes the stopped one for running and would pass over a click.
     runs: dict[str, Any] = {**hidden, **LIMIT, "trigger_mode": "multiple"}
     given = [page.pattern, order, page.point]
-    running = [
+    running: list[Any] = [
         page.upload.upload(on_upload, [page.upload, model, *given], page.outputs, **runs),
         sample.click(on_sample, [model, order, page.point], page.outputs, **runs),
     ]

@@ -50,7 +50,8 @@ def save_button(label: str, make: Callable[..., File], inputs: list[Any], **opti
     An error is told in passing, since there is no result to stand in its place; so is a result that was forgotten.
     """
     button = gr.Button(label, size="sm", min_width=120, **options)
-    parcel = gr.JSON(visible="hidden", container=False)
+    # By a class of ours: Gradio shows a hidden component again, as an empty box, when its value changes.
+    parcel = gr.JSON(container=False, elem_classes="lk-parcel")
 
     def pack(*values: Any) -> dict[str, str]:
         try:

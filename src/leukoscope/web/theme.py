@@ -81,6 +81,7 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-cells li { display: grid; gap: 0.1rem; font-size: 0.8rem; min-width: 0; margin: 0; }
 .lk-cells img { width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #000; border-radius: 4px; }
 .lk-cells li span { color: var(--lk-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lk-parcel { display: none !important; }
 .lk-cells button { all: unset; cursor: pointer; display: block; }
 .lk-cells button:hover, .lk-cells button:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-person { margin: 0.6rem 0; } .lk-person h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
