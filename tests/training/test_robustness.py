@@ -24,17 +24,28 @@ def test_the_subject_with_the_higher_loss_gains_weight() -> None:
     losses = torch.tensor([0.0, 0.0, 0.0, 2.0, 1.0, 1.0])
     groups = weights.groups(LABELS, SUBJECTS)
     loss = weights.loss(losses, groups)
-    raised = np.asarray([0.25, 0.25 * np.exp(2), 0.5 * np.exp(1)])
-    assert weights.weights.tolist() == pytest.approx((raised / raised.sum()).tolist())
-    assert loss.item() == pytest.approx(float((raised * [0, 2, 1]).sum() / raised.sum()))
+    # Within its class: the other class, whose one subject did badly too, keeps its half.
+    first = 0.5 / (1 + np.exp(2))
+    raised = np.asarray([first, 0.5 - first, 0.5])
+    assert weights.weights.tolist() == pytest.approx(raised.tolist())
+    assert loss.item() == pytest.approx(float((raised * [0, 2, 1]).sum()))
+
+
+def test_classes_keep_equal_shares_whatever_their_losses() -> None:
+    weights = SubjectWeights(LABELS, SUBJECTS, 1.0)
+    groups = weights.groups(LABELS, SUBJECTS)
+    for _ in range(20):
+        weights.loss(torch.tensor([0.1, 0.1, 0.1, 0.2, 3.0, 3.0]), groups)
+    assert weights.weights[:2].sum().item() == pytest.approx(0.5)
+    assert weights.weights[2].item() == pytest.approx(0.5)
 
 
 def test_a_subject_absent_from_the_batch_neither_counts_nor_gains() -> None:
     weights = SubjectWeights(LABELS, SUBJECTS, 1.0)
     loss = weights.loss(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]))
     assert loss.item() == pytest.approx(2.0)
-    ratio = weights.weights[2] / weights.weights[1]
-    assert ratio.item() == pytest.approx(2.0), "the absent keep their proportion"
+    assert weights.weights[2].item() == pytest.approx(0.5)
+    assert weights.weights[1].item() < 0.25 < weights.weights[0].item()
 
 
 def test_processes_that_add_their_sums_keep_the_same_weights() -> None:

@@ -13,10 +13,13 @@ import torch
 
 
 class SubjectWeights:
-    """A weight for every training subject that grows while its loss is high.
+    """A weight for every training subject that grows, within its class, while its loss is high.
+
+    Classes keep equal shares throughout: the prior that training puts into a network stays the one that is taken out of
+    it afterwards (`restore_class_frequencies`).
 
     Attributes:
-        weights: (G,) float32, sum 1; at the start each class shares equally, and in it each subject.
+        weights: (G,) float32, sum 1; each class shares equally, and at the start in it each subject.
     """
 
     def __init__(self, labels: np.ndarray, subjects: Sequence[str], step_size: float):
@@ -28,6 +31,7 @@ class SubjectWeights:
         self._index = {pair: i for i, pair in enumerate(pairs)}
         per_class = np.bincount([label for label, _ in pairs])
         start = torch.tensor([1.0 / per_class[label] for label, _ in pairs], dtype=torch.float32)
+        self._class_of = torch.tensor([label for label, _ in pairs])
         self.step_size, self.weights = step_size, start / start.sum()
 
     def groups(self, labels: np.ndarray, subjects: Sequence[str]) -> torch.Tensor:
@@ -56,6 +60,8 @@ class SubjectWeights:
         counts = zeros.index_add(0, groups, torch.ones_like(cell_losses))
         all_sums, all_counts = total(torch.stack([sums.detach(), counts]))
         raised = self.weights * torch.exp(self.step_size * all_sums / all_counts.clamp(min=1))
-        self.weights = raised / raised.sum()
+        class_of = self._class_of.to(raised.device)
+        of_class = torch.zeros(int(class_of.max()) + 1, device=raised.device).index_add(0, class_of, raised)
+        self.weights = raised / of_class[class_of] / (of_class > 0).sum()
         present = self.weights * (counts > 0)
         return (present * sums / counts.clamp(min=1)).sum() / present.sum()
