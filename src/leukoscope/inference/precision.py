@@ -41,8 +41,8 @@ def precision_block(
 
     Returns:
         `default`, "bf16" or "f32"; on how many `cells` which answers changed (all of them, unless a change among the
-        first `ENOUGH` decides); or, where this processor has no bfloat16 or OpenVINO no graph of the release, why that is
-        `not_measured`.
+        first `ENOUGH` decides); or, where this processor has no bfloat16 or OpenVINO no graph of the release, why that
+        is `not_measured`.
     """
     if not computes_bf16():
         return {"default": "f32", "not_measured": "the processor that assessed this release has no bfloat16"}
