@@ -87,7 +87,7 @@ def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., An
     ("picture", "headline", "because"),
     [
         ("blank", "Out of distribution: no class is given.", "(OOD score"),
-        ("smear", "Not a cell: no class is given.", "Open it in the tab “A field of view”"),
+        ("smear", "Not a cell: no class is given.", "If it is a smear, open it in the tab “A field of view”"),
     ],
 )
 def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_unfolded(

@@ -232,8 +232,8 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
     for name, outcome in {"cell": " ALL ", "blank": "out of distribution", "smear": "not a cell"}.items():
         assert outcome in rows[name]
     below = " ".join(result.stdout.split("└")[1].split())
-    assert "(OOD score" in below and "the picture shows a smear" in below
-    assert f"to find and classify the cells of a smear: leukoscope field {smear} --model {RELEASE}" in below
+    assert "(OOD score" in below and "the picture is no single cell cut out on black" in below
+    assert f"if it is a smear, to find and classify its cells: leukoscope field {smear} --model {RELEASE}" in below
     assert "Where the outcome is no class, the probabilities are no result." in below
     assert f"{known.name}:" not in below
     for answer in json.loads(run("predict", "--model", RELEASE, blank, black, smear, "--json").stdout):

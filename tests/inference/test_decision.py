@@ -165,7 +165,7 @@ def test_the_positive_class_is_found_by_name_not_by_place():
     [
         (
             Reason("field_of_view"),
-            "the picture shows a smear, and this model was trained on single cells cut out on black",
+            "the picture is no single cell cut out on black, which is what this model was trained on",
         ),
         (
             Reason("ood_colour", 2.345, 1.0),

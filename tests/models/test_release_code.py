@@ -26,6 +26,7 @@ from leukoscope.models.release import load_release, rescale_classifier, save_rel
 from leukoscope.models.release_code import _SOURCES, CODE
 
 SOURCE = {name: Path(package.__path__[0]) / name for name, package in _SOURCES.items()}
+EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/modeling_leukoscope.py"))
 # Every head of the prior systems, over timm's smallest backbone; and the networks that timm lacks.
 KINDS = (
     "prior_a_efficientnet_b3",
@@ -98,7 +99,7 @@ def logits(network: nn.Module) -> torch.Tensor:
         return network(pixels.to(memory_format=torch.channels_last))
 
 
-def by_pipeline(release: Path, pictures: Sequence[Path]) -> np.ndarray:
+def by_pipeline(release: Path, pictures: Sequence[Path], labels: Sequence[str] = ("Early", "Pre", "Pro")) -> np.ndarray:
     from transformers import pipeline
 
     classify = pipeline("image-classification", model=str(release), trust_remote_code=True, device=-1)
@@ -106,7 +107,7 @@ def by_pipeline(release: Path, pictures: Sequence[Path]) -> np.ndarray:
     rows = []
     for picture in pictures:
         shares = {answer["label"]: answer["score"] for answer in classify(str(picture))}
-        rows.append([shares[label] for label in ("Early", "Pre", "Pro")])
+        rows.append([shares[label] for label in labels])
     return np.array(rows)
 
 
@@ -118,6 +119,15 @@ def test_the_pipeline_agrees_with_the_predictor_from_file_to_probability(release
     assert np.abs(ours - theirs).max() < 1e-4
     assert np.abs(ours[1] - ours[2]).max() > 2e-4, "the turn must matter for this test to mean anything"
     assert np.abs(ours[0] - ours[1]).max() > 1e-3, "pictures that all get one answer would hide a wrong preprocessing"
+
+
+@pytest.mark.usefixtures("code_cache")
+@pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
+def test_the_pipeline_agrees_with_the_predictor_on_real_cells(embedded: Path, real_data: Path) -> None:
+    cells = sorted((real_data / "cnmc2019" / "samples-bmp").glob("*.bmp"))
+    predictor = Predictor.from_pretrained(embedded)
+    ours = np.array([list(p.probabilities.values()) for p in predictor(list(cells))])
+    assert len(cells) == 10 and np.abs(ours - by_pipeline(embedded, cells, predictor.labels)).max() < 1e-4
 
 
 def test_without_trust_the_pipeline_refuses_to_run_the_code(release: Path) -> None:

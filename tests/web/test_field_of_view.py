@@ -114,8 +114,8 @@ def test_a_smear_given_as_one_cell_is_not_a_cell_and_is_sent_to_this_tab() -> No
         assert seen.decision(point).outcome == "not a cell"
         judged = seen.judgement(point)
         assert judged.headline == "Not a cell: no class is given." and not judged.has_class
-        assert judged.because.startswith("The picture shows a smear")
-        assert "Open it in the tab “A field of view”, or send it to /field." in judged.because
+        assert judged.because.startswith("The picture is no single cell cut out on black")
+        assert "If it is a smear, open it in the tab “A field of view”, or send it to /field." in judged.because
     assert summary(seen).startswith("Not a cell: no class is given.\n")
 
 

@@ -179,7 +179,7 @@ def test_what_was_forgotten_is_to_be_given_again() -> None:
     blocks = [block for block in build_demo(Shelf({})).fns.values() if hasattr(block.fn, "__qualname__")]
     told = "This was read too long ago; give it again."
     saves = [block for block in blocks if block.fn.__name__ == "pack"]
-    assert len(saves) == 6
+    assert len(saves) == 8
     for save in saves:
         with pytest.raises(gradio.Error, match=told):
             save.fn(*[None] * len(save.inputs))

@@ -81,8 +81,10 @@ def test_without_a_class_the_reason_is_told_and_no_class_is_named(
 def test_a_smear_is_sent_to_where_its_cells_are_found() -> None:
     judged = judge(0.99, ood_score=36.0, field_of_view=True)
     assert judged.headline == "Not a cell: no class is given."
-    assert judged.because.startswith("The picture shows a smear, and this model was trained on single cells")
-    assert judged.because.endswith("Open it in the tab “A field of view”, or send it to /field.")
+    assert judged.because.startswith(
+        "The picture is no single cell cut out on black, which is what this model was trained on"
+    )
+    assert judged.because.endswith("If it is a smear, open it in the tab “A field of view”, or send it to /field.")
 
 
 def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None:

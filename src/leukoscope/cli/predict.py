@@ -128,7 +128,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
             smear, model = (shlex.quote(shown_name(row[key])) for key in ("source", "model"))
-            yield f"to find and classify the cells of a smear: leukoscope field {smear} --model {model}"
+            yield f"if it is a smear, to find and classify its cells: leukoscope field {smear} --model {model}"
             break
 
 

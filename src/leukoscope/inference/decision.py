@@ -24,7 +24,7 @@ FIELD_NEEDS = 0.5
 """Share of a field's cells that must be in distribution before any of them gets a class."""
 
 _TEXTS = {
-    "field_of_view": "the picture shows a smear, and this model was trained on single cells cut out on black",
+    "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
     "ood_colour": "its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "ood_texture": "its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "ood_field": "of its field only {value:.0%} of the cells are like the training cells, and {limit:.0%} are needed",
@@ -94,7 +94,7 @@ class Checks:
     Attributes:
         ood_score: above 1 is out of distribution; None where the release has no detector.
         ood_group: what sets it apart most: "colour", "texture" or "shape".
-        field_of_view: it shows a smear, and the release was trained on cells cut out on black.
+        field_of_view: it is no single cell cut out on black, such as a smear, and the release was trained on these.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
         on_cell: share of the most probable class's Grad-CAM map on the cell; None where it was not computed.

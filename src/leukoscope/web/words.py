@@ -93,7 +93,7 @@ def judgement(decision: Decision, probabilities: Mapping[str, float], thresholds
     """
     reasons = " ".join(f"{reason.text[0].upper()}{reason.text[1:]}." for reason in decision.reasons)
     if decision.outcome == NOT_A_CELL:
-        reasons += " Open it in the tab “A field of view”, or send it to /field."
+        reasons += " If it is a smear, open it in the tab “A field of view”, or send it to /field."
     if decision.label is None:
         return Judgement(_WITHOUT_CLASS[decision.outcome], reasons, has_class=False)
     if not decision.operating_point:
