@@ -144,7 +144,7 @@ def test_a_result_is_asked_again_and_saved_whole(visits: Callable[..., Any]) -> 
     assert "8 turned and mirrored views" in visit.page.locator("#views .lk-remark").inner_text()
     with Image.open(io.BytesIO(saved(visit, "save-look"))) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
-        assert "model leukoscope-densenet121-cnmc" in image.text["Source"]
+        assert "model leukoscope-densenet169-cnmc-texture" in image.text["Source"]
 
 
 def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_path: Path) -> None:

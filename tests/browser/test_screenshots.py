@@ -31,7 +31,7 @@ def taken(visit: Any, file: Path) -> None:
 
 def test_one_cell(visits: Callable[..., Any], folder: Path) -> None:
     visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.pick_example(1)
+    visit.pick_example()
     taken(visit, folder / "app.png")
 
 
