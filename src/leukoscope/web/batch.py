@@ -21,7 +21,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
 from leukoscope.web import panels
 from leukoscope.web.batch_files import MAX_FILES, Batch, Given, open_batch, subjects_of, suggested_pattern
-from leukoscope.web.batch_panels import ORDERS, gallery, progress, report, subjects_found
+from leukoscope.web.batch_panels import ORDERS, gallery, progress, report, subjects_found, thumbnail
 from leukoscope.web.batch_results import (
     BatchResult,
     answer_batch,
@@ -51,6 +51,8 @@ START_HINT = (
 MOST_PROBABLE = "most probable class"
 SAMPLE_PERSONS = tuple((f"synthetic-{number + 1}", number) for number in range(3))
 SAMPLE_CELLS = 24
+MOST_PICTURED = 400
+"""Rows of the table that show their cell; more would make the page heavy."""
 
 
 def classify(
@@ -191,7 +193,7 @@ class _Page:
             self.person: gr.Dropdown(persons, value=persons[0] if persons else None),
             self.point: gr.Dropdown(points, value=known),
             self.pictures: gallery(result, order),
-            self.table: _table(result),
+            self.table: gr.Dataframe(_table(result), datatype=_types(result)),
             self.upload: None,
         }
 
@@ -205,7 +207,12 @@ def _table(result: BatchResult) -> dict[str, Any]:
     shown = {name: columns(result)[name] for name in ("file", "subject", "label", "outcome", *shares)}
     rows = zip(*shown.values(), strict=True)
     rounded = [[round(value, 3) if isinstance(value, float) else value for value in row] for row in rows]
-    return {"headers": list(shown), "data": rounded}
+    pictures = [thumbnail(row, 48) if i < MOST_PICTURED else "" for i, row in enumerate(result.rows)]
+    return {"headers": ["cell", *shown], "data": [[cell, *row] for cell, row in zip(pictures, rounded, strict=True)]}
+
+
+def _types(result: BatchResult) -> Any:
+    return ["html", *["str"] * 4, *["number"] * len(result.classes)]
 
 
 def _wire(

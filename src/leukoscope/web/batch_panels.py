@@ -163,13 +163,18 @@ def _cells(rows: Sequence[tuple[int, BatchRow]]) -> str:
     return f'<ul class="lk-cells">{"".join(_cell(number, row) for number, row in rows)}</ul>'
 
 
+def thumbnail(row: BatchRow, side: int = 96) -> str:
+    """A row's picture, `side` pixels wide; what it shows stands beside it in words."""
+    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
+    return f'<img src="{source}" alt="" loading="lazy" width="{side}" height="{side}">'
+
+
 def _cell(number: int, row: BatchRow) -> str:
     truth = f", is {row.truth}" if row.truth and row.truth != row.answer else ""
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     says = f"{row.decision.outcome}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
-    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
-    picture = f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
+    picture = thumbnail(row)
     if row.picture:
         name = escape(f"{row.name}: {says}; open it")
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'
