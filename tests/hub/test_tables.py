@@ -70,7 +70,7 @@ def test_the_headline_row_holds_unseen_subjects_persons_and_the_split_by_image(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
     row = headline_table([release]).splitlines()[-1]
-    assert row == "| `leukoscope-test` | 0.777 | 0.667 | 0.701 | 0.833 | – | 0.967 | 0.722 |"
+    assert row == "| `leukoscope-test` | 0.777 | 0.667 | 0.701 | 0.833 | – | – | 0.967 | 0.722 |"
     interval = {"low": 0.8, "high": 1.0}
     rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
     measured = {
@@ -82,8 +82,10 @@ def test_the_headline_row_holds_unseen_subjects_persons_and_the_split_by_image(
         "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
     }
     release_metrics["patients"] = {"measured": measured, "least_cells": 20}
+    kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
+    release_metrics["ood"] = {"healthy": {"white cells": {"neutrophil": kind, "monocyte": kind}}}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert " | 0.912 (0.80–1.00) | 0.967 | " in headline_table([release])
+    assert " | 0.912 (0.80–1.00) | 2 | 0.967 | " in headline_table([release])
     persons = patients_table([release]).splitlines()[-1]
     assert persons == (
         "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | "

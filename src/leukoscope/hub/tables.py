@@ -101,11 +101,12 @@ def headline_table(releases: Sequence[Path]) -> str:
         "balanced accuracy by subject",
         "weighted F1",
         "AUROC of persons",
+        "of 100 healthy white cells, called leukaemic",
         "split by image: weighted F1",
         "cell size alone: AUROC by subject",
     ]
     rows = [_headline_row(release.name, read_metrics(release)) for release in releases]
-    return "\n".join([f"| {' | '.join(columns)} |", "|---|--:|--:|--:|--:|--:|--:|--:|", *rows])
+    return "\n".join([f"| {' | '.join(columns)} |", f"|---|{'--:|' * 8}", *rows])
 
 
 def _headline_row(name: str, metrics: Mapping[str, Any]) -> str:
@@ -113,13 +114,14 @@ def _headline_row(name: str, metrics: Mapping[str, Any]) -> str:
     unseen = next((one for one in evaluations if one["split"]["disjoint_by"] != "cell"), None)
     by_image = next((one for one in evaluations if one["split"]["disjoint_by"] == "cell"), None)
     if unseen is None:
-        return f"| `{name}` | {' | '.join(['–'] * 7)} |"
+        return f"| `{name}` | {' | '.join(['–'] * 8)} |"
     keys = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "f1_weighted")
     persons = (metrics.get("patients") or {}).get("measured", {}).get("auroc")
     cells = [
         f"`{name}`",
         *(with_interval(unseen, key) for key in keys),
         f"{share(persons['value'])} ({span(persons)})" if persons else "–",
+        _of_100_healthy(metrics, "outcomes", [metrics["positive_label"]] if metrics.get("positive_label") else []),
         share(by_image["metrics"]["f1_weighted"]) if by_image else "–",
         share((unseen.get("size_only_baseline") or {}).get("auroc_by_subject")),
     ]
@@ -163,18 +165,28 @@ def decisions_table(releases: Sequence[Path]) -> str:
 
 def _decisions_row(name: str, metrics: Mapping[str, Any]) -> str:
     default = (metrics.get("decisions") or {}).get("abstention", {}).get("default", {})
-    kinds = [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
-    labels, positive, cells = metrics["labels"], metrics.get("positive_label", ""), sum(k["cells"] for k in kinds)
-
-    def of_100(outcomes: str, wanted: Sequence[str]) -> str:
-        if not cells or not wanted:
-            return "–"
-        return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in wanted) / cells:.0f}"
-
-    leukaemic = [positive] if positive else []
+    labels, cells = metrics["labels"], sum(kind["cells"] for kind in _healthy_kinds(metrics))
+    leukaemic = [metrics["positive_label"]] if metrics.get("positive_label") else []
     answered = [share(default.get(key)) for key in ("coverage", "risk")]
-    healthy = [of_100("outcomes", leukaemic), of_100("outcomes", labels), of_100("most_probable", leukaemic)]
+    healthy = [
+        _of_100_healthy(metrics, outcomes, wanted)
+        for outcomes, wanted in (("outcomes", leukaemic), ("outcomes", labels), ("most_probable", leukaemic))
+    ]
     return f"| {' | '.join([f'`{name}`', *answered, count(cells) if cells else '–', *healthy])} |"
+
+
+def _healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The kinds of healthy people's white cells that a release was shown."""
+    return [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
+
+
+def _of_100_healthy(metrics: Mapping[str, Any], outcomes: str, wanted: Sequence[str]) -> str:
+    """Of 100 such cells, how many have one of the `wanted` classes as their outcome, or as most probable class."""
+    kinds = _healthy_kinds(metrics)
+    cells = sum(kind["cells"] for kind in kinds)
+    if not cells or not wanted:
+        return "–"
+    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in wanted) / cells:.0f}"
 
 
 def patients_table(releases: Sequence[Path]) -> str:
