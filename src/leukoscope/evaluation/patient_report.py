@@ -157,7 +157,6 @@ def patient_report(
         metrics: the release's metrics.json.
     """
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     most, least, refused = shown
     positive = person.positive_label
@@ -171,7 +170,7 @@ def patient_report(
         person=person,
         headline=_headline(person),
         facts=_facts(person, model, revision),
-        strip=Markup(strip_plot(probabilities, outcomes)),  # drawn here, from numbers alone
+        strip=strip_plot(probabilities, outcomes),
         montages=[
             (f"The cells most like {positive}", [_figure(cell, positive, peak) for cell in most]),
             (f"The cells least like {positive}", [_figure(cell, positive, peak) for cell in least]),

@@ -119,7 +119,7 @@ class PatientPrediction:
             "used": self.used,
             "refused": self.refused,
             "abstained": self.abstained,
-            f"share_{self.positive_label}": self.share_positive,
+            "share_positive": self.share_positive,
             "rule": self.rule.text,
             "notice": RESEARCH_NOTICE,
         }
