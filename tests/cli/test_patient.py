@@ -69,7 +69,7 @@ def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Pa
     assert result.stderr.splitlines()[-1].startswith(f"error: {cells / '=1+1' / 'broken.png'}: is not an image")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".xlsx"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet", ".xlsx"])
 def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"persons{suffix}"
     result = run("patient", cells, "--model", release, "--output", out)
@@ -77,6 +77,8 @@ def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_p
     assert f"table: {out}" in result.stdout
     if suffix == ".parquet":
         rows = pq.read_table(out).to_pylist()
+    elif suffix == ".json":
+        rows = json.loads(out.read_text())
     elif suffix == ".csv":
         with out.open() as file:
             rows = list(csv.DictReader(file))
@@ -111,7 +113,10 @@ def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path,
 def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     result = run("patient", tmp_path / "missing", "--model", "nobody/nothing", "--output", tmp_path / "out.ods")
     assert result.exit_code == 1
-    assert "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .xlsx" in result.stderr
+    assert (
+        "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .json, .xlsx"
+        in result.stderr
+    )
 
 
 def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
     ("flags", "message"),
     [
         (
-            ("--output", "out.json"),
-            "error: --output out.json: is no kind of table written here; give a name that ends in .parquet, .csv, "
-            ".xlsx",
+            ("--output", "out.ods"),
+            "error: --output out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, "
+            ".json, .xlsx",
         ),
         (
             ("--output", "out.parquet", "--by-subject", "s.csv"),

@@ -332,9 +332,9 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
         check_output(tmp_path / "there.parquet")
     with pytest.raises(
         LeukoscopeError,
-        match=r"out.json: is no kind of table written here; give a name that ends in .parquet, .csv, .xlsx",
+        match=r"out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .json, .xlsx",
     ):
-        check_output(tmp_path / "out.json")
+        check_output(tmp_path / "out.ods")
     with pytest.raises(LeukoscopeError, match="s.ods: is no kind of table written here"):
         check_by_subject(tmp_path / "s.ods", open_source(str(cells), subject_pattern=BY_NAME))
     with pytest.raises(LeukoscopeError, match="does not say which subject a cell is of; give --subject_pattern"):

@@ -36,7 +36,7 @@ def patient(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a table, one row a person (.csv, .parquet or .xlsx)."),
+        typer.Option(metavar="FILE", help="Write a table, one row a person (.csv, .parquet, .json or .xlsx)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
     backend: Annotated[

@@ -31,7 +31,7 @@ def score(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Table to write, one row a cell (.parquet, .csv or .xlsx).")
+        Path, typer.Option(metavar="FILE", help="Table to write, one row a cell (.parquet, .csv, .json or .xlsx).")
     ],
     train_dir: Annotated[
         Path | None, typer.Option("--train_dir", metavar="DIR", help="Local folder of the data set.")
@@ -46,7 +46,7 @@ def score(
             "--by_subject",
             "--by-subject",
             metavar="FILE",
-            help="Write one row a subject: its prediction, means and shares (.csv, .parquet or .xlsx).",
+            help="Write one row a subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
         ),
     ] = None,
     backend: Annotated[

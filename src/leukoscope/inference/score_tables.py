@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.patient import PatientPrediction, PatientRule
     from leukoscope.inference.predictor import Prediction
 
-TABLE_SUFFIXES = (".parquet", ".csv", ".xlsx")
+TABLE_SUFFIXES = (".parquet", ".csv", ".json", ".xlsx")
 MOST_XLSX_ROWS = 1_048_575
 """Of a sheet, below its heading."""
 Answered = tuple[SourceCell, "Prediction | UnreadableImage"]
@@ -255,6 +256,8 @@ def _write_as(table: pa.Table, path: Path, suffix: str) -> None:
         pq.write_table(table, path)
     elif suffix == ".csv":
         arrow_csv.write_csv(table, path)
+    elif suffix == ".json":
+        path.write_text(json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         _write_xlsx(table, path)
 
