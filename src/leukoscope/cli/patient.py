@@ -122,12 +122,12 @@ def _print_table(persons: list[PatientPrediction], *, model: str, output: Path |
     positive = persons[0].positive_label
     table = Table("person", "outcome", positive, "95 % interval", "cells", "refused", "unsure")
     for column in table.columns[2:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for column in table.columns[:2]:
         column.overflow = "fold"
     for person in persons:
         share = "–" if person.probability is None else f"{person.probability:.3f}"
-        interval = "–" if person.interval is None else "{:.3f}–{:.3f}".format(*person.interval)
+        interval = "–" if person.interval is None else "{:.2f}–{:.2f}".format(*person.interval)
         counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
         # Text, because square brackets would be read as markup.
         table.add_row(Text(shown_name(person.patient)), Text(person.outcome), share, interval, *counts)
