@@ -133,7 +133,7 @@ def test_a_release_that_brings_its_code_says_how_to_trust_it(release: Path) -> N
     (release / "config.json").write_text(json.dumps(config | {"model_type": "leukoscope"}))
     card = render_card(release)
     assert front_matter(card)["library_name"] == "transformers" and "import timm" not in card
-    assert 'model="path/to/leukoscope-test", trust_remote_code=True)("cell.bmp")' in card
+    assert 'model="path/to/leukoscope-test", trust_remote_code=True)\nclassify("cell.bmp")' in card
 
 
 def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
