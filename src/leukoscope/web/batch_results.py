@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +105,11 @@ class BatchResult:
 
     def persons(self) -> list[PatientPrediction]:
         """One prediction for each known subject, by name; none where the release does not predict for persons."""
+        return self._persons
+
+    @cached_property
+    def _persons(self) -> list[PatientPrediction]:
+        # The page, its report and the exports ask for them; each takes a thousand resamples a person.
         rule = PatientRule.from_metrics(self.metrics, self.classes)
         if rule is None:
             return []
