@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test  ## run the offline tests
 test-slow: $(VENV)/.installed-test  ## run the slow tests, offline too
 	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m slow
 
-quality: $(VENV)/.installed-test  ## lint, formatting, types and the order of the rooms
+quality: $(VENV)/.installed-test  ## lint, formatting, types and the order of the packages
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	@find src -name '*.pyi' -delete  # Gradio's stubs would be checked in place of our components
@@ -32,9 +32,9 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 	$(RUN)/ruff format .
 
 docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
-	$(RUN)/leukoscope card $(wildcard model_card/*/) --readme README.md
-	$(RUN)/python docs/metrics_plot.py
-	$(RUN)/python docs/reference.py
+	$(RUN)/leukoscope release card $(wildcard model_card/*/) --readme README.md
+	$(RUN)/python tools/metrics_plot.py
+	$(RUN)/python tools/api_reference.py
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py

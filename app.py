@@ -23,7 +23,7 @@ def main() -> int:
     asked = parser.parse_args()
     try:
         address = server_address()
-        from leukoscope.web.demo import serve
+        from leukoscope.web.app import serve
 
         serve(asked.releases, asked.models, address)
     except LeukoscopeError as error:

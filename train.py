@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from leukoscope import LeukoscopeError
-from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.interruption import Interrupted, how_to_go_on
+from leukoscope.cli.train import run
+from leukoscope.training.config import parse_config
 
 
 def main() -> int:
@@ -22,33 +22,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def run(config: TrainingConfig) -> None:
-    """Train, write the card, and publish when asked to."""
-    from accelerate import PartialState
-
-    from leukoscope.hub.card import write_card
-    from leukoscope.hub.publish import Destination, check_can_publish, publish
-    from leukoscope.training.loop import train
-
-    flags = config.run
-    to = Destination(flags.hub_model_id, flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag)
-    if flags.push_to_hub:
-        check_can_publish(to)
-    try:
-        release = train(config) / "release"
-    except Interrupted:
-        if PartialState().is_main_process:
-            print("go on with:", how_to_go_on(config), flush=True)
-        PartialState().destroy_process_group()
-        raise
-    if PartialState().is_main_process:
-        write_card(release, hub_id=to.id)
-        if flags.push_to_hub:
-            print("published:", publish(release, to))
-    # Left to the end of the process, it sometimes aborts.
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.models.release import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def main() -> None:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", type=Path, default=ROOT / "model_card")
-    parser.add_argument("--model", default="leukoscope-densenet121-cnmc")
+    parser.add_argument("--model", default="leukoscope-densenet169-cnmc")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50], help="visitors at once, one level each")
     parser.add_argument("--requests", type=int, default=100, help="of a level together; at least 10 each")
     parser.add_argument("--predictions", type=int, default=1000, help="between the two looks at memory")

@@ -1,6 +1,6 @@
 """How well cells are found in smears, how fast, and how far the found cells are from those a release knows.
 
-    PYTHONPATH=src python benchmarks/fields.py --data DIR --model model_card/leukoscope-densenet121-cnmc
+    PYTHONPATH=src python benchmarks/fields.py --data DIR --model model_card/leukoscope-densenet169-cnmc
 
 DIR holds bccd/BCCD and ball4/. BCCD: boxes of its white cells, settings chosen on its training list only, figures on
 its test list. Four-class B-ALL: pixels of nuclei against its authors' own segmentation, which misses many pale nuclei:
@@ -23,11 +23,10 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.field_scale import measure_scale
-from leukoscope.cells.field_stain import measure_stain
-from leukoscope.cells.fields import Box, FieldCell, FinderSettings, cut_out, find_cells
-from leukoscope.cells.images import open_field
-from leukoscope.cells.phantom_fields import draw_field
+from leukoscope.data.field_stain import measure_scale, measure_stain
+from leukoscope.data.fields import Box, FieldCell, FinderSettings, cut_out, find_cells
+from leukoscope.data.images import open_field
+from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release_files import write_json
 

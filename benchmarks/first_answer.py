@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import write_json
-from leukoscope.training.environment import machine, versions
+from leukoscope.training.run_folder import machine, versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "benchmarks" / "first_answer.json"

@@ -24,15 +24,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.cache import FramedCells
-from leukoscope.cells.splits import Split
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
-from leukoscope.training.engine import Engine
-from leukoscope.training.features import features_file, frozen_features
-from leukoscope.training.loop import choose_split, load_framed_cells, make_accelerator, preprocessing_for
+from leukoscope.training.data import features_file, frozen_features
+from leukoscope.training.train import choose_split, load_framed_cells, make_accelerator, preprocessing_for
+from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "frozen_features.json"
 
@@ -79,10 +79,10 @@ def _measure(
     """Random weights: what the backbone holds does not change what it costs."""
     preprocessing = preprocessing_for(recipe, cells.data)
 
-    def epochs(keep_features: bool) -> Iterator[dict[str, Any]]:
+    def epochs(cache_features: bool) -> Iterator[dict[str, Any]]:
         set_seed(0)
         network = build_network(recipe, len(cells.data.info.labels))
-        return Engine(accelerator, cells, split, recipe, preprocessing, config.run, keep_features=keep_features).fit(
+        return Trainer(accelerator, cells, split, recipe, preprocessing, config.run, cache_features=cache_features).fit(
             network
         )
 

@@ -67,7 +67,7 @@ def main() -> None:
         pictures = _lay_out(flags, Path(folder) / "pictures")
         releases = [_compared(flags, release, pictures, Path(folder)) for release in flags.models]
     from leukoscope.models.release_files import write_json
-    from leukoscope.training.environment import machine, versions
+    from leukoscope.training.run_folder import machine, versions
 
     result = {
         "notice": RESEARCH_NOTICE,
@@ -112,9 +112,10 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
     """The pictures as files, as every system reads them."""
     from PIL import Image
 
-    from leukoscope.cells.images import BACKGROUND_LEVEL, open_image
-    from leukoscope.cells.phantoms import draw_cell
-    from leukoscope.cells.registry import image_files
+    from leukoscope.data.framing import BACKGROUND_LEVEL
+    from leukoscope.data.images import open_image
+    from leukoscope.data.registry import image_files
+    from leukoscope.data.synthetic import draw_cell
 
     folder.mkdir()
     found = list(image_files(flags.data / "cnmc2019")) if flags.data else []
@@ -294,7 +295,7 @@ def _preprocessing(release: Path, pictures: Path, repeats: int) -> dict[str, Any
     from timm.data import create_transform
     from transformers import AutoImageProcessor
 
-    from leukoscope.cells.images import open_bytes
+    from leukoscope.data.images import open_bytes
     from leukoscope.models.release_files import read_release
 
     ours = read_release(release).preprocessing

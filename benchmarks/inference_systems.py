@@ -29,16 +29,16 @@ def main() -> None:
 
 
 def _leukoscope(turn: dict[str, Any]) -> System:
-    from leukoscope.cells.images import open_bytes
+    from leukoscope.data.images import open_bytes
     from leukoscope.inference.predictor import Predictor
 
     predictor = Predictor.from_pretrained(turn["release"], backend=turn["backend"])
 
     return System(
         one=lambda file: list(predictor(open_bytes(file, "cell")).probabilities.values()),
-        many=lambda paths, batch_size: list(predictor.answers(paths, batch_size=batch_size)),
+        many=lambda paths, batch_size: list(predictor.iter_predictions(paths, batch_size=batch_size)),
         explained=lambda file: predictor(open_bytes(file, "cell"), explain=True),
-        views=lambda file: predictor(open_bytes(file, "cell"), views=True),
+        views=lambda file: predictor(open_bytes(file, "cell"), tta=True),
     )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cli.trust import framed
-from leukoscope.evaluation.intervals import paired_difference
+from leukoscope.cli.release import framed
+from leukoscope.evaluation.bootstrap import paired_difference
 from leukoscope.evaluation.metrics import CellPredictions, pooled
 from leukoscope.models.release_files import read_release, write_json
 

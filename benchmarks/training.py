@@ -29,19 +29,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.cache import frame_cells
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.splits import Split
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import save_release
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.engine import Engine
-from leukoscope.training.environment import machine, peak_memory, versions
-from leukoscope.training.loop import make_accelerator, preprocessing_for
-from leukoscope.training.memory import keep_freed_memory
 from leukoscope.training.optim import make_optimizer
+from leukoscope.training.run_folder import machine, peak_memory, versions
+from leukoscope.training.train import keep_freed_memory, make_accelerator, preprocessing_for
+from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "training.json"
 DIFFERS = [
@@ -202,7 +201,7 @@ def _ours(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
     decoding = time.perf_counter() - started
     sides = {side: tuple(c for c in cells.row_of if f"/{side}-" in c) for side in ("train", "validation")}
     split = Split("benchmark", "cell", 0, data.fingerprint, sides["train"], sides["validation"], (), "")
-    engine = Engine(accelerator, cells, split, recipe, preprocessing, run)
+    engine = Trainer(accelerator, cells, split, recipe, preprocessing, run)
     rows = list(engine.fit(network))
     result = _timed(flags.cells, [flags.cells / row["images_per_second"] for row in rows], decoding)
     result |= {"decoding_seconds": decoding, "data_wait_percent": [row["data_wait_percent"] for row in rows]}

@@ -36,7 +36,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it."""
     import torch
 
-    from leukoscope.cells.preprocessing import Preprocessing
+    from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.build import build_network
     from leukoscope.models.recipes import get_recipe
     from leukoscope.models.release import save_release

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import PHANTOM_LABELS, draw_cell
+from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell, draw_field
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96

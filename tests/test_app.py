@@ -21,10 +21,9 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.web.address import server_address
-from leukoscope.web.use_from_code import snippets
+from leukoscope.web.tabs.code import snippets
 
 APP = Path(__file__).parents[1] / "app.py"
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
@@ -216,6 +215,17 @@ def test_the_python_snippet_does_what_it_says(address: str, tmp_path: Path) -> N
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert RESEARCH_NOTICE in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_python_snippet_of_fields_and_batches_does_what_it_says(address: str, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("HEM", subject=5, cell=1).image).save(tmp_path / "cell.png")
+    drawn = draw_field(("ALL", "HEM"), size=(400, 500), um_per_pixel=0.12, red_cells=30, scale_bar=False, seed=3)
+    Image.fromarray(drawn.image).save(tmp_path / "smear.png")
+    command = [sys.executable, "-c", snippets(address, "tiny")["Python: fields and batches"]]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert "nucleated cell(s)" in ran.stdout and "cell.png " in ran.stdout
 
 
 @pytest.mark.slow

@@ -147,16 +147,14 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
     _when(lambda: any(folder.glob("*-epoch-2-step-1")), third)
     third.kill()
     said, _ = third.communicate()
-    assert (
-        f"{Path('run', 'checkpoints', last.name)}: a damaged checkpoint; it is passed over for the one before" in said
-    )
+    assert f"{Path('run', 'checkpoints', last.name)}: a damaged checkpoint; skipped for the one before it" in said
 
     fourth = start(*flags, "--resume_from_checkpoint", "latest")
     _when(lambda: any(folder.glob("*-epoch-2-step-3")), fourth)
     fourth.send_signal(signal.SIGTERM)
     said, problems = fourth.communicate(timeout=300)
     assert fourth.returncode == 0, problems
-    command = shlex.split(said.rpartition("go on with: ")[2])
+    command = shlex.split(said.rpartition("resume with: ")[2])
     assert command[0] == "python" and Path(command[1]) == ROOT / "train.py"
     assert start(*command[2:]).wait(900) == 0
 

@@ -21,20 +21,22 @@ import pytest
 from PIL import Image
 
 from leukoscope import __version__
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ROOMS = ("cells", "models", "inference", "evaluation", "training", "hub", "web")
+PACKAGES = (
+    "data", "models", "inference", "evaluation", "audit", "training", "experiments", "reports", "hub", "web", "cli",
+)  # fmt: skip
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
 START_SECONDS = 300  # a busy machine with two cores
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a wheel is built from, aside: building leaves files behind."""
-    copied = tmp_path_factory.mktemp("house")
+    copied = tmp_path_factory.mktemp("sources")
     left_out = shutil.ignore_patterns("__pycache__", "*.pyi")
     for folder in ("src/leukoscope", "model_card"):
         shutil.copytree(ROOT / folder, copied / folder, ignore=left_out)
@@ -44,11 +46,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(house: Path) -> Path:
+def wheel(sources: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
-    built = subprocess.run(command, cwd=house, capture_output=True, text=True, timeout=600)
+    built = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
-    (found,) = (house / "dist").glob("leukoscope-*.whl")
+    (found,) = (sources / "dist").glob("leukoscope-*.whl")
     return found
 
 
@@ -85,21 +87,21 @@ def test_the_wheel_takes_every_embedded_release_along() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_room_and_the_command(house: Path, wheel: Path) -> None:
+def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         packed = {name for name in names if name.startswith("leukoscope/")}
         (information,) = {top for name in names if (top := name.partition("/")[0]).endswith(".dist-info")}
         metadata = archive.read(f"{information}/METADATA").decode()
         commands = archive.read(f"{information}/entry_points.txt").decode()
-    source = house / "src"
+    source = sources / "src"
     assert packed == {
         path.relative_to(source).as_posix() for path in (source / "leukoscope").rglob("*.*") if path.is_file()
     }
     shared = {name.partition(".data/data/share/leukoscope/")[2] for name in names}
     assert set(SHIPPED) <= shared
     assert {f"model_card/{name}/model.safetensors" for name in RELEASES} <= shared
-    assert all(f"leukoscope/{room}/__init__.py" in packed for room in ROOMS)
+    assert all(f"leukoscope/{name}/__init__.py" in packed for name in PACKAGES)
     assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
     needed = {
         re.split(r"[^\w.-]", line.removeprefix("Requires-Dist: "))[0]

@@ -1,7 +1,7 @@
 """Leukoscope: train, measure, publish and explain classifiers of white-blood-cell images for leukaemia research.
 
-The rooms, in the direction data flows: cells → models → inference → evaluation → training → hub → web · cli.
-Only light names live here, so that `import leukoscope` costs nothing; `Predictor` is imported on first use.
+The public names, all importable from here. Importing the package loads no heavy library; each name loads what it needs
+when it is first used.
 """
 
 from __future__ import annotations
@@ -9,20 +9,60 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from leukoscope.errors import LeukoscopeError
+
 if TYPE_CHECKING:
-    from leukoscope.inference.predictor import Prediction, Predictor
+    from leukoscope.api import evaluate, load_dataset, score, train
+    from leukoscope.data.registry import DATASETS
+    from leukoscope.data.splits import make_split
+    from leukoscope.inference.field import read_field
+    from leukoscope.inference.overlay import overlay
+    from leukoscope.inference.prediction import Decision, Prediction
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.models.recipes import RECIPES
 
 __version__ = "0.1.0"
-__all__ = ["RESEARCH_NOTICE", "LeukoscopeError", "Prediction", "Predictor", "__version__"]
+__all__ = [
+    "DATASETS",
+    "RECIPES",
+    "RESEARCH_NOTICE",
+    "Decision",
+    "LeukoscopeError",
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "evaluate",
+    "load_dataset",
+    "make_split",
+    "overlay",
+    "read_field",
+    "score",
+    "train",
+]
 
 RESEARCH_NOTICE = "For research only. Not a medical device; never use it for diagnosis."
 
-
-class LeukoscopeError(Exception):
-    """A problem the user can fix: the message names the value, the place and the fix."""
+_MODULES = {
+    "DATASETS": "leukoscope.data.registry",
+    "RECIPES": "leukoscope.models.recipes",
+    "Decision": "leukoscope.inference.prediction",
+    "Prediction": "leukoscope.inference.prediction",
+    "Predictor": "leukoscope.inference.predictor",
+    "evaluate": "leukoscope.api",
+    "load_dataset": "leukoscope.api",
+    "make_split": "leukoscope.data.splits",
+    "overlay": "leukoscope.inference.overlay",
+    "read_field": "leukoscope.inference.field",
+    "score": "leukoscope.api",
+    "train": "leukoscope.api",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Prediction", "Predictor"):
-        return getattr(import_module("leukoscope.inference.predictor"), name)
-    raise AttributeError(f"module 'leukoscope' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'leukoscope' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

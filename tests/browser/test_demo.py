@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.web.batch import sample_batch
+from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.web.tabs.batch import sample_batch
 
 pytestmark = pytest.mark.slow
-TABS = ("One cell", "A field of view", "Patients and batches", "Evidence", "Use it from code")
+TABS = ("Cell", "Field", "Patients", "Evidence", "Code")
+_HEADLINE = "document.querySelector('#cell-summary .lk-headline')"
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
 
@@ -56,38 +56,64 @@ def saved(visit: Any, button: str) -> bytes:
     return Path(download.value.path()).read_bytes()
 
 
+def test_an_example_is_answered_before_any_click(visits: Callable[..., Any]) -> None:
+    visit = visits(viewport={"width": 1280, "height": 720})
+    assert "an example" in visit.page.locator("#pictures figcaption").first.inner_text()
+    assert visit.page.locator("#cell-summary .lk-short").inner_text() == "Looks like a leukaemic blast"
+    assert visit.page.locator("#cell-summary .lk-checks li").count() == 3
+    for selector in ("#cell-summary .lk-short", "#cell-summary .lk-checks", "#cell-summary .lk-bars"):
+        box = visit.page.locator(selector).bounding_box()
+        assert box["y"] + box["height"] < 720, f"{selector} is on the first screen"
+    assert visit.page.locator("#pictures img").nth(1).bounding_box()["y"] < 500
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_all_tabs_are_seen_at_every_width(visits: Callable[..., Any], width: int) -> None:
+    visit = visits(viewport={"width": width, "height": 740})
+    shown = visit.page.get_by_role("tab").locator("visible=true").all_inner_texts()
+    assert [name.strip() for name in shown] == list(TABS)
+    assert visit.width() <= width
+    # The decision and what it rests on are on the first screen of a phone, too.
+    box = visit.page.locator("#cell-summary .lk-checks").bounding_box()
+    assert box["y"] + box["height"] < 740
+
+
 def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -> None:
     visit = visits()
     upload(visit, cell)
-    visit.page.locator("#answer .lk-verdict").wait_for()
-    assert visit.page.locator("#answer .lk-bars li").count() == 2
+    visit.own_result()
+    assert visit.page.locator("#cell-summary .lk-bars li").count() == 2
     assert visit.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
-    assert "of the evidence for" in visit.page.locator("#reading").inner_text()
-    assert RESEARCH_NOTICE in visit.page.locator("#reading").inner_text()
+    assert "of the Grad-CAM map for" in visit.page.locator("#explanation").inner_text()
+    assert RESEARCH_NOTICE in visit.page.locator("#explanation").inner_text()
 
 
 def test_class_and_operating_point_change_what_is_shown(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
     assert visit.page.get_by_label("Decide at").input_value() == "the most probable class"
-    assert visit.page.locator("#answer .lk-verdict").inner_text().startswith("The model reads this picture as ALL")
-    before, said = overlay(visit), visit.page.locator("#answer .lk-verdict").inner_text()
+    assert visit.page.locator("#cell-summary .lk-headline").inner_text().startswith("The model predicts ALL")
+    before, said = overlay(visit), visit.page.locator("#cell-summary .lk-headline").inner_text()
     visit.page.get_by_role("radio", name="HEM").check()
     visit.page.wait_for_function("old => document.querySelectorAll('#pictures img')[1].src != old", arg=before)
     visit.page.get_by_label("Decide at").click()
     visit.page.get_by_role("option", name="95 %-specificity threshold").click()
-    visit.page.wait_for_function("old => document.querySelector('#answer .lk-verdict').innerText != old", arg=said)
-    assert "95 %-specificity" in visit.page.locator("#answer").inner_text().replace("\u00a0", " ")
+    visit.page.wait_for_function(
+        "old => document.querySelector('#cell-summary .lk-headline').innerText != old", arg=said
+    )
+    assert "95 %-specificity" in visit.page.locator("#cell-summary").inner_text().replace("\u00a0", " ")
     visit.page.get_by_label("Decide at").click()
     visit.page.get_by_role("option", name="the most probable class").click()
-    visit.page.wait_for_function("old => document.querySelector('#answer .lk-verdict').innerText == old", arg=said)
+    visit.page.wait_for_function(
+        "old => document.querySelector('#cell-summary .lk-headline').innerText == old", arg=said
+    )
 
 
 @pytest.mark.parametrize(
     ("picture", "headline", "because"),
     [
         ("blank", "Out of distribution: no class is given.", "(OOD score"),
-        ("smear", "Not a cell: no class is given.", "If it is a smear, open it in the tab “A field of view”"),
+        ("smear", "Not a cell: no class is given.", "If it is a smear, open it in the tab “Field”"),
     ],
 )
 def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_unfolded(
@@ -98,32 +124,32 @@ def test_a_picture_without_a_class_shows_its_probabilities_only_when_they_are_un
     (blank if picture == "blank" else Image.fromarray(field.image)).save(tmp_path / "given.png")
     visit = visits()
     upload(visit, tmp_path / "given.png")
-    visit.page.locator("#answer .lk-verdict").wait_for()
-    assert visit.page.locator("#answer .lk-verdict").inner_text() == headline
-    assert because in visit.page.locator("#answer .lk-because").inner_text()
-    assert visit.page.locator("#answer .lk-bars li").count() == 2
-    assert not visit.page.locator("#answer .lk-bars").is_visible()
+    visit.own_result()
+    assert visit.page.locator("#cell-summary .lk-headline").inner_text() == headline
+    assert because in visit.page.locator("#cell-summary .lk-because").inner_text()
+    assert visit.page.locator("#cell-summary .lk-bars li").count() == 2
+    assert not visit.page.locator("#cell-summary .lk-bars").is_visible()
     visit.page.get_by_text("Probabilities: no result for this picture").click()
-    assert visit.page.locator("#answer .lk-bars").is_visible()
+    assert visit.page.locator("#cell-summary .lk-bars").is_visible()
     # No operating point makes a class of it.
     visit.page.get_by_label("Decide at").click()
     visit.page.get_by_role("option", name="95 %-sensitivity threshold").click()
-    with Image.open(io.BytesIO(saved(visit, "save-look"))) as image:
+    with Image.open(io.BytesIO(saved(visit, "save-result"))) as image:
         assert image.text["Description"].startswith(headline)
-    assert visit.page.locator("#answer .lk-verdict").inner_text() == headline
+    assert visit.page.locator("#cell-summary .lk-headline").inner_text() == headline
 
 
 def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None:
     visit = visits()
     assert not visit.page.locator("#smear-examples").is_visible()
-    visit.page.get_by_label("Model", exact=True).click()
+    visit.page.locator("#model input").click()
     visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert not visit.page.locator("#examples").is_visible()
     visit.pick_example(3, "smear-examples")
     assert visit.page.locator("#pictures figcaption").first.inner_text() == "Synthetic smear, Pro"
-    assert "Pro" in visit.page.locator("#answer .lk-verdict").inner_text()
-    assert "Out of distribution" not in visit.page.locator("#answer").inner_text()
+    assert "Pro" in visit.page.locator("#cell-summary .lk-headline").inner_text()
+    assert "Out of distribution" not in visit.page.locator("#cell-summary").inner_text()
 
 
 def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
@@ -140,40 +166,90 @@ def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
 def test_a_result_is_asked_again_and_saved_whole(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
-    visit.page.get_by_role("button", name="Ask again, turned and mirrored").click()
-    assert "8 turned and mirrored views" in visit.page.locator("#views .lk-remark").inner_text()
-    with Image.open(io.BytesIO(saved(visit, "save-look"))) as image:
+    visit.page.get_by_role("button", name="Predict again, turned and mirrored").click()
+    visit.page.locator("#tta [role=status]").wait_for()
+    assert "8 turned and mirrored views" in visit.page.locator("#tta").inner_text()
+    with Image.open(io.BytesIO(saved(visit, "save-result"))) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
-        assert "model leukoscope-densenet169-cnmc-texture" in image.text["Source"]
+        assert "model leukoscope-densenet169-cnmc" in image.text["Source"]
 
 
 def test_a_cell_of_a_field_opens_in_one_cell(visits: Callable[..., Any], tmp_path: Path) -> None:
     drawn = draw_field(("ALL", "HEM", "ALL"), size=(480, 640), um_per_pixel=0.12, red_cells=50, scale_bar=False, seed=3)
     Image.fromarray(drawn.image).save(tmp_path / "smear.png")
     visit = visits()
-    visit.tab("A field of view")
+    visit.tab("Field")
     upload(visit, tmp_path / "smear.png", "field-upload")
     visit.page.locator("#field-picture button.lk-box").nth(2).wait_for()
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-field-csv").decode())))
     assert len(rows) == visit.page.locator("#field-picture .lk-box").count() == 3
     visit.page.locator("#field-picture button.lk-box").nth(1).click()
-    visit.page.locator("#answer .lk-verdict").wait_for()
+    visit.own_result()
     assert visit.page.locator("#pictures figcaption").first.inner_text() == "Cell 2 of smear.png"
     # The decision is that of the field.
-    outcome, said = rows[1]["outcome"], visit.page.locator("#answer .lk-verdict").inner_text()
+    outcome, said = rows[1]["outcome"], visit.page.locator("#cell-summary .lk-headline").inner_text()
     assert {"abstain": "the model abstains", "out of distribution": "Out of distribution"}.get(outcome, outcome) in said
-    assert visit.page.get_by_role("tab", name="One cell").get_attribute("aria-selected") == "true"
+    assert visit.page.get_by_role("tab", name="Cell").get_attribute("aria-selected") == "true"
+
+
+def test_the_notice_covers_neither_the_decision_of_a_field_s_cell_nor_a_print(
+    visits: Callable[..., Any],
+) -> None:
+    visit = visits()
+    visit.tab("Field")
+    visit.page.get_by_role("button", name="Synthetic field 1").click()
+    visit.page.locator("#field-picture button.lk-box").nth(4).wait_for()
+    visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    visit.page.locator("#field-picture button.lk-box").nth(1).dispatch_event("click")
+    visit.page.locator("#pictures figcaption", has_text="Cell 2 of Synthetic field 1").wait_for()
+    visit.page.wait_for_function(
+        f"() => {_HEADLINE}.getBoundingClientRect().top >= "
+        "document.getElementById('notice').getBoundingClientRect().bottom - 1"
+    )
+    assert visit.page.evaluate(f"{_HEADLINE}.getBoundingClientRect().top < innerHeight / 2")
+    visit.page.emulate_media(media="print")
+    assert visit.page.evaluate("getComputedStyle(document.getElementById('notice')).position") == "static"
+
+
+def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.tab("Field")
+    for number in (1, 2):
+        visit.page.get_by_role("button", name=f"Synthetic field {number}").click()
+        visit.page.locator(f"#field-picture img[alt^='Synthetic field {number}']").wait_for()
+    assert not visit.page.locator(".lk-parcel >> visible=true").count(), "the second result leaves no empty boxes"
+    visit.tab("Patients")
+    visit.page.locator("#batch-sample").click()
+    visit.page.locator(".lk-person svg").nth(2).wait_for()
+    visit.page.locator("#model input").click()
+    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.locator("#batch-summary", has_text="The model is now leukoscope-densenet201-ball4.").wait_for()
+    assert not visit.page.locator("#batch-gallery li >> visible=true").count()
+    visit.tab("Field")
+    visit.page.locator("#field-summary", has_text="The model is now leukoscope-densenet201-ball4.").wait_for()
+    assert not visit.page.locator("#field-picture .lk-box").count()
+    assert not visit.page.locator("#save-field-csv >> visible=true").count()
+
+
+def test_two_releases_are_compared_without_cutting_a_table(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.tab("Evidence")
+    visit.page.locator("#compare input").click()
+    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.locator("#compare-evidence section").nth(3).wait_for()
+    cut = "[...document.querySelectorAll('.lk-scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert visit.page.locator(".lk-scroll").count() > 5 and visit.page.evaluate(cut) == 0
 
 
 def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[..., Any], cells: Path) -> None:
     visit = visits()
-    visit.tab("Patients and batches")
+    visit.tab("Patients")
     visit.page.locator("#batch-pattern").get_by_role("textbox").fill(r"(\d)\.png$")
     visit.page.evaluate(_WATCH_PROGRESS)
     upload(visit, cells, "batch-upload")
     visit.page.locator("#batch-gallery .lk-cells li").nth(19).wait_for()
     assert visit.page.evaluate("window.progress")
-    said = visit.page.locator("#batch-answer").inner_text()
+    said = visit.page.locator("#batch-summary").inner_text()
     assert "20 cells predicted." in said and "Measured on your labels" in said and "One prediction for a person" in said
     assert "ALL/broken.png: is not an image" in said
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-batch-csv").decode())))
@@ -183,7 +259,7 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
         assert f"{outcome}\n{count}\n" in said.replace("\n\n", "\n")
     first = visit.page.locator("#batch-gallery li").first.inner_text()
     visit.page.locator("#batch-order input").click()
-    visit.page.get_by_role("option", name="the least sure").click()
+    visit.page.get_by_role("option", name="the least confident").click()
     visit.page.wait_for_function("old => document.querySelector('#batch-gallery li').innerText != old", arg=first)
 
 
@@ -195,11 +271,11 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
         for file in sample_batch().files:
             archive.writestr(file.name, file.read())
     visit = visits(**PHONE) if phone else visits()
-    visit.tab("Patients and batches")
+    visit.tab("Patients")
     upload(visit, tmp_path / "persons.zip", "batch-upload")
     visit.page.locator(".lk-person svg").nth(2).wait_for()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
-    answer = visit.page.locator("#batch-answer")
+    answer = visit.page.locator("#batch-summary")
     assert "3 subjects" not in answer.inner_text(), "the progress gave way to the result"
     assert visit.page.locator(".lk-person").count() == 3
     assert visit.width() <= (360 if phone else 1280)
@@ -219,14 +295,14 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     dot = visit.page.locator(".lk-person circle[data-cell]").nth(5)
     number = int(dot.get_attribute("data-cell"))
     dot.dispatch_event("click")
-    visit.page.locator("#answer .lk-verdict").wait_for()
+    visit.own_result()
     names = [file.name for file in sample_batch().files]
     assert visit.page.locator("#pictures figcaption").first.inner_text() == names[number]
 
 
 def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit = visits()
-    visit.tab("Patients and batches")
+    visit.tab("Patients")
     visit.page.locator("#batch-sample").click()
     visit.page.get_by_text("pictures predicted").first.wait_for()
     visit.page.locator("#batch-stop").click()
@@ -237,7 +313,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
 
 # Progress passes too quickly to be waited for.
 _WATCH_PROGRESS = """() => new MutationObserver(() => {
-  if (/ of 21 pictures predicted/.test(document.querySelector('#batch-answer').innerText)) window.progress = true
+  if (/ of 21 pictures predicted/.test(document.querySelector('#batch-summary').innerText)) window.progress = true
 }).observe(document.body, {subtree: true, childList: true, characterData: true})"""
 
 
@@ -250,9 +326,9 @@ def test_evidence_is_shown_and_answers_the_sliders(visits: Callable[..., Any]) -
     slider.focus()
     visit.page.keyboard.press("ArrowLeft")
     visit.page.wait_for_function("old => document.querySelector('#evidence-points').innerText != old", arg=before)
-    visit.page.locator("#beside input").fill("/etc")
+    visit.page.locator("#compare input").fill("/etc")
     visit.page.keyboard.press("Enter")
-    visit.page.locator("#evidence-beside-points .lk-message").wait_for()
+    visit.page.locator("#compare-points .lk-message").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -269,14 +345,14 @@ def test_a_bad_file_is_one_kind_message(
     (tmp_path / name).write_bytes(content)
     visit = visits()
     upload(visit, tmp_path / name)
-    visit.page.locator("#answer .lk-message").wait_for()
-    assert said in visit.page.locator("#answer").inner_text()
+    visit.page.locator("#cell-summary .lk-message").wait_for()
+    assert said in visit.page.locator("#cell-summary").inner_text()
     visit.pick_example()
 
 
 def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callable[..., Any]) -> None:
     visit = visits()
-    visit.page.get_by_role("button", name="Fetch a few real cells").click()
+    visit.page.get_by_role("button", name="Download a few real cells").click()
     visit.page.get_by_text("cannot be streamed from the Hub").wait_for()
     visit.pick_example()
 
@@ -287,7 +363,7 @@ def test_text_stands_out_from_its_ground(visits: Callable[..., Any], scheme: str
     visit.pick_example()
     body = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (_luminance(body) < 0.1) == (scheme == "dark")
-    for selector in ("#answer .lk-verdict", "#reading p", "#notice .lk-notice", ".lk-note"):
+    for selector in ("#cell-summary .lk-headline", "#explanation p", "#notice .lk-notice", ".lk-note"):
         ink, ground = visit.page.evaluate(_COLOURS, selector)
         assert _contrast(ink, ground) >= 4.5, f"{selector}: {ink} on {ground}"
 
@@ -324,12 +400,12 @@ def test_nothing_is_wider_than_a_phone(visits: Callable[..., Any], cells: Path) 
 def _fill(visit: Any, name: str, cells: Path) -> None:
     """Open a tab and have it show a result."""
     visit.tab(name)
-    if name == "One cell":
+    if name == "Cell":
         visit.pick_example()
-    if name == "A field of view":
+    if name == "Field":
         visit.page.get_by_role("button", name="Synthetic field 1").click()
         visit.page.locator("#field-picture .lk-box").first.wait_for()
-    if name == "Patients and batches":
+    if name == "Patients":
         upload(visit, cells, "batch-upload")
         visit.page.locator("#batch-gallery .lk-cells").wait_for()
     if name == "Evidence":
@@ -340,10 +416,10 @@ def test_the_keyboard_alone_is_enough(visits: Callable[..., Any]) -> None:
     visit = visits()
     _press_until(visit, "document.activeElement.closest('#examples')")
     visit.page.keyboard.press("Enter")
-    visit.page.locator("#answer .lk-verdict").wait_for()
+    visit.own_result()
     visit.page.locator("body").click(position={"x": 2, "y": 2})
     _press_until(visit, "document.activeElement.getAttribute('role') == 'tab'")
-    visit.page.get_by_role("tab", name="A field of view").focus()
+    visit.page.get_by_role("tab", name="Field").focus()
     visit.page.keyboard.press("Enter")
     _press_until(visit, "document.activeElement.innerText == 'Synthetic field 1'")
     visit.page.keyboard.press("Enter")
@@ -405,9 +481,9 @@ def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Pa
     upload(first, cell)
     second.page.locator("#examples button").nth(3).click()
     for visit in (first, second):
-        visit.page.locator("#answer .lk-verdict").wait_for()
+        visit.own_result()
     assert first.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
     assert second.page.locator("#pictures figcaption").first.inner_text() == "Synthetic HEM"
     first.page.get_by_role("radio", name="HEM").check()
-    first.page.locator("#pictures figcaption", has_text="Evidence for HEM").wait_for()
+    first.page.locator("#pictures figcaption", has_text="Grad-CAM map for HEM").wait_for()
     assert "my cell.png" not in second.page.content()

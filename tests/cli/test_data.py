@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 
 
@@ -34,7 +34,7 @@ def test_a_folder_is_described_and_the_command_to_train_on_it_is_one(folder: Pat
     result = run(folder)
     assert result.exit_code == 0, result.output
     assert "Your own class folders" in result.stdout and "licence: yours" in result.stdout
-    assert "odd: whose cells these are is not known" in result.stdout
+    assert "problem: whose cells these are is not known" in result.stdout
     train = result.stdout.splitlines()[-1].removeprefix("train on it: accelerate launch train.py ")
     config = parse_config(shlex.split(train))
     assert (config.data.train_dir, config.data.split) == (str(folder), "random")

@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cli.errors import OneLineErrors
-from leukoscope.cli.evaluate import evaluate
+from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.metrics import CellPredictions
 
-RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 OUT_OF_FOLD = RELEASE / "predictions" / "subject_cv.parquet"
-
-app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False)
-app.command()(evaluate)
-app.command("other")(lambda: None)  # a second command, so that the first is called by its name
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def error_of(result: Any) -> str:
 
 
 def test_kept_answers_are_judged_without_any_picture(tmp_path):
-    result = run("--predictions", OUT_OF_FOLD, "--output_dir", tmp_path)
+    result = run("--predictions", OUT_OF_FOLD, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["estimates"] == "recipe (cross-validated)"
@@ -65,7 +59,7 @@ def test_kept_answers_are_judged_without_any_picture(tmp_path):
 
 def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tmp_path):
     flags = ("--split", "subject-cv", "--num_folds", 2, "--fold", 1, "--max_eval_samples", 5)
-    result = run(tiny_release, *cells, *flags, "--output_dir", tmp_path)
+    result = run(tiny_release, *cells, *flags, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["model"] == {"name": "tiny", "revision": ""}
@@ -78,14 +72,14 @@ def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tm
 
 
 def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, tmp_path):
-    run(tiny_release, *cells, "--output_dir", tmp_path / "first")
+    run(tiny_release, *cells, "--output", tmp_path / "first")
     kept = tmp_path / "first" / "predictions.parquet"
-    result = run(tiny_release, *cells, "--compare", kept, "--output_dir", tmp_path / "both")
+    result = run(tiny_release, *cells, "--compare", kept, "--output", tmp_path / "both")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "both" / "evaluation.json").read_text())
     differences = [figure["difference"] for figure in report["comparison"]["figures"].values()]
     assert differences and max(map(abs, differences)) < 1e-6
-    assert "beside predictions.parquet: balanced accuracy +0.000" in result.stdout
+    assert "compared with predictions.parquet: balanced accuracy +0.000" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -96,7 +90,7 @@ def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, 
             ("m", "--predictions", "p"),
             "leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two",
         ),
-        (("a.parquet",), "a.parquet: is no model; give a file of answers as --predictions a.parquet"),
+        (("a.parquet",), "a.parquet: is no model; give a file of predictions as --predictions a.parquet"),
         (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
         (
             ("--predictions", "p", "--split", "subject"),
@@ -134,7 +128,7 @@ def test_a_release_asked_about_its_own_patients_is_called_no_test(real_data, tmp
     folder = real_data / "cnmc2019" / "C-NMC_Leukemia"
     result = run(
         *(RELEASE, "--dataset_name", "cnmc2019", "--train_dir", folder, "--max_eval_samples", 60),
-        *("--compare", OUT_OF_FOLD, "--output_dir", tmp_path),
+        *("--compare", OUT_OF_FOLD, "--output", tmp_path),
     )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "evaluation.json").read_text())

@@ -15,11 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.phantom_smears import draw_smear
-from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.data.synthetic_smears import draw_smear
 
-RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
 
 def run(*arguments: object) -> Any:

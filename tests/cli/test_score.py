@@ -15,11 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
-from leukoscope.cli.score import computing_device
+from leukoscope.cli.options import computing_device
+from leukoscope.data.synthetic import draw_cell
 
-RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
 
 def run(*arguments: object) -> Any:

@@ -25,6 +25,7 @@ from typer.main import get_command
 from hub_server import WRITE_TOKEN, serving
 from hub_server.api import USER
 from leukoscope.cli import app
+from leukoscope.cli.options import ModelCommand
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 from scratch import ROOT, lay_out
 
@@ -85,6 +86,7 @@ def unknown_words(words: list[str]) -> Iterator[str]:
                 return
             command = command.commands[name]
         known = {option for parameter in command.params for option in parameter.opts}
+        known |= {"--model"} if isinstance(command, ModelCommand) else set()
         known |= TRAINING_FLAGS if command.context_settings.get("ignore_unknown_options") else set()
         yield from (word for word in rest if word.startswith("--") and word not in known)
 
@@ -112,7 +114,8 @@ def test_every_flag_and_verb_is_known(page: Path) -> None:
         ("leukoscope predicts", ["predicts"]),
         ("leukoscope data check --json x", []),
         ("leukoscope data look", ["look"]),
-        ("leukoscope leakage --seeds 1 --recipe x --foo", ["--foo"]),
+        ("leukoscope audit", ["audit"]),
+        ("leukoscope experiment leakage --seeds 1 --recipe x --foo", ["--foo"]),
         ("accelerate launch --multi_gpus train.py --recipes x", ["--multi_gpus", "--recipes"]),
         ("make demos", ["demos"]),
     ],
@@ -154,11 +157,11 @@ def commands(tmp_path: Path) -> Path:
 
 def _tiny(line: str) -> str:
     """A command line that trains or recalibrates, made to take seconds."""
-    if line.startswith("leukoscope recalibrate "):
-        trained = "accelerate launch train.py --dataset_name phantoms --output_dir trained"
+    if line.startswith("leukoscope release recalibrate "):
+        trained = "leukoscope train --dataset_name phantoms --output_dir trained"
         return f"{_tiny(trained)}\n{re.sub('model_card/[^ ]+', 'trained/release', line)}"
     code, hash_, comment = line.partition("    #")
-    if "train.py" not in code:
+    if "train.py" not in code and not code.startswith("leukoscope train"):
         return line
     start = "" if "--init_from" in code or "--help" in code else " --from_scratch"
     return f"{code} {TINY}{start}{hash_}{comment}"

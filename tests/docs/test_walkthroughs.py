@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[2]
 PIECE = re.compile(
@@ -78,8 +78,8 @@ def test_a_data_set_is_recognised_and_split_by_its_subjects(copied: Path) -> Non
     assert said["dataset_name"] == "our_laboratory" and said["problems"] == []
     assert said["subjects"]["blast"] == {f"b{subject}": 2 for subject in range(7)}
     code = (
-        "from leukoscope.cells.loading import load_cells; from leukoscope.cells.splits import make_split\n"
-        "split = make_split(load_cells('our_laboratory', 'our_cells'), 'subject')\n"
+        "from leukoscope import load_dataset, make_split\n"
+        "split = make_split(load_dataset('our_laboratory', 'our_cells'), 'subject')\n"
         "print(split.group, len(split.train) + len(split.validation) + len(split.test))"
     )
     assert run(copied, "-c", code).split() == ["subject", "28"]
@@ -97,12 +97,13 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
 def test_a_tab_stands_on_the_page_and_answers(copied: Path) -> None:
     follow("Add a tab", copied)
     code = (
-        "from PIL import Image; from leukoscope.web.demo import build_demo; from leukoscope.web.shelf import Shelf\n"
-        "from leukoscope.web.cell_size import size_in_words\n"
-        "parts = build_demo(Shelf({})).get_config_file()['components']\n"
+        "from PIL import Image; from leukoscope.web.app import build_demo\n"
+        "from leukoscope.web.model_cache import ModelCache\n"
+        "from leukoscope.web.tabs.cell_size import size_text\n"
+        "parts = build_demo(ModelCache({})).get_config_file()['components']\n"
         "print([part['props']['label'] for part in parts if part['type'] == 'tabitem'])\n"
-        "print(size_in_words(Image.new('RGB', (9, 9), 'purple')))"
+        "print(size_text(Image.new('RGB', (9, 9), 'purple')))"
     )
     tabs, said = run(copied, "-c", code).strip().splitlines()[-2:]
-    assert "One cell" in tabs and "Cell size" in tabs
+    assert "Cell" in tabs and "Cell size" in tabs
     assert said.startswith("The cell fills 100% of its frame. For research only.")

@@ -14,7 +14,7 @@ LABELS = ("ALL", "HEM", "OTHER")
 
 @pytest.fixture(scope="session")
 def calibrated_cells() -> Callable[..., CellPredictions]:
-    """Makes N answers that are calibrated by construction, or too sharp by a known temperature.
+    """Makes N predictions that are calibrated by construction, or too sharp by a known temperature.
 
     Cells of a class are dealt to its subjects at random, so subjects are exchangeable and none differs from another.
     """

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.calibration import (
     calibrated,
     calibration_block,
-    calibration_figures,
+    calibration_metrics,
     cross_fitted,
     fit_temperature,
     leave_one_subject_out,
@@ -24,18 +25,17 @@ from leukoscope.evaluation.calibration import (
     shipped_temperature,
     who_fitted,
 )
-from leukoscope.evaluation.draws import subject_draws
 from leukoscope.evaluation.metrics import CellPredictions, pooled
 
 Maker = Callable[..., CellPredictions]
 
 
-def _figures(answers: CellPredictions) -> dict[str, object]:
-    return calibration_figures(answers, subject_draws(answers, draws=200))
+def _measured(predictions: CellPredictions) -> dict[str, object]:
+    return calibration_metrics(predictions, bootstrap_subjects(predictions, samples=200))
 
 
-def _rows(answers: CellPredictions, rows: np.ndarray) -> CellPredictions:
-    return answers.take(np.flatnonzero(rows))
+def _rows(predictions: CellPredictions, rows: np.ndarray) -> CellPredictions:
+    return predictions.take(np.flatnonzero(rows))
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,18 @@ def two_bins() -> CellPredictions:
 def test_the_temperature_of_synthetic_logits_is_recovered(
     calibrated_cells: Maker, classes: int, temperature: float
 ) -> None:
-    answers = calibrated_cells(10_000, classes=classes, too_sharp=temperature)
+    predictions = calibrated_cells(10_000, classes=classes, too_sharp=temperature)
 
-    assert fit_temperature(answers) == pytest.approx(temperature, rel=0.05)
+    assert fit_temperature(predictions) == pytest.approx(temperature, rel=0.05)
 
 
 def test_every_subject_weighs_the_same_in_the_temperature(calibrated_cells: Maker) -> None:
     """Copies of one subject's cells are no news about anybody else."""
-    answers = calibrated_cells(2_000, too_sharp=2.0)
-    own = answers.take(np.flatnonzero(np.asarray(answers.subjects) == answers.subjects[0]))
+    predictions = calibrated_cells(2_000, too_sharp=2.0)
+    own = predictions.take(np.flatnonzero(np.asarray(predictions.subjects) == predictions.subjects[0]))
     copies = [replace(own, cell_ids=tuple(f"{n}-{cell}" for cell in own.cell_ids)) for n in range(30)]
 
-    assert fit_temperature(pooled([answers, *copies])) == pytest.approx(fit_temperature(answers), abs=1e-3)
+    assert fit_temperature(pooled([predictions, *copies])) == pytest.approx(fit_temperature(predictions), abs=1e-3)
 
 
 def test_scaling_stays_one_where_it_hurts_unseen_subjects_and_is_shipped_where_it_helps(
@@ -87,9 +87,9 @@ def test_scaling_stays_one_where_it_hurts_unseen_subjects_and_is_shipped_where_i
 
 
 def test_rounding_does_not_decide_where_no_subject_is_scaled(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(subjects=6)
-    unscaled = tuple(replace(one, temperature=1.0) for one in leave_one_subject_out(answers))
-    assert shipped_temperature(answers, unscaled) == 1.0
+    predictions = calibrated_cells(subjects=6)
+    unscaled = tuple(replace(one, temperature=1.0) for one in leave_one_subject_out(predictions))
+    assert shipped_temperature(predictions, unscaled) == 1.0
 
 
 def test_scaling_divides_log_odds_and_keeps_the_answer() -> None:
@@ -107,8 +107,8 @@ def test_a_probability_rounded_to_zero_stays_a_number() -> None:
 
 
 def test_cells_that_are_all_right_do_not_buy_certainty(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(200)
-    perfect = replace(answers, probabilities=np.where(np.eye(2)[answers.references], 0.8, 0.2))
+    predictions = calibrated_cells(200)
+    perfect = replace(predictions, probabilities=np.where(np.eye(2)[predictions.references], 0.8, 0.2))
 
     assert fit_temperature(perfect) == pytest.approx(0.1, rel=1e-3)
 
@@ -116,34 +116,34 @@ def test_cells_that_are_all_right_do_not_buy_certainty(calibrated_cells: Maker) 
 # Calibration error
 
 
-def test_figures_of_a_constructed_case_are_those_worked_out_by_hand(two_bins: CellPredictions) -> None:
-    figures = _figures(two_bins)
+def test_metrics_of_a_constructed_case_are_those_worked_out_by_hand(two_bins: CellPredictions) -> None:
+    metrics = _measured(two_bins)
 
-    assert figures["ece"] == pytest.approx((0.1 * 10 + 0.1 * 10) / 20)
-    assert figures["overconfidence"] == pytest.approx(0.75 - 0.65)
-    assert figures["brier"] == pytest.approx((5 * 0.4**2 + 5 * 0.6**2 + 8 * 0.1**2 + 2 * 0.9**2) / 20)
-    assert figures["nll"] == pytest.approx(-(5 * log(0.6) + 5 * log(0.4) + 8 * log(0.9) + 2 * log(0.1)) / 20)
+    assert metrics["ece"] == pytest.approx((0.1 * 10 + 0.1 * 10) / 20)
+    assert metrics["overconfidence"] == pytest.approx(0.75 - 0.65)
+    assert metrics["brier"] == pytest.approx((5 * 0.4**2 + 5 * 0.6**2 + 8 * 0.1**2 + 2 * 0.9**2) / 20)
+    assert metrics["nll"] == pytest.approx(-(5 * log(0.6) + 5 * log(0.4) + 8 * log(0.9) + 2 * log(0.1)) / 20)
 
 
 def test_errors_of_opposite_sign_do_not_cancel_in_ece(two_bins: CellPredictions) -> None:
-    answers = replace(two_bins, probabilities=np.repeat([[0.55, 0.45], [0.75, 0.25]], 10, axis=0))
+    predictions = replace(two_bins, probabilities=np.repeat([[0.55, 0.45], [0.75, 0.25]], 10, axis=0))
 
-    figures = _figures(answers)
+    metrics = _measured(predictions)
 
-    assert figures["overconfidence"] == pytest.approx(0)
-    assert figures["ece"] == pytest.approx(0.05)
+    assert metrics["overconfidence"] == pytest.approx(0)
+    assert metrics["ece"] == pytest.approx(0.05)
 
 
 def test_calibrated_cells_have_next_to_no_error(calibrated_cells: Maker) -> None:
-    assert _figures(calibrated_cells(20_000))["ece"] < 0.015
+    assert _measured(calibrated_cells(20_000))["ece"] < 0.015
 
 
 def test_bins_hold_equally_many_cells_and_equal_confidences_share_one(
     calibrated_cells: Maker, two_bins: CellPredictions
 ) -> None:
-    answers = calibrated_cells(3000)
-    bins = reliability_bins(answers, subject_draws(answers, draws=50))
-    tied = reliability_bins(two_bins, subject_draws(two_bins, draws=50))
+    predictions = calibrated_cells(3000)
+    bins = reliability_bins(predictions, bootstrap_subjects(predictions, samples=50))
+    tied = reliability_bins(two_bins, bootstrap_subjects(two_bins, samples=50))
 
     assert [one["cells"] for one in bins] == [200] * 15
     assert [(one["confidence"], one["accuracy"], one["cells"]) for one in tied] == [
@@ -155,14 +155,14 @@ def test_bins_hold_equally_many_cells_and_equal_confidences_share_one(
 def test_the_interval_of_ece_is_never_flattering() -> None:
     """Subjects are each off in their own way but right on average: plain percentiles would miss this 0."""
     rng = np.random.default_rng(0)
-    intervals = [_figures(_subjects_each_off(rng))["intervals"]["ece"] for _ in range(60)]
+    intervals = [_measured(_subjects_each_off(rng))["intervals"]["ece"] for _ in range(60)]
 
     assert np.mean([one["low"] <= 0.002 for one in intervals]) >= 0.93
 
 
 def test_the_interval_of_ece_holds_a_large_error_too() -> None:
     rng = np.random.default_rng(0)
-    intervals = [_figures(_subjects_each_off(rng, claimed=0.08))["intervals"]["ece"] for _ in range(60)]
+    intervals = [_measured(_subjects_each_off(rng, claimed=0.08))["intervals"]["ece"] for _ in range(60)]
 
     assert np.mean([one["low"] <= 0.08 <= one["high"] for one in intervals]) >= 0.93
     assert np.mean([one["low"] > 0.0 for one in intervals]) > 0.5, "an interval that always holds 0 says nothing"
@@ -187,43 +187,45 @@ def _subjects_each_off(rng: np.random.Generator, claimed: float = 0.0, subjects:
 
 
 def test_a_subject_is_calibrated_by_all_others_alone(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(600, subjects=3, too_sharp=2)
-    left_out = leave_one_subject_out(answers)
+    predictions = calibrated_cells(600, subjects=3, too_sharp=2)
+    left_out = leave_one_subject_out(predictions)
     one = next(one for one in left_out if one.subject == "HEM1")
 
     assert len(left_out) == 6
-    assert one.temperature == pytest.approx(fit_temperature(_rows(answers, ~one.rows)), rel=1e-6)
-    assert cross_fitted(answers, left_out).probabilities[one.rows] == pytest.approx(
-        scaled(answers.probabilities[one.rows], one.temperature)
+    assert one.temperature == pytest.approx(fit_temperature(_rows(predictions, ~one.rows)), rel=1e-6)
+    assert cross_fitted(predictions, left_out).probabilities[one.rows] == pytest.approx(
+        scaled(predictions.probabilities[one.rows], one.temperature)
     )
 
 
 def test_an_outlier_is_judged_without_its_own_help(calibrated_cells: Maker) -> None:
     """One subject is sure and wrong: the temperature it fits itself hides much of what a new one like it would meet."""
-    answers = calibrated_cells(2000, subjects=4)
-    outlier = np.asarray(answers.subjects) == "HEM0"
-    answers = replace(answers, probabilities=np.where(outlier[:, None], [0.97, 0.03], answers.probabilities))
-    left_out = leave_one_subject_out(answers)
+    predictions = calibrated_cells(2000, subjects=4)
+    outlier = np.asarray(predictions.subjects) == "HEM0"
+    predictions = replace(
+        predictions, probabilities=np.where(outlier[:, None], [0.97, 0.03], predictions.probabilities)
+    )
+    left_out = leave_one_subject_out(predictions)
 
-    in_sample = calibrated(answers, fit_temperature(answers))
-    honest = cross_fitted(answers, left_out)
+    in_sample = calibrated(predictions, fit_temperature(predictions))
+    honest = cross_fitted(predictions, left_out)
 
-    assert next(one for one in left_out if one.subject == "HEM0").temperature < 0.8 * fit_temperature(answers)
-    assert _figures(honest)["nll"] > _figures(in_sample)["nll"] + 0.02
+    assert next(one for one in left_out if one.subject == "HEM0").temperature < 0.8 * fit_temperature(predictions)
+    assert _measured(honest)["nll"] > _measured(in_sample)["nll"] + 0.02
 
 
 def test_each_cell_meets_the_threshold_of_the_other_subjects(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(300, subjects=3)
-    left_out = leave_one_subject_out(answers)
+    predictions = calibrated_cells(300, subjects=3)
+    left_out = leave_one_subject_out(predictions)
 
-    own = own_thresholds(answers, left_out, lambda others: len(others.references))
+    own = own_thresholds(predictions, left_out, lambda others: len(others.references))
 
     assert all((own[one.rows] == 300 - one.rows.sum()).all() for one in left_out)
 
 
 def test_too_few_subjects_of_a_class_are_refused_with_their_number(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(100, subjects=3)
-    two_left = _rows(answers, np.asarray(answers.subjects) != "HEM2")
+    predictions = calibrated_cells(100, subjects=3)
+    two_left = _rows(predictions, np.asarray(predictions.subjects) != "HEM2")
 
     with pytest.raises(LeukoscopeError) as refused:
         calibration_block(two_left)
@@ -234,13 +236,15 @@ def test_too_few_subjects_of_a_class_are_refused_with_their_number(calibrated_ce
 
 
 def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(100, subjects=3)
+    predictions = calibrated_cells(100, subjects=3)
 
     with pytest.raises(LeukoscopeError) as refused:
-        leave_one_subject_out(replace(answers, subjects=(*answers.subjects[:50], "", *answers.subjects[51:])))
+        leave_one_subject_out(
+            replace(predictions, subjects=(*predictions.subjects[:50], "", *predictions.subjects[51:]))
+        )
 
     assert str(refused.value) == (
-        "cell cell-50: its subject is not known; calibration and thresholds are judged on unseen subjects and need a "
+        "cell cell-50: its subject is not known; calibration and thresholds are measured on unseen subjects and need a "
         "subject id for every cell"
     )
 
@@ -248,7 +252,7 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 # The block
 
 
-def test_scaling_repairs_sharp_answers_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
+def test_scaling_repairs_sharp_predictions_on_subjects_it_never_saw(calibrated_cells: Maker) -> None:
     block = calibration_block(calibrated_cells(4000, too_sharp=2.5))
 
     assert block["temperature_range"]["low"] <= block["temperature"] <= block["temperature_range"]["high"]
@@ -258,12 +262,12 @@ def test_scaling_repairs_sharp_answers_on_subjects_it_never_saw(calibrated_cells
 
 
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(calibrated_cells: Maker) -> None:
-    answers = calibrated_cells(500, classes=3, subjects=3)
+    predictions = calibrated_cells(500, classes=3, subjects=3)
 
-    block = calibration_block(answers, estimates="these weights")
+    block = calibration_block(predictions, estimates="these weights")
 
     assert block["estimates"] == "these weights"
-    assert block["fitted_on"] == who_fitted(answers)
+    assert block["fitted_on"] == who_fitted(predictions)
     assert block["fitted_on"] == {"cells": 500, "subjects": {"ALL": 3, "HEM": 3, "OTHER": 3}}
     assert block["histogram"]["edges"][0] == pytest.approx(1 / 3)
     assert [sum(block["histogram"][side]) for side in ("before", "after")] == [500, 500]

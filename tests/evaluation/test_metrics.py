@@ -1,4 +1,4 @@
-"""Figures worked out by hand, and the table they are computed from: one answer a cell, kept without loss."""
+"""Metrics are those worked out by hand; their table has one prediction per cell and survives Parquet unchanged."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from leukoscope.evaluation.metrics import (
     headline,
     measure,
     pooled,
-    size_only_answers,
 )
 
 LABELS = ("ALL", "HEM")
 
 
-def _answers(
+def _predictions(
     references: list[int], p_all: list[float], subjects: list[str] | None = None, start: int = 0
 ) -> CellPredictions:
-    """Two-class answers given by the probability of ALL (class 0)."""
+    """Two-class predictions given by the probability of ALL (class 0)."""
     count = len(references)
     blast = np.asarray(p_all, dtype=np.float64)
     return CellPredictions(
@@ -46,7 +45,7 @@ def ten() -> CellPredictions:
     AUROC: 24 ALL–HEM pairs; p(ALL) of the HEM cells is .05 .10 .15 .70, of the ALL cells .90 .80 .75 .60 .40 .30.
     Against .05, .10 and .15 all six win (18); against .70 three win (3): 21/24.
     """
-    return _answers(
+    return _predictions(
         [0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
         [0.90, 0.80, 0.75, 0.60, 0.40, 0.30, 0.05, 0.10, 0.15, 0.70],
         ["a", "a", "a", "b", "b", "b", "H1", "H1", "H2", ""],
@@ -54,29 +53,29 @@ def ten() -> CellPredictions:
 
 
 @pytest.fixture(scope="module")
-def figures(ten: CellPredictions) -> dict[str, object]:
+def metrics(ten: CellPredictions) -> dict[str, object]:
     return measure(ten)
 
 
-def test_counts_and_shares_are_those_worked_out_by_hand(figures: dict[str, object]) -> None:
-    assert figures["cells"] == 10
-    assert figures["confusion_matrix"] == [[4, 2], [1, 3]]
-    assert figures["accuracy"] == pytest.approx(7 / 10)
-    assert figures["balanced_accuracy"] == pytest.approx((4 / 6 + 3 / 4) / 2)
-    assert figures["f1_macro"] == pytest.approx((8 / 11 + 2 / 3) / 2)
-    assert figures["f1_weighted"] == pytest.approx(0.6 * 8 / 11 + 0.4 * 2 / 3)
-    assert figures["auroc"] == pytest.approx(21 / 24)
+def test_counts_and_shares_are_those_worked_out_by_hand(metrics: dict[str, object]) -> None:
+    assert metrics["cells"] == 10
+    assert metrics["confusion_matrix"] == [[4, 2], [1, 3]]
+    assert metrics["accuracy"] == pytest.approx(7 / 10)
+    assert metrics["balanced_accuracy"] == pytest.approx((4 / 6 + 3 / 4) / 2)
+    assert metrics["f1_macro"] == pytest.approx((8 / 11 + 2 / 3) / 2)
+    assert metrics["f1_weighted"] == pytest.approx(0.6 * 8 / 11 + 0.4 * 2 / 3)
+    assert metrics["auroc"] == pytest.approx(21 / 24)
 
 
-def test_per_class_figures_are_those_worked_out_by_hand(figures: dict[str, object]) -> None:
-    assert figures["per_class"] == {
+def test_per_class_metrics_are_those_worked_out_by_hand(metrics: dict[str, object]) -> None:
+    assert metrics["per_class"] == {
         "ALL": pytest.approx({"precision": 4 / 5, "recall": 4 / 6, "f1": 8 / 11, "support": 6}),
         "HEM": pytest.approx({"precision": 3 / 5, "recall": 3 / 4, "f1": 2 / 3, "support": 4}),
     }
 
 
-def test_each_subject_has_its_own_accuracy_and_the_unknown_none(figures: dict[str, object]) -> None:
-    assert figures["subjects"] == {
+def test_each_subject_has_its_own_accuracy_and_the_unknown_none(metrics: dict[str, object]) -> None:
+    assert metrics["subjects"] == {
         "a": {"label": "ALL", "cells": 3, "accuracy": 1.0},
         "b": {"label": "ALL", "cells": 3, "accuracy": pytest.approx(1 / 3)},
         "H1": {"label": "HEM", "cells": 2, "accuracy": 1.0},
@@ -94,36 +93,36 @@ def _uneven(areas: bool = True) -> CellPredictions:
     owner = np.repeat(np.arange(12), cells)
     size = rng.uniform(0.1, 0.5, len(owner)) + 0.05 * (owner % 2 == 0)
     logit = 8 * (size - 0.3) + rng.normal(size=len(owner)) + 0.5 * (owner % 2 == 0)
-    answers = _answers((owner % 2).tolist(), (1 / (1 + np.exp(-logit))).tolist(), [f"s{o}" for o in owner])
-    return replace(answers, areas=size if areas else None)
+    predictions = _predictions((owner % 2).tolist(), (1 / (1 + np.exp(-logit))).tolist(), [f"s{o}" for o in owner])
+    return replace(predictions, areas=size if areas else None)
 
 
 def test_by_subject_metrics_are_those_of_scikit_learn_with_each_subject_weighing_the_same() -> None:
     from sklearn import metrics as sk
 
-    answers = _uneven()
-    counts = Counter(answers.subjects)
-    weights = [1 / counts[subject] for subject in answers.subjects]
-    truth, said = answers.references, answers.predictions
-    figures = measure(answers)
+    predictions = _uneven()
+    counts = Counter(predictions.subjects)
+    weights = [1 / counts[subject] for subject in predictions.subjects]
+    truth, said = predictions.references, predictions.predicted
+    metrics = measure(predictions)
     expected = {
         "accuracy_by_subject": sk.accuracy_score(truth, said, sample_weight=weights),
         "balanced_accuracy_by_subject": sk.balanced_accuracy_score(truth, said, sample_weight=weights),
         "f1_weighted_by_subject": sk.f1_score(truth, said, average="weighted", sample_weight=weights),
         "f1_macro_by_subject": sk.f1_score(truth, said, average="macro", sample_weight=weights),
-        "auroc_by_subject": sk.roc_auc_score(truth == 0, answers.probabilities[:, 0], sample_weight=weights),
+        "auroc_by_subject": sk.roc_auc_score(truth == 0, predictions.probabilities[:, 0], sample_weight=weights),
     }
     for key, value in expected.items():
-        assert figures[key] == pytest.approx(value, abs=1e-12), key
-        assert headline(figures)[key] == figures[key]
-    assert abs(figures["auroc_by_subject"] - figures["auroc"]) > 0.01, "the two are told apart by these cells"
+        assert metrics[key] == pytest.approx(value, abs=1e-12), key
+        assert headline(metrics)[key] == metrics[key]
+    assert abs(metrics["auroc_by_subject"] - metrics["auroc"]) > 0.01, "the two are told apart by these cells"
 
 
 def test_a_subject_of_many_copies_of_its_cells_changes_nothing_by_subject() -> None:
-    answers = _uneven(areas=False)
-    own = answers.take([row for row, subject in enumerate(answers.subjects) if subject == "s3"])
+    predictions = _uneven(areas=False)
+    own = predictions.take([row for row, subject in enumerate(predictions.subjects) if subject == "s3"])
     copies = [replace(own, cell_ids=tuple(f"copy-{n}-{cell}" for cell in own.cell_ids)) for n in range(20)]
-    more, fewer = measure(pooled([answers, *copies])), measure(answers)
+    more, fewer = measure(pooled([predictions, *copies])), measure(predictions)
     for key in BY_SUBJECT:
         assert more[key] == pytest.approx(fewer[key], abs=1e-12), key
     assert more["auroc"] != pytest.approx(fewer["auroc"], abs=1e-4)
@@ -132,87 +131,89 @@ def test_a_subject_of_many_copies_of_its_cells_changes_nothing_by_subject() -> N
 def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles() -> None:
     from sklearn.metrics import roc_auc_score
 
-    answers = _uneven()
-    edges = np.quantile(answers.areas, np.arange(1, 10) / 10)
-    decile = np.digitize(answers.areas, edges)
+    predictions = _uneven()
+    edges = np.quantile(predictions.areas, np.arange(1, 10) / 10)
+    decile = np.digitize(predictions.areas, edges)
     parts = []
     for k in range(10):
-        truth, scores = answers.references[decile == k] == 0, answers.probabilities[decile == k, 0]
+        truth, scores = predictions.references[decile == k] == 0, predictions.probabilities[decile == k, 0]
         if 0 < truth.sum() < len(truth):
             parts.append((roc_auc_score(truth, scores), truth.sum() * (~truth).sum()))
     expected = np.average([auroc for auroc, _ in parts], weights=[pairs for _, pairs in parts])
-    assert measure(answers)["auroc_equal_size"] == pytest.approx(expected, abs=1e-12)
+    assert measure(predictions)["auroc_equal_size"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_size_alone_knows_nothing_at_equal_size() -> None:
     """Ranked by size itself, cells of one decile differ a little in size; ranked by their decile, not at all."""
-    answers = _uneven()
-    blast = answers.size_deciles / 9
-    by_decile = replace(answers, probabilities=np.stack([blast, 1 - blast], axis=1))
+    predictions = _uneven()
+    blast = predictions.size_deciles / 9
+    by_decile = replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1))
     assert measure(by_decile)["auroc_equal_size"] == pytest.approx(0.5)
 
 
 def test_what_is_not_known_is_not_measured(ten: CellPredictions) -> None:
-    figures = measure(ten)
-    assert not {*BY_SUBJECT, "auroc_equal_size"} & figures.keys(), "one subject is unnamed, no area is known"
+    metrics = measure(ten)
+    assert not {*BY_SUBJECT, "auroc_equal_size"} & metrics.keys(), "one subject is unnamed, no area is known"
     assert measure(_uneven(areas=False)).keys() - {"subjects"} >= {*BY_SUBJECT}
 
 
 def test_areas_are_kept_with_the_predictions(tmp_path: Path) -> None:
-    answers = _uneven()
-    answers.save(tmp_path / "p.parquet")
-    assert CellPredictions.load(tmp_path / "p.parquet").areas == pytest.approx(answers.areas, abs=1e-6)
+    predictions = _uneven()
+    predictions.save(tmp_path / "p.parquet")
+    assert CellPredictions.load(tmp_path / "p.parquet").areas == pytest.approx(predictions.areas, abs=1e-6)
     _uneven(areas=False).save(tmp_path / "p.parquet")
     assert CellPredictions.load(tmp_path / "p.parquet").areas is None
 
 
-def test_headline_is_what_a_table_quotes(figures: dict[str, object]) -> None:
-    assert headline(figures) == {
-        k: figures[k] for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+def test_headline_is_what_a_table_quotes(metrics: dict[str, object]) -> None:
+    assert headline(metrics) == {
+        k: metrics[k] for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
     }
 
 
 def test_predictions_are_the_most_probable_class(ten: CellPredictions) -> None:
-    assert ten.predictions.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]
+    assert ten.predicted.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]
 
 
 def test_three_classes_by_hand() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.7]])
-    answers = CellPredictions(tuple("wxyz"), ("",) * 4, np.array([0, 1, 2, 2]), probabilities, ("Early", "Pre", "Pro"))
-    figures = measure(answers)
-    assert figures["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
-    assert figures["balanced_accuracy"] == pytest.approx((1 + 1 + 1 / 2) / 3)
-    assert figures["f1_macro"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    assert figures["f1_weighted"] == pytest.approx((1 + 2 / 3 + 2 * 2 / 3) / 4)
+    predictions = CellPredictions(
+        tuple("wxyz"), ("",) * 4, np.array([0, 1, 2, 2]), probabilities, ("Early", "Pre", "Pro")
+    )
+    metrics = measure(predictions)
+    assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert metrics["balanced_accuracy"] == pytest.approx((1 + 1 + 1 / 2) / 3)
+    assert metrics["f1_macro"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert metrics["f1_weighted"] == pytest.approx((1 + 2 / 3 + 2 * 2 / 3) / 4)
     # One against the rest: Early 1; Pre wins against all three; Pro: .7 and .2 both beat .1 and .1.
-    assert figures["auroc"] == pytest.approx(1.0)
+    assert metrics["auroc"] == pytest.approx(1.0)
 
 
 def test_ties_count_half_in_auroc() -> None:
-    assert measure(_answers([0, 0, 1, 1], [0.9, 0.5, 0.5, 0.1]))["auroc"] == pytest.approx(3.5 / 4)
+    assert measure(_predictions([0, 0, 1, 1], [0.9, 0.5, 0.5, 0.1]))["auroc"] == pytest.approx(3.5 / 4)
 
 
 def test_an_absent_class_leaves_auroc_unknown_and_does_not_lower_the_averages() -> None:
-    figures = measure(_answers([0, 0, 0, 0], [0.9, 0.8, 0.7, 0.2]))
-    assert figures["auroc"] is None
-    assert figures["balanced_accuracy"] == pytest.approx(3 / 4)
-    assert figures["f1_macro"] == figures["f1_weighted"] == pytest.approx(6 / 7)
-    assert figures["per_class"]["HEM"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    metrics = measure(_predictions([0, 0, 0, 0], [0.9, 0.8, 0.7, 0.2]))
+    assert metrics["auroc"] is None
+    assert metrics["balanced_accuracy"] == pytest.approx(3 / 4)
+    assert metrics["f1_macro"] == metrics["f1_weighted"] == pytest.approx(6 / 7)
+    assert metrics["per_class"]["HEM"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
-def test_figures_hold_plain_numbers_that_json_takes(figures: dict[str, object]) -> None:
+def test_metrics_hold_plain_numbers_that_json_takes(metrics: dict[str, object]) -> None:
     import json
 
-    assert json.loads(json.dumps(figures)) == figures
+    assert json.loads(json.dumps(metrics)) == metrics
 
 
 # The table
 
 
-def test_a_cell_answered_twice_is_refused() -> None:
+def test_a_cell_predicted_twice_is_refused() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         CellPredictions(("c1", "c2", "c1"), ("",) * 3, np.zeros(3, int), np.ones((3, 2)) / 2, LABELS)
-    assert str(refused.value) == "predictions: cell c1 is answered more than once; one prediction a cell is required"
+    assert str(refused.value) == "predictions: cell c1 appears more than once; give one prediction per cell"
 
 
 @pytest.mark.parametrize("short", ["subjects", "references", "probabilities"])
@@ -247,30 +248,30 @@ def test_a_parquet_row_is_readable_without_leukoscope(ten: CellPredictions, tmp_
 
 def test_label_order_and_odd_names_survive_parquet(tmp_path: Path) -> None:
     names = ("p_odd", "Ünsure", "a")
-    answers = CellPredictions(
+    predictions = CellPredictions(
         ("1", "2"), ("", ""), np.array([2, 0]), np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), names
     )
-    answers.save(tmp_path / "p.parquet")
+    predictions.save(tmp_path / "p.parquet")
     loaded = CellPredictions.load(tmp_path / "p.parquet")
     assert loaded.label_names == names
     assert loaded.references.tolist() == [2, 0]
 
 
 def test_pooling_joins_folds_in_order_and_refuses_overlap() -> None:
-    first, second = _answers([0, 1], [0.9, 0.2], ["a", "b"]), _answers([1], [0.6], ["c"], start=2)
+    first, second = _predictions([0, 1], [0.9, 0.2], ["a", "b"]), _predictions([1], [0.6], ["c"], start=2)
     both = pooled([first, second])
     assert both.cell_ids == ("cell-0", "cell-1", "cell-2")
     assert both.subjects == ("a", "b", "c")
     assert both.references.tolist() == [0, 1, 1]
     assert both.probabilities[:, 0].tolist() == [0.9, 0.2, 0.6]
-    with pytest.raises(LeukoscopeError, match="cell cell-0 is answered more than once"):
+    with pytest.raises(LeukoscopeError, match="cell cell-0 appears more than once"):
         pooled([first, first])
 
 
 # 🤗 evaluate
 
 
-def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPredictions, figures: dict[str, object]) -> None:
+def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPredictions, metrics: dict[str, object]) -> None:
     import evaluate
 
     metric = cell_metric(LABELS)
@@ -278,41 +279,13 @@ def test_the_metric_is_an_evaluate_metric_that_takes_batches(ten: CellPrediction
     for part in (slice(0, 4), slice(4, 10)):
         metric.add_batch(predictions=ten.probabilities[part], references=ten.references[part])
     batched = metric.compute()
-    assert batched["confusion_matrix"] == figures["confusion_matrix"]
-    assert batched["auroc"] == pytest.approx(figures["auroc"])
+    assert batched["confusion_matrix"] == metrics["confusion_matrix"]
+    assert batched["auroc"] == pytest.approx(metrics["auroc"])
 
 
-def test_the_metric_combines_with_others(ten: CellPredictions, figures: dict[str, object]) -> None:
+def test_the_metric_combines_with_others(ten: CellPredictions, metrics: dict[str, object]) -> None:
     import evaluate
 
     together = evaluate.combine({"cells": cell_metric(LABELS)}, force_prefix=True)
     out = together.compute(predictions=ten.probabilities.tolist(), references=ten.references.tolist())
-    assert out["cells_accuracy"] == pytest.approx(figures["accuracy"])
-
-
-# The baseline that only sees size
-
-
-def test_size_alone_separates_large_from_small() -> None:
-    dice = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 40)
-    areas = np.where(labels == 0, 0.35, 0.15) * dice.uniform(0.9, 1.1, 80)
-    like = _answers([0, 1, 0], [0.5, 0.5, 0.5], ["a", "b", "a"])
-    answers = size_only_answers(areas, labels, np.array([0.34, 0.16, 0.36]), like)
-    assert answers.predictions.tolist() == [0, 1, 0]
-    assert (answers.cell_ids, answers.subjects, answers.label_names) == (like.cell_ids, like.subjects, like.label_names)
-    assert np.allclose(answers.probabilities.sum(axis=1), 1)
-    reversed_ = size_only_answers(areas, 1 - labels, np.array([0.34, 0.16, 0.36]), like)
-    assert reversed_.predictions.tolist() == [1, 0, 1], "it learns which class is larger, it does not assume it"
-
-
-def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
-    areas, labels = np.full(80, 0.2), np.repeat([0, 1], 40)
-    like = _answers([0, 1], [0.5, 0.5])
-    assert np.allclose(size_only_answers(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
-
-
-def test_an_empty_picture_has_a_size_that_can_be_answered() -> None:
-    like = _answers([0, 1], [0.5, 0.5])
-    answers = size_only_answers(np.array([0.3, 0.1, 0.0]), np.array([0, 1, 1]), np.array([0.3, 0.0]), like)
-    assert np.isfinite(answers.probabilities).all()
+    assert out["cells_accuracy"] == pytest.approx(metrics["accuracy"])

@@ -12,25 +12,24 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.images import open_image
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import draw_cell, phantom_cells
-from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.cells.registry import find_cnmc_cells
+from leukoscope.data.images import open_image
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.registry import find_cnmc_cells
+from leukoscope.data.synthetic import draw_cell, draw_field, phantom_cells
 from leukoscope.evaluation.ood_metrics import (
     FROM_ELSEWHERE,
     KINDS,
-    fit_and_check,
+    fit_and_measure_detector,
     frame_sample,
     healthy_outcomes,
     ood_block,
-    wrong_pictures,
+    unsuitable_images,
 )
-from leukoscope.inference.decision import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
+from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release_files import OOD
 
-RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PREPROCESSING = Preprocessing(96, 350 / 450)
 
 
@@ -91,16 +90,14 @@ def phantoms() -> tuple[np.ndarray, list[str]]:
 
 def test_cells_give_a_detector_and_its_metrics(phantoms):
     pixels, subjects = phantoms
-    seen = []
 
-    detector, block = fit_and_check(
+    detector, block = fit_and_measure_detector(
         PREPROCESSING,
         pixels,
         subjects,
         background="black",
         others={"fields": 255 - pixels[:5]},
         sample=12,
-        progress=lambda done, total: seen.append((done, total)),
     )
 
     fitted, held_out = fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)
@@ -108,20 +105,19 @@ def test_cells_give_a_detector_and_its_metrics(phantoms):
     assert json.loads(json.dumps(block)) == block, "plain numbers only"
     assert block["distance_limit"] == float(fitted.limit)
     assert block["held_out"]["kept_share"] == (held_out <= 1).mean() == pytest.approx(0.98, abs=0.02)
-    assert seen == [(done, 60) for done in range(1, 61)]
     assert list(block["kinds"]) == [kind for kind in KINDS if kind != "other_data_set"]
     assert block["not_measured"] == [FROM_ELSEWHERE["other_data_set"]]
     assert (block["kinds"]["fields"]["pictures"], block["kinds"]["inverted"]["pictures"]) == (5, 12)
     for kind in ("fields", "blank", "noise", "inverted"):
-        figures = block["kinds"][kind]
-        assert figures["auroc"] == figures["refused_share"] == 1.0 and figures["least_score"] > 1
+        metrics = block["kinds"][kind]
+        assert metrics["auroc"] == metrics["refused_share"] == 1.0 and metrics["least_score"] > 1
     assert [kind for kind, what in block["kinds"].items() if not what["to_be_refused"]] == ["phantoms"]
     assert "not fitted on" in block["estimates"]
 
 
-def test_the_sample_of_wrong_pictures_is_drawn_by_the_seed(phantoms):
+def test_the_sample_of_unsuitable_images_is_drawn_by_the_seed(phantoms):
     one, again, other = (
-        fit_and_check(PREPROCESSING, *phantoms, background="black", sample=3, seed=seed)[1]["kinds"]
+        fit_and_measure_detector(PREPROCESSING, *phantoms, background="black", sample=3, seed=seed)[1]["kinds"]
         for seed in (1, 1, 2)
     )
 
@@ -131,7 +127,7 @@ def test_the_sample_of_wrong_pictures_is_drawn_by_the_seed(phantoms):
 
 def test_an_unknown_kind_of_picture_is_refused_before_any_work():
     with pytest.raises(LeukoscopeError) as error:
-        fit_and_check(
+        fit_and_measure_detector(
             PREPROCESSING, np.zeros((0, 96, 96, 3), np.uint8), [], background="black",
             others={"cats": np.zeros((1, 96, 96, 3), np.uint8)},
         )  # fmt: skip
@@ -145,7 +141,7 @@ def wrong() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     disc = (np.hypot(y, x) < 25)[None, :, :, None]
     texture = np.random.default_rng(1).integers(100, 200, (3, 80, 80, 3))
     cells = (disc * texture).astype(np.uint8)
-    return cells, wrong_pictures(cells, np.random.default_rng(0))
+    return cells, unsuitable_images(cells, np.random.default_rng(0))
 
 
 def test_every_wrong_picture_is_of_the_networks_size(wrong):
@@ -164,7 +160,7 @@ def test_blank_pictures_run_from_black_to_white(wrong):
 
 
 def test_noise_falls_off_as_in_natural_pictures():
-    pictures = wrong_pictures(np.zeros((100, 80, 80, 3), np.uint8), np.random.default_rng(0))["noise"]
+    pictures = unsuitable_images(np.zeros((100, 80, 80, 3), np.uint8), np.random.default_rng(0))["noise"]
 
     amplitude = np.abs(np.fft.rfft2(pictures.astype(float), axes=(1, 2))).mean(axis=(0, 3))
     frequency = np.hypot(np.fft.fftfreq(80)[:, None], np.fft.rfftfreq(80))
@@ -232,21 +228,21 @@ def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor, t
 
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {"lymphocyte", "monocyte"}
-    for kind, figures in found.items():
+    for kind, metrics in found.items():
         chosen = [tmp_path / "healthy" / kind / f"{cell}.png" for cell in (0, 1, 3, 4)]
         said = predictor(chosen)
-        assert (figures["pictures"], figures["cells"]) == (4, 4)
-        assert list(figures["outcomes"]) == ["ALL", "HEM", *WITHOUT_CLASS]
-        for outcome, count in figures["outcomes"].items():
+        assert (metrics["pictures"], metrics["cells"]) == (4, 4)
+        assert list(metrics["outcomes"]) == ["ALL", "HEM", *WITHOUT_CLASS]
+        for outcome, count in metrics["outcomes"].items():
             assert count == sum(one.outcome == outcome for one in said)
-        assert figures["most_probable"] == {
+        assert metrics["most_probable"] == {
             label: sum(one.most_probable == label for one in said) for label in ("ALL", "HEM")
         }
     assert found["monocyte"]["outcomes"][OUT_OF_DISTRIBUTION] == 4
     assert found["lymphocyte"]["outcomes"][OUT_OF_DISTRIBUTION] < 4
 
 
-def test_a_release_of_cut_out_cells_is_asked_about_the_cells_that_are_found(predictor, tmp_path):
+def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predictor, tmp_path):
     folder = tmp_path / "healthy" / "Neutrophils"
     folder.mkdir(parents=True)
     field = Image.fromarray(draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
@@ -274,7 +270,7 @@ def test_real_cells_get_a_class_and_fields_of_view_none(real_data):
     frame = predictor.release.preprocessing.frame
     pixels = np.stack([frame(open_image(cell.path)) for cell in chosen])
 
-    predictor.ood, block = fit_and_check(
+    predictor.ood, block = fit_and_measure_detector(
         predictor.release.preprocessing,
         pixels,
         [cell.subject for cell in chosen],

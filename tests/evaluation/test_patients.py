@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import patients
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.patients import judged_by_rule, least_cells, patients_block
+from leukoscope.evaluation.patients import least_cells, measure_patient_rule, patients_block
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "src/leukoscope/models/metrics.schema.json").read_text())
@@ -32,7 +32,7 @@ CURVE_ROW = (
 )
 
 
-def _answers(logits: dict[str, np.ndarray]) -> CellPredictions:
+def _predictions(logits: dict[str, np.ndarray]) -> CellPredictions:
     """Cells of persons named ALL… or HEM…, with the logits of ALL given."""
     subjects = [name for name, values in logits.items() for _ in values]
     p = 1 / (1 + np.exp(-np.concatenate(list(logits.values()))))
@@ -59,7 +59,7 @@ def _persons(
 def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
     logits = _persons(2.0)
     logits["HEM3"] += 5.0  # on the other side
-    block = patients_block(_answers(logits), "ALL", temperature=2.0)
+    block = patients_block(_predictions(logits), "ALL", temperature=2.0)
 
     validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
     assert not list(validator.iter_errors(json.loads(json.dumps(block))))
@@ -80,9 +80,9 @@ def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatc
     monkeypatch.setattr(patients, "_curve", lambda persons, rules: [dict.fromkeys(CURVE_ROW, 1)])
     nested, flattered = [], []
     for seed in range(12):
-        answers = _answers(_persons(0.0, persons=5, between=1.0, seed=seed))  # nothing tells the classes apart
-        block = patients_block(answers, "ALL")
-        judged = judged_by_rule(answers, {"patients": block})
+        predictions = _predictions(_persons(0.0, persons=5, between=1.0, seed=seed))  # nothing tells the classes apart
+        block = patients_block(predictions, "ALL")
+        judged = measure_patient_rule(predictions, {"patients": block})
         assert judged is not None
         called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
         flattered.append(np.mean([label == given for label, given in called]))  # as many persons of each class
@@ -94,22 +94,22 @@ def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatc
 
 def test_the_judged_person_takes_no_part_in_its_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
-    fitted = patients._fitted
+    fitted = patients._fit_rule
 
     def noting(persons: list[Any], *more: Any) -> Any:
         seen.append({person.name for person in persons})
         return fitted(persons, *more)
 
-    monkeypatch.setattr(patients, "_fitted", noting)
+    monkeypatch.setattr(patients, "_fit_rule", noting)
     logits = _persons(1.0, persons=5)
-    patients_block(_answers(logits), "ALL")
+    patients_block(_predictions(logits), "ALL")
     # One rule a person, without that person, then the rule to ship.
     assert sorted(next(iter(logits.keys() - names)) for names in seen[:-1]) == sorted(logits)
     assert seen[-1] == set(logits)
 
 
 def test_more_cells_tell_persons_apart_better_and_the_curve_says_from_how_many_on() -> None:
-    block = patients_block(_answers(_persons(0.7, cells=60, between=0.1)), "ALL")
+    block = patients_block(_predictions(_persons(0.7, cells=60, between=0.1)), "ALL")
     curve = {row["cells"]: row for row in block["curve"]}
     assert list(curve) == [1, 3, 5, 10, 20, 50]
     assert curve[1]["balanced_accuracy"] < 0.8 < 0.95 < curve[20]["balanced_accuracy"]
@@ -130,7 +130,7 @@ def test_a_dip_at_many_cells_is_not_passed_over() -> None:
 def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class() -> None:
     logits = _persons(0.7, cells=60, between=0.1)
     logits["ALL0"] = logits["ALL0"][:2]
-    block = patients_block(_answers(logits), "ALL")
+    block = patients_block(_predictions(logits), "ALL")
     assert [row["persons"] for row in block["curve"]] == [12, 11, 11, 11, 11, 11]
     assert block["least_cells"] > 2
     assert block["subjects"]["ALL0"]["outcome"] == "too few cells"
@@ -140,21 +140,25 @@ def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class()
 @pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a person", "few persons"])
 def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
     logits = _persons(1.0, persons=3 if why == "few persons" else 6)
-    answers = _answers(logits)
+    predictions = _predictions(logits)
     if why == "three classes":
-        answers = calibrated_cells(300, classes=3)
+        predictions = calibrated_cells(300, classes=3)
     elif why == "unknown subject":
-        answers = CellPredictions(
-            answers.cell_ids, ("", *answers.subjects[1:]), answers.references, answers.probabilities, ("ALL", "HEM")
+        predictions = CellPredictions(
+            predictions.cell_ids,
+            ("", *predictions.subjects[1:]),
+            predictions.references,
+            predictions.probabilities,
+            ("ALL", "HEM"),
         )
     elif why == "two classes in a person":
-        answers.references[0] = 1
-    assert patients_block(answers, "ALL") == {}
+        predictions.references[0] = 1
+    assert patients_block(predictions, "ALL") == {}
 
 
 def test_the_rule_stands_on_the_scale_of_the_release() -> None:
-    answers = _answers(_persons(1.0))
-    as_they_are, scaled = (patients_block(answers, "ALL", temperature=t) for t in (1.0, 2.0))
+    predictions = _predictions(_persons(1.0))
+    as_they_are, scaled = (patients_block(predictions, "ALL", temperature=t) for t in (1.0, 2.0))
     assert scaled["rule"]["coefficients"] == pytest.approx(
         [2 * c for c in as_they_are["rule"]["coefficients"]], rel=1e-4
     )
@@ -165,7 +169,7 @@ def test_a_release_judges_persons_by_its_own_rule() -> None:
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0}
     block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
     logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}
-    judged = judged_by_rule(_answers(logits), {"patients": block})
+    judged = measure_patient_rule(_predictions(logits), {"patients": block})
     assert judged is not None
     assert (judged["persons"], judged["given_a_class"]) == (4, 3)
     assert (judged["sensitivity"]["right"], judged["sensitivity"]["of"]) == (1, 2)
@@ -173,4 +177,4 @@ def test_a_release_judges_persons_by_its_own_rule() -> None:
     assert {name: one["outcome"] for name, one in judged["subjects"].items()} == {
         "ALL0": "ALL", "ALL1": "HEM", "ALL2": "too few cells", "HEM0": "HEM",
     }  # fmt: skip
-    assert judged_by_rule(_answers(logits), {}) is None
+    assert measure_patient_rule(_predictions(logits), {}) is None

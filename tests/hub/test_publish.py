@@ -146,7 +146,7 @@ def test_without_a_network_nothing_is_trained_or_lost(
 
 
 def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
-    monkeypatch.setattr("leukoscope.inference.hub_files.HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr("leukoscope.models.hub_download.HUB_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(LeukoscopeError, match="^lab/cells: the Hub cannot be reached"):
@@ -255,7 +255,7 @@ def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
     assert message.startswith(f"lab/cells: publishing failed: {reason}")
     assert message.endswith(
         f". The release is whole in {whole_release}; go on with: "
-        f"leukoscope push {whole_release} --hub_model_id lab/cells --tag v1"
+        f"leukoscope release push {whole_release} --hub_model_id lab/cells --tag v1"
     )
     assert contents(whole_release) == before
     hub.faults.clear()

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, Hub, serving
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[2]
 ID = "lab/leukoscope-phantoms"
@@ -105,15 +105,15 @@ def versions(hub: Hub, place: Path) -> dict[str, str]:
     trained = run(hub, place, *TRAIN, "--output_dir", "run", *push)
     assert f"published: {hub.url}/{ID} (commit " in trained.stdout
     _write_colder(place / "run" / "release", place / "colder")
-    pushed = run(hub, place, "-m", "leukoscope", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    pushed = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
     assert f"published: {hub.url}/{ID} (commit " in pushed.stdout
     return dict(hub.repository(ID).tags)
 
 
 def _write_colder(release: Path, target: Path) -> None:
-    from leukoscope.models.release import load_release, rescale_classifier, rewritten, save_weights
+    from leukoscope.models.release import edit_release, load_release, rescale_classifier, save_weights
 
-    with rewritten(release, target) as aside:
+    with edit_release(release, target) as aside:
         save_weights(rescale_classifier(load_release(release).network, 0.1), aside)
 
 
@@ -189,7 +189,7 @@ def test_a_space_answers_alike(
 def space(hub: Hub, place: Path, versions: dict[str, str]) -> Path:
     """A Space as a machine gets it from the Hub."""
     models = ("--model", f"{ID}@v1", "--model", ID)
-    run(hub, place, "-m", "leukoscope", "space", *models, "--out", "written", "--push", "lab/demo")
+    run(hub, place, "-m", "leukoscope", "release", "space", *models, "--out", "written", "--push", "lab/demo")
     fetch = "import huggingface_hub as h; h.snapshot_download('lab/demo', repo_type='space', local_dir='space')"
     run(hub, place, "-c", fetch)
     return place / "space"
@@ -257,7 +257,7 @@ def test_predict_names_the_commit_that_answered(
 
 def test_pushing_again_sends_nothing(hub: Hub, place: Path, versions: dict[str, str]) -> None:
     hub.requests.clear()
-    again = run(hub, place, "-m", "leukoscope", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    again = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
     assert "these files were there already, nothing was sent" in again.stdout
     assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
     assert hub.repository(ID).tags == versions
@@ -283,7 +283,7 @@ def test_a_push_that_fails_after_training_is_gone_on_with_by_the_command_it_name
     (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert error == (
         "error: lab/later: publishing failed: the Hub asks for a pause (HTTP 429); try again later. The release is "
-        f"whole in {release}; go on with: leukoscope push {release} --hub_model_id lab/later"
+        f"whole in {release}; go on with: leukoscope release push {release} --hub_model_id lab/later"
     )
     assert {"README.md", "config.json", "metrics.json", "model.safetensors"} <= set(os.listdir(place / release))
     run(hub, place, "-m", *error.partition("go on with: ")[2].split())

@@ -197,12 +197,12 @@ def test_what_an_earlier_version_left_goes_and_the_owners_files_stay(hub: Hub, s
 
 
 def run(*words: str) -> Any:
-    return CliRunner().invoke(app, ["space", *words])
+    return CliRunner().invoke(app, ["release", "space", *words])
 
 
 def test_the_command_builds_and_publishes(hub: Hub, model: str, tmp_path: Path) -> None:
     out = tmp_path / "my space"
-    done = run("--model", "lab/cells@v1", "--model", "lab/cells", "--out", str(out), "--push", "lab/demo")
+    done = run("--model", "lab/cells@v1", "--model", "lab/cells", "--output", str(out), "--push", "lab/demo")
     assert done.exit_code == 0, done.output
     assert f"space: {out} (try it: cd '{out}' && python app.py)" in done.output
     assert f"published: {hub.url}/spaces/lab/demo (commit " in done.output
@@ -212,7 +212,7 @@ def test_the_command_builds_and_publishes(hub: Hub, model: str, tmp_path: Path) 
 
 def test_nothing_is_uploaded_unasked(hub: Hub, model: str, tmp_path: Path) -> None:
     hub.requests.clear()
-    assert run("--model", "lab/cells", "--out", str(tmp_path / "space")).exit_code == 0
+    assert run("--model", "lab/cells", "--output", str(tmp_path / "space")).exit_code == 0
     assert all(request.startswith("GET") for request in hub.requests)
 
 
@@ -220,11 +220,14 @@ def test_a_failed_push_names_the_command_that_goes_on(
     hub: Hub, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    words = ["--model", "lab/cells", "--out", str(tmp_path / "space"), "--push", "lab/demo", "--private"]
+    words = ["--model", "lab/cells", "--output", str(tmp_path / "space"), "--push", "lab/demo", "--private"]
     failed = run(*words)
     assert failed.exit_code == 1
     assert "lab/demo: publishing failed: your token may not write there" in failed.output
-    assert f"The Space is whole in {tmp_path}/space; go on with: leukoscope space {' '.join(words)}" in failed.output
+    assert (
+        f"The Space is whole in {tmp_path}/space; go on with: leukoscope release space {' '.join(words)}"
+        in failed.output
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_may_write")
     assert run(*words).exit_code == 0
     assert hub.repository("spaces/lab/demo").private

@@ -1,4 +1,4 @@
-"""Every backend must answer as torch does, explain as torch does, and say plainly why it cannot."""
+"""Every backend must predict as torch does, explain as torch does, and report plainly why it cannot."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from PIL import Image
 from timm import create_model
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import backends
-from leukoscope.inference.export import ALLOWED, export_release
-from leukoscope.inference.exported import GRAPHS, HEAD, REPORT, ExportedBackend, kept_graph, linear_head_maps
+from leukoscope.inference.backends import gpu_or_cpu, kept_graph, open_backend
+from leukoscope.inference.backends.export import ALLOWED, export_release, write_graph
+from leukoscope.inference.backends.graph import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
@@ -63,18 +64,18 @@ def assert_alike(ours, theirs, of_peak: float = 1e-3) -> None:
 
 
 @pytest.mark.parametrize("backend", EXPORTED)
-def test_a_graph_answers_and_explains_as_torch_does(cache, tiny_release, pictures, backend):
+def test_a_graph_predicts_and_explains_as_torch_does(cache, tiny_release, pictures, backend):
     ours = Predictor.from_pretrained(tiny_release, backend=backend)
     theirs = Predictor.from_pretrained(tiny_release, backend="torch")
 
     assert (ours.backend.name, theirs.backend.name) == (backend, "torch")
     assert_alike(ours(pictures, explain=True, batch_size=3), theirs(pictures, explain=True))
-    assert_alike([ours(pictures[1], explain=True, views=True)], [theirs(pictures[1], explain=True, views=True)])
+    assert_alike([ours(pictures[1], explain=True, tta=True)], [theirs(pictures[1], explain=True, tta=True)])
 
 
 @pytest.mark.parametrize("config", RELEASES, ids=lambda path: path.parent.name)
 @pytest.mark.parametrize("backend", EXPORTED)
-def test_embedded_releases_answer_alike_on_real_cells(cache, real_data, config, backend):
+def test_embedded_releases_predict_alike_on_real_cells(cache, real_data, config, backend):
     files = sorted((real_data / "cnmc2019" / "C-NMC_Leukemia").rglob("*_*.*"))[::401]
     assert len(files) > 10
 
@@ -136,18 +137,21 @@ def test_other_weights_get_a_graph_of_their_own(cache, tiny_release, tmp_path):
 
 def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr("leukoscope.inference.export.ALLOWED", 0.0)
+    monkeypatch.setattr("leukoscope.inference.backends.export.ALLOWED", 0.0)
 
     with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
     monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
-    assert "differs from torch" in caplog.text and "another backend answers" in caplog.text
+    assert "differs from torch" in caplog.text and "another backend is used" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("probability", "heat", "told"),
-    [(1e-7, 0.02, "by 2.0e-02 of a heat map's peak,"), (0.5, 0.02, "by 5.0e-01 in probability and 2.0e-02 of a heat")],
+    [
+        (1e-7, 0.02, "by 2.0e-02 of a Grad-CAM map's peak,"),
+        (0.5, 0.02, "by 5.0e-01 in probability and 2.0e-02 of a Grad-CAM"),
+    ],
 )
 def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeypatch, probability, heat, told):
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
@@ -158,7 +162,7 @@ def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeyp
         folder.mkdir(parents=True)
         (folder / REPORT).write_text(json.dumps(report))
 
-    monkeypatch.setattr("leukoscope.inference.export.export_release", unlike)
+    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", unlike)
     with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
 
@@ -170,12 +174,12 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
     def slow(release: ReleaseInfo, backend: str, folder: Path) -> None:
         theirs = folder.parents[1] / folder.parent.name.split(".")[1]
         for made in (folder, theirs):
-            export_release(release, backend, made)
+            write_graph(release, backend, made)
         (theirs / "theirs").touch()
 
-    monkeypatch.setattr("leukoscope.inference.export.export_release", slow)
+    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", slow)
     graph = kept_graph(release, "openvino")
-    assert (graph / "theirs").exists(), "a graph that answers already is not replaced"
+    assert (graph / "theirs").exists(), "a graph that is in use is not replaced"
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
 
 
@@ -197,7 +201,7 @@ def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monk
     assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
 
 
-def test_a_network_without_a_map_of_channels_is_answered_by_torch(cache, tmp_path, pictures, monkeypatch, caplog):
+def test_a_network_without_a_map_of_channels_is_computed_by_torch(cache, tmp_path, pictures, monkeypatch, caplog):
     network = create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
     release = save_release(
         tmp_path / "release",
@@ -218,12 +222,12 @@ def test_a_network_without_a_map_of_channels_is_answered_by_torch(cache, tmp_pat
         == Predictor.from_pretrained(release, backend="torch")(pictures[1]).probabilities
     )
     assert f"{release}: no openvino graph is made of it (VisionTransformer: its last features have shape" in caplog.text
-    monkeypatch.setattr("leukoscope.inference.export.export_release", None)
+    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", None)
     with pytest.raises(LeukoscopeError, match="Grad-CAM needs .* use backend='torch'"):
         Predictor.from_pretrained(release, backend="openvino")
 
 
-def test_a_cache_that_cannot_be_written_leaves_torch_to_answer(tiny_release, tmp_path, monkeypatch):
+def test_with_a_cache_that_cannot_be_written_torch_computes(tiny_release, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file"))
 
@@ -244,6 +248,26 @@ def test_what_cannot_be_had_is_refused(tiny_release, options, problem):
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(tiny_release, **options)
     assert str(error.value).startswith(problem)
+
+
+def test_without_a_gpu_driver_torch_is_not_imported(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu_or_cpu() == "cpu"
+
+
+def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, cache, monkeypatch):
+    asked = []
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("leukoscope.inference.backends.torch.TorchBackend", lambda *args: asked.append(args[-1]))
+    for wanted in ("auto", "torch"):
+        open_backend(read_release(tiny_release), wanted)
+    assert asked == ["cuda:1", "cuda:1"]
+    assert open_backend(read_release(tiny_release), "openvino").name == "openvino"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert gpu_or_cpu() == "cpu"
 
 
 def test_a_missing_package_is_named(tiny_release, monkeypatch):
@@ -269,8 +293,8 @@ def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(cache,
 import sys
 from leukoscope import Predictor
 predictor = Predictor.from_pretrained({str(tiny_release)!r}, backend="openvino")
-answer = predictor({str(tmp_path / "cell.png")!r}, explain=True)
-assert answer.heatmaps
+prediction = predictor({str(tmp_path / "cell.png")!r}, explain=True)
+assert prediction.heatmaps
 heavy = {{"torch", "timm", "transformers", "datasets", "gradio", "sklearn", "pandas"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.images import UnreadableImage, open_image
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.inference.foreign import answer_cells, match_labels, open_classifier
+from leukoscope.data.images import UnreadableImage, open_image
+from leukoscope.data.loading import load_cells
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.inference.foreign import match_labels, open_classifier, predict_cells
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch_size=16,
         id2label={0: "normal", 1: "Blast"},
         label2id={"normal": 0, "Blast": 1},
-        # Untrained heads answer one half to everything; a wide one tells cells apart.
+        # Untrained heads give one half for everything; a wide one tells cells apart.
         initializer_range=2.0,
     )
     ViTForImageClassification(config).save_pretrained(folder)
@@ -58,49 +58,49 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = {"blast": "all", "normal": "HEM"}
 
 
-def _answers(*args, **kwargs):
-    return {cell: answer for cell, answer, *_ in answer_cells(*args, **kwargs)}
+def _predictions(*args, **kwargs):
+    return {cell: prediction for cell, prediction, *_ in predict_cells(*args, **kwargs)}
 
 
-def test_a_foreign_model_answers_what_its_own_pipeline_answers(foreign, cells):
+def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells):
     from transformers import pipeline
 
     classifier = open_classifier(foreign)
     assert (classifier.labels, classifier.metrics, classifier.revision) == (("normal", "Blast"), {}, "")
     rows = load_cells("imagefolder", cells).train
-    answers = {
-        cell: answer
-        for cell, answer, *_ in answer_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2)
+    predictions = {
+        cell: prediction
+        for cell, prediction, *_ in predict_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2)
     }
 
     plain = pipeline("image-classification", model=str(foreign))
-    assert list(answers) == rows["cell_id"][:]
+    assert list(predictions) == rows["cell_id"][:]
     for cell in ("ALL/0", "HEM/1", "ALL/2", "ALL/4"):
         expected = {row["label"]: row["score"] for row in plain(str(cells / f"{cell}.png"))}
-        assert answers[cell] == pytest.approx([expected["Blast"], expected["normal"]], abs=1e-5)
-    assert np.ptp([answer[0] for answer in answers.values() if isinstance(answer, np.ndarray)]) > 1e-3
+        assert predictions[cell] == pytest.approx([expected["Blast"], expected["normal"]], abs=1e-5)
+    assert np.ptp([prediction[0] for prediction in predictions.values() if isinstance(prediction, np.ndarray)]) > 1e-3
 
 
 def test_a_damaged_cell_has_its_error_in_its_place(foreign, cells):
     rows = load_cells("imagefolder", cells).train
-    answers = {
-        cell: answer
-        for cell, answer, *_ in answer_cells(
+    predictions = {
+        cell: prediction
+        for cell, prediction, *_ in predict_cells(
             open_classifier(foreign), rows, ("ALL", "HEM"), label_map=NAMES, batch_size=3
         )
     }
-    assert isinstance(answers["HEM/3"], UnreadableImage)
-    assert f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short" in str(answers["HEM/3"])
-    assert sum(isinstance(answer, np.ndarray) for answer in answers.values()) == 4
+    assert isinstance(predictions["HEM/3"], UnreadableImage)
+    assert f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short" in str(predictions["HEM/3"])
+    assert sum(isinstance(prediction, np.ndarray) for prediction in predictions.values()) == 4
 
 
-def test_a_release_answers_as_the_predictor_does(tiny_release, cells):
+def test_a_release_predicts_as_the_predictor_does(tiny_release, cells):
     classifier = open_classifier(tiny_release)
     assert classifier.metrics["labels"] == ["ALL", "HEM"]
     rows = load_cells("imagefolder", cells).train
-    answers = _answers(classifier, rows, ("HEM", "ALL"))
+    predictions = _predictions(classifier, rows, ("HEM", "ALL"))
     predicted = Predictor.from_pretrained(tiny_release)(open_image(cells / "ALL" / "0.png")).probabilities
-    assert answers["ALL/0"] == pytest.approx([predicted["HEM"], predicted["ALL"]], abs=1e-5)
+    assert predictions["ALL/0"] == pytest.approx([predicted["HEM"], predicted["ALL"]], abs=1e-5)
 
 
 def test_classes_meet_by_name_whatever_the_case():
@@ -124,7 +124,7 @@ def test_classes_without_a_counterpart_are_named_on_both_sides(names):
 
 def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells):
     with pytest.raises(LeukoscopeError, match="its classes are normal, Blast, those of the data set ALL, HEM"):
-        answer_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"))
+        predict_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"))
 
 
 def test_pickled_weights_are_never_loaded(foreign, tmp_path):
@@ -168,8 +168,8 @@ def test_what_timm_itself_exports_opens(tmp_path, cells, named):
     theirs = open_classifier(tmp_path / "theirs")
 
     assert theirs.labels == (("ALL", "HEM") if named else ("LABEL_0", "LABEL_1"))
-    (answer,) = theirs.probabilities([open_image(cells / "ALL" / "0.png")])
-    assert answer.sum() == pytest.approx(1, abs=1e-5)
+    (prediction,) = theirs.probabilities([open_image(cells / "ALL" / "0.png")])
+    assert prediction.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_model_for_something_else_is_refused_in_one_line(tmp_path, foreign):
@@ -211,4 +211,4 @@ def test_without_a_network_a_hub_id_fails_at_once():
 
 def test_a_batch_of_nothing_is_refused(foreign, cells):
     with pytest.raises(LeukoscopeError, match="--batch_size 0: give 1 or more"):
-        answer_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"), batch_size=0)
+        predict_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"), batch_size=0)

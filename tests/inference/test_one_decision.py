@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,21 @@ from PIL import Image, ImageFilter, ImageOps
 from typer.testing import CliRunner
 
 from leukoscope import Predictor
-from leukoscope.cells.fields import cut_out, find_cells
-from leukoscope.cells.images import open_field, open_image
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantom_smears import draw_smear
-from leukoscope.cells.phantoms import draw_cell
 from leukoscope.cli import app
-from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
-from leukoscope.inference.field_reading import AT_EDGE, read_field
-from leukoscope.web.batch import classify, finished
-from leukoscope.web.demo import build_demo
-from leukoscope.web.field_of_view import read
-from leukoscope.web.look import examine, look_at
-from leukoscope.web.shelf import Shelf
-from leukoscope.web.upload import CELL, FIELD, Limit, file_name, read_upload
+from leukoscope.data.fields import cut_out, find_cells
+from leukoscope.data.images import open_field, open_image
+from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.data.synthetic_smears import draw_smear
+from leukoscope.inference.field import AT_EDGE, read_field
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
+from leukoscope.web.app import build_demo
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import predict_cell
+from leukoscope.web.tabs.batch import predict_files
+from leukoscope.web.tabs.field import predict_field
+from leukoscope.web.upload import CELL, FIELD, Limit, read_upload
 
-RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc"
+RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PITCH = 0.12
 Said = tuple[str, tuple[str, ...], float]
 """Outcome, codes of the reasons that decided it, OOD score."""
@@ -76,9 +74,9 @@ REFUSED = f"{OUT_OF_DISTRIBUTION} or {NOT_A_CELL}"
 # File → how to draw it, and what the release must say of it; "" where it may say anything.
 DRAWN: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "phantom-ALL.bmp": (lambda: phantom("ALL", 11, 1), "ALL"),
-    "phantom-ALL-unsure.png": (lambda: phantom("ALL", 5, 4), ""),
+    "phantom-ALL-unsure.png": (lambda: phantom("ALL", 0, 4), ABSTAIN),
     "phantom-HEM.png": (lambda: phantom("HEM", 7, 3), "HEM"),
-    "phantom-HEM-unsure.png": (lambda: phantom("HEM", 1, 4), ABSTAIN),
+    "phantom-HEM-unsure.png": (lambda: phantom("HEM", 1, 4), ""),
     "smear.png": (smear, NOT_A_CELL),
     "smear-ball4.jpg": (lambda: Image.fromarray(draw_smear("Pre")), NOT_A_CELL),
     "cell-of-the-smear.png": (lambda: first_cell_of(smear(), PITCH), ""),
@@ -122,17 +120,17 @@ def said(decision: Decision, ood_score: float | None) -> Said:
     return decision.outcome, codes, ood_score
 
 
-def of_json(answer: dict[str, Any]) -> Said:
-    codes = tuple(reason["code"] for reason in answer["reasons"] if reason["code"] != "explanation_off_cell")
-    return answer["outcome"], codes, answer["ood_score"]
+def of_json(prediction: dict[str, Any]) -> Said:
+    codes = tuple(reason["code"] for reason in prediction["reasons"] if reason["code"] != "explanation_off_cell")
+    return prediction["outcome"], codes, prediction["ood_score"]
 
 
 def upload(path: Path, most: Limit = CELL) -> tuple[Image.Image, str]:
     """As a tab of the demo takes a visitor's file."""
-    return read_upload(path, most=most), file_name(str(path))
+    return read_upload(path, most)
 
 
-def endpoint(shelf: Shelf, name: str) -> Callable[..., Any]:
+def endpoint(shelf: ModelCache, name: str) -> Callable[..., Any]:
     (found,) = (block.fn for block in build_demo(shelf).fns.values() if block.api_name == name)
     assert found is not None
     return found
@@ -149,15 +147,15 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
     found: dict[str, dict[str, Said]] = {}
     predictor = Predictor.from_pretrained(RELEASE)
     for way, options in {"Python": {}, "Python, explained": {"explain": True}}.items():
-        answers = predictor(paths, **options)  # type: ignore[call-overload]
-        found[way] = {Path(one.source).name: said(one.decision, one.checks.ood_score) for one in answers}
+        predictions = predictor(paths, **options)  # type: ignore[call-overload]
+        found[way] = {Path(one.source).name: said(one.decision, one.checks.ood_score) for one in predictions}
     opened = {path.name: predictor(np.asarray(open_image(path))) for path in paths}
     found["Python, one array at a time"] = {
         name: said(one.decision, one.checks.ood_score) for name, one in opened.items()
     }
 
     told = json.loads(command("predict", "--model", RELEASE, "--json", *paths))
-    found["predict --json"] = {Path(answer["source"]).name: of_json(answer) for answer in told}
+    found["predict --json"] = {Path(prediction["source"]).name: of_json(prediction) for prediction in told}
     table = tmp_path / "scores.parquet"
     command("score", "--model", RELEASE, "--input", paths[0].parent, "--output", table)
     found["score"] = {
@@ -165,17 +163,17 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
         for row in pq.read_table(table).to_pylist()
     }
 
-    shelf = Shelf({"released": RELEASE})
-    batch = finished(classify(shelf, [str(path) for path in paths], "released", ""))
+    shelf = ModelCache({"released": RELEASE})
+    batch = predict_files(shelf, [str(path) for path in paths], "released", "")
     found["the demo's batch"] = {row.name: said(row.decision, row.checks.ood_score) for row in batch.rows}
-    looks = {path.name: look_at(shelf, partial(upload, path), "released") for path in paths}
+    looks = {path.name: predict_cell(shelf, *upload(path), "released") for path in paths}
     found["the demo's one cell"] = {
         name: said(look.decision(), look.prediction.checks.ood_score) for name, look in looks.items()
     }
     ask = endpoint(shelf, "predict")
-    answered = {path.name: ask(str(path), "released") for path in paths}
-    assert all(outcome == decision["outcome"] for outcome, *_, decision in answered.values())
-    found["the API at /predict"] = {name: of_json(decision) for name, (*_, decision) in answered.items()}
+    returned = {path.name: ask(str(path), "released") for path in paths}
+    assert all(outcome == decision["outcome"] for outcome, *_, decision in returned.values())
+    found["the API at /predict"] = {name: of_json(decision) for name, (*_, decision) in returned.items()}
     cells = endpoint(shelf, "batch")([str(path) for path in paths], "released")["cells"]
     found["the API at /batch"] = {
         cell["file"]: (cell["outcome"], tuple(cell["reasons"].split()), cell["ood_score"]) for cell in cells
@@ -195,9 +193,11 @@ def test_a_picture_gets_one_outcome_whichever_way_it_is_asked_about(
     assert set(first) == {path.name for path in paths}
     for name, wanted in known.items():
         assert first[name][0] in wanted.split(" or ") or not wanted, name
-    for way, answers in found.items():
-        assert {name: one[:2] for name, one in answers.items()} == {name: one[:2] for name, one in first.items()}, way
-        assert {name: one[2] for name, one in answers.items()} == pytest.approx(
+    for way, predictions in found.items():
+        assert {name: one[:2] for name, one in predictions.items()} == {name: one[:2] for name, one in first.items()}, (
+            way
+        )
+        assert {name: one[2] for name, one in predictions.items()} == pytest.approx(
             {name: one[2] for name, one in first.items()}, rel=1e-6
         ), way
     if which == "drawn":
@@ -219,11 +219,11 @@ def field_of(stain: tuple[float, float, float]) -> Image.Image:
 def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     stain: tuple[float, float, float], known: bool, tmp_path: Path
 ) -> None:
-    path, shelf = tmp_path / "field.png", Shelf({"released": RELEASE})
+    path, shelf = tmp_path / "field.png", ModelCache({"released": RELEASE})
     field_of(stain).save(path)
     image = open_field(path)
     ours = read_field(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
-    seen = read(shelf, partial(upload, path, FIELD), "released", PITCH)
+    seen = predict_field(shelf, *upload(path, FIELD), "released", PITCH)
     (told,) = json.loads(command("field", path, "--model", RELEASE, "--um-per-pixel", PITCH, "--json"))
     reading, _ = endpoint(shelf, "field")(str(path), "released", PITCH)
 
@@ -232,15 +232,15 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     assert [cell.outcome for cell in seen.reading.cells] == outcomes
     assert told["cells"] == reading["cells"] == ours.to_dict()["cells"]
     assert told["counts"] == reading["counts"] == ours.counts == seen.reading.counts
-    assert told["share_known"] == reading["share_known"] == ours.share_known
+    assert told["share_known"] == reading["share_known"] == ours.in_distribution
     if known:
-        assert "ALL" in outcomes and (ours.share_known or 0) >= 0.5
+        assert "ALL" in outcomes and (ours.in_distribution or 0) >= 0.5
     else:
-        assert set(outcomes) <= {OUT_OF_DISTRIBUTION, AT_EDGE} and (ours.share_known or 0) < 0.5
+        assert set(outcomes) <= {OUT_OF_DISTRIBUTION, AT_EDGE} and (ours.in_distribution or 0) < 0.5
     for cell in ours.cells:
         if cell.prediction is None:
             continue
-        # Opened from its field in the tab "One cell", where it is asked about anew.
+        # Opened from its field in the tab "Cell", where it is asked about anew.
         cut = cut_out(image, cell.cell, PITCH)
-        opened = examine(shelf, cut, "a cell", "released", field_share=ours.share_known)
+        opened = predict_cell(shelf, cut, "a cell", "released", field_share=ours.in_distribution)
         assert opened.decision().outcome == cell.outcome

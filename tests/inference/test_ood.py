@@ -11,11 +11,11 @@ from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.fields import cut_out, find_cells
-from leukoscope.cells.images import open_image
-from leukoscope.cells.phantoms import phantom_cells
-from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.cells.registry import find_cnmc_cells
+from leukoscope.data.fields import cut_out, find_cells
+from leukoscope.data.images import open_image
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.registry import find_cnmc_cells
+from leukoscope.data.synthetic import phantom_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 
 SIZE = 96

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.stats import trim_mean
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.cells.phantoms import draw_cell
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.patient import PatientRule, logits_of, pool, predict_patients
-from leukoscope.inference.score_sources import open_source
+from leukoscope.inference.scoring.sources import open_source
 
 RULE = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
 BLOCK: dict[str, Any] = {
@@ -132,5 +132,5 @@ def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_pa
     predictor = Predictor.from_pretrained(tiny_release)
     with pytest.raises(LeukoscopeError, match=r"tiny: cannot predict for a person: its metrics.json has no 'patients'"):
         predictor.patient([tmp_path / "1.png"])
-    with pytest.raises(LeukoscopeError, match="measure this one with `leukoscope recalibrate`"):
+    with pytest.raises(LeukoscopeError, match="measure this one with `leukoscope release recalibrate`"):
         predict_patients(predictor, open_source(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The predictor must answer alike however a picture arrives, say why it refuses one, and load from anywhere."""
+"""The predictor must predict alike however a picture arrives, name why it refuses one, and load from anywhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
-from leukoscope.cells.images import UnreadableImage
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import draw_cell, phantom_cells
-from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
-from leukoscope.inference.heatmaps import share_on_cell
+from leukoscope.data.images import UnreadableImage, open_image
+from leukoscope.data.synthetic import draw_cell, draw_field, phantom_cells
 from leukoscope.inference.ood import fit_detector, picture_statistics
+from leukoscope.inference.overlay import overlay, share_on_cell
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
 from leukoscope.models.release_files import OOD, read_release
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,48 +61,89 @@ def test_one_picture_gives_one_prediction(predictor, cells, tiny_release):
     assert prediction.seconds > 0
 
 
-def test_path_picture_and_array_give_one_answer(predictor, cells):
+def test_path_picture_and_array_give_one_prediction(predictor, cells):
     picture = Image.open(cells[0])
 
-    answers = [predictor(str(cells[0])), predictor(cells[0]), predictor(picture), predictor(np.asarray(picture))]
+    predictions = [predictor(str(cells[0])), predictor(cells[0]), predictor(picture), predictor(np.asarray(picture))]
 
-    assert [shares(answer) for answer in answers] == [shares(answers[0])] * 4
-    assert [answer.source for answer in answers[2:]] == ["image 1", "image 1"]
+    assert [shares(prediction) for prediction in predictions] == [shares(predictions[0])] * 4
+    assert [prediction.source for prediction in predictions[2:]] == ["image 1", "image 1"]
 
 
-def test_a_list_is_answered_in_its_order_whatever_the_batch(predictor, cells):
+def test_a_list_is_predicted_in_its_order_whatever_the_batch(predictor, cells):
     alone = [shares(predictor(cell)) for cell in cells]
-    assert len({tuple(answer) for answer in alone}) == len(cells), "equal answers would hide a wrong order"
+    assert len({tuple(prediction) for prediction in alone}) == len(cells), "equal predictions would hide a wrong order"
 
     for batch_size in (2, 16):
         together = predictor(cells, batch_size=batch_size)
-        assert [answer.source for answer in together] == [str(cell) for cell in cells]
-        assert np.allclose([shares(answer) for answer in together], alone, atol=1e-5)
+        assert [prediction.source for prediction in together] == [str(cell) for cell in cells]
+        assert np.allclose([shares(prediction) for prediction in together], alone, atol=1e-5)
 
 
 def test_pictures_without_a_path_are_numbered_across_batches(predictor, cells):
     pictures = [np.asarray(Image.open(cell)) for cell in cells[:3]]
 
-    answers = predictor(pictures, batch_size=2)
+    predictions = predictor(pictures, batch_size=2)
 
-    assert [answer.source for answer in answers] == ["image 1", "image 2", "image 3"]
+    assert [prediction.source for prediction in predictions] == ["image 1", "image 2", "image 3"]
 
 
 def test_an_empty_list_gives_an_empty_list(predictor):
     assert predictor([]) == []
 
 
-def test_explaining_gives_a_map_of_every_class_and_the_same_answer(predictor, cells):
+def test_explaining_gives_a_map_of_every_class_and_the_same_prediction(predictor, cells):
     plain, explained = predictor(cells[:2]), predictor(cells[:2], explain=True)
 
     assert np.allclose([shares(a) for a in plain], [shares(a) for a in explained], atol=1e-6)
-    for answer in explained:
-        assert list(answer.heatmaps) == ["ALL", "HEM"]
-        for label, heat in answer.heatmaps.items():
+    for prediction in explained:
+        assert list(prediction.heatmaps) == ["ALL", "HEM"]
+        for label, heat in prediction.heatmaps.items():
             assert heat.label == label
             assert heat.evidence.shape == (3, 3) and heat.evidence.dtype == np.float32
             assert heat.evidence.min() >= 0
     assert not np.array_equal(explained[0].heatmaps["ALL"].evidence, explained[0].heatmaps["HEM"].evidence)
+
+
+def test_an_explained_prediction_draws_itself(predictor, cells):
+    explained = predictor(cells[0], explain=True)
+    picture, label = open_image(cells[0]), explained.most_probable
+    other = next(name for name in explained.probabilities if name != label)
+    peak = max(heatmap.evidence.max() for heatmap in explained.heatmaps.values())
+
+    def drawn(name: str, **options: float) -> Image.Image:
+        return overlay(picture, explained.heatmaps[name], explained.view_box, **options)
+
+    assert explained.picture == picture
+    assert explained.overlay() == explained.overlay(label) == drawn(label, peak=peak)
+    assert explained.overlay(other, opacity=0.9, peak=2 * peak) == drawn(other, opacity=0.9, peak=2 * peak)
+    common = replace(explained, peak=3 * peak)
+    assert common.overlay() == drawn(label, peak=peak) != common.overlay(peak=common.peak)
+    assert predictor(cells[0]).picture is None, "many pictures would fill the memory"
+
+
+def test_what_cannot_be_drawn_is_refused(predictor, cells):
+    with pytest.raises(LeukoscopeError) as error:
+        predictor(cells[0]).overlay()
+    assert str(error.value) == f"{cells[0]}: has no Grad-CAM map; predict it with explain=True"
+    with pytest.raises(LeukoscopeError, match="label 'Pro' is none of ALL, HEM; name one"):
+        predictor(cells[0], explain=True).overlay("Pro")
+
+
+def test_views_the_former_name_of_tta_still_works_with_a_warning(predictor, cells):
+    with pytest.warns(DeprecationWarning, match="give tta=") as warned:
+        former = predictor(cells[0], views=True)
+    assert len(warned) == 1
+    assert former.checks.disagreement is not None and shares(former) == shares(predictor(cells[0], tta=True))
+
+
+def test_no_more_pictures_are_taken_than_the_next_batch(predictor, cells):
+    taken = []
+    stream = predictor.iter_predictions((taken.append(cell) or cell for cell in cells), batch_size=2)
+
+    assert next(stream).source == str(cells[0])
+    assert taken == cells[:4]
+    assert [prediction.source for prediction in stream] == [str(cell) for cell in cells[1:]]
 
 
 def test_half_precision_weights_are_computed_in_float32(predictor, cells):
@@ -128,12 +168,12 @@ def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
 
 
 def test_to_dict_is_json_with_the_notice_and_without_heat_maps(predictor, cells):
-    answer = predictor(cells[0], explain=True)
+    prediction = predictor(cells[0], explain=True)
 
-    read_back = json.loads(json.dumps(answer.to_dict()))
+    read_back = json.loads(json.dumps(prediction.to_dict()))
 
     assert read_back["notice"] == RESEARCH_NOTICE
-    assert read_back["probabilities"] == answer.probabilities
+    assert read_back["probabilities"] == prediction.probabilities
     assert set(read_back) == {
         "source", "outcome", "reasons", "operating_point", "probabilities", "model", "revision", "seconds", "view_box",
         "ood_score", "disagreement", "notice",
@@ -178,7 +218,7 @@ def write_cut_short(path: Path) -> None:
         ("cut.png", write_cut_short, "the image is damaged or cut short"),
     ],
 )
-def test_an_unusable_file_is_refused_by_name_and_the_others_are_answered(
+def test_an_unusable_file_is_refused_by_name_and_the_others_are_predicted(
     predictor, cells, tmp_path, name, write, problem
 ):
     bad = tmp_path / name
@@ -188,7 +228,7 @@ def test_an_unusable_file_is_refused_by_name_and_the_others_are_answered(
         predictor(bad)
     assert str(error.value).startswith(f"{bad}: {problem}")
 
-    before, refused, after = predictor.answers([cells[0], bad, cells[1]], batch_size=2)
+    before, refused, after = predictor.iter_predictions([cells[0], bad, cells[1]], batch_size=2)
     assert (before.source, after.source) == (str(cells[0]), str(cells[1]))
     assert str(refused) == str(error.value)
 
@@ -267,18 +307,18 @@ def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(wat
     known, *unknown = watched([cell, noise, white, black])
 
     assert known.outcome == known.most_probable and 0 < known.checks.ood_score <= 1
-    assert [answer.outcome for answer in unknown] == [OUT_OF_DISTRIBUTION] * 3
-    for answer in unknown:
-        (reason,) = answer.decision.reasons
+    assert [prediction.outcome for prediction in unknown] == [OUT_OF_DISTRIBUTION] * 3
+    for prediction in unknown:
+        (reason,) = prediction.decision.reasons
         assert reason.code in ("ood_colour", "ood_texture", "ood_shape")
-        assert reason.value == answer.checks.ood_score > 1 == reason.limit
-        assert sum(shares(answer)) == pytest.approx(1), "probabilities are told whatever the outcome"
-    for answer in (known, *unknown):
-        told = json.loads(json.dumps(answer.to_dict()))
-        assert told["ood_score"] == answer.checks.ood_score
+        assert reason.value == prediction.checks.ood_score > 1 == reason.limit
+        assert sum(shares(prediction)) == pytest.approx(1), "probabilities are told whatever the outcome"
+    for prediction in (known, *unknown):
+        told = json.loads(json.dumps(prediction.to_dict()))
+        assert told["ood_score"] == prediction.checks.ood_score
         assert (told["outcome"], told["reasons"]) == (
-            answer.outcome,
-            [reason.to_dict() for reason in answer.decision.reasons],
+            prediction.outcome,
+            [reason.to_dict() for reason in prediction.decision.reasons],
         )
 
 
@@ -296,28 +336,28 @@ def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(watched, trained_o
     watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": trained_on}})
     smear = draw_field(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
 
-    answer = watched(smear)
+    prediction = watched(smear)
 
-    assert answer.outcome == outcome
-    assert (answer.decision.reasons[0].code == "field_of_view") is (outcome == NOT_A_CELL)
-    assert answer.checks.field_of_view is (outcome == NOT_A_CELL)
+    assert prediction.outcome == outcome
+    assert (prediction.decision.reasons[0].code == "field_of_view") is (outcome == NOT_A_CELL)
+    assert prediction.checks.field_of_view is (outcome == NOT_A_CELL)
 
 
 def test_what_is_neither_cell_nor_smear_is_out_of_distribution_for_a_release_of_cut_out_cells(watched):
     watched.release = replace(watched.release, metrics=watched.release.metrics | {"data": {"name": "cnmc2019"}})
     page = np.full((200, 200, 3), 250, np.uint8)
 
-    answers = watched([page, 255 - page, draw_cell("ALL", subject=1, cell=3).image])
+    predictions = watched([page, 255 - page, draw_cell("ALL", subject=1, cell=3).image])
 
-    assert [answer.outcome == OUT_OF_DISTRIBUTION for answer in answers] == [True, True, False]
-    assert not any(answer.checks.field_of_view for answer in answers)
+    assert [prediction.outcome == OUT_OF_DISTRIBUTION for prediction in predictions] == [True, True, False]
+    assert not any(prediction.checks.field_of_view for prediction in predictions)
 
 
 def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched, cells):
     alone = [watched(cell).checks.ood_score for cell in cells]
 
-    for options in ({}, {"explain": True}, {"views": True}, {"batch_size": 2}):
-        assert [answer.checks.ood_score for answer in watched(cells, **options)] == alone
+    for options in ({}, {"explain": True}, {"tta": True}, {"batch_size": 2}):
+        assert [prediction.checks.ood_score for prediction in watched(cells, **options)] == alone
     frame = watched.release.preprocessing.frame
     framed = np.stack([frame(Image.open(cell)) for cell in cells])
     assert alone == pytest.approx(watched.ood.scores(framed).tolist())
@@ -325,7 +365,7 @@ def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched, cells
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_answer_map_and_decision_come_from_one_pass_through_the_backbone(watched, cells, explain):
+def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(watched, cells, explain):
     passes = []
     hook = watched.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
 
@@ -348,7 +388,9 @@ def test_weights_have_no_part_in_the_ood_score(watched_release, watched, cells):
 
 def test_a_release_decides_by_the_thresholds_of_its_metrics(tiny_release, tmp_path, cells):
     shutil.copytree(tiny_release, tmp_path / "release")
-    middle = float(np.median([max(shares(answer)) for answer in Predictor.from_pretrained(tiny_release)(cells)]))
+    middle = float(
+        np.median([max(shares(prediction)) for prediction in Predictor.from_pretrained(tiny_release)(cells)])
+    )
     decisions = {"operating_points": {}, "abstention": {"default": {"threshold": middle}}}
     metrics = json.loads((tmp_path / "release" / "metrics.json").read_text()) | {"decisions": decisions}
     (tmp_path / "release" / "metrics.json").write_text(json.dumps(metrics))
@@ -356,20 +398,20 @@ def test_a_release_decides_by_the_thresholds_of_its_metrics(tiny_release, tmp_pa
     predictor = Predictor.from_pretrained(tmp_path / "release")
 
     assert predictor.thresholds == Thresholds(abstain_below=middle)
-    answers = predictor(cells)
-    unsure = [max(shares(answer)) < middle for answer in answers]
+    predictions = predictor(cells)
+    unsure = [max(shares(prediction)) < middle for prediction in predictions]
     assert 0 < sum(unsure) < len(cells)
-    for answer, without_class in zip(answers, unsure, strict=True):
-        assert answer.outcome == (ABSTAIN if without_class else answer.most_probable)
-        assert [reason.code for reason in answer.decision.reasons] == ["low_confidence"] * without_class
+    for prediction, without_class in zip(predictions, unsure, strict=True):
+        assert prediction.outcome == (ABSTAIN if without_class else prediction.most_probable)
+        assert [reason.code for reason in prediction.decision.reasons] == ["low_confidence"] * without_class
 
 
 def test_views_tell_how_far_they_disagree_and_one_view_does_not(watched, cells):
-    for answer in watched(cells, views=True):
-        apart = answer.checks.disagreement
-        assert apart * 8 == round(apart * 8) and answer.to_dict()["disagreement"] == apart
-        told = [reason.code for reason in answer.decision.reasons]
-        assert ("views_disagree" in told) == (apart > 0.25 and answer.checks.ood_score <= 1)
+    for prediction in watched(cells, tta=True):
+        apart = prediction.checks.disagreement
+        assert apart * 8 == round(apart * 8) and prediction.to_dict()["disagreement"] == apart
+        told = [reason.code for reason in prediction.decision.reasons]
+        assert ("views_disagree" in told) == (apart > 0.25 and prediction.checks.ood_score <= 1)
     assert watched(cells[0]).checks.disagreement is None
 
 
@@ -379,16 +421,16 @@ def test_the_share_of_the_map_on_the_cell_is_a_caution_and_changes_no_outcome(ti
 
     plain, explained = predictor(cells), predictor(cells, explain=True)
 
-    assert [answer.outcome for answer in explained] == [answer.outcome for answer in plain]
-    assert all(answer.checks.on_cell is None and answer.decision.reasons == () for answer in plain)
-    for path, answer in zip(cells, explained, strict=True):
-        heat = answer.heatmaps[answer.most_probable].evidence
+    assert [prediction.outcome for prediction in explained] == [prediction.outcome for prediction in plain]
+    assert all(prediction.checks.on_cell is None and prediction.decision.reasons == () for prediction in plain)
+    for path, prediction in zip(cells, explained, strict=True):
+        heat = prediction.heatmaps[prediction.most_probable].evidence
         pixels = predictor.release.preprocessing.frame(Image.open(path))
-        assert answer.checks.on_cell == share_on_cell(heat, pixels)
-        told = [(reason.code, reason.value, reason.limit) for reason in answer.decision.reasons]
-        on_cell = answer.checks.on_cell
+        assert prediction.checks.on_cell == share_on_cell(heat, pixels)
+        told = [(reason.code, reason.value, reason.limit) for reason in prediction.decision.reasons]
+        on_cell = prediction.checks.on_cell
         assert told == ([] if on_cell is None else [("explanation_off_cell", on_cell, 1.0)])
-    assert any(answer.checks.on_cell for answer in explained)
+    assert any(prediction.checks.on_cell for prediction in explained)
 
 
 def test_a_damaged_detector_is_refused(watched_release, tmp_path):
@@ -477,13 +519,13 @@ def test_offline_and_never_downloaded_says_so(hub_cache, name):
 @pytest.mark.parametrize(
     ("name", "ref"), [("owner/name", "main"), ("owner/name@v2", "v2"), (f"owner/name@{COMMIT}", "main")]
 )
-def test_offline_the_cached_copy_answers(hub_cache, tiny_release, cells, predictor, name, ref):
+def test_offline_the_cached_copy_is_used(hub_cache, tiny_release, cells, predictor, name, ref):
     put_in_cache(hub_cache, tiny_release, ref)
 
-    answer = Predictor.from_pretrained(name)(cells[0])
+    prediction = Predictor.from_pretrained(name)(cells[0])
 
-    assert (answer.model, answer.revision) == ("owner/name", COMMIT)
-    assert shares(answer) == shares(predictor(cells[0]))
+    assert (prediction.model, prediction.revision) == ("owner/name", COMMIT)
+    assert shares(prediction) == shares(predictor(cells[0]))
 
 
 def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release):
@@ -507,9 +549,9 @@ def test_from_the_hub_no_folder_of_that_name_is_opened(hub_cache, tiny_release, 
 
 
 class _RefusingHub(BaseHTTPRequestHandler):
-    """Answers every question as the Hub does for the repository's name."""
+    """Responds to every request as the Hub does for the repository's name."""
 
-    answers: ClassVar = {
+    responses: ClassVar = {
         "owner/absent": (404, "RepoNotFound"),
         "owner/gated": (403, "GatedRepo"),
         "owner/old": (404, "RevisionNotFound"),
@@ -517,7 +559,7 @@ class _RefusingHub(BaseHTTPRequestHandler):
     }
 
     def do_GET(self) -> None:
-        status, code = next(answer for name, answer in self.answers.items() if name in self.path)
+        status, code = next(response for name, response in self.responses.items() if name in self.path)
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
@@ -566,7 +608,7 @@ def test_what_the_hub_refuses_is_said_with_the_fix(online, name, problem):
     assert str(error.value) == f"{name}: {problem}"
 
 
-def test_without_a_network_the_cached_copy_answers(online, hub_cache, tiny_release):
+def test_without_a_network_the_cached_copy_is_used(online, hub_cache, tiny_release):
     import huggingface_hub.constants as constants
 
     online.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port

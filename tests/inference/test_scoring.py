@@ -1,4 +1,4 @@
-"""Bulk scoring must give each cell the answer it gets alone, once, in order, however often the run is cut short.
+"""Bulk scoring must give each cell the prediction it gets alone, once, in order, however often the run is cut short.
 
 Launched by itself this file is a run that waits for its end: `test_scoring.py RELEASE CELLS OUTPUT`.
 """
@@ -24,14 +24,13 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.cells.images import open_bytes, open_image
-from leukoscope.cells.phantom_fields import draw_field
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.registry import image_files
-from leukoscope.inference.decision import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
+from leukoscope.data.images import open_bytes, open_image
+from leukoscope.data.registry import image_files
+from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.score_sources import open_source
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
+from leukoscope.inference.scoring.sources import open_source
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import OOD
 
@@ -54,11 +53,11 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decided_release(tiny_release: Path, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny release with thresholds amid its answers, and a detector that lets eight of eleven cells pass."""
+    """The tiny release with thresholds amid its predictions, and a detector that lets eight of eleven cells pass."""
     paths = [*cells.glob("all*.png"), *cells.glob("hem*.png")]
     predictor = Predictor.from_pretrained(tiny_release)
-    answers = predictor(paths)
-    p_all = np.array([answer.probabilities["ALL"] for answer in answers])
+    predictions = predictor(paths)
+    p_all = np.array([prediction.probabilities["ALL"] for prediction in predictions])
     folder = tmp_path_factory.mktemp("decided") / "release"
     folder.mkdir()
     for path in tiny_release.iterdir():
@@ -84,15 +83,15 @@ def predictor(decided_release: Path) -> Predictor:
 
 
 class Backend:
-    """Another backend's answers, by the way."""
+    """A backend that computes with a given function."""
 
     name, precision = "torch", "f32"
 
-    def __init__(self, answer: Callable[..., Any]):
-        self._answer = answer
+    def __init__(self, compute: Callable[..., Any]):
+        self._compute = compute
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        return self._answer(*args, **more)
+        return self._compute(*args, **more)
 
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
@@ -100,7 +99,7 @@ def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
     return score_cells(predictor, source, output, **{"cells_per_shard": 4, "batch_size": 3} | more)
 
 
-def test_each_cell_gets_the_answer_it_gets_alone(predictor, cells, tmp_path):
+def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path):
     scored = score(predictor, cells, tmp_path / "out.parquet")
 
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
@@ -109,13 +108,13 @@ def test_each_cell_gets_the_answer_it_gets_alone(predictor, cells, tmp_path):
     assert [row["cell_id"] for row in rows] == [path.name for path in paths]
     assert [row["subject"] for row in rows] == [path.name.partition("-")[0] for path in paths]
     shares = np.array([[row["p_ALL"], row["p_HEM"]] for row in rows])
-    assert shares == pytest.approx(np.array([list(answer.probabilities.values()) for answer in alone]), abs=1e-5)
-    assert [row["outcome"] for row in rows] == [answer.outcome for answer in alone]
+    assert shares == pytest.approx(np.array([list(one.probabilities.values()) for one in alone]), abs=1e-5)
+    assert [row["outcome"] for row in rows] == [prediction.outcome for prediction in alone]
     assert {row["outcome"] for row in rows} >= {ABSTAIN, OUT_OF_DISTRIBUTION}, "else nothing is compared"
-    reasons = [[reason.code for reason in answer.decision.reasons] for answer in alone]
+    reasons = [[reason.code for reason in prediction.decision.reasons] for prediction in alone]
     assert [row["reasons"].split() for row in rows] == reasons
     assert [bool(row["reasons"]) for row in rows] == [row["outcome"] in WITHOUT_CLASS for row in rows]
-    assert [row["ood_score"] for row in rows] == [answer.checks.ood_score for answer in alone]
+    assert [row["ood_score"] for row in rows] == [prediction.checks.ood_score for prediction in alone]
     thresholds = Thresholds.from_metrics(predictor.release.metrics)
     for name, called in thresholds.positives(shares, predictor.labels).items():
         assert [row[f"positive_{name}"] for row in rows] == called.tolist()
@@ -177,7 +176,7 @@ def test_unreadable_files_are_listed_with_a_reason(predictor, cells, tmp_path):
     ]
 
 
-def test_pictures_inside_a_parquet_file_are_answered_as_files_are(predictor, cells, tmp_path):
+def test_pictures_inside_a_parquet_file_are_predicted_as_files_are(predictor, cells, tmp_path):
     paths = sorted(cells.iterdir())
     pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     names, subjects = [path.name for path in paths], [path.name.partition("-")[0] for path in paths]
@@ -204,17 +203,17 @@ def test_few_pictures_inside_a_table_are_decoded_at_once(predictor, cells, tmp_p
         opened += 1
         return open_bytes(*args, **more)
 
-    def answering(*args: Any, **more: Any) -> Any:
+    def computing(*args: Any, **more: Any) -> Any:
         ahead.append(opened - 2 * len(ahead))
         return backend(*args, **more)
 
     backend = predictor.backend
     monkeypatch.setattr("leukoscope.inference.predictor.open_bytes", opening)
-    monkeypatch.setattr(predictor, "backend", Backend(answering))
+    monkeypatch.setattr(predictor, "backend", Backend(computing))
     source = open_source(str(tmp_path / "cells.parquet"))
     score_cells(predictor, source, tmp_path / "out.parquet", batch_size=2)
     assert opened == 12 and len(ahead) == 6
-    assert max(ahead) <= 4, "more than the batch answered and the next"
+    assert max(ahead) <= 4, "more than the batch computed and the next"
 
 
 def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
@@ -238,7 +237,7 @@ def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(predictor, cells,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "out.parquet"]
 
 
-def test_neither_shards_nor_batches_show_in_the_answers(predictor, cells, tmp_path):
+def test_neither_shards_nor_batches_show_in_the_predictions(predictor, cells, tmp_path):
     for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
         score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
     a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
@@ -285,7 +284,7 @@ def shards(output: Path) -> list[str]:
     return sorted(path.name for path in output.with_name(f"{output.name}.parts").glob("shard-*"))
 
 
-def test_a_run_goes_on_where_it_was_stopped(predictor, cells, tmp_path):
+def test_a_run_resumes_where_it_was_stopped(predictor, cells, tmp_path):
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     score(predictor, cells, whole, batch_size=2)
     with pytest.raises(Stopped):
@@ -344,7 +343,7 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
 def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); mend"
+        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); free some"
     ):
         score(predictor, cells, tmp_path / "file" / "out.parquet")
 
@@ -435,14 +434,14 @@ def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_cells_get_the_answers_they_get_alone(real_data, tmp_path):
-    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet121-cnmc")
+def test_real_cells_get_the_predictions_they_get_alone(real_data, tmp_path):
+    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc")
     paths = list(image_files(real_data / "cnmc2019"))[::600]
     table = tmp_path / "cells.csv"
     table.write_text("file\n" + "\n".join(map(str, paths)) + "\n")
     score_cells(predictor, open_source(str(table)), tmp_path / "out.parquet", cells_per_shard=8)
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert len(rows) == len(paths) > 10
-    for row, answer in zip(rows, predictor(paths), strict=True):
-        assert [row["p_ALL"], row["p_HEM"]] == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
-        assert (row["outcome"], row["ood_score"]) == (answer.outcome, answer.checks.ood_score)
+    for row, prediction in zip(rows, predictor(paths), strict=True):
+        assert [row["p_ALL"], row["p_HEM"]] == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+        assert (row["outcome"], row["ood_score"]) == (prediction.outcome, prediction.checks.ood_score)

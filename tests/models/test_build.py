@@ -19,7 +19,7 @@ from leukoscope.models.build import (
     StartWeights,
     build_network,
     classifier_parameters,
-    continue_from,
+    copy_weights,
     head_parameters,
     load_start_weights,
     penalty,
@@ -189,11 +189,11 @@ def test_a_network_goes_on_from_another_with_or_without_its_outputs(recipe: Reci
     torch.manual_seed(4)
     donor = build_network(recipe, 3)
     new_head = [p.clone() for p in classifier_parameters(network)]
-    continue_from(network, donor, None, source="donor")
+    copy_weights(network, donor, None, source="donor")
     body = _backbone(donor)
     assert all(torch.equal(tensor, body[name]) for name, tensor in _backbone(network).items())
     assert all(torch.equal(a, b) for a, b in zip(new_head, classifier_parameters(network), strict=True))
-    continue_from(network, donor, (2, 0), source="donor")
+    copy_weights(network, donor, (2, 0), source="donor")
     for ours, theirs in zip(classifier_parameters(network), classifier_parameters(donor), strict=True):
         assert torch.equal(ours, theirs[[2, 0]])
 
@@ -202,7 +202,7 @@ def test_a_network_does_not_go_on_from_one_built_otherwise(recipe: Recipe, netwo
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for other in (get_recipe("densenet169"), get_recipe("prior_e_densenet121_frozen")):
         with pytest.raises(LeukoscopeError) as refused:
-            continue_from(network, build_network(other, 2), (0, 1), source="x/y")
+            copy_weights(network, build_network(other, 2), (0, 1), source="x/y")
         assert str(refused.value).startswith("x/y: is another network than the recipe's (")
         assert str(refused.value).endswith("); follow the release's own recipe")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -331,3 +331,16 @@ def test_heads_of_our_own_learn_in_either_precision(name: str, precision: torch.
     (logits.float().square().sum() + penalty(network, recipe)).backward()
     assert logits.shape == (4, 2)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_densenet_that_ends_early_takes_the_weights_of_the_whole_one(tmp_path: Path) -> None:
+    import timm
+
+    whole = timm.create_model("densenet169")
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    recipe = get_recipe("densenet169_block2_finetuned")
+    network = build_network(recipe, 2)
+    load_start_weights(network, recipe, StartWeights(file=tmp_path / "whole.safetensors"))
+    ours, theirs = network.state_dict(), whole.state_dict()
+    blocks = [name for name in ours if "block" in name and "num_batches" not in name]
+    assert len(blocks) > 100 and all(torch.equal(ours[name], theirs[name]) for name in blocks)

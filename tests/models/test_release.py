@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.images import open_image
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.data.images import open_image
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
@@ -268,7 +268,7 @@ def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument)
     (name,) = argument
     message = refusal(copy)
     assert message.startswith(f"{copy / 'config.json'}: model_args.{name} is ")
-    assert "only drop_path_rate, drop_rate, global_pool, img_size, in_chans are read" in message
+    assert "only block_config, drop_path_rate, drop_rate, global_pool, img_size, in_chans are read" in message
 
 
 def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy):
@@ -283,7 +283,7 @@ def test_a_preprocessing_that_is_not_made_here_is_refused_with_its_value(copy):
     change_config(copy, pretrained_cfg={**Preprocessing(96, 0.9).to_pretrained_cfg(), "crop_mode": "squash"})
 
     assert refusal(copy) == (
-        f"{copy / 'config.json'}: pretrained_cfg says no preprocessing that is known here (crop_mode is 'squash'; only "
+        f"{copy / 'config.json'}: pretrained_cfg has no preprocessing that is known here (crop_mode is 'squash'; only "
         "the central crop, 'center', is made here); restore it, or give another release"
     )
 
@@ -452,7 +452,7 @@ def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
 SAVE_ON_A_FULL_DISK = """
 import resource, signal, sys
 from leukoscope import LeukoscopeError
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
@@ -552,5 +552,5 @@ def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature):
     with pytest.raises(LeukoscopeError) as error:
         rescale_classifier(network, temperature)
 
-    assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold answers"
+    assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions"
     assert torch.equal(network.get_classifier().weight, before)

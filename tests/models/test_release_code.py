@@ -18,12 +18,11 @@ from PIL import Image
 from torch import nn
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import load_release, rescale_classifier, save_release
-from leukoscope.models.release_code import _SOURCES, CODE
+from leukoscope.models.release import _SOURCES, CODE, load_release, rescale_classifier, save_release
 
 SOURCE = {name: Path(package.__path__[0]) / name for name, package in _SOURCES.items()}
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/modeling_leukoscope.py"))
@@ -301,9 +300,9 @@ def test_leukoscope_never_runs_code_from_a_release(small: Path) -> None:
 
 def test_a_release_of_timms_own_brings_no_code(tiny_release: Path) -> None:
     assert sorted(path.name for path in tiny_release.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
-    embedded = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet121-cnmc" / "config.json"
+    embedded = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc" / "config.json"
     ours, theirs = (json.loads(path.read_text()) for path in (tiny_release / "config.json", embedded))
-    assert list(ours) == list(theirs) and list(ours["pretrained_cfg"]) == list(theirs["pretrained_cfg"])
+    assert [*ours, "model_args"] == list(theirs) and list(ours["pretrained_cfg"]) == list(theirs["pretrained_cfg"])
 
 
 # Damage
@@ -327,7 +326,7 @@ def test_a_network_that_nobody_here_has_is_named(small: Path) -> None:
 
 def test_a_backbone_that_timm_lacks_is_named(small: Path) -> None:
     assert refusal(small, head={"pooling": "avg"}) == (
-        f"{small / 'config.json'}: no architecture 'baseline_cnn' to stand under a head of its own is known; update "
+        f"{small / 'config.json'}: no architecture 'baseline_cnn' for a head of its own is known; update "
         "leukoscope and timm"
     )
 

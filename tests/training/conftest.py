@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope.cells.cache import FramedCells, frame_cells
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.cells.splits import Split, make_split
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import Split, make_split
+from leukoscope.data.synthetic import draw_cell
 
 
 @pytest.fixture

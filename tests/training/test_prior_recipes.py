@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from leukoscope import Predictor
-from leukoscope.cells.phantoms import draw_cell
-from leukoscope.cells.preprocessing import Preprocessing
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network, classifier_parameters
-from leukoscope.models.prior_systems import PRIOR_SYSTEMS
+from leukoscope.models.prior_recipes import PRIOR_SYSTEMS
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import load_release
-from leukoscope.models.release_code import needs_code
+from leukoscope.models.release_files import needs_code
 from leukoscope.models.remote.networks import Classifier
 from leukoscope.training.config import parse_config
-from leukoscope.training.loop import train
+from leukoscope.training.train import train
 
 pytestmark = pytest.mark.slow
 

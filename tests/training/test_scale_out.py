@@ -23,16 +23,16 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
-from leukoscope.cells.cache import frame_cells
-from leukoscope.cells.loading import load_cells
-from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.cells.splits import Split, make_split
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.engine import Engine
-from leukoscope.training.loop import make_accelerator
+from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -68,17 +68,17 @@ def _learn(cells: Path, processes_batches: int) -> dict[str, Any]:
     everything = make_split(data, "all").train
     # 27 cells to learn from in batches of 3 leave one batch of nine without a partner; 5 to answer for are uneven too.
     split = Split("all", "cell", 0, data.fingerprint, everything[5:], (), everything[:5], "")
-    engine = Engine(accelerator, framed, split, RECIPE, preprocessing, run)
-    step, losses = engine._step, []
+    trainer = Trainer(accelerator, framed, split, RECIPE, preprocessing, run)
+    step, losses = trainer._step, []
 
     def noted(*batch: torch.Tensor) -> torch.Tensor:
-        figures = step(*batch)
-        losses.append(accelerator.reduce(figures, "mean")[0].item())
-        return figures
+        metrics = step(*batch)
+        losses.append(accelerator.reduce(metrics, "mean")[0].item())
+        return metrics
 
-    engine._step = noted  # type: ignore[method-assign]
-    rows = list(engine.fit(build_network(RECIPE, 2)))
-    answers = engine.answer(split.test)
+    trainer._step = noted  # type: ignore[method-assign]
+    rows = list(trainer.fit(build_network(RECIPE, 2)))
+    answers = trainer.predict(split.test)
     return {
         "losses": np.reshape(losses, (-1, processes_batches)).mean(axis=1).tolist(),
         "epochs": [row["train_loss"] for row in rows],
@@ -150,7 +150,7 @@ def _wait_for(there: Callable[[], bool], running: subprocess.Popen[str], seconds
         time.sleep(0.01)
 
 
-def test_two_processes_leave_one_run_and_go_on_together(tmp_path: Path) -> None:
+def test_two_processes_leave_one_run_and_resume_together(tmp_path: Path) -> None:
     whole = _train(tmp_path, "--output_dir", "whole")
     said, problems = whole.communicate(timeout=900)
     assert whole.returncode == 0, problems
@@ -164,7 +164,7 @@ def test_two_processes_leave_one_run_and_go_on_together(tmp_path: Path) -> None:
     os.killpg(stopped.pid, signal.SIGTERM)
     said, problems = stopped.communicate(timeout=300)
     assert said.count("asked to stop: checkpoint written at epoch ") == 1, problems
-    launched = "go on with: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
+    launched = "resume with: ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
     assert said.count(launched) == 1
     command = shlex.split(said.partition(launched)[2].splitlines()[0])
     ended = subprocess.run(

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from leukoscope.web.demo import build_demo
-from leukoscope.web.shelf import Shelf
+from leukoscope.web.app import build_demo
+from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import OWN_FOLDER
 
 Maker = Callable[[random.Random], bytes]
@@ -120,7 +120,9 @@ SEEDED = [(kind, seed) for kind in MAKERS for seed in range(EACH)]
 
 @pytest.fixture(scope="module")
 def endpoints(tiny_release: Path) -> dict[str, Callable[..., Any]]:
-    return {block.api_name: block.fn for block in build_demo(Shelf({"tiny": tiny_release})).fns.values() if block.fn}
+    return {
+        block.api_name: block.fn for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values() if block.fn
+    }
 
 
 def ask(endpoint: Callable[..., Any], *values: Any) -> str:

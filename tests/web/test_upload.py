@@ -11,15 +11,15 @@ import pytest
 from gradio import route_utils
 from PIL import Image
 
-from leukoscope.cells.images import UnreadableImage
-from leukoscope.web.demo import build_demo
-from leukoscope.web.shelf import Shelf
+from leukoscope.data.images import UnreadableImage
+from leukoscope.web.app import build_demo
+from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.upload import OWN_FOLDER, keep_uploads_apart, read_upload
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
     """What answers at /predict."""
-    (endpoint,) = (block.fn for block in build_demo(Shelf(releases)).fns.values() if block.api_name == "predict")
+    (endpoint,) = (block.fn for block in build_demo(ModelCache(releases)).fns.values() if block.api_name == "predict")
     assert endpoint is not None
     return endpoint
 
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_cell_is_read_and_its_file_deleted(cache: Path) -> None:
     Image.new("RGB", (40, 40)).save(cache / "cell.bmp")
-    assert read_upload(cache / "cell.bmp").size == (40, 40)
+    assert read_upload(cache / "cell.bmp")[0].size == (40, 40)
     assert not cache.exists()
 
 
@@ -54,7 +54,7 @@ def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.M
 
 
 def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:
-    demo = build_demo(Shelf({"x": Path("x")}))
+    demo = build_demo(ModelCache({"x": Path("x")}))
     (gallery,) = (block for block in demo.blocks.values() if block.elem_id == "examples")
     examples = sorted(gallery.keep_in_cache)
     assert len(examples) == 6 and all(Path(example).is_relative_to(cache.parent) for example in examples)

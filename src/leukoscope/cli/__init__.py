@@ -1,46 +1,92 @@
-"""`leukoscope …`: thin commands over the rooms, one file for each few that belong together.
+"""The command `leukoscope`: thin commands over the packages, one module for each group.
 
-A command reads its flags, calls one room and shows what came back; whatever it needs beyond typer and rich is
-imported inside it, so that `leukoscope --help` answers at once. Results go to stdout, problems to stderr.
+A command reads its flags, calls one package and prints the result; whatever it needs beyond typer and rich is imported
+inside it, so that `leukoscope --help` is quick. Results go to stdout, problems to stderr.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.cli.ablate import ablate
-from leukoscope.cli.audit import AuditCommand, audit
-from leukoscope.cli.data import data
-from leukoscope.cli.demo import demo
-from leukoscope.cli.doctor import doctor
-from leukoscope.cli.errors import OneLineErrors
+from leukoscope.cli.data import AuditCommand, audit, check
+from leukoscope.cli.doctor import demo, doctor
 from leukoscope.cli.evaluate import evaluate
-from leukoscope.cli.export import export
-from leukoscope.cli.field import field
-from leukoscope.cli.leaderboard import leaderboard
-from leukoscope.cli.patient import patient, report
-from leukoscope.cli.predict import predict
-from leukoscope.cli.push import push
-from leukoscope.cli.releases import card, leakage, protocol
-from leukoscope.cli.reproduce import reproduce
-from leukoscope.cli.score import score
-from leukoscope.cli.space import space
-from leukoscope.cli.trust import assess, recalibrate
+from leukoscope.cli.experiment import ablation, leaderboard, leakage, protocol, reproduce
+from leukoscope.cli.options import CommandGroup, ModelCommand
+from leukoscope.cli.predict import field, predict
+from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
+from leukoscope.cli.score import patient, score
+from leukoscope.cli.train import train
 
-# A command that hands flags it does not know on to the parser of train.py.
-_WITH_TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+EXAMPLES = """
+leukoscope predict my-release cell.bmp
+leukoscope predict my-release cells/ --explain overlays --json
+leukoscope field my-release smear.jpg --output overlay.png
+leukoscope field my-release smear.jpg --um_per_pixel 0.12 --json
+leukoscope patient my-release my_cells
+leukoscope patient my-release my_cells --output report.html
+leukoscope score my-release --input my_cells --output cells.parquet
+leukoscope score my-release --input cells.csv --output cells.csv --by_subject subjects.xlsx
+leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
+leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
+leukoscope data check C-NMC_Leukemia
+leukoscope data check my_cells --subject_pattern '(?P<subject>P.+)_' --json
+leukoscope data audit --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
+leukoscope data audit --dataset_name imagefolder --train_dir my_cells --split random --output audit
+leukoscope release export my-release --output graph
+leukoscope release export my-release --format onnx --output graph
+leukoscope release push my-release --hub_model_id owner/name --tag v1
+leukoscope release push my-release --hub_model_id owner/name --create_pr
+leukoscope release card my-release
+leukoscope release card my-release --hub_model_id owner/name
+leukoscope release recalibrate my-release --train_dir my_cells --subject_csv subjects.csv --output ours
+leukoscope release recalibrate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ours
+leukoscope release assess my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
+leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD --healthy_dir PBC
+leukoscope release space owner/name@v1 --output my-space
+leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
+leukoscope release list
+leukoscope release list runs --json
+leukoscope experiment protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
+leukoscope experiment protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
+leukoscope experiment ablation grid.yaml --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ablation.json
+leukoscope experiment ablation grid.yaml --output ablation.json --only baseline
+leukoscope experiment leakage --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output leakage.json
+leukoscope experiment leakage --seeds 5 --num_train_epochs 3 --output leakage.json
+leukoscope experiment reproduce --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe prior_d_resnet
+leukoscope experiment reproduce --table
+leukoscope experiment leaderboard my-release other-release
+leukoscope experiment leaderboard owner/name@v1 my-release --output comparison.html
+leukoscope doctor
+leukoscope doctor --releases runs --json
+leukoscope demo
+leukoscope demo --releases runs --models models.txt
+"""
 
-app = typer.Typer(
-    name="leukoscope",
-    cls=OneLineErrors,
-    help=f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+
+def _group(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        cls=CommandGroup,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group(
+    "leukoscope", f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}"
 )
+data = _group("data", "Check data sets before anything is trained on them.")
+release = _group("release", "Export, publish, describe, recalibrate and list releases.")
+experiment = _group("experiment", "Protocols of many training runs, and releases compared with each other.")
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,24 +104,57 @@ def leukoscope(
     """Options of every command; the help text above the list of commands is the app's."""
 
 
-app.command()(predict)
-app.command()(patient)
-app.command()(report)
-app.command()(score)
-app.command()(field)
-app.command()(export)
-app.command(context_settings=_WITH_TRAINING_FLAGS)(protocol)
-app.command(context_settings=_WITH_TRAINING_FLAGS)(leakage)
-app.command(context_settings=_WITH_TRAINING_FLAGS)(reproduce)
-app.command(context_settings=_WITH_TRAINING_FLAGS)(ablate)
-app.command()(card)
-app.command()(push)
-app.command()(space)
-app.command()(evaluate)
-app.command()(leaderboard)
-app.command(cls=AuditCommand)(audit)
-app.command()(assess)
-app.command()(recalibrate)
-app.add_typer(data, name="data")
-app.command()(doctor)
-app.command()(demo)
+def _add(
+    group: typer.Typer,
+    function: Callable[..., None],
+    name: str,
+    *,
+    cls: type[TyperCommand] = ModelCommand,
+    old_flags: Mapping[str, str] | None = None,
+    training_flags: bool = False,
+) -> None:
+    """Add a command with its examples; its flags may be written with dashes or underscores.
+
+    Args:
+        old_flags: flags that had another name, old → new, without leading dashes and with dashes inside.
+        training_flags: flags that it does not know are left in `ctx.args`, for the parser of train.py.
+    """
+
+    def canonical(flag: str) -> str:
+        flag = flag.replace("_", "-")
+        return (old_flags or {}).get(flag, flag)
+
+    settings: dict[str, Any] = {"token_normalize_func": canonical}
+    if training_flags:
+        settings |= {"allow_extra_args": True, "ignore_unknown_options": True}
+    path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
+    examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
+    epilog = "\n\n".join(("Examples:", *examples))
+    group.command(name, cls=cls, context_settings=settings, epilog=epilog)(function)
+
+
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+_add(app, predict, "predict")
+_add(app, field, "field", old_flags={"out": "output"})
+_add(app, patient, "patient")
+_add(app, score, "score")
+_add(app, evaluate, "evaluate", old_flags={"output-dir": "output"})
+app.add_typer(data)
+_add(data, check, "check", cls=TyperCommand)
+_add(data, audit, "audit", cls=AuditCommand, old_flags={"output-dir": "output"})
+app.add_typer(release)
+_add(release, export, "export", old_flags={"out": "output"})
+_add(release, push, "push")
+_add(release, card, "card")
+_add(release, recalibrate, "recalibrate", old_flags={"output-dir": "output"})
+_add(release, assess, "assess")
+_add(release, space, "space", old_flags={"out": "output"})
+_add(release, list_releases, "list", cls=TyperCommand)
+app.add_typer(experiment)
+_add(experiment, protocol, "protocol", cls=TyperCommand, old_flags={"release": "output"}, training_flags=True)
+_add(experiment, ablation, "ablation", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, leakage, "leakage", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, reproduce, "reproduce", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, leaderboard, "leaderboard", old_flags={"page": "output"})
+_add(app, doctor, "doctor", cls=TyperCommand)
+_add(app, demo, "demo", cls=TyperCommand)

@@ -1,46 +1,38 @@
-"""`leukoscope data check`: what is in this folder, and can it be trained on?"""
+"""`leukoscope data check` and `leukoscope data audit`: what a data set holds, and what would inflate its metrics."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, progress_bar
 
 if TYPE_CHECKING:
-    from leukoscope.cells.inspection import FolderReport
-
-data = typer.Typer(help="Folders of cells.", no_args_is_help=True)
+    from leukoscope.data.inspect import FolderReport
 
 
-@data.callback()
-def folders_of_cells() -> None:
-    """Folders of cells: what they are, before anything is trained on them."""
-
-
-@data.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
-    subject_pattern: Annotated[
-        str | None,
-        typer.Option("--subject_pattern", metavar="REGEX", help="Class folders: names a file's subject by its path."),
-    ] = None,
-    subject_csv: Annotated[
-        Path | None,
-        typer.Option("--subject_csv", metavar="FILE", help="Class folders: CSV with the columns file,subject."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    subject_pattern: SubjectPattern = None,
+    subject_csv: SubjectCsv = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say which data set a folder holds, how many cells of each class and subject, and what is missing or odd.
 
-    Reads names and file headers only; `leukoscope audit` looks at the pictures. Exit code: 0 the cells can be trained
-    on, whatever is listed as odd; 1 they cannot.
+    Reads names and file headers only; `leukoscope data audit` reads the images. Exit code: 0 the cells can be trained
+    on, whatever problems are listed; 1 they cannot.
     """
-    from leukoscope.cells.inspection import inspect_folder
-    from leukoscope.hub.shipped import training_command
+    from leukoscope.data.inspect import inspect_folder
+    from leukoscope.files import training_command
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
     flags = ["--dataset_name", report.info.name, "--train_dir", str(folder)]
@@ -51,9 +43,9 @@ def check(
         return
     _print_tables(report)
     for problem in report.problems:
-        typer.echo(f"odd: {problem}")
+        typer.echo(f"problem: {problem}")
     typer.echo(f"licence: {report.info.licence}")
-    typer.echo(f"look closer: leukoscope audit {shlex.join(flags)}")
+    typer.echo(f"look closer: leukoscope data audit {shlex.join(flags)}")
     typer.echo(f"train on it: {training_command()} {shlex.join([*flags, *report.split_flags])}")
 
 
@@ -86,3 +78,111 @@ def _print_tables(report: FolderReport) -> None:
             spread = [min(cells.values()), median(cells.values()), max(cells.values())] if cells else []
             table.add_row(label, str(len(cells)), *(f"{number:,g}" for number in spread))
         console.print(table)
+
+
+FINDINGS_EXIT = 2
+
+
+class AuditCommand(TyperCommand):
+    """Ends with 1, not with the usual 2, on an unknown flag: scripts read 2 as findings."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            if getattr(error, "exit_code", None) == FINDINGS_EXIT:
+                error.exit_code = 1  # type: ignore[attr-defined]
+            raise
+
+
+def audit(
+    dataset_name: Annotated[str, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")],
+    train_dir: TrainDir = None,
+    subject_pattern: SubjectPattern = None,
+    subject_csv: SubjectCsv = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Also check the sides of this split of train.")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: audit-NAME in the current folder.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for what would inflate metrics: copies of a cell across subjects, classes or splits, shortcuts, odd files.
+
+    Writes audit.json and audit.html. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be
+    made (a wrong flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a
+    subject in two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps
+    on one side, known subject aliases among them, are listed but do not count; neither do shortcuts and odd images.
+    """
+    from leukoscope.audit.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.loading import load_cells
+    from leukoscope.data.splits import load_split, make_split
+    from leukoscope.models.release_files import write_json
+    from leukoscope.reports.audit_page import write_audit_page
+
+    if split and split_file:
+        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
+    data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    if not quiet:
+        typer.echo(data.report(), err=True)
+    if split:
+        make_split(data, split)  # raises now rather than after every image is read
+    with progress_bar("images", disable=quiet) as show:
+        seen = scan_cells(data, progress=show)
+    chosen = load_split(split_file, seen.data) if split_file else make_split(seen.data, split) if split else None
+    findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
+    folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "audit.json", findings)
+        page = write_audit_page(folder / "audit.html", findings, seen)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"--output {folder}: cannot write there ({error.strerror or error}); name another folder"
+        ) from None
+    if as_json:
+        typer.echo((folder / "audit.json").read_text())
+    else:
+        _print_summary(findings)
+        typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
+    if findings["inflating"]:
+        raise typer.Exit(FINDINGS_EXIT)
+
+
+def _print_summary(findings: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from leukoscope.reports.audit_page import copy_rows, metric_cells
+
+    console = Console(highlight=False)
+    table = Table("copies", "identical", "near-identical")
+    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
+    for name, words in copy_rows(findings):
+        table.add_row(words, *(f"{kind[name]:,}" for kind in kinds))
+    console.print(table)
+    for group in findings["subject_aliases"]["groups"]:
+        shared = sum(link["identical"] + link["near"] for link in group["links"])
+        new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
+        state = "already joined when loading" if group["known"] else new
+        console.print(Text(f"one person: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}"))
+    shortcuts = findings["shortcuts"]
+    if "features" in shortcuts:
+        table = Table("shortcut", "balanced accuracy", "weighted F1", "AUROC")
+        for name, figures in shortcuts["features"].items():
+            table.add_row(name, *metric_cells(figures))
+        console.print(table)
+    else:
+        console.print(Text(f"shortcuts not measured: {shortcuts['not_measured']}"))
+    odd = findings["odd_pictures"]["counts"]
+    console.print(Text(f"odd images: {', '.join(f'{count} {name}' for name, count in odd.items())}"))
+    for line in findings["inflating"]:
+        console.print(Text(f"inflates metrics: {line}", "bold red"))
+    if not findings["inflating"]:
+        console.print(Text("nothing found that would inflate metrics", "green"))

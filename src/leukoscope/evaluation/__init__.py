@@ -1,1 +1,1 @@
-"""How far to trust it: metrics on cells and on subjects, and the baselines they must beat."""
+"""Metrics with intervals, calibration, thresholds, baselines, and what is fitted into a release after training."""

@@ -1,18 +1,17 @@
-"""What a set of predictions is worth: over cells, with every subject weighing the same, and among cells of equal size.
+"""Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
-`CellPredictions` is the one table every metric is computed from: exactly one row a cell. The pooled metrics come from
-a local `evaluate.Metric` over scikit-learn, so that they compose with the rest of the 🤗 evaluate world and need no
-network.
+All metrics are computed from `CellPredictions`, which has exactly one row per cell. The pooled metrics come from a
+local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate metrics and work offline.
 
-Two families of metrics stand beside the pooled ones. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that
-a metric speaks of subjects and not of the few who bring most cells. `auroc_equal_size`: AUROC within deciles of the
-cells' areas, averaged with the number of pairs of each decile as weights: what a network knows beyond a cell's size.
+Two groups of metrics complete the pooled ones. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every
+subject has the same weight, however many cells it has. `auroc_equal_size`: AUROC within deciles of the cell area,
+averaged with the number of pairs of each decile as weight; it shows what a network knows beyond a cell's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellPredictions:
-    """One answer a cell.
+    """One prediction per cell.
 
     Attributes:
         cell_ids: (N,) unique ids.
@@ -35,8 +34,8 @@ class CellPredictions:
         references: (N,) int, the true class.
         probabilities: (N, K) float, rows sum to 1.
         label_names: K class names in output order.
-        areas: (N,) the share of its picture that each cell covers; None where cells are not cut out on black.
-        pixel_hashes: of each cell's decoded picture, as `pixel_hash` gives it; None where nobody took them.
+        areas: (N,) share of its image that each cell covers; None where cells are not cut out on black.
+        pixel_hashes: `pixel_hash` of each cell's decoded image; None where they were not computed.
     """
 
     cell_ids: tuple[str, ...]
@@ -50,14 +49,12 @@ class CellPredictions:
     def __post_init__(self) -> None:
         if len(set(self.cell_ids)) != len(self.cell_ids):
             twice = next(c for c in self.cell_ids if self.cell_ids.count(c) > 1)
-            raise LeukoscopeError(
-                f"predictions: cell {twice} is answered more than once; one prediction a cell is required"
-            )
+            raise LeukoscopeError(f"predictions: cell {twice} appears more than once; give one prediction per cell")
         if not len(self.cell_ids) == len(self.subjects) == len(self.references) == len(self.probabilities):
             raise LeukoscopeError("predictions: ids, subjects, references and probabilities differ in length")
 
     @property
-    def predictions(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
         """(N,) int, the most probable class."""
         return self.probabilities.argmax(axis=1)
 
@@ -66,19 +63,19 @@ class CellPredictions:
         """(N,) float, 1 / (cells of the cell's subject); None where a cell's subject is not known."""
         if "" in self.subjects:
             return None
-        _, unit, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
-        return 1 / cells[unit]
+        _, subject, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
+        return 1 / cells[subject]
 
     @property
     def size_deciles(self) -> np.ndarray | None:
-        """(N,) int, 0–9: which tenth of the areas each cell belongs to; None where areas are not known."""
+        """(N,) int, 0–9, the decile of each cell's area; None where areas are not known."""
         if self.areas is None:
             return None
         edges = np.quantile(self.areas, np.linspace(0, 1, 11)[1:-1])
         return np.searchsorted(edges, self.areas, side="right")
 
     def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
-        """The predictions of some rows, in the order given."""
+        """Return the predictions of some rows, in the order given."""
         chosen = np.asarray(rows, dtype=int)
         return CellPredictions(
             tuple(self.cell_ids[row] for row in chosen),
@@ -91,7 +88,7 @@ class CellPredictions:
         )
 
     def save(self, path: Path) -> None:
-        """Write one Parquet row a cell; no pixels."""
+        """Write a Parquet file with one row per cell; it holds no pixels."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -102,13 +99,13 @@ class CellPredictions:
             columns["area"] = self.areas.astype(np.float32)
         if self.pixel_hashes is not None:
             columns["pixel_hash"] = self.pixel_hashes
-        aside = path.with_suffix(".tmp")
-        pq.write_table(pa.table(columns), aside)
-        aside.replace(path)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(pa.table(columns), temporary)
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> CellPredictions:
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         import pyarrow.parquet as pq
 
         columns = pq.read_table(path).to_pydict()
@@ -125,7 +122,7 @@ class CellPredictions:
 
 
 def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
-    """Join predictions of disjoint test sets, as cross-validation leaves them."""
+    """Concatenate predictions of disjoint test sets, such as the folds of a cross-validation."""
     areas = [p.areas for p in parts if p.areas is not None]
     hashes = [p.pixel_hashes for p in parts if p.pixel_hashes is not None]
     return CellPredictions(
@@ -140,7 +137,7 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
 
 
 def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """A local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
+    """Make a local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
     import datasets
     import evaluate
 
@@ -154,13 +151,22 @@ def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _figures(np.asarray(predictions), np.asarray(references), list(label_names))
+            return _class_metrics(np.asarray(predictions), np.asarray(references), list(label_names))
 
     return CellMetric()
 
 
-def measure(answers: CellPredictions) -> dict[str, Any]:
-    """All figures of one set of answers.
+POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the metrics of `measure` that a table quotes."""
+    return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
+
+
+def measure(predictions: CellPredictions) -> dict[str, Any]:
+    """Compute all metrics of one set of predictions.
 
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
@@ -169,44 +175,49 @@ def measure(answers: CellPredictions) -> dict[str, Any]:
         first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where no decile of the
         areas holds two classes). All shares are 0–1.
     """
-    metric = cell_metric(answers.label_names)
-    probabilities = answers.probabilities.astype(float)
-    figures = metric.compute(predictions=probabilities, references=answers.references)
-    assert figures is not None
-    weights = answers.subject_weights
+    names, references = predictions.label_names, predictions.references
+    probabilities = predictions.probabilities.astype(float)
+    metrics = cell_metric(names).compute(predictions=probabilities, references=references)
+    assert metrics is not None
+    weights = predictions.subject_weights
     if weights is not None and len(weights):
-        evenly = _figures(probabilities, answers.references, list(answers.label_names), weights)
-        figures |= {f"{key}_by_subject": evenly[key] for key in POOLED}
-    if answers.areas is not None:
-        figures["auroc_equal_size"] = _auroc_equal_size(answers)
-    return {"cells": len(answers.cell_ids), **figures, "subjects": _per_subject(answers)}
+        weighted = _class_metrics(probabilities, references, list(names), weights)
+        metrics |= {f"{key}_by_subject": weighted[key] for key in POOLED}
+    if predictions.areas is not None:
+        metrics["auroc_equal_size"] = _auroc_equal_size(predictions)
+    subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references
+    per_subject = {}
+    for subject in sorted(set(predictions.subjects) - {""}):
+        rows = subjects == subject
+        per_subject[subject] = {
+            "label": names[references[rows][0]],
+            "cells": int(rows.sum()),
+            "accuracy": float(correct[rows].mean()),
+        }
+    return {"cells": len(predictions.cell_ids), **metrics, "subjects": per_subject}
 
 
-POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
-BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
-
-
-def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of `measure` that a table quotes."""
-    return {key: figures[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in figures}
-
-
-def _figures(
+def _class_metrics(
     probabilities: np.ndarray, references: np.ndarray, names: list[str], weights: np.ndarray | None = None
 ) -> dict[str, Any]:
     from sklearn import metrics as sk
 
-    predictions, classes = probabilities.argmax(axis=1), list(range(len(names)))
+    predicted, classes = probabilities.argmax(axis=1), list(range(len(names)))
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        references, predictions, labels=classes, zero_division=0, sample_weight=weights
+        references, predicted, labels=classes, zero_division=0, sample_weight=weights
     )
     present = np.unique(references)
+    auroc = None
+    if len(present) == len(classes):
+        one_vs_rest = classes[:1] if len(classes) == 2 else classes
+        parts = [sk.roc_auc_score(references == k, probabilities[:, k], sample_weight=weights) for k in one_vs_rest]
+        auroc = float(np.mean(parts))
     return {
-        "accuracy": float(np.average(predictions == references, weights=weights)),
+        "accuracy": float(np.average(predicted == references, weights=weights)),
         "balanced_accuracy": float(recall[present].mean()),
         "f1_weighted": float(np.average(f1, weights=support)),
         "f1_macro": float(f1[present].mean()),
-        "auroc": _auroc(probabilities, references, classes, weights),
+        "auroc": auroc,
         "per_class": {
             name: {
                 "precision": float(precision[k]),
@@ -216,71 +227,25 @@ def _figures(
             }
             for k, name in enumerate(names)
         },
-        "confusion_matrix": sk.confusion_matrix(references, predictions, labels=classes).tolist(),
+        "confusion_matrix": sk.confusion_matrix(references, predicted, labels=classes).tolist(),
     }
 
 
-def _auroc(
-    probabilities: np.ndarray, references: np.ndarray, classes: list[int], weights: np.ndarray | None
-) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    if len(np.unique(references)) < len(classes):
-        return None
-    ranked = classes[:1] if len(classes) == 2 else classes
-    return float(np.mean([roc_auc_score(references == k, probabilities[:, k], sample_weight=weights) for k in ranked]))
-
-
-def _auroc_equal_size(answers: CellPredictions) -> float | None:
+def _auroc_equal_size(predictions: CellPredictions) -> float | None:
     """AUROC within deciles of the areas, weighted by their numbers of pairs; one-vs-rest macro for more classes."""
     from sklearn.metrics import roc_auc_score
 
-    deciles, names = answers.size_deciles, answers.label_names
+    deciles, names = predictions.size_deciles, predictions.label_names
     assert deciles is not None
     found = []
     for k in range(len(names))[: 1 if len(names) == 2 else None]:
         areas_under, pairs = [], []
         for decile in np.unique(deciles):
             rows = deciles == decile
-            positive = answers.references[rows] == k
+            positive = predictions.references[rows] == k
             if 0 < positive.sum() < len(positive):
-                areas_under.append(roc_auc_score(positive, answers.probabilities[rows, k]))
+                areas_under.append(roc_auc_score(positive, predictions.probabilities[rows, k]))
                 pairs.append(int(positive.sum()) * int((~positive).sum()))
         if pairs:
             found.append(np.average(areas_under, weights=pairs))
     return float(np.mean(found)) if found else None
-
-
-def _per_subject(answers: CellPredictions) -> dict[str, dict[str, Any]]:
-    subjects, right = np.asarray(answers.subjects), answers.predictions == answers.references
-    return {
-        subject: {
-            "label": answers.label_names[answers.references[subjects == subject][0]],
-            "cells": int((subjects == subject).sum()),
-            "accuracy": float(right[subjects == subject].mean()),
-        }
-        for subject in sorted(set(answers.subjects) - {""})
-    }
-
-
-def size_only_answers(
-    train_areas: np.ndarray, train_references: np.ndarray, test_areas: np.ndarray, like: CellPredictions
-) -> CellPredictions:
-    """The baseline every network must beat: logistic regression on the logarithm of a cell's area alone.
-
-    Args:
-        train_areas, train_references: (M,) area and class of the cells that were trained on.
-        test_areas: (N,) areas of the cells in `like`, in its order.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def feature(areas: np.ndarray) -> np.ndarray:
-        return np.log(np.maximum(areas, 1e-4)).reshape(-1, 1)
-
-    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(feature(train_areas), train_references)
-    seen = model.predict_proba(feature(test_areas))
-    probabilities = np.zeros_like(like.probabilities, dtype=float)
-    probabilities[:, model.classes_] = seen
-    return replace(like, probabilities=probabilities)

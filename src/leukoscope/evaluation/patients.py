@@ -1,8 +1,8 @@
-"""What pooling a person's cells is worth: the "patients" block of metrics.json, measured on unseen persons.
+"""Metrics per person: pool the predictions of a person's cells, and measure that on unseen persons.
 
-Nested cross-validation: the person who is judged takes no part in choosing how cells are pooled, nor in fitting the
-logistic regression on top. Class weights are balanced, so leaving a person out does not shift the threshold against
-that person's class.
+The "patients" block of metrics.json comes from nested cross-validation: the person who is measured takes no part in
+choosing how cells are pooled, nor in fitting the logistic regression on top. Class weights are balanced, so leaving a
+person out does not shift the threshold against that person's class.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from leukoscope.evaluation.bootstrap import Interval, bootstrap_subjects, point_metrics, subject_logits
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
-from leukoscope.evaluation.draws import Interval, subject_draws
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.decision import ABSTAIN, WITHOUT_CLASS
 from leukoscope.inference.patient import POOLINGS, TOO_FEW_CELLS, PatientRule, logits_of, pool
+from leukoscope.inference.prediction import ABSTAIN, WITHOUT_CLASS
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 100
-"""Times that n cells of a person are drawn for the curve."""
+"""Random choices of n cells of each person, for the curve."""
 MAY_LOSE = 0.02
 """Balanced accuracy over persons that the smallest number of cells may lose against all their cells."""
 OUTER_FOLDS = 50
@@ -32,23 +32,53 @@ _PENALTY = 1.0  # scikit-learn's C, on standardised features
 
 @dataclass(frozen=True)
 class _Person:
-    """A person's name, class (True: positive) and cells' logits."""
+    """A person's name, class (True: positive) and logits of all cells."""
 
     name: str
     positive: bool
     logits: np.ndarray
 
 
-def patients_block(
-    answers: CellPredictions, positive_label: str, *, temperature: float = 1.0, estimates: str = OUT_OF_FOLD
-) -> dict[str, Any]:
-    """The "patients" block; see the module.
+def persons_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
+    """Make the "persons" block of an evaluation: one score per subject, the mean logit of its cells.
 
     Args:
-        answers: of two classes, out-of-fold and subject-disjoint, as the networks gave them.
+        predictions: of two classes, on subjects that the networks never saw.
+        interval: of the AUROC over subjects.
+        estimates: what metrics of the predictions estimate.
+
+    Returns:
+        definition, auroc (None where a subject has cells of two classes) and its interval, and `subjects`: id → label,
+        cells and mean_logit of the first class.
+    """
+    names, logits = subject_logits(predictions)
+    subjects, labels = np.asarray(predictions.subjects), predictions.label_names
+    return {
+        "estimates": estimates,
+        "definition": f"mean logit of {labels[0]} over a subject's cells, log p - log (1 - p)",
+        "auroc": point_metrics(predictions).get("subject_auroc"),
+        "interval": interval,
+        "subjects": {
+            str(name): {
+                "label": labels[predictions.references[subjects == name][0]],
+                "cells": int((subjects == name).sum()),
+                "mean_logit": float(logit),
+            }
+            for name, logit in zip(names, logits[:, 0], strict=True)
+        },
+    }
+
+
+def patients_block(
+    predictions: CellPredictions, positive_label: str, *, temperature: float = 1.0, estimates: str = OUT_OF_FOLD
+) -> dict[str, Any]:
+    """Make the "patients" block of metrics.json.
+
+    Args:
+        predictions: of two classes, out-of-fold and subject-disjoint, not yet scaled.
         positive_label: the class whose logits are pooled.
-        temperature: what the release's weights were scaled with: the rule stands on the scale of the release.
-        estimates: what the answers stand for.
+        temperature: of the release; the rule applies to its scaled probabilities.
+        estimates: what metrics of the predictions estimate.
 
     Returns:
         positive_label; `rule` (pooling, coefficients, intercept) fitted on all persons; `candidates`: pooling →
@@ -58,22 +88,26 @@ def patients_block(
         id → label, cells, probability, interval, outcome. {} for more than two classes, unknown subjects, fewer than
         `SUBJECTS_NEEDED` + 1 persons of a class, or a subject with cells of both classes.
     """
-    persons = _persons(calibrated(answers, temperature), positive_label)
+    from sklearn.model_selection import KFold
+
+    persons, labels = _persons(calibrated(predictions, temperature), positive_label), predictions.label_names
     truth = np.array([person.positive for person in persons])
     if not persons or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
         return {}
-    labels = answers.label_names
-    rules = _rules_of_the_others(persons, labels, positive_label)
+    # For each person, the rule that was chosen and fitted without that person.
+    rules: list[Any] = [None] * len(persons)
+    for others, left_out in KFold(min(OUTER_FOLDS, len(persons)), shuffle=True, random_state=0).split(persons):
+        rule = _fit_rule([persons[i] for i in others], labels, positive_label)[0]
+        for i in left_out:
+            rules[i] = rule
     curve = _curve(persons, rules)
     least = least_cells(curve)
     rules = [replace(rule, least_cells=least) for rule in rules]
-    subjects = {
-        person.name: _judged(person, rule, answers.label_names) for person, rule in zip(persons, rules, strict=True)
-    }
-    rule, candidates = _fitted(persons, labels, positive_label)
+    subjects = {person.name: _apply(rule, person) for person, rule in zip(persons, rules, strict=True)}
+    rule, candidates = _fit_rule(persons, labels, positive_label)
     return {
         "estimates": estimates,
-        "fitted_on": who_fitted(answers),
+        "fitted_on": who_fitted(predictions),
         "judged_on": "each person with pooling and regression chosen and fitted on other persons",
         "positive_label": positive_label,
         "rule": {
@@ -84,47 +118,47 @@ def patients_block(
         "candidates": candidates,
         "chosen": {name: sum(one.pooling == name for one in rules) for name in POOLINGS},
         "least_cells": least,
-        "measured": _measured(persons, subjects),
+        "measured": _measured(truth, subjects),
         "curve": curve,
         "wrong": [name for name, one in subjects.items() if one["called"] != one["label"]],
         "subjects": subjects,
     }
 
 
-def judged_by_rule(answers: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a release's own rule says of the persons whose cells were predicted.
+def measure_patient_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Apply a release's patient rule to the persons whose cells were predicted, and measure it.
 
     Args:
-        answers: of the release, on the scale of its probabilities.
+        predictions: of the release, with its scaled probabilities.
         metrics: the release's metrics.json.
 
     Returns:
         persons, given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
-        cells, probability, interval, outcome. None where the release has no rule for persons, or the answers do not
-        name persons of one class each.
+        cells, probability, interval, outcome. None where the release has no rule for persons, or the predictions do
+        not name persons of one class each.
     """
-    rule = PatientRule.from_metrics(metrics, answers.label_names)
-    persons = [] if rule is None else _persons(answers, rule.positive_label)
+    rule = PatientRule.from_metrics(metrics, predictions.label_names)
+    persons = [] if rule is None else _persons(predictions, rule.positive_label)
     if rule is None or not persons:
         return None
-    subjects = {person.name: _judged(person, rule, answers.label_names) for person in persons}
-    decided = [one for one in subjects.values() if one["outcome"] in answers.label_names]
+    subjects = {person.name: _apply(rule, person) for person in persons}
+    decided = [one for one in subjects.values() if one["outcome"] in predictions.label_names]
 
-    def right(positive: bool) -> dict[str, Any]:
+    def correct(positive: bool) -> dict[str, Any]:
         own = [one for one in decided if (one["label"] == rule.positive_label) == positive]
         return _exact(sum(one["outcome"] == one["label"] for one in own), len(own))
 
     return {
         "persons": len(persons),
         "given_a_class": len(decided),
-        "sensitivity": right(True),
-        "specificity": right(False),
+        "sensitivity": correct(True),
+        "specificity": correct(False),
         "subjects": subjects,
     }
 
 
 def least_cells(curve: list[dict[str, Any]]) -> int:
-    """The smallest number of cells from which on balanced accuracy stays within `MAY_LOSE` of that with all cells."""
+    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all cells."""
     least = curve[-1]["cells"]
     for row in reversed(curve):
         if row["balanced_accuracy"] < row["balanced_accuracy_all_cells"] - MAY_LOSE:
@@ -133,35 +167,23 @@ def least_cells(curve: list[dict[str, Any]]) -> int:
     return int(least)
 
 
-def _persons(answers: CellPredictions, positive_label: str) -> list[_Person]:
-    """In order of their names; none where the answers do not name persons of one class each."""
-    if len(answers.label_names) != 2 or "" in answers.subjects:
+def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]:
+    """In order of their names; none where the predictions do not name persons of one class each."""
+    if len(predictions.label_names) != 2 or "" in predictions.subjects:
         return []
-    positive = answers.label_names.index(positive_label)
-    subjects, logits = np.asarray(answers.subjects), logits_of(answers.probabilities[:, positive])
+    positive = predictions.label_names.index(positive_label)
+    subjects, logits = np.asarray(predictions.subjects), logits_of(predictions.probabilities[:, positive])
     found = []
     for name in np.unique(subjects):
         rows = subjects == name
-        classes = np.unique(answers.references[rows])
+        classes = np.unique(predictions.references[rows])
         if len(classes) > 1:
             return []
         found.append(_Person(str(name), bool(classes[0] == positive), logits[rows]))
     return found
 
 
-def _rules_of_the_others(persons: list[_Person], labels: tuple[str, ...], positive_label: str) -> list[PatientRule]:
-    """For each person, the rule that was chosen and fitted without that person."""
-    from sklearn.model_selection import KFold
-
-    rules: list[Any] = [None] * len(persons)
-    for others, left_out in KFold(min(OUTER_FOLDS, len(persons)), shuffle=True, random_state=0).split(persons):
-        rule = _fitted([persons[i] for i in others], labels, positive_label)[0]
-        for i in left_out:
-            rules[i] = rule
-    return rules
-
-
-def _fitted(
+def _fit_rule(
     persons: list[_Person], labels: tuple[str, ...], positive_label: str
 ) -> tuple[PatientRule, dict[str, float]]:
     """The rule of the pooling with the lowest cross-validated log loss; and every pooling's log loss."""
@@ -187,7 +209,7 @@ def _cross_validated_loss(features: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
-    """Balanced logistic regression on standardised features, told on the features as they are."""
+    """Balanced logistic regression on standardised features; its coefficients are for the features themselves."""
     from sklearn.linear_model import LogisticRegression
 
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
@@ -197,7 +219,7 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, Any]]:
-    """Persons judged by n of their cells, drawn without replacement; persons with fewer cells are left out."""
+    """Metrics from n random cells per person, without replacement; persons with fewer cells are left out."""
     rng = np.random.default_rng(0)
     rows = []
     for cells in CELL_COUNTS:
@@ -205,23 +227,23 @@ def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, A
         truth = np.array([person.positive for person, _ in known])
         if len(np.unique(truth)) < 2:
             break
-        drawn = np.stack(
+        probabilities = np.stack(
             [
                 rule.probability(rng.permuted(np.tile(person.logits, (REPEATS, 1)), axis=1)[:, :cells])
                 for person, rule in known
             ]
         )
-        everything = np.stack([rule.probability(person.logits) for person, rule in known])
-        right = (drawn >= 0.5) == truth[:, None]
+        all_cells = np.stack([rule.probability(person.logits) for person, rule in known])
+        right = (probabilities >= 0.5) == truth[:, None]
         rows.append(
             {
                 "cells": cells,
                 "persons": len(known),
-                "auroc": float(np.mean([_auroc(truth, once) for once in drawn.T])),
+                "auroc": float(np.mean([_auroc(truth, once) for once in probabilities.T])),
                 "sensitivity": float(right[truth].mean()),
                 "specificity": float(right[~truth].mean()),
                 "balanced_accuracy": float((right[truth].mean() + right[~truth].mean()) / 2),
-                "balanced_accuracy_all_cells": _balanced(truth, everything >= 0.5),
+                "balanced_accuracy_all_cells": _balanced(truth, all_cells >= 0.5),
             }
         )
     return rows
@@ -237,13 +259,13 @@ def _auroc(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(truth, scores))
 
 
-def _judged(person: _Person, rule: PatientRule, labels: tuple[str, ...]) -> dict[str, Any]:
-    negative = next(label for label in labels if label != rule.positive_label)
-    name = {True: rule.positive_label, False: negative}
-    positive = 1 / (1 + np.exp(-person.logits))
-    shares = np.stack([positive if label == rule.positive_label else 1 - positive for label in labels], axis=1)
-    predicted = rule.predict(shares, ["" for _ in shares])
+def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
+    positive = rule.labels.index(rule.positive_label)
+    probability = 1 / (1 + np.exp(-person.logits))
+    both = np.stack([probability, 1 - probability] if positive == 0 else [1 - probability, probability], axis=1)
+    predicted = rule.predict(both, ["" for _ in both])
     assert predicted.probability is not None
+    name = {True: rule.positive_label, False: rule.labels[1 - positive]}
     return {
         "label": name[person.positive],
         "cells": len(person.logits),
@@ -255,20 +277,19 @@ def _judged(person: _Person, rule: PatientRule, labels: tuple[str, ...]) -> dict
     }
 
 
-def _measured(persons: list[_Person], subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every person on the side of its probability; and what is left when abstained and too small ones are set apart."""
-    truth = np.array([person.positive for person in persons])
+def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics with every person on the side of its probability, and without those abstained from or too small."""
     scores = np.array([one["probability"] for one in subjects.values()])
     one_row_each = CellPredictions(
         tuple(subjects), tuple(subjects), truth.astype(int), np.stack([1 - scores, scores], axis=1), ("0", "1")
     )
-    draws = subject_draws(one_row_each)
+    boot = bootstrap_subjects(one_row_each)
     right = (scores >= 0.5) == truth
     decided = [one for one in subjects.values() if one["outcome"] not in (*WITHOUT_CLASS, TOO_FEW_CELLS)]
     outcomes = [one["outcome"] for one in subjects.values()]
     return {
         "persons": len(truth),
-        "auroc": {"value": _auroc(truth, scores), **draws.interval(draws.auroc(scores, truth))},
+        "auroc": {"value": _auroc(truth, scores), **boot.interval(boot.auroc(scores, truth))},
         "sensitivity": _exact(int(right[truth].sum()), int(truth.sum())),
         "specificity": _exact(int(right[~truth].sum()), int((~truth).sum())),
         "balanced_accuracy": _balanced(truth, scores >= 0.5),

@@ -1,1 +1,1 @@
-"""Where it lives: the model card and the way a release reaches the Hugging Face Hub."""
+"""Publishing releases and Spaces on the Hugging Face Hub."""

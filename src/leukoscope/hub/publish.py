@@ -1,18 +1,25 @@
-"""Publish a release (or a Space) on the Hugging Face Hub in one commit, and ask beforehand whether that may be done."""
+"""Publish a release or a Space on the Hugging Face Hub in one commit, and check before training that this will work.
+
+`HfApi.upload_folder` would make several commits where hf_xet is installed, and the client does not repeat a request
+that creates something after a 429 or 503: hence `create_commit` with `with_retries`.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.hub.contents import belongs_to_release, travelling_files
-from leukoscope.hub.patience import patiently
-from leukoscope.inference.hub_files import HubUnreachable, ask_hub
+from leukoscope.models.hub_download import HubUnreachable, hub_model_info
+from leukoscope.models.release import CODE, PROCESSOR
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.reports.plots import SHOWN
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -49,7 +56,7 @@ class Destination:
         return self.hub_model_id or ""
 
     def require_usable(self) -> None:
-        """Refuse what no Hub needs to be asked about.
+        """Refuse what is wrong without asking the Hub.
 
         Raises:
             LeukoscopeError: no repository or one that is no Hub id, flags that exclude each other, no token.
@@ -79,7 +86,7 @@ class Destination:
 
     def push_command(self, release: Path) -> str:
         """The command that publishes `release` there."""
-        words = ["leukoscope", "push", str(release), "--hub_model_id", self.id]
+        words = ["leukoscope", "release", "push", str(release), "--hub_model_id", self.id]
         words += ["--revision", self.revision] * bool(self.revision) + ["--tag", self.tag] * bool(self.tag)
         return shlex.join(words + ["--private"] * self.private + ["--create_pr"] * self.create_pr)
 
@@ -105,24 +112,28 @@ class Published:
 
 
 def check_can_publish(to: Destination) -> None:
-    """Refuse early what would fail after hours of training, by making the repository and asking to write there.
+    """Refuse early what would fail after hours of training, by making the repository and checking write access.
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; no network, a token that the Hub does not accept or that may
             not write there, no repository to propose to, or a tag that is taken; with the fix.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     to.require_usable()
-    if not _hub_answers(to.id):
+    try:
+        hub_model_info(to.id)
+    except HubUnreachable:
         raise LeukoscopeError(
             f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without "
             "--push_to_hub"
-        )
+        ) from None
+    except HfHubHTTPError:
+        pass  # the repository may not exist yet
     api = HfApi()
     try:
-        patiently(lambda: _ask_to_write(api, to))
+        with_retries(lambda: _require_write_access(api, to))
         taken = to.tag and to.tag in _tags(api, to.id)
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{to.id}: {_reason(error)}") from None
@@ -138,18 +149,18 @@ def publish(release: Path, to: Destination) -> Published:
             be reached, with the command to go on with. The local release is only read.
     """
     to.require_usable()
-    whole = f"The release is whole in {release}; go on with: {to.push_command(release)}"
-    return send(travelling_files(release), to, belongs=belongs_to_release, whole=whole)
+    hint = f"The release is whole in {release}; go on with: {to.push_command(release)}"
+    return upload(release_contents(release), to, is_ours=is_release_file, hint=hint)
 
 
-def send(files: Mapping[str, Path], to: Destination, *, belongs: Callable[[str], bool], whole: str) -> Published:
+def upload(files: Mapping[str, Path], to: Destination, *, is_ours: Callable[[str], bool], hint: str) -> Published:
     """Make a repository hold these files, in one commit; what it has already is not sent again.
 
     Args:
         files: path in the repository → file.
         to: as `Destination.require_usable` leaves it.
-        belongs: whether a path in the repository is of the kind sent here, and goes when it is not among `files`.
-        whole: what to add to the message when it fails: that nothing is lost, and how to go on.
+        is_ours: whether a path in the repository is of the kind uploaded here, and is deleted when not among `files`.
+        hint: added to the message when it fails: that nothing is lost, and how to go on.
 
     Raises:
         LeukoscopeError: the Hub refused or could not be reached.
@@ -159,34 +170,21 @@ def send(files: Mapping[str, Path], to: Destination, *, belongs: Callable[[str],
 
     api = HfApi()
     try:
-        patiently(lambda: _ask_to_write(api, to))
+        with_retries(lambda: _require_write_access(api, to))
         if to.revision and not to.revision.startswith("refs/pr/"):
-            patiently(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
-        before = patiently(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
-        commit = patiently(lambda: _commit(api, to, files, belongs), repeatable=not to.create_pr)
+            with_retries(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
+        before = with_retries(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
+        commit = with_retries(lambda: _commit(api, to, files, is_ours), repeatable=not to.create_pr)
         if to.tag:
-            patiently(lambda: _tag(api, to, commit.oid))
+            with_retries(lambda: _tag(api, to, commit.oid))
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {whole}") from None
+        raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {hint}") from None
     page = f"{api.endpoint}/{'spaces/' * (to.kind == 'space')}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
     return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
 
 
-def _hub_answers(hub_model_id: str) -> bool:
-    """Whether the Hub can be asked at all; a refusal is an answer, too."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        ask_hub(hub_model_id)
-    except HfHubHTTPError:
-        return True
-    except HubUnreachable:
-        return False
-    return True
-
-
-def _ask_to_write(api: HfApi, to: Destination) -> None:
+def _require_write_access(api: HfApi, to: Destination) -> None:
     """Make the repository where there is none; raise where the token may not do what is to be done."""
     if to.create_pr:
         # Whoever may read a repository may propose a change to it, but not with a token that only reads.
@@ -200,15 +198,12 @@ def _ask_to_write(api: HfApi, to: Destination) -> None:
     api.auth_check(to.id, repo_type=to.kind, write=True)
 
 
-def _commit(api: HfApi, to: Destination, files: Mapping[str, Path], belongs: Callable[[str], bool]) -> CommitInfo:
-    """One commit that makes the repository hold these files.
-
-    Prepared anew for each try: after one whose answer was lost, the Hub says that nothing is left to be done.
-    """
+def _commit(api: HfApi, to: Destination, files: Mapping[str, Path], is_ours: Callable[[str], bool]) -> CommitInfo:
+    # Prepared anew for each try: after one whose response was lost, the Hub says that nothing is left to be done.
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     there = api.list_repo_files(to.id, revision=to.revision or None, repo_type=to.kind)
-    outdated = sorted({name for name in there if belongs(name)} - set(files))
+    outdated = sorted({name for name in there if is_ours(name)} - set(files))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
     ]
@@ -255,9 +250,8 @@ def _reason(error: Exception) -> str:
         return f"{str(error).rstrip('.')} ({_reason(cause)})"
     if not isinstance(error, HfHubHTTPError):
         text = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
-        return (
-            text if isinstance(error, ValueError | PermissionError) else f"the Hub does not answer ({text}); try again"
-        )
+        known = isinstance(error, ValueError | PermissionError)
+        return text if known else f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch or pull request; name another one"
     status = error.response.status_code
@@ -268,3 +262,109 @@ def _reason(error: Exception) -> str:
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
     return f"the Hub fails (HTTP {status}); try again"
+
+
+REQUIRED = (CONFIG, WEIGHTS, METRICS, CARD)
+_NAMED = {*REQUIRED, OOD, PROCESSOR, *CODE, *(f"{FIGURES}/{name}.png" for name in SHOWN)}
+
+
+def release_contents(release: Path) -> dict[str, Path]:
+    """All that is published of a release: path in the repository → file.
+
+    Raises:
+        LeukoscopeError: a file that every release has is missing, or a table of predictions holds more than these.
+    """
+    files = {name: path for name, path in folder_files(release).items() if is_release_file(name)}
+    if missing := [name for name in REQUIRED if name not in files]:
+        raise LeukoscopeError(f"{release}: has no {missing[0]}; give the folder of a release")
+    for path in files.values():
+        if path.suffix == ".parquet":
+            _require_predictions_only(path)
+    return files
+
+
+def unpublished_files(release: Path) -> list[str]:
+    """Files in the folder that are no part of a release, and are not published."""
+    return [name for name in folder_files(release) if not is_release_file(name)]
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """Every file of a folder and its sub-folders: relative path → file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def is_release_file(name: str) -> bool:
+    """Whether a path in a repository is one that a release may have; files of other kinds are never deleted."""
+    folder, _, file = name.rpartition("/")
+    return name in _NAMED or (folder == PREDICTIONS and file.endswith(".parquet"))
+
+
+def _require_predictions_only(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise LeukoscopeError(f"{path}: cannot be read ({error}); make the release again") from None
+    for column in schema:
+        is_name = column.name in ("cell_id", "subject", "label") and pa.types.is_string(column.type)
+        is_share = (column.name.startswith("p_") or column.name == "area") and pa.types.is_floating(column.type)
+        is_hash = column.name == "pixel_hash" and pa.types.is_string(column.type)
+        # Nothing longer than a hash: a column of that name may not hold pixels.
+        is_hash = is_hash and all(
+            re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in pq.read_table(path)["pixel_hash"].to_pylist()
+        )
+        if not (is_name or is_share or is_hash):
+            raise LeukoscopeError(
+                f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
+                "areas, hashes and probabilities are published — remove it"
+            )
+
+
+TRIES = 4
+FIRST_WAIT = 1.0  # seconds; doubled each time
+LONGEST_WAIT = 60.0  # seconds; if the Hub asks for more, the call fails
+_TEMPORARY = (408, 429, 500, 502, 503, 504)
+_T = TypeVar("_T")
+
+
+def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
+    """Call, and call again after a wait where the Hub is busy or the connection broke.
+
+    Args:
+        call: one or several requests to the Hub.
+        repeatable: whether doing it twice does no harm; else it is repeated only where the Hub says that it has not
+            begun (429).
+
+    Raises:
+        HTTPError, OSError: of the last try, or of one that waiting does not help.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    wait = FIRST_WAIT
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return call()
+        except (HTTPError, OSError) as error:
+            seconds = _retry_after(error, wait, repeatable)
+            if seconds is None or not tries_left:
+                raise
+        time.sleep(seconds)
+        wait *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def _retry_after(error: Exception, wait: float, repeatable: bool) -> float | None:
+    """Seconds until the next try; None where there should be none."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    if not isinstance(error, HfHubHTTPError):
+        broken = isinstance(error, HTTPError | ConnectionError) and not isinstance(error, OfflineModeIsEnabled)
+        return wait if broken and repeatable else None
+    status = error.response.status_code
+    if status not in _TEMPORARY or not (repeatable or status == 429):
+        return None
+    named = error.response.headers.get("Retry-After", "")
+    seconds = float(named) if named.isdecimal() else wait
+    return seconds if seconds <= LONGEST_WAIT else None

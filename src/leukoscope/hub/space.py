@@ -1,6 +1,6 @@
-"""A Space in one folder: the demo, the package, what they need, and the names of the models to pull from the Hub.
+"""Write the folder of a Space (demo, package, requirements, names of the Hub models) and publish it.
 
-The folder runs anywhere by `pip install -r requirements.txt` and `python app.py`; pushed to a Space, it is one.
+The folder runs anywhere by `pip install -r requirements.txt` and `python app.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.files import appearing_whole
-from leukoscope.hub.publish import Destination, Published, send
-from leukoscope.hub.shipped import shipped_file
-from leukoscope.inference.hub_files import RELEASE_FILES, HubUnreachable, ask_hub, parse_hub_id
+from leukoscope.files import atomic_folder, resource_file
+from leukoscope.hub.publish import Destination, Published, folder_files, upload
+from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CONFIG, WEIGHTS
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
@@ -54,7 +52,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Ask the Hub about a model to offer.
+    """Look up on the Hub a model to offer.
 
     Args:
         name: `owner/name` or `owner/name@revision`.
@@ -66,7 +64,7 @@ def find_model(name: str) -> SpaceModel:
 
     hub_id, revision = parse_hub_id(name)
     try:
-        info = ask_hub(hub_id, revision)
+        info = hub_model_info(hub_id, revision)
     except HubUnreachable as reason:
         raise LeukoscopeError(f"{name}: the Hub cannot be reached ({reason}); check the network") from None
     except HfHubHTTPError as error:
@@ -82,7 +80,7 @@ def find_model(name: str) -> SpaceModel:
 
 
 def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope") -> Path:
-    """Write the folder of a Space; it appears whole or not at all.
+    """Write the folder of a Space, completely or not at all.
 
     Args:
         models: those to offer, the first one picked when the page opens.
@@ -92,17 +90,31 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
     Raises:
         LeukoscopeError: `out` holds something else, or the disk refuses.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_space(out))):
+    from jinja2 import Environment, StrictUndefined
+
+    is_space = all((out / name).exists() for name in (APP, LIST, PACKAGE))
+    if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_whole(out) as aside:
-            shutil.copytree(Path(leukoscope.__file__).parent, aside / PACKAGE, ignore=_LEFT_OUT)
+        with atomic_folder(out) as folder:
+            shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=_LEFT_OUT)
             for name in (APP, "LICENSE"):
-                shutil.copyfile(shipped_file(name), aside / name)
-            (aside / LIST).write_text("".join(f"{model.name}\n" for model in models))
-            (aside / REQUIREMENTS).write_text(space_requirements(shipped_file(REQUIREMENTS).read_text()))
-            (aside / "README.md").write_text(_readme(models, title))
+                shutil.copyfile(resource_file(name), folder / name)
+            (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
+            (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text()))
+            template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+                resource_file("model_card/space.md").read_text()
+            )
+            page = template.render(
+                title=title,
+                notice=RESEARCH_NOTICE,
+                sdk_version=version("gradio"),
+                python_version=PYTHON_VERSION,
+                app_file=APP,
+                models=models,
+            )
+            (folder / "README.md").write_text(page)
     except OSError as error:
         # Copying a tree collects what went wrong, file by file.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
@@ -140,29 +152,10 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     """
     to = Destination(space, private=private, kind="space")
     to.require_usable()
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return send(files, to, belongs=_belongs, whole=f"The Space is whole in {folder}; go on with: {again}")
+    hint = f"The Space is whole in {folder}; go on with: {again}"
+    return upload(folder_files(folder), to, is_ours=_is_space_file, hint=hint)
 
 
-def _belongs(name: str) -> bool:
-    """Whether a path in a Space is one that this command writes; whatever else its owner keeps there stays."""
+def _is_space_file(name: str) -> bool:
+    """Whether a path in a Space is one that this command writes; other files of its owner are never deleted."""
     return name in (APP, LIST, REQUIREMENTS, "README.md", "LICENSE") or name.startswith(f"{PACKAGE}/")
-
-
-def _is_space(folder: Path) -> bool:
-    return all((folder / name).exists() for name in (APP, LIST, PACKAGE))
-
-
-def _readme(models: Sequence[SpaceModel], title: str) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    facts: dict[str, Any] = {
-        "title": title,
-        "notice": RESEARCH_NOTICE,
-        "sdk_version": version("gradio"),
-        "python_version": PYTHON_VERSION,
-        "app_file": APP,
-        "models": models,
-    }
-    template = shipped_file("model_card/space.md").read_text()
-    return Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(template).render(facts)

@@ -1,1 +1,1 @@
-"""How it answers: one backbone pass gives a prediction and its explanation."""
+"""Prediction: one backbone pass gives the probabilities and their explanation, one rule the decision."""

@@ -1,8 +1,8 @@
-"""Anyone's classifier beside ours: whatever answers `pipeline("image-classification")` of transformers.
+"""Other classifiers beside our own: whatever `pipeline("image-classification")` of transformers opens.
 
 Our own releases go through the `Predictor`; any other model through its own pipeline, from safetensors alone and
-without running code that came with it, unless told to. Its classes are matched to the data set's before the first cell
-is opened.
+without running code that came with it, unless the user allows that. Its classes are matched to the data set's before
+the first cell is opened.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
-from leukoscope.inference.hub_files import fetch_files, parse_hub_id
+from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.inference.backends import AUTO, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
+from leukoscope.models.hub_download import fetch_files, parse_hub_id
 from leukoscope.models.release_files import CONFIG, read_release
 
 if TYPE_CHECKING:
@@ -27,15 +28,13 @@ if TYPE_CHECKING:
 
 # What config.json of a release holds and a plain transformers model lacks; see models/release.py.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
-
-
 # An area needs no fine detail.
 _AREA_SIDE = 224
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model that can be asked, ours or anyone's.
+    """An image classifier, our own or another.
 
     Attributes:
         name, revision: folder or Hub id, and Hub commit ("" for a folder).
@@ -53,12 +52,12 @@ class Classifier:
     folder: Path | None = None
 
 
-def open_classifier(model: str | Path, *, device: str = "cpu", trust_remote_code: bool = False) -> Classifier:
+def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code: bool = False) -> Classifier:
     """Open a release or any image classifier of timm or transformers.
 
     Args:
         model: a folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
-        device: a torch device such as "cpu" or "cuda".
+        device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
         trust_remote_code: run the Python code that a model which is no release brings along.
 
     Raises:
@@ -76,10 +75,10 @@ def open_classifier(model: str | Path, *, device: str = "cpu", trust_remote_code
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
         fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
-    return _from_pipeline(folder, name, revision, device, trust_remote_code)
+    return _from_pipeline(folder, name, revision, gpu_or_cpu() if device == AUTO else device, trust_remote_code)
 
 
-def answer_cells(
+def predict_cells(
     classifier: Classifier,
     cells: Dataset,
     labels: Sequence[str],
@@ -100,35 +99,33 @@ def answer_cells(
     Raises:
         LeukoscopeError: classes that cannot be matched, before any cell is opened.
     """
-    if batch_size < 1:
-        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
-    ours = match_labels(classifier.name, classifier.labels, labels, label_map or {})
-    return _answers(classifier, cells, np.eye(len(labels))[list(ours)], batch_size)
-
-
-def _answers(
-    classifier: Classifier, cells: Dataset, to_ours: np.ndarray, batch_size: int
-) -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
     from datasets import Image as ImageFeature
 
+    if batch_size < 1:
+        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
+    to_ours = np.eye(len(labels))[list(match_labels(classifier.name, classifier.labels, labels, label_map or {}))]
     encoded = cells.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    for rows in encoded.iter(batch_size):
-        opened = [(cell, _open(image, cell)) for cell, image in zip(rows["cell_id"], rows["image"], strict=True)]
-        pictures = [picture for _, picture in opened if isinstance(picture, Image.Image)]
-        answers = iter(classifier.probabilities(pictures) @ to_ours if pictures else ())
-        for cell, picture in opened:
-            if isinstance(picture, UnreadableImage):
-                yield cell, picture, 0.0, ""
-            else:
-                small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
-                yield cell, next(answers), float(cell_areas([small])[0]), pixel_hash(picture)
 
+    def opened(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
+        try:
+            return open_encoded(image, cell)
+        except UnreadableImage as error:
+            return error
 
-def _open(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
-    try:
-        return open_encoded(image, cell)
-    except UnreadableImage as error:
-        return error
+    def predicted() -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
+        for rows in encoded.iter(batch_size):
+            found = [opened(image, cell) for image, cell in zip(rows["image"], rows["cell_id"], strict=True)]
+            pictures = [picture for picture in found if isinstance(picture, Image.Image)]
+            probabilities = iter(classifier.probabilities(pictures) @ to_ours if pictures else ())
+            for cell, picture in zip(rows["cell_id"], found, strict=True):
+                if isinstance(picture, UnreadableImage):
+                    yield cell, picture, 0.0, ""
+                else:
+                    small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
+                    yield cell, next(probabilities), float(cell_areas([small])[0]), pixel_hash(picture)
+
+    # A generator of its own, so that wrong arguments are refused by the call and not by the first cell.
+    return predicted()
 
 
 def match_labels(
@@ -164,15 +161,15 @@ def _is_release(folder: Path) -> bool:
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
-        # A folder without a readable config.json is no model of anyone; `load_release` says so best.
+        # A folder without a readable config.json is no model at all; `load_release` has the message for that.
         return True
     return isinstance(config, dict) and config.keys() >= _RELEASE_KEYS
 
 
 def _from_release(predictor: Predictor) -> Classifier:
     def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
-        answers = predictor(list(pictures), batch_size=len(pictures))
-        return np.asarray([list(answer.probabilities.values()) for answer in answers])
+        predictions = predictor(list(pictures), batch_size=len(pictures))
+        return np.asarray([list(prediction.probabilities.values()) for prediction in predictions])
 
     release = predictor.release
     return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities, release.folder)
@@ -180,23 +177,18 @@ def _from_release(predictor: Predictor) -> Classifier:
 
 def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_remote_code: bool) -> Classifier:
     pipe = _pipeline(folder, name, device, trust_remote_code)
-    labels = tuple(dict.fromkeys(str(label) for _, label in sorted(pipe.model.config.id2label.items())))
+    config = pipe.model.config
+    labels = tuple(dict.fromkeys(str(label) for _, label in sorted(config.id2label.items())))
 
     def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
-        answers = pipe(
-            list(pictures),
-            batch_size=len(pictures),
-            top_k=pipe.model.config.num_labels,
-            function_to_apply="softmax",
-        )
-        return np.asarray([[_share(answer, label) for label in labels] for answer in answers])
+        options = {"top_k": config.num_labels, "function_to_apply": "softmax"}
+        found = np.zeros((len(pictures), len(labels)))
+        for row, outputs in zip(found, pipe(list(pictures), batch_size=len(pictures), **options), strict=True):
+            for output in outputs:  # two outputs of one name count together
+                row[labels.index(str(output["label"]))] += output["score"]
+        return found
 
     return Classifier(name, revision, labels, {}, probabilities)
-
-
-def _share(answer: Sequence[Mapping[str, Any]], label: str) -> float:
-    """The probability of a class; two outputs of one name count together."""
-    return sum(row["score"] for row in answer if str(row["label"]) == label)
 
 
 def _pipeline(folder: Path, name: str, device: str, trust_remote_code: bool) -> Any:
@@ -208,7 +200,7 @@ def _pipeline(folder: Path, name: str, device: str, trust_remote_code: bool) -> 
             f"{name}: holds no .safetensors file; pickled weights can run code and are never loaded — convert them "
             "to safetensors"
         )
-    # Half-precision files are computed with in float32, as releases are.
+    # Files in half precision are computed in float32, as releases are.
     safe: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -234,5 +226,5 @@ def _not_opened(reason: str, folder: Path, name: str) -> str:
         reason = "it wants to run Python code of its own, which is only run with --trust_remote_code"
     return (
         f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
-        "pipeline('image-classification') answers with"
+        "pipeline('image-classification') opens"
     )

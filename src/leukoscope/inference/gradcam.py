@@ -1,7 +1,7 @@
-"""Why a network answered as it did: Grad-CAM from the feature map that gave the answer.
+"""Grad-CAM from the feature map that gave the prediction.
 
-The backbone runs once; `explain_features` takes that feature map through the head alone and gets the answer and every
-class's heat map from it.
+Our own code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once,
+and `explain_features` takes its feature map through the head alone, for the logits and every class's map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from leukoscope import LeukoscopeError
 
 
 def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers and Grad-CAM of every class, from the last feature map alone.
+    """Logits and Grad-CAM of every class, from the last feature map alone.
 
     Grad-CAM (Selvaraju et al. 2017, doi:10.1109/ICCV.2017.74) needs the class score's gradient at this map and
     nothing before it, so only the head is differentiated, whatever layers it has.
@@ -38,11 +38,9 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = features.detach().clone().float().requires_grad_()
         logits = network.forward_head(leaf)  # type: ignore[operator]
-        maps = [_class_map(logits[:, k], leaf) for k in range(logits.shape[1])]
+        maps = []
+        for k in range(logits.shape[1]):
+            # Pictures do not meet in the head, so the gradient of the sum is each picture's own.
+            (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
+            maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
     return logits.detach().float(), torch.stack(maps, dim=1)
-
-
-def _class_map(scores: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    # Pictures do not meet in the head, so the gradient of the sum is each picture's own.
-    (gradient,) = torch.autograd.grad(scores.sum(), features, retain_graph=True)
-    return torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), features.detach()).relu()

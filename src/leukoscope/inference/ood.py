@@ -2,9 +2,9 @@
 
 A classifier gives every picture a class, a blank slide included. The detector compares 22 statistics of the framed
 pixels (colour, texture, shape) with those of the training cells. It needs no network, so its limit can be taken from
-subjects that nothing was fitted on, and it costs less than a thousandth of an answer. On C-NMC 2019 it refuses white
-cells of other laboratories at more than twice the limit; distances in the network's last features, which it replaces,
-let some of them pass.
+subjects that nothing was fitted on, and it costs less than a thousandth of a prediction. Our own code because libraries
+such as pytorch-ood score a network's features or logits: on C-NMC 2019 this detector refuses white cells of other
+laboratories at more than twice the limit, and distances in the network's last features let some of them pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.models.release_files import read_arrays
 
 METHOD = (
@@ -27,22 +27,22 @@ METHOD = (
     "outline of its dark part), every subject weighing the same"
 )
 KEPT_SHARE = 0.98
-"""Share of the cells of held-out subjects, every subject weighing the same, that the limit lets pass."""
+"""Share of the cells of held-out subjects that lie within the limit, every subject weighing the same."""
 FOLDS = 10
 MIN_CELLS, MIN_SUBJECTS = 50, 2
 GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
 STATISTICS = 22
 _GRID = 48
-"""A picture is read at about this many points a side; more changed no decision."""
+"""A picture is sampled at about this many points a side; more changed no decision."""
 _FEWEST = 20  # points, of which a cell's statistics are taken
 _EMPTY = -10.0  # every statistic of a picture without as many
-_SHRINKAGE = 0.01  # added to the correlation matrix: axes that known cells hardly use may not decide alone
+_SHRINKAGE = 0.01  # added to the correlation matrix: axes along which training cells hardly vary may not decide alone
 _LEAST_DEVIATION = 0.01
 _OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 
 
 def picture_statistics(pixels: np.ndarray) -> np.ndarray:
-    """What the detector looks at: colour, texture and shape of what is brighter than black.
+    """What the detector measures: colour, texture and shape of what is brighter than black.
 
     Args:
         pixels: (S, S, 3) uint8, framed for the network.
@@ -61,8 +61,8 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     density = _OPTICAL_DENSITY[points[cell]].T.copy()
     mean = density.mean(axis=1)
     centred = density - mean[:, None]
-    # Not `@`: the threads of numpy's matrix library go on spinning for tens of milliseconds, on the cores that the
-    # network needs for the next batch (a seventh of all answers a second on two cores).
+    # Not `@`: the threads of numpy's matrix library stay busy for tens of milliseconds afterwards, on the cores that
+    # the network needs for the next batch (a seventh of the predictions per second on two cores).
     covariance = np.einsum("in,jn->ij", centred, centred) / count
     deviation = np.sqrt(covariance.diagonal()) + 1e-3
     standard = centred / deviation[:, None]
@@ -196,14 +196,14 @@ class OodDetector:
 
 
 def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDetector, np.ndarray]:
-    """Fit a detector on known cells; its limit lets 98 % of the cells of subjects pass that the fit did not see.
+    """Fit a detector on training cells, with a limit that 98 % of the cells of held-out subjects lie within.
 
-    The limit is cross-fitted: the subjects are dealt into folds, and each fold's cells are measured by a detector
-    fitted on the others. Distances of a detector's own cells are shorter, and would set it too tight for anyone new.
+    The limit is cross-fitted: the subjects are split into folds, and each fold's cells are measured by a detector
+    fitted on the others. Distances of a detector's own cells are shorter, and would make the limit too strict.
 
     Args:
-        statistics: (N, 22), `picture_statistics` of the known cells.
-        subjects: (N,) who each cell is from, or the block it must stay with where patients are unknown.
+        statistics: (N, 22), `picture_statistics` of the training cells.
+        subjects: (N,) who each cell is from, or its group for the folds where patients are unknown.
 
     Returns:
         The detector fitted on all cells, and each cell's OOD score (N,) float32 as its held-out fold gave it.

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import tee
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cells.images import UnreadableImage
-from leukoscope.inference.decision import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
+from leukoscope.data.images import UnreadableImage
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.score_sources import CellSource
+    from leukoscope.inference.scoring.sources import CellSource
 
 TOO_FEW_CELLS = "too few cells"
 MOST_REFUSED = 0.5
 """Share of a person's cells that may be out of distribution before the person is: cells of one slide share a stain."""
-RESAMPLES = 1000
+BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _TRIMMED = 0.1
-_CHUNK = 50  # resamples at a time: 10,000 cells then take 4 MB
+_CHUNK = 50  # bootstrap samples at a time: 10,000 cells then take 4 MB
 
 POOLINGS = {
     "mean": "mean logit of the cells",
@@ -64,13 +64,13 @@ class PatientPrediction:
     """What a release predicts for one person.
 
     Attributes:
-        patient: as the user names the person; "" where there is no name.
+        patient: what the user calls the person; "" where there is no name.
         outcome: a class, "abstain" (the interval holds both classes), "too few cells" or "out of distribution" (most
             of the person's cells are).
-        positive_label: the class that `probability` and `share_positive` speak of.
+        positive_label: the class of `probability` and `share_positive`.
         probability: of that class, for the person, 0–1; None without a cell in use.
-        interval: 95 % interval of it, resampling this person's cells: how far other cells of the same person would
-            move it. It says nothing of how persons differ; `rule.error_rate` does.
+        interval: 95 % bootstrap interval of it over this person's cells: how far other cells of the same person would
+            move it. It does not cover how persons differ; `rule.error_rate` does.
         cells, used, refused, abstained: all cells; those pooled; out of distribution or no cell; and cells in use that
             get no class by themselves.
         share_positive: share of the cells in use whose most probable class is the positive one, 0–1.
@@ -91,7 +91,7 @@ class PatientPrediction:
 
     @property
     def reason(self) -> str:
-        """Why there is no class, in words; "" with a class."""
+        """Why there is no class, as a sentence; "" with a class."""
         if self.outcome == OUT_OF_DISTRIBUTION:
             return f"{self.refused} of {self.cells} cells are out of distribution, more than {MOST_REFUSED:.0%}"
         if self.outcome == TOO_FEW_CELLS:
@@ -165,7 +165,7 @@ class PatientRule:
 
     @property
     def text(self) -> str:
-        """The rule in words, with its error rate on unseen persons."""
+        """The rule as a sentence, with its error rate on unseen persons."""
         how = f"{POOLINGS[self.pooling]}, from at least {self.least_cells} cells"
         if not self.error_rate:
             return how
@@ -178,15 +178,11 @@ class PatientRule:
         return 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
 
     def interval(self, logits: np.ndarray) -> tuple[float, float]:
-        """(N,) logits → 95 % interval of the probability, cells resampled with replacement (percentiles)."""
+        """(N,) logits → 95 % bootstrap interval of the probability (percentiles), cells sampled with replacement."""
         rng = np.random.default_rng(0)
-        drawn = np.concatenate(
-            [
-                self.probability(logits[rng.integers(len(logits), size=(_CHUNK, len(logits)))])
-                for _ in range(RESAMPLES // _CHUNK)
-            ]
-        )
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        chunks = (rng.integers(len(logits), size=(_CHUNK, len(logits))) for _ in range(BOOTSTRAP_SAMPLES // _CHUNK))
+        samples = np.concatenate([self.probability(logits[rows]) for rows in chunks])
+        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, patient: str = "") -> PatientPrediction:
@@ -244,7 +240,7 @@ def patient_rule(predictor: Predictor) -> PatientRule:
         raise LeukoscopeError(
             f"{predictor.release.name}: cannot predict for a person: its metrics.json has no 'patients' (measured for "
             "two classes, where enough persons of each are known); choose another release, or measure this one with "
-            "`leukoscope recalibrate` on labelled cells of known persons"
+            "`leukoscope release recalibrate` on labelled cells of known persons"
         )
     return rule
 
@@ -271,28 +267,22 @@ def predict_patients(
         LeukoscopeError: the release was not measured by person, or no cell could be read.
     """
     rule = patient_rule(predictor)
-    found: dict[str, tuple[list[list[float]], list[str]]] = {}
+    probabilities: dict[str, list[list[float]]] = {}
+    outcomes: dict[str, list[str]] = {}
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
-    cells = source.read([range(source.count)])
-    done = 0
-    while some := list(islice(cells, 8 * batch_size)):
-        for cell, answer in zip(
-            some, predictor.answers([cell.picture for cell in some], batch_size=batch_size), strict=True
-        ):
-            done += 1
-            if progress:
-                progress(done, source.count)
-            if isinstance(answer, UnreadableImage):
-                unreadable.append(answer)
-                continue
+    cells, pictures = tee(source.read([range(source.count)]))
+    predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+    for done, (cell, prediction) in enumerate(zip(cells, predictions, strict=True), 1):
+        if isinstance(prediction, UnreadableImage):
+            unreadable.append(prediction)
+        else:
             folders = PurePath(cell.cell_id).parts[:-1]
             name = cell.subject or (folders[0] if folders and not source.has_subjects else "")
-            probabilities, outcomes = found.setdefault(name, ([], []))
-            probabilities.append(list(answer.probabilities.values()))
-            outcomes.append(answer.outcome)
-    if not found:
+            probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
+            outcomes.setdefault(name, []).append(prediction.outcome)
+        if progress:
+            progress(done, source.count)
+    if not outcomes:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
-    return [
-        rule.predict(np.array(probabilities), outcomes, patient=name)
-        for name, (probabilities, outcomes) in sorted(found.items())
-    ], unreadable
+    persons = [rule.predict(np.array(probabilities[name]), outcomes[name], patient=name) for name in sorted(outcomes)]
+    return persons, unreadable

@@ -1,1 +1,1 @@
-"""What judges: recipes as data, the networks they build, and the release directory that carries one."""
+"""Recipes as data, the networks that they build, and the release directory of a trained network."""

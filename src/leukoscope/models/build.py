@@ -1,8 +1,8 @@
-"""From a recipe to a network with its start weights.
+"""Build a recipe's network, load its start weights, and rewrite a trained one as a plain timm model.
 
-Start weights come from a safetensors file, from the Hub, or not at all (said aloud). A file made for another
-architecture is refused by name and shape; tensors it lacks must be declared, or the network would start half random
-without anyone knowing.
+Start weights come from a safetensors file, from the Hub, or not at all (metrics.json says which). A file made for
+another architecture is refused by name and shape; tensors that it lacks must be declared, or the network would start
+half random without anyone knowing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.ingredients import Recipe
+from leukoscope.models.recipe import Recipe
+from leukoscope.models.release_files import load_safetensors
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
 
 FROM_SCRATCH = "random initialisation (no pretrained weights)"
-# Inception's second answer, which steadied its first training; published files hold it, networks here lack it.
+# Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
 _AUXILIARY = "AuxLogits."
 
 
@@ -30,10 +32,10 @@ class StartWeights:
     """Where a network starts from.
 
     Attributes:
-        file: a safetensors file in timm's tensor names; None asks the Hub for `recipe.base_model`.
+        file: a safetensors file in timm's tensor names; None downloads `recipe.base_model` from the Hub.
         name: what the weights truly are, for the card; defaults to the file's name.
         may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
-        from_scratch: start from random weights and never ask the network.
+        from_scratch: start from random weights, without a download.
     """
 
     file: Path | None = None
@@ -48,42 +50,42 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     Returns:
         A timm model, or an `OwnNetwork` that offers the same where the head or the architecture is not timm's.
     """
-    # DenseNet takes no drop_path_rate at all.
-    depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    network = _build(recipe, num_classes, depth)
-    _start_undecided(network)
-    return network.to(memory_format=torch.channels_last)
-
-
-def _build(recipe: Recipe, num_classes: int, depth: dict[str, Any]) -> nn.Module:
-    if recipe.head is not None:
-        return Classifier(recipe.architecture, num_classes, asdict(recipe.head), **depth)
-    if recipe.architecture in OWN_ARCHITECTURES:
-        return OWN_ARCHITECTURES[recipe.architecture](num_classes, recipe.drop_rate)
     import timm
 
-    return timm.create_model(
-        recipe.architecture, pretrained=False, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth
-    )
-
-
-def _start_undecided(network: nn.Module) -> None:
-    """Shrink a new linear head to torch's usual ±1/√inputs, so that training starts from small logits.
-
-    timm draws EfficientNet's head from ±1/√outputs: with two classes and 1,536 features that starts confidently wrong,
-    and a short fine-tuning spends its first epoch on unlearning it.
-    """
+    # DenseNet takes no drop_path_rate at all.
+    depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
+    network: nn.Module
+    if recipe.head is not None:
+        network = Classifier(recipe.architecture, num_classes, asdict(recipe.head), **depth)
+    elif recipe.architecture in OWN_ARCHITECTURES:
+        network = OWN_ARCHITECTURES[recipe.architecture](num_classes, recipe.drop_rate)
+    else:
+        network = timm.create_model(
+            recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
+        )
+    # timm initialises EfficientNet's head within ±1/√outputs: with two classes and 1,536 features that starts
+    # confidently wrong, and a short fine-tuning spends its first epoch on unlearning it. torch's usual bound is
+    # ±1/√inputs.
     for weight in (p for p in classifier_parameters(network) if p.ndim > 1):
         bound = weight.shape[1] ** -0.5
         with torch.no_grad():
             weight.mul_((bound / weight.abs().max()).clamp(max=1.0))
+    return network.to(memory_format=torch.channels_last)
+
+
+def model_args(recipe: Recipe) -> dict[str, Any]:
+    """What `timm.create_model` builds the recipe's network with besides, as a release's config.json keeps it."""
+    return {"block_config": list(recipe.block_config)} if recipe.block_config else {}
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
-    """Fill the backbone and return the true name of what it was filled with.
+    """Load start weights into the backbone.
 
     Args:
         start: where from; a recipe without ImageNet weights starts from random ones unless a file is given.
+
+    Returns:
+        the true name of these weights.
 
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or
@@ -93,44 +95,52 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
         return FROM_SCRATCH
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone = network.backbone if isinstance(network, Classifier) else network
-    if start.file is None:
-        _fill(backbone, _from_hub(recipe), recipe, f"{recipe.base_model}", start.may_miss)
-        return hub_weights_name(recipe.base_model)
-    _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
-    return start.name or start.file.stem
+    if start.file is not None:
+        _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
+        return start.name or start.file.stem
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise LeukoscopeError(
+            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
+            "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+        ) from None
+    _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start.may_miss)
+    return hub_weights_name(recipe.base_model)
 
 
 def hub_weights_name(base_model: str) -> str:
-    """What start weights from the Hub are called in metrics.json."""
+    """The name of start weights from the Hub in metrics.json."""
     return f"ImageNet weights {base_model}"
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file; any other format, pickle above all, is refused."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
-    if path.suffix != ".safetensors":
+    if path.is_file() and path.suffix != ".safetensors":
         raise LeukoscopeError(
             f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
         )
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+    return load_safetensors(path, load_file)
 
 
 def _fill(
     network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
 ) -> None:
-    """Copy a backbone's tensors in; the classifier always stays new."""
+    """Copy tensors into a backbone; the classifier always stays new."""
     head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
     wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
     unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
-    if recipe.head is not None and recipe.head.levels:
+    if recipe.block_config:
+        # The last BatchNorm stands behind another block than in the file.
+        wanted, given = ({k: v for k, v in tensors.items() if "norm5" not in k} for tensors in (wanted, given))
+        unknown = [k for k in unknown if "norm5" not in k]
+    if recipe.block_config or (recipe.head is not None and recipe.head.levels):
         # What lies above the levels that are read is no part of the network.
         import timm
 
@@ -153,13 +163,13 @@ def _fill(
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
 
 
-def continue_from(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
-    """Fill a network with all tensors of another that was built alike.
+def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
+    """Copy all tensors of a network into another of the same architecture.
 
     Args:
-        outputs: for each output of `network`, which of the donor's it goes on from; None leaves the last linear layer
-            as it is.
-        source: what the donor is called, for messages.
+        outputs: for each output of `network`, the donor's output whose weights it takes; None leaves the last linear
+            layer as it is.
+        source: the donor's name, for messages.
 
     Raises:
         LeukoscopeError: networks that differ in more than their number of outputs.
@@ -190,7 +200,7 @@ def head_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:
-    """What the recipe adds to the loss for the linear layers hidden in its head.
+    """The regularisation that the recipe adds to the loss, for the hidden linear layers of its head.
 
     Keras's L1 and L2 regularisers: strength times the sum of absolute or squared values, without a factor of one half.
 
@@ -203,13 +213,11 @@ def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:
     total = next(network.parameters()).new_zeros(())
     if not isinstance(network, Classifier):
         return total
-    strengths = recipe.penalty
     for layer in network.head.hidden.modules():
         if isinstance(layer, nn.Linear):
-            total = total + strengths.weight_l2 * layer.weight.square().sum()
-            total = total + strengths.weight_l1 * layer.weight.abs().sum()
-            total = total + strengths.bias_l2 * layer.bias.square().sum()
-            total = total + strengths.bias_l1 * layer.bias.abs().sum()
+            for name, values in (("weight", layer.weight), ("bias", layer.bias)):
+                total = total + getattr(recipe.penalty, f"{name}_l2") * values.square().sum()
+                total = total + getattr(recipe.penalty, f"{name}_l1") * values.abs().sum()
     return total
 
 
@@ -218,16 +226,93 @@ def _classifier_names(network: nn.Module) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _from_hub(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """ImageNet weights from the Hub, asked for once and as safetensors only."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+# In standard deviations of a channel over places: the smallest lift, and how far the lift exceeds the extremes seen.
+_LEAST_LIFT = 6.0
+_BEYOND_SEEN = 1.5
+# Largest difference between the logits of both networks.
+_TOLERANCE = 1e-3
 
-    try:
-        path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise LeukoscopeError(
-            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
-            "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
-        ) from None
-    return read_safetensors(Path(path))
+
+def is_rewritable(network: nn.Module) -> TypeGuard[Classifier]:
+    """Whether `rewrite_for_timm` applies: a DenseNet read at one dense block by mean pooling and one linear layer."""
+    if not isinstance(network, Classifier) or network.head_settings is None:
+        return False
+    from timm.models.densenet import DenseNet
+
+    one_block = len(network.levels) == 1 and network.levels[0] >= 1
+    plain_head = network.head_settings.get("pooling", "avg") == "avg" and not network.head_settings.get("hidden")
+    return isinstance(network.backbone, DenseNet) and one_block and plain_head
+
+
+def rewrite_for_timm(network: Classifier, architecture: str, pixels: torch.Tensor) -> tuple[nn.Module, dict[str, Any]]:
+    """Rewrite a network for which `is_rewritable` is true as a plain timm DenseNet with the same predictions.
+
+    Args:
+        architecture: timm's name of the backbone.
+        pixels: (B, 3, S, S) standardised pictures of the kind the network is for, on its device; the range of every
+            channel is measured on them.
+
+    Returns:
+        The timm model (in eval mode, on the CPU, without gradients) and the `model_args` that `timm.create_model`
+        builds it with.
+
+    Raises:
+        LeukoscopeError: the two networks' logits differ.
+    """
+    import timm
+
+    blocks = [len(module) for name, module in network.backbone.features.named_children() if "denseblock" in name]
+    built_with: dict[str, Any] = {"block_config": blocks}
+    plain: Any = timm.create_model(architecture, num_classes=network.num_classes, **built_with)
+    plain.load_state_dict(network.backbone.state_dict(), strict=False)
+
+    network.eval()
+    with torch.no_grad():
+        maps = network.forward_features(pixels).double().transpose(0, 1).flatten(1)  # (C, B·h·w)
+        mean, deviation = maps.mean(dim=1), maps.std(dim=1).clamp(min=1e-3)
+        extreme = ((maps - mean[:, None]).abs() / deviation[:, None]).amax(dim=1)
+        weight, bias = _linear(network)
+        weight, bias = weight * deviation, bias + weight @ mean
+        # Softmax does not see what all classes share.
+        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
+        lift = _balanced_lift(weight, (extreme * _BEYOND_SEEN).clamp(min=_LEAST_LIFT))
+        last = plain.features.norm5
+        last.running_mean.copy_(mean - lift * deviation)
+        last.running_var.copy_(deviation.square() - last.eps)
+        plain.classifier.weight.copy_(weight)
+        plain.classifier.bias.copy_(bias - weight @ lift)
+        ours = network(pixels).double()
+        plain = plain.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        theirs = plain(pixels.cpu()).double()
+    difference = float((ours - ours.mean(dim=1, keepdim=True) - theirs.to(ours.device)).abs().max())
+    if difference > _TOLERANCE:
+        raise LeukoscopeError(f"{architecture}: rewritten for timm its logits differ by {difference:.2g}; report this")
+    return plain, built_with
+
+
+def _linear(network: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
+    """The head as one linear layer on the pooled features: (K, C) and (K,) float64."""
+    head = network.head
+    weight, bias = head.classifier.weight.double(), head.classifier.bias.double()
+    if isinstance(head.norm, nn.BatchNorm1d):
+        norm = head.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - scale * norm.running_mean.double()
+        weight, bias = weight * scale, bias + weight @ shift
+    return weight, bias
+
+
+def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """(C,) lifts, each at least `least`, that every row of the (K, C) weights takes to zero where this can be had.
+
+    A class activation map is the weighted sum of the channels: so balanced it is zero where a place looks like the
+    average place, as if nothing had been lifted.
+    """
+    from scipy.optimize import linprog
+
+    low = least.cpu().numpy()
+    bounds = np.stack([low, 4 * low], axis=1)
+    rows = weight[:-1].cpu().numpy()  # the last row follows: together they are zero
+    found = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
+    return torch.from_numpy(found.x).to(weight.device) if found.status == 0 else least

@@ -1,7 +1,6 @@
-"""Recipes: everything that makes a kind of model, as data.
+"""The recipes: one entry of `RECIPES` says which network is built, how a cell is preprocessed and how it is trained.
 
-One entry of `RECIPES` says which network is built, how a cell is shown to it and how it learns. The command line can
-override single values; a run's `args.yaml` records what was used.
+The command line can override single fields; a run's `args.yaml` records what was used.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.transforms import Augmentation
-from leukoscope.models.ingredients import Head, Hidden, Penalty, Plateau, Recipe
-from leukoscope.models.prior_systems import PRIOR_SYSTEMS
+from leukoscope.data.augmentation import Augmentation
+from leukoscope.models.prior_recipes import PRIOR_SYSTEMS
+from leukoscope.models.recipe import Head, Hidden, Penalty, Plateau, Recipe
 
 __all__ = ["RECIPES", "Head", "Hidden", "Penalty", "Plateau", "Recipe", "get_recipe"]
 
@@ -24,8 +23,8 @@ _DENSENET_EARLY = (
     "features.transition2",
 )
 
-# Few patients own most cells. Drawn by cell, they decide what a class looks like; drawn evenly, and few times, with all
-# layers learning, the network says more of patients it has not seen (results/ablation).
+# Few patients have most cells. Sampled by cell, they decide what a class looks like; sampled evenly, and few times,
+# with all layers trained, the network generalises better to unseen patients (results/ablation).
 _FOR_OTHER_PATIENTS: dict[str, Any] = {
     "sampling": "subjects",
     "epoch_cells": 2000,
@@ -37,7 +36,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         # The TensorFlow twin (SAME padding, BN eps 1e-3): the plain `efficientnet_b3` takes the same tensors and
-        # gives other answers. bf16 slows its depthwise convolutions on a CPU.
+        # gives other logits. bf16 slows its depthwise convolutions on a CPU.
         Recipe(
             name="efficientnet_b3",
             architecture="tf_efficientnet_b3",
@@ -73,7 +72,7 @@ RECIPES: dict[str, Recipe] = {
             cpu_precision="bf16",
         ),
         # Early and middle feature maps hold a cell's texture, and with every cell at one size there is little else to
-        # go by. Only the head learns, from features that are computed once.
+        # learn from. Only the head is trained, on features that are computed once.
         Recipe(
             name="densenet169_levels",
             architecture="densenet169",
@@ -86,6 +85,34 @@ RECIPES: dict[str, Recipe] = {
             frozen=("backbone",),
             augmentation=Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none"),
             sampling="subjects",
+        ),
+        # The same idea as a network that timm builds and plain `pipeline()` opens: whole pictures, one feature map.
+        Recipe(
+            name="densenet169_block2",
+            architecture="densenet169",
+            base_model="timm/densenet169.tv_in1k",
+            image_size=320,
+            num_train_epochs=10,
+            drop_rate=0.0,
+            head=Head(batch_norm=True, levels=(2,)),
+            frozen=("backbone",),
+            augmentation=Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none"),
+            sampling="subjects",
+            finetuned_by="densenet169_block2_finetuned",
+        ),
+        # Fine-tunes such a release (`--init_from`): its last BatchNorm must keep its statistics, see
+        # `rewrite_for_timm`.
+        Recipe(
+            name="densenet169_block2_finetuned",
+            architecture="densenet169",
+            base_model="timm/densenet169.tv_in1k",
+            image_size=320,
+            learning_rate=1e-4,
+            drop_rate=0.0,
+            batch_norm_frozen=True,
+            block_config=(6, 12),
+            **_FOR_OTHER_PATIENTS,
+            cpu_precision="bf16",
         ),
         *PRIOR_SYSTEMS,
     )

@@ -1,13 +1,15 @@
-"""A release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load alike.
+"""Save and load a release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load.
 
-config.json carries the labels and the preprocessing, model.safetensors the backbone in half precision (computed with
-in float32) and the small classifier in full, metrics.json how far to trust them. A network that timm does not know
-brings its code along for transformers (`trust_remote_code=True`); Leukoscope itself never runs code from a release. A
-local folder and a Hub repository hold exactly the same files.
+config.json holds the labels and the preprocessing, model.safetensors the backbone in half precision (computed with in
+float32) and the small classifier in full, metrics.json how far to trust them. A network that timm does not know comes
+with its code, which `pipeline(…, trust_remote_code=True)` runs; Leukoscope reads the same settings and builds the
+network with its own code, so that it never runs any from a release. A local folder and a Hub repository hold exactly
+the same files.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 import shutil
@@ -20,18 +22,44 @@ from typing import Any
 import torch
 from torch import nn
 
-from leukoscope import LeukoscopeError
-from leukoscope.cells.files import appearing_whole
-from leukoscope.cells.preprocessing import MAX_INPUT, Preprocessing
+from leukoscope import LeukoscopeError, data
+from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
+from leukoscope.files import atomic_folder, write_atomic
+from leukoscope.models import remote
 from leukoscope.models.build import classifier_parameters, read_safetensors
-from leukoscope.models.release_code import NETWORK, code_config, needs_code, network_of, save_code
-from leukoscope.models.release_files import CONFIG, METRICS, WEIGHTS, ReleaseInfo, read_config, read_release, write_json
-from leukoscope.models.remote.networks import OwnNetwork
+from leukoscope.models.release_files import (
+    CONFIG,
+    METRICS,
+    MODEL_TYPE,
+    WEIGHTS,
+    ReleaseInfo,
+    needs_code,
+    read_config,
+    read_release,
+    write_json,
+)
+from leukoscope.models.remote.networks import OWN_ARCHITECTURES, OwnNetwork, build_own
 
+# Where each file that is copied into a release lies.
+_SOURCES = {"modeling_leukoscope.py": remote, "networks.py": remote, "framing.py": data}
+CODE = tuple(_SOURCES)
+PROCESSOR = "preprocessor_config.json"
+# The attribute that holds the network in transformers' model: what the names of its tensors begin with.
+NETWORK = "network."
+_AUTO_MAP = {
+    "AutoConfig": "modeling_leukoscope.LeukoscopeConfig",
+    "AutoImageProcessor": "modeling_leukoscope.LeukoscopeImageProcessor",
+    "AutoModelForImageClassification": "modeling_leukoscope.LeukoscopeForImageClassification",
+}
 # Of numbers: a network this much larger than its weights is refused before it is built.
-_MOST_BEYOND_WEIGHTS = 50_000_000
+_MAX_EXCESS = 50_000_000
 # Arguments of timm's builders that a config.json may give, and what may be given.
 _MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
+    "block_config": lambda value: (
+        isinstance(value, list)
+        and 1 <= len(value) <= 4
+        and all(type(layers) is int and 1 <= layers <= 64 for layers in value)
+    ),
     "drop_path_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
     "drop_rate": lambda value: isinstance(value, int | float) and 0 <= value < 1,
     "global_pool": lambda value: isinstance(value, str),
@@ -60,12 +88,14 @@ def save_release(
     preprocessing: Preprocessing,
     metrics: Mapping[str, Any],
     description: str = "",
+    model_args: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a release directory; it appears whole or not at all.
+    """Write a release directory, completely or not at all.
 
     Args:
         network: a timm model with its own head, or an `OwnNetwork`, whose code is saved beside it.
         architecture: its name, of the backbone where the head is its own.
+        model_args: what `timm.create_model` builds it with besides.
 
     Raises:
         LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
@@ -81,14 +111,50 @@ def save_release(
             f"{target}: timm frames no cell, so that plain pipeline() would show this network other pixels than "
             "training did; give the recipe a head of its own (--override head.pooling=avg), whose release brings code"
         )
-    with _release_appearing(target) as aside:
-        aside.mkdir(parents=True)
-        save_weights(network, aside)
+    source: Any = network.pretrained_cfg
+    config = {
+        "architecture": architecture,
+        # Not in model_args: transformers would pass it twice.
+        "num_classes": len(labels),
+        "num_features": network.num_features,
+        "label_names": list(labels),
+        # Makes `pipeline()` compute in float32 from half-precision files.
+        "dtype": "float32",
+        "pretrained_cfg": {
+            **preprocessing.to_pretrained_cfg(),
+            "tag": "leukoscope",
+            "custom_load": False,
+            "num_classes": len(labels),
+            "pool_size": None,
+            "first_conv": source["first_conv"],
+            "classifier": source["classifier"],
+            "description": description,
+        },
+    }
+    if isinstance(network, OwnNetwork):
+        config |= {
+            "model_type": MODEL_TYPE,
+            "architectures": ["LeukoscopeForImageClassification"],
+            "auto_map": _AUTO_MAP,
+            "head": network.head_settings,
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: k for k, label in enumerate(labels)},
+        }
+    if model_args:
+        config["model_args"] = dict(model_args)
+    with _atomic_release(target) as folder:
+        folder.mkdir(parents=True)
+        save_weights(network, folder)
         # A rounded crop_pct would resize to a pixel less than training did.
-        write_json(aside / CONFIG, _config(network, architecture, labels, preprocessing, description), exact=True)
-        write_json(aside / METRICS, metrics)
+        write_json(folder / CONFIG, config, exact=True)
+        write_json(folder / METRICS, metrics)
         if isinstance(network, OwnNetwork):
-            save_code(aside, preprocessing)
+            for name, package in _SOURCES.items():
+                shutil.copyfile(Path(package.__path__[0]) / name, folder / name)
+            # For a folder transformers reads config.json's auto_map, for a Hub repository this one.
+            key = "AutoImageProcessor"
+            processor = {"auto_map": {key: _AUTO_MAP[key]}, "pretrained_cfg": preprocessing.to_pretrained_cfg()}
+            write_atomic(folder / PROCESSOR, json.dumps(processor, indent=1) + "\n")
     return target
 
 
@@ -100,30 +166,34 @@ def save_weights(network: nn.Module, directory: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    save_file(_stored_tensors(network), directory / WEIGHTS, metadata={"format": "pt"})
+    halved, prefix = _stored_halved(network), NETWORK if isinstance(network, OwnNetwork) else ""
+    tensors = {
+        prefix + name: (tensor.half() if name in halved else tensor).contiguous().cpu()
+        for name, tensor in network.state_dict().items()
+    }
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors leaves the file readable by its owner alone
 
 
 @contextmanager
-def rewritten(source: Path, target: Path | None = None) -> Iterator[Path]:
-    """A copy of a release to be changed, which takes the place of `target` (of `source` itself) when all went well.
+def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
+    """Yield a copy of a release to be changed, which replaces `target` (or `source` itself) at the end.
 
     Raises:
         LeukoscopeError: the disk refuses; `target` is then as it was.
     """
-    with _release_appearing(target or source) as aside:
-        shutil.copytree(source, aside)
-        yield aside
+    with _atomic_release(target or source) as folder:
+        shutil.copytree(source, folder)
+        yield folder
 
 
 @contextmanager
-def _release_appearing(target: Path) -> Iterator[Path]:
-    """A release's folder to be made, which takes the place of `target` when all went well."""
+def _atomic_release(target: Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     try:
-        with appearing_whole(target) as aside:
-            yield aside
+        with atomic_folder(target) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
@@ -145,7 +215,7 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
         LeukoscopeError: a temperature that is no positive number.
     """
     if not 0 < temperature < math.inf:
-        raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold answers")
+        raise LeukoscopeError(f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions")
     with torch.no_grad():
         for parameter in classifier_parameters(network):
             parameter.div_(temperature)
@@ -157,7 +227,7 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
 
     Args:
         directory: a local folder in Hub format.
-        name, revision: what to call it, when the folder is a cached Hub snapshot.
+        name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
@@ -165,7 +235,12 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     """
     root, info = Path(directory), read_release(directory, name=name, revision=revision)
     config = read_config(root)
-    tensors = _read_weights(root)
+    if not (root / WEIGHTS).exists() and (pickles := [path.name for path in root.glob("*.bin")]):
+        raise LeukoscopeError(
+            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to "
+            "safetensors"
+        )
+    tensors = read_safetensors(root / WEIGHTS)
     _require_as_large(root, config, len(info.labels), sum(tensor.numel() for tensor in tensors.values()))
     network = _network(root, config, len(info.labels))
     if needs_code(config):
@@ -182,17 +257,6 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     return Release(**vars(info), network=network)
 
 
-def _stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """What model.safetensors holds.
-
-    BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
-    classifier, a few kilobytes, since a temperature folded into it would be rounded away.
-    """
-    halved = _stored_halved(network)
-    tensors = {k: (v.half() if k in halved else v).contiguous().cpu() for k, v in network.state_dict().items()}
-    return {NETWORK + k: v for k, v in tensors.items()} if isinstance(network, OwnNetwork) else tensors
-
-
 def round_as_stored(network: nn.Module) -> None:
     """Round a network's weights, in place, to what its release will hold: what is measured is then what is released."""
     state = network.state_dict()
@@ -202,49 +266,15 @@ def round_as_stored(network: nn.Module) -> None:
 
 
 def _stored_halved(network: nn.Module) -> set[str]:
-    """The names of the tensors that are stored in half precision."""
+    """The names of the tensors that are stored in half precision.
+
+    BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
+    classifier, a few kilobytes, since a temperature folded into it would be rounded away.
+    """
     whole = {id(parameter) for parameter in classifier_parameters(network)}
     kept = {name for name, parameter in network.named_parameters() if id(parameter) in whole}
     state = network.state_dict().items()
     return {name for name, v in state if v.is_floating_point() and "running_" not in name and name not in kept}
-
-
-def _config(
-    network: nn.Module, architecture: str, labels: Sequence[str], preprocessing: Preprocessing, description: str
-) -> dict[str, Any]:
-    """config.json as timm and transformers read it.
-
-    `num_classes` must not stand in `model_args` (transformers would pass it twice), and "dtype" makes `pipeline()`
-    compute in float32 from half-precision files.
-    """
-    cfg: Any = network.pretrained_cfg
-    config = {
-        "architecture": architecture,
-        "num_classes": len(labels),
-        "num_features": network.num_features,
-        "label_names": list(labels),
-        "dtype": "float32",
-        "pretrained_cfg": {
-            **preprocessing.to_pretrained_cfg(),
-            "tag": "leukoscope",
-            "custom_load": False,
-            "num_classes": len(labels),
-            "pool_size": None,
-            "first_conv": cfg["first_conv"],
-            "classifier": cfg["classifier"],
-            "description": description,
-        },
-    }
-    return config | code_config(network, labels) if isinstance(network, OwnNetwork) else config
-
-
-def _read_weights(root: Path) -> dict[str, torch.Tensor]:
-    if not (root / WEIGHTS).exists() and (pickles := [p.name for p in root.glob("*.bin")]):
-        raise LeukoscopeError(
-            f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — "
-            "convert to safetensors"
-        )
-    return read_safetensors(root / WEIGHTS)
 
 
 def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, given: int) -> None:
@@ -254,7 +284,7 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
             planned = sum(tensor.numel() for tensor in _network(root, config, num_classes).state_dict().values())
         except (NotImplementedError, RuntimeError):
             return  # a network that cannot be planned without numbers
-    if planned > given + _MOST_BEYOND_WEIGHTS:
+    if planned > given + _MAX_EXCESS:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} has {planned:,} numbers, {WEIGHTS} beside it {given:,}; "
             "restore both from one release"
@@ -263,7 +293,7 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
 
 def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
     if needs_code(config):
-        return network_of(config, root / CONFIG)
+        return build_from_config(config, root / CONFIG)
     import timm
 
     if not timm.is_model(config["architecture"]):
@@ -283,4 +313,27 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
             "the release"
+        ) from None
+
+
+def build_from_config(config: Mapping[str, Any], path: Path) -> OwnNetwork:
+    """Build the network of a config.json with random weights, by this installation's own code.
+
+    Args:
+        path: of that file, for messages.
+
+    Raises:
+        LeukoscopeError: an unknown architecture or head.
+    """
+    import timm
+
+    architecture, head = config["architecture"], config.get("head")
+    if not (architecture in OWN_ARCHITECTURES if head is None else timm.is_model(architecture)):
+        what = "without a head of its own" if head is None else "for a head of its own"
+        raise LeukoscopeError(f"{path}: no architecture {architecture!r} {what} is known; update leukoscope and timm")
+    try:
+        return build_own(architecture, config["num_classes"], head)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise LeukoscopeError(
+            f"{path}: {architecture} cannot be built with its head ({error}); restore it from the release"
         ) from None

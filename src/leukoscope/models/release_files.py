@@ -1,32 +1,33 @@
-"""The files of a release, read without torch: labels, preprocessing and measurements, and what each file is called.
+"""The names of a release's files, and reading them without torch: labels, preprocessing and metrics.
 
-Whoever needs the network itself goes on to models/release.py; a prediction by a backend other than torch stops here.
+`models/release.py` loads the network as well; backends other than torch need only this module.
 """
 
 from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.files import restore_replaced, write_whole
-from leukoscope.cells.preprocessing import Preprocessing
-from leukoscope.cells.registry import DATASETS
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.registry import DATASETS
+from leukoscope.files import restore_replaced, write_atomic
 
-SCHEMA_VERSION = 2  # of metrics.json; metrics.schema.json beside this file says what stands in it
+SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
-PREDICTIONS = "predictions"  # folder of a protocol's answers, one Parquet file an evaluation; no pixels
+PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
+MODEL_TYPE = "leukoscope"  # in config.json, of a release that brings its network's code
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
-# What is read of metrics.json when a release answers, and of which kind it must be. "!" marks what must not be missing
-# or empty where the block that holds it is there, "*" every entry; what only reports show is not held to a shape here.
+# The parts of metrics.json that prediction needs, and their types. "!" marks what must not be missing or empty where
+# its block is there, "*" every entry; what only reports show is not checked here.
 _METRICS_SHAPE: dict[str, Any] = {
     "labels": [str],
     "data": {"name": str},
@@ -40,16 +41,17 @@ _METRICS_SHAPE: dict[str, Any] = {
     "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "precision", "recalibration")},
 }
+_Tensor = TypeVar("_Tensor")
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 
 
 @dataclass(frozen=True)
 class ReleaseInfo:
-    """What a release says of itself.
+    """A release without its weights.
 
     Attributes:
         labels: class names in the order of the network's outputs.
-        preprocessing: how a picture must be shown to it.
+        preprocessing: how a picture is prepared for the network.
         metrics: the content of metrics.json ({} where a foreign model has none).
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
@@ -77,7 +79,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
 
     Args:
         directory: a local folder in Hub format.
-        name, revision: what to call it, when the folder is a cached Hub snapshot.
+        name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
         LeukoscopeError: no such folder, a file missing or damaged, or labels that do not match the head or each other.
@@ -91,9 +93,16 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
             f"{root / METRICS}: decisions.operating_points.positive_label is {points['positive_label']!r}, none of "
             f"{', '.join(map(str, config['label_names']))}; restore it from the release"
         )
+    try:
+        preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise LeukoscopeError(
+            f"{root / CONFIG}: pretrained_cfg has no preprocessing that is known here ({error}); restore it, or give "
+            "another release"
+        ) from None
     return ReleaseInfo(
         labels=tuple(config["label_names"]),
-        preprocessing=_preprocessing(root, config["pretrained_cfg"]),
+        preprocessing=preprocessing,
         metrics=metrics,
         name=name or str(root),
         revision=revision,
@@ -134,11 +143,16 @@ def read_config(root: Path) -> dict[str, Any]:
     return config
 
 
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether a release's config.json describes a network that timm does not know."""
+    return config.get("model_type") == MODEL_TYPE
+
+
 def read_metrics(root: Path) -> dict[str, Any]:
     """The release's metrics.json, {} where there is none.
 
     Raises:
-        LeukoscopeError: damaged, or of another shape than what is read of it when the release answers.
+        LeukoscopeError: damaged, or without what prediction needs of it.
     """
     path = root / METRICS
     if not path.exists():
@@ -153,7 +167,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
 
 
 def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
-    """What is wrong with a value and all that it holds; `place` is what to call it."""
+    """What is wrong with a value and all that it contains; `place` is its name for messages."""
     kind: type = type(shape) if isinstance(shape, dict | list) else shape
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits: bool = number if kind is float else isinstance(value, kind)
@@ -172,14 +186,14 @@ def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
 
 
 def folder_name(release: Path) -> str:
-    """What a local release is called: its folder's name; a run folder's `release` is called by the run."""
+    """The name of a local release: its folder's, or the run's for the `release` folder of a run."""
     folder = release.resolve()
     return folder.parent.name if folder.name == "release" else folder.name
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
-    """Write JSON aside, then rename; unless `exact`, floats keep six significant digits, more would be noise."""
-    write_whole(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
+    """Write JSON with `write_atomic`; unless `exact`, floats keep six significant digits, more would be noise."""
+    write_atomic(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -188,8 +202,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         LeukoscopeError: missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
+
+    return load_safetensors(path, load_file)
+
+
+def load_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
+    """Read a safetensors file with the `load_file` of NumPy or torch.
+
+    Raises:
+        LeukoscopeError: missing or damaged.
+    """
+    from safetensors import SafetensorError
 
     if not path.is_file():
         raise LeukoscopeError(f"{path}: no such weights file; give a .safetensors file")
@@ -197,16 +221,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
-
-
-def _preprocessing(root: Path, cfg: Mapping[str, Any]) -> Preprocessing:
-    try:
-        return Preprocessing.from_pretrained_cfg(cfg)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise LeukoscopeError(
-            f"{root / CONFIG}: pretrained_cfg says no preprocessing that is known here ({error}); restore it, or give "
-            "another release"
-        ) from None
 
 
 def _rounded(value: Any) -> Any:

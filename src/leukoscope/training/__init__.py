@@ -1,1 +1,1 @@
-"""How it learns: the configuration, the loop and the protocols that measure a recipe on unseen subjects."""
+"""Training: the configuration, one run from cells to release, and what it leaves in its run folder."""

@@ -6,24 +6,88 @@ and the run folder's `args.yaml` records the outcome.
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.cells.registry import DATASETS
-from leukoscope.cells.splits import STRATEGIES
+from leukoscope.data.registry import DATASETS
+from leukoscope.data.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
-from leukoscope.models.overrides import with_overrides
+from leukoscope.models.recipe import with_overrides
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
-from leukoscope.training.choices import TRACKERS, check_choices, check_one_start
+from leukoscope.training.finetune import follow_release
+
+TRACKERS = ("trackio", "tensorboard")
+_LEAST = {
+    "max_train_samples": 1,
+    "max_eval_samples": 1,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "early_stopping_patience": 1,
+    "save_total_limit": 1,
+    "seed": 0,
+}
+
+
+def check_choices(flags: Mapping[str, Any]) -> None:
+    """Check every flag that can have a wrong value.
+
+    Args:
+        flags: their values by name, all of them.
+
+    Raises:
+        LeukoscopeError: names the flag, its value and what to give instead.
+    """
+    if flags["split"] not in STRATEGIES:
+        raise LeukoscopeError(f"--split {flags['split']}: unknown; choose one of {', '.join(STRATEGIES)}")
+    check_one_start(flags)
+    if (tracker := flags["report_to"]) not in (None, *TRACKERS):
+        raise LeukoscopeError(f"--report_to {tracker}: unknown; choose {' or '.join(TRACKERS)}")
+    if tracker and not flags["with_tracking"]:
+        raise LeukoscopeError(f"--report_to {tracker}: has no effect alone; add --with_tracking")
+    steps = flags["checkpointing_steps"]
+    if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
+        raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
+    for flag in ("learning_rate", "head_learning_rate"):
+        if flags[flag] is not None and not flags[flag] > 0:
+            raise LeukoscopeError(f"--{flag} {flags[flag]}: give a number above 0")
+    if flags["weight_decay"] is not None and not flags["weight_decay"] >= 0:
+        raise LeukoscopeError(f"--weight_decay {flags['weight_decay']}: give 0 or more")
+    if flags["seed"] >= 2**32:
+        raise LeukoscopeError(f"--seed {flags['seed']}: give a number below {2**32}")
+    for flag, least in _LEAST.items():
+        if flags[flag] is not None and flags[flag] < least:
+            raise LeukoscopeError(f"--{flag} {flags[flag]}: give {least} or more")
+    for flag in ("split_file", "pretrained_weights"):
+        if flags[flag] and not Path(flags[flag]).is_file():
+            raise LeukoscopeError(f"--{flag} {flags[flag]}: no such file; check the path")
+    # Compiled networks are C++ on a CPU, and on a GPU started by it.
+    named = os.environ.get("CXX")
+    if flags["torch_compile"] and not any(map(shutil.which, [named] if named else ["g++", "clang++", "cl"])):
+        raise LeukoscopeError(
+            f"--torch_compile: no C++ compiler ({named or 'g++'}) on this machine; install one "
+            "(Debian, Ubuntu: apt install g++), name it in CXX, or leave the flag out"
+        )
+
+
+def check_one_start(flags: Mapping[str, Any]) -> None:
+    """Refuse flags that name two kinds of start weights."""
+    given = [f"--{flag}" for flag in ("from_scratch", "pretrained_weights", "init_from") if flags[flag]]
+    if len(given) > 1:
+        raise LeukoscopeError(f"{' and '.join(given)} exclude each other; leave one out")
+
 
 _RECIPE = "densenet121"
-# Where files lie, how a run is watched or gone on with, and what becomes of the release do not change what it computes.
-# What a folder or a file holds does: `same_cells` compares the cells, `weights_name` the start weights.
+# Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
+# `other_cells` compares the cells, `weights_name` the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
@@ -68,7 +132,7 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Which network, and what it starts from."""
+    """Which network, and its start weights."""
 
     recipe: str = _flag(
         _RECIPE,
@@ -80,7 +144,7 @@ class ModelArguments:
     )
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
-    from_scratch: bool = _flag(False, "Start from random weights; never ask the network.")
+    from_scratch: bool = _flag(False, "Start from random weights, without a download.")
     override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: augmentation.scale=0.4 mixup=0.2 …")
     init_from: str | None = _flag(
         None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
@@ -89,20 +153,20 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """How it learns, and what becomes of the result."""
+    """How the network is trained, and what happens with the result."""
 
     output_dir: str | None = _flag(None, "The run folder (default: runs/<dataset>-<recipe>).")
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
     per_device_train_batch_size: int | None = _flag(None, "Training batch a process (default: the recipe's).")
     per_device_eval_batch_size: int = _flag(64, "Evaluation batch a process.")
     gradient_accumulation_steps: int = _flag(
-        1, "Batches that make one step of learning: one process with N learns as N processes do."
+        1, "Batches that make one optimiser step: one process with N trains as N processes do."
     )
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
     early_stopping_patience: int = _flag(
-        8, "Stop after this many epochs without a better validation score (recipes with a plateau say it themselves)."
+        8, "Stop after this many epochs without a better validation score (recipes with a plateau have their own rule)."
     )
     mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
     torch_compile: bool = _flag(False, "Compile the network: quicker steps after minutes of waiting for the first.")
@@ -113,11 +177,11 @@ class RunArguments:
     save_total_limit: int = _flag(2, "Checkpoints kept in the run folder; the second is for when the last is damaged.")
     resume_from_checkpoint: str | None = _flag(
         None,
-        "Go on with an interrupted run: latest (also when nothing is named), or the folder of a checkpoint.",
+        "Resume an interrupted run: latest (also when nothing is named), or the folder of a checkpoint.",
         nargs="?",
         const="latest",
     )
-    with_tracking: bool = _flag(False, "Follow the run's figures in a tracker; nothing leaves this machine.")
+    with_tracking: bool = _flag(False, "Log the run's metrics to a tracker; nothing leaves this machine.")
     report_to: str | None = _flag(
         None, f"The tracker: {' or '.join(TRACKERS)} (default with --with_tracking: trackio)."
     )
@@ -175,12 +239,12 @@ class TrainingConfig:
 
     @property
     def tracker(self) -> str | None:
-        """The tracker that follows the run; None without one."""
+        """The tracker that the run logs to; None without one."""
         return (self.run.report_to or TRACKERS[0]) if self.run.with_tracking else None
 
     @property
     def is_smoke_run(self) -> bool:
-        """Phantoms show that everything works, and nothing about patients."""
+        """True on phantoms, which show that everything works, and nothing about patients."""
         return self.data.dataset_name == "phantoms"
 
     @property
@@ -196,7 +260,7 @@ class TrainingConfig:
 
     @property
     def start_weights(self) -> StartWeights:
-        """Where the network starts; a smoke run never asks the network."""
+        """The start weights; a smoke run works offline, from random ones."""
         file = self.model.pretrained_weights
         return StartWeights(
             file=Path(file) if file else None,
@@ -211,28 +275,28 @@ class TrainingConfig:
 
     def command(self) -> str:
         """The flags that make this run, files and folders by their last name only: where they lay is private."""
-        return " ".join(["train.py", *self._words(leave_out=_NOT_IN_COMMAND, private=True)])
+        return " ".join(["train.py", *self._arguments(leave_out=_NOT_IN_COMMAND, private=True)])
 
     def resume_command(self, launched_by: Sequence[str]) -> str:
-        """What goes on with this very run on this machine.
+        """The command that resumes this run on this machine.
 
         Args:
-            launched_by: the words before the flags, the script's name included.
+            launched_by: the part before the flags, the script's name included.
         """
-        flags = self._words(leave_out=("resume_from_checkpoint",), private=False)
+        flags = self._arguments(leave_out=("resume_from_checkpoint",), private=False)
         return " ".join([*launched_by, *flags, "--resume_from_checkpoint", "latest"])
 
-    def _words(self, *, leave_out: Sequence[str], private: bool) -> list[str]:
-        """Every flag that is not its default, as words of a command line."""
-        defaults, words = TrainingConfig().as_dict(), []
+    def _arguments(self, *, leave_out: Sequence[str], private: bool) -> list[str]:
+        """Every flag that is not its default, as parts of a command line."""
+        defaults, arguments = TrainingConfig().as_dict(), []
         for flag, value in self.as_dict().items():
             if value == defaults[flag] or flag in leave_out:
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
             is_path = flag in _PATHS or (flag == "init_from" and Path(value).exists())
             hidden = private and is_path
-            words += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
-        return words
+            arguments += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
+        return arguments
 
 
 def file_name(path: str | None) -> str | None:
@@ -243,31 +307,44 @@ def file_name(path: str | None) -> str | None:
 def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
 
-    With --init_from the release is opened: it settles what the flags leave open.
+    With --init_from the release is opened: it gives what the flags leave open.
 
     Raises:
-        LeukoscopeError: a flag that does not exist, or a release that cannot be gone on from.
+        LeukoscopeError: a flag that does not exist, or a release that cannot be fine-tuned.
     """
     from transformers import HfArgumentParser
 
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
     parser = HfArgumentParser(kinds, description=__doc__, prog="train.py")
-    # Only so can a recipe that was asked for be told from the default.
+    # Only so can a recipe that was given be told from the default.
     parser.set_defaults(recipe=None)
-    words = list(sys.argv[1:] if argv is None else argv)
-    data, model, run, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
-    return TrainingConfig(data, _settled(model), run)
+    if model.init_from:
+        check_one_start(asdict(model))
+        model = replace(model, **follow_release(model.init_from, model.recipe, model.image_size))
+    elif model.recipe is None:
+        model = replace(model, recipe=_RECIPE)
+    return TrainingConfig(data, model, run)
 
 
-def _settled(model: ModelArguments) -> ModelArguments:
-    """The model's arguments with a recipe: the one asked for, else the release's, else the default."""
-    asked: Any = model.recipe
-    model = replace(model, recipe=_RECIPE if asked is None else asked)
-    if not model.init_from:
-        return model
-    from leukoscope.training.init_from import follow_release
+def resume_hint(config: TrainingConfig) -> str:
+    """The command that resumes this run; on several machines a sentence, because each has a command of its own."""
+    if os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE")):
+        return "the same command on each machine, plus --resume_from_checkpoint latest"
+    return config.resume_command(launch_command())
 
-    check_one_start(asdict(model))
-    return follow_release(model, recipe_given=asked is not None)
+
+def launch_command() -> list[str]:
+    """How this process was started, up to the script's name: by python, or by a launcher with as many others."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # What `accelerate launch` always sets for what it starts; and torchrun.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        return ["accelerate", "launch", *["--cpu"] * on_cpu, "--num_processes", processes, sys.argv[0]]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes = os.environ["LOCAL_WORLD_SIZE"]
+        return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, sys.argv[0]]
+    return ["python", sys.argv[0]]

@@ -1,4 +1,4 @@
-"""Many pictures at once: files, or one zip, bounded before a byte of a picture is read and never unpacked to disk.
+"""Many pictures at once: files, or one zip, checked for size before a picture is read and never unpacked to disk.
 
 Labels and subjects come from a CSV, labels also from the folders of a zip, subjects also from the names.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.web.upload import MAX_BYTES, file_name
@@ -23,13 +22,13 @@ from leukoscope.web.upload import MAX_BYTES, file_name
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
 MAX_TABLES, MAX_TABLE, MAX_ROWS = 4, 2**20, 20_000
 LONGEST_NAME = 255
-MOST_LABELS, MOST_STRANGERS, LONGEST_LABEL = 20, 20, 60
+MOST_LABELS, MOST_UNKNOWN, LONGEST_LABEL = 20, 20, 60
 LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
 _HOW_A_CSV_LOOKS = "give a header with the column file, and label or subject beside it"
 
 
 @dataclass(frozen=True)
-class Given:
+class BatchFile:
     """One file of a batch, not yet read.
 
     Attributes:
@@ -43,37 +42,37 @@ class Given:
 
 @dataclass
 class Batch:
-    """What was given together.
+    """The files given together.
 
     Attributes:
         files: the pictures, in the order given.
-        labels, subjects: file name → what a CSV says of it.
+        labels, subjects: file name → its entry in a CSV.
         label_tables: label → the CSV that gives it first.
-        refused: one sentence for each file that cannot be used.
+        problems: one sentence for each file that cannot be used.
     """
 
-    files: list[Given] = field(default_factory=list)
+    files: list[BatchFile] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     subjects: dict[str, str] = field(default_factory=dict)
     label_tables: dict[str, str] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def label_of(self, name: str, classes: Sequence[str]) -> str:
-        """A file's true class: by the CSV, else by the folder it lies in; "" where neither says."""
+        """A file's true class: by the CSV, else by the folder it lies in; "" where neither names one."""
         known = {one.casefold(): one for one in classes}
-        said = _by_name(self.labels, name) or PurePosixPath(name).parent.name
-        return known.get(said.casefold(), "")
+        label = _by_name(self.labels, name) or PurePosixPath(name).parent.name
+        return known.get(label.casefold(), "")
 
     def unknown_labels(self, classes: Sequence[str]) -> list[str]:
         """One sentence for each label of a CSV that is none of the classes, at most 20 and how many more there are."""
         known = {one.casefold() for one in classes}
         unknown = [(label, table) for label, table in self.label_tables.items() if label.casefold() not in known]
-        said = [
+        lines = [
             f"{table}: label {label[:LONGEST_LABEL]!r} is none of {', '.join(classes)}"
             for label, table in unknown[:MOST_LABELS]
         ]
         more = len(unknown) - MOST_LABELS
-        return [*said, f"{more} more labels are none of {', '.join(classes)}"] if more > 0 else said
+        return [*lines, f"{more} more labels are none of {', '.join(classes)}"] if more > 0 else lines
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
@@ -96,27 +95,31 @@ def open_batch(paths: Sequence[str]) -> Batch:
     batch, tables = Batch(), []
     for path in paths:
         name = file_name(path)
-        found = _entries(path, name) if zipfile.is_zipfile(path) else [_single(path, name)]
+        if zipfile.is_zipfile(path):
+            found = _entries(path, name)
+        elif Path(path).stat().st_size > MAX_BYTES:
+            raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
+        else:
+            found = [BatchFile(name, Path(path).read_bytes)]
         tables += [one for one in found if one.name.casefold().endswith(".csv")]
         batch.files += [one for one in found if not one.name.casefold().endswith(".csv")]
     if len(batch.files) > MAX_FILES:
         raise LeukoscopeError(f"{len(batch.files)} files were given; at most {MAX_FILES} fit in one batch: split it")
     if len(tables) > MAX_TABLES:
         raise LeukoscopeError(f"{len(tables)} CSVs were given; at most {MAX_TABLES} belong to one batch: join them")
-    _drop_repeated(batch)
+    # The first file of each name stays: rows are told apart by it.
+    first: dict[str, BatchFile] = {}
+    for file in batch.files:
+        if file.name in first:
+            batch.problems.append(f"{file.name}: was given twice; the first is used")
+        first.setdefault(file.name, file)
+    batch.files = list(first.values())
     for table in tables:
         _read_table(table, batch)
     return batch
 
 
-def _single(path: str, name: str) -> Given:
-    size = Path(path).stat().st_size
-    if size > MAX_BYTES:
-        raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
-    return Given(name, Path(path).read_bytes)
-
-
-def _entries(path: str, name: str) -> list[Given]:
+def _entries(path: str, name: str) -> list[BatchFile]:
     if Path(path).stat().st_size > MAX_ZIP:
         raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
     try:
@@ -124,20 +127,18 @@ def _entries(path: str, name: str) -> list[Given]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError):
         raise LeukoscopeError(f"{name}: the zip is damaged; pack it again") from None
-    _require_tame(entries, name)
-    return [
-        Given(entry.filename, partial(_unpacked, path, entry)) for entry in entries if not _is_litter(entry.filename)
-    ]
+    _require_safe(entries, name)
+    files = []
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+        if "__MACOSX" not in parts and not hidden:  # what file managers add to archives
+            files.append(BatchFile(entry.filename, partial(_unpacked, path, entry)))
+    return files
 
 
-def _is_litter(name: str) -> bool:
-    """What file managers leave in archives."""
-    parts = PurePosixPath(name).parts
-    return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)
-
-
-def _require_tame(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
-    """Refuse bombs and path tricks by what the directory of a zip says; no more than it says is ever unpacked."""
+def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
+    """Refuse zip bombs and path tricks by the zip's directory; no more than its sizes is ever unpacked."""
     if len(entries) > MAX_FILES + 1:
         raise LeukoscopeError(f"{name}: holds {len(entries)} files; at most {MAX_FILES} fit in one batch: split it")
     if (size := sum(entry.file_size for entry in entries)) > MAX_UNPACKED:
@@ -172,27 +173,27 @@ def _unpacked(path: str, entry: zipfile.ZipInfo) -> bytes:
         raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
 
 
-def _drop_repeated(batch: Batch) -> None:
-    """Keep the first file of each name: rows are told apart by it."""
-    first: dict[str, Given] = {}
-    for file in batch.files:
-        if file.name in first:
-            batch.refused.append(f"{file.name}: was given twice; the first is used")
-        first.setdefault(file.name, file)
-    batch.files = list(first.values())
-
-
-def _read_table(table: Given, batch: Batch) -> None:
+def _read_table(table: BatchFile, batch: Batch) -> None:
     content = table.read()
     if len(content) > MAX_TABLE:
         raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row a picture")
-    rows = _rows(io.StringIO(content.decode("utf-8-sig", "replace")), table.name)
+    try:
+        rows = [
+            {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
+            for row in islice(csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace"))), MAX_ROWS + 1)
+        ]
+    except csv.Error as error:
+        raise LeukoscopeError(f"{table.name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
+    if len(rows) > MAX_ROWS:
+        raise LeukoscopeError(f"{table.name}: holds more than {MAX_ROWS:,} rows; give one row a picture")
+    if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
+        raise LeukoscopeError(f"{table.name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
     known = {file.name for file in batch.files} | {file_name(file.name) for file in batch.files}
-    strangers = [row["file"] for row in rows if row["file"] not in known]
-    named = [f"{table.name}: names {file[:LONGEST_NAME]!r}, which was not given" for file in strangers[:MOST_STRANGERS]]
-    if (more := len(strangers) - MOST_STRANGERS) > 0:
+    unknown = [row["file"] for row in rows if row["file"] not in known]
+    named = [f"{table.name}: names {file[:LONGEST_NAME]!r}, which was not given" for file in unknown[:MOST_UNKNOWN]]
+    if (more := len(unknown) - MOST_UNKNOWN) > 0:
         named.append(f"{table.name}: names {more} more files that were not given")
-    batch.refused += named
+    batch.problems += named
     for row in rows:
         if row["file"] not in known:
             continue
@@ -203,23 +204,8 @@ def _read_table(table: Given, batch: Batch) -> None:
             batch.label_tables.setdefault(label, table.name)
 
 
-def _rows(text: IO[str], name: str) -> list[dict[str, str]]:
-    try:
-        rows = [
-            {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
-            for row in islice(csv.DictReader(text), MAX_ROWS + 1)
-        ]
-    except csv.Error as error:
-        raise LeukoscopeError(f"{name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
-    if len(rows) > MAX_ROWS:
-        raise LeukoscopeError(f"{name}: holds more than {MAX_ROWS:,} rows; give one row a picture")
-    if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
-        raise LeukoscopeError(f"{name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
-    return rows
-
-
 def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str]) -> dict[str, str]:
-    """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither says.
+    """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither names one.
 
     Args:
         pattern: a regular expression; its first group, or all of it where it has none, is the subject.
@@ -227,7 +213,7 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
     Raises:
         LeukoscopeError: no regular expression, or one that takes too long.
     """
-    # Unlike the standard library's, these patterns can be stopped: a visitor's may take for ever.
+    # Unlike the standard library's, these patterns can be stopped: a visitor's may run for hours.
     import regex
 
     if len(pattern) > LONGEST_PATTERN:
@@ -239,7 +225,11 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
         raise LeukoscopeError(f"pattern {pattern!r}: {error}; give a regular expression such as ^([^_]+)_") from None
     except TimeoutError:
         raise LeukoscopeError(f"pattern {pattern!r}: takes too long; give one without nested repeats") from None
-    return {name: _by_name(by_table, name) or _first_group(match) for name, match in found.items()}
+    subjects = {}
+    for name, match in found.items():
+        by_pattern = (match.groups() or (match.group(),))[0] or "" if match else ""
+        subjects[name] = _by_name(by_table, name) or by_pattern
+    return subjects
 
 
 # Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested.
@@ -263,13 +253,6 @@ def suggested_pattern(names: Sequence[str]) -> str:
         if "" not in persons and 2 <= len(persons) <= len(found) / 2:
             return pattern
     return ""
-
-
-def _first_group(match: Any) -> str:
-    if match is None:
-        return ""
-    groups = match.groups()
-    return (groups[0] if groups else match.group()) or ""
 
 
 def _by_name(table: Mapping[str, str], name: str) -> str:

@@ -23,24 +23,35 @@ footer .divider { display: none; }
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
   --color-accent: #b794e6; --lk-warn-ink: #ffe2a0; --lk-warn-fill: #3a2f14; --lk-warn-line: #8a6a1c; }
+.lk-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1rem; }
 .lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
-.lk-head p { margin: 0.15rem 0 0; color: var(--lk-quiet); }
+.lk-head p { margin: 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
-  border-radius: 6px; padding: 0.45rem 0.75rem; font-weight: 600; }
+  border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
 * + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
+@media print { #notice { position: static; } }
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
-:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
-  height: auto; }
+#examples .grid-container { grid-template: none / repeat(6, minmax(0, 1fr)) !important; height: auto; gap: 0.25rem; }
+#real-cells .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
+.gradio-container .tab-container button { padding: 0 0.6rem; }
+#about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
-#answer { scroll-margin-top: 5rem; }
+#cell-summary { scroll-margin-top: 5rem; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-verdict { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
+.lk-short { display: inline-block; font-size: 1.2rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
+  border-radius: 2rem; color: #fff; background: #6b3fa0; }
+.lk-short.none { color: var(--lk-warn-ink); background: var(--lk-warn-fill); border: 1px solid var(--lk-warn-line); }
+.lk-checks { list-style: none; margin: 0 0 0.5rem !important; padding: 0 !important; display: flex; flex-wrap: wrap;
+  gap: 0.1rem 1.1rem; font-size: 0.92rem; }
+.lk-checks li { margin: 0; }
+.lk-checks span { font-weight: 700; color: var(--lk-accent); } .lk-checks .not span { color: var(--lk-warn-line); }
+.lk-headline { line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
 .lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
-.lk-remark { margin: 0.5rem 0 0; }
-.lk-bars { list-style: none; margin: 0.6rem 0 0 !important; padding: 0; display: grid; gap: 0.55rem; }
+.lk-bars { list-style: none; margin: 0.4rem 0 0 !important; padding: 0; display: grid; gap: 0.4rem 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
 .lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
 .lk-bars .name b { font-weight: 600; }
 .lk-bars .name span { color: var(--lk-quiet); }
@@ -54,8 +65,10 @@ footer .divider { display: none; }
 .lk-pictures figcaption { font-size: 0.88rem; margin-top: 0.3rem; color: var(--lk-quiet); }
 .lk-scale { display: flex; align-items: center; gap: 0.4rem; font-size: 0.82rem; }
 .lk-scale i { flex: 1; min-width: 2rem; max-width: 7rem; height: 0.5rem; border-radius: 2px;
-  background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
-.lk-reading p { margin: 0 0 0.6rem; }
+  background: linear-gradient(90deg, #7e1e6c, #bf3951, #ee6c22, #fbb71c, #fcfea4); }
+.lk-chip { font-weight: 600; white-space: nowrap; padding: 0 0.5em; border-radius: 1em;
+  border: 1px solid var(--lk-line); }
+.lk-explanation p { margin: 0 0 0.6rem; }
 .lk-facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 0.9rem; margin: 0 0 0.75rem;
   font-size: 0.92rem; }
 .lk-facts dt { color: var(--lk-quiet); }
@@ -63,7 +76,7 @@ footer .divider { display: none; }
 .lk-message { border-left: 4px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   padding: 0.7rem 0.9rem; border-radius: 4px; overflow-wrap: anywhere; }
 .lk-message strong { display: block; margin-bottom: 0.15rem; }
-.lk-reading .lk-message { margin-bottom: 0.75rem; }
+.lk-explanation .lk-message { margin-bottom: 0.75rem; }
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
 .lk-field { position: relative; max-width: 100%; margin: 0.5rem 0; }
@@ -102,7 +115,16 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
 .gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
+@media (max-width: 640px) {
+  /* The result stands right below the upload, the examples below the result. */
+  #cell-row > .column:first-child { display: contents; }
+  #cell-row > .column:first-child > * { order: 2; }
+  #cell-row > .column:last-child { order: 1; }
+  #cell-row #upload { order: 0; }
+  #upload .wrap { min-height: 5rem; }
+}
 @media (max-width: 480px) {
+  .gradio-container .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }
   .lk-box span { font-size: 0.6rem; }
   .lk-pictures { gap: 0.4rem; }
   .lk-facts { grid-template-columns: 1fr; }

@@ -1,23 +1,31 @@
-"""From a visitor's upload to pixels: read once, then deleted.
+"""A visitor's files: uploads, read once and then deleted, and what is made for the visitor to save.
 
-Gradio's own image component decodes before any handler runs and answers a broken file with a traceback; the one here
+Gradio's own image component decodes before any handler runs and shows a traceback for a broken file; the one here
 hands the file over untouched, so that a bad picture is refused in the same words as everywhere else in Leukoscope.
 """
 
 from __future__ import annotations
 
+import base64
 import secrets
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from uuid import uuid4
 
 import gradio as gr
 from gradio import route_utils
-from gradio.data_classes import FileData, ImageData, ListFiles
+from gradio.data_classes import FileData, ListFiles
 from gradio.utils import get_upload_folder
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from leukoscope.cells.images import UnreadableImage, check_header, open_image
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.web.text import RESULT_DELETED
 
 MAX_BYTES = 20 * 1024 * 1024
 OWN_FOLDER = "upload-"
@@ -36,11 +44,11 @@ class Limit(NamedTuple):
 
 # A crop of one cell is below 1 megapixel and a microscope's whole frame about 5.
 CELL = Limit(8_000_000, "one cell", "crop it to the cell")
-FIELD = Limit(16_000_000, "a field of view", "cut it into parts, or use the command `leukoscope field`")
+FIELD = Limit(16_000_000, "a field of view", "cut it into parts")
 
 
 class _OwnName:
-    """Stands where Gradio hashes an upload to name its folder: a name that nobody shares and nobody can guess."""
+    """Replaces the hash by which Gradio names an upload's folder: a random name, unique and not guessable."""
 
     def __init__(self) -> None:
         self.name = OWN_FOLDER + secrets.token_hex(16)
@@ -53,9 +61,9 @@ class _OwnName:
 
 
 class _OwnFolder(route_utils.GradioUploadFile):
-    """An upload whose folder nobody shares.
+    """An upload in a folder of its own.
 
-    Gradio names the folder by what the file holds: of two visitors who send the same picture, the one answered first
+    Gradio names the folder by what the file holds: of two visitors who send the same picture, the one served first
     would delete the other's.
 
     Attributes:
@@ -87,7 +95,7 @@ def cell_upload(**options: Any) -> gr.Image:
     subclass of a component.
     """
     upload = gr.Image(type="filepath", image_mode=None, **options)
-    upload.preprocess = _path_as_sent  # type: ignore[method-assign]
+    upload.preprocess = lambda payload: payload.path if payload else None  # type: ignore
     upload.example_payload = lambda: {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}  # type: ignore[method-assign]
     upload.example_value = lambda: "cell.png"  # type: ignore[method-assign]
     return upload
@@ -106,58 +114,149 @@ def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
     return [file.path for file in (payload.root if isinstance(payload, ListFiles) else [payload])]
 
 
-def _path_as_sent(payload: ImageData | None) -> str | None:
-    return payload.path if payload else None
-
-
-def read_upload(path: str | Path | None, name: str = "", *, most: Limit = CELL) -> Image.Image:
+def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
     """Open an uploaded picture and delete the file, whether it could be used or not.
 
     Args:
         path: where Gradio put it; None where nothing was sent.
-        name: what to call it in messages; defaults to its file name.
         most: how large it may be.
 
     Returns:
-        An upright RGB picture, fully in memory.
+        An upright RGB picture, fully in memory, and its file name.
 
     Raises:
         UnreadableImage: nothing sent, over 20 MB or the limit, or for any reason of `open_image`.
     """
     if path is None:
         raise UnreadableImage("image: no picture was sent; give one image file")
-    file = Path(path)
-    shown = name or file.name
-    try:
-        if file.is_file() and file.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(f"{shown}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
-        width, height = check_header(file)
-        if width * height > most.pixels:
-            raise UnreadableImage(
-                f"{shown}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
-                f"{most.shows} may take here; {most.remedy}"
-            )
-        return open_image(file)
-    except UnreadableImage as error:
-        # The cache's folders mean nothing to a visitor.
-        raise UnreadableImage(str(error).replace(str(path), shown)) from None
-    finally:
-        forget(file)
+    file, name = Path(path), file_name(str(path))
+    with deleted_afterwards([path]):
+        try:
+            if file.is_file() and file.stat().st_size > MAX_BYTES:
+                raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
+            width, height = check_header(file)
+            if width * height > most.pixels:
+                raise UnreadableImage(
+                    f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
+                    f"{most.shows} may take here; {most.remedy}"
+                )
+            return open_image(file), name
+        except UnreadableImage as error:
+            # The cache's folders mean nothing to a visitor.
+            raise UnreadableImage(str(error).replace(str(path), name)) from None
 
 
-def file_name(path: str | None) -> str:
+def file_name(path: str) -> str:
     """What a visitor called an upload."""
-    return (path or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def forget(path: Path) -> None:
-    """Delete an upload, and nothing else.
+@contextmanager
+def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
+    """Delete these uploads at the end, whatever happens, and nothing else.
 
     The examples that everyone sees lie in the same cache, and a visitor may name one of them as if it were an upload.
     """
-    file = path.resolve()
-    folder = file.parent
-    if folder.name.startswith(OWN_FOLDER) and folder.parent == Path(get_upload_folder()).resolve() and file.is_file():
-        file.unlink(missing_ok=True)
-        with suppress(OSError):  # other files of the same upload
-            folder.rmdir()
+    try:
+        yield
+    finally:
+        for path in paths:
+            file = Path(path).resolve()
+            own = file.parent.name.startswith(OWN_FOLDER) and file.parent.parent == Path(get_upload_folder()).resolve()
+            if own and file.is_file():
+                file.unlink(missing_ok=True)
+                with suppress(OSError):  # other files of the same upload
+                    file.parent.rmdir()
+
+
+@contextmanager
+def gradio_errors() -> Iterator[None]:
+    """Turn what a visitor can fix into Gradio's own error, without a traceback."""
+    try:
+        yield
+    except LeukoscopeError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+
+
+# Through a Blob, because browsers refuse to save long data: addresses.
+_SAVE = """(file) => {
+  if (!file || !file.name) return
+  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
+  const link = document.createElement('a')
+  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
+  link.download = file.name
+  document.body.append(link)
+  link.click()
+  link.remove()
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000)
+}"""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be saved by the visitor: its name, media type and content."""
+
+    name: str
+    kind: str
+    content: bytes
+
+    def to_dict(self) -> dict[str, str]:
+        """As it travels to the page."""
+        return {"name": self.name, "kind": self.kind, "content": base64.b64encode(self.content).decode()}
+
+
+def png_file(name: str, image: Image.Image, *, title: str, model: str, revision: str, description: str = "") -> File:
+    """A picture as a PNG that says in its texts which model it is from, and that it is for research only."""
+    about = PngInfo()
+    about.add_itxt("Title", title)
+    if description:
+        about.add_itxt("Description", description)
+    about.add_itxt("Source", f"model {model}, revision {revision or 'of a local folder'}")
+    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
+    about.add_text("Software", f"Leukoscope {__version__}")
+    buffer = BytesIO()
+    image.save(buffer, "PNG", pnginfo=about)
+    return File(name, "image/png", buffer.getvalue())
+
+
+def safe_stem(name: str) -> str:
+    """A name without its suffix as part of a file name, whatever a visitor called it; "" of none."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.rsplit(".", 1)[0])[:60]
+
+
+def safe_cell(text: str) -> str:
+    """Text that a spreadsheet shows rather than computes."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
+    """A button that saves what `make` returns for its inputs, the first of which is the result.
+
+    An error is shown in passing, since there is no result to stand in its place; so is a result that was deleted.
+    """
+    button = gr.Button(label, size="sm", min_width=120, **options)
+    # Hidden by a class of ours: Gradio shows a hidden component again, as an empty box, when its value changes.
+    parcel = gr.JSON(container=False, elem_classes="lk-parcel")
+
+    def pack(*values: Any) -> dict[str, str]:
+        with gradio_errors():
+            if values[0] is None:
+                raise LeukoscopeError(RESULT_DELETED)
+            return make(*values).to_dict()
+
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    packed = button.click(pack, inputs, parcel, **hidden)
+    # Emptied afterwards: a file of megabytes need not stay in the page.
+    packed.then(None, parcel, js=_SAVE, api_visibility="private").then(lambda: None, None, parcel, **hidden)
+    return button
+
+
+def unshared_copy(image: Image.Image) -> Image.Image:
+    """A copy whose file in Gradio's cache no other response uses, and that carries the research notice.
+
+    Gradio names a picture's file by its bytes, PNG texts among them, and writes an equal one anew, which breaks off the
+    download of whoever is being sent it.
+    """
+    copy = image.copy()
+    copy.info |= {"Disclaimer": RESEARCH_NOTICE, "Response": uuid4().hex}
+    return copy

@@ -1,0 +1,131 @@
+"""The functions of `import leukoscope`: each does from Python what a command does from a shell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leukoscope.errors import LeukoscopeError
+
+if TYPE_CHECKING:
+    from leukoscope.data.loading import LoadedCells
+    from leukoscope.inference.scoring.tables import Scored
+
+
+def load_dataset(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    subject_pattern: str | None = None,
+    subject_csv: str | Path | None = None,
+) -> LoadedCells:
+    """Load a data set.
+
+    Args:
+        name: a key of `DATASETS`, or a Hub data set `owner/name`.
+        folder: where its images lie; without it the data set is downloaded from the Hub, if it has a copy there.
+        subject_pattern: "imagefolder" only: a regular expression that finds the subject in an image's path.
+        subject_csv: "imagefolder" only: a CSV file with the columns file,subject.
+
+    Raises:
+        LeukoscopeError: an unknown name, a folder without images, or no network.
+    """
+    from leukoscope.data.loading import load_cells
+
+    return load_cells(name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+
+
+def train(**flags: Any) -> Path:
+    """Train a classifier and return its run folder; the release is in its sub-folder `release`.
+
+    Args:
+        flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`.
+
+    Raises:
+        LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
+    """
+    from leukoscope.training.config import TrainingConfig
+    from leukoscope.training.train import train as train_network
+
+    config = TrainingConfig()
+    for name, value in flags.items():
+        part = next((p for p in fields(config) if hasattr(getattr(config, p.name), name)), None)
+        if part is None:
+            raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
+        config = replace(config, **{part.name: replace(getattr(config, part.name), **{name: value})})
+    return train_network(config)
+
+
+def evaluate(
+    model: str | Path,
+    data: LoadedCells,
+    split: str | None = None,
+    *,
+    seed: int = 0,
+    label_map: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure a model on labelled cells.
+
+    Args:
+        model: a release, or any image classifier of transformers: folder or Hub id.
+        data: from `load_dataset`.
+        split: test on the test side of this split; None tests on every cell.
+        seed: of the split and of the bootstrap samples.
+        label_map: the model's name of a class → the data set's.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The content of evaluation.json: figures, intervals by subject, confusion matrix, and whether tested subjects
+        trained the model.
+
+    Raises:
+        LeukoscopeError: classes that do not match, a split without a test side, or a model that cannot be opened.
+    """
+    from leukoscope.evaluation.evaluate import predictions_of_model, select_cells
+    from leukoscope.inference.foreign import open_classifier
+    from leukoscope.reports.html import build_evaluation
+
+    cells = select_cells(data, split, seed=seed)
+    predicted = predictions_of_model(open_classifier(str(model), device=device), cells, label_map=label_map)
+    return build_evaluation(predicted, cells, seed=seed)
+
+
+def score(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    by_subject: str | Path | None = None,
+    subject_pattern: str | None = None,
+    backend: str = "",
+    device: str = "cpu",
+) -> Scored:
+    """Predict for every image of a folder or a table, and write one row a cell.
+
+    Args:
+        model: release folder or Hub id.
+        source: a folder of images, a CSV or Parquet file with a column of paths, or a key of `DATASETS`.
+        output: the table to write: .parquet, .csv, .json or .xlsx.
+        by_subject: a second table, with one row a subject.
+        subject_pattern: a regular expression that finds the subject in an image's path.
+        backend, device: as for `Predictor.from_pretrained`.
+
+    Raises:
+        LeukoscopeError: a table that exists already or cannot be written, or a source without images.
+    """
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.scoring import check_by_subject, check_output, score_cells
+    from leukoscope.inference.scoring.sources import open_source
+
+    check_output(Path(output))
+    cells = open_source(str(source), subject_pattern=subject_pattern)
+    subjects = None if by_subject is None else Path(by_subject)
+    if subjects is not None:
+        check_by_subject(subjects, cells)
+    predictor = Predictor.from_pretrained(model, backend=backend, device=device)
+    scored = score_cells(predictor, cells, Path(output), by_subject=subjects)
+    assert scored is not None  # None only in the helper processes of a launcher
+    return scored

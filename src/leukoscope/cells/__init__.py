@@ -1,1 +1,0 @@
-"""What goes in: data sets, images, splits and the transforms that turn a cell into a network's input."""

@@ -1,0 +1,153 @@
+"""What all commands share: flags of one name and meaning, one-line errors, old spellings, opening a model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from leukoscope import LeukoscopeError
+
+if TYPE_CHECKING:
+    from leukoscope.inference.predictor import Predictor
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Release folder, or Hub id owner/name or owner/name@revision; --model MODEL means the same.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="auto|openvino|onnx|torch",
+        help="What computes the network; by default $LEUKOSCOPE_BACKEND, else auto.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where torch computes; auto: on a GPU if there is one.")
+]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Cells that are predicted at once.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors are still printed.")]
+TrainDir = Annotated[
+    Path | None, typer.Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
+]
+SubjectPattern = Annotated[
+    str | None,
+    typer.Option(
+        "--subject_pattern", metavar="REGEX", help="Names an image's subject by its path, by a group (?P<subject>…)."
+    ),
+]
+SubjectCsv = Annotated[
+    Path | None, typer.Option("--subject_csv", metavar="FILE", help="CSV with the columns file,subject.")
+]
+
+# The spellings of version 0.1; they are removed after the next version.
+MOVED_COMMANDS = {
+    "ablate": "experiment ablation",
+    "assess": "release assess",
+    "audit": "data audit",
+    "card": "release card",
+    "export": "release export",
+    "leaderboard": "experiment leaderboard",
+    "leakage": "experiment leakage",
+    "protocol": "experiment protocol",
+    "push": "release push",
+    "recalibrate": "release recalibrate",
+    "report": "patient",
+    "reproduce": "experiment reproduce",
+    "space": "release space",
+}
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands.
+
+    A problem that the user can fix ends a command in one line, without a traceback. An old spelling of a command runs
+    the new one after a warning.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except LeukoscopeError as error:
+            print_error(error)
+            raise typer.Exit(1) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the arguments name."""
+        if ctx.parent is None and args and (moved := MOVED_COMMANDS.get(args[0])):
+            typer.echo(f"warning: `leukoscope {args[0]}` is now `leukoscope {moved}`", err=True)
+            args = [*moved.split(), *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
+class ModelCommand(TyperCommand):
+    """A command whose first argument is a model, which may also be given as `--model MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put what follows --model before the other arguments."""
+        models, others, words = [], [], iter(args)
+        for word in words:
+            if word == "--":
+                others += [word, *words]
+            elif word == "--model":
+                models += [model for model in [next(words, None)] if model is not None]
+            elif word.startswith("--model="):
+                models.append(word.partition("=")[2])
+            else:
+                others.append(word)
+        return super().parse_args(ctx, [*models, *others])
+
+
+def print_error(error: Exception) -> None:
+    """One line on stderr, never wrapped or coloured, so that it can be copied and searched."""
+    typer.echo(f"error: {error}", err=True)
+
+
+def shown_name(name: str) -> str:
+    """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def computing_device(backend: str) -> str:
+    """This process's GPU where torch may compute on one; torch, slow to load, is imported only if a driver is found."""
+    if backend not in ("auto", "torch"):
+        return "cpu"
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
+        return "cpu"
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def open_predictor(model: str, backend: str, device: str) -> Predictor:
+    """A model with a backend ("" for the default) on a device ("auto" for a GPU if there is one)."""
+    from leukoscope.inference.predictor import Predictor, default_backend
+
+    backend = backend or default_backend()
+    return Predictor.from_pretrained(
+        model, backend=backend, device=computing_device(backend) if device == "auto" else device
+    )
+
+
+@contextmanager
+def progress_bar(label: str, *, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with the time that is left; call the value with (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=disable, transient=True) as bars:
+        bar = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

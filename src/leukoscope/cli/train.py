@@ -1,0 +1,64 @@
+"""`leukoscope train`: what train.py does, under the command's name."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from leukoscope.training.config import TrainingConfig
+
+EXAMPLES = (
+    "leukoscope train --output_dir run",
+    "leukoscope train --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe densenet121",
+)
+
+
+def train(ctx: typer.Context) -> None:
+    """Train a classifier; without flags, a small one on synthetic cells. `leukoscope train --help` lists the flags.
+
+    On several GPUs: `accelerate launch -m leukoscope train …`.
+    """
+    from leukoscope.files import resource_file
+    from leukoscope.training.config import parse_config
+
+    # The command that resumes an interrupted run is made from it.
+    sys.argv = [str(resource_file("train.py")), *ctx.args]
+    if {"-h", "--help"} & set(ctx.args):
+        typer.echo("\n".join(("Examples:", *EXAMPLES, "")))
+    run(parse_config(ctx.args))
+
+
+def run(config: TrainingConfig) -> None:
+    """Train, write the model card, and publish the release if the flags say so.
+
+    Raises:
+        LeukoscopeError: anything the user can fix.
+    """
+    from accelerate import PartialState
+
+    from leukoscope.hub.publish import Destination, check_can_publish, publish
+    from leukoscope.reports.card import write_card
+    from leukoscope.training.checkpoint import Interrupted
+    from leukoscope.training.config import resume_hint
+    from leukoscope.training.train import train as train_network
+
+    flags = config.run
+    to = Destination(flags.hub_model_id, flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag)
+    if flags.push_to_hub:
+        check_can_publish(to)
+    try:
+        release = train_network(config) / "release"
+    except Interrupted:
+        if PartialState().is_main_process:
+            print("resume with:", resume_hint(config), flush=True)
+        PartialState().destroy_process_group()
+        raise
+    if PartialState().is_main_process:
+        write_card(release, hub_id=to.id)
+        if flags.push_to_hub:
+            print("published:", publish(release, to))
+    # Left to the end of the process, it sometimes aborts.
+    PartialState().destroy_process_group()

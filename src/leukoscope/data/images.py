@@ -1,0 +1,252 @@
+"""One cell image, from a file to 8-bit RGB pixels.
+
+Loading, prediction and the demo all open images here, so a file that training refuses is refused with the same
+message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.framing import BACKGROUND_LEVEL
+
+
+class UnreadableImage(LeukoscopeError):
+    """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
+
+
+IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+# A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
+MAX_PIXELS = 100_000_000
+# A field of view is read in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
+MAX_FIELD_PIXELS = 178_000_000
+MIN_SIDE = 8
+# The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
+MAX_SIDE_RATIO = 10
+UPRIGHT = 1  # EXIF orientation
+# Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
+# JPEG covers MPO; GIF is here so that animations are refused with a message that helps.
+_FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
+# Of this one Pillow keeps nothing with a picture but its pixels; of others parts of the file, or a decoder's canvases.
+_KEPT_BARE = "BMP"
+# A caller who turns warnings into errors gets the same message.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
+_NO_DAMAGE = (UnreadableImage, MemoryError)
+_MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
+_MODE_PROBLEMS = {"CMYK": "is a CMYK (print) image", "F": "has floating-point pixels"}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file held in memory, opened when its turn comes; messages call it `name`."""
+
+    data: bytes
+    name: str
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open one image file as an upright 8-bit RGB picture.
+
+    Args:
+        path: a BMP, PNG, JPEG, TIFF or WebP file.
+
+    Returns:
+        A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation says.
+
+    Raises:
+        UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
+    """
+    return _decode(_file(path), path)
+
+
+def open_field(path: str | Path) -> Image.Image:
+    """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels.
+
+    Raises:
+        UnreadableImage: see `open_image`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _identified(_file(path), path, MAX_FIELD_PIXELS) as image, _damage_named(path):
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image file held in memory, as `open_image` does; messages call it `name`."""
+    _require_content(len(data), name)
+    return _decode(BytesIO(data), name, max_pixels)
+
+
+def open_encoded(encoded: Mapping[str, Any], cell_id: str) -> Image.Image:
+    """Open the undecoded `image` of a data set's row: its file, or the bytes that a Hub data set carries."""
+    data = encoded["bytes"]
+    return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))
+
+
+def check_header(path: str | Path) -> tuple[int, int]:
+    """Refuse what the header alone shows to be unusable, without decoding a pixel.
+
+    Returns:
+        (width, height) in pixels, as stored.
+
+    Raises:
+        UnreadableImage: see `open_image`; damage inside the pixel data is found only by decoding.
+    """
+    with _identified(_file(path), path) as image:
+        return image.size
+
+
+def _file(path: str | Path) -> Path:
+    file = Path(path)
+    try:
+        if not file.exists():
+            raise UnreadableImage(f"{path}: no such file; check the path")
+        if file.is_dir():
+            raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
+        _require_content(file.stat().st_size, path)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name that is too long or holds a zero byte, a folder that is closed to us
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableImage(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
+    return file
+
+
+def _require_content(size: int, name: str | Path) -> None:
+    if size == 0:
+        raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or export it again")
+
+
+@contextmanager
+def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The picture with its header read and found usable, its pixels not yet decoded."""
+    with ExitStack() as stack:
+        try:
+            image = stack.enter_context(Image.open(source, formats=_FORMATS))
+            _check_kind(image, name, max_pixels)
+        except UnidentifiedImageError:
+            formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
+            raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
+        except _BOMBS:
+            raise UnreadableImage(_too_large(name)) from None
+        except _NO_DAMAGE:
+            raise
+        except Exception as error:
+            raise UnreadableImage(f"{name}: cannot be read as an image ({error}); copy or export it again") from None
+        yield image
+
+
+def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    with _identified(source, name, max_pixels) as image:
+        picture = to_rgb(image, name)
+        if picture is image and image.format != _KEPT_BARE:
+            picture = image.copy()
+        # Megabytes of text may be in it, and where and when a picture was taken.
+        picture.info = {}
+        return picture
+
+
+@contextmanager
+def _damage_named(name: str | Path) -> Iterator[None]:
+    """Raise `UnreadableImage` for whatever decoding raises."""
+    try:
+        yield
+    except _BOMBS:
+        raise UnreadableImage(_too_large(name)) from None
+    except _NO_DAMAGE:
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"{name}: the image is damaged or cut short ({error}); copy or export it again") from None
+
+
+def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
+    """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does.
+
+    Returns:
+        The picture itself where it is both already: each copy takes as long as decoding a cell's file.
+    """
+    name = getattr(image, "filename", "") or name
+    with _damage_named(name):
+        _check_kind(image, name)
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """16 hexadecimal digits of a decoded RGB picture: equal for the same pixels, whatever file they came in."""
+    return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=8).hexdigest()
+
+
+def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
+    """Area of cut-out cells as a share of the picture.
+
+    Args:
+        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
+
+    Returns:
+        (N,) float, 0–1; 0 for an empty picture.
+    """
+    return np.asarray([np.mean(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
+
+
+def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
+    """Make an RGB image from pixels.
+
+    Args:
+        array: (H, W, 3) or (H, W), uint8, 0–255.
+
+    Raises:
+        UnreadableImage: any other shape or dtype.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise UnreadableImage(
+            f"{name}: has shape {array.shape} and dtype {array.dtype}; give (H, W, 3) or (H, W) of uint8, 0–255"
+        )
+    return to_rgb(Image.fromarray(array), name)
+
+
+def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnreadableImage(_too_large(name, image.size, max_pixels))
+    if min(width, height) < MIN_SIDE:
+        raise UnreadableImage(
+            f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}"
+        )
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise UnreadableImage(
+            f"{name}: is {width}×{height} pixels, one side more than {MAX_SIDE_RATIO} times the other; "
+            "crop it to the cell"
+        )
+    # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        # How many is not said: counting those of a hostile TIFF takes minutes.
+        raise UnreadableImage(f"{name}: holds several frames; save the one to use as a single image")
+    # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
+    deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
+    if deep or image.mode not in _MODES_READ_AS_RGB:
+        problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
+        raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+
+
+def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
+    extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
+    return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels read here; crop it to its cells first"

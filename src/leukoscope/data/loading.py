@@ -1,0 +1,438 @@
+"""From a folder, a Hub data set or the phantom generator to one 🤗 `DatasetDict` that all other packages read.
+
+Rows carry `image`, `label`, `subject`, `cell_id` and `fold`. The labelled cells are the `train` split; a publisher's
+own test set stays a split of its own. What could not be used is counted and named, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import UnreadableImage, check_header
+from leukoscope.data.registry import (
+    CNMC_NAME,
+    DATASETS,
+    CellFile,
+    DatasetInfo,
+    dataset_info,
+    passed_over,
+    read_columns,
+)
+from leukoscope.data.synthetic import phantom_cells
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+PRELIMINARY_TEST = "preliminary_test"
+# What others call our columns.
+SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
+ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
+
+
+@dataclass(frozen=True)
+class LoadedCells:
+    """A data set ready to be split.
+
+    Attributes:
+        info: the registry entry, with the labels found when the entry leaves them open.
+        cells: `train` and, where the publisher has one, `preliminary_test`.
+        fingerprint: sha256 over (cell id, label, subject, content) of every row; the same data gives the same value
+            whatever the folder. The content is a file's size in bytes, or a hash where no file can be looked up.
+        unreadable: one message a file that could not be used.
+        count_differences: one line a partition whose counts differ from the publisher's.
+        passed_over: one line a reason for which images given are not among the cells.
+    """
+
+    info: DatasetInfo
+    cells: DatasetDict
+    fingerprint: str
+    unreadable: tuple[str, ...] = ()
+    count_differences: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Dataset:
+        """The labelled cells that splits are drawn from."""
+        return self.cells["train"]
+
+    def without(self, problems: Mapping[str, str]) -> LoadedCells:
+        """The same data less the cells found damaged, given as cell id → message."""
+        if not problems:
+            return self
+        from datasets import DatasetDict
+
+        parts = {
+            name: rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems])
+            for name, rows in self.cells.items()
+        }
+        return replace(
+            self,
+            cells=DatasetDict(parts),
+            fingerprint=_fingerprint([(self.fingerprint,), *((cell,) for cell in problems)]),
+            unreadable=(*self.unreadable, *problems.values()),
+        )
+
+    def report(self) -> str:
+        """What a person should know about the data before training, one line a fact."""
+        counts = ", ".join(f"{name}: {len(rows):,} cells" for name, rows in self.cells.items())
+        subjects = len({s for s in self.train["subject"] if s})
+        lines = [f"{self.info.title} — {counts}" + (f", {subjects} subjects" if subjects else "")]
+        if self.info.synthetic:
+            lines.append("These cells are synthetic: metrics on them say nothing about patients.")
+        lines += [f"counts differ: {line}" for line in self.count_differences]
+        lines += self.passed_over
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable)} unreadable file(s) left out:")
+            lines += [f"  {message}" for message in self.unreadable]
+        return "\n".join(lines)
+
+
+def load_cells(
+    dataset_name: str,
+    train_dir: str | Path | None = None,
+    *,
+    subject_pattern: str | None = None,
+    subject_csv: str | Path | None = None,
+    image_size: int = 450,
+) -> LoadedCells:
+    """Load a data set by registry name from a local folder, or from the Hub.
+
+    Args:
+        dataset_name: a key of `DATASETS`, or a Hub data-set id (`owner/name`).
+        train_dir: the folder that holds the cells; without it the entry's Hub data set is downloaded.
+        subject_pattern: `imagefolder` only: a regular expression over the path below `train_dir`, whose group
+            `subject` (or first group) names the subject.
+        subject_csv: `imagefolder` only: a CSV with columns `file` (path below `train_dir`) and `subject`.
+        image_size: side in pixels of the phantoms.
+
+    Raises:
+        LeukoscopeError: unknown data set, flags that exclude each other, missing or empty folder, bad pattern,
+            unreachable Hub data set.
+    """
+    info = _entry_of_hub_id(dataset_name) if "/" in dataset_name else dataset_info(dataset_name)
+    _refuse_idle_flags(dataset_name, info, train_dir, subject_pattern, subject_csv)
+    if info.synthetic:
+        return _draw_phantoms(info, image_size)
+    if train_dir is not None:
+        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv)
+    if info.hub_id is None:
+        raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
+    return _load_from_hub(info.hub_id, info)
+
+
+def _refuse_idle_flags(
+    dataset_name: str,
+    info: DatasetInfo,
+    train_dir: str | Path | None,
+    subject_pattern: str | None,
+    subject_csv: str | Path | None,
+) -> None:
+    """A flag that would have no effect is a misunderstanding about which cells are used."""
+    folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
+    if train_dir is not None and "/" in dataset_name:
+        raise LeukoscopeError(
+            f"--dataset_name {dataset_name} --train_dir {train_dir}: a Hub id and a folder exclude each other; leave "
+            f"--train_dir out, or say what the folder holds with --dataset_name (one of {folder_names})"
+        )
+    if train_dir is not None and info.synthetic:
+        raise LeukoscopeError(
+            f"--train_dir {train_dir}: --dataset_name {info.name} reads no folder; say what the folder holds with "
+            f"--dataset_name (one of {folder_names}) --train_dir {train_dir}"
+        )
+    if (subject_pattern or subject_csv) and dataset_name != "imagefolder":
+        raise LeukoscopeError(
+            f"--dataset_name {dataset_name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+            "--dataset_name imagefolder"
+        )
+    if subject_pattern and subject_csv:
+        raise LeukoscopeError(
+            f"--subject_pattern {subject_pattern!r} --subject_csv {subject_csv}: both name the subjects; give one"
+        )
+
+
+class _Row(NamedTuple):
+    """One labelled cell, wherever its image lies; `content` is what the fingerprint knows the image by."""
+
+    cell_id: str
+    label: str
+    subject: str
+    content: object
+    fold: str = ""
+
+
+def _assemble(
+    info: DatasetInfo,
+    images: Dataset,
+    rows: Sequence[_Row],
+    source: str,
+    *,
+    unreadable: Iterable[str] = (),
+    passed_over: Iterable[str] = (),
+) -> LoadedCells:
+    """The one way from (N,) images and what is known of each to a data set, whatever they came from.
+
+    Raises:
+        LeukoscopeError: fewer than two classes; the message opens with `source`.
+    """
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
+
+    labels = info.labels or tuple(sorted({row.label for row in rows}))
+    if len(labels) < 2:
+        seen = f"only the class {labels[0]!r}" if labels else "no cell"
+        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes")
+    text = Value("string")
+    columns = {
+        "label": [row.label for row in rows],
+        "subject": [info.canonical_subject(row.subject) for row in rows],
+        "cell_id": [row.cell_id for row in rows],
+        "fold": [row.fold for row in rows],
+    }
+    features = Features(label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
+    table = concatenate_datasets([images, Dataset.from_dict(columns, features=features)], axis=1)
+    held_out = [i for i, row in enumerate(rows) if row.fold == PRELIMINARY_TEST]
+    parts = {"train": table.select([i for i, row in enumerate(rows) if row.fold != PRELIMINARY_TEST])}
+    if held_out:
+        parts[PRELIMINARY_TEST] = table.select(held_out)
+    return LoadedCells(
+        replace(info, labels=labels),
+        DatasetDict(parts),
+        _fingerprint(row[:4] for row in rows),
+        tuple(unreadable),
+        tuple(_compare_counts(info, rows)),
+        tuple(passed_over),
+    )
+
+
+def _images(values: list[object]) -> Dataset:
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
+
+
+def _load_from_folder(
+    info: DatasetInfo, root: Path, subject_pattern: str | None, subject_csv: str | Path | None
+) -> LoadedCells:
+    if not root.is_dir():
+        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
+        raise LeukoscopeError(f"--train_dir {root}: no such folder; {fetch}correct the path")
+    assert info.find_cells is not None
+    found = list(info.find_cells(root))
+    not_used = list(passed_over(info, root, found))
+    if not found:
+        reasons = "; ".join(not_used or [f"expected {info.layout}"])
+        raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; {reasons}")
+    found = list(_with_subjects(found, root, subject_pattern, subject_csv))
+    _refuse_repeated_ids(found)
+    readable, unreadable = _check_headers(found)
+    if not readable:
+        raise LeukoscopeError(
+            f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}"
+        )
+    rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
+    images = _images([str(c.path) for c in readable])
+    return _assemble(info, images, rows, f"--train_dir {root}", unreadable=unreadable, passed_over=not_used)
+
+
+def _with_subjects(
+    cells: list[CellFile], root: Path, pattern: str | None, csv_path: str | Path | None
+) -> Iterator[CellFile]:
+    """Fill in subjects from the user's rule, for folders whose layout does not say them."""
+    if csv_path is not None:
+        subjects = _subjects_from_csv(Path(csv_path))
+        for cell in cells:
+            file = cell.path.relative_to(root).as_posix()
+            if not subjects.get(file):
+                raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
+            yield replace(cell, subject=subjects[file])
+    elif pattern is not None:
+        subject_of = subject_rule(pattern)
+        for cell in cells:
+            yield replace(cell, subject=subject_of(cell.path.relative_to(root).as_posix()))
+    else:
+        yield from cells
+
+
+def subject_rule(pattern: str) -> Callable[[str], str]:
+    """The function from an image's path to its subject that `--subject_pattern` means.
+
+    Args:
+        pattern: a regular expression whose group `subject` (or first group) names the subject.
+
+    Raises:
+        LeukoscopeError: no regular expression, or no group; from the function: a path that it does not match.
+    """
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise LeukoscopeError(f"--subject_pattern {pattern!r}: not a regular expression ({error})") from None
+    if not rule.groups:
+        raise LeukoscopeError(
+            f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)"
+        )
+
+    def subject_of(file: str) -> str:
+        match = rule.search(file)
+        subject = match and match["subject" if "subject" in rule.groupindex else 1]
+        if not subject:
+            raise LeukoscopeError(f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image")
+        return subject
+
+    return subject_of
+
+
+def _subjects_from_csv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise LeukoscopeError(f"--subject_csv {path}: no such file; it needs the columns file,subject")
+    return {file: subject for file, subject in read_columns(path, "file", "subject")}
+
+
+def _refuse_repeated_ids(cells: Iterable[CellFile]) -> None:
+    """A cell present twice (say as .bmp and .webp) would stand on two sides of a random split."""
+    seen: dict[str, Path] = {}
+    for cell in cells:
+        if cell.cell_id in seen:
+            raise LeukoscopeError(
+                f"{cell.path}: cell {cell.cell_id} is already there as {seen[cell.cell_id]}; keep one of the two"
+            )
+        seen[cell.cell_id] = cell.path
+
+
+def _check_headers(cells: list[CellFile]) -> tuple[list[CellFile], list[str]]:
+    def problem(cell: CellFile) -> str | None:
+        try:
+            check_header(cell.path)
+        except UnreadableImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, cells))
+    return (
+        [cell for cell, message in zip(cells, problems, strict=True) if message is None],
+        [message for message in problems if message],
+    )
+
+
+def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
+    """One line a partition and label whose number of cells is not the publisher's."""
+    found = Counter((row.fold, row.label) for row in rows)
+    published = info.official_counts
+    if published and not any(fold in published for fold, _ in found):
+        # Without the publisher's folds only the sums over its training data can be compared.
+        training = [Counter(labels) for fold, labels in published.items() if fold != PRELIMINARY_TEST]
+        published = {"": sum(training, Counter())}
+        found = Counter(("", row.label) for row in rows)
+    for fold, labels in published.items():
+        for label, official in labels.items():
+            count = found[fold, label]
+            if count != official:
+                yield f"{fold or 'all'} {label}: {count:,} cells here, {official:,} published"
+
+
+def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
+    digest = hashlib.sha256()
+    for row in sorted(rows):
+        digest.update(("\t".join(map(str, row)) + "\n").encode())
+    return digest.hexdigest()
+
+
+def _draw_phantoms(info: DatasetInfo, image_size: int) -> LoadedCells:
+    cells = list(phantom_cells(size=image_size))
+    # By their pixels: a new way of drawing them must not meet an old cache.
+    rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
+    return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
+
+
+def _entry_of_hub_id(hub_id: str) -> DatasetInfo:
+    """The registry entry a Hub id belongs to; an unknown one is treated as class folders are."""
+    known = next((info for info in DATASETS.values() if info.hub_id == hub_id), None)
+    return known or replace(DATASETS["imagefolder"], name=hub_id, title=hub_id, hub_id=hub_id)
+
+
+def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
+    """Load a Hub data set (or a local folder in the same layout) and give its columns our names."""
+    from datasets import Image, load_dataset
+
+    try:
+        table = load_dataset(hub_id, split="train")
+    except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
+        reason = str(error).splitlines()[0]
+        name = "imagefolder" if "/" in info.name else info.name
+        raise LeukoscopeError(
+            f"data set {hub_id}: cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
+            f"check the id and the network, or give a local copy with --dataset_name {name} --train_dir DIR"
+        ) from None
+    missing = {"image", "label"} - set(table.column_names)
+    if missing:
+        raise LeukoscopeError(
+            f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {table.column_names}"
+        )
+    others = {name: split.num_examples for name, split in (table.info.splits or {}).items() if name != "train"}
+    images = table.select_columns("image").cast_column("image", Image())
+    return _assemble(
+        info,
+        images,
+        _hub_rows(hub_id, info, table, images),
+        f"data set {hub_id}",
+        passed_over=[f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()],
+    )
+
+
+def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -> list[_Row]:
+    from datasets import ClassLabel
+
+    ids = _hub_cell_ids(table)
+    if len(set(ids)) < len(ids):
+        twice = next(cell for cell, count in Counter(ids).items() if count > 1)
+        raise LeukoscopeError(
+            f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id"
+        )
+    feature = table.features["label"]
+    name_of = feature.int2str if isinstance(feature, ClassLabel) else str
+    names = [name_of(label) for label in table["label"]]
+    labels = info.labels or tuple(sorted(set(names)))
+    folds = table["fold"] if "fold" in table.column_names else [""] * len(ids)
+    columns = zip(ids, names, _hub_subjects(table, ids), _hub_contents(hub_id, images, ids), folds, strict=True)
+    return [
+        _Row(cell, _match_label(name, labels, hub_id), subject, content, "" if fold is None else str(fold))
+        for cell, name, subject, content, fold in columns
+    ]
+
+
+def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]:
+    """The sha256 of each image as encoded: two data sets may agree in all else."""
+    from datasets import Image
+
+    for cell, row in zip(ids, images.cast_column("image", Image(decode=False)), strict=True):
+        if row["image"] is None:
+            raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no image; remove its row")
+        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        yield hashlib.sha256(content).hexdigest()
+
+
+def _hub_cell_ids(rows: Dataset) -> list[str]:
+    column = next((name for name in ID_COLUMNS if name in rows.column_names), None)
+    return [Path(str(x)).stem for x in rows[column]] if column else [f"row_{i:06d}" for i in range(len(rows))]
+
+
+def _hub_subjects(rows: Dataset, cell_ids: list[str]) -> list[str]:
+    column = next((name for name in SUBJECT_COLUMNS if name in rows.column_names), None)
+    if column:
+        return ["" if x is None else str(x) for x in rows[column]]
+    matches = [CNMC_NAME.match(cell_id) for cell_id in cell_ids]
+    return [match["subject"] if match else "" for match in matches]
+
+
+def _match_label(name: str, labels: Sequence[str], hub_id: str) -> str:
+    for label in labels:
+        if name.casefold() == label.casefold():
+            return label
+    raise LeukoscopeError(f"data set {hub_id}: unknown label {name!r}; expected one of {', '.join(labels)}")

@@ -1,0 +1,255 @@
+"""Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
+
+Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
+CPU as a training step on it. The cache is keyed by what was decoded and how, so it can never serve other pixels.
+Where the disk has no space for it, the same pixels are decoded whenever they are needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.data.loading import LoadedCells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import groups_of
+from leukoscope.files import cache_root, write_atomic
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class FramedCells:
+    """All cells of a data set as network-sized pixels, addressed by cell id.
+
+    Attributes:
+        data: the data set, less the cells found damaged.
+        pixels: (N, S, S, 3) uint8, memory-mapped; or an object that decodes them when they are indexed.
+        row_of: cell id → row of `pixels`.
+        labels: (N,) class index.
+        subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
+        hashes: (N,) of the decoded pictures, as `pixel_hash` gives them ("" where unreadable); None where cells are
+            decoded on demand.
+        areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable);
+            None where cells are decoded on demand.
+    """
+
+    data: LoadedCells
+    pixels: np.ndarray | CellsOnDemand
+    row_of: dict[str, int]
+    labels: np.ndarray
+    subjects: list[str]
+    hashes: list[str] | None = None
+    areas: np.ndarray | None = None
+
+    def rows(self, cell_ids: tuple[str, ...]) -> np.ndarray:
+        """Rows of the given cells, in their order; cells found damaged are not among them."""
+        return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
+
+    def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """(N,) the share of the picture that each of these cells covers; None where cells are not cut out on black.
+
+        Cells decoded on demand are measured on what the network sees of them.
+        """
+        if self.data.info.background != "black":
+            return None
+        return cell_areas(self.pixels[row] for row in rows) if self.areas is None else self.areas[rows]
+
+    def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
+        """The `hashes` of these cells."""
+        return None if self.hashes is None else tuple(self.hashes[row] for row in rows.tolist())
+
+
+class CellsOnDemand:
+    """Cells that are decoded each time they are indexed, like the array that `decode_cells` keeps.
+
+    Nothing is written anywhere, and a damaged cell is found only when it is decoded.
+
+    Attributes:
+        shape: (N, S, S, 3).
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, cells: Dataset, preprocessing: Preprocessing):
+        """Decode nothing yet; `cells` are rows with `image` and `cell_id`."""
+        self.shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
+        self._encoded, self._ids, self._preprocessing = _encoded(cells), cells["cell_id"][:], preprocessing
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
+        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array of rows or of truth values.
+
+        Raises:
+            LeukoscopeError: a damaged cell, named.
+        """
+        rows = np.arange(len(self))[index]
+        if rows.ndim == 0:
+            return self._decoded(int(rows))
+        pixels = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, row in enumerate(rows.tolist()):
+            pixels[place] = self._decoded(row)
+        return pixels
+
+    def _decoded(self, row: int) -> np.ndarray:
+        try:
+            return self._frame(open_encoded(self._encoded[row]["image"], self._ids[row]))
+        except UnreadableImage as error:
+            raise LeukoscopeError(f"{error}; or let --cache_images leave damaged cells out") from None
+
+    @cached_property
+    def _frame(self) -> Callable[[Image.Image], np.ndarray]:
+        return self._preprocessing.frame
+
+
+def frame_cells(
+    data: LoadedCells,
+    preprocessing: Preprocessing,
+    *,
+    keep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> FramedCells:
+    """Frame a whole data set, its publisher's test set included.
+
+    Args:
+        keep: decode every cell now and keep the pixels on disk; damaged cells are reported and left out. Without it
+            cells are decoded when they are indexed.
+        progress: called with (done, total) now and then, while decoding.
+    """
+    from datasets import concatenate_datasets
+
+    rows = concatenate_datasets(list(data.cells.values()))
+    pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
+    problems: dict[str, str] = {}
+    hashes: list[str] | None = None
+    areas: np.ndarray | None = None
+    if keep:
+        pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+    ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
+    row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
+    labels = np.asarray(rows["label"][:])
+    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids], hashes, areas)
+
+
+def _encoded(cells: Dataset) -> Dataset:
+    """The same rows with each picture as its file's bytes or path."""
+    from datasets import Image as ImageFeature
+
+    return cells.cast_column("image", ImageFeature(decode=False))
+
+
+def decode_cells(
+    cells: Dataset,
+    preprocessing: Preprocessing,
+    fingerprint: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
+    """Frame every cell, from the cache where it was done before.
+
+    Args:
+        cells: rows with `image` and `cell_id`.
+        fingerprint: of the data set the rows belong to.
+        progress: called with (done, total) now and then.
+
+    Returns:
+        (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
+        `pixel_hash` ("" where unreadable) and their (N,) `cell_areas` (0 where unreadable); and cell id → message for
+        each picture that turned out damaged when decoded.
+
+    Raises:
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission).
+    """
+    size = preprocessing.image_size
+    shape = (len(cells), size, size, 3)
+    pixels_path, found_path = _cache_files(cells, preprocessing, fingerprint)
+    if not (found_path.exists() and pixels_path.exists()):
+        try:
+            pixels_path.parent.mkdir(parents=True, exist_ok=True)
+            require_space(pixels_path.parent, int(np.prod(shape)))
+            _decode_to(pixels_path, found_path, shape, cells, preprocessing, progress)
+        except OSError as error:
+            needed = int(np.prod(shape)) / 1e6
+            raise LeukoscopeError(
+                f"{pixels_path.parent}: cannot keep the decoded cells there ({error.strerror or error}; "
+                f"{needed:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
+            ) from None
+    found = json.loads(found_path.read_text())
+    pixels = np.load(pixels_path, mmap_mode="r")
+    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
+
+
+def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
+    def changed(path: str | None) -> int:
+        # Cells exported anew often keep name and size; their time of writing tells.
+        return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
+
+    times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
+    key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
+    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise `OSError` where `needed` bytes do not fit: writing to a memory map on a full disk ends in SIGBUS."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _decode_to(
+    pixels_path: Path,
+    found_path: Path,
+    shape: tuple[int, ...],
+    cells: Dataset,
+    preprocessing: Preprocessing,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    aside = pixels_path.with_suffix(f".{os.getpid()}.tmp")
+    array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
+    frame = preprocessing.frame
+    encoded, ids = _encoded(cells), cells["cell_id"][:]
+
+    def decode(i: int) -> tuple[str, float, str]:
+        try:
+            image = open_encoded(encoded[i]["image"], ids[i])
+        except UnreadableImage as error:
+            return "", 0.0, str(error)
+        array[i] = frame(image)
+        return pixel_hash(image), float(cell_areas([np.asarray(image)])[0]), ""
+
+    hashes: list[str] = []
+    areas: list[float] = []
+    problems = {}
+    try:
+        with ThreadPoolExecutor() as pool:
+            for done, (pixels, area, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
+                hashes.append(pixels)
+                areas.append(round(area, 6))
+                if problem:
+                    problems[ids[done - 1]] = problem
+                if progress and (done % 100 == 0 or done == shape[0]):
+                    progress(done, shape[0])
+    except BaseException:
+        # Also when interrupted: what is left would be as large as the data set and never be used.
+        aside.unlink(missing_ok=True)
+        raise
+    array.flush()
+    aside.replace(pixels_path)
+    # What was found is written last: its presence says that the pixels are complete.
+    write_atomic(found_path, json.dumps({"unreadable": problems, "pixel_hashes": hashes, "areas": areas}))

@@ -1,0 +1,161 @@
+"""The one home of preprocessing.
+
+`Preprocessing` is written into a release's config.json when a model is saved; training, evaluation, prediction, the
+demo and transformers' `pipeline()` all read it from there. Pictures become network input in two steps: `frame`
+(PIL: resize, centre crop — done once and cached in training) and `normalise` (tensors: scale, standardise). Only the
+second needs torch, so a prediction by another backend does without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from leukoscope.data.framing import cell_box, framed_cell
+
+if TYPE_CHECKING:
+    import torch
+
+# Anybody's config.json is read: what it asks for must not take a machine's memory.
+MAX_INPUT, MAX_RESIZED = 1024, 4096
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes network input; the names are those of timm's `pretrained_cfg`.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        crop_pct: the share of the shorter side that is kept, centred; at most 1.
+        interpolation: a filter of Pillow's by timm's name, such as "bicubic".
+        framing: "picture" keeps the central square, as timm does; "cell" shows every cut-out cell at one size: a
+            square of `CELL_SIDE` times the root of the cell's area, around the middle of its bounding box. timm knows
+            no such framing, so only a release that brings its code may have it.
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    framing: Literal["picture", "cell"] = "picture"
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """Read the preprocessing back out of a release's config.json.
+
+        Raises:
+            KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing, an input that is
+                no square, or a crop that is not central.
+        """
+        _, height, width = cfg["input_size"]
+        if height != width:
+            raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
+        if cfg.get("crop_mode", "center") != "center":
+            raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
+        if not 0 < cfg["crop_pct"] <= 1:
+            raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
+        if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
+            raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are read here")
+        if width / cfg["crop_pct"] > MAX_RESIZED:
+            raise ValueError(
+                f"crop_pct is {cfg['crop_pct']!r} at {width} pixels: every picture would be resized to "
+                f"{width / cfg['crop_pct']:.0f} pixels, more than {MAX_RESIZED}"
+            )
+        Image.Resampling[cfg["interpolation"].upper()]
+        if cfg.get("framing", "picture") not in ("picture", "cell"):
+            raise ValueError(f"framing is {cfg['framing']!r}; 'picture' and 'cell' are made here")
+        return cls(
+            image_size=width,
+            crop_pct=cfg["crop_pct"],
+            interpolation=cfg["interpolation"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            framing=cfg.get("framing", "picture"),
+        )
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The keys that timm and transformers read from config.json."""
+        return {
+            "input_size": [3, self.image_size, self.image_size],
+            "fixed_input_size": False,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": "center",
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **({"framing": self.framing} if self.framing != "picture" else {}),
+        }
+
+    def frame(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture of any size → the (S, S, 3) uint8 pixels the network sees.
+
+        With the framing "picture" to the pixel what timm's evaluation transform does, so that `pipeline()` sees the
+        same: the shorter side becomes `image_size / crop_pct` pixels, rounded down, and the central square of
+        `image_size` is kept.
+        """
+        if self.framing == "cell" and (box := cell_box(image)) is not None:
+            return np.asarray(framed_cell(image, box, self.image_size, self.interpolation))
+        side, shorter = self._resized_side, min(image.size)
+        width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
+        left, top = (round((edge - self.image_size) / 2) for edge in (width, height))
+        filter_ = Image.Resampling[self.interpolation.upper()]
+        framed = Image.new("RGB", (self.image_size, height))
+        # Pillow resizes every row by itself, then every column. Those that are black stay black, and those beyond the
+        # crop are not asked for: of a cut-out cell's file, half the work is left.
+        if filled := image.getbbox():
+            _, first, _, end = filled
+            rows = image.crop((0, first, image.width, end)).resize((width, end - first), filter_)
+            across = Image.new("RGB", (self.image_size, image.height))
+            across.paste(rows, (-left, first))
+            if filled := across.getbbox():
+                first, _, end, _ = filled
+                columns = across.crop((first, 0, end, image.height)).resize((end - first, height), filter_)
+                framed.paste(columns, (first, 0))
+        return np.asarray(framed.crop((0, top, self.image_size, top + self.image_size)))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale and standardise pixels.
+
+        Args:
+            pixels: (B, 3, S, S), 0–255, any dtype.
+
+        Returns:
+            (B, 3, S, S) float32, channels-last in memory.
+        """
+        import torch
+
+        mean, std = (_on_device(values, pixels.device).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
+        return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def view_box(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
+        if self.framing == "cell" and (box := cell_box(image)) is not None:
+            return box
+        width, height = image.size
+        side = min(width, height) * self.image_size / self._resized_side
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+    @property
+    def _resized_side(self) -> int:
+        """What the shorter side of a picture is resized to, in pixels."""
+        return math.floor(self.image_size / self.crop_pct)
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A constant, copied once: every copy to a GPU would make the processor wait for it."""
+    import torch
+
+    # Made in inference mode, it could not be used in training.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -1,0 +1,280 @@
+"""The data sets Leukoscope knows: one entry each, holding all that loading, splitting and cards need to say.
+
+A data set on disk is found by its entry's `find_cells`, which reads the trees as their publishers unpack them;
+adding a data set is adding one entry to `DATASETS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.synthetic import PHANTOM_LABELS
+
+
+@dataclass(frozen=True)
+class CellFile:
+    """One labelled image on disk. `fold` is the publisher's own partition ("" where there is none)."""
+
+    path: Path
+    label: str
+    subject: str
+    cell_id: str
+    fold: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before a single image is opened.
+
+    Attributes:
+        labels: class names in the order of the network's outputs.
+        positive_label: the class whose detection "sensitivity" speaks of; empty with more than two classes.
+        official_counts: publisher's partition → label → number of cells.
+        subject_aliases: subject id → the id it is the same person as.
+        group: the unit that must not stand on two sides of an honest split.
+        background: what surrounds a cell; augmentation fills uncovered corners with it.
+        crop_pct: the central share of the shorter side that the network sees.
+        url: where its publisher offers it; empty where there is nothing to fetch.
+        find_cells: walks a local folder; empty for data sets that are drawn rather than read.
+        label_list: the publisher's file without which the preliminary test has no labels.
+        other_folders: folders known to hold images that are no cells of their own; they need no mention.
+        hub_id: the Hub data set used when no local folder is given.
+        synthetic: True when no image shows a real cell.
+    """
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    positive_label: str
+    licence: str
+    citation: str
+    url: str
+    group: Literal["subject", "block"]
+    background: Literal["black", "smear"]
+    crop_pct: float
+    find_cells: Callable[[Path], Iterator[CellFile]] | None = None
+    official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    subject_aliases: Mapping[str, str] = field(default_factory=dict)
+    hub_id: str | None = None
+    synthetic: bool = False
+    layout: str = ""
+    label_list: str = ""
+    other_folders: tuple[str, ...] = ()
+
+    def canonical_subject(self, subject: str) -> str:
+        """The subject a cell counts for, once known aliases are joined."""
+        return self.subject_aliases.get(subject, subject)
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """All image files under a folder, in a fixed order, hidden ones left out."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
+    """One line a reason for which image files under `root` are not among the cells found there."""
+    cells = {cell.path: cell.cell_id for cell in found}
+    ids = set(cells.values())
+    left: dict[str, list[Path]] = {}
+    for path in image_files(root):
+        if path in cells or not set(info.other_folders).isdisjoint(path.relative_to(root).parts):
+            continue
+        if info.label_list and _is_preliminary(path):
+            reason = "preliminary"
+        else:
+            reason = "copies of cells already found" if path.stem in ids else f"not laid out as {info.layout}"
+        left.setdefault(reason, []).append(path)
+    if preliminary := left.pop("preliminary", None):
+        missing = next(root.rglob(info.label_list), None) is None
+        state = "that list is not there; put it beside them" if missing else "it names no cell for them"
+        yield (
+            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
+            f"their labels come from {info.label_list}, and {state}"
+        )
+    for reason, paths in left.items():
+        yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {reason}"
+
+
+def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
+    """The named columns of a CSV file, row by row; a cell that is not there reads as "".
+
+    Raises:
+        LeukoscopeError: a column is missing, or the file is no CSV in UTF-8.
+    """
+    needed = f"it needs {','.join(columns)}"
+    try:
+        # Spreadsheets start a UTF-8 file with a byte-order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {needed}")
+            return [tuple(row[name] or "" for name in columns) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LeukoscopeError(f"{path}: cannot be read as a CSV file in UTF-8 ({error}); {needed}") from None
+
+
+CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
+CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
+
+
+def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
+    """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV.
+
+    A copy of a cell kept outside the folds (samples in another format, say) is passed over.
+    """
+    cells = list(_cnmc_files(root))
+    in_folds = {cell.cell_id for cell in cells if cell.fold}
+    yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
+
+
+def _cnmc_files(root: Path) -> Iterator[CellFile]:
+    preliminary = _cnmc_preliminary_names(root)
+    for path in image_files(root):
+        if _is_preliminary(path):
+            original, fold = preliminary.get(path.stem, ""), "preliminary_test"
+        else:
+            original = path.stem
+            fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
+        if match := CNMC_NAME.match(original):
+            yield CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold)
+
+
+def _is_preliminary(path: Path) -> bool:
+    return "prelim" in path.parent.name
+
+
+def _cnmc_preliminary_names(root: Path) -> dict[str, str]:
+    """Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list."""
+    lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
+    if not lists:
+        return {}
+    return {Path(name).stem: Path(cell).stem for name, cell in read_columns(lists[0], "new_names", "Patient_ID")}
+
+
+BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")
+
+
+def find_ball4_cells(root: Path) -> Iterator[CellFile]:
+    """The 4-class B-ALL fields; the parallel `Segmented` tree shows the same fields and is left out."""
+    for path in image_files(root):
+        match = BALL4_NAME.match(path.stem)
+        if match and "Segmented" not in path.parts:
+            yield CellFile(path, match["label"], subject="", cell_id=path.stem)
+
+
+def find_class_folders(root: Path) -> Iterator[CellFile]:
+    """A user's own cells: `<root>/…/<class>/<image>`; the class is the folder an image lies in."""
+    for path in image_files(root):
+        if path.parent != root:
+            yield CellFile(
+                path, path.parent.name, subject="", cell_id=path.relative_to(root).with_suffix("").as_posix()
+            )
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        DatasetInfo(
+            name="cnmc2019",
+            title="C-NMC 2019 (ISBI 2019 challenge)",
+            labels=("ALL", "HEM"),
+            positive_label="ALL",
+            licence="CC BY 3.0 (TCIA)",
+            citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
+            "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
+            url="https://doi.org/10.7937/tcia.2019.dc64i46r",
+            group="subject",
+            background="black",
+            # The central 350 of 450 pixels hold 97 % of the cells whole.
+            crop_pct=350 / 450,
+            find_cells=find_cnmc_cells,
+            official_counts={
+                "fold_0": {"ALL": 2397, "HEM": 1130},
+                "fold_1": {"ALL": 2418, "HEM": 1163},
+                "fold_2": {"ALL": 2457, "HEM": 1096},
+                "preliminary_test": {"ALL": 1219, "HEM": 648},
+            },
+            # One person under several ids: `leukoscope data audit` finds the same cells, identical pixel for pixel or
+            # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
+            subject_aliases={
+                **{alias: "51" for alias in ("55", "75", "78")},
+                **{alias: "H2" for alias in ("H4", "H5", "H6", "H7")},
+                **{alias: "20" for alias in ("16", "17", "21")},
+                "h3": "H10",
+                "H24": "H14",
+                "44": "43",
+                "15": "1",
+            },
+            hub_id="dwb2023/cnmc-leukemia-2019",
+            layout="…/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
+            label_list=CNMC_PRELIM_LABELS,
+        ),
+        DatasetInfo(
+            name="ball4",
+            title="B-ALL, four classes (Ghaderzadeh et al. 2021)",
+            labels=("Benign", "Early", "Pre", "Pro"),
+            positive_label="",
+            licence="ODbL 1.0 (database); contents © the original authors",
+            citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
+            "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
+            url="https://www.kaggle.com/datasets/mehradaria/leukemia",
+            group="block",
+            background="smear",
+            crop_pct=1.0,
+            find_cells=find_ball4_cells,
+            official_counts={"": {"Benign": 504, "Early": 985, "Pre": 963, "Pro": 804}},
+            layout="…/Original/{Benign,Early,Pre,Pro}/WBC-….jpg",
+            other_folders=("Segmented",),
+        ),
+        DatasetInfo(
+            name="imagefolder",
+            title="Your own class folders",
+            labels=(),
+            positive_label="",
+            licence="yours",
+            citation="",
+            url="",
+            group="subject",
+            background="smear",
+            crop_pct=1.0,
+            find_cells=find_class_folders,
+            layout="<class>/<image>, one folder a class",
+        ),
+        DatasetInfo(
+            name="phantoms",
+            title="Phantoms: synthetic cells drawn by Leukoscope",
+            labels=PHANTOM_LABELS,
+            positive_label="ALL",
+            licence="Apache-2.0",
+            citation="Synthetic cells drawn by Leukoscope; they show no patient.",
+            url="",
+            group="subject",
+            background="black",
+            crop_pct=350 / 450,
+            synthetic=True,
+        ),
+    )
+}
+
+
+def entry_or_folders(name: str | None) -> DatasetInfo:
+    """The registry entry of a data set; of one it does not know, that of plain class folders."""
+    return DATASETS.get(name or "", DATASETS["imagefolder"])
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The registry entry of a data set; raises `LeukoscopeError` naming the known ones."""
+    if name not in DATASETS:
+        raise LeukoscopeError(
+            f"--dataset_name {name}: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name"
+        )
+    return DATASETS[name]

@@ -1,0 +1,673 @@
+"""Synthetic white cells that stand in for patients.
+
+Tests, the offline smoke training and the demo's examples start here: `draw_cell` paints one lymphoid
+cell from numbers alone, shaped after the C-NMC 2019 training cells, so that nothing downstream needs
+a patient's image. A phantom has the form of what the loaders return (RGB, uint8, the cell cut out on black
+or lying in a smear), belongs to a subject with a stain and a cell size of its own, and has the same pixels
+whenever it is drawn again. Phantoms test the software; they say nothing about leukaemia, and no metric
+measured on them belongs in a results table.
+
+All lengths below are pixels of the native 450-px frame unless a name says otherwise. Random fields
+live on grids tied to that frame, never to the output, so that a cell drawn smaller is the same cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from leukoscope.data.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
+from leukoscope.data.framing import BACKGROUND_LEVEL
+
+Background = Literal["black", "smear"]
+Floats = NDArray[np.floating]  # float32 wherever a whole image is at stake: half the time of float64
+
+PHANTOM_LABELS = ("ALL", "HEM")
+
+NATIVE_SIZE = 450  # C-NMC 2019 frames are 450x450
+MIN_SIZE = 32  # below this the chromatin that tells the classes apart is gone
+MAX_RADIUS = 212.0  # leaves a margin round the largest cell
+
+# Colours are means over 660 C-NMC 2019 training cells (folds 0 and 1, at most 16 a subject) with the
+# cell mask max(R, G, B) > 8; TONE and TINT are the first two principal directions of their nuclei.
+NUCLEUS_RGB = np.array([65, 25, 76], np.float32)
+CYTOPLASM_RGB = np.array([88, 56, 98], np.float32)
+TONE_RGB = np.array([8.6, 4.4, 4.6], np.float32)
+TINT_RGB = np.array([1.6, 0.2, -2.2], np.float32)
+
+# On the slide: plasma, red cells and basophilic cytoplasm as in May-Gruenwald-Giemsa smears, set by eye.
+PLASMA_RGB = np.array([236, 220, 217], np.float32)
+RED_CELL_RGB = np.array([206, 150, 152], np.float32)
+FRINGE_RGB = np.array([172, 166, 206], np.float32)
+FRINGE_WIDTH = 6.0
+SMEAR_STRENGTH = 0.62  # C-NMC's stain normalisation darkens; a slide itself is paler
+
+# Grids of the random fields: nodes along an edge and pixels between them.
+ANGLES = 512
+CHROMATIN_NODES, CHROMATIN_PITCH = 128, 2.5
+SHADE_NODES, SHADE_PITCH = 64, 6.0
+SHADE_GRAIN = 14.0  # with the chromatin grain it reproduces the autocorrelation of real nuclei
+SHADE_CONTRAST = 0.80
+SMEAR_NODES, SMEAR_PITCH = 72, 6.4  # reaches past the frame, so that the seam of the grid never shows
+
+# A cell's random streams, one a purpose, so that the background never changes the cell.
+_SUBJECT_STREAM, _SMEAR_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class PhantomCell:
+    """One synthetic cell with the names a real one would carry.
+
+    Attributes:
+        image: (size, size, 3) uint8 RGB.
+        label: "ALL" (leukaemic blast) or "HEM" (normal precursor).
+        subject: the phantom patient, e.g. "phantom-all-03"; every subject has one label.
+        cell_id: unique within one seed, e.g. "phantom-all-03_007".
+    """
+
+    image: np.ndarray
+    label: str
+    subject: str
+    cell_id: str
+
+
+@dataclass(frozen=True)
+class _Morphology:
+    """How the cells of one class look; spreads are standard deviations of the logarithm."""
+
+    radius: float
+    subject_spread: float
+    cell_spread: float
+    irregularity: float
+    notch_chance: float
+    rim: float
+    grain: float
+    grain_spread: float
+    contrast: float
+    clumping: float
+    nucleolus_chance: float
+
+
+# Radii give the median areas of the C-NMC 2019 training cells (36,500 and 27,000 px²); the spreads let
+# the classes overlap as the real ones do (AUC of the area about 0.8). Blasts: irregular, indented, fine
+# open chromatin with nucleoli. Normal precursors: rounder, coarse clumps — coarser than most real ones, so
+# that a network trained for a minute at 96 px can tell the classes apart on subjects it never saw.
+_MORPHOLOGY = {
+    "ALL": _Morphology(
+        radius=105.0, subject_spread=0.055, cell_spread=0.088, irregularity=1.0, notch_chance=0.40, rim=3.0,
+        grain=2.4, grain_spread=0.12, contrast=0.46, clumping=0.4, nucleolus_chance=0.65,
+    ),
+    "HEM": _Morphology(
+        radius=93.0, subject_spread=0.075, cell_spread=0.130, irregularity=0.65, notch_chance=0.12, rim=4.5,
+        grain=8.0, grain_spread=0.12, contrast=0.95, clumping=1.2, nucleolus_chance=0.20,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Stain:
+    """What the slide and the patient add to every cell of one subject.
+
+    Strength is relative optical density (Beer-Lambert): it darkens green most and blue least, which is
+    how brightness differs between C-NMC subjects too.
+    """
+
+    strength: float
+    saturation: float
+    warmth: float
+    size: float
+
+
+@dataclass(frozen=True)
+class _Contour:
+    """A cell outline round `centre` (y, x from the frame's middle): per angle the radius, the factor
+    that turns radial into perpendicular distance, and the thickness of the cytoplasm; (ANGLES + 1, 3)."""
+
+    centre: tuple[float, float]
+    table: Floats
+
+    @property
+    def reach(self) -> float:
+        return float(self.table[:, 0].max())
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of the output frame a cell touches, in polar coordinates round its centre."""
+
+    span: tuple[slice, slice]
+    y: Floats
+    x: Floats
+    depth: Floats
+    rim: Floats
+    centrality: Floats
+
+
+def draw_cell(
+    label: str,
+    *,
+    subject: int = 0,
+    cell: int = 0,
+    size: int = NATIVE_SIZE,
+    background: Background = "black",
+    seed: int = 0,
+) -> PhantomCell:
+    """Draw one phantom cell; equal arguments give equal pixels, in any order of drawing.
+
+    Args:
+        label: "ALL" or "HEM"; sets size, outline and chromatin (never the stain).
+        subject: number of the phantom patient within its class, >= 0; sets stain and mean cell size.
+        cell: number of the cell within the subject, >= 0.
+        size: edge of the square image in pixels, >= 32; 450 is the native C-NMC frame, any other
+            size shows the same picture scaled.
+        background: "black" cuts the cell out as C-NMC 2019 does (exactly 0 outside); "smear" lays it
+            on a pale field among blurred red cells, in the lighter tones of an unnormalised smear.
+        seed: >= 0; another seed is another set of patients.
+
+    Returns:
+        A `PhantomCell` whose image is (size, size, 3) uint8 RGB.
+
+    Raises:
+        ValueError: an argument lies outside the ranges above.
+    """
+    _check_cell(label, subject, cell)
+    _check_frame(size, background, seed)
+    form = _MORPHOLOGY[label]
+    key = (seed, PHANTOM_LABELS.index(label), subject)
+    stain = _draw_stain(_generator(*key, stream=_SUBJECT_STREAM), form)
+    rng = _generator(*key, cell)
+    # Cells of a C-NMC subject spread by R 4.9, G 2.8, B 4.3 levels; a little less keeps subjects apart.
+    strength = float(np.exp(0.045 * _bounded_normal(rng)))
+    contour = _draw_contour(rng, form, stain, cut=background == "black")
+    window = _rasterise(contour, size)
+    colour = _paint(rng, form, window)
+    if background == "black":
+        image = _on_black(_apply_stain(colour, stain, strength), window, size)
+    else:
+        smear_rng = _generator(*key, cell, stream=_SMEAR_STREAM)
+        smear = _apply_stain(_draw_smear(smear_rng, contour), stain)
+        field = _resample(smear, SMEAR_PITCH, *_axes(size))
+        image = _on_smear(colour, window, field, stain, strength)
+    name = f"phantom-{label.lower()}-{subject:02d}"
+    return PhantomCell(image, label, name, f"{name}_{cell:03d}")
+
+
+def phantom_cells(
+    *,
+    subjects_per_class: int = 10,
+    cells_per_subject: int = 24,
+    size: int = NATIVE_SIZE,
+    background: Background = "black",
+    seed: int = 0,
+) -> Iterator[PhantomCell]:
+    """Yield a balanced set of phantom cells, ordered by label, subject and cell.
+
+    Args:
+        subjects_per_class: phantom patients of each label, >= 1.
+        cells_per_subject: cells of each patient, >= 1.
+        size, background, seed: as for `draw_cell`.
+
+    Returns:
+        An iterator over `2 * subjects_per_class * cells_per_subject` cells, drawn one at a time.
+
+    Raises:
+        ValueError: at the call, not at the first cell, when an argument is out of range.
+    """
+    _check_count("subjects_per_class", subjects_per_class)
+    _check_count("cells_per_subject", cells_per_subject)
+    _check_frame(size, background, seed)
+    return (
+        draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
+        for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject))
+    )
+
+
+def _check_cell(label: str, subject: int, cell: int) -> None:
+    if label not in PHANTOM_LABELS:
+        raise ValueError(f"label is {label!r}; a phantom cell is one of {', '.join(PHANTOM_LABELS)}")
+    for name, value in (("subject", subject), ("cell", cell)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; number {name}s from 0 upwards")
+
+
+def _check_frame(size: int, background: str, seed: int) -> None:
+    if size < MIN_SIZE:
+        raise ValueError(f"size is {size}; draw at {MIN_SIZE} px or more (native is {NATIVE_SIZE})")
+    if background not in get_args(Background):
+        raise ValueError(f"background is {background!r}; choose one of {', '.join(get_args(Background))}")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; use 0 or a positive number")
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; ask for at least 1")
+
+
+def _generator(*key: int, stream: int | None = None) -> np.random.Generator:
+    # SeedSequence pads short keys with zeros, so a subject's key alone would equal that of its cell 0;
+    # the spawn key keeps the streams apart.
+    spawn_key = () if stream is None else (stream,)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=spawn_key)))
+
+
+def _bounded_normal(rng: np.random.Generator) -> float:
+    # Bounded so that no seed, however unlucky, gives a cell beyond what the training cells show.
+    return float(np.clip(rng.standard_normal(), -2.2, 2.2))
+
+
+def _draw_stain(rng: np.random.Generator, form: _Morphology) -> _Stain:
+    """Spreads between subjects a little above those of C-NMC (R 5.7, G 3.7, B 5.4, R - B 2.4 levels)."""
+    return _Stain(
+        strength=float(np.exp(0.062 * _bounded_normal(rng))),
+        saturation=float(np.exp(0.04 * _bounded_normal(rng))),
+        warmth=1.4 * _bounded_normal(rng),
+        size=float(np.exp(form.subject_spread * _bounded_normal(rng))),
+    )
+
+
+def _draw_contour(rng: np.random.Generator, form: _Morphology, stain: _Stain, *, cut: bool) -> _Contour:
+    """An outline from random harmonics, sometimes indented or nicked, or (`cut`) trimmed as by a crop."""
+    angles = np.linspace(0, 2 * np.pi, ANGLES, endpoint=False)
+    radius = form.radius * stain.size * np.exp(form.cell_spread * _bounded_normal(rng))
+    outline = _harmonics(rng, form.irregularity)
+    notch, nuclear_notch = _indentation(rng, form, angles)
+    outline *= 1 - notch + _nick(rng, angles)
+    outline *= radius / np.sqrt(np.mean(outline**2))
+    cap = _straight_cut(rng, angles)
+    outline = np.minimum(np.minimum(outline, cap * outline.mean()) if cut else outline, MAX_RADIUS)
+    slope = np.gradient(np.concatenate([outline[-1:], outline, outline[:1]]))[1:-1] * ANGLES / (2 * np.pi)
+    rim = _cytoplasm(rng, form, angles) + nuclear_notch * radius
+    table = np.stack([outline, 1 / np.hypot(1, slope / outline), rim], axis=1)
+    centre = rng.normal(0, 2.0, 2)
+    return _Contour((centre[0], centre[1]), np.concatenate([table, table[:1]]).astype(np.float32))
+
+
+def _harmonics(rng: np.random.Generator, irregularity: float) -> NDArray[np.float64]:
+    """Relative radius per angle; amplitudes fall as in the outlines of C-NMC cells (.088 at order 2)."""
+    order = np.arange(2, 25)
+    scale = 0.068 * (2 / order) ** 2.0
+    # Elongation (order 2) is nearly the same in both classes; irregularity acts on the finer orders.
+    scale[1:] *= irregularity * np.exp(0.35 * _bounded_normal(rng))
+    real, imaginary = rng.standard_normal((2, order.size)).clip(-2.5, 2.5) * scale
+    spectrum = np.zeros(ANGLES // 2 + 1, complex)
+    spectrum[0] = ANGLES
+    spectrum[order] = (real + 1j * imaginary) * ANGLES / 2
+    return np.fft.irfft(spectrum, ANGLES)
+
+
+def _indentation(
+    rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Dents of the cell and of its nucleus at one angle, as fractions of the radius."""
+    present, position, depth, nuclear_depth, width = rng.random(5)
+    dent = _bump(angles, position, 0.13 + 0.17 * width) * (present < form.notch_chance)
+    return (0.04 + 0.14 * depth) * dent, 0.14 * nuclear_depth * dent
+
+
+def _nick(rng: np.random.Generator, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In four cells of ten a small tag or nick, left by segmentation; signed fraction of the radius."""
+    present, position, height, width = rng.random(4)
+    signed = np.copysign(0.03 + 0.05 * abs(2 * height - 1), height - 0.5)
+    return signed * _bump(angles, position, 0.04 + 0.06 * width) * (present < 0.4)
+
+
+def _straight_cut(rng: np.random.Generator, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance, in mean radii, to where one cell in twelve ends in a straight line, as C-NMC cells do."""
+    present, position, height = rng.random(3)
+    # The crops of C-NMC are upright squares, so caps are lost along an image axis.
+    facing = np.cos(angles - np.floor(4 * position) * np.pi / 2)
+    line = (0.84 + 0.12 * height) / np.maximum(facing, 1e-3)
+    return np.where((facing > 0.1) & (present < 1 / 12), line, np.inf)
+
+
+def _cytoplasm(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thickness of the cytoplasm: a thin rim, widening to a crescent on one side in some cells."""
+    thickness = form.rim * np.exp(0.35 * _bounded_normal(rng))
+    position, crescent = rng.random(2)
+    return thickness * (1 + 1.8 * crescent**2 * _bump(angles, position, 0.8))
+
+
+def _bump(angles: NDArray[np.float64], position: float, width: float) -> NDArray[np.float64]:
+    """A bell of height 1 at the given turn (0 to 1), `width` radians wide."""
+    offset = (angles - 2 * np.pi * position + np.pi) % (2 * np.pi) - np.pi
+    return np.exp(-0.5 * (offset / width) ** 2)
+
+
+def _axes(size: int) -> tuple[Floats, Floats]:
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * NATIVE_SIZE
+    return axis, axis
+
+
+def _rasterise(contour: _Contour, size: int) -> _Window:
+    """Depth below the outline (negative outside) for every pixel the cell may touch."""
+    margin = contour.reach + FRINGE_WIDTH + 6 + NATIVE_SIZE / size
+    spans, axes = [], []
+    for axis, centre in zip(_axes(size), contour.centre, strict=True):
+        start, stop = np.searchsorted(axis, [centre - margin, centre + margin])
+        spans.append(slice(int(start), int(stop)))
+        axes.append(axis[start:stop] - np.float32(centre))
+    y, x = axes
+    rho = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
+    turn = np.arctan2(y[:, None], x[None, :]) * np.float32(ANGLES / (2 * np.pi)) % np.float32(ANGLES)
+    index = np.minimum(turn.astype(np.intp), ANGLES - 1)
+    low = contour.table[index]
+    low += (contour.table[index + 1] - low) * (turn - index).astype(np.float32)[..., None]
+    radius, perpendicular, rim = low[..., 0], low[..., 1], low[..., 2]
+    depth = (radius - rho) * perpendicular
+    return _Window((spans[0], spans[1]), y, x, depth, rim, 1 - rho / radius)
+
+
+def _paint(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floats:
+    """RGB in grey levels for every pixel of the window, as if the cell filled it; (h, w, 3)."""
+    at = window.y, window.x
+    shade = _noise(rng, SHADE_NODES, SHADE_GRAIN / SHADE_PITCH)
+    tint = _noise(rng, SHADE_NODES, SHADE_GRAIN / SHADE_PITCH)
+    shade, tint = np.moveaxis(_resample(np.stack([shade, tint], axis=-1), SHADE_PITCH, *at), -1, 0)
+    tone = SHADE_CONTRAST * shade + _resample(_chromatin(rng, form)[..., None], CHROMATIN_PITCH, *at)[..., 0]
+    tone += 0.4 * np.clip(window.centrality, 0, 1) + _nucleoli(rng, form, window)
+    # Nuclei turn from indigo at their edge to red-violet within.
+    tint -= 2.0 * np.exp(np.minimum(-window.depth / 12, 0)) - 0.3
+    nucleus = NUCLEUS_RGB + tone[..., None] * TONE_RGB + tint[..., None] * TINT_RGB
+    cytoplasm = CYTOPLASM_RGB + 0.4 * shade[..., None] * TONE_RGB
+    inside = _smoothstep((window.depth - window.rim) / 7 + 0.5)[..., None]
+    return cytoplasm + inside * (nucleus - cytoplasm)
+
+
+def _chromatin(rng: np.random.Generator, form: _Morphology) -> Floats:
+    """Nuclear texture in units of TONE_RGB: fine and open, or gathered into clumps; square, periodic."""
+    grain = form.grain * float(np.exp(form.grain_spread * _bounded_normal(rng)))
+    field = _noise(rng, CHROMATIN_NODES, grain / CHROMATIN_PITCH)
+    # Real nuclei are skewed to the light side: pale gaps in a dark ground (skewness about 0.6). The
+    # threshold makes the gaps, its steepness the clumps.
+    gaps = np.tanh(form.clumping * (field - 1.0))
+    return form.contrast * (gaps - gaps.mean()) / gaps.std()
+
+
+def _nucleoli(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floats:
+    """Up to three pale round spots well inside the nucleus."""
+    count = int(rng.integers(1, 4)) if rng.random() < form.nucleolus_chance else 0
+    spots = np.zeros(window.depth.shape, np.float32)
+    for angle, distance, width, height in rng.random((3, 4)).tolist()[:count]:
+        reach = 0.6 * form.radius * math.sqrt(distance)
+        spread = -0.5 / (5 + 4 * width) ** 2
+        y = np.exp(spread * (window.y - reach * math.sin(math.tau * angle)) ** 2)
+        x = np.exp(spread * (window.x - reach * math.cos(math.tau * angle)) ** 2)
+        spots += (1.0 + 1.4 * height) * np.outer(y, x)
+    return spots
+
+
+def _apply_stain(colour: Floats, stain: _Stain, strength: float = 1.0) -> Floats:
+    grey = colour.mean(axis=-1, keepdims=True)
+    stained = grey + np.float32(stain.saturation) * (colour - grey)
+    stained += np.float32(stain.warmth) * np.array([1, 0, -1], np.float32)
+    return 255 * (np.clip(stained, 1, 255) / 255) ** np.float32(stain.strength * strength)
+
+
+def _on_black(colour: Floats, window: _Window, size: int) -> NDArray[np.uint8]:
+    # One output pixel of anti-aliasing: what resizing a hard cut-out would leave.
+    coverage = np.clip(window.depth * (size / NATIVE_SIZE) + 0.5, 0, 1)
+    image = np.zeros((size, size, 3), np.uint8)
+    image[window.span] = _to_uint8(colour * coverage[..., None])
+    return image
+
+
+def _on_smear(colour: Floats, window: _Window, field: Floats, stain: _Stain, strength: float) -> NDArray[np.uint8]:
+    # C-NMC outlines run close to the nucleus; on the slide a fringe of cytoplasm lies beyond them.
+    patch = field[window.span]
+    fringe = _apply_stain(FRINGE_RGB, stain)
+    patch += _smoothstep((window.depth + FRINGE_WIDTH) / 8 + 0.5)[..., None] * (fringe - patch)
+    cell = _apply_stain(colour, stain, SMEAR_STRENGTH * strength)
+    patch += _smoothstep(window.depth / 8 + 0.5)[..., None] * (cell - patch)
+    return _to_uint8(field)
+
+
+def _draw_smear(rng: np.random.Generator, contour: _Contour) -> Floats:
+    """A pale plasma field with blurred red cells round the white one; (SMEAR_NODES, SMEAR_NODES, 3)."""
+    axis = (np.arange(SMEAR_NODES, dtype=np.float32) - (SMEAR_NODES - 1) / 2) * SMEAR_PITCH
+    red = np.zeros((SMEAR_NODES, SMEAR_NODES), np.float32)
+    for y, x, radius in _red_cells(rng, contour.reach):
+        depth = radius - np.hypot(axis[:, None] - y, axis[None, :] - x)
+        pallor = 1 - 0.45 * _smoothstep(depth / radius * 1.6 - 0.4)
+        red = np.maximum(red, _smoothstep(depth / 10 + 0.5) * pallor)
+    red = ndimage.gaussian_filter(red, rng.uniform(4, 7) / SMEAR_PITCH, mode="nearest")[..., None]
+    shade = _noise(rng, SMEAR_NODES, 40 / SMEAR_PITCH)[..., None]
+    return PLASMA_RGB + 3 * shade + red * (RED_CELL_RGB - PLASMA_RGB)
+
+
+def _red_cells(rng: np.random.Generator, reach: float) -> list[tuple[float, float, float]]:
+    """Centres (y, x) and radii of five to eight red cells, beside the white cell rather than under it."""
+    count = int(rng.integers(5, 9))
+    turn = rng.uniform(0, 2 * np.pi)
+    cells = []
+    for place, (jitter, gap, width) in enumerate(rng.random((count, 3)).tolist()):
+        radius = 50 + 14 * width
+        angle = turn + 2 * np.pi * (place + 0.5 * jitter) / count
+        distance = reach + radius * (0.85 + 0.9 * gap)
+        cells.append((distance * math.sin(angle), distance * math.cos(angle), radius))
+    return cells
+
+
+def _noise(rng: np.random.Generator, nodes: int, grain: float) -> Floats:
+    """A periodic Gaussian field of unit variance; (nodes, nodes), smoothed by `grain` nodes."""
+    envelope = np.exp(_squared_frequencies(nodes) * np.float32(-0.5 * grain**2))
+    parts = rng.standard_normal((2, nodes, nodes // 2 + 1), np.float32)
+    field = np.fft.irfft2((parts[0] + 1j * parts[1]) * envelope, (nodes, nodes))
+    return ((field - field.mean()) / field.std()).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _squared_frequencies(nodes: int) -> Floats:
+    full, half = 2 * np.pi * np.fft.fftfreq(nodes), 2 * np.pi * np.fft.rfftfreq(nodes)
+    return (full[:, None] ** 2 + half[None, :] ** 2).astype(np.float32)
+
+
+def _resample(grid: Floats, pitch: float, y: Floats, x: Floats) -> Floats:
+    """Bilinear look-up of a (n, n, channels) grid, centred on 0 and periodic, at y by x."""
+    columns = _lerp(np.swapaxes(grid, 0, 1), x / np.float32(pitch))
+    return _lerp(np.ascontiguousarray(np.swapaxes(columns, 0, 1)), y / np.float32(pitch))
+
+
+def _lerp(grid: Floats, position: Floats) -> Floats:
+    nodes = len(grid)
+    position = position + np.float32(nodes / 2 - 0.5)
+    floor = np.floor(position)
+    index = floor.astype(np.intp)
+    weight = (position - floor).reshape(-1, *[1] * (grid.ndim - 1))
+    low, between = grid[index % nodes], grid[(index + 1) % nodes]
+    between -= low
+    between *= weight
+    between += low
+    return between
+
+
+def _smoothstep(value: Floats) -> Floats:
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)
+
+
+def _to_uint8(colour: Floats) -> NDArray[np.uint8]:
+    # Colours are never negative here, so adding a half and truncating rounds.
+    rounded = colour + np.float32(0.5)
+    return np.minimum(rounded, 255, out=rounded).astype(np.uint8)
+
+
+RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
+PLATELET_RADIUS = 1.2
+PLATELET_RGB = np.array([150, 110, 180], np.float32)
+CYTOPLASM_WIDTH = 0.18  # µm, beyond what a cell is drawn with
+# Between a slide's and that of C-NMC's cells, so that the released models know most cells of a synthetic field.
+STRENGTH = 0.8
+TRIES = 400
+
+
+@dataclass(frozen=True)
+class PhantomField:
+    """A synthetic field and its truth.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) uint16, 0 or the number (from 1) of the white cell a pixel belongs to.
+        classes: "ALL" or "HEM" of each white cell, in the order of their numbers.
+        um_per_pixel: its scale.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint16]
+    classes: tuple[str, ...]
+    um_per_pixel: float
+
+    @property
+    def boxes(self) -> list[Box]:
+        """(left, top, right, bottom) of each white cell, in pixels."""
+        found = ndimage.find_objects(self.labels)
+        return [(c.start, r.start, c.stop, r.stop) for r, c in (window for window in found if window)]
+
+
+def draw_field(
+    classes: Sequence[str] = ("ALL", "ALL", "HEM"),
+    *,
+    size: tuple[int, int] = (480, 640),
+    um_per_pixel: float = 0.15,
+    red_cells: int = 60,
+    platelets: int = 4,
+    spacing: float = 1.15,
+    scale_bar: bool = True,
+    seed: int = 0,
+) -> PhantomField:
+    """Draw a smear; equal arguments give equal pixels.
+
+    Args:
+        classes: "ALL" or "HEM" for each white cell.
+        size: (height, width) in pixels.
+        um_per_pixel: 0.07 is a 100× objective's, 0.4 that of the four-class B-ALL pictures.
+        red_cells, platelets: how many of them; they overlap each other but lie beside the white cells.
+        spacing: least distance of two white cells in sums of their radii; just below 1 makes neighbours touch.
+        scale_bar: burn a bar and a label into the lower right corner.
+        seed: another seed is another field.
+
+    Raises:
+        ValueError: a class that is none, a scale too coarse for a cell, or not enough space for so many cells.
+    """
+    side = round(CUT_OUT_SIDE * CUT_OUT_PITCH / um_per_pixel)
+    if side < MIN_SIZE:
+        raise ValueError(f"um_per_pixel is {um_per_pixel}; a cell needs {MIN_SIZE} px, so 0.8 or less")
+    rng = np.random.default_rng(seed)
+    cells = [draw_cell(label, subject=seed, cell=n, size=side, seed=seed).image for n, label in enumerate(classes)]
+    places = _places(rng, [_radius(cell) for cell in cells], size, spacing)
+    labels = np.zeros(size, np.uint16)
+    canvas = np.tile(PLASMA_RGB, (*size, 1))
+    taken = [(*place, _radius(cell)) for place, cell in zip(places, cells, strict=True)]
+    _lay_discs(canvas, _beside(rng, taken, size, red_cells, RED_CELL_RADIUS / um_per_pixel), RED_CELL_RGB, pallor=0.45)
+    _lay_discs(canvas, _beside(rng, taken, size, platelets, PLATELET_RADIUS / um_per_pixel), PLATELET_RGB, pallor=0)
+    for number, (cell, place) in enumerate(zip(cells, places, strict=True), start=1):
+        _lay_cell(canvas, labels, cell, place, number, CYTOPLASM_WIDTH / um_per_pixel)
+    noisy = canvas + rng.normal(0, 1.5, canvas.shape)
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    if scale_bar:
+        _burn_scale_bar(image, um_per_pixel)
+    return PhantomField(np.asarray(image), labels, tuple(classes), um_per_pixel)
+
+
+def _radius(cell: NDArray[np.uint8]) -> float:
+    return float(np.sqrt((cell.max(axis=-1) > BACKGROUND_LEVEL).sum() / np.pi))
+
+
+def _places(
+    rng: np.random.Generator, radii: Sequence[float], size: tuple[int, int], spacing: float
+) -> list[tuple[float, float]]:
+    """Centres (y, x), each far enough from all before it and whole within the field."""
+    places: list[tuple[float, float]] = []
+    for radius in radii:
+        edge = 1.3 * radius
+        for _ in range(TRIES):
+            y, x = (float(rng.uniform(edge, max(edge, n - edge))) for n in size)
+            if all(np.hypot(y - v, x - u) >= spacing * (radius + r) for (v, u), r in zip(places, radii, strict=False)):
+                places.append((y, x))
+                break
+        else:
+            raise ValueError(
+                f"{len(radii)} cells do not fit into {size[1]}×{size[0]} pixels; draw fewer, or a larger field"
+            )
+    return places
+
+
+def _beside(
+    rng: np.random.Generator,
+    taken: Sequence[tuple[float, float, float]],
+    size: tuple[int, int],
+    count: int,
+    radius: float,
+) -> Iterator[tuple[float, float, float]]:
+    """Centres and radii of up to `count` discs that cover no white cell, and each other by a quarter at most."""
+    laid: list[tuple[float, float, float]] = []
+    for _ in range(count):
+        width = radius * float(np.exp(RED_CELL_SPREAD * rng.standard_normal()))
+        for _ in range(TRIES):
+            y, x = (float(rng.uniform(0, n)) for n in size)
+            free = all(np.hypot(y - v, x - u) > 1.25 * r + width for v, u, r in taken)
+            if free and all(np.hypot(y - v, x - u) > 0.75 * (r + width) for v, u, r in laid):
+                laid.append((y, x, width))
+                yield laid[-1]
+                break
+
+
+def _lay_discs(canvas: Floats, discs: Iterator[tuple[float, float, float]], colour: Floats, *, pallor: float) -> None:
+    for y, x, radius in discs:
+        rows, columns = _window(canvas, y, x, radius + 2)
+        depth = radius - np.hypot(
+            np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x
+        )
+        cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
+        patch = canvas[rows, columns]
+        # Overlapping red cells darken as two layers of stain do.
+        patch *= 1 - cover[..., None] * (1 - colour / PLASMA_RGB)
+
+
+def _lay_cell(
+    canvas: Floats,
+    labels: NDArray[np.uint16],
+    cell: NDArray[np.uint8],
+    place: tuple[float, float],
+    number: int,
+    rim: float,
+) -> None:
+    top, left = (round(at - len(cell) / 2) for at in place)
+    rows, columns = (slice(max(0, at), min(n, at + len(cell))) for at, n in zip((top, left), labels.shape, strict=True))
+    shown = cell[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    mask = ndimage.binary_fill_holes(shown.max(axis=-1) > BACKGROUND_LEVEL)
+    outside = ndimage.distance_transform_edt(~mask)
+    fringe = np.clip(rim - outside + 0.5, 0, 1)[..., None]
+    patch = canvas[rows, columns]
+    patch += fringe * (FRINGE_RGB - patch)
+    # The cut-out's outermost pixels fade to black, which on a slide they do not.
+    pale = 255 * (np.maximum(shown, 1) / 255) ** np.float32(STRENGTH)
+    solid = np.clip(ndimage.distance_transform_edt(mask) - 0.5, 0, 1)[..., None]
+    patch += solid * (pale - patch)
+    labels[rows, columns][mask] = number
+
+
+def _window(canvas: Floats, y: float, x: float, reach: float) -> tuple[slice, slice]:
+    rows, columns = (
+        slice(max(0, int(at - reach)), min(n, int(at + reach) + 2)) for at, n in zip((y, x), canvas.shape, strict=False)
+    )
+    return rows, columns
+
+
+def _burn_scale_bar(image: Image.Image, um_per_pixel: float) -> None:
+    """A black bar of 10 µm on a white label, as microscope software burns it in."""
+    length = 10 / um_per_pixel
+    unit = max(2.0, min(image.size) / 60)
+    right, bottom = image.width - 2 * unit, image.height - 2 * unit
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((right - length - unit, bottom - 3 * unit, right + unit, bottom + unit), fill="white")
+    draw.rectangle((right - length, bottom - unit, right, bottom), fill="black")

@@ -1,0 +1,175 @@
+"""Shortcut baselines: logistic regression on trivial features such as cell size or background colour.
+
+Where such features already separate the classes, a network's score says little about cells. Every baseline is trained
+and tested on the same sides of the split as a network.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.images import cell_areas
+from leukoscope.data.loading import LoadedCells
+from leukoscope.data.splits import Split, groups_of, make_split
+from leukoscope.evaluation.explanation_metrics import SCALE_BAR_SIDE
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+
+NUM_FOLDS = 5
+ALL_TOGETHER = "all together"
+# Description of each feature, for readers of a report.
+FEATURES = {
+    "size": "area of the box around the cell, its logarithm",
+    "mean colour": "mean red, green and blue of the cell (of the whole picture where the cell is not cut out)",
+    "background": "mean and spread of red, green and blue over the brightest quarter of the picture",
+    "corner": "contrast in the lower right corner, where a scale bar lies: spread, darkest, brightest, edges",
+    "picture size": "width and height of the file's picture, their logarithms",
+    ALL_TOGETHER: "all of these at once",
+}
+_MIN_AREA = 1e-4
+
+
+def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
+    """Compute features that do not depend on the appearance of a cell.
+
+    Cells cut out on black have no background and no scale bar; the size of a cell in a smear needs a segmentation.
+    These features are left out there.
+
+    Args:
+        cells: N images, (S, S, 3) uint8 each; read one at a time.
+
+    Returns:
+        feature (a key of `FEATURES`) → (N, D) float.
+    """
+    features_of = _black_features if background == "black" else _smear_features
+    rows = [features_of(cell) for cell in cells]
+    return {name: np.stack([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def log_areas(areas: np.ndarray) -> np.ndarray:
+    """Return the (N,) logarithms of areas, as in the feature "size"; an empty image counts as a very small cell."""
+    return np.log(np.maximum(areas, _MIN_AREA))
+
+
+def _black_features(cell: np.ndarray) -> dict[str, np.ndarray]:
+    foreground = cell[cell.max(axis=2) > BACKGROUND_LEVEL]
+    colour = foreground.mean(axis=0) if len(foreground) else np.zeros(3)
+    return {"size": log_areas(cell_areas([cell])), "mean colour": colour}
+
+
+def _smear_features(cell: np.ndarray) -> dict[str, np.ndarray]:
+    pixels = cell.reshape(-1, 3).astype(np.float32)
+    brightness = pixels.mean(axis=1)
+    bright = pixels[brightness >= np.quantile(brightness, 0.75)]
+    background = np.concatenate([bright.mean(axis=0), bright.std(axis=0)])
+    # Contrasts of the scale-bar corner; none of them changes with the colour of the background.
+    side = round(len(cell) * SCALE_BAR_SIDE)
+    grey = cell[-side:, -side:].astype(np.float32).mean(axis=2)
+    darkest, middle, brightest = np.quantile(grey, (0.02, 0.5, 0.98))
+    edges = np.abs(np.diff(grey, axis=1)).mean()
+    corner = np.asarray([grey.std(), middle - darkest, brightest - middle, edges])
+    return {"mean colour": pixels.mean(axis=0), "background": background, "corner": corner}
+
+
+def _logistic_regression(train: np.ndarray, references: np.ndarray, test: np.ndarray, num_classes: int) -> np.ndarray:
+    """(M, D) features and (M,) classes → (N, K) probabilities for the (N, D) test features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, references)
+    # A class that is missing from the training side keeps a probability of 0.
+    probabilities = np.zeros((len(test), num_classes))
+    probabilities[:, model.classes_] = model.predict_proba(test)
+    return probabilities
+
+
+def size_only_predictions(
+    train_areas: np.ndarray, train_references: np.ndarray, test_areas: np.ndarray, like: CellPredictions
+) -> CellPredictions:
+    """Predict from cell area alone, the baseline that every network must beat.
+
+    Args:
+        train_areas, train_references: (M,) area and class of the training cells.
+        test_areas: (N,) areas of the cells in `like`, in its order.
+        like: ids, subjects and classes of the test cells; its probabilities are replaced.
+    """
+    train, test = (log_areas(areas).reshape(-1, 1) for areas in (train_areas, test_areas))
+    return replace(like, probabilities=_logistic_regression(train, train_references, test, len(like.label_names)))
+
+
+def shortcut_predictions(
+    features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
+) -> CellPredictions:
+    """Predict the test cells of each fold by logistic regression on some features.
+
+    Args:
+        features: (N, D) float.
+        folds: (training rows, test rows) of each fold; no row is tested twice.
+        truth: ids, subjects and classes of the N cells; its probabilities are not read.
+
+    Returns:
+        The predictions of all folds, pooled.
+    """
+    return pooled(
+        [
+            replace(
+                truth.take(test),
+                probabilities=_logistic_regression(
+                    features[train], truth.references[train], features[test], len(truth.label_names)
+                ),
+            )
+            for train, test in folds
+        ]
+    )
+
+
+def shortcut_metrics(
+    features: Mapping[str, np.ndarray], folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
+) -> dict[str, dict[str, Any]]:
+    """Compute the `headline` metrics of each feature alone, then of all together.
+
+    Args:
+        features: name → (N, D) float, as from `trivial_features`.
+        folds, truth: see `shortcut_predictions`.
+    """
+    tried = dict(features)
+    if len(features) > 1:
+        tried[ALL_TOGETHER] = np.concatenate(list(features.values()), axis=1)
+    return {name: headline(measure(shortcut_predictions(values, folds, truth))) for name, values in tried.items()}
+
+
+def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
+    """Return what a split of a data set must keep on one side; "cell" where nothing larger is known."""
+    if any(data.train["subject"][:]):
+        return "subject"
+    return "block" if data.info.group == "block" else "cell"
+
+
+def cross_validation(data: LoadedCells) -> list[Split]:
+    """Make the folds that a network is cross-validated on, without a validation side.
+
+    Up to five, fewer where a class has fewer units; one random split by image where only images are known.
+
+    Raises:
+        LeukoscopeError: a class has fewer than two units.
+    """
+    unit = split_unit(data)
+    if unit == "cell":
+        return [make_split(data, "random")]
+    unit_of = groups_of(data, unit)
+    units_of: defaultdict[int, set[str]] = defaultdict(set)
+    for cell, label in zip(data.train["cell_id"][:], data.train["label"][:], strict=True):
+        units_of[label].add(unit_of[cell])
+    counts = [len(units_of[label]) for label in range(len(data.info.labels))]
+    if min(counts) < 2:
+        scarce = data.info.labels[counts.index(min(counts))]
+        raise LeukoscopeError(f"class {scarce} has {min(counts)} {unit}(s); two or more are needed to test on others")
+    num_folds = min(NUM_FOLDS, *counts)
+    return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]

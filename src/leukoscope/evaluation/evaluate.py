@@ -1,0 +1,342 @@
+"""Predictions to be measured, from a model run on labelled cells now or from a file kept earlier.
+
+They come with what a reader must know: which model made them, what they estimate, and whether the tested subjects may
+have trained it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells
+from leukoscope.data.registry import DATASETS
+from leukoscope.data.splits import Split, groups_of, load_split, make_split
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.foreign import Classifier, predict_cells
+from leukoscope.models.release_files import PREDICTIONS, read_metrics
+
+
+@dataclass(frozen=True)
+class SelectedCells:
+    """The cells to predict: the test side of `split`; `whole` is the split before a smaller sample was drawn."""
+
+    data: LoadedCells
+    split: Split
+    whole: Split
+
+    def about(self) -> dict[str, Any]:
+        """Return the blocks `data` and `split` of evaluation.json."""
+        info, split = self.data.info, self.split
+        return {
+            "data": {
+                "name": info.name,
+                "title": info.title,
+                "licence": info.licence,
+                "citation": info.citation,
+                "fingerprint": self.data.fingerprint,
+                "synthetic": info.synthetic,
+                "unit": info.group,
+            },
+            "split": {
+                "strategy": split.strategy,
+                "detail": split.detail,
+                "disjoint_by": split.group,
+                "seed": split.seed,
+                "fingerprint": self.whole.fingerprint,
+                "cells": len(split.test),
+                "drawn_from": len(self.whole.test),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class ModelPredictions:
+    """Predictions and where they come from.
+
+    Attributes:
+        name, revision: of the model or file.
+        estimates: what metrics of them estimate.
+        overlap: whether tested subjects trained the model; see `training_overlap`.
+        left_out: one line per cell that could not be predicted, or a reason for leaving some out.
+        metrics: the release's metrics.json; {} where the predictions are not from a release.
+    """
+
+    predictions: CellPredictions
+    name: str
+    revision: str
+    estimates: str
+    overlap: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """Return what evaluation.json says of the model."""
+        return {
+            "model": {"name": self.name, "revision": self.revision},
+            "estimates": self.estimates,
+            "training_overlap": dict(self.overlap),
+        }
+
+
+@dataclass(frozen=True)
+class FoldChoice:
+    """The fold to test on: number `fold` of `num_folds` (subject-cv), or the publisher's `official` one."""
+
+    fold: int = 0
+    num_folds: int = 5
+    official: str = "fold_1"
+
+
+def select_cells(
+    data: LoadedCells,
+    split: str | None = None,
+    split_file: str | Path | None = None,
+    *,
+    which: FoldChoice = FoldChoice(),
+    seed: int = 0,
+    at_most: int | None = None,
+) -> SelectedCells:
+    """Select the cells to predict: the test side of a split, or without one every cell.
+
+    Raises:
+        LeukoscopeError: both a split and a file, a split without a test side; and see `make_split`, `load_split`.
+    """
+    if split and split_file:
+        raise LeukoscopeError(f"--split {split} --split_file {split_file}: both say which cells are tested; give one")
+    if split_file:
+        whole = load_split(split_file, data)
+    elif split:
+        # Only the test side matters: which cells and folds trained the model is not known here.
+        options: dict[str, Any] = {"fold": which.fold, "num_folds": which.num_folds, "test_folds": (which.official,)}
+        whole = make_split(data, split, seed=seed, validation=False, train_folds=(), **options)
+        whole = replace(whole, detail=which.official) if split == "official" else whole
+    else:
+        every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
+        whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
+    if not whole.test:
+        raise LeukoscopeError(f"--split {whole.strategy}: tests no cell; leave it out to predict every cell")
+    return SelectedCells(data, whole.at_most(None, at_most), whole)
+
+
+class Progress(Protocol):
+    """Iterates over a stream of `total` predictions and shows how many are done."""
+
+    def __call__(self, stream: Iterable[Any], total: int) -> Iterable[Any]: ...
+
+
+def predictions_of_model(
+    classifier: Classifier,
+    cells: SelectedCells,
+    *,
+    label_map: Mapping[str, str] | None = None,
+    batch_size: int = 16,
+    progress: Progress = lambda stream, total: stream,
+) -> ModelPredictions:
+    """Predict the selected cells with a Leukoscope release or any other classifier.
+
+    Damaged cells are named in `left_out`.
+
+    Raises:
+        LeukoscopeError: its classes are not those of the data set; see `predict_cells`.
+    """
+    from datasets import concatenate_datasets
+
+    labels, wanted = cells.data.info.labels, set(cells.split.test)
+    rows = concatenate_datasets(list(cells.data.cells.values()))
+    rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
+    stream = predict_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
+    damaged: list[str] = []
+    found: list[tuple[int, np.ndarray, float, str]] = []
+    for row, (_, outcome, area, pixel_hash) in enumerate(progress(stream, len(rows))):
+        if isinstance(outcome, np.ndarray):
+            found.append((row, outcome, area, pixel_hash))
+        else:
+            damaged.append(str(outcome))
+    predicted, units = rows.select([row for row, *_ in found]), groups_of(cells.data, cells.data.info.group)
+    predictions = CellPredictions(
+        tuple(predicted["cell_id"][:]),
+        tuple(units[cell] for cell in predicted["cell_id"][:]),
+        np.asarray(predicted["label"][:], dtype=int),
+        np.asarray([probabilities for _, probabilities, *_ in found]).reshape(-1, len(labels)),
+        labels,
+        np.asarray([area for _, _, area, _ in found]) if cells.data.info.background == "black" else None,
+        tuple(pixel_hash for *_, pixel_hash in found),
+    )
+    metrics, name = classifier.metrics, _public_name(classifier.name)
+    overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
+    return ModelPredictions(predictions, name, classifier.revision, "these weights", overlap, tuple(damaged), metrics)
+
+
+def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
+    """Read the predictions that a run or a release kept, with what the metrics.json there says of them.
+
+    Args:
+        cells: keep the predictions of these alone, with the subjects the data set gives them.
+
+    Raises:
+        LeukoscopeError: not such a file, or it gives a cell another class than the data set does.
+    """
+    if not path.is_file():
+        raise LeukoscopeError(f"{path}: no such file; give a predictions.parquet")
+    try:
+        predictions = CellPredictions.load(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise LeukoscopeError(f"{path}: cannot be read as predictions ({reason}); give a predictions.parquet") from None
+    estimates, overlap = _recorded(path, len(predictions.cell_ids))
+    left_out: tuple[str, ...] = ()
+    if cells is not None:
+        kept = _with_subjects_of(keep_cells(predictions, cells.split.test), cells.data, path)
+        if less := len(predictions.cell_ids) - len(kept.cell_ids):
+            left_out = (f"{less:,} predictions in {path.name}: not among the selected cells",)
+        predictions = kept
+    return ModelPredictions(predictions, _public_name(str(path)), "", estimates, overlap, left_out)
+
+
+def keep_cells(predictions: CellPredictions, cells: Sequence[str]) -> CellPredictions:
+    """Keep the predictions of the given cells, in their own order."""
+    wanted = set(cells)
+    return predictions.take([row for row, cell in enumerate(predictions.cell_ids) if cell in wanted])
+
+
+def training_overlap(
+    metrics: Mapping[str, Any], predictions: CellPredictions, cells: SelectedCells, known: KnownCells
+) -> dict[str, Any]:
+    """Determine whether the tested cells come from subjects who trained the weights.
+
+    Args:
+        metrics: the release's metrics.json; {} for a model that has none.
+        known: the cells that the release keeps predictions of.
+
+    Returns:
+        verdict ("good", "warning" or "bad"), statement, and subjects: how many tested subjects trained the weights
+        (None where that cannot be known).
+    """
+    source = metrics.get("data", {})
+    if not source:
+        return _overlap(
+            "warning", "What trained these weights is not recorded: a test only if none of these cells did."
+        )
+    if source.get("name") != cells.data.info.name:
+        other = f"These weights were trained on another data set ({source.get('title')})"
+        if seen := known.among(predictions.cell_ids, predictions.pixel_hashes):
+            return _overlap(
+                "bad", f"{other}, which holds {seen:,} of these {len(predictions.cell_ids):,} cells, too: not a test."
+            )
+        if known.by_pixels and predictions.pixel_hashes:
+            return _overlap("good", f"{other}, which holds none of these cells.", 0)
+        return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
+    trained = {same_person(source["name"], one) for one in metrics.get("training", {}).get("subjects", ())}
+    tested = {same_person(source["name"], one) for one in predictions.subjects} - {""}
+    if trained and tested:
+        if both := len(trained & tested):
+            return _overlap(
+                "bad", f"These weights were trained on {both} of these {len(tested)} subjects: not a test.", both
+            )
+        return _overlap("good", f"None of these {len(tested)} subjects trained these weights.", 0)
+    own_splits = [block["split"].get("fingerprint") for block in metrics.get("evaluations", ())]
+    if cells.whole.fingerprint in own_splits:
+        return _overlap("good", "The split that these weights were trained with sets these cells apart.")
+    return _overlap("bad", "These weights were trained on this data set, whose subjects are not known: not a test.")
+
+
+def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[str, Any]:
+    return {"verdict": verdict, "statement": statement, "subjects": subjects}
+
+
+def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any]]:
+    """What the metrics.json of the release or run that the file lies in says of these predictions."""
+    # A release keeps predictions/<name>.parquet, a run predictions.parquet of its test side.
+    for folder, name in ((path.parent.parent, path.stem), (path.parent, "test")):
+        for block in read_metrics(folder).get("evaluations", ()):
+            if block["name"] != name or block["metrics"]["cells"] != cells:
+                continue
+            group, detail = block["split"]["disjoint_by"], block["split"]["detail"]
+            if group == "cell":
+                return block["estimates"], _overlap("bad", f"{detail}: patients on both sides, no test of new ones.")
+            return block["estimates"], _overlap("good", f"{detail}: no {group} stands on both sides.", 0)
+    statement = "Which cells trained the model that made these predictions is not recorded beside them."
+    return f"the model behind {path.name}", _overlap("warning", statement)
+
+
+def _with_subjects_of(predictions: CellPredictions, data: LoadedCells, path: Path) -> CellPredictions:
+    """The same predictions with the subjects of the data set, whose classes must be the same."""
+    units, labels = groups_of(data, data.info.group), dict[str, str]()
+    for rows in data.cells.values():
+        labels |= zip(rows["cell_id"][:], rows.features["label"].int2str(rows["label"][:]), strict=True)
+    for cell, reference in zip(predictions.cell_ids, predictions.references, strict=True):
+        if predictions.label_names[reference] != labels[cell]:
+            raise LeukoscopeError(
+                f"{path}: cell {cell} is {predictions.label_names[reference]} there and {labels[cell]} in the data "
+                "set; give the data that the predictions were made from"
+            )
+    return replace(predictions, subjects=tuple(units[cell] for cell in predictions.cell_ids))
+
+
+def _public_name(model: str) -> str:
+    """The last name of a folder or file (of a run's `release` that of the run): its location is private."""
+    if not Path(model).exists():
+        return model
+    path = Path(model).resolve()
+    return path.parent.name if path.name == "release" else path.name
+
+
+# Shorter names, such as 12.png, are given to other cells again.
+_LEAST_NAME = 6
+
+
+@dataclass(frozen=True)
+class KnownCells:
+    """Cells that a release keeps predictions of.
+
+    Attributes:
+        names: file names without folder and suffix; names too short to identify a cell are left out.
+        hashes: `pixel_hash` of each; empty where the release keeps none.
+    """
+
+    names: frozenset[str] = frozenset()
+    hashes: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_release(cls, folder: Path | None) -> KnownCells:
+        """Read the names and hashes in a release's predictions; nothing where it has none."""
+        import pyarrow.parquet as pq
+
+        names: set[str] = set()
+        hashes: set[str] = set()
+        for path in sorted(folder.glob(f"{PREDICTIONS}/*.parquet")) if folder else ():
+            table = pq.read_table(path)
+            names |= set(_names(table["cell_id"].to_pylist()))
+            if "pixel_hash" in table.column_names:
+                hashes |= set(table["pixel_hash"].to_pylist()) - {""}
+        return cls(frozenset(names), frozenset(hashes))
+
+    @property
+    def by_pixels(self) -> bool:
+        """True where cells can be identified by their pixels, under whatever name."""
+        return bool(self.hashes)
+
+    def among(self, cell_ids: Sequence[str], hashes: Sequence[str] | None) -> int:
+        """Count how many of these cells are known, by name or by pixels."""
+        pixels = hashes or [""] * len(cell_ids)
+        return sum(
+            hash_ in self.hashes or not self.names.isdisjoint(_names([cell]))
+            for cell, hash_ in zip(cell_ids, pixels, strict=True)
+        )
+
+
+def same_person(dataset: str, subject: str) -> str:
+    """Return the one id that stands for all known aliases of a subject in its data set."""
+    return DATASETS[dataset].canonical_subject(subject) if dataset in DATASETS else subject
+
+
+def _names(cell_ids: Iterable[str]) -> list[str]:
+    names = [PurePosixPath(cell).name for cell in cell_ids]
+    stems = [PurePosixPath(name).stem if PurePosixPath(name).suffix else name for name in names]
+    return [stem for stem in stems if len(stem) >= _LEAST_NAME]

@@ -1,0 +1,401 @@
+"""Metrics of Grad-CAM maps: four checks that a map fails when it only looks plausible.
+
+A faithful map depends on the learnt weights, marks pixels that the prediction depends on, lies on the cell, and turns
+with the image. Each check gives metrics with intervals and, for comparison, those of a map without information.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.gradcam import explain_features
+from leukoscope.inference.overlay import share_on_cell
+from leukoscope.models.release import Release
+
+BATCH = 32
+# A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
+STEPS = 8
+RANDOM_MAPS = 2
+# The blur's standard deviation as a share of the side. After narrower blurs a C-NMC network still predicts one class
+# for all cells (HEM, at 1/8 and less); at 1/4 its probabilities are near 0.5, and the same for cells of both classes.
+BLUR = 1 / 4
+# ball4 has scale bars of two sizes, 27 × 11 and 31 × 28 pixels of 224, in all pictures of all classes; a square of this
+# share of the side in the lower right corner covers both.
+SCALE_BAR_SIDE = 1 / 7
+ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
+
+DEFINITIONS = {
+    "map": "Grad-CAM (ReLU) of the class the network answers, from its last feature map",
+    "randomisation": "Adebayo et al. 2018 (doi:10.48550/arXiv.1810.03292): rank correlation of a cell's map with that "
+    "of a network whose layers, from the output backwards, are redrawn from normal distributions with each tensor's "
+    "own mean and deviation, anew for every batch of cells (redrawn batch normalisation uses the batch's statistics); "
+    "another_cell: with the trained network's map of another cell, which is what maps of any two cells share",
+    "deletion": "Petsiuk et al. 2018 (doi:10.48550/arXiv.1806.07421): mean probability of the answered class while "
+    "pixels, most evidence first, give way to a blurred copy of the picture; low is good",
+    "insertion": "the same while pixels of the picture, most evidence first, replace a blurred copy; high is good",
+    "random": "maps of independent uniform values on the grid of the heat map, enlarged alike",
+    "centre": "one map for all pictures, falling off evenly from the centre",
+    "outside_cell": "share of the enlarged map's sum outside the cell (brighter than black, holes filled), beside the "
+    "share of the area there, which a uniform map would reach",
+    "scale_bar_corner": "share of the enlarged map's sum in the lower right corner, a seventh of the side each way, "
+    "beside the share of the area there, which a uniform map would reach",
+    "rotation": "picture turned by 90°, 180° and 270°: rank correlation of the map turned back, absolute change of the "
+    "answered class's probability, share of turns that change the answer",
+}
+
+
+def heatmap_metrics(
+    release: Release,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    subjects: Sequence[str],
+    *,
+    background: str,
+    sample: int = 200,
+    perturbed: int = 50,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Make the "heat_maps" block of metrics.json: every check, on cells sampled evenly over classes and their subjects.
+
+    It costs 7 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by subject
+    where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
+
+    Args:
+        release: of a convolutional network.
+        pixels: (N, S, S, 3) uint8, framed for the release; may be memory-mapped.
+        labels: (N,) int, true classes in the release's order.
+        subjects: N subject ids, "" where unknown.
+        background: "black" for cells cut out on black, whose maps are compared with the cell; else "smear", whose maps
+            are compared with the scale-bar corner.
+        sample: cells checked.
+        perturbed: how many of those go through deletion and insertion, the most expensive check.
+
+    Raises:
+        LeukoscopeError: fewer than two cells, or a network without a feature map.
+    """
+    rows = even_sample(labels, subjects, sample, seed)
+    if len(rows) < 2:
+        raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
+    cells = np.asarray(pixels[rows])
+    probabilities, maps = predict_with_maps(release, release.network, cells)
+    predicted = probabilities.argmax(axis=1)
+    own = maps[np.arange(len(rows)), predicted]
+    sampled = tuple(subjects[row] for row in rows)
+    table = CellPredictions(tuple(map(str, rows)), sampled, labels[rows], probabilities, release.labels)
+    try:
+        boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
+    except LeukoscopeError:
+        boot, unit = bootstrap_cells(table, seed=seed), "cells"
+    if background == "black":
+        place, regions = "outside_cell", ~cell_masks(cells)
+    else:
+        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
+    found = {
+        "randomisation": randomisation(release, cells, predicted, own, seed),
+        **perturbation(release, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
+        place: heat_share(own, regions),
+        "rotation": rotation(release, cells, predicted, probabilities, own),
+    }
+    return {
+        "estimates": ESTIMATES,
+        "cells": len(rows),
+        "subjects": len(set(sampled) - {""}),
+        "perturbed_cells": min(perturbed, len(rows)),
+        "flat_maps": int(is_flat(own).sum()),
+        "map_size": list(own.shape[1:]),
+        "intervals": f"95 %, {unit} drawn anew within their class",
+        "seed": seed,
+        "definitions": DEFINITIONS,
+        **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
+    }
+
+
+def evidence_scale(
+    release: Release,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    subjects: Sequence[str],
+    *,
+    background: str = "black",
+    sample: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Make the "evidence_scale" block of metrics.json: the usual maximum of a map, and its usual share on the cell.
+
+    Takes the cells that `heatmap_metrics` takes; arguments as there.
+    """
+    rows = even_sample(labels, subjects, sample, seed)
+    cells = np.asarray(pixels[rows])
+    probabilities, maps = predict_with_maps(release, release.network, cells)
+    shares = []
+    if background == "black":
+        own = maps[np.arange(len(rows)), probabilities.argmax(axis=1)]
+        found = (share_on_cell(heat, cell) for heat, cell in zip(own, cells, strict=True))
+        shares = [share for share in found if share is not None]
+
+    def quantiles(values: Any, *names: str) -> dict[str, float]:
+        return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
+
+    return {
+        "estimates": ESTIMATES,
+        "definition": "largest value of a cell's Grad-CAMs (ReLU) of all classes; quantiles over the cells drawn",
+        **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
+        "cells": len(rows),
+        "seed": seed,
+        **quantiles(maps.max(axis=(1, 2, 3)), "p05", "median", "p95"),
+    }
+
+
+def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Sample cells evenly over classes and, within a class, over subjects; every first part of the sample is even too.
+
+    Returns:
+        (min(size, N),) rows.
+    """
+
+    def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
+        """For each entry, how many of its group came before."""
+        seen: Counter[Hashable] = Counter()
+        ranks = []
+        for group in groups:
+            ranks.append(seen[group])
+            seen[group] += 1
+        return ranks
+
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(rank_in_group([(labels[i], subjects[i]) for i in order]), kind="stable")]
+    order = order[np.argsort(rank_in_group([labels[i] for i in order]), kind="stable")]
+    return order[:size]
+
+
+def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | int | None]:
+    """Mean and interval of a metric (n,) of the first n cells, where it is not NaN; None if nowhere."""
+    known = np.zeros(len(boot.unit_of_cell), dtype=bool)
+    known[: len(values)] = np.isfinite(values)
+    padded = np.zeros(len(known))
+    padded[known] = values[np.isfinite(values)]
+    interval = boot.mean_interval(padded, known) if known.any() else None
+    mean = float(padded[known].mean()) if known.any() else None
+    return {"mean": mean, **(interval or {"low": None, "high": None}), "cells": int(known.sum())}
+
+
+def predict_with_maps(release: Release, network: nn.Module, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute probabilities and every class's Grad-CAM map, with the release's preprocessing.
+
+    Args:
+        network: the release's own, or a changed copy of it.
+        pixels: (N, S, S, 3), 0–255.
+
+    Returns:
+        probabilities (N, K) and maps (N, K, h, w), both float32.
+    """
+    device, parts = next(network.parameters()).device, []
+    for batch in _batches(pixels):
+        inputs = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            features = network.forward_features(release.preprocessing.normalise(inputs))  # type: ignore[operator]
+        logits, maps = explain_features(network, features)
+        parts.append((logits.softmax(dim=1).cpu().numpy(), maps.cpu().numpy()))
+    probabilities, heat = zip(*parts, strict=True)
+    return np.concatenate(probabilities), np.concatenate(heat)
+
+
+def _batches(cells: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(cells, -(-len(cells) // BATCH))
+
+
+def randomisation(
+    release: Release, pixels: np.ndarray, predicted: np.ndarray, own: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Compare each map with that of networks whose weights are randomised from the output on; see `DEFINITIONS`.
+
+    Returns:
+        name of the change → (N,) rank correlation, NaN where a map is flat.
+    """
+    layers = len(_layers(release.network))
+    depths = {"last_layer": 1, "later_half": max(1, layers // 2), "all_layers": layers}
+    found = {"another_cell": rank_correlation(own, np.roll(own, 1, axis=0))}
+    generator = torch.Generator().manual_seed(seed)
+    for name, depth in depths.items():
+        # A new random network for each batch: one alone could resemble the trained one by chance.
+        parts = [
+            predict_with_maps(release, _randomised(release.network, depth, generator), cells)[1]
+            for cells in _batches(pixels)
+        ]
+        found[name] = rank_correlation(own, np.concatenate(parts)[np.arange(len(own)), predicted])
+    return found
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Modules with parameters of their own, in the order they were defined, which is that of use in timm's networks."""
+    return [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def _randomised(network: nn.Module, depth: int, generator: torch.Generator) -> nn.Module:
+    """A copy whose last `depth` layers have random weights."""
+    copy = deepcopy(network)
+    for layer in _layers(copy)[-depth:]:
+        for weights in layer.parameters(recurse=False):
+            random = torch.randn(weights.shape, generator=generator).to(weights.device)
+            weights.data.copy_(random * weights.data.std(correction=0) + weights.data.mean())
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            # The running statistics belong to the old weights; with them activations would vanish or explode.
+            layer.train()
+    return copy
+
+
+def perturbation(
+    release: Release, pixels: np.ndarray, predicted: np.ndarray, own: np.ndarray, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Measure deletion and insertion along the maps, along random ones and from the centre; see `DEFINITIONS`.
+
+    Returns:
+        "deletion" and "insertion" → map, random, centre: (N,) mean probability along each; gain_over_random,
+        gain_over_centre: by how much the map is the better guide; better_than_random: how often it is. NaN where a
+        map is flat.
+    """
+    rng, grid = np.random.default_rng(seed), own.shape[1:]
+    y, x = (np.linspace(-1, 1, side) for side in grid)
+    centre = -(y[:, None] ** 2 + x**2)
+    areas = np.full((2, len(pixels), 2 + RANDOM_MAPS), np.nan)
+    for i in np.flatnonzero(~is_flat(own)):
+        # Where the map is flat in places, chance decides, as smoothly as for the maps it is compared with.
+        evidence = own[i] / own[i].max() + 1e-6 * rng.random(grid)
+        maps = np.stack([evidence, centre, *rng.random((RANDOM_MAPS, *grid))])
+        pictures = _perturbed(pixels[i], enlarged(maps, len(pixels[i])))
+        probabilities, _ = predict_with_maps(release, release.network, pictures.reshape(-1, *pixels[i].shape))
+        areas[:, i] = probabilities[:, predicted[i]].reshape(2, len(maps), STEPS).mean(axis=2)
+    found = {}
+    # A small area is good for deletion, a large one for insertion.
+    for name, sign, area in (("deletion", -1, areas[0]), ("insertion", 1, areas[1])):
+        gains = sign * (area[:, :1] - area[:, 2:])
+        found[name] = {
+            "map": area[:, 0],
+            "random": area[:, 2:].mean(axis=1),
+            "centre": area[:, 1],
+            "gain_over_random": gains.mean(axis=1),
+            "gain_over_centre": sign * (area[:, 0] - area[:, 1]),
+            "better_than_random": (np.sign(gains).mean(axis=1) + 1) / 2,
+        }
+    return found
+
+
+def _perturbed(cell: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+    """Deletion and insertion along M maps (M, S, S) of an image (S, S, 3): (2, M, STEPS, S, S, 3) float32."""
+    maps = len(evidence)
+    order = np.argsort(-evidence.reshape(maps, -1), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1).reshape(maps, 1, *cell.shape[:2], 1)
+    # The middles of equal steps, so that the mean over steps is the area under the curve.
+    shares = (np.arange(STEPS) + 0.5) / STEPS
+    first = rank < shares.reshape(-1, 1, 1, 1) * cell[..., 0].size
+    blurred = blurred_copy(cell)
+    return np.stack([np.where(first, blurred, cell), np.where(first, cell, blurred)])
+
+
+def blurred_copy(cell: np.ndarray) -> np.ndarray:
+    """Blur an image (S, S, 3) until its content is gone, float32: the replacement of deleted pixels.
+
+    Blurred rather than black, since a black hole in a cell is new evidence: an edge that no cell has.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(cell.astype(np.float32), sigma=(BLUR * len(cell), BLUR * len(cell), 0))
+
+
+def rotation(
+    release: Release, pixels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, own: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Measure what turning the image by right angles does to the map and to the prediction; see `DEFINITIONS`.
+
+    Returns:
+        correlation (NaN where a map is flat), probability_change (absolute) and answer_changes, each (N,), the mean
+        of three turns.
+    """
+    rows = np.arange(len(pixels))
+    turns = []
+    for quarters in (1, 2, 3):
+        after, maps = predict_with_maps(release, release.network, np.rot90(pixels, quarters, axes=(1, 2)))
+        back = np.rot90(maps[rows, predicted], -quarters, axes=(1, 2))
+        change = np.abs(after - probabilities)[rows, predicted]
+        turns.append((rank_correlation(own, back), change, after.argmax(axis=1) != predicted))
+    names = ("correlation", "probability_change", "answer_changes")
+    return {name: np.mean(values, axis=0) for name, values in zip(names, zip(*turns, strict=True), strict=True)}
+
+
+def cell_masks(pixels: np.ndarray) -> np.ndarray:
+    """Find the cell in images of cells cut out on black.
+
+    Args:
+        pixels: (N, S, S, 3) uint8.
+
+    Returns:
+        (N, S, S) bool, holes within the cell filled; all False for an empty image.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    return np.stack([binary_fill_holes(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in pixels])
+
+
+def scale_bar_corner(size: int) -> np.ndarray:
+    """Return (S, S) bool, the lower right corner where ball4 shows its scale bar; `size` is S in pixels."""
+    side = round(size * SCALE_BAR_SIDE)
+    corner = np.zeros((size, size), dtype=bool)
+    corner[size - side :, size - side :] = True
+    return corner
+
+
+def heat_share(maps: np.ndarray, regions: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure the share of each map in a region of its image, and the share that a uniform map would have there.
+
+    Args:
+        maps: (N, h, w), ≥ 0.
+        regions: (N, S, S) bool.
+
+    Returns:
+        heat: (N,) share of the enlarged map's sum, NaN for flat maps; area: share of the image; excess: heat less
+        area.
+    """
+    heat = enlarged(maps, regions.shape[1])
+    heat[is_flat(maps)] = np.nan
+    share, area = (heat * regions).sum(axis=(1, 2)) / heat.sum(axis=(1, 2)), regions.mean(axis=(1, 2))
+    return {"heat": share, "area": area, "excess": share - area}
+
+
+def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge maps (N, h, w) to (N, S, S) float32, bilinear between cell centres as overlays show them."""
+    grid = torch.from_numpy(np.asarray(maps, dtype=np.float32))[:, None]
+    return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def is_flat(maps: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: maps (N, h, w) with one value everywhere, hence without information."""
+    return np.ptp(maps.reshape(len(maps), -1), axis=1) == 0
+
+
+def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute Spearman's correlation of each map with its counterpart.
+
+    Args:
+        maps, others: (N, h, w).
+
+    Returns:
+        (N,), −1 to 1; NaN where one of the two is flat.
+    """
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

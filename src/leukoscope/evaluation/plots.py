@@ -1,0 +1,400 @@
+"""Plots of a run and of an evaluation, from training curves to calibration and ROC curves.
+
+Each function draws one matplotlib `Figure` that stays readable at the width of a README, in Okabe & Ito's colours,
+which colour-blind readers can tell apart. Markers and texts carry the same meaning as the colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.evaluation.metrics import CellPredictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+GREY = "#767676"
+_WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
+_DASHED = (0, (4, 3))
+# Column of summary.csv → legend, colour, marker and line; training dashed, validation solid.
+_CURVES: Mapping[str, Mapping[str, tuple[str, str, str, Any]]] = {
+    "loss": {
+        "train_loss": ("training", ORANGE, "o", (0, (4, 2))),
+        "val_loss": ("validation", BLUE, "s", "-"),
+    },
+    "accuracy": {
+        "train_accuracy": ("training", ORANGE, "o", (0, (4, 2))),
+        "val_accuracy": ("validation", BLUE, "s", "-"),
+        "val_balanced_accuracy": ("validation, balanced over classes", GREEN, "^", "-"),
+    },
+}
+_ONE_VS_REST = {
+    "recall": ("sensitivity", BLUE, "o"),
+    "specificity": ("specificity", VERMILION, "s"),
+    "one_vs_rest_accuracy": ("accuracy, one against the rest", GREEN, "^"),
+}
+_POINTS = {  # name in metrics.json → legend, colour, marker
+    "sensitivity_95": ("95 % sensitivity", VERMILION, "s"),
+    "specificity_95": ("95 % specificity", GREEN, "D"),
+    "youden": ("Youden", PURPLE, "o"),
+}
+
+
+@dataclass(frozen=True)
+class PredictedCell:
+    """A cell to be shown with its prediction.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        predicted, probability: the most probable class, and its probability.
+        truth: the true class; "" where none of the model's classes is true.
+    """
+
+    pixels: np.ndarray
+    predicted: str
+    probability: float
+    truth: str = ""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure with automatic layout; its size is in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(*panels: Axes) -> None:
+    """Remove the top and right border of each panel."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+
+
+def _legend_above(axes: Axes, **options: Any) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **{"fontsize": 9, **options})
+
+
+def _rows_plain(axes: Axes) -> None:
+    """A plain panel of horizontal rows, with vertical grid lines behind them."""
+    plain(axes)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def save_plot(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG with the research notice below it, to a temporary file that is then renamed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
+    temporary = path.with_name(f".{path.name}")
+    # Without the library's version, the same numbers give the same file.
+    figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return temporary.replace(path)
+
+
+def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequence[str]) -> Figure:
+    """Plot every subject's accuracy, by class and from worst to best; a larger dot stands for more cells.
+
+    Args:
+        subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
+        label_names: the classes, in the order of their panels.
+    """
+    groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
+    groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
+    figure = new_figure(_WIDTH, 3.0)
+    # One column per subject, but no panel too narrow for its heading.
+    ratios = [max(len(rows), len(subjects) / 5) for rows in groups.values()]
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    for k, ((label, rows), axes) in enumerate(zip(groups.items(), panels, strict=True)):
+        colour, x = CLASS_COLOURS[k % len(CLASS_COLOURS)], np.arange(len(rows))
+        accuracy = np.asarray([row["accuracy"] for row in rows])
+        area = 14 + 60 * np.sqrt([row["cells"] for row in rows]) / np.sqrt(400)
+        axes.vlines(x, accuracy, 1, color=colour, alpha=0.25, linewidth=1.2)
+        axes.scatter(x, accuracy, s=area, color=colour, edgecolor="white", linewidth=0.6, zorder=3)
+        axes.axhline(accuracy.mean(), color=GREY, linewidth=1, linestyle=_DASHED, zorder=1)
+        axes.set_xlim(-1, len(rows))
+        axes.set_xticks([])
+        plain(axes)
+        title = f"{label} · {len(rows)} subject{'' if len(rows) == 1 else 's'}"
+        axes.set_title(title, fontsize=10, loc="left", color=colour, fontweight="bold")
+    panels[0].set_ylabel("accuracy (share of cells)")
+    panels[0].set_ylim(-0.03, 1.05)
+    figure.supxlabel("subjects, worst first · larger dot: more cells · line: mean over subjects", fontsize=9)
+    return figure
+
+
+def patients_curve(block: Mapping[str, Any]) -> Figure:
+    """Plot balanced accuracy over persons against the number of cells used, beside that with all cells.
+
+    Args:
+        block: the "patients" block of metrics.json.
+    """
+    rows = block["curve"]
+    cells = [row["cells"] for row in rows]
+    figure = new_figure(_WIDTH, 2.6)
+    axes = figure.subplots()
+    axes.plot(cells, [row["balanced_accuracy_all_cells"] for row in rows], color=GREY, linestyle=_DASHED)
+    axes.plot(cells, [row["balanced_accuracy"] for row in rows], color=BLUE, marker="o")
+    axes.plot(cells, [row["auroc"] for row in rows], color=GREEN, marker="^")
+    for values, text, colour in (("balanced_accuracy", "balanced accuracy", BLUE), ("auroc", "AUROC", GREEN)):
+        axes.annotate(
+            text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
+        )
+    axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} persons)" for row in rows])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(
+        "cells of a person, chosen at random · dashed: all their cells · vertical: cells needed", fontsize=9
+    )
+    plain(axes)
+    return figure
+
+
+def interval_plot(
+    rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]], axis: str = ""
+) -> Figure:
+    """Plot metrics with their intervals, by subject and, below, by cell, one line each.
+
+    Args:
+        rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
+        axis: what all values are, where the names do not say it.
+    """
+    from matplotlib.lines import Line2D
+
+    figure = new_figure(_WIDTH, 0.75 + 0.42 * len(rows))
+    axes = figure.subplots()
+    for line, (_, value, by_subject, by_cell) in enumerate(rows):
+        if by_cell:
+            axes.plot([by_cell["low"], by_cell["high"]], [line + 0.2] * 2, color=ORANGE, linewidth=3)
+        if by_subject:
+            axes.plot([by_subject["low"], by_subject["high"]], [line - 0.1] * 2, color=BLUE, linewidth=3)
+        axes.plot(value, line - 0.1, "o", color="white", markeredgecolor=BLUE, markersize=7, markeredgewidth=2)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(axis)
+    _rows_plain(axes)
+    kinds = [(2, BLUE, "resampling subjects: for new patients"), (3, ORANGE, "resampling cells: too narrow")]
+    handles = [Line2D([], [], color=c, linewidth=3, label=text) for i, c, text in kinds if any(row[i] for row in rows)]
+    _legend_above(axes, handles=handles, ncols=2)
+    return figure
+
+
+def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) -> Figure:
+    """Plot the confusion matrix: numbers of cells, and their share of the true class.
+
+    Args:
+        matrix: (K, K) cells, rows the true, columns the predicted class.
+    """
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.5 + 0.9 * len(label_names)
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        ink = "white" if share > 0.55 else "black"
+        text = f"{counts[row, column]:,}\n{share:.0%}"
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
+    axes.set_xticks(range(len(label_names)), label_names)
+    axes.set_yticks(range(len(label_names)), label_names)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def curves_plot(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Figure:
+    """Plot loss and accuracy over the epochs, with the epoch whose weights were kept.
+
+    Args:
+        epochs: the rows of summary.csv as numbers; columns that are missing are not drawn.
+        kept_epoch: counted from 1.
+    """
+    panels = {name: [c for c in lines if any(c in row for row in epochs)] for name, lines in _CURVES.items()}
+    panels = {name: columns for name, columns in panels.items() if columns}
+    figure = new_figure(_WIDTH, 3.4)
+    for axes, (name, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for column in columns:
+            text, colour, marker, line = _CURVES[name][column]
+            points = [(row["epoch"], row[column]) for row in epochs if column in row]
+            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, color=colour, label=text, markersize=4)
+        axes.axvline(kept_epoch, color=GREY, linewidth=1, linestyle=":", label=f"epoch {kept_epoch}: kept")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend_above(axes, fontsize=8)
+        plain(axes)
+    return figure
+
+
+def one_vs_rest_plot(classes: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot sensitivity, specificity and accuracy of each class against all others.
+
+    Args:
+        classes: name → recall, specificity and one_vs_rest_accuracy (0–1), as `class_report` gives them.
+    """
+    figure = new_figure(_WIDTH, 1.2 + 0.55 * len(classes))
+    axes = figure.subplots()
+    for offset, (key, (text, colour, marker)) in zip((-0.18, 0, 0.18), _ONE_VS_REST.items(), strict=True):
+        values = [np.nan if row[key] is None else row[key] for row in classes.values()]
+        lines = np.arange(len(classes)) + offset
+        axes.plot(values, lines, marker, color=colour, label=text, markersize=7)
+        for value, line in zip(values, lines, strict=True):
+            axes.annotate(f"{value:.3f}", (value, line), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(classes)), list(classes))
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.margins(x=0.1)
+    _rows_plain(axes)
+    _legend_above(axes, ncols=3)
+    return figure
+
+
+def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure:
+    """Draw a network's stages as a table, from the input down to the output.
+
+    Args:
+        columns: headings; the first two columns are set to the left, the others to the right.
+        rows: one per stage, ready to be shown.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = new_figure(_WIDTH, 0.35 + 0.24 * (len(rows) + 1))
+    axes = figure.subplots()
+    axes.axis("off")
+    table = axes.table([list(row) for row in rows], colLabels=list(columns), edges="horizontal", bbox=Bbox.unit())
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.auto_set_column_width(list(range(len(columns))))
+    for (row, column), cell in table.get_celld().items():
+        cell.set_edgecolor("#d0d0d0")
+        cell.set_text_props(ha="left" if column < 2 else "right", fontweight="bold" if row == 0 else "normal")
+    return figure
+
+
+def samples_plot(cells: Sequence[PredictedCell], title: str) -> Figure:
+    """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones."""
+    across = 6
+    down = -(-len(cells) // across)
+    figure = new_figure(_WIDTH, 0.4 + 1.75 * down)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, cell in zip(grid, cells, strict=False):
+        text, colour = f"{cell.predicted} {cell.probability:.2f}", "black"
+        if cell.truth:
+            correct = cell.predicted == cell.truth
+            text, colour = (f"✓ {text}", BLUE) if correct else (f"✗ {text}\nis {cell.truth}", VERMILION)
+        axes.imshow(cell.pixels)
+        axes.set_title(text, fontsize=8, color=colour)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def reliability_diagram(calibration: Mapping[str, Any]) -> Figure:
+    """Plot accuracy against confidence before and after temperature scaling, above a histogram of confidence.
+
+    Args:
+        calibration: the block of `calibration_block`.
+    """
+    figure = new_figure(5.4, 5.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    edges = np.asarray(calibration["histogram"]["edges"])
+    upper.plot(edges[[0, -1]], edges[[0, -1]], color=GREY, linestyle=_DASHED, linewidth=1)
+    upper.annotate("underconfident", (0.03, 0.95), xycoords="axes fraction", va="top", color=GREY, fontsize=9)
+    upper.annotate("overconfident", (0.97, 0.05), xycoords="axes fraction", ha="right", color=GREY, fontsize=9)
+    # The wider bars lie below, so that both sides of a bin stay visible.
+    for side, name, colour, style, width in (
+        ("before", "as trained", ORANGE, "o", 6),
+        ("after", "temperature-scaled, cross-fitted", BLUE, "s", 2),
+    ):
+        bins, metrics = calibration["reliability"][side], calibration[side]
+        confidence, ends = [one["confidence"] for one in bins], metrics["intervals"]["ece"]
+        low, high = ([one["interval"][end] for one in bins] for end in ("low", "high"))
+        label = f"{name}: ECE {metrics['ece']:.3f} ({ends['low']:.3f}–{ends['high']:.3f})"
+        upper.vlines(confidence, low, high, color=colour, alpha=0.45, linewidth=width)
+        upper.plot(confidence, [one["accuracy"] for one in bins], style, color=colour, markersize=5, label=label)
+        counts = np.asarray(calibration["histogram"][side])
+        lower.stairs(counts / counts.sum(), edges, color=colour, linewidth=1.6)
+    upper.set_ylabel("accuracy (share of cells)")
+    _legend_above(upper)
+    lower.set_ylabel("share of cells")
+    lower.set_xlabel("confidence (probability of the predicted class)")
+    lower.set_xlim(edges[0] - 0.01, 1.01)
+    plain(upper, lower)
+    return figure
+
+
+def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
+    """Plot the error rate among the cells that get a class against their share, with the default threshold.
+
+    Args:
+        abstention: the block of `thresholds.abstention`.
+    """
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
+    curve, chosen, aurc = abstention["curve"], abstention["default"], abstention["aurc_interval"]
+    coverage = [point["coverage"] for point in curve]
+    low, high = ([point["interval"][end] for point in curve] for end in ("low", "high"))
+    axes.fill_between(coverage, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
+    area = f"AURC {abstention['aurc']:.3f} ({aurc['low']:.3f}–{aurc['high']:.3f})"
+    axes.plot(coverage, [point["risk"] for point in curve], color=BLUE, linewidth=2, label=area)
+    if chosen["risk"] is not None:
+        text = (
+            f"no class below {chosen['threshold']:.2f}: {chosen['risk']:.1%} wrong, coverage {chosen['coverage']:.0%}"
+        )
+        axes.plot(chosen["coverage"], chosen["risk"], "D", color=VERMILION, markersize=8, label=text)
+    axes.set_xlabel("coverage (share of cells that get a class, most confident first)")
+    axes.set_ylabel("risk (share of these that is wrong)")
+    axes.set_xlim(0, 1.01)
+    # The interval of the first few cells is so wide that it would hide the rest.
+    axes.set_ylim(0, 1.15 * max(end for end, share in zip(high, coverage, strict=True) if share >= 0.1))
+    _legend_above(axes)
+    plain(axes)
+    return figure
+
+
+def roc_plot(predictions: CellPredictions, operating_points: Mapping[str, Any]) -> Figure:
+    """Plot the ROC curve over cells, with each operating point as measured on unseen subjects.
+
+    Args:
+        predictions: of two classes; scaling by any temperature gives the same curve.
+        operating_points: the block of `thresholds.operating_points`.
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    positive_label = operating_points["positive_label"]
+    positive = predictions.label_names.index(positive_label)
+    truth, scores = predictions.references == positive, predictions.probabilities[:, positive]
+    figure = new_figure(5.4, 5.6)
+    axes = figure.subplots()
+    false_positives, sensitivity, _ = roc_curve(truth, scores)
+    axes.plot(false_positives, sensitivity, color=BLUE, linewidth=2, label=f"AUROC {roc_auc_score(truth, scores):.3f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=_DASHED, linewidth=1)
+    for name, point in operating_points["points"].items():
+        (text, colour, marker), found = _POINTS[name], point["cross_fitted"]
+        across, up = found["intervals"]["specificity"], found["intervals"]["sensitivity"]
+        x, y = 1 - found["specificity"], found["sensitivity"]
+        axes.hlines(y, 1 - across["high"], 1 - across["low"], color=colour, alpha=0.45, linewidth=2.5)
+        axes.vlines(x, up["low"], up["high"], color=colour, alpha=0.45, linewidth=2.5)
+        label = f"{text}: {y:.1%} and {found['specificity']:.1%}, cross-fitted"
+        axes.plot(x, y, marker, color=colour, markeredgecolor="white", markersize=9, label=label)
+    axes.set_xlabel(f"1 - specificity (share of {predictions.label_names[1 - positive]} cells called {positive_label})")
+    axes.set_ylabel(f"sensitivity (share of {positive_label} cells found)")
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    plain(axes)
+    return figure

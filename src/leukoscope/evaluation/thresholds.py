@@ -1,0 +1,342 @@
+"""Thresholds on calibrated probabilities: operating points, abstention and conformal prediction sets.
+
+Every threshold that is shipped is fitted on all out-of-fold predictions. Its performance is measured differently: the
+cells of each subject get the temperature and the threshold fitted on all other subjects, and intervals resample
+subjects. Operating points are fitted with every subject weighing the same; their performance is given both by subject
+and over cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
+from leukoscope.evaluation.calibration import (
+    OUT_OF_FOLD,
+    LeftOut,
+    Rule,
+    calibrated,
+    cross_fitted,
+    leave_one_subject_out,
+    own_thresholds,
+    right_by_subject,
+    shipped_temperature,
+    who_fitted,
+)
+from leukoscope.evaluation.metrics import CellPredictions
+
+TARGET_RATE = 0.95
+"""Of the operating points named after a sensitivity or specificity."""
+TARGET_RISK = 0.10
+"""Share of the given classes that may be wrong at the default threshold, every subject weighing the same."""
+LEAST_COVERAGE = 0.20
+"""Of the cells at least; the error rate of fewer is chance."""
+CURVE_POINTS = 50
+SET_COVERAGE = 0.90
+"""Share of cells whose prediction set is to hold the true class."""
+
+
+def decision_block(
+    predictions: CellPredictions, positive_label: str, *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+) -> dict[str, Any]:
+    """Make the "decisions" block of metrics.json; thresholds apply to the probabilities of the calibrated release.
+
+    Args:
+        predictions: out-of-fold, subject-disjoint and not yet calibrated.
+        positive_label: the class that operating points look for; not used for more than two classes.
+        estimates, unit: as for `calibration_block`.
+
+    Returns:
+        operating_points, abstention and prediction_sets, with what they were fitted on and measured on.
+
+    Raises:
+        LeukoscopeError: no such label; or as `leave_one_subject_out`.
+    """
+    left_out, boot = leave_one_subject_out(predictions), bootstrap_subjects(predictions)
+    if shipped_temperature(predictions, left_out) == 1:
+        # The release is not scaled, so no subject's cells are scaled either.
+        left_out = tuple(replace(one, temperature=1.0) for one in left_out)
+    return {
+        "estimates": estimates,
+        "fitted_on": who_fitted(predictions),
+        "judged_on": f"each {unit} with the temperature and thresholds fitted on all other {unit}s",
+        "operating_points": operating_points(predictions, positive_label, left_out, boot),
+        "abstention": abstention(predictions, left_out, boot),
+        "prediction_sets": prediction_sets(predictions, left_out, boot),
+    }
+
+
+# Operating points
+
+
+def operating_points(
+    predictions: CellPredictions, positive_label: str, left_out: tuple[LeftOut, ...], boot: BootstrapSamples
+) -> dict[str, Any]:
+    """Fit thresholds on the positive class: 95 % sensitivity, 95 % specificity, and Youden's index (1950).
+
+    Returns:
+        {} for more than two classes, where no single threshold decides. Else `positive_label` and for each of
+        `points`: threshold (positive from there up), threshold_range over leaving each subject out, rests_on (the
+        subjects of the class whose tail sets it: few people, hence the wide intervals), fitted (performance on the
+        cells that fitted it) and cross_fitted, with intervals and by subject.
+
+    Raises:
+        LeukoscopeError: `positive_label` is neither class.
+    """
+    labels = predictions.label_names
+    if len(labels) != 2:
+        return {}
+    if positive_label not in labels:
+        raise LeukoscopeError(
+            f"positive label {positive_label!r}: not a class of these predictions; give one of {', '.join(labels)}"
+        )
+    positive = labels.index(positive_label)
+    negative_label = labels[1 - positive]
+    # Sums of weights reach a target only up to rounding, hence the 1e-9.
+    choices: dict[str, tuple[Callable[[np.ndarray, np.ndarray], int], list[str]]] = {
+        "sensitivity_95": (lambda sens, spec: np.flatnonzero(sens >= TARGET_RATE - 1e-9)[0], [positive_label]),
+        "specificity_95": (lambda sens, spec: np.flatnonzero(spec >= TARGET_RATE - 1e-9)[-1], [negative_label]),
+        "youden": (lambda sens, spec: (sens + spec).argmax(), [positive_label, negative_label]),
+    }
+    shipped = calibrated(predictions, shipped_temperature(predictions, left_out))
+    held_out = cross_fitted(predictions, left_out).probabilities[:, positive]
+    truth, weights = predictions.references == positive, predictions.subject_weights
+    class_of = {"sensitivity": positive, "specificity": 1 - positive}
+    points = {}
+    for name, (choose, rests_on) in choices.items():
+        rule = _roc_rule(positive, choose)
+        threshold, own = rule(shipped), own_thresholds(predictions, left_out, rule)
+        called = held_out >= own
+        fitted = _rates(truth, shipped.probabilities[:, positive] >= threshold, weights, boot.once())
+        measured = _rates(truth, called, weights, boot.once())
+        intervals = {
+            key: None
+            if np.isnan(values).all()
+            else boot.interval(values, of_class=class_of.get(key.removesuffix("_by_subject")))
+            for key, values in _rates(truth, called, weights, boot).items()
+        }
+        points[name] = {
+            "threshold": float(threshold),
+            "threshold_range": {"low": float(own.min()), "high": float(own.max())},
+            "fitted": {key: None if np.isnan(rate) else float(rate) for key, (rate,) in fitted.items()},
+            "cross_fitted": {
+                **{key: None if np.isnan(rate) else float(rate) for key, (rate,) in measured.items()},
+                "prevalence": float(truth.mean()),
+                "intervals": intervals,
+                "subjects": right_by_subject(predictions, called == truth),
+            },
+            "rests_on": {label: who_fitted(predictions)["subjects"][label] for label in rests_on},
+        }
+    return {"positive_label": positive_label, "points": points}
+
+
+def _roc_rule(positive: int, choose: Callable[[np.ndarray, np.ndarray], int]) -> Rule:
+    """A rule that chooses a point of the ROC curve by the sensitivities and specificities of all points."""
+
+    def rule(predictions: CellPredictions) -> float:
+        from sklearn.metrics import roc_curve
+
+        false_positives, sensitivity, cuts = roc_curve(
+            predictions.references == positive,
+            predictions.probabilities[:, positive],
+            drop_intermediate=False,
+            sample_weight=predictions.subject_weights,
+        )
+        at = int(choose(sensitivity, 1 - false_positives))
+        # Halfway to the next score below, so that rounding moves no cell to the other side.
+        below = cuts[at + 1] if at + 1 < len(cuts) else 0.0
+        return float((min(cuts[at], 1.0) + below) / 2)
+
+    return rule
+
+
+def _rates(
+    truth: np.ndarray, called: np.ndarray, weights: np.ndarray | None, boot: BootstrapSamples
+) -> dict[str, np.ndarray]:
+    """The rates over cells, (D,) each, and by subject those that do not depend on the prevalence; NaN for no cells."""
+
+    def rates(weights: np.ndarray) -> dict[str, np.ndarray]:
+        sensitivity, specificity = boot.means(called, truth * weights), boot.means(~called, ~truth * weights)
+        return {
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "ppv": boot.means(truth, called * weights),
+            "npv": boot.means(~truth, ~called * weights),
+        }
+
+    found = rates(np.ones(len(truth)))
+    if weights is not None:
+        by_subject = {name: values for name, values in rates(weights).items() if name not in ("ppv", "npv")}
+        found |= {f"{name}_by_subject": values for name, values in by_subject.items()}
+    return found
+
+
+# Abstention
+
+
+def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples) -> dict[str, Any]:
+    """Measure selective prediction (El-Yaniv & Wiener 2010) and fit a default threshold.
+
+    No class is given where the largest calibrated probability lies below the threshold: the lowest one at which no
+    more than `TARGET_RISK` of the given classes are wrong.
+
+    Returns:
+        `default`: target_risk, threshold, threshold_range, and cross-fitted coverage (share of cells that get a class)
+        and risk (share of these that is wrong), overall and by class, with intervals. `curve`: risk at 50 coverages.
+        `aurc`: area under it (Geifman & El-Yaniv 2017), 0–1, small is good; `risk_at_full_coverage` is the error
+        rate without abstaining.
+    """
+    temperature = shipped_temperature(predictions, left_out)
+    shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
+    own, weights = own_thresholds(predictions, left_out, _risk_rule), predictions.subject_weights
+    kept = held_out.probabilities.max(axis=1) >= own
+    wrong = held_out.predicted != held_out.references
+
+    def selective(cells: np.ndarray, of_class: int | None = None) -> dict[str, Any]:
+        return {
+            "coverage": float(kept[cells].mean()),
+            "risk": float(wrong[kept & cells].mean()) if (kept & cells).any() else None,
+            "intervals": {
+                "coverage": boot.mean_interval(kept, cells, of_class=of_class),
+                "risk": boot.mean_interval(wrong, kept & cells, of_class=of_class),
+            },
+        }
+
+    default = selective(np.ones_like(kept))
+    if weights is not None and kept.any():
+        default["coverage_by_subject"] = float(np.average(kept, weights=weights))
+        default["risk_by_subject"] = float(np.average(wrong[kept], weights=weights[kept]))
+    default["per_class"] = {
+        name: selective(predictions.references == k, k) for k, name in enumerate(predictions.label_names)
+    }
+    return {
+        "default": {
+            "target_risk": TARGET_RISK,
+            "threshold": _risk_rule(shipped),
+            "threshold_range": {"low": float(own.min()), "high": float(own.max())},
+            **default,
+        },
+        # Ranking fits nothing, and temperatures per subject would only shuffle subjects against each other.
+        **risk_coverage(shipped, boot),
+    }
+
+
+def _risk_rule(predictions: CellPredictions) -> float:
+    """The threshold of the largest coverage whose error rate is at most the target; where none is, of the lowest rate.
+
+    Every subject weighs the same where subjects are known.
+    """
+    confidence, wrong = predictions.probabilities.max(axis=1), predictions.predicted != predictions.references
+    weights = np.ones(len(wrong)) if predictions.subject_weights is None else predictions.subject_weights
+    order, last_of_tie = _by_confidence(confidence)
+    covered = np.cumsum(weights[order])[last_of_tie]
+    risk = np.cumsum((weights * wrong)[order])[last_of_tie] / covered
+    enough = covered >= LEAST_COVERAGE * weights.sum() - 1e-9
+    allowed = np.flatnonzero(enough & (risk <= TARGET_RISK + 1e-9))
+    at = allowed[-1] if len(allowed) else np.flatnonzero(enough)[risk[enough].argmin()]
+    if at == len(last_of_tie) - 1:
+        return 0.0  # every cell gets a class
+    ranked = confidence[order][last_of_tie]
+    # Halfway to the next confidence below, so that rounding moves no cell to the other side.
+    return float((ranked[at] + ranked[at + 1]) / 2)
+
+
+def _by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) rows, most confident first, and the position of the last of each run of equal confidences."""
+    order = np.argsort(-confidence, kind="stable")
+    return order, np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+
+
+def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:
+    """Compute the risk–coverage curve of predictions ranked by confidence; equal confidences are kept together.
+
+    Returns:
+        curve (coverage, risk, and risk's interval), aurc and its interval, risk_at_full_coverage.
+    """
+    wrong = predictions.predicted != predictions.references
+    order, last_of_tie = _by_confidence(predictions.probabilities.max(axis=1))
+    coverages = np.linspace(1 / CURVE_POINTS, 1, CURVE_POINTS)
+
+    def curves(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(d, N) cell weights → (d, C) risks at the coverages, (d,) areas."""
+        covered = weights[:, order].cumsum(axis=1)[:, last_of_tie]
+        risk = (weights * wrong)[:, order].cumsum(axis=1)[:, last_of_tie] / np.maximum(covered, 1)
+        area = (risk * np.diff(covered, axis=1, prepend=0)).sum(axis=1) / covered[:, -1]
+        at = [np.searchsorted(row, coverages * row[-1] * (1 - 1e-12)) for row in covered]
+        return np.take_along_axis(risk, np.stack(at), axis=1), area
+
+    risks, areas = (np.concatenate(parts) for parts in zip(*map(curves, boot.cell_weights()), strict=True))
+    point, area = curves(np.ones((1, len(order))))
+    return {
+        "aurc": float(area[0]),
+        "aurc_interval": boot.interval(areas),
+        "risk_at_full_coverage": float(wrong.mean()),
+        "curve": [
+            {"coverage": float(coverage), "risk": float(point[0, i]), "interval": boot.interval(risks[:, i])}
+            for i, coverage in enumerate(coverages)
+        ],
+    }
+
+
+# Conformal prediction sets
+
+
+def prediction_sets(
+    predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples
+) -> dict[str, Any]:
+    """Fit sets of classes that hold the true one for 90 % of cells: split-conformal, cross-fitted by subject.
+
+    A class is in a cell's set when its calibrated probability is at least `least_probability` (the LAC score of
+    Sadinle et al. 2019). "marginal" has one such number for all classes; "class_conditional" one for each (Vovk 2012),
+    and is shipped, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
+    coverage for exchangeable cells. Cells of different patients are not exchangeable, so there is no guarantee here:
+    the coverage is measured on subjects that fitted no threshold, and single subjects lie far from it.
+
+    Returns:
+        target, shipped, and for each of `methods`: least_probability by class, coverage overall and by class, mean
+        set size, shares of sets with one class and with none, each with intervals, and coverage by subject.
+    """
+    labels, references = predictions.label_names, predictions.references
+    temperature = shipped_temperature(predictions, left_out)
+    shipped, held_out = calibrated(predictions, temperature), cross_fitted(predictions, left_out)
+    methods = {}
+    for name, rule in (("marginal", _marginal_rule), ("class_conditional", _class_conditional_rule)):
+        sets = held_out.probabilities >= own_thresholds(predictions, left_out, rule)
+        covered, size = sets[np.arange(len(sets)), references], sets.sum(axis=1)
+        overall = {"coverage": covered, "mean_size": size, "singletons": size == 1, "empty": size == 0}
+        methods[name] = {
+            "least_probability": dict(zip(labels, rule(shipped).tolist(), strict=True)),
+            **{key: float(values.mean()) for key, values in overall.items()},
+            "intervals": {key: boot.mean_interval(values) for key, values in overall.items()},
+            "per_class": {
+                label: {
+                    "coverage": float(covered[references == k].mean()),
+                    "interval": boot.mean_interval(covered, references == k, of_class=k),
+                }
+                for k, label in enumerate(labels)
+            },
+            "subjects": right_by_subject(predictions, covered),
+        }
+    return {"target": SET_COVERAGE, "shipped": "class_conditional", "methods": methods}
+
+
+def _marginal_rule(predictions: CellPredictions) -> np.ndarray:
+    of_truth = predictions.probabilities[np.arange(len(predictions.references)), predictions.references]
+    return np.full(len(predictions.label_names), _conformal_bound(of_truth))
+
+
+def _class_conditional_rule(predictions: CellPredictions) -> np.ndarray:
+    probabilities, references = predictions.probabilities, predictions.references
+    return np.asarray([_conformal_bound(probabilities[references == k, k]) for k in range(probabilities.shape[1])])
+
+
+def _conformal_bound(of_truth: np.ndarray) -> float:
+    """The ⌊(n + 1) · 10 %⌋-th smallest probability of a true class; 0, hence every class, where n is too small."""
+    below = int(np.floor((len(of_truth) + 1) * (1 - SET_COVERAGE) + 1e-9))
+    return float(np.sort(of_truth)[below - 1]) if below else 0.0

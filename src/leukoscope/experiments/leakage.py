@@ -1,0 +1,170 @@
+"""How much patient leakage inflates metrics: the same test cells, with and without their patients in training.
+
+Most published results split by image, not by patient. To measure the effect, a seed selects patients and sets half of
+each one's cells aside for testing. One network is trained on other patients only; the second on equally many cells of
+each class sampled from everybody, the tested patients' other halves included. Recipe, seed, number of training cells
+and test cells are the same, and no epoch is chosen on any of them: the two results differ by the leak alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.splits import Split, assert_disjoint, groups_of
+from leukoscope.evaluation.metrics import headline
+from leukoscope.experiments.protocol import ProtocolRun, finish
+from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.training.config import TrainingConfig
+
+UNSEEN, SEEN = "unseen", "seen"
+# A quarter of a class's cells belongs to the selected patients; half of those are tested.
+_SELECTED_SHARE = 0.25
+
+
+def leakage_pair(data: LoadedCells, seed: int, *, max_train_cells: int | None = None) -> dict[str, Split]:
+    """Make the two splits that are compared.
+
+    Args:
+        seed: selects the patients, their tested halves and the training cells.
+        max_train_cells: train on at most this many cells, on both sides.
+
+    Returns:
+        `unseen` (nobody tested is trained on) and `seen` (their other cells are), with the same test cells and equally
+        many training cells of each class. Where a data set names no subjects, its blocks take their place.
+
+    Raises:
+        LeukoscopeError: a class with fewer than two subjects.
+    """
+    rng = np.random.default_rng(seed)
+    ids, labels = np.asarray(data.train["cell_id"][:]), np.asarray(data.train["label"][:])
+    unit_of = groups_of(data, data.info.group)
+    units = np.asarray([unit_of[cell] for cell in ids])
+    selected = np.isin(units, sorted(_select_units(data, units, labels, rng)))
+    tested = selected & _half_of_each_unit(units, rng)
+    counts = _cells_of_each_class(labels[~selected], len(data.info.labels), max_train_cells)
+    sides = {UNSEEN: (~selected, data.info.group), SEEN: (~tested, "cell")}
+    splits = {}
+    for name, (pool, group) in sides.items():
+        train = _sample_cells(ids[pool], labels[pool], counts, rng)
+        detail = f"tested {data.info.group}s {name} in training"
+        splits[name] = Split("leakage", group, seed, data.fingerprint, train, (), tuple(ids[tested].tolist()), detail)
+        assert_disjoint(splits[name], groups_of(data, group))
+    return splits
+
+
+def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> set[str]:
+    """Random subjects of each class until they hold a quarter of its cells; at least one is not selected."""
+    selected: set[str] = set()
+    for k, name in enumerate(data.info.labels):
+        of_class, cells = np.unique(units[labels == k], return_counts=True)
+        if len(of_class) < 2 or "" in of_class:
+            raise LeukoscopeError(
+                f"class {name} has {len(set(of_class) - {''})} known {data.info.group}(s); measuring leakage needs "
+                "two or more a class: name the subjects of your cells (--subject_pattern or --subject_csv)"
+            )
+        order, wanted = rng.permutation(len(of_class)), _SELECTED_SHARE * cells.sum()
+        before = np.cumsum(cells[order]) - cells[order]
+        selected |= set(of_class[order[:-1]][before[:-1] < wanted].tolist())
+    return selected
+
+
+def _half_of_each_unit(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) bool: a random half of every unit's cells."""
+    chosen = np.zeros(len(units), dtype=bool)
+    for unit in np.unique(units):
+        rows = np.flatnonzero(units == unit)
+        chosen[rng.permutation(rows)[: (len(rows) + 1) // 2]] = True
+    return chosen
+
+
+def _cells_of_each_class(labels: np.ndarray, classes: int, limit: int | None) -> np.ndarray:
+    """(K,) training cells of each class: all there are, or `limit` shared out in their proportion."""
+    counts = np.bincount(labels, minlength=classes)
+    return counts if limit is None or limit >= counts.sum() else (counts * (limit / counts.sum())).astype(int)
+
+
+def _sample_cells(ids: np.ndarray, labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> tuple[str, ...]:
+    sampled = [rng.choice(np.flatnonzero(labels == k), size=count, replace=False) for k, count in enumerate(counts)]
+    return tuple(ids[np.sort(np.concatenate(sampled))].tolist())
+
+
+def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[ProtocolRun]:
+    """List the runs of a comparison; their splits are made and written below the configuration's output folder."""
+    if config.data.split_file:
+        raise LeukoscopeError("--split_file: leakage is measured on splits of its own; leave it out")
+    args = config.data
+    data = load_cells(
+        args.dataset_name,
+        args.train_dir,
+        subject_pattern=args.subject_pattern,
+        subject_csv=args.subject_csv,
+        image_size=2 * config.resolve().image_size,
+    )
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for side, split in leakage_pair(data, seed, max_train_cells=args.max_train_samples).items():
+            file = config.output_dir / f"{side}-{seed}.json"
+            split.save(file)
+            its_data = replace(args, split_file=str(file), max_train_samples=None)
+            run = replace(config.run, output_dir=str(config.output_dir / f"{side}-{seed}"), seed=seed)
+            yield ProtocolRun(f"{side}-{seed}", TrainingConfig(its_data, config.model, run))
+
+
+def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
+    """Compare finished runs, ready for `write_json`.
+
+    Returns:
+        recipe, data, hardware and versions of the runs; `seeds`, each with the metrics of both sides and their
+        difference; and `difference`, the mean over seeds with the smallest and largest.
+    """
+    made = {run.name: read_metrics(run.folder) for run in runs}
+    seeds = [_one_seed(int(name.split("-")[1]), made) for name in made if name.startswith(UNSEEN)]
+    first = next(iter(made.values()))
+    return {
+        "notice": RESEARCH_NOTICE,
+        "estimates": "what testing on patients whose other cells were trained on adds to a figure",
+        "recipe": first["recipe"],
+        "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
+        "start_weights": first["training"]["start_weights"],
+        "train_cells": [metrics["training"]["cells"] for name, metrics in made.items() if name.startswith(UNSEEN)],
+        "seeds": seeds,
+        "difference": {name: _spread([seed["difference"][name] for seed in seeds]) for name in seeds[0]["difference"]},
+        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made.values()),
+        "hardware": first["training"]["hardware"],
+        "versions": first["training"]["versions"],
+    }
+
+
+def _one_seed(seed: int, made: dict[str, Any]) -> dict[str, Any]:
+    sides = {side: headline(made[f"{side}-{seed}"]["evaluations"][0]["metrics"]) for side in (UNSEEN, SEEN)}
+    known = [name for name, value in sides[UNSEEN].items() if None not in (value, sides[SEEN][name])]
+    cells = made[f"{UNSEEN}-{seed}"]["evaluations"][0]["metrics"]["cells"]
+    return {
+        "seed": seed,
+        "test_cells": cells,
+        **sides,
+        "difference": {name: sides[SEEN][name] - sides[UNSEEN][name] for name in known},
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "smallest": min(values), "largest": max(values)}
+
+
+def measure_leakage(config: TrainingConfig, seeds: Sequence[int], results: Path) -> dict[str, Any]:
+    """Make the runs that are not finished, then write the comparison to `results`.
+
+    Raises:
+        LeukoscopeError: too few subjects, or finished runs made with other settings.
+    """
+    comparison = compare_leakage(finish(list(leakage_runs(config, seeds))))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(results, comparison)
+    return comparison

@@ -1,0 +1,259 @@
+"""Measure a recipe on unseen subjects, then train the weights to release.
+
+A protocol is a list of training runs of one recipe: every fold of a class-stratified cross-validation by subject (by
+blocks of neighbouring images where a data set names no subjects), the publisher's own folds both ways, the random
+split by image that prior systems used, and a model on every cell. The last one is released; the others estimate its
+performance. Each run has its own folder and is skipped when it is finished, so an interrupted protocol resumes where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.registry import entry_or_folders
+from leukoscope.evaluation.assess import tta_gain
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.models.release import edit_release
+from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
+from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
+from leukoscope.training.config import DataArguments, TrainingConfig
+from leukoscope.training.train import preprocessing_for, train
+
+OFFICIAL_FOLDS = "recipe (official folds)"
+RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class ProtocolRun:
+    """One training run of a protocol; `estimates` is what its metrics estimate, for the released metrics.json."""
+
+    name: str
+    config: TrainingConfig
+    estimates: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.config.output_dir
+
+    def is_finished(self) -> bool:
+        """True when the folder holds this run, completed.
+
+        Raises:
+            LeukoscopeError: the folder holds a finished run made with other flags, start weights or cells.
+        """
+        if not (self.folder / "release" / METRICS).exists():
+            return False
+        made = yaml.safe_load((self.folder / "args.yaml").read_text())
+        different = other_settings(made, run_settings(self.config, self.config.resolve()))
+        different += other_cells(read_metrics(self.folder)["data"], self.config)
+        if different:
+            raise LeukoscopeError(
+                f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
+                "remove it"
+            )
+        return True
+
+
+def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
+    """Compare an earlier run's cells with those in --train_dir: a difference as "name: the value then", else [].
+
+    Without --train_dir, or where that folder is not on this machine, nothing is compared.
+
+    Args:
+        then: the "data" block of its metrics.json.
+
+    Raises:
+        LeukoscopeError: the folder holds no such cells.
+    """
+    args = config.data
+    if args.train_dir is None or not Path(args.train_dir).is_dir():
+        return []
+    data = _loaded(args.dataset_name, args.train_dir, args.subject_pattern, args.subject_csv)
+    if then["fingerprint"] != data.fingerprint and then["cells"] < sum(map(len, data.cells.values())):
+        # Damaged pictures, which only decoding finds, are no part of a run's fingerprint.
+        data = frame_cells(data, preprocessing_for(config.resolve(), data), keep=args.cache_images).data
+    return [] if then["fingerprint"] == data.fingerprint else [f"the data's fingerprint: {then['fingerprint'][:12]}"]
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, folder: str, subject_pattern: str | None, subject_csv: str | None) -> LoadedCells:
+    """Loaded once for all the runs of a protocol."""
+    return load_cells(name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+
+
+def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
+    """List the runs of a protocol in the order they are made, below the configuration's output folder.
+
+    The official folds, where the data set has them, come first: they show most quickly whether a recipe works.
+    """
+    # The number of folds does not affect the other runs: with another number, none of them is repeated.
+    single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
+    entry = entry_or_folders(config.data.dataset_name)
+    published = entry.official_counts
+    for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
+        folds = {"train_folds": [f"fold_{one}"], "test_folds": [f"fold_{other}"]}
+        yield _run(single, f"official-{one}-{other}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
+    yield _run(single, FINAL, split="all")
+    yield from cross_validation_runs(config)
+    yield _run(single, "random", RANDOM_SPLIT, split="random")
+
+
+def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
+    """List one run a fold, by subject (or block) and without choosing an epoch, below the output folder."""
+    unit = entry_or_folders(config.data.dataset_name).group
+    for fold in range(config.data.num_folds):
+        yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{unit}-cv", fold=fold, no_validation=True)
+
+
+def pooled_predictions(folds: Sequence[ProtocolRun]) -> CellPredictions:
+    """Pool the out-of-fold predictions: one row a cell, from a model that never saw its subject (or block)."""
+    return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
+
+
+def _run(config: TrainingConfig, name: str, estimates: str = "", **data: Any) -> ProtocolRun:
+    run = replace(config.run, output_dir=str(config.output_dir / name))
+    return ProtocolRun(name, TrainingConfig(replace(config.data, **data), config.model, run), estimates)
+
+
+def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
+    """Make every run that is not finished yet.
+
+    Raises:
+        LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
+    """
+    for flag, given in (("split_file", config.data.split_file), ("push_to_hub", config.run.push_to_hub)):
+        if given:
+            raise LeukoscopeError(f"--{flag}: a protocol makes its own splits and publishes nothing; leave it out")
+    return finish(list(protocol_runs(config)))
+
+
+def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
+    """Make every run that is not finished yet; an interrupted run is resumed where it stopped."""
+    for number, run in enumerate(runs, start=1):
+        if run.is_finished():
+            print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
+            continue
+        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+        which = LATEST if checkpoints_in(run.folder / FOLDER) else None
+        try:
+            train(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))
+        except Interrupted:
+            print("give the same command again to resume from there", flush=True)
+            raise
+    return runs
+
+
+def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
+    """Compose what is published: the final weights, and in metrics.json what the other runs measured.
+
+    Args:
+        runs: the finished runs of one protocol.
+        directory: the release folder; replaced as a whole.
+
+    Raises:
+        LeukoscopeError: runs made from different data or start weights, or a folder that cannot be written.
+    """
+    check_release_folder(directory)
+    # Metrics belong together only when all runs saw the same data and started from the same weights.
+    for what, block, key in (
+        ("data fingerprint", "data", "fingerprint"),
+        ("start weights", "training", "start_weights"),
+    ):
+        found = {run.name: read_metrics(run.folder)[block][key] for run in runs}
+        if len(set(found.values())) > 1:
+            raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")
+    final = next(run for run in runs if run.name == FINAL)
+    with edit_release(final.folder / "release", directory) as folder:
+        (folder / PREDICTIONS).mkdir()
+        write_json(folder / METRICS, _composed_metrics(runs, final, folder / PREDICTIONS))
+    return directory
+
+
+def measure_tta_gain(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
+    """Add to a composed release what test-time augmentation gains.
+
+    Args:
+        runs: the finished runs that `directory` was composed of.
+        cells: the data set they were made from, framed for the release.
+    """
+    folds = [
+        (run.folder / "release", CellPredictions.load(run.folder / "predictions.parquet"))
+        for run in runs
+        if run.estimates == OUT_OF_FOLD
+    ]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write_json(directory / METRICS, {**read_metrics(directory), "views": tta_gain(folds, cells, device=device)})
+
+
+def check_release_folder(directory: Path, *, flag: str = "--release") -> None:
+    """Refuse to replace a folder that is no release; also called before hours of training."""
+    if not directory.name:
+        raise LeukoscopeError(f"{flag} {directory}: give the release a folder of its own, e.g. model_card/my-model")
+    if directory.exists() and not (directory / CONFIG).is_file():
+        raise LeukoscopeError(f"{flag} {directory}: exists, is no release and would be replaced; name another folder")
+
+
+def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: Path) -> dict[str, Any]:
+    metrics = read_metrics(final.folder)
+    folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
+    metrics["evaluations"] = [_cross_validation(folds, predictions)]
+    for run in runs:
+        if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
+            name = run.name.replace("-", "_")
+            shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
+            block = read_metrics(run.folder)["evaluations"][0] | {"name": name, "estimates": run.estimates}
+            metrics["evaluations"].append(block | {"training_seconds": read_metrics(run.folder)["training"]["seconds"]})
+    metrics["training"]["command"] = final.config.command()
+    metrics["training"]["protocol_seconds"] = sum(read_metrics(run.folder)["training"]["seconds"] for run in runs)
+    return metrics
+
+
+def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:
+    """The block of metrics.json for all folds together."""
+    out_of_fold = pooled_predictions(folds)
+    blocks = [read_metrics(run.folder)["evaluations"][0] for run in folds]
+    unit = blocks[0]["split"]["disjoint_by"]
+    out_of_fold.save(predictions / f"{unit}_cv.parquet")
+    block = {
+        "name": f"{unit}_cv",
+        "estimates": OUT_OF_FOLD,
+        "split": {
+            "strategy": f"{unit}-cv",
+            "detail": f"{len(folds)}-fold cross-validation by {unit}, pooled out-of-fold predictions",
+            "disjoint_by": unit,
+            "seed": blocks[0]["split"]["seed"],
+        },
+        "thresholds_fitted_on": None,
+        "metrics": measure(out_of_fold),
+        "training_seconds": sum(read_metrics(run.folder)["training"]["seconds"] for run in folds),
+        "folds": [
+            {
+                "fold": number,
+                "cells": block["metrics"]["cells"],
+                "subjects": sorted(block["metrics"]["subjects"]),
+                "split_fingerprint": block["split"]["fingerprint"],
+                **headline(block["metrics"]),
+                "training_seconds": read_metrics(run.folder)["training"]["seconds"],
+            }
+            for number, (run, block) in enumerate(zip(folds, blocks, strict=True))
+        ],
+    }
+    if "size_only_baseline" in blocks[0]:
+        baseline = pooled([CellPredictions.load(run.folder / "size_only_predictions.parquet") for run in folds])
+        block["size_only_baseline"] = headline(measure(baseline))
+    return block

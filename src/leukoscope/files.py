@@ -1,0 +1,129 @@
+"""The cache folder, files that come with Leukoscope, and writing files and folders completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from leukoscope import LeukoscopeError
+
+_BETWEEN_RENAMES = 5.0  # seconds
+
+
+def cache_root() -> Path:
+    """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
+    return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write a file to a temporary path, which replaces `target` when the block ends without an error.
+
+    Yields:
+        the temporary path, in the folder of `target`; its suffix is `.tmp`.
+
+    Raises:
+        OSError: the disk refuses; an older `target` is then as it was.
+    """
+    # With the process id, because two processes that decode the same cells may finish together.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Write a text file with `atomic_file`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: the disk refuses; an older file of that name is unchanged.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+    return path
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Make a folder at a temporary path, which replaces `target` when the block ends without an error.
+
+    Yields:
+        the temporary path, beside `target`; nothing is there yet.
+
+    Raises:
+        OSError: the disk refuses; `target` is then as it was.
+    """
+    temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
+    restore_replaced(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_replaced(target: Path) -> None:
+    """Put back the folder that a process was replacing when it was killed between the two renames of `atomic_folder`.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    old = target.with_name(f".{target.name}.old")
+    # A process that still runs needs less than a second for the other rename; the first one set this time.
+    if not target.exists() and old.exists() and time.time() - old.stat().st_ctime > _BETWEEN_RENAMES:
+        old.rename(target)
+
+
+_HOMES = (
+    Path(__file__).parents[2],  # a checkout
+    Path(sys.prefix) / "share" / "leukoscope",  # an installed wheel
+)
+
+
+def resource_file(name: str) -> Path:
+    """Find a file that comes with Leukoscope, by its path in the repository.
+
+    Raises:
+        LeukoscopeError: neither the checkout nor the installed wheel contains it.
+    """
+    for home in _HOMES:
+        if (home / name).is_file():
+            return home / name
+    raise LeukoscopeError(f"{_HOMES[0] / name}: the file is missing; restore it from the repository")
+
+
+def embedded_releases() -> Path:
+    """The folder whose sub-folders are the releases that come with Leukoscope."""
+    return resource_file("model_card/template.md").parent
+
+
+def training_command() -> str:
+    """The shell command that starts a training from the working folder; the flags follow.
+
+    Raises:
+        LeukoscopeError: train.py is missing.
+    """
+    script, here = resource_file("train.py"), Path.cwd()
+    shown = script.relative_to(here) if script.is_relative_to(here) else script
+    return f"accelerate launch {shlex.quote(str(shown))}"

@@ -1,0 +1,251 @@
+"""A whole field of view, read with a classifier of single cells: a decision for each of its cells.
+
+Cells are found by `data/fields.py`, cut out as the release's training cells were, and predicted by its predictor. A
+field most of whose cells are out of distribution gets no class at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.field_stain import measure_scale, measure_stain
+from leukoscope.data.fields import Field, FieldCell, UnusableField, cut_out, find_cells
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    FIELD_NEEDS,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    WITHOUT_CLASS,
+)
+
+if TYPE_CHECKING:
+    from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.predictor import Predictor
+
+AT_EDGE = "cut by the edge"
+
+
+@dataclass(frozen=True)
+class CellReading:
+    """One cell of a field and its prediction; none for a cell that the field's edge cuts."""
+
+    cell: FieldCell
+    prediction: Prediction | None
+
+    @property
+    def outcome(self) -> str:
+        """That of its decision, or "cut by the edge"."""
+        return self.prediction.outcome if self.prediction else AT_EDGE
+
+
+@dataclass(frozen=True)
+class FieldReading:
+    """A field of view as one release reads it.
+
+    Attributes:
+        source: the picture's name.
+        labels: the release's classes.
+        cells: in the order of the field's cells.
+        model, revision: which release.
+    """
+
+    source: str
+    field: Field
+    labels: tuple[str, ...]
+    cells: tuple[CellReading, ...]
+    model: str
+    revision: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcome → number of cells: every class, then what counts as none."""
+        found = Counter(cell.outcome for cell in self.cells)
+        return {outcome: found[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
+
+    @property
+    def in_distribution(self) -> float | None:
+        """Share of the whole cells that are in distribution; None without cells or without an OOD detector."""
+        return _share_in_distribution([cell.prediction for cell in self.cells if cell.prediction])
+
+    @property
+    def summary(self) -> str:
+        """The field in one or two sentences."""
+        whole = sum(cell.prediction is not None for cell in self.cells)
+        if not self.cells:
+            return "No nucleated cell was found."
+        found = f"{len(self.cells)} nucleated cell(s), {whole} of them whole within the field. "
+        share = self.in_distribution
+        if share is not None and share < FIELD_NEEDS:
+            return (
+                f"{found}Out of distribution: only {share:.0%} of these are like the cells the model was trained on "
+                f"(another microscope or stain), less than the {FIELD_NEEDS:.0%} needed; no cell gets a class."
+            )
+        shares = ", ".join(f"{self.counts[label]} {label}" for label in self.labels)
+        without = ", ".join(f"{self.counts[one]} {one}" for one in WITHOUT_CLASS if self.counts[one])
+        about = "" if share is None else f" {share:.0%} of the whole cells are like those the model was trained on."
+        return f"{found}{shares}{f'; no class: {without}' if without else ''}.{about}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, with the research notice."""
+        scale = self.field.scale
+        return {
+            "source": self.source,
+            "size": list(self.field.size),
+            "um_per_pixel": scale and scale.um_per_pixel,
+            "scale_from": scale and scale.source,
+            "counts": self.counts,
+            "share_known": self.in_distribution,
+            "summary": self.summary,
+            "notes": list(self.field.notes),
+            "cells": [
+                {
+                    "box": list(one.cell.box),
+                    "outcome": one.outcome,
+                    "reasons": [reason.to_dict() for reason in one.prediction.decision.reasons]
+                    if one.prediction
+                    else [],
+                    "probabilities": one.prediction and dict(one.prediction.probabilities),
+                    "ood_score": one.prediction and one.prediction.checks.ood_score,
+                    "nucleus_um2": one.cell.nucleus_area,
+                }
+                for one in self.cells
+            ],
+            "model": self.model,
+            "revision": self.revision,
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+def read_field(
+    predictor: Predictor,
+    image: Image.Image,
+    source: str = "field",
+    *,
+    um_per_pixel: float | None = None,
+    most_cells: int | None = None,
+) -> FieldReading:
+    """Find a field's cells and predict each.
+
+    Args:
+        image: RGB, of any size.
+        um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        most_cells: how many cells may be predicted; None for any number.
+
+    Raises:
+        UnusableField: the picture cannot be read as a stained smear, or shows more cells than that.
+        LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
+    """
+    release = predictor.release
+    if release.takes_cut_outs is False:
+        raise LeukoscopeError(
+            f"{release.name}: was trained on pictures with their background, not on cells cut out on black; choose a "
+            "release of cut-out cells for a field, or predict the picture as it is (leukoscope predict)"
+        )
+    try:
+        field = find_cells(image, um_per_pixel=um_per_pixel)
+    except UnusableField as error:
+        raise UnusableField(f"{source}: {error}") from None
+    if most_cells is not None and len(field.cells) > most_cells:
+        raise UnusableField(
+            f"{source}: shows {len(field.cells)} nucleated cells, more than the {most_cells} predicted at once; "
+            "crop it, check its scale, or use leukoscope field on your own machine"
+        )
+    scale = field.scale.um_per_pixel if field.scale else 1.0  # without cells there may be none
+    predictions = predictor(cut_out(image, cell, scale) for cell in field.cells if cell.whole)
+    share = _share_in_distribution(predictions)
+    in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
+    cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in field.cells)
+    return FieldReading(source, field, tuple(predictor.labels), cells, release.name, release.revision)
+
+
+def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
+    scores = [prediction.checks.ood_score for prediction in predictions]
+    inside = [score <= 1 for score in scores if score is not None]
+    return sum(inside) / len(inside) if inside else None
+
+
+def series_scale(images: Iterable[Image.Image]) -> float | None:
+    """One scale for fields of one series, taken with one microscope: the median of theirs.
+
+    Returns:
+        Micrometres a pixel; None where no field tells it by its red cells.
+    """
+    scales = []
+    for image in images:
+        stain = measure_stain(image)
+        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(image, stain)
+        if scale is not None and scale.source == "red cells":
+            scales.append(scale.um_per_pixel)
+    return float(np.median(scales)) if scales else None
+
+
+# Okabe & Ito (2008): told apart by people with any colour vision.
+CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
+DASHED = (*REFUSED, AT_EDGE)
+# Below the second, names of outcomes would not fit.
+DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
+
+
+def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN_SIDE) -> Image.Image:
+    """Draw every cell's box and outcome, and a legend below.
+
+    Args:
+        image: the field that was read.
+        side: longest side of the drawing of the field, pixels; at least 800, where a small field is drawn larger.
+
+    Returns:
+        RGB. Classes have full lines, cells abstained from a thin one, the others are dashed; those out of
+        distribution are crossed out.
+    """
+    factor = min(side, max(SMALLEST_SIDE, *image.size)) / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    line, font_size = max(2, round(max(size) / 400)), max(11, round(max(size) / 60))
+    font, step = ImageFont.load_default(font_size), int(font_size * 1.5)
+    field = image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(field)
+    colours = {label: CLASS_COLOURS[k % len(CLASS_COLOURS)] for k, label in enumerate(reading.labels)} | OTHER_COLOURS
+    for cell in reading.cells:
+        box, colour = tuple(edge * factor for edge in cell.cell.box), colours[cell.outcome]
+        left, top, right, bottom = box
+        if cell.outcome in DASHED:
+            corners = ((left, top), (right, top), (right, bottom), (left, bottom), (left, top))
+            for start, end in pairwise(corners):
+                _draw_dashes(pen, start, end, colour, line)
+        else:
+            pen.rectangle(box, outline=colour, width=1 if cell.outcome == ABSTAIN else line)
+        if cell.outcome in REFUSED:
+            pen.line((left, top, right, bottom), colour, 1)
+            pen.line((left, bottom, right, top), colour, 1)
+        if cell.outcome in reading.labels and cell.prediction:
+            share = cell.prediction.probabilities[cell.outcome]
+            pen.text((left, max(0, top - font_size - 2)), f"{cell.outcome} {share:.2f}", colour, font)
+    drawn = Image.new("RGB", (size[0], size[1] + step * 2 + 6), "white")
+    drawn.paste(field, (0, 0))
+    pen, x, y = ImageDraw.Draw(drawn), 6.0, size[1] + 4
+    for outcome, count in reading.counts.items():
+        text = f"{outcome}: {count}"
+        pen.text((x, y), text, colours[outcome], font)
+        x += pen.textlength(text, font) + 2 * font_size
+    pen.text((6, y + step), RESEARCH_NOTICE, "#3c3c41", font)
+    return drawn
+
+
+def _draw_dashes(
+    pen: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], colour: str, width: int
+) -> None:
+    length = max(1.0, abs(end[0] - start[0]) + abs(end[1] - start[1]))
+    count = max(2, round(length / (4 * width)))
+    for dash in range(count):
+        a, b = dash / count, (dash + 0.6) / count
+        at = [start[k] + share * (end[k] - start[k]) for share in (a, b) for k in (0, 1)]
+        pen.line(at, colour, width)

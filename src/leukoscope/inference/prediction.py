@@ -1,0 +1,289 @@
+"""A prediction and its decision: a class, or why none is given.
+
+Every way to a result (Python, `predict`, `score`, `field`, the demo's tabs, its API) shows what `Thresholds.decide`
+returns. The thresholds were fitted on subjects outside training and stand in the "decisions" block of metrics.json,
+which `leukoscope.evaluation.thresholds` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.inference.overlay import HeatMap, overlay
+
+ABSTAIN = "abstain"
+OUT_OF_DISTRIBUTION = "out of distribution"
+NOT_A_CELL = "not a cell"
+REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
+WITHOUT_CLASS = (ABSTAIN, *REFUSED)
+VIEWS_MAY_DISAGREE = 0.25
+"""Share of a cell's eight views that may be predicted otherwise than their average before the release abstains."""
+FIELD_NEEDS = 0.5
+"""Share of a field's cells that must be in distribution before any of them gets a class."""
+
+_TEXTS = {
+    "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
+    "ood_colour": "its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
+    "ood_texture": "its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
+    "ood_field": "of its field only {value:.0%} of the cells are like the training cells, and {limit:.0%} are needed",
+    "ood_shape": "its size or outline is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
+    "low_confidence": "its most probable class has {value:.3f}, and the threshold is {limit:.3f}",
+    "views_disagree": "{value:.0%} of its turned and mirrored views are predicted otherwise, more than {limit:.0%}",
+    "explanation_off_cell": "{value:.0%} of its Grad-CAM map lies on the cell; 95 % of the cells measured have more "
+    "than {limit:.0%}",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason against giving a class, or for caution with it.
+
+    Attributes:
+        code: a key of `_TEXTS`.
+        value, limit: what was measured, and what it was compared with; None where there is no number.
+    """
+
+    code: str
+    value: float | None = None
+    limit: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The reason as a sentence."""
+        return _TEXTS[self.code].format(value=self.value, limit=self.limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**asdict(self), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided of one picture.
+
+    Attributes:
+        outcome: a class, or one of `WITHOUT_CLASS`.
+        reasons: why it is no class; with a class, reasons for caution. Most important first.
+        operating_point: which threshold chose between the two classes; "" for the most probable class.
+    """
+
+    outcome: str
+    reasons: tuple[Reason, ...] = ()
+    operating_point: str = ""
+
+    @property
+    def label(self) -> str | None:
+        """The class decided on; None where there is none."""
+        return None if self.outcome in WITHOUT_CLASS else self.outcome
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "outcome": self.outcome,
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "operating_point": self.operating_point,
+        }
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was measured of a picture beside its probabilities.
+
+    Attributes:
+        ood_score: above 1 is out of distribution; None where the release has no detector.
+        ood_group: what sets it apart most: "colour", "texture" or "shape".
+        field_of_view: it is no single cell cut out on black, such as a smear, and the release was trained on these.
+        field_share: share of the cells of its field that are in distribution; None for a picture of its own.
+        disagreement: share of its eight views predicted otherwise than their average; None without them.
+        on_cell: share of the most probable class's Grad-CAM map on the cell; None where it was not computed.
+    """
+
+    ood_score: float | None = None
+    ood_group: str = "colour"
+    field_of_view: bool = False
+    field_share: float | None = None
+    disagreement: float | None = None
+    on_cell: float | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a release decides by; empty for one that carries no decisions.
+
+    Attributes:
+        positive_label: the class that operating points are for; "" where there are none (more than two classes).
+        operating_points: name (such as "sensitivity_95") → the positive class's probability from which a cell counts
+            as positive, 0–1.
+        abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
+        least_on_cell: share of a Grad-CAM map on the cell that 95 % of the cells measured exceed; None without any.
+    """
+
+    positive_label: str = ""
+    operating_points: Mapping[str, float] = field(default_factory=dict)
+    abstain_below: float | None = None
+    least_on_cell: float | None = None
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
+        """Those of a release's metrics.json; empty where it has no "decisions"."""
+        decisions = metrics.get("decisions") or {}
+        points = decisions.get("operating_points") or {}
+        abstention = decisions.get("abstention") or {}
+        return cls(
+            positive_label=points.get("positive_label", ""),
+            operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
+            abstain_below=abstention["default"]["threshold"] if abstention else None,
+            least_on_cell=(metrics.get("evidence_scale") or {}).get("on_cell_p05"),
+        )
+
+    def decide(
+        self, probabilities: Mapping[str, float], checks: Checks | None = None, *, operating_point: str = ""
+    ) -> Decision:
+        """The decision for one picture.
+
+        Args:
+            probabilities: class → probability, at least two classes, summing to 1.
+            checks: what else was measured of the picture.
+            operating_point: one of `operating_points`; "" takes the most probable class.
+        """
+        checks = checks or Checks()
+        if checks.ood_score is not None and checks.ood_score > 1:
+            found = Reason(f"ood_{checks.ood_group}", checks.ood_score, 1.0)
+            if checks.field_of_view:
+                return Decision(NOT_A_CELL, (Reason("field_of_view"), found), operating_point)
+            return Decision(OUT_OF_DISTRIBUTION, (found,), operating_point)
+        if checks.field_share is not None and checks.field_share < FIELD_NEEDS:
+            # Cells of one field share a stain: where most are out of distribution, one that is not is a coincidence.
+            found = Reason("ood_field", checks.field_share, FIELD_NEEDS)
+            return Decision(OUT_OF_DISTRIBUTION, (found,), operating_point)
+        confidence, reasons = max(probabilities.values()), []
+        if self.abstain_below is not None and confidence < self.abstain_below:
+            reasons.append(Reason("low_confidence", confidence, self.abstain_below))
+        if checks.disagreement is not None and checks.disagreement > VIEWS_MAY_DISAGREE:
+            reasons.append(Reason("views_disagree", checks.disagreement, VIEWS_MAY_DISAGREE))
+        if reasons:
+            outcome = ABSTAIN
+        elif not operating_point:
+            outcome = max(probabilities, key=probabilities.__getitem__)
+        elif probabilities[self.positive_label] >= self.operating_points[operating_point]:
+            outcome = self.positive_label
+        else:
+            outcome = next(label for label in probabilities if label != self.positive_label)
+        # A caution only: the outcome must not depend on whether a map was asked for.
+        if checks.on_cell is not None and self.least_on_cell is not None and checks.on_cell < self.least_on_cell:
+            reasons.append(Reason("explanation_off_cell", checks.on_cell, self.least_on_cell))
+        return Decision(outcome, tuple(reasons), operating_point)
+
+    def positives(self, probabilities: np.ndarray, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """(N, K) probabilities → for each operating point (N,) bool: whether a cell counts as positive.
+
+        Args:
+            labels: the K classes in the order of the probabilities.
+        """
+        if not self.operating_points:
+            return {}
+        score = probabilities[:, labels.index(self.positive_label)]
+        return {name: score >= threshold for name, threshold in self.operating_points.items()}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a release predicts for one picture, and what is decided from it.
+
+    Attributes:
+        decision: the outcome (a class, or why there is none) and its reasons.
+        probabilities: class → probability, in the release's label order; sums to 1. Given for every picture, whatever
+            the outcome: they are no result by themselves.
+        source: the picture's path or, of an `EncodedImage`, its name; "image 3" for the third of those given without
+            one.
+        model, revision: folder or Hub id, and Hub commit ("" for a folder).
+        seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
+            before it was predicted.
+        heatmaps: class → Grad-CAM map, when explanations were asked for.
+        view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
+        checks: what the decision rests on beside the probabilities.
+        picture: the upright RGB picture, when explanations were asked for.
+        peak: the Grad-CAM value at the upper end of the release's colour scale; None where it was not measured.
+    """
+
+    decision: Decision
+    probabilities: dict[str, float]
+    source: str
+    model: str
+    revision: str
+    seconds: float
+    heatmaps: dict[str, HeatMap] | None
+    view_box: tuple[float, float, float, float]
+    checks: Checks = field(default_factory=Checks)
+    picture: Image.Image | None = field(default=None, repr=False, compare=False)
+    peak: float | None = None
+
+    @property
+    def outcome(self) -> str:
+        """A class, "abstain", "out of distribution" or "not a cell"."""
+        return self.decision.outcome
+
+    @property
+    def most_probable(self) -> str:
+        """The class of the largest probability, whatever the outcome."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
+        """Draw a class's Grad-CAM map over the picture.
+
+        Args:
+            label: the class; None for the most probable one.
+            opacity: how much the hottest point is covered, 0–1.
+            peak: the value drawn hottest; None for this picture's largest value of any class. Give all pictures the
+                release's (`prediction.peak`, where it was measured) to compare them.
+
+        Returns:
+            RGB, the size of the upright picture.
+
+        Raises:
+            LeukoscopeError: no explanation was asked for, or no such class.
+        """
+        if self.picture is None or self.heatmaps is None:
+            raise LeukoscopeError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")
+        label = self.most_probable if label is None else label
+        if label not in self.heatmaps:
+            raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")
+        peak = peak or max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
+        return overlay(self.picture, self.heatmaps[label], self.view_box, opacity=opacity, peak=peak)
+
+    def in_field(self, share: float | None, thresholds: Thresholds) -> Prediction:
+        """The same prediction for a cell of a field, decided by the same rule.
+
+        Args:
+            share: of the field's cells that are in distribution, 0–1; None where that is not known.
+            thresholds: the release's.
+        """
+        checks = replace(self.checks, field_share=share)
+        return replace(self, checks=checks, decision=thresholds.decide(self.probabilities, checks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, without the maps and with the research notice."""
+        return {
+            "source": self.source,
+            **self.decision.to_dict(),
+            "probabilities": dict(self.probabilities),
+            "ood_score": self.checks.ood_score,
+            "disagreement": self.checks.disagreement,
+            "model": self.model,
+            "revision": self.revision,
+            "seconds": self.seconds,
+            "view_box": list(self.view_box),
+            "notice": RESEARCH_NOTICE,
+        }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(B, K) → (B, K) probabilities, in double precision so that they sum to 1."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)

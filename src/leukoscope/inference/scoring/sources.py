@@ -1,0 +1,313 @@
+"""What bulk scoring reads: a folder, a table of paths, a Parquet file that holds its pictures, or a data set.
+
+A source has the number of its cells, and a fingerprint that changes with them, before a picture is opened. It gives
+ascending ranges of its cells in one pass, so that memory stays flat and an interrupted run resumes anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
+# Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
+_ROWS_AT_ONCE = 16
+_LISTED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class SourceCell:
+    """One cell to be scored.
+
+    Attributes:
+        cell_id: its id, or its path as the source gives it.
+        subject: "" where it is not known.
+        picture: what the predictor opens: a file's path, or its bytes.
+    """
+
+    cell_id: str
+    subject: str
+    picture: str | EncodedImage
+
+    @property
+    def file(self) -> str:
+        """What errors about its picture call it."""
+        return self.picture.name if isinstance(self.picture, EncodedImage) else self.picture
+
+
+@dataclass(frozen=True)
+class CellSource:
+    """Cells to be scored, none of them opened yet.
+
+    Attributes:
+        count: number of cells.
+        fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
+        has_subjects: whether it says which subject a cell is of.
+        read: ascending ranges of cells → those cells, one after the other.
+        unreadable: (file, reason) of what was found unusable already, and is not among the cells.
+        report: what the user should know of the source; "" where there is nothing.
+    """
+
+    count: int
+    fingerprint: str
+    has_subjects: bool
+    read: Callable[[Sequence[range]], Iterator[SourceCell]]
+    unreadable: tuple[tuple[str, str], ...] = ()
+    report: str = ""
+
+
+def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:
+    """The cells meant by `--input`; a path that exists wins over a data set of that name.
+
+    Args:
+        named: a folder, a .csv or .parquet file, a key of `DATASETS`, or a Hub data-set id.
+        train_dir: the folder of the data set that `named` is.
+        subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
+            subject.
+
+    Raises:
+        LeukoscopeError: no such input, no cell in it, a column missing, or a path that the pattern does not match.
+    """
+    path = Path(named)
+    if train_dir is not None or not path.exists():
+        source = _data_set(named, train_dir, subject_pattern)
+    elif path.is_dir():
+        source = _files(path, ((name, name, "") for name in _image_paths(path)), subject_pattern, has_subjects=False)
+    elif path.suffix.lower() == ".csv":
+        source = _csv(path, subject_pattern)
+    elif path.suffix.lower() == ".parquet":
+        source = _parquet(path, subject_pattern)
+    else:
+        raise LeukoscopeError(f"--input {named}: is a {path.suffix or 'bare'} file; give a folder, .csv or .parquet")
+    if not source.count:
+        raise LeukoscopeError(f"--input {named}: holds no cell; give a folder of images, or a table with rows")
+    return source
+
+
+def _image_paths(folder: Path) -> Iterator[str]:
+    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
+
+
+def _csv(path: Path, subject_pattern: str | None) -> CellSource:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    def read(columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+        as_text = csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()))
+        return csv.open_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
+
+    try:
+        return _table_of_paths(path, csv.open_csv(path).schema.names, read, subject_pattern)
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise LeukoscopeError(f"--input {path}: cannot be read as CSV in UTF-8 ({reason}); export it again") from None
+
+
+def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "image" in names:
+                kind = file.schema_arrow.field("image").type
+                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+                # Whatever type of text a writer chose, text is a path.
+                if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+                    return _table_of_pictures(path, file.metadata.num_rows, names, subject_pattern)
+            return _table_of_paths(path, names, lambda wanted: file.iter_batches(columns=wanted), subject_pattern)
+    except pa.ArrowInvalid as error:
+        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({error}); copy it again") from None
+
+
+def _subject_column(table: Path, names: Sequence[str], subject_pattern: str | None) -> str:
+    """The column of subjects; "" where there is none."""
+    from leukoscope.data.loading import SUBJECT_COLUMNS
+
+    column = next((name for name in SUBJECT_COLUMNS if name in names), "")
+    if column and subject_pattern:
+        raise LeukoscopeError(
+            f"--input {table} --subject_pattern {subject_pattern!r}: its column {column!r} names the subjects as well; "
+            "leave the pattern out, or the column"
+        )
+    return column
+
+
+def _table_of_paths(
+    table: Path,
+    names: Sequence[str],
+    read: Callable[[list[str]], Iterable[pa.RecordBatch]],
+    subject_pattern: str | None,
+) -> CellSource:
+    """Cells in files whose paths, relative to the table, stand in one of its columns."""
+    path = next((name for name in _PATH_COLUMNS if name in names), None)
+    if path is None:
+        raise LeukoscopeError(
+            f"--input {table}: has no column of image paths (one of {', '.join(_PATH_COLUMNS)}), only "
+            f"{', '.join(names)}; rename the one that holds them"
+        )
+    cell_id = "cell_id" if "cell_id" in names else path
+    subject = _subject_column(table, names, subject_pattern)
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for batch in read([name for name in dict.fromkeys((cell_id, path, subject)) if name]):
+            for row in batch.to_pylist():
+                of_cell = (row[cell_id], row[path], row[subject] if subject else None)
+                first, second, third = ("" if value is None else str(value) for value in of_cell)
+                yield first, second, third
+
+    return _files(table.parent, rows(), subject_pattern, has_subjects=bool(subject))
+
+
+def _files(
+    root: Path, rows: Iterable[tuple[str, str, str]], subject_pattern: str | None, *, has_subjects: bool
+) -> CellSource:
+    """Cells in files of their own, given as (cell id, path below `root` or absolute, subject)."""
+    import pyarrow as pa
+
+    from leukoscope.data.loading import subject_rule
+
+    subject_of = subject_rule(subject_pattern) if subject_pattern else None
+    digest = hashlib.sha256()
+    # Arrow's columns hold a path in as many bytes as it has; as bytes, because a file name need not be UTF-8.
+    schema = pa.schema(
+        [("cell_id", pa.string()), ("path", pa.binary()), ("subject", pa.dictionary(pa.int32(), pa.string()))]
+    )
+    listed: dict[str, list[Any]] = {name: [] for name in schema.names}
+    tables = [schema.empty_table()]
+    for cell_id, path, subject in rows:
+        if subject_of:
+            subject = subject_of(path)
+        row = (os.fsencode(cell_id).decode(errors="replace"), os.fsencode(path), subject)
+        digest.update(repr((row, _state(root / path))).encode())
+        for column, value in zip(listed.values(), row, strict=True):
+            column.append(value)
+        if len(listed["path"]) == _LISTED_AT_ONCE:
+            tables.append(pa.table(listed, schema))
+            listed = {name: [] for name in schema.names}
+    table = pa.concat_tables([*tables, pa.table(listed, schema)])
+
+    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
+        for wanted in ranges:
+            for row in table.slice(wanted.start, len(wanted)).to_pylist():
+                yield SourceCell(row["cell_id"], row["subject"], str(root / os.fsdecode(row["path"])))
+
+    return CellSource(len(table), digest.hexdigest(), has_subjects or subject_of is not None, read)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does; None where there is none, which is reported when it is opened."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pattern: str | None) -> CellSource:
+    """Pictures inside a Parquet file, as 🤗 data sets are stored: read row group by row group."""
+    from leukoscope.data.loading import ID_COLUMNS
+
+    if subject_pattern:
+        raise LeukoscopeError(
+            f"--input {path} --subject_pattern {subject_pattern!r}: its pictures have no paths to match; give it a "
+            "column 'subject' instead"
+        )
+    id_column = next((name for name in ID_COLUMNS if name in names), "")
+    subject = _subject_column(path, names, None)
+    columns = ["image", *(name for name in (id_column, subject) if name)]
+
+    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
+        for number, row in _rows_of_groups(path, columns, ranges):
+            cell_id = row.get(id_column)
+            cell_id = f"row_{number:06d}" if cell_id is None else str(cell_id)
+            owner = row.get(subject)
+            # Its bytes alone; or bytes or path, as 🤗 data sets keep them; or nothing.
+            stored = row["image"] if isinstance(row["image"], Mapping) else {"bytes": row["image"]}
+            stored = {"bytes": stored.get("bytes"), "path": stored.get("path") and str(path.parent / stored["path"])}
+            yield SourceCell(cell_id, "" if owner is None else str(owner), _picture(stored, cell_id))
+
+    fingerprint = hashlib.sha256(repr((path.name, count, _state(path))).encode()).hexdigest()
+    return CellSource(count, fingerprint, bool(subject), read)
+
+
+def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
+    """A picture as 🤗 data sets store it, undecoded; without bytes and path, opening it says that the file is empty."""
+    if stored["bytes"] is None and stored["path"]:
+        return str(stored["path"])
+    return EncodedImage(stored["bytes"] or b"", f"cell {cell_id}")
+
+
+def _rows_of_groups(
+    path: Path, columns: Sequence[str], ranges: Sequence[range]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        sizes = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+        for group, (first, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
+            wanted = [rows for rows in ranges if rows.start < end and rows.stop > first]
+            if not wanted:
+                continue
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
+                for rows in wanted:
+                    start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
+                    if start < stop:
+                        yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
+                first += len(batch)
+
+
+def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | None) -> CellSource:
+    from leukoscope.data.loading import load_cells
+    from leukoscope.data.registry import DATASETS
+
+    if name.startswith(("/", ".", "~")) or ("/" not in name and name not in DATASETS):
+        raise LeukoscopeError(
+            f"--input {name}: no such folder or file, and no data set either ({', '.join(DATASETS)}, or owner/name on "
+            "the Hub)"
+        )
+    from datasets import Image, concatenate_datasets
+
+    data = load_cells(name, train_dir, subject_pattern=subject_pattern)
+    rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
+    encoded = rows.cast_column("image", Image(decode=False))
+
+    def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
+        for wanted in ranges:
+            for row in encoded.select(wanted):
+                yield SourceCell(row["cell_id"], row["subject"] or "", _picture(row["image"], row["cell_id"]))
+
+    # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
+    digest = hashlib.sha256(data.fingerprint.encode())
+    # The pictures' bytes, which a data set may hold beside their paths, are not read. Its format names columns that
+    # flattening renames.
+    for row in encoded.with_format(None).flatten().select_columns(["cell_id", "image.path"]):
+        path = row["image.path"]
+        digest.update(repr((row["cell_id"], _state(Path(path)) if path else None)).encode())
+    problems = (message.partition(": ") for message in data.unreadable)
+    return CellSource(
+        len(encoded),
+        digest.hexdigest(),
+        any(data.train["subject"]),
+        read,
+        tuple((file, reason) for file, _, reason in problems),
+        data.report(),
+    )

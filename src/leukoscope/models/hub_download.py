@@ -1,0 +1,254 @@
+"""Models named by Hub id: parse the name, look the repository up, download its files or use the cached copy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, WEIGHTS
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+# The part before the @ is checked by the Hub client's own rule, in `parse_hub_id`.
+_HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
+HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
+RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
+_PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+_log = logging.getLogger("leukoscope")
+_T = TypeVar("_T")
+
+
+class HubUnreachable(Exception):
+    """The Hub cannot be reached or has an error of its own; the text is the reason."""
+
+
+def release_folder(model: str, patterns: Sequence[str] = RELEASE_FILES) -> Path:
+    """The folder of a release, downloaded first where it is named by Hub id.
+
+    Args:
+        model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+        patterns: which files to download.
+
+    Raises:
+        LeukoscopeError: as `Predictor.from_pretrained`.
+    """
+    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model), patterns)
+
+
+def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Split `owner/name[@revision]` into repository and revision.
+
+    Raises:
+        LeukoscopeError: no Hub id, or two different revisions.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    match = _HUB_ID.fullmatch(model)
+    try:
+        # The client looks revisions up as file names in its cache.
+        if match is None or ".." in model:
+            raise HFValidationError
+        validate_repo_id(match["id"])
+    except HFValidationError:
+        raise LeukoscopeError(
+            f"{model}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+        ) from None
+    if revision and match["revision"] and revision != match["revision"]:
+        raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")
+    return match["id"], revision or match["revision"]
+
+
+def fetch_files(
+    hub_id: str, revision: str | None, patterns: Sequence[str] = RELEASE_FILES, *, anonymous: bool = False
+) -> Path:
+    """Download a Hub repository's files, or find them in the cache.
+
+    Where the Hub cannot be reached, the cached copy is used, with a warning.
+
+    Args:
+        patterns: which files.
+        anonymous: do not send this machine's token.
+
+    Returns:
+        the folder; its name is the commit.
+
+    Raises:
+        LeukoscopeError: no such repository or revision, no access to it, no safetensors in it, no network and no
+            whole cached copy, or a file whose content is not the one that the Hub names.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        _require_safetensors(wanted, hub_model_info(hub_id, revision, anonymous=anonymous))
+        folder = _snapshot(hub_id, revision, patterns, anonymous=anonymous)
+    except HubUnreachable as reason:
+        try:
+            folder = _snapshot(hub_id, revision, patterns, cached_only=True)
+        except LocalEntryNotFoundError:
+            raise LeukoscopeError(
+                f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, or "
+                "give a release folder"
+            ) from None
+        commit = folder.name[:12]
+        _log.warning("%s: the Hub cannot be reached (%s); using the copy cached here, %s", wanted, reason, commit)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise LeukoscopeError(f"{wanted}: {_refusal(error, hub_id, anonymous)}") from None
+    _require_intact(folder, wanted)
+    return folder
+
+
+def cached_repository(hub_id: str) -> Path:
+    """Where the Hub's client keeps the files of a model repository on this machine, whether or not it has any."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
+
+
+def hub_model_info(
+    hub_id: str, revision: str | None = None, *, sizes: bool = False, anonymous: bool = False
+) -> ModelInfo:
+    """Look up a repository on the Hub, within `HUB_TIMEOUT`.
+
+    Args:
+        sizes: with the sizes of its files.
+        anonymous: do not send this machine's token.
+
+    Raises:
+        HubUnreachable: no response, or an error of the Hub's own.
+        HfHubHTTPError: the Hub refuses: no such repository or revision, no access.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    try:
+        return _within(
+            HUB_TIMEOUT,
+            lambda: HfApi(token=False if anonymous else None).model_info(
+                hub_id, revision=revision, timeout=HUB_TIMEOUT, files_metadata=sizes
+            ),
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code == 429 or error.response.status_code >= 500:
+            raise HubUnreachable(f"it answers HTTP {error.response.status_code}") from None
+        raise
+    except OfflineModeIsEnabled:
+        raise HubUnreachable("HF_HUB_OFFLINE is set") from None
+    except (HTTPError, OSError) as error:
+        raise HubUnreachable(_first_line(error)) from None
+
+
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
+    """A call's result, or TimeoutError: the client's own limit starts anew with every address of a host."""
+    result: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def _snapshot(
+    hub_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    cached_only: bool = False,
+    anonymous: bool = False,
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(patterns),
+                etag_timeout=HUB_TIMEOUT,
+                local_files_only=cached_only,
+                token=False if anonymous else None,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError):
+        raise
+    except (HTTPError, OSError) as error:
+        raise LeukoscopeError(
+            f"{hub_id}: cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+        ) from None
+
+
+def _require_safetensors(wanted: str, info: ModelInfo) -> None:
+    """Refuse a repository without safetensors before anything is downloaded."""
+    names = [file.rfilename for file in info.siblings or ()]
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = next((name for name in names if name.endswith(_PICKLED)), None)
+    if pickled:
+        raise LeukoscopeError(
+            f"{wanted}: holds only {pickled}; pickled weights can run code and are never loaded — convert them to "
+            "safetensors"
+        )
+    raise LeukoscopeError(f"{wanted}: holds no .safetensors file, so no weights to load; name a repository with some")
+
+
+def _require_intact(folder: Path, wanted: str) -> None:
+    """Compare cached files with their names, which are checksums: the client itself compares sizes only."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = file.resolve()
+        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or _checksum(blob) == blob.name:
+            continue
+        # Otherwise every later download would take it for whole.
+        file.unlink()
+        blob.unlink(missing_ok=True)
+        raise LeukoscopeError(
+            f"{wanted}: {file.relative_to(folder)} is damaged (its checksum is not the one the Hub names); it was "
+            "removed from the cache, try again"
+        )
+
+
+def _checksum(blob: Path) -> str:
+    """SHA-256 of large files and git's blob id (SHA-1) of the others, as the cache names them."""
+    if len(blob.name) == 64:
+        with blob.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    content = blob.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if anonymous and isinstance(error, RepositoryNotFoundError):  # a gated one is of this kind, too
+        return "no model on the Hub that is open to anybody; check the name, or ask whoever runs this to offer it"
+    if isinstance(error, GatedRepoError):
+        return f"access is restricted; accept its terms on https://huggingface.co/{hub_id} and run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
+    if isinstance(error, RevisionNotFoundError):
+        return "the Hub has this model but not this revision; name one of its branches, tags or commits"
+    return f"cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+
+
+def _first_line(error: Exception) -> str:
+    # The full text of a file system's error holds the path of the cache.
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")

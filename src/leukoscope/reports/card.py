@@ -1,0 +1,138 @@
+"""The model card of a release, rendered from its metrics.json: no value in it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.registry import DATASETS
+from leukoscope.data.synthetic import PHANTOM_LABELS
+from leukoscope.data.synthetic_smears import knows_smears
+from leukoscope.files import resource_file, write_atomic
+from leukoscope.models.build import hub_weights_name
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, folder_name, needs_code, read_metrics
+from leukoscope.reports import formatting, release_tables
+from leukoscope.reports.plots import SHOWN, draw_plots
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+_FILTERS = ("count", "minutes", "pooling", "share", "span", "with_interval")
+
+
+def render_card(release: Path, *, hub_id: str = "") -> str:
+    """Render the model card of a release, as Markdown with the Hub's YAML front matter.
+
+    Args:
+        release: a folder with config.json and metrics.json.
+        hub_id: where it is published; its folder name stands in until then.
+
+    Raises:
+        LeukoscopeError: no metrics.json to render from.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    metrics = read_metrics(release)
+    if not metrics.get("training"):
+        raise LeukoscopeError(
+            f"{release / 'metrics.json'}: missing or without a 'training' block; no card without measurements"
+        )
+    try:
+        config = json.loads((release / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
+    name = hub_id.split("/")[-1] or folder_name(release)
+    # ModelCard.from_template would leave out without a word what metrics.json lacks; StrictUndefined does not.
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
+    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
+    return environment.from_string(read_template()).render(
+        **metrics | {"notice": RESEARCH_NOTICE},
+        metrics=metrics,
+        front_matter=_front_matter(metrics, name, own_code=needs_code(config)),
+        name=name,
+        hub_id=hub_id,
+        model=hub_id or f"path/to/{folder_name(release)}",
+        preprocessing=config["pretrained_cfg"],
+        figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
+        tested=release_tables.detailed_evaluation(metrics),
+        drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
+        own_code=needs_code(config),
+        new_aliases=formatting.new_aliases(metrics),
+    )
+
+
+def write_card(release: Path, *, hub_id: str = "") -> Path:
+    """Draw the release's plots and render the card into its README.md."""
+    draw_plots(release)
+    return write_atomic(release / CARD, render_card(release, hub_id=hub_id))
+
+
+def read_template() -> str:
+    """The card's Jinja template."""
+    return resource_file("model_card/template.md").read_text()
+
+
+def _front_matter(metrics: Mapping[str, Any], name: str, *, own_code: bool) -> str:
+    """The YAML that the Hub reads: what the model is, and its test results."""
+    from huggingface_hub import ModelCardData
+
+    library = "transformers" if own_code else "timm"
+    dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
+    results = list(_eval_results(metrics))
+    return ModelCardData(
+        license="apache-2.0",
+        library_name=library,
+        pipeline_tag="image-classification",
+        tags=["image-classification", library, "leukoscope", "leukaemia", "blood-cells"],
+        datasets=[dataset] if dataset else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        metrics=["f1", "accuracy", "roc_auc"],
+        eval_results=results or None,
+        model_name=name if results else None,
+    ).to_yaml()
+
+
+def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    data = metrics["data"]
+    weighing = f"each {data['unit']} weighing the same"
+    kinds = (
+        ("roc_auc", "auroc_by_subject", f"AUROC, {weighing}"),
+        ("accuracy", "balanced_accuracy_by_subject", f"balanced accuracy, {weighing}"),
+        ("f1", "f1_weighted", "weighted F1"),
+        ("accuracy", "accuracy", "accuracy"),
+        ("roc_auc", "auroc", "AUROC"),
+    )
+    for block in metrics["evaluations"]:
+        for metric_type, key, name in kinds:
+            if (value := block["metrics"].get(key)) is not None:
+                yield EvalResult(
+                    task_type="image-classification",
+                    dataset_name=f"{data['title']} — {block['split']['detail']}",
+                    dataset_type=_hub_dataset(data["name"]) or data["name"],
+                    # Results of one data set, config and split are merged when a card is loaded and saved.
+                    dataset_config=block["name"],
+                    dataset_split="test",
+                    metric_type=metric_type,
+                    metric_name=f"{name}; estimates: {block['estimates']}",
+                    metric_value=round(value, 3),
+                )
+
+
+def _hub_dataset(name: str) -> str | None:
+    return DATASETS[name].hub_id if name in DATASETS else name
+
+
+def _base_model(metrics: Mapping[str, Any]) -> str | None:
+    """The Hub repository that training started from; None where it was a file, a folder or random weights."""
+    training, imagenet = metrics["training"], metrics["recipe"].get("base_model")
+    started_from = training.get("started_from")
+    if started_from:
+        return started_from["release"] if started_from["revision"] else None
+    return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None

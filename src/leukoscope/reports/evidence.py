@@ -1,0 +1,144 @@
+"""What a release's metrics.json says about it, as sections of text, tables and plots: the Evidence tab of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leukoscope.evaluation.plots import patients_curve, reliability_diagram, subject_strip
+from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
+from leukoscope.reports.html import Section, plot_picture
+from leukoscope.reports.release_tables import (
+    RESULT_METRICS,
+    baselines_table,
+    evaluation_row,
+    explanation_table,
+    persons_table,
+    tta_table,
+)
+
+Metrics = Mapping[str, Any]
+
+
+def evidence_sections(metrics: Metrics) -> list[Section]:
+    """Everything that the Evidence tab shows of a release, one section a question.
+
+    Args:
+        metrics: the content of metrics.json.
+
+    Returns:
+        sections for each block that was measured; none without evaluations. Plots are drawn with matplotlib, so only
+        one thread may call this at a time.
+
+    Raises:
+        AttributeError, IndexError, KeyError, TypeError, ValueError: metrics.json is damaged or lacks a value.
+    """
+    if not metrics.get("evaluations"):
+        return []
+    sections = [_evaluations(metrics)]
+    if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
+        sections.append(_subjects(subjects, metrics["labels"]))
+    if block := metrics.get("patients"):
+        sections.append(_persons(block))
+    if block := metrics.get("calibration"):
+        before, after = (share(block[side]["ece"]) for side in ("before", "after"))
+        alt = f"Reliability diagram: expected calibration error {before} as trained, {after} when temperature-scaled"
+        text = f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."
+        picture = plot_picture(reliability_diagram(block), alt)
+        sections.append(Section("Are its probabilities calibrated?", [text], pictures=[picture]))
+    if metrics["evaluations"][0].get("shortcut_baselines"):
+        table = baselines_table(metrics["evaluations"][0])
+        table = Table(table.columns, [[cell.strip("*") for cell in row] for row in table.rows])
+        text = "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
+        sections.append(Section("What needs no network", [text], table))
+    if block := metrics.get("heat_maps"):
+        text = f"{block['cells']} cells of {block['subjects']} subjects; estimates: {block['estimates']}."
+        meanings = [f"{name.replace('_', ' ')}: {meaning}" for name, meaning in block["definitions"].items()]
+        sections.append(Section("Are its Grad-CAM maps faithful?", [text, *meanings], explanation_table(block)))
+    if block := metrics.get("views"):
+        agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
+        text = (
+            f"The mean prediction of {block['definition']}; {count(block['cells'])} cells; estimates: "
+            f"{block['estimates']}. The predictions agree on {count(agreeing['cells'])} cells "
+            f"({share(agreeing['accuracy'])} correct) and differ on {count(others['cells'])} "
+            f"({share(others['accuracy'])})."
+        )
+        sections.append(Section("What does test-time augmentation gain?", [text], tta_table(block)))
+    if metrics.get("training"):
+        sections.append(_training(metrics))
+    return [*sections, Section("Limits", _limits(metrics))]
+
+
+def _evaluations(metrics: Metrics) -> Section:
+    keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_auroc")
+    names = [metric_name(key) for key in RESULT_METRICS]
+    rows = [[evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
+    text = [
+        "By subject: every patient weighs the same. At equal size: among cells of like area. In brackets 95 % "
+        "intervals from bootstrap samples of whole patients. “Size alone”: AUROC by subject of nothing but the cell's "
+        "area. A random split that has patients on both sides gives values that are too good.",
+    ]
+    if aliases := new_aliases(metrics):
+        text.append(f"Found since to be one person each: {', '.join(aliases)}.")
+    columns = ("tested on", "patients on both sides?", "cells", *names, "size alone")
+    return Section("Unseen patients beside the random split", text, Table(columns, rows, text_columns=2))
+
+
+def _subjects(subjects: Metrics, labels: list[str]) -> Section:
+    name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
+    alt = (
+        f"Accuracy of each of {len(subjects)} subjects by class; the worst is {name} ({worst['label']}) with "
+        f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
+    )
+    return Section("Patient by patient", [f"{alt}."], pictures=[plot_picture(subject_strip(subjects, labels), alt)])
+
+
+def _persons(block: Metrics) -> Section:
+    few, many = block["curve"][0], block["curve"][-1]
+    alt = (
+        f"Balanced accuracy over persons against the number of cells used: {share(few['balanced_accuracy'])} with "
+        f"{few['cells']}, {share(many['balanced_accuracy'])} with {many['cells']}"
+    )
+    text = [
+        f"Pooled by the {pooling(block['rule'])}. Each person is judged with pooling and threshold chosen and fitted "
+        "on other persons. In brackets 95 % intervals, exact for shares.",
+        f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No person is on the wrong side.",
+        f"{block['measured']['persons']} persons of one laboratory, each of one class only: nothing here applies to "
+        "mixed marrow, to minimal residual disease, or to another stain.",
+    ]
+    return Section(
+        "One prediction for a person", text, persons_table(block), [plot_picture(patients_curve(block), alt)]
+    )
+
+
+def _training(metrics: Metrics) -> Section:
+    training, data, recipe = metrics["training"], metrics.get("data", {}), metrics.get("recipe", {})
+    rows = [
+        ("data", data.get("title", data.get("name", "–"))),
+        ("licence", data.get("licence", "–")),
+        ("cite", data.get("citation", "–")),
+        ("cells and subjects", f"{count(training['cells'])} cells of {len(training['subjects'])} subjects"),
+        ("split", training["split"]),
+        ("network", f"{recipe.get('architecture', '–')}, {recipe.get('image_size', '–')} px"),
+        ("started from", training["start_weights"]),
+        ("trained", f"{training['epochs_run']} epochs, {minutes(training['seconds'])}, {training['hardware']}"),
+    ]
+    return Section("What it was trained on", table=Table(("what", "which"), rows, text_columns=2))
+
+
+def _limits(metrics: Metrics) -> list[str]:
+    lines = [
+        "It knows the stain, the microscope and the segmentation of its training data; elsewhere its metrics do not "
+        "hold.",
+        "A Grad-CAM map shows where the network's evidence lies, not whether that evidence is medically sound.",
+    ]
+    if subjects := metrics.get("decisions", {}).get("fitted_on", {}).get("subjects", {}):
+        people = ", ".join(f"{number} {label}" for label, number in subjects.items())
+        lines.append(f"Thresholds and intervals rest on {people} subjects: few people.")
+    ood = metrics.get("ood", {})
+    if worst := ood.get("held_out", {}).get("worst_subject"):
+        lines.append(
+            f"The OOD detector accepts {share(ood['held_out']['kept_share'])} of true cells, but only "
+            f"{share(worst['kept_share'])} of subject {worst['subject']}'s {worst['cells']}."
+        )
+    return [*lines, *(f"Not measured: {one}." for one in ood.get("not_measured", ()))]

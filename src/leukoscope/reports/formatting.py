@@ -1,0 +1,129 @@
+"""How values and tables are written in cards, README, HTML pages and the demo: one rule each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leukoscope.data.registry import DATASETS
+from leukoscope.inference.patient import POOLINGS
+
+_METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_weighted": "weighted F1",
+    "f1_macro": "macro F1",
+    "auroc": "AUROC",
+    "auroc_equal_size": "AUROC at equal size",
+    "subject_auroc": "AUROC of subjects",
+}
+_BY_SUBJECT = "_by_subject"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose cells are text ready to be shown.
+
+    Attributes:
+        columns: the headings.
+        rows: as many cells each as there are columns.
+        text_columns: how many columns, from the left, are aligned left; the others hold numbers.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+    def __str__(self) -> str:
+        """The table in Markdown."""
+        rule = "---|" * self.text_columns + "--:|" * (len(self.columns) - self.text_columns)
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
+        return "\n".join([lines[0], f"|{rule}", *lines[1:]])
+
+
+def metric_name(key: str, unit: str = "subject") -> str:
+    """The name of a metric of metrics.json or evaluation.json.
+
+    Args:
+        unit: what stands for a person in the data set, "subject" or "block".
+    """
+    if key.endswith(_BY_SUBJECT):
+        return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
+    return _METRIC_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
+
+
+def share(value: Any) -> str:
+    """A share of 1 with three digits; a dash where a value does not exist."""
+    from jinja2 import Undefined
+
+    return "–" if value is None or isinstance(value, Undefined) else f"{value:.3f}"
+
+
+def gain(value: float | None) -> str:
+    """A difference of shares, its sign always shown."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def span(interval: Mapping[str, Any] | None) -> str:
+    """An interval of shares with two digits: more would suggest too much precision. A dash where there is none."""
+    low, high = (interval["low"], interval["high"]) if interval else (None, None)
+    if low is None or high is None:
+        return "–"
+    # A dash before a minus sign cannot be read.
+    return f"{low:.2f}{' to ' if low < 0 else '–'}{high:.2f}"
+
+
+def with_span(estimate: Mapping[str, Any] | None, key: str = "value") -> str:
+    """A share and its interval, from one block that contains both; a dash where there is none."""
+    return f"{share(estimate[key])} ({span(estimate)})" if estimate else "–"
+
+
+def with_interval(block: Mapping[str, Any], metric: str) -> str:
+    """A metric of an evaluation with its interval by subject, where there is one."""
+    intervals = block.get("intervals", {}).get("by_subject", {})
+    value = share(block["metrics"].get(metric))
+    return f"{value} ({span(intervals[metric])})" if metric in intervals else value
+
+
+def difference(estimate: Mapping[str, Any] | None) -> str:
+    """A difference of shares and its interval; a dash where there is none."""
+    return (
+        "–" if not estimate else f"{gain(estimate['difference'])} ({gain(estimate['low'])} to {gain(estimate['high'])})"
+    )
+
+
+def fraction(rate: Mapping[str, Any]) -> str:
+    """A share of few persons: counts, share and interval."""
+    value = rate["right"] / rate["of"] if rate["of"] else None
+    return f"{rate['right']} of {rate['of']}, {share(value)} ({span(rate)})"
+
+
+def pooling(rule: Mapping[str, Any]) -> str:
+    """How the "patients" block of metrics.json pools a person's cells, in words."""
+    return POOLINGS[rule["pooling"]]
+
+
+def count(value: int) -> str:
+    """A number of cells with thousands separated."""
+    return f"{value:,}"
+
+
+def minutes(seconds: float) -> str:
+    """A duration in whole minutes."""
+    return f"{seconds / 60:.0f} min"
+
+
+def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
+    """Subjects that a release counts separately, although its data set is now known to hold one person under them.
+
+    Returns:
+        one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.
+    """
+    info = DATASETS.get(metrics["data"]["name"])
+    if info is None:
+        return []
+    persons: dict[str, list[str]] = {}
+    for subject in metrics["training"]["subjects"]:
+        persons.setdefault(info.canonical_subject(subject), []).append(subject)
+    return [" = ".join(sorted(ids)) for ids in persons.values() if len(ids) > 1]

@@ -1,0 +1,329 @@
+"""Reports as single HTML files, and the one of an evaluation: evaluation.json for programs, evaluation.html for people.
+
+An evaluation says everything that a reader needs in order not to be misled: what the metrics estimate, which of the
+subjects may have trained the model, and how wide the interval by subject is beside the naive one by cell.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.evaluation.bootstrap import (
+    BOOTSTRAP_SAMPLES,
+    LEVEL,
+    cell_intervals,
+    paired_difference,
+    point_metrics,
+    subject_intervals,
+)
+from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
+from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.evaluation.patients import measure_patient_rule
+from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip
+from leukoscope.files import write_atomic
+from leukoscope.models.release_files import write_json
+from leukoscope.reports.formatting import Table, count, fraction, metric_name, share, span
+from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+EVALUATION_SCHEMA_VERSION = 1
+_FEW_SUBJECTS = 20
+_WORST = 10
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture within a page.
+
+    Attributes:
+        source: a `data:` URI, from `plot_picture` or `cell_picture`.
+        alt: what it shows, in words, for who cannot see it.
+        caption: the line below it.
+    """
+
+    source: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page.
+
+    Attributes:
+        heading: what it is about.
+        text: paragraphs of plain text; nothing in it is read as markup.
+        table: shown where it has rows.
+        pictures: plots across the page, or many small pictures in a grid.
+        verdict: "good", "warning", "bad" or "" — coloured, and written in words as well.
+    """
+
+    heading: str
+    text: Sequence[str] = ()
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+    verdict: str = ""
+
+
+def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
+    """A matplotlib figure as an SVG picture; the figure is closed."""
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    # Without a date, the same figures give the same file.
+    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+    return Picture(_data_uri("image/svg+xml", file.getvalue()), alt, caption)
+
+
+def cell_picture(image: Image, alt: str, caption: str = "", *, side: int = 128) -> Picture:
+    """A cell, no larger than `side` pixels, as a JPEG picture."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=85)
+    return Picture(_data_uri("image/jpeg", file.getvalue()), alt, caption)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[Section]) -> Path:
+    """Render a page and write it.
+
+    Args:
+        title: its heading.
+        lead: the paragraphs below it: the result in short.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name("page.html").read_text()
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+    shown = page.render(title=title, lead=lead, sections=sections, notice=RESEARCH_NOTICE, version=__version__)
+    return write_atomic(path, shown)
+
+
+def build_evaluation(
+    answered: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The content of evaluation.json.
+
+    Args:
+        cells: the cells that were predicted, where the data set is at hand.
+        compared: another model's predictions of the same cells.
+        seed: of the bootstrap samples.
+
+    Raises:
+        LeukoscopeError: no cell at all, or two models that did not predict the same cells.
+    """
+    answers, unreadable = answered.predictions, cells.data.unreadable if cells else ()
+    if not answers.cell_ids:
+        reason = next(iter((*answered.left_out, *unreadable)), "no cell was given")
+        raise LeukoscopeError(f"{answered.name}: not one cell was predicted ({reason}); check the cells and --split")
+    by_subject, missing = None, ""
+    try:
+        by_subject = subject_intervals(answers, seed=seed)
+    except LeukoscopeError as error:
+        missing = str(error)
+    subjects = np.asarray(answers.subjects)
+    of_class = {label: subjects[answers.references == k] for k, label in enumerate(answers.label_names)}
+    comparison = None
+    if compared is not None:
+        comparison = {**compared.about(), "figures": paired_difference(answers, compared.predictions, seed=seed)}
+    return {
+        "schema_version": EVALUATION_SCHEMA_VERSION,
+        "notice": RESEARCH_NOTICE,
+        **answered.about(),
+        **(cells.about() if cells else {"data": None, "split": None}),
+        "left_out": [*unreadable, *answered.left_out],
+        "figures": point_metrics(answers),
+        "intervals": {
+            "level": LEVEL,
+            "draws": BOOTSTRAP_SAMPLES,
+            "seed": seed,
+            "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "
+            "doi:10.1080/00031305.2015.1089789)",
+            "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
+            "by_subject": by_subject,
+            "by_subject_missing": missing,
+            "by_cell": cell_intervals(answers, seed=seed),
+        },
+        "metrics": measure(answers),
+        "patients": measure_patient_rule(answers, answered.metrics),
+        "comparison": comparison,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": {
+            "leukoscope": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "timm", "transformers", "scikit-learn", "numpy")},
+        },
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Mapping[str, Any], answers: CellPredictions) -> Path:
+    """Write evaluation.json, predictions.parquet and evaluation.html.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        LeukoscopeError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        answers.save(folder / "predictions.parquet")
+        write_json(folder / "evaluation.json", evaluation)
+        title = f"{evaluation['model']['name']} — evaluation"
+        return write_page(folder / "evaluation.html", title, _lead(evaluation), list(_sections(evaluation)))
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{folder}: the evaluation cannot be written there ({error.strerror or error}); name another --output"
+        ) from None
+
+
+def _lead(evaluation: Mapping[str, Any]) -> list[str]:
+    metrics, data, overlap = evaluation["metrics"], evaluation["data"], evaluation["training_overlap"]
+    lines = [] if overlap["verdict"] == "good" else [overlap["statement"]]
+    if data and data["synthetic"]:
+        lines.append("Synthetic cells: these metrics say nothing about patients.")
+    subjects = f" of {len(metrics['subjects'])} subjects" if metrics["subjects"] else ""
+    source = f" from {data['title']}" if data else ""
+    lines.append(f"{count(metrics['cells'])} cells{subjects}{source}. The metrics estimate: {evaluation['estimates']}.")
+    values = evaluation["figures"]
+    suffix = "_by_subject" if "balanced_accuracy_by_subject" in values else ""
+    intervals = evaluation["intervals"]["by_subject"] or {}
+    results = []
+    for key in (f"balanced_accuracy{suffix}", f"auroc{suffix}"):
+        if key in values:
+            interval = f"{LEVEL:.0%} interval by subject {span(intervals[key])}" if key in intervals else ""
+            results.append(f"{metric_name(key)} {share(values[key])} ({interval or 'no interval by subject'})")
+    result = "; ".join(results)
+    return [*lines, f"{result[0].upper()}{result[1:]}."]
+
+
+def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
+    overlap, metrics = evaluation["training_overlap"], evaluation["metrics"]
+    yield Section("Is this a test?", [overlap["statement"]], verdict=overlap["verdict"])
+    intervals = evaluation["intervals"]
+    by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
+    lines = [
+        (metric_name(key), value, by_subject.get(key), by_cell.get(key)) for key, value in evaluation["figures"].items()
+    ]
+    plot = plot_picture(interval_plot(lines), "Every metric with its interval by subject and by cell, as in the table.")
+    yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals), [plot])
+    if metrics["subjects"]:
+        yield _subjects(metrics)
+    if evaluation["patients"]:
+        yield _persons(evaluation["patients"])
+    confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
+    alt = "Confusion matrix: rows are the true classes, columns the predicted ones."
+    yield Section("Which class is taken for which", (), classes_table(metrics), [plot_picture(confusion, alt)])
+    if other := evaluation["comparison"]:
+        yield Section(
+            f"Beside {other['model']['name']}",
+            [
+                f"The other model's metrics estimate: {other['estimates']}. {other['training_overlap']['statement']}",
+                "Both are judged on the same cells and the same bootstrap samples of subjects. An interval that holds "
+                "0 decides nothing.",
+            ],
+            comparison_table(other["figures"], LEVEL),
+        )
+    if left_out := evaluation["left_out"]:
+        more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
+        yield Section("Left out", [*left_out[:_SHOWN], *more], verdict="warning")
+    yield _made_from(evaluation)
+
+
+def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    intervals = evaluation["intervals"]
+    if (evaluation["data"] or {}).get("unit") == "block":
+        yield "This data set publishes no subjects: “subject” on this page means a block of neighbouring images."
+    if intervals["by_subject"] is None:
+        yield f"No interval by subject: {intervals['by_subject_missing']}. The naive ones are too narrow."
+    else:
+        counts = ", ".join(f"{number} {label}" for label, number in intervals["subjects"].items())
+        yield (
+            "“By subject”: a cell weighs 1 / (cells of its subject): the few subjects with most cells do not decide. "
+            "“At equal size”: within tenths of the cells' areas, so that size alone gives 0.5."
+        )
+        yield (
+            f"An interval by subject says how far a metric may move with other patients like these ({counts}); the "
+            "naive one assumes that every cell came from a patient of its own."
+        )
+        if few := [label for label, number in intervals["subjects"].items() if 0 < number < _FEW_SUBJECTS]:
+            yield f"With so few subjects of {' and '.join(few)}, even the interval by subject is rather too narrow."
+        if flat := [metric_name(key) for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]:
+            yield (
+                f"No width ({', '.join(flat)}) means that every bootstrap sample gave the same, not that the metric is "
+                "certain."
+            )
+    if evaluation["training_overlap"]["verdict"] == "bad":
+        yield "As patients judged here also trained the model, no interval below says what to expect of new ones."
+
+
+def _subjects(metrics: Mapping[str, Any]) -> Section:
+    subjects = metrics["subjects"]
+    below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
+    alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
+    return Section(
+        "Subject by subject",
+        [f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"],
+        subjects_table(subjects, most=_WORST),
+        [plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)],
+    )
+
+
+def _persons(block: Mapping[str, Any]) -> Section:
+    # Wrong persons first, then those without a class.
+    order = sorted(
+        block["subjects"].items(),
+        key=lambda item: (item[1]["outcome"] == item[1]["label"], item[1]["outcome"] == item[1]["called"], item[0]),
+    )
+    text = [
+        f"The release's rule for persons gives a class to {block['given_a_class']} of {block['persons']} persons; "
+        f"{block['persons'] - block['given_a_class']} get none. Of those with a class: sensitivity "
+        f"{fraction(block['sensitivity'])}, specificity {fraction(block['specificity'])}; in brackets exact 95 % "
+        "intervals.",
+        "Every cell counts here; `leukoscope patient` leaves out those that are out of distribution.",
+    ]
+    rows = []
+    for name, one in order:
+        low, high = one["interval"]
+        interval = span({"low": low, "high": high})
+        rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
+    columns = ("person", "class", "outcome", "probability", "95 % interval", "cells")
+    return Section("One prediction for a person", text, Table(columns, rows, text_columns=3))
+
+
+def _made_from(evaluation: Mapping[str, Any]) -> Section:
+    data, split, intervals = evaluation["data"], evaluation["split"], evaluation["intervals"]
+    rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
+    if data:
+        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
+    if split:
+        counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
+        rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
+    samples = f"{count(intervals['draws'])} bootstrap samples, seed {intervals['seed']}"
+    rows.append(("intervals", f"{intervals['method']}; {samples}"))
+    versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
+    rows.append(("made", f"{evaluation['created']}, {versions}"))
+    return Section("Made from", table=Table(("what", "which"), rows, text_columns=2))

@@ -1,0 +1,152 @@
+"""Several releases side by side, on the cells that all of them predicted: which is best, and whether that is certain.
+
+Each release brings its predictions (predictions/<evaluation>.parquet), so that neither cells nor network are needed.
+All are judged on the same bootstrap samples of subjects; a difference whose interval reaches 0 decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.bootstrap import (
+    BOOTSTRAP_SAMPLES,
+    LEVEL,
+    paired_difference,
+    point_metrics,
+    subject_intervals,
+)
+from leukoscope.evaluation.evaluate import ModelPredictions, keep_cells, predictions_in_file
+from leukoscope.evaluation.plots import interval_plot
+from leukoscope.models.release_files import PREDICTIONS
+from leukoscope.reports.formatting import Table, count, difference, metric_name, with_span
+from leukoscope.reports.html import Section, plot_picture, write_page
+
+RANKED_BY = "auroc_by_subject"
+SHOWN = (RANKED_BY, "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted", "subject_auroc")
+COLUMNS = ("", "release", *map(metric_name, SHOWN), "behind the first", "estimates")
+
+
+def recorded_predictions(release: Path, evaluation: str, *, name: str, revision: str = "") -> ModelPredictions:
+    """The predictions that a release brings along.
+
+    Args:
+        evaluation: name of the evaluation, as metrics.json has it.
+        name, revision: of the release, to be shown.
+
+    Raises:
+        LeukoscopeError: the release has no predictions of that evaluation; the text names those it has.
+    """
+    path = release / PREDICTIONS / f"{evaluation}.parquet"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.parquet"))) or "none"
+        raise LeukoscopeError(
+            f"{name}: holds no predictions of the evaluation {evaluation}; it has {there} (--evaluation)"
+        )
+    return replace(predictions_in_file(path), name=name, revision=revision)
+
+
+def compare_releases(
+    answered: Sequence[ModelPredictions], *, draws: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Rank releases by their AUROC by subject on the cells that all of them predicted.
+
+    Returns:
+        cells and subjects compared on, left_out (a sentence for each release with more cells), and rows, best first:
+        model, estimates, trust (verdict and statement on the split), figures (key → value, low, high by subject) and
+        behind_the_first (difference, low, high, share_a_better; None for the first).
+
+    Raises:
+        LeukoscopeError: fewer than two releases, no cell in common, other classes or labels, or unknown subjects.
+    """
+    if len(answered) < 2:
+        raise LeukoscopeError("leukoscope experiment leaderboard: name two releases or more")
+    shared = set.intersection(*(set(one.predictions.cell_ids) for one in answered))
+    if not shared:
+        raise LeukoscopeError(
+            "leukoscope experiment leaderboard: no cell was predicted by all of these releases; compare releases of "
+            "one data set"
+        )
+    alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in answered]
+    points = [point_metrics(one.predictions) for one in alike]
+    order = sorted(range(len(alike)), key=lambda i: -points[i][RANKED_BY])
+    first, rows = alike[order[0]], []
+    for i in order:
+        one, behind = alike[i], None
+        if one is not first:
+            behind = paired_difference(one.predictions, first.predictions, samples=draws, seed=seed)[RANKED_BY]
+        intervals = subject_intervals(one.predictions, samples=draws, seed=seed)
+        rows.append(
+            {
+                "model": {"name": one.name, "revision": one.revision},
+                "estimates": one.estimates,
+                "trust": {key: one.overlap[key] for key in ("verdict", "statement")},
+                "figures": {key: {"value": points[i][key], **intervals[key]} for key in SHOWN if key in points[i]},
+                "behind_the_first": behind,
+            }
+        )
+    return {
+        "notice": RESEARCH_NOTICE,
+        "cells": len(shared),
+        "subjects": len(set(first.predictions.subjects)),
+        "level": LEVEL,
+        "left_out": [
+            f"{one.name}: {more:,} cells that not every release predicted"
+            for one in answered
+            if (more := len(one.predictions.cell_ids) - len(shared))
+        ],
+        "rows": rows,
+    }
+
+
+def table_rows(board: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The board as a person reads it, in the order of `COLUMNS`."""
+    return [
+        (
+            str(place),
+            _called(row["model"]),
+            *(with_span(row["figures"].get(key)) for key in SHOWN),
+            difference(row["behind_the_first"]),
+            row["estimates"],
+        )
+        for place, row in enumerate(board["rows"], start=1)
+    ]
+
+
+def verdict(board: Mapping[str, Any]) -> str:
+    """Whether the first place is settled, in a sentence."""
+    first, *others = board["rows"]
+    open_to = [_called(row["model"]) for row in others if row["behind_the_first"]["high"] >= 0]
+    if open_to:
+        return f"Not settled: {', '.join(open_to)} may be as good as {_called(first['model'])} on other patients."
+    return f"{_called(first['model'])} leads: no interval of the difference reaches 0."
+
+
+def write_board(path: Path, board: Mapping[str, Any]) -> Path:
+    """Write the board as one HTML page with a plot."""
+    lead = [f"{count(board['cells'])} cells of {board['subjects']} subjects, predicted by every release."]
+    lines = [
+        (_called(row["model"]), found["value"], {"low": found["low"], "high": found["high"]}, None)
+        for row in board["rows"]
+        if (found := row["figures"][RANKED_BY])
+    ]
+    alt = f"{metric_name(RANKED_BY)} of each release with its interval by subject, as in the table."
+    level = f"Intervals: {board['level']:.0%}, bootstrap samples of subjects; differences on the same samples."
+    ranking = Section(
+        "Side by side",
+        [level, *board["left_out"]],
+        Table(COLUMNS, table_rows(board), text_columns=2),
+        [plot_picture(interval_plot(lines, axis=metric_name(RANKED_BY)), alt)],
+    )
+    doubts = [
+        Section(_called(row["model"]), [row["trust"]["statement"]], verdict=row["trust"]["verdict"])
+        for row in board["rows"]
+    ]
+    return write_page(path, "Leaderboard", [*lead, verdict(board)], [ranking, *doubts])
+
+
+def _called(model: Mapping[str, str]) -> str:
+    return f"{model['name']}@{model['revision'][:12]}" if model["revision"] else model["name"]

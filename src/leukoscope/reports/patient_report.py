@@ -1,0 +1,283 @@
+"""A report on one person's cells: one HTML file with nothing to fetch, which prints to two sides of A4.
+
+It shows the prediction for the person, every cell's probability, the cells most and least like the positive class with
+their Grad-CAM maps, what was refused, and what the release's predictions are worth on unseen persons.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.images import EncodedImage, open_bytes, open_image
+from leukoscope.inference.overlay import overlay
+from leukoscope.inference.patient import patient_rule
+from leukoscope.inference.prediction import REFUSED
+from leukoscope.models.release_files import folder_name
+from leukoscope.reports.formatting import fraction, share, span, with_span
+from leukoscope.reports.html import cell_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from leukoscope.inference.patient import PatientPrediction
+    from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.predictor import Predictor
+    from leukoscope.inference.scoring.sources import CellSource
+
+SHOWN = 6
+"""Cells most, and cells least like the positive class."""
+SHOWN_REFUSED = 12
+_SIDE = 160
+_TEMPLATE = Path(__file__).with_name("patient_report.html")
+_WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
+_USED, _REFUSED = "#0072B2", "#9aa0a6"
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """A cell that a report shows.
+
+    Attributes:
+        image: upright RGB.
+        prediction: explained, for a cell in use; a refused one needs no map.
+        name: how the report calls it.
+    """
+
+    image: Image
+    prediction: Prediction
+    name: str
+
+
+def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
+    """Which of a person's cells a report shows.
+
+    Args:
+        probabilities: (N,) of the positive class.
+        outcomes: of the same cells.
+
+    Returns:
+        indices of the most and the least positive cells in use, no cell in both, and of refused ones.
+    """
+    refused = np.isin(np.asarray(outcomes), REFUSED)
+    order = [int(i) for i in np.argsort(-np.asarray(probabilities), kind="stable") if not refused[i]]
+    most = order[: min(SHOWN, (len(order) + 1) // 2)]
+    least = order[len(most) :][::-1][:SHOWN]
+    return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
+
+
+def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 32) -> str:
+    """Predict all cells of a source as one person's, and report on them; see `patient_report`.
+
+    Args:
+        name: stands in the report; "" names nobody. Files are called by their numbers, since their names may name a
+            person.
+
+    Raises:
+        LeukoscopeError: the release was not measured by person, or a file cannot be read.
+    """
+    rule = patient_rule(predictor)
+    pictures = [cell.picture for cell in source.read([range(source.count)])]
+    cells = predictor(pictures, batch_size=batch_size)
+    probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
+    outcomes = [cell.outcome for cell in cells]
+    person = rule.predict(probabilities, outcomes, patient=name)
+    positive = probabilities[:, rule.labels.index(rule.positive_label)]
+    shown = tuple(
+        [ShownCell(_opened(pictures[i]), predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
+        for chosen in cells_to_show(positive, outcomes)
+    )
+    release = predictor.release
+    return patient_report(
+        person,
+        positive,
+        outcomes,
+        (shown[0], shown[1], shown[2]),
+        model=release.name,
+        revision=release.revision,
+        metrics=release.metrics,
+    )
+
+
+def _opened(picture: str | EncodedImage) -> Image:
+    return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
+
+
+def print_to_pdf(page: Path, pdf: Path) -> Path:
+    """Print a page as a browser would.
+
+    Raises:
+        LeukoscopeError: no Chromium on this machine, or it failed.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if browser is None:
+        raise LeukoscopeError(
+            f"--output {pdf}: Chromium, which makes the PDF, is not installed; write {pdf.stem}.html and print that"
+        )
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to run as root with it
+    with tempfile.TemporaryDirectory() as profile:
+        flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-background-networking", *sandbox]
+        made = subprocess.run(
+            [browser, *flags, f"--user-data-dir={profile}", f"--print-to-pdf={pdf.resolve()}", page.resolve().as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    if made.returncode or not pdf.is_file():
+        raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
+    return pdf
+
+
+def patient_report(
+    person: PatientPrediction,
+    probabilities: np.ndarray,
+    outcomes: Sequence[str],
+    shown: tuple[Sequence[ShownCell], Sequence[ShownCell], Sequence[ShownCell]],
+    *,
+    model: str,
+    revision: str,
+    metrics: Mapping[str, Any],
+) -> str:
+    """The report as HTML.
+
+    Args:
+        person: the prediction; its name stands in the title, where it has one.
+        probabilities, outcomes: (N,) of all the person's cells, as for `cells_to_show`.
+        shown: the cells that `cells_to_show` chose, in its order.
+        model, revision: what predicted.
+        metrics: the release's metrics.json.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    most, least, refused = shown
+    positive, data = person.positive_label, metrics["data"]
+    maps = [cell.prediction.heatmaps[positive] for cell in (*most, *least) if cell.prediction.heatmaps is not None]
+    # One scale for the cells of a report: on the release's own, most maps of real cells are too faint to be printed.
+    peak = max((float(one.evidence.max()) for one in maps), default=0.0)
+    headline = f"No class: {person.outcome}"
+    if person.probability is not None and not person.reason:
+        headline = f"{person.outcome} (probability of {positive} {share(person.probability)})"
+    citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text())
+    return template.render(
+        title=f"Report on the cells of {person.patient}" if person.patient else "Report on the cells of one person",
+        notice=RESEARCH_NOTICE,
+        person=person,
+        headline=headline,
+        facts=_facts(person, model, revision),
+        strip=strip_plot(probabilities, outcomes),
+        montages=[
+            (f"The cells most like {positive}", [_figure(cell, positive, peak) for cell in most]),
+            (f"The cells least like {positive}", [_figure(cell, positive, peak) for cell in least]),
+        ],
+        refused=[_figure(cell, positive, None) for cell in refused],
+        trust=_trust(metrics),
+        citation=citation,
+        version=__version__,
+        date=date.today().isoformat(),
+    )
+
+
+def strip_plot(
+    probabilities: np.ndarray | Sequence[float],
+    outcomes: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    cells: Sequence[int] | None = None,
+) -> str:
+    """Every cell of a person as a dot, sorted by its probability, as an SVG.
+
+    Args:
+        probabilities: (N,) of the positive class, 0–1.
+        outcomes: of the same cells; refused ones are grey and stand at the left.
+        threshold: where the line is drawn.
+        cells: numbers that the dots carry as `data-cell`, so that a page can open the cell; None for none.
+    """
+    grey = np.isin(np.asarray(outcomes), REFUSED)
+    order = sorted(range(len(outcomes)), key=lambda i: (not grey[i], probabilities[i]))
+    step = (_WIDTH - 2 * _MARGIN) / max(1, len(order))
+    radius = min(4.0, max(1.6, 0.45 * step))
+
+    def height(probability: float) -> float:
+        return 8 + (1 - probability) * (_HEIGHT - 16)
+
+    dots = []
+    for place, i in enumerate(order):
+        opens = "" if cells is None else f' data-cell="{cells[i]}"'
+        dots.append(
+            f'<circle cx="{_MARGIN + (place + 0.5) * step:.1f}" cy="{height(float(probabilities[i])):.1f}" '
+            f'r="{radius:.1f}" fill="{_REFUSED if grey[i] else _USED}"{opens}><title>{float(probabilities[i]):.3f}, '
+            f"{escape(str(outcomes[i]))}</title></circle>"
+        )
+    ticks = "".join(
+        f'<text x="{_MARGIN - 6}" y="{height(value) + 3:.1f}" text-anchor="end" font-size="10" fill="currentColor">'
+        f"{value:g}</text>"
+        for value in (0, 0.5, 1)
+    )
+    line = height(threshold)
+    above = int(((np.asarray(probabilities) >= threshold) & ~grey).sum())
+    used = int((~grey).sum())
+    label = f"{above} of {used} cells in use lie at or above {threshold:.3g}; {len(grey) - used} are refused"
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{ticks}'
+        f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{line:.1f}" y2="{line:.1f}" stroke="currentColor" '
+        f'stroke-dasharray="4 3" stroke-width="1"/>{"".join(dots)}</svg>'
+    )
+
+
+def _facts(person: PatientPrediction, model: str, revision: str) -> dict[str, str]:
+    facts = {"cells": f"{person.cells}, of which {person.used} in use and {person.refused} refused"}
+    if person.probability is not None and person.interval is not None:
+        low, high = person.interval
+        interval = span({"low": low, "high": high})
+        facts[f"probability of {person.positive_label}"] = f"{share(person.probability)} ({interval})"
+        facts["the interval"] = (
+            "95 %, from bootstrap samples of this person's cells; it does not say how persons differ"
+        )
+        facts[f"share of {person.positive_label}"] = f"{share(person.share_positive)} of the cells in use"
+        facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
+    facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
+    # A folder's path may name a person or a laboratory.
+    return facts | {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
+
+
+def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str]:
+    """One cell as the network saw it and, where `peak` gives the end of the colour scale, its map."""
+    probability = share(cell.prediction.probabilities[positive])
+    left, top, right, bottom = (round(edge) for edge in cell.prediction.view_box)
+    seen = left, top, right, bottom
+    what = f"{cell.name}: {cell.prediction.outcome}, probability of {positive} {probability}"
+    shown = {"picture": cell_picture(cell.image.crop(seen), what, side=_SIDE).source, "alt": what}
+    if peak is None or cell.prediction.heatmaps is None:
+        return shown | {"caption": cell.name}
+    drawn = overlay(cell.image, cell.prediction.heatmaps[positive], cell.prediction.view_box, peak=peak)
+    return shown | {
+        "caption": f"{cell.name} · {probability}",
+        "map": cell_picture(drawn.crop(seen), what, side=_SIDE).source,
+    }
+
+
+def _trust(metrics: Mapping[str, Any]) -> list[str]:
+    block = metrics["patients"]
+    measured, positive = block["measured"], block["positive_label"]
+
+    return [
+        f"Measured on {measured['persons']} persons whom the networks, the pooling and the threshold had not seen: "
+        f"AUROC {with_span(measured['auroc'])}, sensitivity for {positive} {fraction(measured['sensitivity'])}, "
+        f"specificity {fraction(measured['specificity'])}; in brackets 95 % intervals.",
+        f"These were {measured['persons']} persons of one laboratory ({metrics['data']['title']}), each of one class "
+        "only. Nothing here speaks of mixed marrow, of minimal residual disease, or of another stain or microscope.",
+        "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
+        RESEARCH_NOTICE,
+    ]

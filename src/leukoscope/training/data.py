@@ -1,0 +1,459 @@
+"""What a training batch is made of: pixels for a whole network, or cached features for the head of a frozen one.
+
+The order of cells (shuffled or balanced by subject), the loaders, mixup, and the cache of a frozen backbone's features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmenter
+from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.files import cache_root, write_atomic
+from leukoscope.models.recipes import Recipe
+
+_MAX_WORKERS = 8  # more would read ahead of any network here
+_FEATURE_BATCH = 64
+
+
+class Inputs(Protocol):
+    """From rows of the cells to a batch for the network.
+
+    Attributes:
+        decodes: reading a cell means decoding its picture, which worker processes of the loader do ahead.
+    """
+
+    decodes: bool
+
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        """What the loader reads of a batch of cells, (B, …)."""
+
+    def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        """A batch of items with this epoch's augmentation."""
+
+    def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
+        """A batch of items without augmentation."""
+
+
+class PixelInputs:
+    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept."""
+
+    def __init__(self, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter):
+        self.pixels, self.preprocessing, self.augment = cells.pixels, preprocessing, augment
+        self.decodes = isinstance(cells.pixels, CellsOnDemand)
+
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
+
+    def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        return self.preprocessing.normalise(self.augment(items, rows.tolist(), epoch))
+
+    def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
+        return self.preprocessing.normalise(items)
+
+
+class FeatureInputs:
+    """A frozen backbone's features of every cell in each of its V mirrored versions; items are (V, F) float32."""
+
+    decodes = False
+
+    def __init__(self, features: np.ndarray, augment: Augmenter):
+        self.features, self.augment = features, augment
+
+    def items(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.features[rows])
+
+    def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        versions = self.augment.mirrorings_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
+        return items[torch.arange(len(items), device=items.device), versions]
+
+    def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
+        return items[:, 0]
+
+
+def make_augmenter(recipe: Recipe, cells: FramedCells, train_rows: np.ndarray, seed: int) -> Augmenter:
+    """The recipe's augmentation of these cells.
+
+    Raises:
+        LeukoscopeError: `pooled_size` for cells that are not cut out.
+    """
+    background = cells.data.info.background
+    if not recipe.augmentation.pooled_size:
+        return Augmenter(recipe.augmentation, background, seed)
+    if background != "black":
+        raise LeukoscopeError(
+            f"{recipe.name}: augmentation.pooled_size needs cells cut out on black, and {cells.data.info.title} has "
+            "smears; add --override augmentation.pooled_size=false"
+        )
+    areas = np.zeros(len(cells.pixels))
+    own = cells.areas_of(train_rows)
+    assert own is not None, "cells are cut out"
+    areas[train_rows] = own
+    return Augmenter(recipe.augmentation, background, seed, areas=areas, pool=np.sort(areas[train_rows]))
+
+
+# Loaders
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class CellDataset(Dataset[Batch]):
+    """Some rows of the cells, for a DataLoader, which takes a whole batch at once: items, classes, rows."""
+
+    def __init__(self, inputs: Inputs, labels: np.ndarray, rows: np.ndarray):
+        self.inputs, self.labels, self.rows = inputs, labels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        rows = self.rows[indices]
+        return self.inputs.items(rows), torch.from_numpy(self.labels[rows]), torch.from_numpy(rows)
+
+
+class WholeSteps(BatchSampler):
+    """Batches of an epoch, less the last ones that do not fill a whole step of all processes."""
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, batches_per_step: int):
+        super().__init__(sampler, batch_size, drop_last=True)
+        self.batches_per_step = batches_per_step
+
+    def __len__(self) -> int:
+        batches = super().__len__()
+        return batches - batches % self.batches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(super().__iter__(), len(self))
+
+
+def training_loader(
+    cells: CellDataset, batch_size: int, accelerator: Accelerator, sampler: Sampler[int]
+) -> DataLoader[Any]:
+    """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate.
+
+    Args:
+        batch_size: cells a batch of one process.
+        sampler: gives each epoch's order.
+
+    Raises:
+        LeukoscopeError: fewer cells than a step takes.
+    """
+    processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    require_whole_step(len(cells), batch_size, processes, batches)
+    return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, batch_size, processes * batches))
+
+
+def prediction_loader(cells: CellDataset, batch_size: int, accelerator: Accelerator) -> DataLoader[Any]:
+    """All rows in their order, prepared by Accelerate."""
+    loader = _loader(cells, accelerator, batch_size=batch_size)
+    return accelerator.prepare_data_loader(loader, device_placement=False)
+
+
+def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoader[Any]:
+    # A batch of decoded cells is read in less time than another process takes to hand it over.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (os.cpu_count() or 1) // local_processes
+    return DataLoader(
+        cells,
+        collate_fn=_identity,
+        num_workers=min(max(cores // 2, 1), _MAX_WORKERS) if cells.inputs.decodes else 0,
+        pin_memory=accelerator.device.type == "cuda",
+        # A generator of its own: iterating must not change the one that dropout uses.
+        generator=torch.Generator(),
+        **how,
+    )
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def require_whole_step(cells: int, batch_size: int, processes: int = 1, batches: int = 1) -> None:
+    """Raise `LeukoscopeError` where an epoch has fewer cells than an optimiser step takes."""
+    if cells >= batch_size * processes * batches:
+        return
+    times = f" × {processes} processes" if processes > 1 else ""
+    times += f" × --gradient_accumulation_steps {batches}" if batches > 1 else ""
+    raise LeukoscopeError(
+        f"--per_device_train_batch_size {batch_size}{times}: larger than the {cells} training cells; give a smaller one"
+    )
+
+
+def read(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        LeukoscopeError: a damaged cell, where cells are decoded on demand.
+    """
+    try:
+        yield from loader
+    except LeukoscopeError as error:
+        # From a worker process an error comes with its traceback; its own message is the last line.
+        raise LeukoscopeError(str(error).rpartition("LeukoscopeError: ")[2].strip()) from None
+
+
+def ready_batches(
+    loader: Iterable[Batch], inputs: Inputs, device: torch.device, epoch: int, add_waiting: Callable[[float], None]
+) -> Iterator[Batch]:
+    """Augmented inputs and classes, both on the device, and rows, on the CPU.
+
+    Args:
+        add_waiting: called with the seconds each batch took to be read, moved and augmented, and with those of the
+            attempt that finds the end. A GPU moves and augments by itself: there, what counts is asking for it.
+    """
+    batches = read(loader)
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is not None:
+            # Rows stay where the augmentation uses them.
+            items, labels, rows = batch
+            shown = inputs.for_training(items.to(device, non_blocking=True), rows, epoch)
+            batch = shown, labels.to(device, non_blocking=True), rows
+        add_waiting(time.perf_counter() - started)
+        if batch is None:
+            return
+        yield batch
+
+
+def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most that many of (N,) rows, evenly spread over them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
+
+
+def shows_progress(accelerator: Accelerator) -> bool:
+    """Progress bars are for a person at a terminal; a log file keeps one line an epoch."""
+    return accelerator.is_main_process and sys.stderr.isatty()
+
+
+# Sampling and mixup
+
+
+class SubjectBalancedSampler(Sampler[int]):
+    """Samples every class equally often, and in a class every subject equally often, or by a power of its cells.
+
+    Patients differ in their number of cells by a factor of ten and more: sampled by cell, a few of them decide what a
+    class looks like. No cell of a subject comes a second time before all others came once. The order depends on (seed,
+    epoch) alone.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None, power: float = 0.0
+    ):
+        """Args:
+        labels: (N,) class of each position.
+        subjects: N subject ids; cells whose subject is unnamed ("") count as one subject a class.
+        size: cells an epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
+        power: a subject of n cells is shown in proportion to n to this power; 0 shows all equally.
+        """
+        self.seed, self.epoch, self.size, self.power = seed, 0, len(labels) if size is None else size, power
+        named = np.asarray(subjects)
+        self._groups = [
+            [np.flatnonzero((labels == k) & (named == subject)) for subject in np.unique(named[labels == k])]
+            for k in np.unique(labels)
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that is iterated next, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Cells an epoch."""
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        sampled = []
+        for subjects, quota in zip(self._groups, _shares(self.size, np.ones(len(self._groups)), rng), strict=True):
+            weights = np.asarray([len(cells) for cells in subjects]) ** self.power
+            for cells, count in zip(subjects, _shares(quota, weights, rng), strict=True):
+                rounds = [rng.permutation(cells) for _ in range(-(-count // len(cells)))]
+                sampled.append(np.concatenate([cells[:0], *rounds])[:count])
+        yield from rng.permutation(np.concatenate(sampled)).tolist()
+
+
+def _shares(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(P,) counts that add up to `total`, in proportion to the weights; who gets the remainder is random."""
+    exact = total * weights / weights.sum()
+    counts = np.floor(exact + 1e-9).astype(int)
+    if left := total - counts.sum():
+        rest = np.maximum(exact - counts, 1e-12)
+        counts[rng.choice(len(counts), size=left, replace=False, p=rest / rest.sum())] += 1
+    return counts
+
+
+def mixup_share(alpha: float, seed: int, epoch: int, batch: int) -> float:
+    """The share of its own that each cell of a batch keeps, from Beta(alpha, alpha); 1 for alpha 0.
+
+    It depends on (seed, epoch, batch) alone, so a resumed run gets the shares that the whole run would have got.
+    """
+    if not alpha:
+        return 1.0
+    rng = np.random.Generator(np.random.Philox(key=[seed, (epoch << 32) + batch]))
+    return float(rng.beta(alpha, alpha))
+
+
+def mixup(inputs: torch.Tensor, share: float) -> torch.Tensor:
+    """Blend every cell with the one at the mirrored position of the batch, which is in random order.
+
+    Args:
+        inputs: (B, …), normalised.
+        share: what each cell keeps of itself, 0–1.
+    """
+    return inputs if share == 1.0 else torch.lerp(inputs.flip(0), inputs, share)
+
+
+# Cached features of a frozen backbone
+#
+# Where nothing below the head is trained and a cell has only finitely many versions (itself and mirrored), the pooled
+# features of every version are computed once, kept on disk, and read by every run. The file is named for the decoded
+# cells, the backbone's weights and the versions; a digest beside it reveals a damaged one.
+
+
+class HeadOnFeatures(nn.Module):
+    """The head of a network, on cached features of its backbone: (B, F) → (B, K)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.network.head.from_pooled(features)  # type: ignore[operator,union-attr]
+
+
+def can_cache_features(recipe: Recipe) -> bool:
+    """True where the whole backbone is frozen and no augmentation but mirroring changes its input."""
+    return "backbone" in recipe.frozen and recipe.augmentation.only_mirrors
+
+
+def caching_pays_off(path: Path, cells: FramedCells, recipe: Recipe, passes: int) -> bool:
+    """True where the file exists, or a run of that many forward passes needs more than computing all features takes."""
+    return path.exists() or passes >= len(cells.pixels) * len(recipe.augmentation.mirrorings)
+
+
+def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Path:
+    """Where the features of these cells from this backbone are kept."""
+    import timm
+
+    # The decoded cells' file is itself named for the data, its files' modification times and the preprocessing.
+    decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
+    backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
+    parts = (decoded, *backbone, recipe.augmentation.mirrorings)
+    key = hashlib.sha256(repr((*parts, str(network.head.pool))).encode()).hexdigest()[:16]  # type: ignore[union-attr]
+    return cache_root() / f"features-{key}.npy"
+
+
+def backbone_hash(network: nn.Module) -> str:
+    """sha256 over names, types, shapes and values of a backbone's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in network.get_submodule("backbone").state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen_features(
+    path: Path,
+    network: nn.Module,
+    cells: FramedCells,
+    preprocessing: Preprocessing,
+    mirrorings: Sequence[tuple[int, ...]],
+    *,
+    say: Callable[[str], None] = print,
+    shows_progress: bool = False,
+) -> np.ndarray:
+    """Read the features kept in `path`; compute them first where they are missing or damaged.
+
+    Args:
+        path: from `features_file`.
+        network: with `backbone` and `head`; used on the device it is on, in eval mode and float32.
+        mirrorings: the V versions of a cell, as `Augmentation.mirrorings` lists them.
+        say: receives one line on what was done.
+        shows_progress: show a progress bar.
+
+    Returns:
+        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
+
+    Raises:
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission).
+    """
+    from tqdm.auto import trange
+
+    def batch(start: int) -> torch.Tensor:
+        pixels = np.ascontiguousarray(cells.pixels[start : start + _FEATURE_BATCH].transpose(0, 3, 1, 2))
+        return preprocessing.normalise(torch.from_numpy(pixels))
+
+    width = _pooled(network, batch(0)[:1]).shape[1]
+    shape = (len(cells.pixels), len(mirrorings), width)
+    if path.exists():
+        if (kept := _read(path, shape)) is not None:
+            say(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
+            return kept
+        say(f"{path}: damaged; the features are computed again")
+    needed = int(np.prod(shape)) * 4
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path.parent, needed)
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        hidden = not shows_progress
+        for start in trange(0, shape[0], _FEATURE_BATCH, desc="frozen features", disable=hidden, leave=False):
+            inputs = batch(start)
+            for number, axes in enumerate(mirrorings):
+                features = _pooled(network, inputs.flip(axes)).cpu().numpy()
+                array[start : start + len(features), number] = features
+        array.flush()
+        digest = _digest(temporary)
+        # An older file and its digest must never be taken for each other: without one, a file is computed again.
+        path.with_suffix(".sha256").unlink(missing_ok=True)
+        temporary.replace(path)
+        write_atomic(path.with_suffix(".sha256"), digest)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{path.parent}: cannot keep the frozen backbone's features there ({error.strerror or error}; "
+            f"{needed / 1e6:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    say(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
+    return np.load(path, mmap_mode="r")
+
+
+def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """(B, F) float32, the features that the head's layers see."""
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode():
+        features = network.forward_features(inputs.to(device))  # type: ignore[operator]
+        return network.head.pool(features).flatten(1).float()  # type: ignore[operator,union-attr]
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array, or None where the file is not the one that was written."""
+    try:
+        if path.with_suffix(".sha256").read_text() != _digest(path):
+            return None
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,246 @@
+"""Start weights of a run: ImageNet's, or those of a release that is fine-tuned on a user's own cells.
+
+The release lies in a folder or on the Hub and is rebuilt by our own code from config.json and safetensors; no code that
+comes with it is run. The same classes keep its head, other classes get a new one. What the release was trained on is
+recorded, and no subject of it is ever tested on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.splits import Split
+from leukoscope.evaluation.evaluate import KnownCells, same_person
+from leukoscope.models.build import StartWeights, copy_weights, load_start_weights
+from leukoscope.models.recipes import RECIPES, Recipe
+from leukoscope.models.release import Release, rescale_classifier
+from leukoscope.models.release_files import CONFIG, WEIGHTS
+from leukoscope.models.remote.networks import OwnNetwork
+from leukoscope.training.losses import restore_class_frequencies
+
+
+@dataclass(frozen=True)
+class NetworkStart:
+    """What a network starts from, and what follows from it.
+
+    Attributes:
+        name: what its weights truly are, for the card.
+        remarks: for a person, one line each.
+        notes: what weakens the run's metrics, one line each; they belong to the split.
+        provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
+    """
+
+    name: str
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def open_release(init_from: str) -> Release:
+    """Open the release that --init_from names: a folder, `owner/name` or `owner/name@revision`.
+
+    Raises:
+        LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
+    """
+    from leukoscope.inference.backends.torch import TorchBackend
+    from leukoscope.inference.predictor import Predictor
+
+    try:
+        predictor = Predictor.from_pretrained(init_from, backend="torch", device="cpu")
+    except LeukoscopeError as error:
+        raise LeukoscopeError(f"--init_from {error}") from None
+    assert isinstance(predictor.backend, TorchBackend)
+    return Release(**vars(predictor.release), network=predictor.backend.network)
+
+
+def follow_release(init_from: str, recipe: str | None, image_size: int | None) -> dict[str, Any]:
+    """Take from a release what the flags leave open: recipe, image size, and the Hub's commit.
+
+    Args:
+        init_from, recipe, image_size: the flags; None where not given.
+
+    Returns:
+        the three flags to use.
+
+    Raises:
+        LeukoscopeError: a release that cannot be opened, or whose recipe is unknown and none is given.
+    """
+    release = open_release(init_from)
+    made_by = release.metrics.get("recipe", {}).get("name")
+    if recipe is None and made_by not in RECIPES:
+        said = f"was made by the recipe {made_by}, unknown here" if made_by else "does not say which recipe made it"
+        raise LeukoscopeError(f"--init_from {init_from}: {said}; name one of its architecture with --recipe")
+    if recipe is None and RECIPES[made_by].finetuned_by and not isinstance(release.network, OwnNetwork):
+        # Rewritten for timm, it is no longer the network that the recipe builds.
+        made_by = RECIPES[made_by].finetuned_by
+    return {
+        "recipe": recipe or made_by,
+        "image_size": image_size or release.preprocessing.image_size,
+        "init_from": f"{release.name}@{release.revision}" if release.revision else init_from,
+    }
+
+
+def start_network(
+    network: nn.Module,
+    recipe: Recipe,
+    init_from: str | None,
+    start_weights: StartWeights,
+    cells: FramedCells,
+    split: Split,
+) -> NetworkStart:
+    """Load the weights that the flags name into a new network.
+
+    Args:
+        network: as `build_network` made it for `recipe` and the classes of `cells`; changed in place.
+        init_from: the release to fine-tune; None loads `start_weights`.
+
+    Raises:
+        LeukoscopeError: as `load_start_weights`; a release of another network or standardisation than the recipe's;
+            or one that was trained on subjects of this run's test side.
+    """
+    if not init_from:
+        return NetworkStart(load_start_weights(network, recipe, start_weights))
+    release = open_release(init_from)
+    assert release.folder is not None, "it was opened from files"
+    _require_same_build(release, network, recipe)
+    notes = _check_seen_cells(release, cells, split)
+    outputs = matching_outputs(release.labels, cells.data.info.labels)
+    copy_weights(network, release.network, outputs, source=f"--init_from {release.name}")
+    name = name_of(release)
+    if outputs is None:
+        ours, theirs = ", ".join(cells.data.info.labels), ", ".join(release.labels)
+        remark = f"a new head for {ours}: {name} predicts {theirs}"
+    else:
+        undone = _undo_corrections(network, release.metrics, cells.data.info.labels)
+        without = f", without {' and '.join(undone)} added after its training" if undone else ""
+        remark = f"the head of {name} is kept{without}"
+    before = release.metrics.get("training", {}).get("start_weights")
+    provenance = {
+        "release": release.name if release.revision else name,
+        "revision": release.revision,
+        "weights_sha256": sha256((release.folder / WEIGHTS).read_bytes()).hexdigest(),
+        "kept_head": outputs is not None,
+        "seen": _seen(release),
+    }
+    described = f"fine-tuned from {name}" + (f", itself started from {before}" if before else "")
+    return NetworkStart(described, (remark,), notes, {"started_from": provenance})
+
+
+def matching_outputs(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
+    """For each of our classes, the number of their output; None where the two sets differ in more than case."""
+    index = {label.casefold(): k for k, label in enumerate(theirs)}
+    wanted = [label.casefold() for label in ours]
+    if len(index) < len(theirs) or sorted(index) != sorted(wanted):
+        return None
+    return tuple(index[label] for label in wanted)
+
+
+def name_of(release: Release) -> str:
+    """A release's name without its path: Hub id and commit, or its folder (for a run's release, the run folder)."""
+    if release.revision:
+        return f"{release.name}@{release.revision[:12]}"
+    folder = Path(release.name).resolve()
+    return folder.parent.name if folder.name == "release" else folder.name
+
+
+def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) -> None:
+    """Refuse what would load and predict differently: same tensors in another network, other pooling, other pixels."""
+    assert release.folder is not None, "it was opened from files"
+    architecture = json.loads((release.folder / CONFIG).read_text())["architecture"]
+    head = [json.dumps(getattr(n, "head_settings", None)) for n in (release.network, network)]
+    prepared = release.preprocessing
+    for what, its, ours in (
+        ("architecture", architecture, recipe.architecture),
+        ("head", *head),
+        ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
+    ):
+        if its != ours:
+            raise LeukoscopeError(
+                f"--init_from {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; leave "
+                "--recipe out to follow the release"
+            )
+
+
+def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Remove from a kept head what was added to it after training, and name it; this run adds its own."""
+    undone = []
+    now = metrics.get("calibration", {}).get("temperature", 1.0)
+    before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
+    if (temperature := now * before) != 1:
+        rescale_classifier(network, 1 / temperature)
+        undone.append(f"the temperature {temperature:.3f}")
+    shares = metrics.get("training", {}).get("class_frequencies", {})
+    # Releases older than this entry were all trained with a weighted loss.
+    if shares and metrics.get("recipe", {}).get("class_weighted", True):
+        by_name = {label.casefold(): share for label, share in shares.items()}
+        # Their inverse adds the negative logarithms, up to a constant that no softmax sees.
+        restore_class_frequencies(network, 1 / torch.tensor([by_name[label.casefold()] for label in labels]))
+        undone.append("the class frequencies")
+    return undone
+
+
+def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:
+    """Refuse a release that was trained on this run's test side; notes on what else it was trained on."""
+    name, unit = name_of(release), cells.data.info.group
+    if tested := _seen_subjects(release, cells, split.test):
+        raise LeukoscopeError(
+            f"--init_from {name}: was trained on {unit} {tested[0]} ({len(tested)} in all) of this run's test side, so "
+            "its metrics would be inflated; use --split all, which reports none, a --split_file that tests "
+            f"{unit}s it never saw, or other cells"
+        )
+    if not split.test and not split.validation:
+        return ()
+    trained_on, known = release.metrics.get("data", {}).get("name"), KnownCells.of_release(release.folder)
+    by_name = trained_on == cells.data.info.name != "imagefolder"
+    if not by_name and (seen := known.among(split.test, cells.hashes_of(cells.rows(split.test)))):
+        raise LeukoscopeError(
+            f"--init_from {name}: was made from {seen:,} of the {len(split.test):,} cells of this run's test side, "
+            "so its metrics would be inflated; use --split all, which reports none, or other cells"
+        )
+    notes = []
+    if validated := _seen_subjects(release, cells, split.validation):
+        notes.append(
+            f"{name} was trained on {len(validated)} {unit}(s) of the validation side: validation metrics are too good"
+        )
+    if not release.metrics.get("training"):
+        notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
+    elif not by_name and trained_on != "imagefolder" and not known.by_pixels:
+        notes.append(f"{name} was trained on another data set; whether it has seen some of these cells is unknown")
+    elif any(_cannot_compare(seen, cells) for seen in _seen(release)):
+        notes.append(f"{name} was trained on class folders, too; whether it has seen some of these cells is unknown")
+    return tuple(notes)
+
+
+def _seen(release: Release) -> list[dict[str, Any]]:
+    """What a release and those before it were trained on, one entry a training."""
+    training = release.metrics.get("training")
+    if not training:
+        return []
+    data = release.metrics["data"]
+    own = {k: data[k] for k in ("name", "fingerprint", "unit")} | {"subjects": training["subjects"]}
+    return [own, *training.get("started_from", {}).get("seen", [])]
+
+
+def _seen_subjects(release: Release, cells: FramedCells, cell_ids: tuple[str, ...]) -> list[str]:
+    """Subjects of these cells that the release, or one before it, was trained on."""
+    here = {cells.subjects[row] for row in cells.rows(cell_ids)}
+    source = cells.data.info.name
+    named = cells.data.info.name if cells.data.info.name != "imagefolder" else None
+    same_data = (s for s in _seen(release) if s["fingerprint"] == cells.data.fingerprint or s["name"] == named)
+    return sorted(here & {same_person(source, subject) for seen in same_data for subject in seen["subjects"]})
+
+
+def _cannot_compare(seen: Mapping[str, Any], cells: FramedCells) -> bool:
+    """Two different sets of class folders may number their subjects alike, or share cells under other names."""
+    both = seen["name"] == cells.data.info.name == "imagefolder"
+    return both and seen["fingerprint"] != cells.data.fingerprint

@@ -1,0 +1,312 @@
+"""The plots of a finished run, in `figures/` of the run folder, made from its files.
+
+Curves, confusion matrix, each class by itself, the network's stages and a grid of cells with their predictions. A run
+folder may show its owner's test cells; where nothing was tested, and in releases, phantoms take their place. Model
+cards use parts of this module.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.registry import entry_or_folders
+from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.data.synthetic_smears import SMEAR_LABELS, draw_smear, knows_smears
+from leukoscope.evaluation.explanation_metrics import even_sample
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.plots import (
+    PredictedCell,
+    confusion_plot,
+    curves_plot,
+    network_plot,
+    one_vs_rest_plot,
+    samples_plot,
+    save_plot,
+)
+from leukoscope.files import write_atomic
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = 18
+# A module with more than this share of the parameters is shown by its parts instead of one row.
+_TOO_LARGE = 0.75
+
+
+def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
+    """Plot a finished run into its `figures/` folder, which is emptied first.
+
+    Args:
+        out: the run folder with summary.csv, metrics.json, release/ and, where cells were tested, predictions.parquet.
+        network: the trained network.
+        cells: the run's.
+
+    Returns:
+        The pictures, and class_report.txt and .json, where something was tested.
+
+    Raises:
+        LeukoscopeError: the folder cannot be written.
+    """
+    folder = out / FIGURES
+    shutil.rmtree(folder, ignore_errors=True)
+    with figures_folder(folder):
+        saved = [save_plot(figure, folder / f"{name}.png") for name, figure in _plots(out, network, cells)]
+        tested = read_metrics(out)["evaluations"]
+        return saved + (write_class_report(folder, tested[0]["metrics"]) if tested else [])
+
+
+@contextmanager
+def figures_folder(folder: Path) -> Iterator[None]:
+    """Make the folder for the plots saved inside the `with` block.
+
+    Raises:
+        LeukoscopeError: it, or a file in it, cannot be written.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        yield
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{folder}: the plots cannot be written there ({error.strerror or error}); free some space"
+        ) from None
+
+
+def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
+    metrics = read_metrics(out)
+    yield "curves", curves_plot(_epochs(out / "summary.csv"), metrics["training"]["kept_epoch"])
+    yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])
+    if not metrics["evaluations"]:
+        yield "samples", phantom_samples(Predictor.from_pretrained(out / "release"))
+        return
+    tested = metrics["evaluations"][0]["metrics"]
+    yield "confusion", confusion_plot(tested["confusion_matrix"], metrics["labels"])
+    if len(metrics["labels"]) > 2:
+        yield "one_vs_rest", one_vs_rest_plot(class_report(tested)["classes"])
+    yield "samples", tested_samples(CellPredictions.load(out / "predictions.parquet"), cells)
+
+
+def _epochs(summary: Path) -> list[dict[str, float]]:
+    """summary.csv as numbers, without empty values."""
+    with summary.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if _is_number(v)} for row in csv.DictReader(file)]
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        return value is not None and float(value) == float(value)
+    except ValueError:
+        return False
+
+
+def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure each class by itself and against all others.
+
+    One-vs-rest accuracy is that of deciding, for one class, whether a cell belongs to it. A wrong prediction is wrong
+    for two of the K classes and right for all others, so with four classes the mean shows half the error rate: a
+    published accuracy far above the recall beside it may be this metric.
+
+    Args:
+        metrics: of `measure`.
+
+    Returns:
+        notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,
+        one_vs_rest_accuracy (shares, 0–1; specificity is None where all cells are of the class) and support; and
+        `mean` of those shares over the classes that were tested.
+    """
+    matrix, cells = metrics["confusion_matrix"], metrics["cells"]
+    classes = {}
+    for k, (name, of_class) in enumerate(metrics["per_class"].items()):
+        others, taken_for_it = cells - sum(matrix[k]), sum(row[k] for row in matrix) - matrix[k][k]
+        missed = sum(matrix[k]) - matrix[k][k]
+        classes[name] = {
+            **{key: of_class[key] for key in ("precision", "recall")},
+            "specificity": (others - taken_for_it) / others if others else None,
+            "f1": of_class["f1"],
+            "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
+            "support": of_class["support"],
+        }
+    return {
+        "notice": RESEARCH_NOTICE,
+        **{key: metrics[key] for key in ("cells", "accuracy", "balanced_accuracy")},
+        "classes": classes,
+        "mean": _mean([row for row in classes.values() if row["support"]]),
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    def over_classes(key: str) -> float | None:
+        known = [row[key] for row in rows if row[key] is not None]
+        return sum(known) / len(known) if known else None
+
+    return {key: over_classes(key) for key in rows[0] if key != "support"}
+
+
+def write_class_report(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
+    """Write class_report.json, and class_report.txt for a person."""
+    report = class_report(metrics)
+    write_json(folder / "class_report.json", report)
+    return [write_atomic(folder / "class_report.txt", _as_text(report)), folder / "class_report.json"]
+
+
+def _as_text(report: Mapping[str, Any]) -> str:
+    columns = ("precision", "recall", "specificity", "f1", "one_vs_rest_accuracy")
+    rows = {**report["classes"], "mean over classes": report["mean"] | {"support": report["cells"]}}
+    first = max(map(len, rows))
+
+    def line(name: str, row: Mapping[str, Any]) -> str:
+        shares = ("–" if row[key] is None else f"{row[key]:.3f}" for key in columns)
+        cells = (f"{share:>{max(len(key), 9)}}" for key, share in zip(columns, shares, strict=True))
+        return "  ".join([f"{name:{first}}", *cells, f"{row['support']:>7,}"])
+
+    head = "  ".join([" " * first, *(f"{key.replace('_', ' '):>9}" for key in columns), f"{'cells':>7}"])
+    overall = f"accuracy {report['accuracy']:.3f}, balanced accuracy {report['balanced_accuracy']:.3f}"
+    return "\n".join([head, *(line(name, row) for name, row in rows.items()), "", overall, RESEARCH_NOTICE, ""])
+
+
+def tested_samples(predictions: CellPredictions, cells: FramedCells) -> Figure:
+    """Test cells with their predictions, sampled evenly over classes and subjects by a fixed seed."""
+    chosen = even_sample(predictions.references, predictions.subjects, SAMPLES, seed=0)
+    names, rows = predictions.label_names, cells.rows(predictions.cell_ids)
+    shown = [
+        PredictedCell(
+            cells.pixels[rows[i]],
+            names[predictions.predicted[i]],
+            float(predictions.probabilities[i].max()),
+            names[predictions.references[i]],
+        )
+        for i in chosen
+    ]
+    return samples_plot(shown, "test cells, sampled evenly over classes and subjects; none was chosen by hand")
+
+
+def phantom_samples(predictor: Predictor) -> Figure:
+    """Phantoms with a release's predictions: they may be published, since no patient's cell is shown.
+
+    Phantoms are drawn as ALL and HEM or, for a release of the four-class B-ALL set, as smears of its classes; where the
+    release has none of these classes, its predictions are marked neither right nor wrong.
+    """
+    phantoms = list(_phantoms_for(predictor.release))
+    predictions = predictor([image for _, image in phantoms])
+    shown = [
+        PredictedCell(
+            image,
+            predicted.most_probable,
+            max(predicted.probabilities.values()),
+            label if label in predictor.labels else "",
+        )
+        for (label, image), predicted in zip(phantoms, predictions, strict=True)
+    ]
+    return samples_plot(shown, "phantoms: synthetic cells, none of a patient; their predictions measure nothing")
+
+
+def _phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
+    """Label and picture of each phantom that a release is shown with."""
+    if knows_smears(release.labels):
+        for i, label in zip(range(SAMPLES), cycle(SMEAR_LABELS), strict=False):
+            yield label, draw_smear(label, seed=i)
+        return
+    background = entry_or_folders(release.metrics.get("data", {}).get("name")).background
+    side = 2 * release.preprocessing.image_size
+    for i, label in zip(range(SAMPLES), cycle(PHANTOM_LABELS), strict=False):
+        yield label, draw_cell(label, subject=i, size=side, background=background).image
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of a network's structure.
+
+    Attributes:
+        name: its path in the network.
+        kind: its module's class.
+        output: shape for one picture, without the batch.
+        parameters: their number.
+        trains: whether training changes any of them.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    trains: bool
+
+
+def structure_figure(network: nn.Module, image_size: int, frozen: Sequence[str] = ()) -> Figure:
+    """A network's stages with their outputs and parameters, as a table; arguments as for `network_stages`."""
+    stages = network_stages(network, image_size, frozen)
+    total = sum(p.numel() for p in network.parameters())
+    rows = [
+        (
+            stage.name,
+            stage.kind,
+            " × ".join(map(str, stage.output)),
+            f"{stage.parameters:,}" if stage.parameters else "–",
+            ("yes" if stage.trains else "frozen") if stage.parameters else "–",
+        )
+        for stage in stages
+    ]
+    picture = ("picture", "", f"3 × {image_size} × {image_size}", "", "")
+    return network_plot(
+        ("stage", "layer", "output", "parameters", "trains"), [picture, *rows, ("all", "", "", f"{total:,}", "")]
+    )
+
+
+def network_stages(network: nn.Module, image_size: int, frozen: Sequence[str] = ()) -> list[Stage]:
+    """The stages that one picture passes through, in their order.
+
+    A module that holds most of the network is shown by its parts, and so is what follows the pooling, where classifiers
+    of one backbone differ. The network is left in evaluation mode.
+
+    Args:
+        image_size: side of the picture in pixels.
+        frozen: a recipe's `frozen` modules; a released network does not record them.
+    """
+    outputs: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs[module] = tuple(output.shape[1:])
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    picture = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    try:
+        with torch.inference_mode():
+            network.eval()(picture)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = sum(p.numel() for p in network.parameters())
+    stages = []
+    for name, module in _rows(network, outputs, total):
+        parameters = sum(p.numel() for p in module.parameters())
+        is_frozen = any(f"{name}.".startswith(f"{prefix}.") for prefix in frozen)
+        trains = parameters > 0 and not is_frozen
+        stages.append(Stage(name, type(module).__name__, outputs[module], parameters, trains))
+    return stages
+
+
+def _rows(
+    network: nn.Module, outputs: Mapping[nn.Module, tuple[int, ...]], total: int, prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in network.named_children():
+        size = sum(p.numel() for p in module.parameters())
+        seen = module in outputs and not isinstance(module, nn.Identity)
+        behind_pooling = len(outputs.get(module, ())) == 1 and size > 0
+        if any(module.children()) and (size > _TOO_LARGE * total or behind_pooling):
+            yield from _rows(module, outputs, total, f"{prefix}{name}.")
+        elif seen:
+            yield f"{prefix}{name}", module

@@ -1,0 +1,407 @@
+"""What a run folder holds: flags, environment, epochs, predictions and metrics; and the logging to a tracker.
+
+Every block of metrics says what it estimates; a number without that misleads.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import nn
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.loading import LoadedCells
+from leukoscope.data.pixel_cache import FramedCells, require_space
+from leukoscope.data.splits import Split
+from leukoscope.evaluation.baselines import size_only_predictions
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.files import write_atomic
+from leukoscope.models.recipes import Recipe
+from leukoscope.models.release_files import SCHEMA_VERSION, write_json
+from leukoscope.training.config import TrainingConfig
+
+THESE_WEIGHTS = "these weights"
+ENVIRONMENT = "environment.json"
+# Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
+_BESIDES_WEIGHTS = 50_000_000
+# Numbers that the optimiser keeps of each trained parameter.
+_OPTIMIZER_NUMBERS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
+
+
+def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoints: int) -> None:
+    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints."""
+    needed = disk_space_needed(network, recipe, checkpoints)
+    try:
+        require_space(out, needed)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"--output_dir {out}: no space for the results ({error.strerror}; up to {needed / 1e6:.0f} MB needed); "
+            "free some space or give a folder on another disk"
+        ) from None
+
+
+def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> int:
+    """Bytes that a run folder may come to hold.
+
+    The release takes at most the weights in full precision. A checkpoint holds the weights, those of the best epoch and
+    the optimiser's state; a new one is written before an old one is removed.
+
+    Args:
+        network: with what is frozen marked so, or not yet: then a little more space is required.
+        checkpoints: how many are kept at a time; 0 without.
+    """
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    checkpoint = 2 * weights + _OPTIMIZER_NUMBERS[recipe.optimizer] * trained
+    return weights + (checkpoints + 1) * checkpoint * bool(checkpoints) + _BESIDES_WEIGHTS
+
+
+def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:
+    """Write the predictions on the test side, and those of cell size alone, to the run folder; measure both."""
+    predictions.save(out / "predictions.parquet")
+    block = evaluation_block(predictions, split)
+    if cells.data.info.background == "black":
+        train = cells.rows(split.train)
+        areas, tested = cells.areas_of(train), cells.areas_of(cells.rows(predictions.cell_ids))
+        assert areas is not None and tested is not None, "cells are cut out"
+        baseline = size_only_predictions(areas, cells.labels[train], tested, predictions)
+        baseline.save(out / "size_only_predictions.parquet")
+        block["size_only_baseline"] = headline(measure(baseline))
+    return block
+
+
+def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, Any]:
+    """One block of metrics.json: what it estimates, on which split, and the metrics."""
+    return {
+        "name": "test",
+        "estimates": THESE_WEIGHTS,
+        "split": {
+            "strategy": split.strategy,
+            "detail": split.detail,
+            "disjoint_by": split.group,
+            "seed": split.seed,
+            "fingerprint": split.fingerprint,
+            "train_cells": len(split.train),
+            "notes": list(split.notes),
+        },
+        "thresholds_fitted_on": None,
+        "metrics": measure(predictions),
+    }
+
+
+def describe_run(
+    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, started_from: str
+) -> dict[str, Any]:
+    """The part of metrics.json that describes data and training."""
+    data, rows = cells.data, cells.rows(split.train)
+    subjects = {cells.subjects[row] for row in rows} - {""}
+    shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "notice": RESEARCH_NOTICE,
+        "recipe": asdict(recipe),
+        "labels": list(data.info.labels),
+        "positive_label": data.info.positive_label,
+        "data": {
+            "name": data.info.name,
+            "title": data.info.title,
+            "licence": data.info.licence,
+            "citation": data.info.citation,
+            "fingerprint": data.fingerprint,
+            "cells": sum(len(rows) for rows in data.cells.values()),
+            "unreadable": len(data.unreadable),
+            "count_differences": list(data.count_differences),
+            "synthetic": data.info.synthetic,
+            "unit": data.info.group,
+        },
+        "training": {
+            "cells": len(split.train),
+            "subjects": sorted(subjects),
+            # The frequencies its probabilities speak for: elsewhere, with other frequencies, they shift.
+            "class_frequencies": dict(zip(data.info.labels, shares.tolist(), strict=True)),
+            "split": split.detail,
+            "start_weights": started_from,
+            "seed": config.run.seed,
+            "command": config.command(),
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "hardware": hardware(),
+            "versions": versions(),
+        },
+        "evaluations": [],
+    }
+
+
+def write_args(path: Path, config: TrainingConfig, recipe: Recipe) -> None:
+    """Write args.yaml: the flags as given, and the resolved recipe."""
+    content = {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), "leukoscope": __version__}
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as YAML and JSON give them back."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def append_row(file: Any, row: dict[str, Any]) -> None:
+    """Add one epoch to summary.csv."""
+    writer = csv.DictWriter(file, fieldnames=list(row))
+    if row["epoch"] == 1:
+        writer.writeheader()
+    writer.writerow(row)
+    file.flush()
+
+
+def result_lines(block: dict[str, Any]) -> str:
+    """A block of metrics for the terminal, with the size-only baseline below it."""
+    metrics, baseline = block["metrics"], block.get("size_only_baseline")
+    auroc = "–" if metrics["auroc"] is None else f"{metrics['auroc']:.3f}"
+    lines = [
+        f"test ({metrics['cells']:,} cells): accuracy {metrics['accuracy']:.3f}, balanced accuracy "
+        f"{metrics['balanced_accuracy']:.3f}, weighted F1 {metrics['f1_weighted']:.3f}, AUROC {auroc}"
+    ]
+    if baseline:
+        lines.append(
+            f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
+            f"weighted F1 {baseline['f1_weighted']:.3f}"
+        )
+    return "\n".join([*lines, f"  {RESEARCH_NOTICE}"])
+
+
+def write_environment(
+    out: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells, *, resumed: bool = False
+) -> None:
+    """Write environment.json into the run folder; called by every process, written by the main one.
+
+    Args:
+        resumed: the run continues after an interruption; what it ran on before is kept under "earlier".
+    """
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    if not accelerator.is_main_process:
+        return
+    path = out / ENVIRONMENT
+    before = _read(path) if resumed else {}
+    now = {
+        "notice": RESEARCH_NOTICE,
+        "started": _now(),
+        "command": config.command(),
+        "data": {"name": data.info.name, "fingerprint": data.fingerprint},
+        "leukoscope": {"version": __version__, **_checkout()},
+        "compute": {
+            "device": str(accelerator.device),
+            "precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        },
+        "machine": machine(),
+        "python": platform.python_version(),
+        "packages": {d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
+    }
+    write_json(path, now | ({"earlier": [*before.pop("earlier", []), before]} if before else {}), exact=True)
+
+
+def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *, batch_size: int) -> None:
+    """Add when the run ended, how long it took and the most memory it held; called by every process.
+
+    Args:
+        seconds: of wall time.
+        batch_size: cells that a process took at a time: fewer than the recipe's where a GPU was too small for them.
+    """
+    memory = accelerator.gather(torch.tensor([peak_memory()], dtype=torch.int64, device=accelerator.device))
+    if not accelerator.is_main_process:
+        return
+    process, gpu = memory.T.tolist()
+    peaks: dict[str, Any] = {"process_bytes": process}
+    if accelerator.device.type == "cuda":
+        peaks["gpu_bytes"] = gpu
+    path = out / ENVIRONMENT
+    batch = {"cells": batch_size, "batches_a_step": accelerator.gradient_accumulation_steps}
+    ended = {"finished": _now(), "wall_seconds": seconds, "batch": batch, "peak_memory": peaks}
+    write_json(path, _read(path) | ended, exact=True)
+
+
+def peak_memory() -> tuple[int, int]:
+    """The most bytes this process ever held in main memory, and PyTorch on its GPU since the run began (else 0)."""
+    import psutil
+
+    if sys.platform == "win32":
+        resident = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        # Linux counts in KiB, macOS in bytes.
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def machine() -> dict[str, Any]:
+    """System, processor, main memory and GPUs; sizes in bytes."""
+    import psutil
+
+    gpus = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+    }
+
+
+def hardware() -> str:
+    """GPU or CPU of a run, for the card."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that affect a run's metrics, for metrics.json."""
+    packages = ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
+    return {"leukoscope": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _checkout() -> dict[str, Any]:
+    """The commit of the code, and whether its files were changed since; {} for an installed package."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return {}
+    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "src"))
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        # No git on this machine, or a folder it does not trust.
+        return {}
+    return {"commit": commit, "changed_since": bool(changes)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_PROJECT = "leukoscope"
+# With one of these set, trackio sends metrics to a server or to the Hub.
+_SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID")
+
+
+def check_tracking(config: TrainingConfig) -> None:
+    """Refuse, before anything is loaded, a tracker that could not start.
+
+    Raises:
+        LeukoscopeError: the tracker is not installed, or set to send metrics to a server.
+    """
+    tracker = config.tracker
+    if tracker is None:
+        return
+    # Accelerate itself would only warn, and track nothing.
+    if tracker not in map(str, get_available_trackers()):
+        raise LeukoscopeError(
+            f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or train without "
+            "--with_tracking"
+        )
+    for name in _SENDS_AWAY if tracker == "trackio" else ():
+        if os.environ.get(name):
+            raise LeukoscopeError(
+                f"{name}={os.environ[name]}: trackio would send the run's metrics there; unset it, tracking here stays "
+                "on this machine"
+            )
+
+
+def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
+    """Start the run's tracker; does nothing without --with_tracking.
+
+    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
+
+    Args:
+        accelerator: made with `log_with=config.tracker` and `project_dir=config.output_dir`.
+    """
+    if config.tracker is None:
+        return
+    # A resumed run logs its earlier epochs again: its curve is a new one, and complete.
+    trackio = {"name": "/".join(config.output_dir.resolve().parts[-2:]), "resume": "never", "embed": False}
+    with _hub_offline():
+        accelerator.init_trackers(
+            # To TensorBoard this is the folder.
+            _PROJECT if config.tracker == "trackio" else config.tracker,
+            config=_flat({**config.as_dict(), "resolved_recipe": asdict(recipe)}),
+            init_kwargs={"trackio": trackio},
+        )
+
+
+def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
+    """Log a row of summary.csv; does nothing without a tracker."""
+    accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
+
+
+def track_result(accelerator: Accelerator, block: Mapping[str, Any], *, epoch: int) -> None:
+    """Log the test metrics at the epoch whose weights were kept; does nothing without a tracker."""
+    names = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
+    metrics = block["metrics"]
+    accelerator.log({f"test_{k}": metrics[k] for k in names if metrics[k] is not None}, step=epoch)
+
+
+def finish_tracking(accelerator: Accelerator) -> None:
+    """Write out what the tracker still buffers; does nothing without one."""
+    # `end_training` would also close the processes' connection, which the next run of a protocol needs.
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Keep trackio from looking up the user's Hub name when a run starts."""
+    from huggingface_hub import constants
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings under dotted names, in the plain values that trackers take; what is unset is left out."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value if isinstance(value, bool | int | float) else str(value)
+    return flat

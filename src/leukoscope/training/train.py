@@ -1,0 +1,312 @@
+"""One training run, top to bottom: cells → split → network → epochs → predictions on the test side → release folder.
+
+The run folder explains itself: args.yaml (flags and resolved recipe), split.json (which cells), summary.csv (one row
+an epoch), predictions.parquet (one row a test cell), metrics.json, figures/, and release/ in Hub format.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import Split, load_split, make_split
+from leukoscope.models.build import build_network, is_rewritable, model_args, rewrite_for_timm
+from leukoscope.models.recipes import Recipe
+from leukoscope.models.release import round_as_stored, save_release
+from leukoscope.models.release_files import METRICS, write_json
+from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
+from leukoscope.training.config import TrainingConfig
+from leukoscope.training.data import evenly_spread, require_whole_step, shows_progress
+from leukoscope.training.finetune import start_network
+from leukoscope.training.losses import BAD_BATCH, LossMonitor
+from leukoscope.training.plots import draw_run
+from leukoscope.training.run_folder import (
+    append_row,
+    check_tracking,
+    complete_environment,
+    describe_run,
+    evaluate_predictions,
+    finish_tracking,
+    require_disk_space,
+    result_lines,
+    start_tracking,
+    track_epoch,
+    track_result,
+    write_args,
+    write_environment,
+)
+from leukoscope.training.trainer import Trainer
+
+# From these a network's channel statistics are measured before it is rewritten for timm.
+_MEASURED_CELLS = 64
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def train(config: TrainingConfig) -> Path:
+    """Run one training and return its run folder.
+
+    Raises:
+        LeukoscopeError: anything the user can fix, before the first step where possible.
+    """
+    recipe = config.resolve()
+    check_tracking(config)
+    accelerator = make_accelerator(config, recipe)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    say = partial(accelerator.print, flush=True)
+    resume = config.run.resume_from_checkpoint
+    check_resume(config.output_dir, resume)
+    out = _make_output_dir(config, accelerator)
+    set_seed(config.run.seed)
+
+    cells = load_framed_cells(config, recipe, accelerator)
+    say(cells.data.report())
+    split = choose_split(config, cells.data)
+    say(
+        f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
+        f"{len(split.test):,} test; no {split.group} on two sides"
+    )
+    for note in split.notes:
+        say(f"  {note}")
+    if config.is_smoke_run:
+        say("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
+
+    network = build_network(recipe, len(cells.data.info.labels))
+    start = start_network(network, recipe, config.model.init_from, config.start_weights, cells, split)
+    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
+    require_validation(split, recipe)
+    batches_per_step = config.run.gradient_accumulation_steps
+    require_whole_step(len(split.train), recipe.train_batch_size, accelerator.num_processes, batches_per_step)
+    if accelerator.is_main_process:
+        require_disk_space(out, network, recipe, config.run.save_total_limit)
+    notes = (*start.notes, *missing_classes(cells, split))
+    split = replace(split, notes=(*split.notes, *notes))
+    for line in (*start.remarks, *notes):
+        say(f"  {line}")
+    preprocessing = preprocessing_for(recipe, cells.data)
+    # Named as a person would look for it: beside the flags, what determines the result.
+    settings = {
+        "processes (accelerate launch --num_processes)": accelerator.num_processes,
+        "--mixed_precision": accelerator.mixed_precision,
+        "the data's fingerprint": cells.data.fingerprint,
+        "the split's fingerprint": split.fingerprint,
+    }
+    checkpoints = Checkpoints(
+        out,
+        run_settings(config, recipe, **settings),
+        steps=config.run.checkpointing_steps,
+        limit=config.run.save_total_limit,
+    )
+    if resume:
+        checkpoints.resume(resume, say)
+    monitor = LossMonitor(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
+    trainer = Trainer(
+        accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, monitor=monitor
+    )
+
+    # Nothing is removed before every process has found all of it in order.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _remove_earlier_run(out, keep_checkpoints=resume is not None)
+    write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
+    start_tracking(accelerator, config, recipe)
+    if accelerator.is_main_process:
+        split.save(out / "split.json")
+        write_args(out / "args.yaml", config, recipe)
+    with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
+        for epoch_row in trainer.fit(network):
+            if file is not None:
+                append_row(file, epoch_row)
+            track_epoch(accelerator, epoch_row)
+
+    round_as_stored(network)
+    predictions = trainer.predict(split.test) if split.test else None
+    if accelerator.is_main_process:
+        metrics = describe_run(config, recipe, cells, split, start.name)
+        metrics["training"] |= {
+            **start.provenance,
+            "processes": accelerator.num_processes,
+            "seconds": trainer.seconds,
+            "epochs_run": trainer.epochs_run,
+            "kept_epoch": trainer.kept_epoch,
+        }
+        if predictions is not None:
+            block = evaluate_predictions(out, predictions, cells, split)
+            metrics["evaluations"].append(block)
+            say(result_lines(block))
+            track_result(accelerator, block, epoch=trainer.kept_epoch)
+        write_json(out / METRICS, metrics)
+        released, built_with = network, model_args(recipe)
+        if is_rewritable(network):
+            rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
+            pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
+            sample = preprocessing.normalise(pixels).to(accelerator.device)
+            released, built_with = rewrite_for_timm(network, recipe.architecture, sample)
+        save_release(
+            out / "release",
+            released,
+            architecture=recipe.architecture,
+            model_args=built_with,
+            labels=cells.data.info.labels,
+            preprocessing=preprocessing,
+            metrics=metrics,
+            description=f"{recipe.name} on {cells.data.info.title}; research only",
+        )
+        draw_run(out, network, cells)
+        checkpoints.remove()
+        say(f"run folder: {out}\nrelease:    {out / 'release'}")
+    complete_environment(out, accelerator, trainer.seconds, batch_size=trainer.batch_size)
+    finish_tracking(accelerator)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
+    """Make the accelerator for CPU, GPU or several; the precision is the flag's, else what suits the device."""
+    precision = config.run.mixed_precision or ("bf16" if torch.cuda.is_available() else recipe.cpu_precision)
+    if precision not in ("no", "bf16"):
+        raise LeukoscopeError(f"--mixed_precision {precision}: give no or bf16")
+    # One process may train several recipes in turn, each in its own precision.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=config.tracker,
+        project_dir=config.output_dir,
+        # Given here, it is not taken from the environment, which a checkpoint does not record.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
+    )
+    # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
+    return accelerator
+
+
+def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
+    """This recipe's preprocessing of this data set."""
+    return Preprocessing(
+        recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std, framing=recipe.framing
+    )
+
+
+def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
+    """Load the data set and decode it once; the main process does it first, the others read its cache."""
+    from datasets import disable_progress_bars
+    from tqdm.auto import tqdm
+
+    disable_progress_bars()
+    args = config.data
+    with accelerator.main_process_first(), tqdm(disable=not shows_progress(accelerator), leave=False) as bar:
+        data = load_cells(
+            args.dataset_name,
+            args.train_dir,
+            subject_pattern=args.subject_pattern,
+            subject_csv=args.subject_csv,
+            image_size=2 * recipe.image_size,
+        )
+
+        def progress(done: int, total: int) -> None:
+            bar.desc, bar.total = "decoding", total
+            bar.update(done - bar.n)
+
+        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images, progress=progress)
+
+
+def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
+    """The split that the flags name: made by a strategy, or read from a file."""
+    args = config.data
+    if args.split_file:
+        split = load_split(args.split_file, data)
+    else:
+        split = make_split(
+            data,
+            args.split,
+            seed=config.run.seed,
+            fold=args.fold,
+            num_folds=args.num_folds,
+            validation=not args.no_validation,
+            train_folds=args.train_folds,
+            test_folds=args.test_folds,
+        )
+    return split.at_most(args.max_train_samples, args.max_eval_samples)
+
+
+def require_validation(split: Split, recipe: Recipe) -> None:
+    """Raise `LeukoscopeError` where the recipe's learning rate follows validation cells and there are none."""
+    if recipe.plateau and not split.validation:
+        raise LeukoscopeError(
+            f"--recipe {recipe.name}: its learning rate follows the validation cells and split {split.strategy} "
+            f"({split.detail}) has none; leave out --no_validation or choose another --split"
+        )
+
+
+def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
+    """One line for validation and test each, where they lack cells of a class."""
+    lines, names = [], cells.data.info.labels
+    for side in ("validation", "test"):
+        if rows := cells.rows(getattr(split, side)).tolist():
+            counts = np.bincount(cells.labels[rows], minlength=len(names))
+            if missing := [name for name, count in zip(names, counts, strict=True) if count == 0]:
+                lines.append(
+                    f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
+                )
+    return tuple(lines)
+
+
+def _make_output_dir(config: TrainingConfig, accelerator: Accelerator) -> Path:
+    """The run folder, checked to be writable; what an earlier run left there is untouched."""
+    out = config.output_dir
+    try:
+        if accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / ".writable").write_text("")
+            (out / ".writable").unlink()
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    return out
+
+
+def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
+    """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
+    try:
+        for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: Path, error: OSError) -> LeukoscopeError:
+    return LeukoscopeError(f"--output_dir {out}: cannot be written ({error.strerror}); give another folder")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library of this process keep the memory it frees.
+
+    glibc returns every large block to the system at once. A training step on a CPU asks for the same blocks again, and
+    the page faults that this costs take about a tenth of its time. Does nothing where there is no glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(option, 2**31 - 1)

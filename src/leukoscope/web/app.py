@@ -1,0 +1,179 @@
+"""The demo as one page: what stands round the tabs, and how it is served.
+
+`app.py` calls `serve`. The page is served as soon as Gradio is imported; torch and the first model load in the
+background. It listens on this machine only (a Space's container listens to its proxy), is never shared, and works
+offline unless a visitor types a Hub id or wants real cells.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Thread
+
+import gradio as gr
+from gradio.route_utils import API_PREFIX
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from leukoscope import LeukoscopeError, __version__
+from leukoscope.web import panels, result
+from leukoscope.web.address import Address
+from leukoscope.web.batch_files import MAX_ZIP
+from leukoscope.web.model_cache import HOW_TO_GET_A_MODEL, ModelCache, find_releases, listed_models
+from leukoscope.web.result_tab import PRIVATE
+from leukoscope.web.tabs import code, evidence
+from leukoscope.web.tabs.batch import BatchTab
+from leukoscope.web.tabs.cell import CellTab
+from leukoscope.web.tabs.field import FieldTab
+from leukoscope.web.text import model_text
+from leukoscope.web.theme import CSS, build_theme
+from leukoscope.web.upload import keep_uploads_apart
+
+CACHE_SECONDS = 3600
+# Requests of one kind that are served at once, some of them waiting for a model; the model cache limits how many are
+# computed at once.
+# Beyond the queue, visitors would only wait in vain.
+AT_ONCE, QUEUE = 16, 64
+# One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
+# upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
+# at their largest then fit into the 16 GB of a free Space.
+SESSIONS = 120
+HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
+<p>Is this white blood cell a leukaemic blast? What a classifier predicts, where it looks, how far to trust it.</p>
+</div>"""
+PRIVACY = (
+    "What you upload lies on this server's disk until it has been read, and is then deleted. An upload that breaks "
+    "off, a picture that the API gets by a web address or from an assistant, and a picture that the API returns are "
+    "deleted within two hours. In memory, pictures and predictions are kept for half an hour after the last "
+    "prediction, or for an hour if you close the page; what the page shows, your picture among it, stays in the "
+    "server's memory until later visitors' sessions replace yours or the server stops. What you save goes to your "
+    "browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: the "
+    "server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
+    "and a few real cells when a visitor wants them."
+)
+# Gradio's accessible names of some buttons differ from the text on them, which speech input needs.
+NAMED_AS_WRITTEN = """() => {
+  const rename = () => document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
+    .forEach((button) => button.removeAttribute('aria-label'))
+  new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
+  rename()
+}"""
+CREDITS = (
+    'Leukoscope is open software under the <a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence '
+    "2.0</a>. What each model was trained on, its licence and how to cite it stand under “Evidence”."
+)
+
+
+def build_demo(models: ModelCache) -> gr.Blocks:
+    """The page with all its tabs, not yet served."""
+    with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
+        gr.HTML(HEAD, padding=False)
+        gr.HTML(panels.notice(), elem_id="notice", padding=False)
+        with gr.Row(equal_height=True):
+            model = gr.Dropdown(
+                models.names,
+                value=next(iter(models.names), None),
+                allow_custom_value=True,
+                label="Model, or a Hub id: owner/name@revision",
+                elem_id="model",
+                scale=2,
+                min_width=260,
+            )
+            with gr.Column(scale=3, min_width=280):
+                about = gr.HTML(elem_id="about-model", padding=False)
+
+        def describe(choice: str | None) -> str:
+            try:
+                return panels.note(model_text(models.predictor(choice).release.metrics))
+            except LeukoscopeError:
+                return ""  # the tabs say what is wrong
+
+        gr.on([demo.load, model.change], describe, model, about, show_progress="hidden", **PRIVATE)
+        if not models.names:
+            gr.HTML(panels.message("No model yet", HOW_TO_GET_A_MODEL), padding=False)
+        with gr.Tabs() as tabs:
+            cell_tab = CellTab(models, model)
+            FieldTab(models, model, tabs, cell_tab)
+            BatchTab(models, model, tabs, cell_tab)
+            evidence.build_tab(models, model)
+            code.build_tab(demo, model)
+        privacy = panels.details("Privacy", panels.note(PRIVACY))
+        gr.HTML(f'<div class="lk-note">{privacy}<p>{CREDITS}</p></div>', elem_id="about", padding=False)
+        cell_tab.show_example_on_load(demo)
+        demo.load(None, js=NAMED_AS_WRITTEN, **PRIVATE)
+    return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
+
+
+def routes() -> list[Route]:
+    """Routes that the server handles itself, before Gradio does.
+
+    Gradio would write a session's values, a visitor's picture among them, or a video to files that nothing deletes.
+    """
+    refused = (("deep_link", "GET"), ("process_recording", "POST"))
+    return [
+        Route("/healthz", _healthz),
+        *(Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused),
+    ]
+
+
+def serve(releases: Path, hub_ids: Path, address: Address) -> None:
+    """Serve the demo until interrupted.
+
+    Args:
+        releases: folder whose sub-folders with a config.json are the embedded releases.
+        hub_ids: text file of Hub ids to offer, one a line; it may be missing.
+
+    Raises:
+        LeukoscopeError: the port is taken.
+    """
+    models = ModelCache(find_releases(releases), listed_models(hub_ids))
+    # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    demo = build_demo(models)
+    keep_uploads_apart(demo)
+    try:
+        demo.launch(
+            server_name=address.host,
+            server_port=address.port,
+            share=False,
+            ssr_mode=False,
+            mcp_server=code.serves_mcp(),
+            app_kwargs={"routes": routes()},
+            max_file_size=MAX_ZIP,
+            state_session_capacity=SESSIONS,
+            theme=build_theme(),
+            css=CSS,
+            footer_links=["api"],
+            run_history=False,
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError:
+        raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+    print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
+    # Only now: loading torch beside Gradio's start would hold the page back.
+    Thread(target=_warm_up, args=(models,), daemon=True).start()
+    demo.block_thread()
+
+
+def _healthz(request: Request) -> JSONResponse:
+    """Report that the server runs, whether or not a model is loaded yet."""
+    return JSONResponse({"status": "ok", "version": __version__})
+
+
+def _refuse(request: Request) -> JSONResponse:
+    return JSONResponse({"detail": "This server keeps nothing of a visit; save the result from the page."}, 404)
+
+
+def _warm_up(models: ModelCache) -> None:
+    """Load the first model and predict once, so that the first visitor does not wait for imports."""
+    if not models.names:
+        return
+    try:
+        first = result.predict_cell(models, *result.example(0), models.names[0])
+        first.pictures(first.prediction.most_probable, result.OPACITY)
+    except LeukoscopeError as error:
+        print(f"warning: {error}")

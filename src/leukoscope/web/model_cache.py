@@ -1,0 +1,272 @@
+"""The models a visitor can pick: releases embedded beside the app, and Hub repositories listed there or typed in.
+
+Stands between the model picker and `Predictor`: a name becomes a loaded model here, the models used last stay in
+memory, and whatever cannot be loaded comes back as one `LeukoscopeError` that the page can show.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from shutil import rmtree
+from threading import Lock, Semaphore
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from leukoscope import LeukoscopeError
+from leukoscope.models.release_files import WEIGHTS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from leukoscope.inference.field import FieldReading
+    from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.predictor import Predictor
+
+# Two predictions at a time keep a small machine responsive, whichever tab they are for.
+PREDICTIONS_AT_ONCE, LOADED_AT_ONCE = 2, 4
+# Bytes; what a visitor names may be of any size.
+MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
+MAX_DOWNLOAD = 400 * 2**20
+MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
+MOST_CELLS = 500  # of one field: half a minute of a small machine
+# One cell takes well under a second; the rest is for a graphics card that has to start.
+GPU_SECONDS = 15
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+HOW_TO_GET_A_MODEL = (
+    "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
+    "model_card/<name>/, or type a Hub id such as owner/name above."
+)
+
+
+def find_releases(root: Path) -> dict[str, Path]:
+    """Releases embedded under a folder, by name; {} where the folder is missing.
+
+    The first is what the demo opens with: the one with the highest AUROC by subject on subjects it has not seen. Those
+    without such a metric follow in alphabetical order.
+    """
+    folders = (config.parent for config in sorted(root.glob("*/config.json")))
+    # A hidden folder is a release still being written or copied.
+    found = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
+    return dict(sorted(found.items(), key=lambda item: -_auroc_of_unseen_subjects(item[1])))
+
+
+def _auroc_of_unseen_subjects(release: Path) -> float:
+    from leukoscope.models.release_files import read_metrics
+
+    try:
+        evaluations = read_metrics(release).get("evaluations") or [{}]
+        if evaluations[0].get("split", {}).get("disjoint_by") == "subject":
+            return float(evaluations[0]["metrics"].get("auroc_by_subject") or 0.0)
+    except (LeukoscopeError, KeyError, AttributeError, TypeError, ValueError):
+        pass  # shown when the release is chosen
+    return 0.0
+
+
+def listed_models(file: Path) -> list[str]:
+    """The Hub ids that a text file names, one a line; [] where the file is missing."""
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+
+
+class ModelCache:
+    """Loaded models by name; the least recently used ones are removed for the next.
+
+    Args:
+        releases: name → release folder.
+        hub_ids: repositories to offer before them, `owner/name[@revision]`.
+        capacity: bytes of weights that stay in memory at once; the model used last always stays.
+    """
+
+    def __init__(
+        self, releases: Mapping[str, Path], hub_ids: Sequence[str] = (), capacity: int = MAX_WEIGHTS_IN_MEMORY
+    ) -> None:
+        self.releases = dict(releases)
+        self.names = [*hub_ids, *self.releases]
+        self.capacity = capacity
+        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        # What visitors had downloaded: Hub id → bytes, the longest unused first.
+        self._downloaded: OrderedDict[str, int] = OrderedDict()
+        self._lock = Lock()
+        # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
+        self._model_locks: dict[str, tuple[Lock, int]] = {}
+        self._predicting, self._loading = Semaphore(PREDICTIONS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
+        self.predict = self._limited(on_gpu(self._predict))
+        self.read_field = self._limited(on_gpu(self._read_field))
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models in memory, least recently used first."""
+        with self._lock:
+            return list(self._loaded)
+
+    def predictor(self, choice: str | None) -> Predictor:
+        """The model of that name, loaded now unless it is in memory.
+
+        Args:
+            choice: an embedded release's name, or a Hub id `owner/name[@revision]`.
+
+        Raises:
+            LeukoscopeError: nothing chosen, a name that is neither, or a model that cannot be loaded.
+        """
+        name = (choice or "").strip()
+        self._require_known(name)
+        with self._lock:
+            lock, waiting = self._model_locks.get(name, (Lock(), 0))
+            self._model_locks[name] = lock, waiting + 1
+        try:
+            with lock:
+                with self._lock:
+                    if name in self._loaded:
+                        self._loaded.move_to_end(name)
+                        return self._loaded[name]
+                with self._loading:
+                    predictor = self._load(name)
+                with self._lock:
+                    self._loaded[name] = predictor
+                    while len(self._loaded) > 1 and sum(map(weights_bytes, self._loaded.values())) > self.capacity:
+                        self._loaded.popitem(last=False)
+                return predictor
+        finally:
+            # Visitors may name anything: a lock that nobody waits for is not kept.
+            with self._lock:
+                lock, waiting = self._model_locks.pop(name)
+                if waiting > 1:
+                    self._model_locks[name] = lock, waiting - 1
+
+    def labels(self, choice: str) -> tuple[str, ...]:
+        """The class names of an embedded release, read without loading it; () of any other model."""
+        from leukoscope.models.release_files import read_release
+
+        try:
+            return read_release(self.releases[choice]).labels
+        except (KeyError, LeukoscopeError):
+            return ()
+
+    def _limited(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+        """`call`, whose first argument is a model's name, once fewer than two other predictions are computed."""
+
+        def wait_and_call(choice: str, *args: _P.args, **options: _P.kwargs) -> _T:
+            # Loaded first: a download may take minutes, and must not hold up those whose model is in memory.
+            self.predictor(choice)
+            with self._predicting:
+                return call(choice, *args, **options)
+
+        return wait_and_call
+
+    def _predict(
+        self, choice: str, images: Sequence[Image.Image], *, explain: bool = False, views: bool = False
+    ) -> list[Prediction]:
+        """Predictions of the model of that name for some pictures; `explain` and `views` as for `Predictor`."""
+        return self.predictor(choice)(images, explain=explain, tta=views)
+
+    def _read_field(self, choice: str, image: Image.Image, source: str, um_per_pixel: float | None) -> FieldReading:
+        """What the model of that name reads in a field of view; see `leukoscope.inference.field.read_field`."""
+        from leukoscope.inference.field import read_field
+
+        predictor = self.predictor(choice)
+        return read_field(predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS)
+
+    def _require_known(self, name: str) -> None:
+        """Refuse what is no model name: a visitor may name Hub repositories, but no folder of this machine."""
+        from leukoscope.models.hub_download import parse_hub_id
+
+        if not name:
+            raise LeukoscopeError("No model is chosen: pick one." if self.names else HOW_TO_GET_A_MODEL)
+        try:
+            if name not in self.releases:
+                parse_hub_id(name)
+        except LeukoscopeError:
+            known = ", ".join(self.names) or "none"
+            raise LeukoscopeError(
+                f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
+            ) from None
+
+    def _load(self, name: str) -> Predictor:
+        """Load an embedded release, a repository that is offered, or one that a visitor named."""
+        from leukoscope.inference.predictor import Predictor
+        from leukoscope.models.release_files import read_release
+
+        if name in self.releases:
+            folder = self.releases[name]
+            try:
+                return Predictor(read_release(folder, name=name), device=best_device())
+            except LeukoscopeError as error:
+                # This machine's folders mean nothing to a visitor.
+                raise LeukoscopeError(str(error).replace(str(folder), name)) from None
+        if name in self.names:  # offered by whoever runs the demo, who knows its size
+            return Predictor.from_hub(name, device=best_device())
+        return self._download(name)
+
+    def _download(self, name: str) -> Predictor:
+        """Load a Hub model that a visitor named, unless it is over 400 MB; beyond 2 GB, the longest unused are deleted.
+
+        What lay in the Hub cache before is never deleted.
+        """
+        from leukoscope.inference.predictor import Predictor
+        from leukoscope.models.hub_download import cached_repository, parse_hub_id
+
+        hub_id, revision = parse_hub_id(name)
+        folder = cached_repository(hub_id)
+        was_there = folder.exists()
+        # A Space's token opens what its owner offers, and to visitors nothing else.
+        anonymous = "SPACE_ID" in os.environ
+        try:
+            size = _download_bytes(hub_id, revision, anonymous)
+            if size > MAX_DOWNLOAD:
+                raise LeukoscopeError(
+                    f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB downloaded for a "
+                    "visitor; run Leukoscope on your own machine for it, or name a smaller model"
+                )
+            return Predictor.from_hub(name, device=best_device(), anonymous=anonymous)
+        finally:
+            with self._lock:
+                if folder.exists() and (hub_id in self._downloaded or not was_there):
+                    self._downloaded[hub_id] = sum(file.stat().st_size for file in folder.glob("blobs/*"))
+                    self._downloaded.move_to_end(hub_id)
+                while len(self._downloaded) > 1 and sum(self._downloaded.values()) > MAX_DOWNLOADS:
+                    oldest, _ = self._downloaded.popitem(last=False)
+                    rmtree(cached_repository(oldest), ignore_errors=True)
+
+
+def weights_bytes(predictor: Predictor) -> int:
+    """How much memory a model's weights take in float32."""
+    from safetensors import safe_open
+
+    assert predictor.release.folder is not None
+    with safe_open(predictor.release.folder / WEIGHTS, framework="numpy") as tensors:
+        return 4 * sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+
+
+def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
+    """Size of the files that would be downloaded; 0 where the Hub gives none: loading then reports the problem."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info
+
+    try:
+        about = hub_model_info(hub_id, revision, sizes=True, anonymous=anonymous)
+    except (HubUnreachable, HfHubHTTPError):
+        return 0
+    return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
+
+
+def on_gpu(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """`call` as it is, or, where the package `spaces` is installed, run while the Space's GPU is lent.
+
+    On ZeroGPU it runs in a forked process: what it takes and returns is pickled, what it closes over is not.
+    """
+    try:
+        import spaces
+    except ImportError:
+        return call
+    return spaces.GPU(duration=GPU_SECONDS)(call)
+
+
+def best_device() -> str:
+    """ "cuda" where torch can use a GPU (or a ZeroGPU Space will lend one), else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

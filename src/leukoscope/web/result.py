@@ -1,0 +1,256 @@
+"""One picture and its prediction: predicted once, then drawn, put into words and saved as often as a visitor likes.
+
+A picture goes through `Predictor` once; class, opacity and operating point are then redrawn from the Grad-CAM maps and
+probabilities kept in the visitor's session. The page and the API at /predict show the same.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.data.synthetic_smears import SMEAR_LABELS, draw_smear
+from leukoscope.inference.overlay import EvidenceScale, map_colours, overlay
+from leukoscope.inference.prediction import Decision, Thresholds
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.text import (
+    MEANINGS,
+    DecisionText,
+    decision_text,
+    map_text,
+    milliseconds,
+    percent,
+    tta_text,
+    warnings,
+    weak_map_text,
+)
+from leukoscope.web.upload import File, png_file, safe_stem
+
+if TYPE_CHECKING:
+    from leukoscope.inference.prediction import Prediction
+
+# Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
+SHOWN_SIDE = 720
+OPACITY = 0.55
+# Label, subject and cell of each.
+EXAMPLES = (("ALL", 0, 0), ("ALL", 2, 2), ("ALL", 3, 0), ("HEM", 0, 0), ("HEM", 1, 1), ("HEM", 2, 2))
+SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 1, 57, 23), strict=True))  # with seeds that are in distribution
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One picture and what a model predicts of it; lives in a visitor's session, in memory only.
+
+    Attributes:
+        image: upright RGB, as given.
+        caption: its file name, or which phantom it is.
+        model: the name picked for the model.
+        thresholds: what that model decides by.
+        scale: how strong its Grad-CAM maps usually are.
+        warnings: what must be said beside the prediction, most important first.
+    """
+
+    image: Image.Image
+    caption: str
+    model: str
+    prediction: Prediction
+    thresholds: Thresholds
+    scale: EvidenceScale
+    warnings: tuple[str, ...]
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """Class → (h, w) Grad-CAM map, all on one scale."""
+        return {label: heat.evidence for label, heat in (self.prediction.heatmaps or {}).items()}
+
+    @property
+    def own_peak(self) -> float:
+        """The highest value of this picture's maps."""
+        return max(float(heat.max()) for heat in self.maps.values())
+
+    def peak(self, common_scale: bool = False) -> float:
+        """The upper end of the colour scale: this picture's, or the one for all pictures of the model."""
+        return (common_scale and self.scale.strong) or self.own_peak
+
+    def decision(self, point: str = "") -> Decision:
+        """The decision at an operating point of the model; "" for the most probable class."""
+        return self.thresholds.decide(self.prediction.probabilities, self.prediction.checks, operating_point=point)
+
+    def decision_text(self, point: str = "") -> DecisionText:
+        """That decision in words."""
+        return decision_text(
+            self.decision(point), self.prediction.probabilities, self.thresholds, self.prediction.checks
+        )
+
+    def pictures(self, label: str, opacity: float, common_scale: bool = False) -> tuple[Image.Image, Image.Image]:
+        """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
+
+        All classes of a picture share one colour scale, and all pictures of the model with `common_scale`.
+        """
+        shown = self.image.copy()
+        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        left, top, right, bottom = (edge * shown.width / self.image.width for edge in self.prediction.view_box)
+        heat = (self.prediction.heatmaps or {})[label]
+        return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=self.peak(common_scale))
+
+    def map_text(self, label: str) -> str:
+        """A class's Grad-CAM map in words."""
+        left, top, right, bottom = (round(edge) for edge in self.prediction.view_box)
+        text = map_text(self.maps[label], self.image.crop((left, top, right, bottom)), label)
+        return f"{text} {weak_map_text(self.maps, label, self.scale.weak)}".strip()
+
+    def facts(self) -> dict[str, str]:
+        """How the prediction was made: the model, its revision, the time it took and the part of the picture it saw."""
+        left, top, right, bottom = self.prediction.view_box
+        seen = f"{round(right - left)} × {round(bottom - top)} of {self.image.width} × {self.image.height} pixels"
+        return {
+            "Model": self.model,
+            "Revision": self.prediction.revision[:12] or "local files",
+            "Time": milliseconds(self.prediction.seconds),
+            "Seen by the model": seen + (", framed in blue" if (right - left) < self.image.width else ""),
+        }
+
+    def summary(self, point: str = "") -> str:
+        """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice."""
+        predicted, decided = self.prediction, self.decision_text(point)
+        version = f"revision {predicted.revision[:12]}" if predicted.revision else "local files"
+        lines = (
+            decided.headline,
+            decided.because,
+            *self.warnings,
+            self.map_text(predicted.most_probable),
+            f"Model {self.model}, {version}; {milliseconds(predicted.seconds)}.",
+            RESEARCH_NOTICE,
+        )
+        return "\n".join(line for line in lines if line)
+
+
+def predict_cell(
+    models: ModelCache, image: Image.Image, caption: str, choice: str | None, *, field_share: float | None = None
+) -> CellResult:
+    """Predict a picture once, with every class's Grad-CAM map.
+
+    Args:
+        field_share: of a field's cell, share of the field's cells that are in distribution.
+
+    Raises:
+        LeukoscopeError: the model cannot be used.
+    """
+    # Loaded first: an error is raised here, not in the process that has the GPU.
+    predictor = models.predictor(choice)
+    metrics, thresholds = predictor.release.metrics, predictor.thresholds
+    (prediction,) = models.predict(str(choice), [image], explain=True)
+    return CellResult(
+        image,
+        caption,
+        str(choice),
+        prediction.in_field(field_share, thresholds),
+        thresholds,
+        EvidenceScale.from_metrics(metrics),
+        warnings(metrics, has_detector=prediction.checks.ood_score is not None),
+    )
+
+
+def check_views(models: ModelCache, result: CellResult) -> str:
+    """Predict the eight turned and mirrored views of a picture; in words, whether they agree.
+
+    Raises:
+        LeukoscopeError: the model can no longer be used.
+    """
+    (together,) = models.predict(result.model, [result.image], views=True)
+    average = together.most_probable
+    share, disagreement = together.probabilities[average], together.checks.disagreement or 0.0
+    return tta_text(result.prediction.most_probable, average, share, disagreement)
+
+
+def example(number: int) -> tuple[Image.Image, str]:
+    """One of the six synthetic cells and its caption; drawn, never stored."""
+    label, subject, cell = EXAMPLES[number]
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), f"Synthetic {label}"
+
+
+@lru_cache(maxsize=len(SMEAR_EXAMPLES))
+def smear_example(number: int) -> tuple[Image.Image, str]:
+    """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
+    label, seed = SMEAR_EXAMPLES[number]
+    return Image.fromarray(draw_smear(label, seed=seed)), f"Synthetic smear, {label}"
+
+
+# The saved picture, in pixels; LETTERS fit into a line.
+SIDE, MARGIN, LINE, LETTERS = 450, 20, 24, 105
+INK, QUIET, ACCENT, TRACK = "#18181b", "#55515f", "#6b3fa0", "#e7e4ee"
+
+
+def save_result(
+    result: CellResult, label: str, opacity: float, point: str | None = "", common_scale: bool = False
+) -> File:
+    """The result as shown, as a PNG: the class, opacity and operating point that were chosen."""
+    return png_file(
+        f"leukoscope-{safe_stem(result.caption) or 'cell'}.png",
+        result_image(result, label, opacity, point or "", common_scale),
+        title=f"{result.caption}, predicted by {result.model}",
+        model=result.model,
+        revision=result.prediction.revision,
+        description=result.summary(point or ""),
+    )
+
+
+def result_image(
+    result: CellResult, label: str, opacity: float, point: str = "", common_scale: bool = False
+) -> Image.Image:
+    """Cell and Grad-CAM map side by side, the colour scale, the probability bars and the whole text, as RGB."""
+    pictures = []
+    for picture in result.pictures(label, opacity, common_scale):
+        factor = SIDE / max(picture.size)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        pictures.append(picture.resize(size))
+    shares = sorted(result.prediction.probabilities.items(), key=lambda item: -item[1])
+    decided = result.decision_text(point)
+    lines = [line for text in result.summary(point).splitlines() for line in textwrap.wrap(_plain(text), LETTERS)]
+    width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4
+    bars_at = captions_at + 2 * LINE + MARGIN
+    text_at = bars_at + (2 * len(shares) + (not decided.has_class)) * LINE + MARGIN
+    drawn = Image.new("RGB", (width, text_at + len(lines) * LINE + MARGIN), "white")
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(17)
+
+    for column, (picture, caption) in enumerate(
+        zip(pictures, (result.caption, f"Grad-CAM map for {label}"), strict=True)
+    ):
+        left = MARGIN + column * (SIDE + MARGIN)
+        drawn.paste(picture, (left, MARGIN))
+        pen.text((left, captions_at), textwrap.shorten(_plain(caption), 52), QUIET, font)
+    colours = map_colours(160)[None].repeat(12, axis=0)
+    drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
+    pen.text((left, captions_at + LINE), "0", QUIET, font)
+    pen.text((left + 186, captions_at + LINE), f"{result.peak(common_scale):.3g}", QUIET, font)
+
+    top = bars_at
+    if not decided.has_class:
+        pen.text((MARGIN, top), "Probabilities: no result for this picture", QUIET, font)
+        top += LINE
+    for rank, (name, share) in enumerate(shares):
+        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
+        pen.text((MARGIN, top), _plain(f"{name}{meaning}"), INK, font)
+        pen.text((width - MARGIN, top), _plain(percent(share)), INK, font, anchor="ra")
+        track = (MARGIN, top + LINE, width - MARGIN, top + LINE + 10)
+        pen.rectangle(track, TRACK)
+        if share * (width - 2 * MARGIN) >= 1:
+            colour = ACCENT if rank == 0 and decided.has_class else QUIET
+            pen.rectangle((*track[:2], MARGIN + share * (width - 2 * MARGIN), track[3]), colour)
+        top += 2 * LINE
+    for number, line in enumerate(lines):
+        place = (MARGIN, text_at + number * LINE)
+        pen.text(place, line, INK, ImageFont.load_default(20) if number == 0 else font)
+    return drawn
+
+
+def _plain(text: str) -> str:
+    """Without what the drawing font lacks."""
+    return text.replace("\u00a0", " ").encode("latin-1", "replace").decode("latin-1")

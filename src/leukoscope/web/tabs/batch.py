@@ -1,0 +1,413 @@
+"""The tab "Patients": many pictures or one zip, predicted together, cell by cell and person by person.
+
+The pictures are predicted once; sorting, subjects, operating points and exports are made from the predictions in the
+visitor's session. The same steps answer the API at /batch.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from html import escape
+from io import BytesIO
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.inference.patient import PatientPrediction
+from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.reports.patient_report import strip_plot
+from leukoscope.web import panels
+from leukoscope.web.batch_files import MAX_FILES, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_results import (
+    BatchResult,
+    BatchRow,
+    columns,
+    label_metrics,
+    predict_batch,
+    save_cells,
+    save_persons,
+    save_report,
+    subject_rows,
+    wrong_rows,
+)
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import CellResult, predict_cell
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.tabs.cell import CellTab
+from leukoscope.web.text import RESULT_DELETED, percent, point_name
+from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_errors, save_button
+
+# A batch holds hundreds of megabytes while it is read.
+LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
+MOST_PROBABLE = "most probable class"
+SAMPLE_PERSONS, SAMPLE_CELLS = 3, 24
+MOST_PICTURED = 400
+"""Rows of the table that show their cell; more would make the page heavy."""
+SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
+# How a visitor may order the gallery → what each order sorts by.
+ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
+    "names, A to Z": lambda row: (row.name,),
+    "the most confident": lambda row: (-row.confidence,),
+    "the least confident": lambda row: (row.confidence,),
+    "the highest OOD score": lambda row: (-(row.checks.ood_score or 0.0),),
+    "subjects": lambda row: (row.subject, row.name),
+}
+
+
+@lru_cache(maxsize=1)
+def sample_batch() -> Batch:
+    """Cells of three synthetic persons, drawn by a program: each of one class, from no patient."""
+
+    def draw(person: int, cell: int) -> bytes:
+        label = PHANTOM_LABELS[person % len(PHANTOM_LABELS)]
+        buffer = BytesIO()
+        Image.fromarray(draw_cell(label, subject=person, cell=cell).image).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    return Batch(
+        [
+            BatchFile(f"synthetic-{person + 1}/cell-{cell + 1:02d}.png", partial(draw, person, cell))
+            for person in range(SAMPLE_PERSONS)
+            for cell in range(SAMPLE_CELLS)
+        ]
+    )
+
+
+def predict_files(models: ModelCache, paths: Sequence[str] | None, choice: str | None, pattern: str) -> BatchResult:
+    """Predict everything uploaded and delete it, whatever happens.
+
+    Raises:
+        LeukoscopeError: the files, the model or the pattern cannot be used.
+    """
+    if not paths:
+        raise LeukoscopeError("files: none was sent; give pictures of single cells, or a zip of them")
+    with deleted_afterwards(paths):
+        *_, result = predict_batch(models, open_batch(paths), choice, pattern.strip())
+    assert isinstance(result, BatchResult)
+    return result
+
+
+class BatchTab(ResultTab):
+    """The tab, added to the Blocks being built.
+
+    Args:
+        tabs, cell_tab: where a cell of the batch is opened.
+    """
+
+    hint = (
+        f"Drop up to {MAX_FILES:,} pictures of single cells, or one zip of them, or try the sample: the predictions "
+        "appear here. Persons come from the file names or folders; labels from the folders of a zip (ALL/…, HEM/…); "
+        "both from a CSV with the columns file, label, subject."
+    )
+
+    def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
+        super().__init__(models, model)
+        with gr.Tab("Patients", id="batch"):
+            self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+            with gr.Row():
+                with gr.Column(scale=2, min_width=280):
+                    self.upload = files_upload(label="Your cells", height=160, elem_id="batch-upload")
+                with gr.Column(scale=3, min_width=280):
+                    self.pattern = gr.Textbox(
+                        "",
+                        label="Subject within the file name",
+                        info="A regular expression; empty: suggested from the names. A CSV's column subject goes first",
+                        elem_id="batch-pattern",
+                    )
+                    with gr.Row():
+                        sample = gr.Button("Try a sample: three synthetic persons", size="sm", elem_id="batch-sample")
+                        stop = gr.Button("Stop", size="sm", min_width=80, elem_id="batch-stop")
+            self.summary = gr.HTML(
+                panels.placeholder(self.hint), js_on_load=panels.CLICK, elem_id="batch-summary", padding=False
+            )
+            with gr.Column(visible=False) as self.shown:
+                self._build_result()
+            self._add_endpoint()
+        self.outputs = [
+            self.result, self.summary, self.shown, self.reports, self.person, self.point, self.gallery, self.table,
+            self.upload, self.pattern,
+        ]  # fmt: skip
+
+        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+        # "multiple": after a stop, Gradio's page still takes the stopped one for running and would pass over a click.
+        runs: dict[str, Any] = {**quiet, **LIMIT, "trigger_mode": "multiple"}
+        given = [self.pattern, self.order, self.point]
+        running: list[Any] = [
+            self.upload.upload(self._on_upload, [self.upload, model, *given], self.outputs, **runs),
+            sample.click(self._on_sample, [model, self.order, self.point], self.outputs, **runs),
+        ]
+        stop.click(
+            lambda: self.clear(panels.placeholder("Stopped. Nothing of it was kept.")), None, self.outputs,
+            cancels=running, **quiet,
+        )  # fmt: skip
+        self.clear_on_model_change(running)
+        self.pattern.submit(self._on_pattern, [self.result, *given], self.outputs, **quiet)
+        self.point.input(self._on_point, [self.result, self.order, self.point], self.outputs, **quiet)
+        self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
+        cell_tab.open_from([self.summary, self.gallery], self.result, tabs, self._cell)
+
+    def _build_result(self) -> None:
+        with gr.Row():
+            for kind in ("CSV", "Parquet"):
+                save_button(
+                    f"Save cells as {kind}", partial(save_cells, kind), [self.result],
+                    elem_id=f"save-batch-{kind.lower()}",
+                )  # fmt: skip
+            save_button("Save persons as CSV", save_persons, [self.result], elem_id="save-persons")
+        with gr.Row(visible=False) as self.reports:
+            self.person = gr.Dropdown([], label="Report on", elem_id="report-person")
+            name = gr.Textbox("", label="Name in the report", info="Empty: nobody is named", elem_id="report-name")
+            save_button(
+                "Save the report", partial(save_report, self.models), [self.result, self.person, name],
+                elem_id="save-report",
+            )  # fmt: skip
+        with gr.Row():
+            self.order = gr.Dropdown(list(ORDERS), value=next(iter(ORDERS)), label="Show first", elem_id="batch-order")
+            self.point = gr.Dropdown(
+                [(MOST_PROBABLE, "")], value="", label="Operating point of the cells", elem_id="batch-point"
+            )
+        self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
+        self.table = gr.Dataframe(interactive=False, wrap=True, max_height=420, label="Every cell", buttons=[])
+
+    def show(self, result: BatchResult, order: str, point: str) -> Updates:
+        """Updates that show a result, decided at an operating point where the release has it."""
+        point, decided = point if point in result.points else "", result.at_point(point)
+        persons = [person.patient for person in decided.persons]
+        points = [(MOST_PROBABLE, ""), *((point_name(one), one) for one in decided.points)]
+        return {
+            self.result: decided,
+            self.summary: batch_summary(decided, point),
+            self.shown: gr.Column(visible=True),
+            self.reports: gr.Row(visible=bool(persons)),
+            self.person: gr.Dropdown(persons, value=persons[0] if persons else None),
+            self.point: gr.Dropdown(points, value=point),
+            self.gallery: gallery(decided, order),
+            self.table: _table(decided),
+            self.upload: None,
+        }
+
+    def clear(self, html: str) -> Updates:
+        gone = {self.result: None, self.gallery: "", self.upload: None}
+        return {self.summary: html, self.shown: gr.Column(visible=False), self.table: gr.skip(), **gone}
+
+    def _predict(
+        self, read: Callable[[], Batch], choice: str | None, pattern: str, order: str, point: str
+    ) -> Iterator[Updates]:
+        """Show whose cells these are, then how many are predicted, then the result."""
+        start = time.monotonic()
+        try:
+            batch = read()
+            names = [file.name for file in batch.files]
+            pattern = pattern.strip() or suggested_pattern(names)
+            found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()), pattern)
+            filled = {self.pattern: pattern, self.shown: gr.Column(visible=False)}
+            yield {**filled, self.summary: progress(0, len(names), 0.0, found)}
+            for step in predict_batch(self.models, batch, choice, pattern):
+                if isinstance(step, BatchResult):
+                    yield self.show(step, order, point)
+                else:
+                    yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
+        except LeukoscopeError as error:
+            yield self.clear(panels.message("This did not work", str(error)))
+
+    def _on_upload(
+        self, paths: list[str] | None, choice: str | None, pattern: str, order: str, point: str
+    ) -> Iterator[Updates]:
+        if paths is None:
+            yield {self.upload: None}
+            return
+        with deleted_afterwards(paths):
+            yield from self._predict(lambda: open_batch(paths), choice, pattern, order, point)
+
+    def _on_sample(self, choice: str | None, order: str, point: str) -> Iterator[Updates]:
+        yield from self._predict(sample_batch, choice, "", order, point)
+
+    def _on_pattern(self, result: BatchResult | None, pattern: str, order: str, point: str) -> Updates:
+        if result is None:
+            return {self.result: None}
+        try:
+            return self.show(result.with_subjects(pattern.strip()), order, point)
+        except LeukoscopeError as error:
+            return {self.summary: panels.message("This pattern cannot be used", str(error))}
+
+    def _on_point(self, result: BatchResult | None, order: str, point: str) -> Updates:
+        return self.show(result, order, point) if result else self.clear(panels.placeholder(RESULT_DELETED))
+
+    def _on_order(self, result: BatchResult | None, order: str) -> str:
+        return gallery(result, order) if result else panels.placeholder(RESULT_DELETED)
+
+    def _cell(self, result: BatchResult, number: int) -> CellResult:
+        row = result.rows[number]
+        return predict_cell(self.models, row.open(), row.name, result.model)
+
+    def _add_endpoint(self) -> None:
+        """The named endpoint /batch: files, model, pattern → every prediction, subjects and metrics as JSON."""
+
+        def batch(files: list[str] | None, model: str | None, subject_pattern: str = "") -> dict[str, Any]:
+            """Classify many cells. `files` are pictures, zips of them, CSVs with the columns file, label, subject."""
+            with gradio_errors():
+                result = predict_files(self.models, files, model, subject_pattern)
+            named, measured = columns(result), label_metrics(result)
+            return {
+                "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
+                "subjects": [list(row) for row in subject_rows(result)],
+                "patients": [person.to_dict() for person in result.persons],
+                "figures": [list(row) for row in measured.rows] if measured else [],
+                "notes": [*(measured.notes if measured else ()), *result.problems],
+                "notice": RESEARCH_NOTICE,
+            }
+
+        with gr.Group(visible=False):
+            inputs = [files_upload(label="files"), self.model, gr.Textbox("", label="subject_pattern")]
+            gr.Button("batch").click(batch, inputs, gr.JSON(label="answers"), api_name="batch", **LIMIT)
+
+
+def _table(result: BatchResult) -> gr.Dataframe:
+    shares = [f"p_{label}" for label in result.classes]
+    shown = {name: columns(result)[name] for name in ("file", "subject", "label", "outcome", *shares)}
+    data = []
+    for i, values in enumerate(zip(*shown.values(), strict=True)):
+        picture = thumbnail(result.rows[i], 48) if i < MOST_PICTURED else ""
+        data.append([picture, *(round(value, 3) if isinstance(value, float) else value for value in values)])
+    types: Any = ["html", *["str"] * 4, *["number"] * len(shares)]
+    return gr.Dataframe({"headers": ["cell", *shown], "data": data}, datatype=types)
+
+
+def progress(done: int, total: int, seconds: float, subjects: str) -> str:
+    """How many of a batch are predicted.
+
+    Args:
+        seconds: since the start.
+        subjects: what is known of its subjects.
+    """
+    left = f", about {max(1, round(seconds / done * (total - done)))} s left" if done else ""
+    return (
+        f'<p class="lk-headline" role="status">{done} of {total} pictures predicted{left}.</p>'
+        f'<progress max="{total}" value="{done}"></progress>{panels.note(subjects)}'
+    )
+
+
+def subjects_found(subjects: Sequence[str], pattern: str) -> str:
+    """What a pattern finds, in words."""
+    counts = Counter(one for one in subjects if one)
+    if not counts and pattern:
+        return f"No subjects: the pattern {pattern} finds none in the file names. Cells are predicted one by one."
+    if not counts:
+        return "No subjects: no pattern is given, and the file names suggest none. Cells are predicted one by one."
+    named = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
+    more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
+    without = len(subjects) - sum(counts.values())
+    rest = f"; {without} files without a subject" if without else ""
+    by = f" by the pattern {pattern}" if pattern else ""
+    return f"{len(counts)} subject{'' if len(counts) == 1 else 's'}{by}, with their cells: {named}{more}{rest}."
+
+
+def batch_summary(result: BatchResult, point: str = "") -> str:
+    """The batch as a whole, as HTML: counts, persons, metrics on labels, wrong cells and problems.
+
+    Args:
+        point: the operating point that its decisions were made at.
+    """
+    found = Counter(row.decision.outcome for row in result.rows)
+    about = f"Model {result.model}, " + (f"revision {result.revision[:12]}" if result.revision else "local files")
+    rule = f"is decided at the {point_name(point)} operating point" if point else "gets its most probable class"
+    html = (
+        f'<p class="lk-headline" role="status">{len(result.rows)} cell{"" if len(result.rows) == 1 else "s"} '
+        f"predicted.</p>{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
+        f"{panels.note(f'{about}. Each cell {rule}.')}{_persons(result, point)}"
+    )
+    if measured := label_metrics(result):
+        notes = "".join(map(panels.note, measured.notes))
+        html += f"<h2>Measured on your labels</h2>{notes}"
+        html += panels.table(("metric", "value", "95 % interval"), measured.rows)
+    if wrong := wrong_rows(result):
+        number = {row.name: i for i, row in enumerate(result.rows)}
+        shown = _cells([(number[row.name], row) for row in wrong[:SHOWN_WRONG]])
+        html += f"<h2>Wrong, the most confident first ({len(wrong)})</h2>{shown}"
+    if result.problems:
+        lines = [*result.problems[:SHOWN_PROBLEMS]]
+        if (more := len(result.problems) - SHOWN_PROBLEMS) > 0:
+            lines.append(f"and {more} more")
+        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        html += panels.details(f"{len(result.problems)} not used", f"<ul>{items}</ul>", is_open=True)
+    return html + panels.notice()
+
+
+def _persons(result: BatchResult, point: str) -> str:
+    """One prediction for each subject with all its cells; without a rule for persons, counts by subject."""
+    if not result.persons:
+        rows = [tuple(map(str, row)) for row in subject_rows(result)]
+        heads = ("subject", "cells", "in distribution", *result.classes, f"mean probability of {result.positive}")
+        return f"<h2>By subject</h2>{panels.table(heads, rows)}" if rows else ""
+    first, rows = result.persons[0], []
+    for one in result.persons:
+        share = "–" if one.probability is None else f"{one.probability:.3f}"
+        span = "–" if one.interval is None else "{:.3f} to {:.3f}".format(*one.interval)
+        rows.append((one.patient, one.outcome, share, span, *map(str, (one.cells, one.refused, one.abstained))))
+    heads = ("person", "outcome", f"probability of {first.positive_label}", "95 % interval", "cells", "refused",
+             "abstained")  # fmt: skip
+    rule = (
+        f"Rule: {first.rule.text}. The interval is of the cells of one person; it does not say how persons differ. An "
+        "operating point changes cells, not persons."
+    )
+    dots = (
+        f"A dot is a cell, sorted by its probability of {first.positive_label}; refused cells are grey. Click a dot to "
+        "open the cell."
+    )
+    strips = "".join(_strip(result, one, point) for one in result.persons)
+    return (
+        f"<h2>One prediction for a person</h2>{panels.table(heads, rows, 'Persons')}{panels.note(rule)}"
+        f"<h2>Every cell of a person</h2>{panels.note(dots)}{strips}"
+    )
+
+
+def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
+    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.patient]
+    drawn = strip_plot(
+        [result.rows[i].probabilities[one.positive_label] for i in numbers],
+        [result.rows[i].decision.outcome for i in numbers],
+        threshold=result.thresholds.operating_points.get(point, 0.5),
+        cells=numbers,
+    )
+    reason = f": {one.reason}" if one.reason else ""
+    return (
+        f'<section class="lk-person"><h3>{escape(one.patient)}</h3>{panels.note(f"{one.outcome}{reason}")}{drawn}'
+        "</section>"
+    )
+
+
+def gallery(result: BatchResult, order: str) -> str:
+    """The first 120 cells in one of `ORDERS`, each a button that opens it."""
+    key = ORDERS.get(order, ORDERS["names, A to Z"])
+    rows = sorted(enumerate(result.rows), key=lambda numbered: key(numbered[1]))
+    more = len(rows) - SHOWN
+    return _cells(rows[:SHOWN]) + (panels.note(f"{more} more are in the table below.") if more > 0 else "")
+
+
+def _cells(rows: Sequence[tuple[int, BatchRow]]) -> str:
+    return f'<ul class="lk-cells">{"".join(_cell(number, row) for number, row in rows)}</ul>'
+
+
+def _cell(number: int, row: BatchRow) -> str:
+    truth = f", is {row.truth}" if row.truth and row.truth != row.most_probable else ""
+    share = f" {percent(row.confidence)}" if row.decision.label else ""
+    text = f"{row.decision.outcome}{share}{truth}"
+    wrong = ' class="wrong"' if truth else ""
+    picture = thumbnail(row)
+    if row.picture:
+        name = escape(f"{row.name}: {text}; open it")
+        picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'
+    return f'<li{wrong}>{picture}<b>{escape(text)}</b><span title="{escape(row.name)}">{escape(row.name)}</span></li>'
+
+
+def thumbnail(row: BatchRow, side: int = 96) -> str:
+    """A row's picture, `side` pixels wide; what it shows stands beside it in words."""
+    source = "data:image/webp;base64," + base64.b64encode(row.thumbnail).decode()
+    return f'<img src="{source}" alt="" loading="lazy" width="{side}" height="{side}">'

@@ -1,0 +1,372 @@
+"""The tab "Cell": upload, paste or pick a cell, and read what a model predicts and what its Grad-CAM map shows.
+
+What is shown is made by `result.py`. The same steps answer the API at /predict.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.data.streaming import StreamedCell, stream_cells
+from leukoscope.data.synthetic_smears import knows_smears
+from leukoscope.web import panels
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import (
+    EXAMPLES,
+    OPACITY,
+    SMEAR_EXAMPLES,
+    CellResult,
+    check_views,
+    example,
+    predict_cell,
+    save_result,
+    smear_example,
+)
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.text import RESULT_DELETED, point_name
+from leukoscope.web.upload import cell_upload, gradio_errors, read_upload, save_button, unshared_copy
+
+# On a phone the result stands below the examples; after a click in another tab, the page may be scrolled past it.
+REVEAL = """() => {
+  const summary = document.getElementById('cell-summary'), top = summary.getBoundingClientRect().top
+  const covered = document.getElementById('notice').getBoundingClientRect().bottom
+  if (top < covered || top > innerHeight / 2) summary.scrollIntoView({behavior: 'smooth'})
+}"""
+
+
+class CellTab(ResultTab):
+    """The tab, added to the Blocks being built; other tabs open their cells in it."""
+
+    hint = "Drop a cell, or pick a synthetic one: the result appears here."
+
+    def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
+        super().__init__(models, model)
+        smears = knows_smears(models.labels(model.value or ""))
+        quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
+        with gr.Tab("Cell", id="one_cell"):
+            with gr.Row(elem_id="cell-row"):
+                with gr.Column(scale=2, min_width=280):
+                    self.upload = cell_upload(
+                        label="Your cell", sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
+                    )
+                    gr.HTML(
+                        panels.note("Or pick one drawn by a program (shown: the first):"),
+                        padding=False,
+                    )
+                    self.cells = gr.Gallery(
+                        [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
+                        label="Synthetic cells", columns=6, visible=not smears, elem_id="examples", **quiet,
+                    )  # fmt: skip
+                    self.smears = gr.Gallery(
+                        _smears() if smears else None,
+                        label="Synthetic smears", columns=4, visible=smears, elem_id="smear-examples", **quiet,
+                    )  # fmt: skip
+                    self.ask_real = gr.Button(
+                        "Download a few real cells from the Hugging Face Hub", size="sm", elem_id="ask-real-cells"
+                    )
+                    self.real_data = gr.State("")  # name of the data set whose cells are shown
+                    self.real = gr.Gallery(
+                        label="Real cells", columns=3, visible=False, format="png", elem_id="real-cells", **quiet
+                    )
+                    self.real_note = gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note")
+                with gr.Column(scale=3, min_width=280):
+                    self._build_result()
+            self._add_endpoint()
+        self.outputs = [
+            self.result, self.summary, self.pictures, self.controls, self.label, self.common_scale, self.point,
+            self.explanation, self.tta,
+        ]  # fmt: skip
+        self._wire_inputs()
+        self._wire_result()
+        self._first: dict[str, CellResult] = {}
+
+    def show_example_on_load(self, demo: gr.Blocks) -> None:
+        """Show a synthetic cell's result to whoever opens the page; predicted once for each model."""
+
+        def on_load(choice: str | None, opacity: float) -> Updates:
+            def first() -> Updates:
+                name = str(choice)
+                if name not in self._first:
+                    smears = knows_smears(self.models.predictor(choice).labels)
+                    image, caption = smear_example(0) if smears else example(0)
+                    self._first[name] = predict_cell(self.models, image, f"{caption} (an example)", choice)
+                return self.show(self._first[name], opacity, None)
+
+            return self.attempt(first) if choice else self.clear(panels.placeholder(self.hint))
+
+        demo.load(on_load, [self.model, self.opacity], self.outputs, show_progress="hidden", **PRIVATE)
+
+    def _build_result(self) -> None:
+        self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+        self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="cell-summary", padding=False)
+        self.pictures = gr.HTML(visible=False, elem_id="pictures", padding=False)
+        with gr.Column(visible=False) as self.controls:
+            with gr.Row():
+                self.label = gr.Radio([], label="Show the Grad-CAM map for", min_width=120)
+                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", min_width=120)
+            self.common_scale = gr.Checkbox(False, label="Same colour scale for every picture of this model")
+            self.point = gr.Dropdown(
+                [], label="Decide at", info="Thresholds come from the model's predictions for unseen patients"
+            )
+            with gr.Row():
+                self.ask_tta = gr.Button("Predict again, turned and mirrored", size="sm", min_width=120)
+                shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
+                save_button("Save as one PNG", save_result, shown, elem_id="save-result")
+        self.explanation = gr.HTML(elem_id="explanation", padding=False)
+        self.tta = gr.HTML(elem_id="tta", padding=False)
+
+    def show(self, result: CellResult, opacity: float, point: str | None) -> Updates:
+        """Updates that show a result, opened at the most probable class and, where it has it, the same point."""
+        points, labels = list(result.thresholds.operating_points), list(result.prediction.probabilities)
+        point = point if point in points else ""
+        offered = [("the most probable class", ""), *((f"{point_name(name)} threshold", name) for name in points)]
+        return {
+            self.result: result,
+            self.summary: panels.decision(result.prediction.probabilities, result.decision_text(point)),
+            self.controls: gr.Column(visible=True),
+            self.label: gr.Radio(labels, value=result.prediction.most_probable),
+            self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
+            self.common_scale: gr.Checkbox(False, visible=result.scale.strong is not None),
+            self.tta: "",
+            **self._draw(result, result.prediction.most_probable, opacity),
+        }
+
+    def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
+        """Updates that show one class's map at one opacity."""
+        shown, strength = result.pictures(label, opacity, common_scale), result.scale.strength(result.own_peak)
+        pictures = panels.pictures(*shown, result.caption, label, result.peak(common_scale), strength)
+        return {
+            self.pictures: gr.HTML(pictures, visible=True),
+            self.explanation: panels.explanation(result.map_text(label), result.facts(), result.warnings),
+        }
+
+    def clear(self, html: str) -> Updates:
+        hidden = {self.pictures: gr.HTML(visible=False), self.controls: gr.Column(visible=False)}
+        kept = {self.label: gr.skip(), self.common_scale: gr.skip(), self.point: gr.skip()}
+        return {self.result: None, self.summary: html, self.explanation: "", self.tta: "", **hidden, **kept}
+
+    def _predict(
+        self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
+    ) -> Updates:
+        # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
+        return self.attempt(lambda: self.show(predict_cell(self.models, *read(), choice), opacity, point))
+
+    def _wire_inputs(self) -> None:
+        """Connect what a visitor gives to the result."""
+
+        def on_upload(path: str | None, choice: str | None, opacity: float, point: str | None) -> Updates:
+            if path is None:
+                return {self.upload: None}
+            return {self.upload: None, **self._predict(lambda: read_upload(path), choice, opacity, point)}
+
+        def on_pick(gallery: gr.Gallery, read: Callable[[int, str], tuple[Image.Image, str]]) -> Callable[..., Updates]:
+            # Not a `partial`: Gradio passes what was picked by the function's own annotations.
+            def pick(
+                choice: str | None, opacity: float, point: str | None, data: str, picked: gr.SelectData
+            ) -> Updates:
+                shown = self._predict(lambda: read(picked.index, data), choice, opacity, point)
+                # Unselected at once, so that the same example can be picked again.
+                return {gallery: gr.Gallery(selected_index=None), **shown}
+
+            return pick
+
+        def on_model(
+            choice: str | None,
+            opacity: float,
+            point: str | None,
+            result: CellResult | None,
+            progress: gr.Progress = gr.Progress(),
+        ) -> Updates:
+            progress(0, desc=f"Loading {choice}")
+            try:
+                smears = knows_smears(self.models.predictor(choice).labels)
+            except LeukoscopeError as error:
+                return self.clear(panels.message("This model cannot be used", str(error)))
+            # Smears are drawn when a model first asks for them.
+            fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
+            offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
+            if result is None:
+                return {**offered, **self.clear(panels.placeholder(f"{choice} is ready. {self.hint}"))}
+            return {**offered, **self._predict(lambda: (result.image, result.caption), choice, opacity, point)}
+
+        real_cells = RealCells()
+
+        def on_ask_real(choice: str | None) -> Updates:
+            try:
+                info = source_of(self.models, choice)
+                pictures = [(unshared_copy(cell.image), cell.label) for cell in real_cells.of(info)]
+            except LeukoscopeError as error:
+                failed = panels.message("This did not work", str(error))
+                return {self.real: gr.Gallery(visible=False), self.real_note: failed}
+            return {
+                self.real_data: info.name,
+                self.real: gr.Gallery(pictures, visible=True),
+                self.real_note: attribution(info),
+            }
+
+        def read_real(number: int, data: str) -> tuple[Image.Image, str]:
+            cell = real_cells.of(DATASETS[data])[number]
+            return cell.image, f"Real {cell.label}"
+
+        busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
+        chosen = [self.model, self.opacity, self.point]
+        given = [
+            self.upload.upload(
+                on_upload, [self.upload, *chosen], [self.upload, *self.outputs], trigger_mode="multiple", **busy
+            )
+        ]
+        galleries = (
+            (self.cells, lambda number, _: example(number)),
+            (self.smears, lambda number, _: smear_example(number)),
+            (self.real, read_real),
+        )
+        for gallery, read in galleries:
+            inputs = [*chosen, self.real_data]
+            given.append(gallery.select(on_pick(gallery, read), inputs, [gallery, *self.outputs], **busy))
+        for event in given:
+            event.then(None, js=REVEAL, **PRIVATE)
+        self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
+        self.ask_real.click(
+            on_ask_real, self.model, [self.real_data, self.real, self.real_note],
+            show_progress_on=[self.real_note], **PRIVATE,
+        )  # fmt: skip
+
+    def _wire_result(self) -> None:
+        """Connect the controls below a result."""
+
+        def on_draw(result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
+            if result is None:
+                return {self.summary: panels.placeholder(RESULT_DELETED)}
+            return self._draw(result, label, opacity, common_scale)
+
+        def on_point(result: CellResult | None, point: str | None) -> str:
+            if result is None:
+                return panels.placeholder(RESULT_DELETED)
+            return panels.decision(result.prediction.probabilities, result.decision_text(point or ""))
+
+        def on_tta(result: CellResult | None) -> str:
+            if result is None:
+                return panels.placeholder(RESULT_DELETED)
+            try:
+                return f'<div role="status">{panels.note(check_views(self.models, result))}</div>'
+            except LeukoscopeError as error:
+                return panels.message("This did not work", str(error))
+
+        quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+        for control in (self.label, self.opacity, self.common_scale):
+            control.input(
+                on_draw, [self.result, self.label, self.opacity, self.common_scale],
+                [self.summary, self.pictures, self.explanation],
+                trigger_mode="always_last", **quick,
+            )  # fmt: skip
+        self.point.input(on_point, [self.result, self.point], self.summary, **quick)
+        self.ask_tta.click(on_tta, self.result, self.tta, show_progress_on=[self.tta], **PRIVATE)
+
+    def open_from(
+        self, pictures: Sequence[gr.HTML], result: gr.State, tabs: gr.Tabs, cell_of: Callable[[Any, int], CellResult]
+    ) -> None:
+        """Open a cell of another tab's result here when it is clicked.
+
+        Args:
+            pictures: where the cells are shown, with `panels.CLICK`.
+            result: that tab's result.
+            tabs: those of the page.
+            cell_of: predicts the cell of a number of such a result.
+        """
+
+        def on_cell(shown: Any, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+            if shown is None:
+                return self.clear(panels.placeholder(RESULT_DELETED))
+            return self.attempt(lambda: self.show(cell_of(shown, picked.index), opacity, point))
+
+        inputs = [result, self.opacity, self.point]
+        for component in pictures:
+            # The tab is shown first, so that the page does not seem dead while the model predicts.
+            component.select(lambda: gr.Tabs(selected="one_cell"), None, tabs, show_progress="hidden", **PRIVATE)
+            opened = component.select(on_cell, inputs, self.outputs, show_progress_on=[self.summary], **PRIVATE)
+            opened.then(None, js=REVEAL, **PRIVATE)
+
+    def _add_endpoint(self) -> None:
+        """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""
+
+        def predict(
+            image: str | None, model: str | None, operating_point: str = ""
+        ) -> tuple[str, dict[str, float], Image.Image, str, dict[str, Any]]:
+            """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
+            with gradio_errors():
+                result = predict_cell(self.models, *read_upload(image), model)
+                points = list(result.thresholds.operating_points)
+                if operating_point and operating_point not in points:
+                    raise LeukoscopeError(
+                        f"operating point {operating_point!r}: {result.model} has {', '.join(points) or 'none'}; give "
+                        "one of these, or none"
+                    )
+            predicted = result.prediction
+            _, covered = result.pictures(predicted.most_probable, OPACITY)
+            decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
+            text = result.summary(operating_point)
+            return decision["outcome"], predicted.probabilities, unshared_copy(covered), text, decision
+
+        with gr.Group(visible=False):
+            inputs = [cell_upload(label="image"), self.model, gr.Textbox("", label="operating_point")]
+            outputs = [
+                gr.Textbox(label="outcome"), gr.JSON(label="probabilities"),
+                gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),
+            ]  # fmt: skip
+            gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
+
+
+def _smears() -> list[tuple[Image.Image, str]]:
+    return [(smear_example(number)[0], label) for number, (label, _) in enumerate(SMEAR_EXAMPLES)]
+
+
+class RealCells:
+    """The cells downloaded so far, by data set."""
+
+    def __init__(self) -> None:
+        self._downloaded: dict[str, list[StreamedCell]] = {}
+        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
+
+    def of(self, info: DatasetInfo) -> list[StreamedCell]:
+        """Three cells of each class of a data set that has a copy on the Hub.
+
+        Raises:
+            LeukoscopeError: the Hub cannot be reached, or no longer has it.
+        """
+        assert info.hub_id is not None
+        with self._locks[info.name]:
+            if info.name not in self._downloaded:
+                self._downloaded[info.name] = stream_cells(info.hub_id)
+            return self._downloaded[info.name]
+
+
+def source_of(models: ModelCache, choice: str | None) -> DatasetInfo:
+    """The data set that a model was trained on.
+
+    Raises:
+        LeukoscopeError: the model cannot be used, or its data set has no copy on the Hub.
+    """
+    trained_on = models.predictor(choice).release.metrics.get("data", {})
+    info = DATASETS.get(trained_on.get("name", ""))
+    if info is None or info.hub_id is None:
+        raise LeukoscopeError(
+            f"{choice} was trained on data of which no copy on the Hub is known; upload a cell of your own"
+        )
+    return info
+
+
+def attribution(info: DatasetInfo) -> str:
+    """Where the cells come from, and what predictions for them are worth; Markdown."""
+    return (
+        f"Real cells of {info.title}, from [{info.hub_id}](https://huggingface.co/datasets/{info.hub_id}); "
+        f"{info.licence}. {info.citation} The model was trained on such cells, perhaps on these: its predictions for "
+        "them prove nothing."
+    )

@@ -1,0 +1,115 @@
+"""The tab "Code": the named endpoints, and snippets for Python, JavaScript, curl and MCP clients."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.web.result_tab import PRIVATE
+
+# Name → its inputs and outputs.
+ENDPOINTS = {
+    "/predict": "image, model, operating_point → outcome, probabilities, grad_cam (PNG), text, decision (JSON)",
+    "/field": "image, model, um_per_pixel → reading (JSON), boxes (PNG)",
+    "/batch": "files (pictures, zips, CSVs), model, subject_pattern → answers (JSON)",
+    "/evidence": "model → metrics (JSON)",
+}
+
+_PYTHON = """from gradio_client import Client, handle_file
+
+client = Client("{address}")
+prediction = client.predict(handle_file("cell.png"), "{model}", api_name="/predict")
+outcome, probabilities, grad_cam, text, decision = prediction
+print(outcome, probabilities)
+print(text)
+"""
+
+_PYTHON_MORE = """from gradio_client import Client, handle_file
+
+client = Client("{address}")
+# A smear: micrometres a pixel, or 0 to have the scale read from the red cells.
+reading, boxes = client.predict(handle_file("smear.png"), "{model}", 0, api_name="/field")
+print(reading["summary"])
+# Many cells, or a zip of them: a pattern that finds the subject in a file's name, or "".
+files = [handle_file("cell.png")]
+batch = client.predict(files, "{model}", "", api_name="/batch")
+for cell in batch["cells"]:
+    print(cell["file"], cell["outcome"])
+"""
+
+_JAVASCRIPT = """import {{ Client, handle_file }} from "@gradio/client"
+
+const client = await Client.connect("{address}")
+const prediction = await client.predict("/predict", [handle_file("cell.png"), "{model}", ""])
+const [outcome, probabilities, gradCam, text, decision] = prediction.data
+console.log(outcome, probabilities)
+client.close()
+"""
+
+_CURL = """file=$(curl -s {address}gradio_api/upload -F files=@cell.png | tr -d '[]"')
+event=$(curl -s {address}gradio_api/call/predict -H 'Content-Type: application/json' \\
+  -d '{{"data": [{{"path": "'$file'", "meta": {{"_type": "gradio.FileData"}}}}, "{model}", ""]}}' \\
+  | cut -d '"' -f 4)
+curl -sN {address}gradio_api/call/predict/$event
+"""
+
+# Title, language of the editor and text of each program.
+SNIPPETS: tuple[tuple[str, Any, str], ...] = (
+    ("Python", "python", _PYTHON),
+    ("Python: fields and batches", "python", _PYTHON_MORE),
+    ("JavaScript", "javascript", _JAVASCRIPT),
+    ("curl", "shell", _CURL),
+)
+_MCP = """{{"mcpServers": {{"leukoscope": {{"url": "{address}gradio_api/mcp/"}}}}}}
+"""
+_NO_MCP = (
+    "This copy runs without the Model Context Protocol: install it with `pip install 'gradio[mcp]'` and start the demo "
+    "again."
+)
+
+
+def serves_mcp() -> bool:
+    """Whether tools can be offered to MCP clients: Gradio's extra `mcp` is installed, in a version that fits it."""
+    from gradio.mcp import GradioMCPServer
+
+    # Its class body imports what the extra brings, and goes on without.
+    return hasattr(GradioMCPServer, "StreamableHTTPSessionManager")
+
+
+def snippets(address: str, model: str) -> dict[str, str]:
+    """Title → a program that has this very server predict.
+
+    Args:
+        address: of the server, with a slash at its end.
+        model: a name that it knows.
+    """
+    return {title: text.format(address=address, model=model) for title, _, text in SNIPPETS}
+
+
+def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
+    """Add the tab to the Blocks being built."""
+    with gr.Tab("Code", id="code") as tab:
+        rows = "\n".join(f"| `{name}` | {about} |" for name, about in ENDPOINTS.items())
+        gr.Markdown(
+            f"{RESEARCH_NOTICE}\n\n| endpoint | inputs → outputs |\n|---|---|\n{rows}\n\n"
+            "`operating_point` and `subject_pattern` may be empty, `um_per_pixel` 0. `/healthz` reports whether the "
+            "server runs."
+        )
+        # Long lines are wrapped: what scrolls sideways is out of a keyboard's reach. Line numbers
+        # would then drift.
+        code = partial(gr.Code, interactive=False, elem_classes="lk-code", wrap_lines=True, show_line_numbers=False)
+        codes = [code(language=language, label=title) for title, language, _ in SNIPPETS]
+        gr.Markdown("**Tools for assistants (MCP).**" + ("" if serves_mcp() else f" {_NO_MCP}"))
+        protocol = code(language="json", label="MCP client", visible=serves_mcp())
+
+    def fill(choice: str | None, visit: gr.Request) -> list[str]:
+        assert visit.request is not None
+        address = str(visit.request.base_url).removesuffix("gradio_api/")
+        return [*snippets(address, choice or "owner/name").values(), _MCP.format(address=address)]
+
+    gr.on(
+        [demo.load, tab.select, model.change], fill, model, [*codes, protocol], show_progress="hidden", **PRIVATE,
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""The tab "Field": every white cell of a smear found, boxed and classified; each opens in "Cell".
+
+The field is read once; what stands on the page, in the exports and behind the boxes comes from that reading. The same
+steps answer the API at /field.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.fields import cut_out
+from leukoscope.data.synthetic import draw_field
+from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
+from leukoscope.web import panels
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import CellResult, predict_cell
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.tabs.cell import CellTab
+from leukoscope.web.text import MOST_PROBABLE_NOTE, percent
+from leukoscope.web.upload import (
+    FIELD,
+    File,
+    cell_upload,
+    gradio_errors,
+    png_file,
+    read_upload,
+    safe_cell,
+    safe_stem,
+    save_button,
+    unshared_copy,
+)
+
+if TYPE_CHECKING:
+    from leukoscope.inference.field import FieldReading
+
+# Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, all are in distribution.
+EXAMPLES = ((1, ("ALL", "HEM", "ALL", "HEM", "ALL")), (5, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
+SHOWN_SIDE = 1400
+
+
+@dataclass(frozen=True)
+class FieldResult:
+    """A field and what a model reads in it; lives in a visitor's session, in memory only."""
+
+    image: Image.Image
+    reading: FieldReading
+
+
+def predict_field(
+    models: ModelCache, image: Image.Image, caption: str, choice: str | None, um_per_pixel: float | None
+) -> FieldResult:
+    """Find and classify the cells of a field.
+
+    Raises:
+        LeukoscopeError: the picture, the scale or the model cannot be used.
+    """
+    # Loaded first: an error is raised here, not in the process that has the GPU.
+    if models.predictor(choice).release.takes_cut_outs is False:
+        raise LeukoscopeError(
+            f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
+            "of cut-out cells, or open the picture in the tab “Cell” (/predict)"
+        )
+    reading = models.read_field(str(choice), image, caption, um_per_pixel or None)
+    # As it was chosen, a revision included.
+    return FieldResult(image, replace(reading, model=str(choice)))
+
+
+@lru_cache(maxsize=len(EXAMPLES))
+def example(number: int) -> tuple[Image.Image, str]:
+    """One of the synthetic fields and its caption."""
+    seed, classes = EXAMPLES[number]
+    drawn = draw_field(classes, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, scale_bar=False, seed=seed)
+    return Image.fromarray(drawn.image), f"Synthetic field {number + 1}"
+
+
+class FieldTab(ResultTab):
+    """The tab, added to the Blocks being built.
+
+    Args:
+        tabs, cell_tab: where a cell of the field is opened.
+    """
+
+    hint = "Drop a photograph of a stained smear, or take a synthetic one: its white cells are classified here."
+
+    def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
+        super().__init__(models, model)
+        with gr.Tab("Field", id="field_of_view"):
+            self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+            with gr.Row():
+                with gr.Column(scale=2, min_width=280):
+                    self.upload = cell_upload(
+                        label="Your field", sources=["upload", "clipboard"], height=160, buttons=[],
+                        elem_id="field-upload",
+                    )  # fmt: skip
+                with gr.Column(scale=3, min_width=280):
+                    pitch = gr.Number(
+                        0, label="Micrometres a pixel", info="0: to be read from the red cells", step=0.01
+                    )
+                    with gr.Row():
+                        examples = [
+                            gr.Button(f"Synthetic field {number + 1}", size="sm", min_width=120)
+                            for number in range(len(EXAMPLES))
+                        ]
+            self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="field-summary", padding=False)
+            self.picture = gr.HTML(js_on_load=panels.CLICK, elem_id="field-picture", padding=False)
+            with gr.Row(visible=False) as self.exports:
+                for kind in ("PNG", "CSV", "JSON"):
+                    save_button(
+                        f"Save as {kind}", partial(save_field, kind), [self.result],
+                        elem_id=f"save-field-{kind.lower()}",
+                    )  # fmt: skip
+            self._add_endpoint()
+        self.outputs = [self.result, self.summary, self.picture, self.exports, self.upload]
+
+        busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
+        self.upload.upload(self._on_upload, [self.upload, model, pitch], self.outputs, trigger_mode="multiple", **busy)
+        for number, button in enumerate(examples):
+            button.click(partial(self._on_example, number), model, self.outputs, **busy)
+        self.clear_on_model_change()
+        cell_tab.open_from([self.picture], self.result, tabs, self._cell)
+
+    def clear(self, html: str) -> Updates:
+        gone = {self.result: None, self.picture: "", self.upload: None}
+        return {self.summary: html, self.exports: gr.Row(visible=False), **gone}
+
+    def _predict(
+        self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, um_per_pixel: float | None
+    ) -> Updates:
+        def show() -> Updates:
+            # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
+            result = predict_field(self.models, *read(), choice, um_per_pixel)
+            return {
+                self.result: result,
+                self.summary: field_summary(result.reading),
+                self.picture: boxes(result.image, result.reading),
+                self.exports: gr.Row(visible=True),
+                self.upload: None,
+            }
+
+        return self.attempt(show)
+
+    def _on_upload(self, path: str | None, choice: str | None, um_per_pixel: float | None) -> Updates:
+        if path is None:
+            return {self.upload: None}
+        return self._predict(lambda: read_upload(path, FIELD), choice, um_per_pixel)
+
+    def _on_example(self, number: int, choice: str | None) -> Updates:
+        return self._predict(lambda: example(number), choice, EXAMPLE_PITCH)
+
+    def _cell(self, result: FieldResult, number: int) -> CellResult:
+        reading = result.reading
+        assert reading.field.scale is not None  # a field without a scale has no cells
+        image = cut_out(result.image, reading.cells[number].cell, reading.field.scale.um_per_pixel)
+        caption = f"Cell {number + 1} of {reading.source}"
+        return predict_cell(self.models, image, caption, reading.model, field_share=reading.in_distribution)
+
+    def _add_endpoint(self) -> None:
+        """The named endpoint /field: image, model, micrometres a pixel → reading (JSON), picture with boxes."""
+
+        def field(
+            image: str | None, model: str | None, um_per_pixel: float | None = None
+        ) -> tuple[dict[str, Any], Image.Image]:
+            """Find and classify the white cells of a smear. `um_per_pixel` is read from the red cells where it is 0."""
+            with gradio_errors():
+                result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
+            return result.reading.to_dict(), unshared_copy(draw_reading(result.image, result.reading))
+
+        with gr.Group(visible=False):
+            inputs = [cell_upload(label="image"), self.model, gr.Number(0, label="um_per_pixel")]
+            outputs = [gr.JSON(label="reading"), gr.Image(label="boxes", format="png")]
+            gr.Button("field").click(field, inputs, outputs, api_name="field")
+
+
+def boxes(image: Image.Image, reading: FieldReading) -> str:
+    """The field with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
+    shown = image.copy()
+    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    width, height = image.size
+    marks = ""
+    for number, found in enumerate(reading.cells):
+        left, top, right, bottom = found.cell.box
+        outcome = found.outcome
+        colour = OTHER_COLOURS.get(outcome) or CLASS_COLOURS[reading.labels.index(outcome) % len(CLASS_COLOURS)]
+        place = (
+            f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
+            f"height:{(bottom - top) / height:.3%};border-color:{colour};"
+            f"border-style:{'dashed' if outcome in DASHED else 'solid'}"
+        )
+        text = f"{number + 1}: {outcome}"
+        if outcome == AT_EDGE:
+            marks += f'<span class="lk-box" style="{place}" title="{escape(text)}"></span>'
+            continue
+        share = found.prediction and percent(max(found.prediction.probabilities.values()))
+        name = escape(f"Cell {text}{f', {share}' if share else ''}; open it")
+        marks += (
+            f'<button class="lk-box" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
+            f'title="{name}"><span aria-hidden="true">{escape(text)}</span></button>'
+        )
+    hint = panels.note(f"Click a cell to open it in “Cell”. {MOST_PROBABLE_NOTE}") if reading.cells else ""
+    alt = escape(f"{reading.source}; {len(reading.cells)} cells are boxed, each a button with its outcome")
+    return (
+        f'{hint}<div class="lk-field"><img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" '
+        f'height="{shown.height}">{marks}</div>'
+    )
+
+
+def field_summary(reading: FieldReading) -> str:
+    """What was found in words, how many cells of each outcome, and how it was read, as HTML."""
+    scale = reading.field.scale
+    facts = [f"Model {reading.model}", f"revision {reading.revision[:12]}" if reading.revision else "local files"]
+    facts += [f"{scale.um_per_pixel:.3f} µm a pixel ({scale.source})"] if scale else []
+    notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes)
+    return (
+        f'<p class="lk-headline" role="status">{escape(reading.summary)}</p>{panels.counts(reading.counts)}{notes}'
+        f"{panels.note('; '.join(facts) + '.')}{panels.notice()}"
+    )
+
+
+def save_field(kind: str, result: FieldResult) -> File:
+    """A field's reading as a file.
+
+    Args:
+        kind: "PNG", "CSV" or "JSON".
+    """
+    reading = result.reading
+    name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
+    if kind == "PNG":
+        title = f"{reading.source} read by {reading.model}: {reading.summary}"
+        drawn = draw_reading(result.image, reading)
+        return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
+    if kind == "JSON":
+        return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    shares = [f"p_{label}" for label in reading.labels]
+    table.writerow(["cell", "left", "top", "right", "bottom", "outcome", *shares, "ood_score", "nucleus_um2",
+                    "source", "model", "revision", "notice"])  # fmt: skip
+    about = [safe_cell(reading.source), safe_cell(reading.model), reading.revision, RESEARCH_NOTICE]
+    for number, cell in enumerate(reading.to_dict()["cells"], start=1):
+        probabilities = [(cell["probabilities"] or {}).get(label, "") for label in reading.labels]
+        ood = "" if cell["ood_score"] is None else cell["ood_score"]
+        table.writerow(
+            [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *about]
+        )
+    return File(name, "text/csv", text.getvalue().encode())

@@ -1,0 +1,239 @@
+"""Every defect planted in a small tree is found and classed; a clean tree has none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.audit.audit import audit_cells, published_subjects, scan_cells
+from leukoscope.data.loading import load_cells
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+
+PATTERN = r"(?P<subject>[^/_]+)_\d+"
+SUBJECTS = {"ALL": ("a0", "a1", "a2"), "HEM": ("h0", "h1", "h2")}
+Tree = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of six subjects with six cells each, without a defect."""
+    root = tmp_path_factory.mktemp("drawn")
+    for label, subjects in SUBJECTS.items():
+        (root / label).mkdir()
+        for number, subject in enumerate(subjects):
+            for cell in range(6):
+                image = draw_cell(label, subject=number, cell=cell, size=96, background="smear").image
+                Image.fromarray(image).save(root / label / f"{subject}_{cell}.png")
+    return root
+
+
+@pytest.fixture
+def tree(drawn: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "tree"))
+
+
+def audit(root: Path, *, split: str | None = None, pattern: str | None = PATTERN) -> dict[str, Any]:
+    data = load_cells("imagefolder", root, subject_pattern=pattern)
+    seen = scan_cells(data)
+    chosen = make_split(seen.data, split) if split else None
+    return audit_cells(seen, subjects=published_subjects(seen.data, root), split=chosen)
+
+
+def crossed(findings: dict[str, Any]) -> list[str]:
+    (pair,) = findings["duplicates"]["pairs"]
+    return [name for name, is_crossed in pair["across"].items() if is_crossed]
+
+
+def test_a_clean_tree_has_no_finding(tree: Path) -> None:
+    findings = audit(tree)
+    assert findings["inflating"] == []
+    assert findings["duplicates"]["pairs"] == [] and findings["odd_pictures"]["pictures"] == []
+    assert findings["subject_aliases"] == {"groups": [], "proposed": {}}
+    assert findings["unreadable"] == [] and findings["counts"] == {"differences": [], "passed_over": []}
+    assert findings["classes"]["ALL"] == {"cells": 18, "subjects": 3, "area": None}
+    assert findings["subjects"]["h1"] == {"cells": {"HEM": 6}, "area": None}
+    assert findings["picture_sizes"] == {"96×96": 36}
+    assert findings["shortcuts"]["split"] == {"strategy": "subject-cv", "folds": 3, "disjoint_by": "subject"}
+    assert findings["shortcuts"]["cells"] == 36
+    assert findings["notice"] == RESEARCH_NOTICE
+    assert json.loads(json.dumps(findings)) == findings, "plain numbers only"
+
+
+def test_a_copy_within_a_subject_does_no_harm(tree: Path) -> None:
+    shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a0_9.png")
+    findings = audit(tree)
+    assert crossed(findings) == [] and findings["inflating"] == []
+    assert findings["duplicates"]["identical"]["pairs"] == 1
+
+
+def test_a_copy_under_another_subject_inflates_and_proposes_an_alias(tree: Path) -> None:
+    shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a1_9.png")
+    findings = audit(tree)
+    assert crossed(findings) == ["subjects", "units", "inflates"]
+    (group,) = findings["subject_aliases"]["groups"]
+    assert group["subjects"] == ["a0", "a1"] and not group["known"]
+    assert group["links"] == [{"subjects": ["a0", "a1"], "identical": 1, "near": 0}]
+    assert findings["subject_aliases"]["proposed"] == {"a0": "a1"}, "the id with most cells stays"
+    assert findings["inflating"] == [
+        "1 pixel-identical pair(s) stand in two subjects, so that a split may test on a picture it trained on, for "
+        "example ALL/a0_0 and ALL/a1_9"
+    ]
+
+
+def test_a_reencoded_copy_in_another_class_inflates(tree: Path) -> None:
+    Image.open(tree / "ALL/a0_0.png").rotate(90).save(tree / "HEM/h0_9.jpg", quality=85)
+    findings = audit(tree)
+    assert crossed(findings) == ["subjects", "classes", "units", "inflates"]
+    assert findings["duplicates"]["near"]["classes"] == 1 and findings["duplicates"]["identical"]["pairs"] == 0
+    assert findings["duplicates"]["pairs"][0]["turned"]
+    assert any("carry two different classes" in line for line in findings["inflating"])
+
+
+def test_a_copy_across_the_split_given_inflates(tree: Path) -> None:
+    for cell in range(6):
+        shutil.copy(tree / f"ALL/a0_{cell}.png", tree / f"ALL/a0_{cell}9.png")
+    assert audit(tree)["inflating"] == []
+    findings = audit(tree, split="random")
+    assert findings["duplicates"]["identical"]["split_sides"] > 0
+    assert any("pair(s) lie on two sides of the split" in line for line in findings["inflating"])
+
+
+def test_a_split_that_divides_subjects_inflates(tree: Path) -> None:
+    findings = audit(tree, split="random")
+    (line,) = findings["inflating"]
+    assert line.endswith("subject(s) stand on two sides of the split, for example a0")
+    assert findings["shortcuts"]["split"] == {"strategy": "random", "folds": 1, "disjoint_by": "cell"}
+
+
+def test_a_split_that_tests_nothing_measures_no_shortcut(tree: Path) -> None:
+    assert audit(tree, split="all")["shortcuts"]["not_measured"] == "--split all: tests no cell"
+
+
+def test_a_subject_in_two_classes_is_suspect_where_most_have_one(tree: Path) -> None:
+    (tree / "ALL/a0_0.png").rename(tree / "HEM/a0_0.png")
+    findings = audit(tree)
+    assert findings["subjects_in_two_classes"] == {"suspect": True, "subjects": {"a0": {"ALL": 5, "HEM": 1}}}
+    assert findings["inflating"] == ["1 subject(s) have cells of two classes: a0"]
+
+
+def test_subjects_in_two_classes_are_expected_where_most_have_several(tree: Path) -> None:
+    for label, subject, other in (
+        ("ALL", "a0", "HEM"),
+        ("ALL", "a1", "HEM"),
+        ("HEM", "h0", "ALL"),
+        ("HEM", "h1", "ALL"),
+    ):
+        (tree / label / f"{subject}_0.png").rename(tree / other / f"{subject}_0.png")
+    findings = audit(tree)
+    assert not findings["subjects_in_two_classes"]["suspect"]
+    assert len(findings["subjects_in_two_classes"]["subjects"]) == 4 and findings["inflating"] == []
+
+
+def test_odd_pictures_are_named_with_the_reason(tree: Path) -> None:
+    Image.new("RGB", (96, 96), (230, 228, 231)).save(tree / "ALL/a0_20.jpg")
+    Image.new("RGB", (96, 96), (230, 228, 231)).save(tree / "HEM/h0_20.jpg")
+    Image.open(tree / "ALL/a0_1.png").convert("L").save(tree / "ALL/a0_1.png")
+    Image.open(tree / "ALL/a0_2.png").resize((80, 96)).save(tree / "ALL/a0_2.png")
+    findings = audit(tree)
+    why = {picture["cell"]: picture["why"] for picture in findings["odd_pictures"]["pictures"]}
+    assert why == {"ALL/a0_1": ["grey"], "ALL/a0_2": ["size"], "ALL/a0_20": ["blank"], "HEM/h0_20": ["blank"]}
+    assert findings["duplicates"]["pairs"] == [], "two blank pictures are no copies of a cell"
+    assert "picture size" in findings["shortcuts"]["features"]
+
+
+def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged(tree: Path) -> None:
+    (tree / "ALL/a0_0.png").write_bytes(b"")
+    whole = (tree / "HEM/h0_0.png").read_bytes()
+    (tree / "HEM/h0_0.png").write_bytes(whole[: len(whole) // 2])
+    findings = audit(tree)
+    assert findings["data"]["cells"] == 34
+    assert "the file is empty" in findings["unreadable"][0] and "damaged or cut short" in findings["unreadable"][1]
+
+
+def test_without_subjects_every_copy_inflates_and_says_what_it_crosses(tree: Path) -> None:
+    shutil.copy(tree / "ALL/a0_0.png", tree / "ALL/a1_9.png")
+    findings = audit(tree, pattern=None)
+    assert crossed(findings) == ["units", "inflates"]
+    assert findings["data"]["unit"] == "cell" and findings["subjects"] == {}
+
+
+def write_cnmc(root: Path, fold: int, subject: str, number: int, image: np.ndarray) -> None:
+    label = "hem" if subject.startswith("H") else "all"
+    folder = root / f"fold_{fold}" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / f"UID_{subject}_{number}_1_{label}.bmp")
+
+
+@pytest.fixture
+def cnmc(tmp_path: Path) -> Path:
+    root = tmp_path / "cnmc"
+    for fold, subject in ((0, "1"), (0, "H1"), (1, "51"), (2, "75"), (1, "H14"), (0, "H24")):
+        label = "HEM" if subject.startswith("H") else "ALL"
+        for number in range(3):
+            image = draw_cell(label, subject=int(subject.strip("H")), cell=number, size=96).image
+            write_cnmc(root, fold, subject, number, image)
+    return root
+
+
+def audit_cnmc(root: Path) -> dict[str, Any]:
+    seen = scan_cells(load_cells("cnmc2019", root))
+    return audit_cells(seen, subjects=published_subjects(seen.data, root))
+
+
+def test_aliases_that_the_registry_knows_are_shown_and_do_not_count(cnmc: Path) -> None:
+    write_cnmc(cnmc, 2, "75", 9, draw_cell("ALL", subject=51, cell=0, size=96).image)
+    findings = audit_cnmc(cnmc)
+    assert crossed(findings) == ["subjects", "official_folds"]
+    (group,) = findings["subject_aliases"]["groups"]
+    assert (group["subjects"], group["same_as"], group["known"]) == (["51", "75"], "51", True)
+    assert set(findings["subjects"]) == {"1", "51", "75", "H1", "H14", "H24"}, "as published, not as joined"
+    assert findings["inflating"] == []
+
+
+def test_aliases_that_the_registry_does_not_know_count(cnmc: Path) -> None:
+    write_cnmc(cnmc, 0, "H1", 9, draw_cell("HEM", subject=14, cell=0, size=96).image)
+    findings = audit_cnmc(cnmc)
+    (group,) = findings["subject_aliases"]["groups"]
+    assert (group["subjects"], group["known"], group["unjoined"]) == (["H1", "H14"], False, ["H14"])
+    assert findings["subject_aliases"]["proposed"] == {"H14": "H1"}
+    assert len(findings["inflating"]) == 1
+
+
+def test_a_cell_on_black_has_a_size_and_may_be_cut_off(cnmc: Path) -> None:
+    image = draw_cell("ALL", subject=1, cell=7, size=96).image
+    write_cnmc(cnmc, 0, "1", 7, np.roll(image, -30, axis=1))
+    findings = audit_cnmc(cnmc)
+    assert [(p["cell"], p["why"]) for p in findings["odd_pictures"]["pictures"]] == [("UID_1_7_1_all", ["cut off"])]
+    low, *_, high = findings["subjects"]["1"]["area"]
+    assert 0.05 < low < high < 0.6
+    assert list(findings["shortcuts"]["features"]) == ["size", "mean colour", "all together"]
+    assert "fold_2 ALL: 3 cells here, 2,457 published" in findings["counts"]["differences"]
+
+
+@pytest.mark.slow
+def test_real_ball4_has_its_forty_pairs_and_its_shortcuts(real_data: Path) -> None:
+    seen = scan_cells(load_cells("ball4", real_data / "ball4"))
+    findings = audit_cells(seen)
+    assert findings["duplicates"]["identical"]["pairs"] == 40
+    assert findings["duplicates"]["identical"]["inflates"] == 0, "blocks join identical files"
+    metrics = findings["shortcuts"]["features"]
+    assert metrics["background"]["balanced_accuracy"] > 0.7 and metrics["corner"]["balanced_accuracy"] > 0.45
+
+
+@pytest.mark.slow
+def test_real_cnmc_cells_name_one_person_under_several_ids(real_data: Path) -> None:
+    root = real_data / "cnmc2019" / "C-NMC_Leukemia"
+    findings = audit_cnmc(root)
+    group_of = {s: group["subjects"] for group in findings["subject_aliases"]["groups"] for s in group["subjects"]}
+    for together in (("51", "75", "78"), ("20", "21"), ("H2", "H4", "H5"), ("H10", "h3")):
+        assert set(together) <= set(group_of[together[0]])
+    assert findings["duplicates"]["identical"]["subjects"] == 29

@@ -1,0 +1,96 @@
+"""Copies are found however they were stored or turned; different cells are never taken for copies."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope.audit.duplicates import Duplicate, find_duplicates, linked, picture_key
+from leukoscope.data.synthetic import draw_cell
+
+
+def phantom(cell: int, *, label: str = "ALL", background: str = "black", size: int = 160) -> Image.Image:
+    return Image.fromarray(draw_cell(label, cell=cell, size=size, background=background).image)
+
+
+def stored(image: Image.Image, **how: object) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, **how)
+    return Image.open(file).convert("RGB")
+
+
+def duplicates(*images: Image.Image) -> list[Duplicate]:
+    return find_duplicates([picture_key(image) for image in images])
+
+
+def test_pixels_count_not_files() -> None:
+    as_png, as_bmp = stored(phantom(0), format="PNG"), stored(phantom(0), format="BMP")
+    assert duplicates(phantom(1), as_png, as_bmp) == [Duplicate(1, 2, identical=True)]
+
+
+def test_of_many_identical_pictures_the_first_is_paired_with_each() -> None:
+    pairs = duplicates(phantom(0), phantom(1), phantom(0), phantom(0))
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 2), (0, 3)]
+
+
+def test_one_changed_pixel_is_near_and_not_identical() -> None:
+    pixels = np.array(phantom(0))
+    pixels[80, 80] ^= 1
+    (pair,) = duplicates(phantom(0), Image.fromarray(pixels))
+    assert not pair.identical and pair.difference < 0.5
+
+
+def test_pictures_of_other_proportions_are_not_identical() -> None:
+    black = Image.new("RGB", (20, 10)), Image.new("RGB", (10, 20))
+    assert duplicates(*black) == []
+
+
+@pytest.mark.parametrize("background", ["black", "smear"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"format": "JPEG", "quality": 75},
+        {"format": "WEBP", "quality": 80},
+        {"format": "JPEG", "quality": 90, "subsampling": 2},
+    ],
+    ids=["jpeg", "webp", "jpeg-420"],
+)
+def test_a_reencoded_copy_is_found(background: str, how: dict[str, object]) -> None:
+    images = [phantom(k, background=background) for k in range(4)]
+    (pair,) = duplicates(*images, stored(images[2], **how))
+    assert (pair.first, pair.second, pair.identical, pair.turned) == (2, 4, False, False)
+
+
+def test_a_resized_copy_is_found() -> None:
+    (pair,) = duplicates(phantom(0), phantom(1), phantom(0).resize((120, 120)))
+    assert (pair.first, pair.second, pair.identical) == (0, 2, False)
+
+
+@pytest.mark.parametrize("turn", list(Image.Transpose), ids=lambda turn: turn.name.lower())
+def test_a_turned_or_mirrored_copy_is_found(turn: Image.Transpose) -> None:
+    (pair,) = duplicates(phantom(0), phantom(1), phantom(0).transpose(turn))
+    assert (pair.first, pair.second, pair.turned) == (0, 2, True)
+    assert pair.difference < 0.5, "only rounding remains"
+
+
+@pytest.mark.parametrize("background", ["black", "smear"])
+def test_different_cells_of_one_subject_are_no_copies(background: str) -> None:
+    images = [phantom(k, label=label, background=background, size=96) for label in ("ALL", "HEM") for k in range(40)]
+    assert duplicates(*images) == []
+
+
+def test_pictures_without_structure_are_never_near() -> None:
+    plain = [Image.new("RGB", (64, 64), (level, level, level)) for level in (200, 201, 202)]
+    assert duplicates(*plain) == []
+
+
+def test_nothing_and_one_picture_have_no_copies() -> None:
+    assert duplicates() == [] and duplicates(phantom(0)) == []
+
+
+def test_links_join_into_groups() -> None:
+    assert linked([("51", "75"), ("H2", "H4"), ("51", "78")]) == [["51", "75", "78"], ["H2", "H4"]]
+    assert linked([]) == []

@@ -1,0 +1,168 @@
+"""The command line as a whole: groups, help with examples, one spelling of flags, and old spellings that still work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from leukoscope import LeukoscopeError
+from leukoscope.cli import EXAMPLES, app
+from leukoscope.cli import train as train_command
+from leukoscope.cli.options import MOVED_COMMANDS
+from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
+
+LINES = EXAMPLES.strip().splitlines()
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """(words after `leukoscope`, command) of each command but `train`, whose parser is that of train.py."""
+    root: Any = get_command(app)
+    for name, command in root.commands.items():
+        below = getattr(command, "commands", None)
+        if below:
+            yield from ((f"{name} {inner}", one) for inner, one in below.items())
+        elif name != "train":
+            yield name, command
+
+
+COMMANDS = dict(commands())
+
+
+GROUPS = {
+    "": "predict field patient score evaluate doctor demo",
+    "data ": "check audit",
+    "release ": "export push card recalibrate assess space list",
+    "experiment ": "protocol ablation leakage reproduce leaderboard",
+}
+
+
+def path_of(line: str) -> str:
+    """The command of an example, without `leukoscope`."""
+    return max((path for path in COMMANDS if f"{line} ".startswith(f"leukoscope {path} ")), key=len)
+
+
+def test_the_groups_hold_these_commands() -> None:
+    assert set(COMMANDS) == {f"{group}{name}" for group, names in GROUPS.items() for name in names.split()}
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_answers_to_h_and_shows_two_examples(path: str) -> None:
+    result = run(*path.split(), "-h")
+    assert result.exit_code == 0, result.output
+    examples = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith(f"leukoscope {path}")]
+    assert len(examples) == 2 and set(examples) <= set(LINES)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_an_example_can_be_parsed(line: str) -> None:
+    path = path_of(line)
+    arguments = shlex.split(line)[1 + len(path.split()) :]
+    context = COMMANDS[path].make_context(path, arguments)
+    if context.command.context_settings.get("ignore_unknown_options"):
+        parse_config(context.args)
+    else:
+        assert not context.args
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "_" in line and "--" in line])
+def test_dashes_and_underscores_mean_the_same(line: str) -> None:
+    path = path_of(line)
+
+    def parsed(spelt: str) -> tuple[dict[str, Any], Any]:
+        arguments = [spell(word, spelt) for word in shlex.split(line)[1 + len(path.split()) :]]
+        context = COMMANDS[path].make_context(path, arguments)
+        rest = context.command.context_settings.get("ignore_unknown_options")
+        return context.params, parse_config(context.args) if rest else None
+
+    def spell(word: str, spelt: str) -> str:
+        return word[:2] + word[2:].replace("_", spelt) if word.startswith("--") else word
+
+    assert parsed("-") == parsed("_")
+
+
+def test_one_flag_has_one_meaning() -> None:
+    meanings: dict[str, set[str]] = {}
+    shared = ("--model", "--output", "--backend", "--device", "--json", "--quiet", "--train_dir", "--subject_pattern")
+    for command in COMMANDS.values():
+        for parameter in command.params:
+            for flag in set(parameter.opts) & {*shared} - {"--output", "--train_dir"}:
+                meanings.setdefault(flag, set()).add(str(parameter.help))
+    assert {flag: len(texts) for flag, texts in meanings.items()} == dict.fromkeys(meanings, 1)
+    assert {"--backend", "--device", "--json", "--quiet", "--subject_pattern"} <= set(meanings)
+    spelt = {flag for command in COMMANDS.values() for one in command.params for flag in one.opts}
+    assert not {"--out", "--output_dir", "--results", "--page"} & spelt, "all of them are --output"
+
+
+@pytest.mark.parametrize("old", MOVED_COMMANDS)
+def test_an_old_spelling_still_works_and_warns(old: str) -> None:
+    result = run(old, "--help")
+    assert result.exit_code == 0
+    assert result.stderr == f"warning: `leukoscope {old}` is now `leukoscope {MOVED_COMMANDS[old]}`\n"
+    assert f"leukoscope {MOVED_COMMANDS[old]}" in result.stdout
+    assert f"│ {old} " not in run("--help").stdout, "hidden"
+
+
+def test_only_the_first_word_can_be_an_old_spelling() -> None:
+    assert run("release", "audit").exit_code == 2
+
+
+def test_a_model_is_the_first_argument_or_an_option(tiny_release: Path) -> None:
+    command = COMMANDS["predict"]
+    for arguments in (["m", "a.png", "b.png"], ["a.png", "--model", "m", "b.png"], ["--model=m", "a.png", "b.png"]):
+        assert command.make_context("predict", arguments).params["model"] == "m"
+    spaces = COMMANDS["release space"].make_context("space", ["--model", "o/a", "--model", "o/b", "--out", "x"])
+    assert spaces.params["models"] == ["o/a", "o/b"] and spaces.params["output"] == Path("x")
+    result = run("predict", "--model", tiny_release)
+    assert result.exit_code == 2 and "Missing argument" in result.stderr and "IMG" in result.stderr
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    result = run("release", "list", "--no_such_flag")
+    assert result.exit_code == 2 and "No such option" in result.stderr
+
+
+def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: Path) -> None:
+    listed = json.loads(run("release", "list", "--json").stdout)
+    assert {tuple(row["classes"]) for row in listed} >= {("ALL", "HEM")} and all(row["megabytes"] > 1 for row in listed)
+    assert f"{tiny_release.name} " in run("release", "list", tiny_release.parent).stdout.replace("│", " ")
+    assert run("release", "list", tmp_path / "none").stderr.startswith(f"error: {tmp_path / 'none'}: no such folder")
+
+
+def test_train_has_the_flags_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    shown = run("train", "-h")
+    assert shown.exit_code == 0 and shown.stdout.count("leukoscope train --") == 2
+    from dataclasses import fields
+
+    flags = [f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)]
+    assert not [flag for flag in flags if flag not in shown.stdout]
+
+
+def test_train_runs_what_train_py_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["leukoscope.cli.train"]
+    started: list[Any] = []
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(module, "run", started.append)
+    assert train_command is module.train
+    assert run("train", "--num-train-epochs", "3", "--output_dir", "x").exit_code == 0
+    (config,) = started
+    assert (config.run.num_train_epochs, config.run.output_dir) == (3, "x")
+    assert Path(sys.argv[0]).name == "train.py", "an interrupted run names the script that resumes it"
+
+    def stopped(config: Any) -> None:
+        raise LeukoscopeError("--seed -1: give 0 or more")
+
+    monkeypatch.setattr(module, "run", stopped)
+    assert run("train", "--seed", "-1").stderr == "error: --seed -1: give 0 or more\n"

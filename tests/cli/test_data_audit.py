@@ -1,0 +1,102 @@
+"""`leukoscope data audit` for scripts and people: exit codes, files, a short summary, one line for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli import app
+from leukoscope.data.loading import load_cells
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+
+PATTERN = r"(?P<subject>[^/_]+)_\d+"
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["data", "audit", *map(str, arguments)])
+
+
+def run_on(tree: Path, *arguments: object) -> Any:
+    return run("--dataset_name", "imagefolder", "--train_dir", tree, "--subject_pattern", PATTERN, *arguments)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for label in ("ALL", "HEM"):
+        (root / label).mkdir(parents=True)
+        for subject in range(2):
+            for cell in range(3):
+                image = draw_cell(label, subject=subject, cell=cell, size=64, background="smear").image
+                Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
+    return root
+
+
+def test_a_clean_tree_ends_with_0(tree: Path, tmp_path: Path) -> None:
+    result = run_on(tree, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "nothing found that would inflate metrics" in result.stdout and RESEARCH_NOTICE in result.stdout
+    assert json.loads((tmp_path / "out/audit.json").read_text())["inflating"] == []
+    assert RESEARCH_NOTICE in (tmp_path / "out/audit.html").read_text()
+
+
+def test_findings_end_with_2_and_are_said(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tree / "ALL/ALL0_0.png", tree / "ALL/ALL1_9.png")
+    result = run_on(tree)
+    assert result.exit_code == 2, result.output
+    assert (
+        "one person: ALL0 = ALL1, 1 shared image(s); propose as subject_aliases; not joined yet: ALL0" in result.stdout
+    )
+    assert "inflates metrics: 1 pixel-identical pair(s) stand in two subjects" in result.stdout
+    assert (tmp_path / "audit-imagefolder/audit.html").is_file(), "the default folder bears the data set's name"
+
+
+def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> None:
+    split = make_split(
+        load_cells("imagefolder", tree, subject_pattern=PATTERN), "subject-cv", num_folds=2, validation=False
+    )
+    split.save(tmp_path / "split.json")
+    result = run_on(tree, "--split_file", tmp_path / "split.json", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    findings = json.loads((tmp_path / "out/audit.json").read_text())
+    assert findings["split"] == {"strategy": "subject-cv", "detail": "fold 0 of 2", "disjoint_by": "subject"}
+    assert "across the sides of the split" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset_name", "imagefolder", "--train_dir", "nowhere"), "--train_dir nowhere: no such folder"),
+        (("--dataset_name", "phantoms", "--split", "fair"), "--split fair: unknown"),
+        (("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"), "both name the split; give one"),
+        (("--dataset_name", "phantoms", "--no_such_flag"), "No such option"),
+        ((), "Missing option"),
+    ],
+)
+def test_what_cannot_be_audited_ends_with_1(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1, "2 is for findings"
+    assert message in " ".join(result.stderr.split())
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = run_on(tree, "--output", tmp_path / "file")
+    assert result.exit_code == 1
+    assert f"--output {tmp_path / 'file'}: cannot write there (File exists); name another folder" in result.stderr
+
+
+def test_help_documents_the_exit_codes() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "Exit code: 0 nothing found that would inflate metrics" in " ".join(result.stdout.replace("│", " ").split())

@@ -1,0 +1,155 @@
+"""What `leukoscope doctor` looks at: each thing that can be wrong is found, and comes with its next step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_server import Hub
+from leukoscope.cli.doctor import (
+    Finding,
+    check_backends,
+    check_device,
+    check_disk,
+    check_network,
+    check_release,
+    check_releases,
+    check_versions,
+    check_writable,
+    examine,
+    worst,
+)
+from leukoscope.files import embedded_releases, resource_file
+
+# The package's attribute of that name is the command.
+doctor = sys.modules["leukoscope.cli.doctor"]
+
+
+@pytest.fixture
+def copied(tiny_release: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_release, tmp_path / "shelf" / "tiny"))
+
+
+def test_the_worst_finding_decides() -> None:
+    good, advice, broken = (Finding("x", state, "") for state in ("good", "advice", "broken"))
+    assert worst([]) == worst([good]) == "good"
+    assert worst([good, advice]) == "advice"
+    assert worst([broken, good, advice]) == "broken"
+
+
+def test_this_installation_has_what_it_needs() -> None:
+    found = check_versions(resource_file("requirements.txt"))
+    assert (found.state, found.next_step) == ("good", "") and f"torch {torch.__version__.split('+')[0]}" in found.seen
+
+
+def test_missing_and_old_packages_are_named_with_the_command(tmp_path: Path) -> None:
+    listed = tmp_path / "requirements.txt"
+    listed.write_text("# the list\nno-such-package-here>=1\npillow>=9999  # newer than any\nnumpy>=1\n")
+    found = check_versions(listed)
+    assert found.state == "broken" and found.next_step == f"pip install -r {listed}"
+    first, second = found.seen.split("; ")
+    assert first == "no-such-package-here is missing"
+    assert second.startswith("pillow is ") and second.endswith("needed is >=9999")
+
+
+def test_a_package_that_is_missing_ends_the_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements.txt").write_text("no-such-package-here\n")
+    monkeypatch.setattr(doctor, "resource_file", lambda name: tmp_path / name)
+    assert [(found.name, found.state) for found in examine(tmp_path)] == [("versions", "broken"), ("device", "good")]
+
+
+def test_a_driver_without_a_gpu_that_pytorch_sees_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        assert check_device().seen == torch.cuda.get_device_name()
+        return
+    assert check_device().seen.startswith("CPU with ")
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = check_device()
+    assert found.state == "advice" and "sees no GPU" in found.seen and "pytorch.org" in found.next_step
+
+
+def test_a_backend_that_is_not_there_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_backends("").state == check_backends("auto").state == check_backends("torch").state == "good"
+    unknown = check_backends("abacus")
+    assert unknown.state == "broken" and unknown.seen.endswith("LEUKOSCOPE_BACKEND is abacus")
+    assert unknown.next_step.startswith("unset LEUKOSCOPE_BACKEND, or name one of auto, torch")
+    monkeypatch.setattr(doctor, "find_spec", lambda module: module == "torch")
+    missing = check_backends("onnx")
+    assert missing.state == "broken" and missing.next_step.endswith("one of auto, torch, or pip install onnxruntime")
+
+
+def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
+    good = check_writable("cache", tmp_path / "new" / "folder", "LEUKOSCOPE_CACHE")
+    assert good.state == "good" and good.seen.endswith("made when first needed")
+    assert not (tmp_path / "new").exists(), "a check leaves nothing behind"
+    (tmp_path / "file").write_text("")
+    bad = check_writable("cache", tmp_path / "file" / "folder", "LEUKOSCOPE_CACHE")
+    assert bad.state == "broken" and bad.next_step == "set LEUKOSCOPE_CACHE to a folder of your own"
+    assert str(tmp_path / "file") in bad.seen
+
+
+def test_little_room_on_disk_is_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(doctor, "NEEDED_ON_DISK", 0)
+    assert check_disk(tmp_path / "new").state == "good"
+    monkeypatch.setattr(doctor, "NEEDED_ON_DISK", 10 * free)
+    found = check_disk(tmp_path)
+    assert found.state == "advice" and "--cache_images False" in found.next_step
+
+
+def test_without_a_network_what_still_works_is_said() -> None:
+    found = check_network()
+    assert found.state == "advice" and found.seen == "the Hub cannot be reached: HF_HUB_OFFLINE is set"
+    assert "--from_scratch" in found.next_step
+
+
+def test_a_hub_that_keeps_the_start_weights_back_is_advice(hub: Hub) -> None:
+    found = check_network()
+    assert found.state == "advice" and found.seen.startswith("the Hub refuses access to timm/densenet121"), found
+    assert found.next_step == "run `hf auth login`"
+
+
+def test_releases_that_come_along_are_whole() -> None:
+    findings = list(check_releases(embedded_releases()))
+    assert findings and {found.state for found in findings} == {"good"}, findings
+
+
+def test_no_release_is_advice(tmp_path: Path) -> None:
+    (found,) = check_releases(tmp_path)
+    assert (found.state, found.seen) == ("advice", f"none in {tmp_path}") and "train.py" in found.next_step
+
+
+def test_a_release_without_an_ood_detector_is_advice(copied: Path) -> None:
+    (found,) = check_releases(copied.parent)
+    assert found.state == "advice" and "it has no OOD detector" in found.seen
+    assert found.next_step.startswith(f"leukoscope release recalibrate {copied}")
+
+
+def test_damaged_weights_are_broken(copied: Path) -> None:
+    with (copied / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    found = check_release(copied)
+    assert found.state == "broken" and "model.safetensors" in found.seen and str(copied) in found.next_step
+
+
+def test_weights_that_are_no_numbers_are_broken(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    weights["classifier.bias"].fill_(float("nan"))
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    found = check_release(copied)
+    assert found.state == "broken" and "is not finite" in found.seen
+
+
+def test_metrics_of_another_release_are_broken(copied: Path) -> None:
+    metrics = json.loads((copied / "metrics.json").read_text())
+    (copied / "metrics.json").write_text(json.dumps(metrics | {"labels": ["HEM", "ALL"]}))
+    found = check_release(copied)
+    assert found.state == "broken"
+    assert found.seen == "config.json names the classes ALL, HEM, metrics.json HEM, ALL"

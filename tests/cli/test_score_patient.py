@@ -1,0 +1,145 @@
+"""`leukoscope patient` must name each person, say why one gets no class, and write the table it was asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from openpyxl import load_workbook
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell
+
+BLOCK: dict[str, Any] = {
+    "positive_label": "ALL",
+    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 9.0},
+    "least_cells": 2,
+    "measured": {"error_rate": {"share": 0.05, "low": 0.01, "high": 0.2}},
+}
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "release"
+    shutil.copytree(tiny_release, folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"patients": BLOCK}))
+    return folder
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """Three cells of "=1+1" and one of "b"."""
+    for person, numbers in {"=1+1": (0, 1, 2), "b": (3,)}.items():
+        (tmp_path / "cells" / person).mkdir(parents=True)
+        for number in numbers:
+            cell = draw_cell("ALL", subject=0, cell=number, size=64, background="black")
+            Image.fromarray(cell.image).save(tmp_path / "cells" / person / f"{number}.png")
+    return tmp_path / "cells"
+
+
+def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> None:
+    result = run("patient", cells, "--model", release)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert any("=1+1" in line and "ALL" in line for line in lines)
+    assert "b: too few cells: 1 cells in use, and 2 are needed" in lines
+    assert lines[-1] == RESEARCH_NOTICE
+    assert any(line.startswith("rule: mean logit of the cells, from at least 2 cells; wrong for 5%") for line in lines)
+
+
+def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Path) -> None:
+    (cells / "=1+1" / "broken.png").write_text("no picture")
+    result = run("patient", cells / "=1+1", "--model", release, "--json")
+    assert result.exit_code == 1
+    (row,) = json.loads(result.stdout)
+    assert (row["patient"], row["cells"], row["outcome"]) == ("=1+1", 3, "ALL")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {cells / '=1+1' / 'broken.png'}: is not an image")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet", ".xlsx"])
+def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"persons{suffix}"
+    result = run("patient", cells, "--model", release, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert f"table: {out}" in result.stdout
+    if suffix == ".parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif suffix == ".json":
+        rows = json.loads(out.read_text())
+    elif suffix == ".csv":
+        with out.open() as file:
+            rows = list(csv.DictReader(file))
+    else:
+        sheet = load_workbook(out).active
+        assert sheet["A2"].data_type == "s", "a name must not become a formula"
+        head, *cells_of = sheet.iter_rows(values_only=True)
+        rows = [dict(zip(head, row, strict=True)) for row in cells_of]
+    assert [row["patient"] for row in rows] == ["=1+1", "b"]
+    assert [row["outcome"] for row in rows] == ["ALL", "too few cells"]
+    assert all(row["notice"] == RESEARCH_NOTICE for row in rows)
+    assert not list(tmp_path.glob(".persons*"))
+
+
+def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path, tmp_path: Path) -> None:
+    out, persons = tmp_path / "cells.csv", tmp_path / "persons.xlsx"
+    pattern = ("--subject_pattern", r"^(?P<subject>[^/]+)/")
+    result = run("score", "--model", release, "--input", cells, "--output", out, "--by_subject", persons, *pattern)
+    assert result.exit_code == 0, result.output
+    with out.open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    head, *rows = load_workbook(persons).active.iter_rows(values_only=True)
+    scored = {row["subject"]: row for row in (dict(zip(head, row, strict=True)) for row in rows)}
+    predicted = json.loads(run("patient", cells, "--model", release, "--json").stdout)
+    for person in predicted:
+        for key in ("outcome", "cells", "used", "refused", "abstained"):
+            assert scored[person["patient"]][key] == person[key]
+        assert scored[person["patient"]]["p_ALL"] == pytest.approx(person["p_ALL"], abs=1e-6)
+    assert {"mean_p_ALL", "share_refused"} <= set(head)
+
+
+def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    result = run("patient", tmp_path / "missing", "--model", "nobody/nothing", "--output", tmp_path / "out.ods")
+    assert result.exit_code == 1
+    assert (
+        "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .json, .xlsx"
+        in result.stderr
+    )
+
+
+def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
+    result = run("patient", tmp_path / "nowhere", "--model", tiny_release)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder or file")
+    result = run("patient", cells, "--model", tiny_release)
+    (line,) = result.stderr.splitlines()
+    assert "cannot predict for a person: its metrics.json has no 'patients'" in line
+    result = run("patient", cells, "--model", tiny_release, "--output", tmp_path / "report.docx")
+    assert "report.docx: is no kind of table written here; give a name that ends in" in result.stderr
+
+
+def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_path: Path) -> None:
+    metrics = json.loads((release / "metrics.json").read_text())
+    rate = {"right": 26, "of": 28, "low": 0.8, "high": 1.0}
+    measured = {"persons": 41, "auroc": {"value": 0.9, **rate}, "sensitivity": rate, "specificity": rate}
+    metrics["patients"]["measured"] |= measured
+    metrics["data"] = {"title": "C-NMC", "citation": "Gupta (2019).", "licence": "CC BY 3.0"}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    result = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html")
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / "new" / "report.html").read_text()
+    assert "<h1>Report on the cells of one person</h1>" in html and "=1+1" not in html
+    assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html
+    assert html.count("<circle") == 3

@@ -1,0 +1,419 @@
+"""Every kind of file a person may hand in: read upright and in 8-bit RGB, or refused in words that say what to do."""
+
+from __future__ import annotations
+
+import random
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from leukoscope.data.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    cell_areas,
+    check_header,
+    from_array,
+    open_bytes,
+    open_field,
+    open_image,
+    to_rgb,
+)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A 40×24 RGB picture of noise: no compressor can make it tiny, so half a file is half a picture."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+
+
+def _refusal(path: Path) -> str:
+    with pytest.raises(UnreadableImage) as refused:
+        open_image(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path}: "), "a refusal names the file first"
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def _png_of_size(width: int, height: int) -> bytes:
+    """A PNG that promises width × height pixels and holds none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def _deep_png(colour_type: int, channels: int) -> bytes:
+    """A 16×16 PNG with 16 bits a channel, as a 12-bit camera fills it: every value 0x0FFF."""
+    rows = b"".join(b"\0" + b"\x0f\xff" * (16 * channels) for _ in range(16))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "png", "tiff", "tif", "webp"])
+def test_reads_lossless_formats_to_the_pixel(tmp_path: Path, picture: Image.Image, suffix: str) -> None:
+    path = tmp_path / f"cell.{suffix}"
+    picture.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    opened = open_image(path)
+    assert opened.mode == "RGB"
+    assert opened.size == (40, 24)
+    assert np.array_equal(np.asarray(opened), np.asarray(picture))
+    assert check_header(path) == (40, 24)
+
+
+def test_reads_jpeg(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), (90, 30, 120)).save(tmp_path / "cell.jpg", quality=95)
+    pixels = np.asarray(open_image(str(tmp_path / "cell.jpg")))
+    assert pixels.shape == (20, 30, 3)
+    assert np.abs(pixels.astype(int) - (90, 30, 120)).max() <= 3
+
+
+def test_refuses_missing_file(tmp_path: Path) -> None:
+    assert _refusal(tmp_path / "nowhere.png") == "no such file; check the path"
+
+
+def test_refuses_folder(tmp_path: Path) -> None:
+    assert _refusal(tmp_path) == "is a folder; name an image file inside it"
+
+
+def test_refuses_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "cell.bmp").touch()
+    assert _refusal(tmp_path / "cell.bmp") == "the file is empty (0 bytes); copy or export it again"
+
+
+def test_refuses_text_renamed_to_png_and_names_the_formats(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("cell,label\n1,ALL\n")
+    assert _refusal(tmp_path / "notes.png") == "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+def test_refuses_truncated_file_which_its_header_does_not_show(
+    tmp_path: Path, picture: Image.Image, suffix: str
+) -> None:
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    picture.save(whole)
+    cut.write_bytes(whole.read_bytes()[: int(0.7 * whole.stat().st_size)])
+    assert check_header(cut) == (40, 24)
+    message = _refusal(cut)
+    assert message.startswith("the image is damaged or cut short (")
+    assert message.endswith("; copy or export it again")
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"]
+)
+def test_refuses_16_bit_png_of_every_colour_type(tmp_path: Path, colour_type: int, channels: int) -> None:
+    path = tmp_path / "camera.png"
+    path.write_bytes(_deep_png(colour_type, channels))
+    message = _refusal(path)
+    assert message.startswith("has more than 8 bits a channel (mode ")
+    assert message.endswith("); convert it to 8-bit RGB first")
+
+
+def test_refuses_16_bit_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(tmp_path / "camera.tif")
+    assert (
+        _refusal(tmp_path / "camera.tif") == "has more than 8 bits a channel (mode I;16); convert it to 8-bit RGB first"
+    )
+
+
+def test_refuses_float_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((16, 16), np.float32)).save(tmp_path / "map.tiff")
+    assert _refusal(tmp_path / "map.tiff") == "has floating-point pixels; convert it to 8-bit RGB first"
+
+
+def test_refuses_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16)).save(tmp_path / "print.jpg")
+    assert _refusal(tmp_path / "print.jpg") == "is a CMYK (print) image; convert it to 8-bit RGB first"
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tiff"])
+def test_refuses_several_frames(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:])
+    assert _refusal(tmp_path / f"film.{suffix}") == "holds several frames; save the one to use as a single image"
+
+
+def test_refuses_pictures_smaller_than_a_cell(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 7)).save(tmp_path / "thumb.png")
+    assert _refusal(tmp_path / "thumb.png") == "is 40×7 pixels, too small for a cell; give at least 8×8"
+    Image.new("RGB", (8, 8)).save(tmp_path / "smallest.png")
+    assert open_image(tmp_path / "smallest.png").size == (8, 8)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1_000_000, 8), (8, 1_000_000), (161, 16)])
+def test_refuses_strips_from_the_header_alone(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "strip.png"
+    path.write_bytes(_png_of_size(width, height))
+    wanted = f"is {width}×{height} pixels, one side more than 10 times the other; crop it to the cell"
+    assert _refusal(path) == wanted
+    with pytest.raises(UnreadableImage, match=wanted):
+        check_header(path)
+    with pytest.raises(UnreadableImage, match=f"^array: {wanted}"):
+        from_array(np.zeros((height, width), np.uint8))
+    Image.new("L", (160, 16)).save(tmp_path / "longest.png")
+    assert open_image(tmp_path / "longest.png").size == (160, 16)
+
+
+def test_formats_that_would_start_another_program_are_no_images(tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "cell.png"
+    picture.save(path, "EPS")
+    assert Image.open(path).format == "EPS", "Pillow alone goes by the content"
+    wanted = "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    assert _refusal(path) == wanted
+    with pytest.raises(UnreadableImage, match=wanted):
+        check_header(path)
+
+
+def test_a_phone_photograph_with_previews_is_its_first_picture(tmp_path: Path) -> None:
+    photograph, preview = Image.new("RGB", (32, 24), "white"), Image.new("RGB", (16, 12), "black")
+    photograph.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[preview])
+    assert Image.open(tmp_path / "phone.jpg").format == "MPO"
+    opened = open_image(tmp_path / "phone.jpg")
+    assert (opened.size, opened.getpixel((5, 5))) == ((32, 24), (255, 255, 255))
+
+
+def test_files_in_memory_are_read_and_refused_as_files_on_disk(tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "cell.png"
+    picture.save(path)
+    data = path.read_bytes()
+    assert np.array_equal(np.asarray(open_bytes(data, "cell 7")), np.asarray(picture))
+    for content in (b"", b"no picture", data[:1500], _png_of_size(60_000, 60_000), _deep_png(2, 3)):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableImage) as refused:
+            open_bytes(content, "cell 7")
+        # Pillow names the damaged file itself where it has a name.
+        assert str(refused.value) == f"cell 7: {_refusal(path)}"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_refuses_more_than_100_megapixels_from_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "slide.png"
+    path.write_bytes(_png_of_size(10_001, 10_000))
+    wanted = f"{path}: is 10001×10000 pixels, more than the 100 megapixels read here; crop it to its cells first"
+    # The file holds not one pixel: had anything been decoded, the message would be another.
+    with pytest.raises(UnreadableImage) as refused:
+        check_header(path)
+    assert str(refused.value) == wanted
+    assert f"{path}: {_refusal(path)}" == wanted
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_size_limit_itself_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(_png_of_size(10_000, MAX_PIXELS // 10_000))
+    assert check_header(path) == (10_000, 10_000)
+
+
+def test_refuses_decompression_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_png_of_size(60_000, 60_000))
+    assert (
+        _refusal(path) == "is larger than it may be, more than the 100 megapixels read here; crop it to its cells first"
+    )
+
+
+def test_bomb_warning_turned_into_an_error_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    path = tmp_path / "slide.png"
+    path.write_bytes(_png_of_size(11_000, 10_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _refusal(path).endswith("more than the 100 megapixels read here; crop it to its cells first")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "webp"])
+def test_random_damage_never_raises_anything_but_a_refusal(tmp_path: Path, picture: Image.Image, suffix: str) -> None:
+    whole, hurt = tmp_path / f"whole.{suffix}", tmp_path / f"hurt.{suffix}"
+    picture.save(whole)
+    data, dice, refused = whole.read_bytes(), random.Random(1), 0
+    for _ in range(40):
+        damaged = bytearray(data)
+        for _ in range(dice.choice((1, 3, 8))):
+            damaged[dice.randrange(min(len(data), 200))] = dice.randrange(256)
+        hurt.write_bytes(damaged[: dice.randrange(1, len(data))] if dice.random() < 0.4 else damaged)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert open_image(hurt).mode == "RGB"
+        except UnreadableImage:
+            refused += 1
+    assert refused > 0, "the damage was too light to test anything"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_pictures_upright_as_their_exif_tag_says(tmp_path: Path, orientation: int) -> None:
+    upright = Image.new("RGB", (24, 16), "black")
+    upright.paste((255, 0, 0), (0, 0, 8, 8))
+    # How a camera held in each of the eight ways stores the same scene (Exif 2.3, tag 0x0112).
+    stored_as = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(stored_as[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "phone.png", exif=exif)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "phone.png")), np.asarray(upright))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "1"])
+def test_reads_palette_grey_and_transparent_pictures_as_rgb(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (16, 16), "white").convert(mode).save(tmp_path / "cell.png")
+    opened = open_image(tmp_path / "cell.png")
+    assert opened.mode == "RGB"
+    assert np.asarray(opened).min() == 255
+
+
+def test_palette_colours_survive(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (120, 40, 160)).quantize(4).save(tmp_path / "cell.png")
+    assert open_image(tmp_path / "cell.png").getpixel((5, 5)) == (120, 40, 160)
+
+
+def test_text_inside_a_png_does_not_disturb(tmp_path: Path, picture: Image.Image) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Comment", "stained on Monday")
+    picture.save(tmp_path / "cell.png", pnginfo=notes)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(picture))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "tiff", "webp"])
+def test_a_picture_keeps_nothing_of_its_file(picture: Image.Image, suffix: str) -> None:
+    file, about = BytesIO(), PngImagePlugin.PngInfo()
+    about.add_text("Patient", "Ann")
+    extra = {"png": {"pnginfo": about}, "jpg": {"comment": b"Ann", "icc_profile": b"x" * 999}}
+    picture.save(file, {"jpg": "JPEG"}.get(suffix, suffix), **extra.get(suffix, {}))
+    opened = open_bytes(file.getvalue(), "cell")
+    assert opened.info == {}
+    assert not [name for name in ("fp", "_fp", "_decoder", "app", "applist", "icclist") if getattr(opened, name, None)]
+
+
+def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, count, four bytes of value)."""
+    fields = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0II*\0",
+        # Turned, with a resolution that is a text.
+        _exif((0x0112, 3, 1, b"\6\0\0\0"), (0x011A, 2, 4, b"abc\0")),
+    ],
+)
+def test_damaged_metadata_is_refused_or_passed_over(tmp_path: Path, picture: Image.Image, exif: bytes) -> None:
+    picture.save(tmp_path / "cell.jpg", exif=exif)
+    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+        try:
+            assert read(tmp_path / "cell.jpg").mode == "RGB"
+        except UnreadableImage as refusal:
+            assert str(refusal).startswith(f"{tmp_path / 'cell.jpg'}: ")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0b.png"])
+def test_a_name_that_can_be_no_file_s_is_refused(name: str) -> None:
+    with pytest.raises(
+        UnreadableImage, match=r"no such file|cannot be read \(.*\); check the path and who may read it"
+    ):
+        open_image(name)
+
+
+def test_an_upright_rgb_picture_is_not_copied(tmp_path: Path, picture: Image.Image) -> None:
+    assert to_rgb(picture) is picture
+    picture.save(tmp_path / "cell.bmp")
+    opened = Image.open(tmp_path / "cell.bmp")
+    assert to_rgb(opened) is opened
+    (tmp_path / "cell.bmp").unlink()
+    assert np.array_equal(opened, picture), "must be decoded by then"
+
+
+def test_to_rgb_names_the_picture_it_was_given() -> None:
+    with pytest.raises(UnreadableImage, match=r"^upload: is a CMYK \(print\) image"):
+        to_rgb(Image.new("CMYK", (16, 16)), "upload")
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 3), (12, 20)])
+def test_arrays_become_rgb(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = from_array(array)
+    assert (image.mode, image.size) == ("RGB", (20, 12))
+    assert np.array_equal(np.asarray(image), array if array.ndim == 3 else np.stack([array] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((16, 16, 3), np.float32),
+        np.zeros((16, 16), bool),
+        np.zeros((16, 16, 4), np.uint8),
+        np.zeros((3, 16, 16), np.uint8),
+        np.zeros((1, 16, 16, 3), np.uint8),
+        np.zeros(16, np.uint8),
+    ],
+    ids=lambda a: f"{a.dtype}-{a.shape}",
+)
+def test_refuses_arrays_of_another_kind(array: np.ndarray) -> None:
+    with pytest.raises(UnreadableImage) as refused:
+        from_array(array, "frame 3")
+    assert str(refused.value) == (
+        f"frame 3: has shape {array.shape} and dtype {array.dtype}; give (H, W, 3) or (H, W) of uint8, 0–255"
+    )
+
+
+def test_refuses_arrays_too_small() -> None:
+    with pytest.raises(UnreadableImage, match="^array: is 4×4 pixels, too small for a cell"):
+        from_array(np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.slow
+def test_a_field_may_be_larger_than_a_cell_and_opens_without_a_warning(tmp_path):
+    path = tmp_path / "field.png"
+    Image.new("1", (10_400, 10_000), 1).save(path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(UnreadableImage, match="more than the 100 megapixels read here"):
+            open_image(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        field = open_field(path)
+    assert (field.mode, field.size, said) == ("RGB", (10_400, 10_000), [])
+
+
+def test_a_field_is_upright_and_refused_in_the_same_words_as_a_cell(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.new("RGB", (30, 20), "pink").save(tmp_path / "turned.jpg", exif=exif)
+    assert open_field(tmp_path / "turned.jpg").size == (20, 30)
+
+    whole = (tmp_path / "turned.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    for opened in (open_image, open_field):
+        with pytest.raises(UnreadableImage, match="copy or export it again"):
+            opened(tmp_path / "cut.jpg")
+
+
+def test_area_is_the_share_of_what_is_not_background() -> None:
+    cells = np.zeros((4, 20, 20, 3), np.uint8)
+    cells[0, 5:15, 5:10, 1] = 200
+    cells[1, 0, 0] = cells[1, 19, 19] = 255
+    cells[2, 5:15, 5:10] = 8  # what JPEG and WebP leave in the background
+    cells[3] = 9
+    assert cell_areas(cells).tolist() == pytest.approx([10 * 5 / 400, 2 / 400, 0.0, 1.0])

@@ -1,0 +1,572 @@
+"""From folders, Hub layouts and phantoms to one table: what is kept, what is counted, what is refused and how."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.registry import CNMC_PRELIM_LABELS, DATASETS
+
+COLUMNS = ["image", "label", "subject", "cell_id", "fold"]
+
+
+def _paint(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def cnmc(tmp_path: Path) -> Path:
+    """Four subjects of C-NMC, two ids of one of whom are aliases."""
+    root = tmp_path / "cnmc"
+    for number, (fold, name) in enumerate(
+        [
+            (0, "UID_1_1_1_all"),
+            (0, "UID_H10_1_1_hem"),
+            (1, "UID_2_1_1_all"),
+            (1, "UID_h3_1_1_hem"),
+            (2, "UID_H3_1_1_hem"),
+        ]
+    ):
+        _paint(root / f"fold_{fold}" / name[-3:] / f"{name}.bmp", number)
+    return root
+
+
+@pytest.fixture
+def own_cells(tmp_path: Path) -> Path:
+    """A user's class folders: <class>/<subject>_<n>.png."""
+    root = tmp_path / "own"
+    for number, name in enumerate(("blast/p1_1.png", "blast/p2_1.png", "normal/p3_1.png", "normal/p3_2.png")):
+        _paint(root / name, number)
+    return root
+
+
+def _refusal(load: Callable[..., LoadedCells], *args: object, **kwargs: object) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        load(*args, **kwargs)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# Folders
+
+
+def test_rows_have_exactly_the_five_columns(cnmc: Path) -> None:
+    data = load_cells("cnmc2019", cnmc)
+    assert list(data.cells) == ["train"]
+    assert data.train.column_names == COLUMNS
+    features = data.train.features
+    assert features["label"] == datasets.ClassLabel(names=["ALL", "HEM"])
+    assert isinstance(features["image"], datasets.Image)
+    assert all(features[name] == datasets.Value("string") for name in ("subject", "cell_id", "fold"))
+
+
+def test_cnmc_aliases_are_joined_and_cell_ids_kept(cnmc: Path) -> None:
+    rows = load_cells("cnmc2019", cnmc).train
+    subject_of = dict(zip(rows["cell_id"], rows["subject"], strict=True))
+    assert subject_of["UID_h3_1_1_hem"] == subject_of["UID_H10_1_1_hem"] == "H10"
+    assert subject_of["UID_H3_1_1_hem"] == "H3"
+    assert sorted(set(rows["fold"])) == ["fold_0", "fold_1", "fold_2"]
+
+
+def test_pictures_of_the_rows_are_those_of_the_files(cnmc: Path) -> None:
+    row = load_cells("cnmc2019", cnmc).train[0]
+    original = Image.open(cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp")
+    assert row["cell_id"] == "UID_1_1_1_all"
+    assert np.array_equal(np.asarray(row["image"]), np.asarray(original))
+
+
+def test_preliminary_test_is_a_split_of_its_own(cnmc: Path) -> None:
+    folder = cnmc / "C-NMC_test_prelim_phase_data"
+    _paint(folder / "1.bmp", 50)
+    (folder / "C-NMC_test_prelim_phase_data_labels.csv").write_text(
+        "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n"
+    )
+    data = load_cells("cnmc2019", cnmc)
+    assert {name: len(rows) for name, rows in data.cells.items()} == {"train": 5, "preliminary_test": 1}
+    assert data.cells["preliminary_test"][0]["cell_id"] == "UID_57_29_1_all"
+    assert "UID_57_29_1_all" not in data.train["cell_id"]
+    assert "train: 5 cells, preliminary_test: 1 cells, 4 subjects" in data.report()
+
+
+def test_counts_that_differ_from_the_publishers_are_reported(cnmc: Path) -> None:
+    data = load_cells("cnmc2019", cnmc)
+    assert "fold_0 ALL: 1 cells here, 2,397 published" in data.count_differences
+    assert "preliminary_test HEM: 0 cells here, 648 published" in data.count_differences
+    assert "counts differ: fold_0 ALL: 1 cells here, 2,397 published" in data.report().splitlines()
+
+
+def test_unreadable_files_are_left_out_and_named(cnmc: Path) -> None:
+    damaged = cnmc / "fold_0" / "all" / "UID_9_1_1_all.bmp"
+    damaged.write_bytes(b"")
+    data = load_cells("cnmc2019", cnmc)
+    assert len(data.train) == 5
+    assert data.unreadable == (f"{damaged}: the file is empty (0 bytes); copy or export it again",)
+    assert data.report().splitlines()[-2:] == ["1 unreadable file(s) left out:", f"  {data.unreadable[0]}"]
+
+
+def test_a_folder_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
+    damaged = tmp_path / "fold_0" / "all" / "UID_9_1_1_all.bmp"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"BM no more")
+    message = _refusal(load_cells, "cnmc2019", tmp_path)
+    assert message.startswith(f"--train_dir {tmp_path}: none of its 1 images can be read; first: {damaged}: ")
+
+
+def test_cells_found_damaged_later_can_be_taken_out(cnmc: Path) -> None:
+    data = load_cells("cnmc2019", cnmc)
+    less = data.without({"UID_2_1_1_all": "UID_2_1_1_all.bmp: damaged"})
+    assert len(less.train) == 4
+    assert "UID_2_1_1_all" not in less.train["cell_id"]
+    assert less.unreadable == ("UID_2_1_1_all.bmp: damaged",)
+    assert less.fingerprint != data.fingerprint
+    assert data.without({}) is data
+
+
+def test_a_cell_present_twice_is_refused(cnmc: Path) -> None:
+    first, second = cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp", cnmc / "fold_1" / "all" / "UID_1_1_1_all.webp"
+    _paint(second)
+    assert _refusal(load_cells, "cnmc2019", cnmc) == (
+        f"{second}: cell UID_1_1_1_all is already there as {first}; keep one of the two"
+    )
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    message = _refusal(load_cells, "cnmc2019", tmp_path / "nowhere")
+    assert message == (
+        f"--train_dir {tmp_path / 'nowhere'}: no such folder; unpack C-NMC 2019 (ISBI 2019 challenge) there "
+        "(get it from https://doi.org/10.7937/tcia.2019.dc64i46r) or correct the path"
+    )
+    assert _refusal(load_cells, "imagefolder", tmp_path / "nowhere") == (
+        f"--train_dir {tmp_path / 'nowhere'}: no such folder; correct the path"
+    )
+
+
+def test_folder_without_cells_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
+    assert _refusal(load_cells, "cnmc2019", tmp_path) == (
+        f"--train_dir {tmp_path}: no cell of C-NMC 2019 (ISBI 2019 challenge) found; "
+        "expected …/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp"
+    )
+    _paint(tmp_path / "holiday.png")
+    assert _refusal(load_cells, "ball4", tmp_path) == (
+        f"--train_dir {tmp_path}: no cell of B-ALL, four classes (Ghaderzadeh et al. 2021) found; "
+        f"1 image file(s) passed over, for example {tmp_path / 'holiday.png'}: "
+        "not laid out as …/Original/{Benign,Early,Pre,Pro}/WBC-….jpg"
+    )
+
+
+def test_data_set_without_a_hub_copy_asks_for_its_folder() -> None:
+    assert (
+        _refusal(load_cells, "ball4")
+        == "--dataset_name ball4: it has no Hub copy; give its folder with --train_dir DIR"
+    )
+
+
+def test_ball4_is_loaded_without_its_segmented_copies(tmp_path: Path) -> None:
+    for part in ("Original", "Segmented"):
+        for number, label in enumerate(("Benign", "Early", "Pre", "Pro")):
+            _paint(tmp_path / part / label / f"WBC-{label}-00{number}.png", number)
+    data = load_cells("ball4", tmp_path)
+    assert len(data.train) == 4
+    assert data.info.labels == ("Benign", "Early", "Pre", "Pro")
+    assert set(data.train["subject"]) == {""}
+    assert data.passed_over == (), "the parallel tree is expected"
+    assert "subjects" not in data.report().splitlines()[0]
+
+
+# What was given and not used
+
+
+def test_images_that_are_no_cells_are_counted_and_named(cnmc: Path) -> None:
+    assert load_cells("cnmc2019", cnmc).passed_over == ()
+    _paint(cnmc / "fold_0" / "all" / "overview.png")
+    _paint(cnmc / "fold_0" / "all" / "UID_1_1_1_aml.png")
+    _paint(cnmc / "samples" / "UID_2_1_1_all.png")
+    data = load_cells("cnmc2019", cnmc)
+    assert len(data.train) == 5
+    assert data.passed_over == (
+        f"2 image file(s) passed over, for example {cnmc / 'fold_0' / 'all' / 'UID_1_1_1_aml.png'}: "
+        "not laid out as …/fold_{0,1,2}/{all,hem}/UID_<subject>_<frame>_<cell>_<label>.bmp",
+        f"1 image file(s) passed over, for example {cnmc / 'samples' / 'UID_2_1_1_all.png'}: "
+        "copies of cells already found",
+    )
+    assert data.report().splitlines()[-2:] == list(data.passed_over)
+    assert data.without({"UID_2_1_1_all": "damaged"}).passed_over == data.passed_over
+
+
+def test_a_preliminary_test_without_its_label_list_is_named(cnmc: Path) -> None:
+    folder = cnmc / "C-NMC_test_prelim_phase_data"
+    _paint(folder / "1.bmp", 50)
+    _paint(folder / "2.bmp", 51)
+    opening = f"image file(s) of the preliminary test left out, for example {folder}/"
+    data = load_cells("cnmc2019", cnmc)
+    assert list(data.cells) == ["train"]
+    assert data.passed_over == (
+        f"2 {opening}1.bmp: their labels come from {CNMC_PRELIM_LABELS}, and that list is not there; "
+        "put it beside them",
+    )
+    (folder / CNMC_PRELIM_LABELS).write_text("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n")
+    assert load_cells("cnmc2019", cnmc).passed_over == (
+        f"1 {opening}2.bmp: their labels come from {CNMC_PRELIM_LABELS}, and it names no cell for them",
+    )
+
+
+def test_a_folder_of_nothing_but_the_unlabelled_preliminary_test_says_what_is_missing(tmp_path: Path) -> None:
+    _paint(tmp_path / "C-NMC_test_prelim_phase_data" / "1.bmp")
+    assert _refusal(load_cells, "cnmc2019", tmp_path).endswith(
+        f"their labels come from {CNMC_PRELIM_LABELS}, and that list is not there; put it beside them"
+    )
+
+
+def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path) -> None:
+    _paint(own_cells / "loose.png")
+    assert load_cells("imagefolder", own_cells).passed_over == (
+        f"1 image file(s) passed over, for example {own_cells / 'loose.png'}: "
+        "not laid out as <class>/<image>, one folder a class",
+    )
+
+
+# Flags that would have no effect
+
+
+def test_a_folder_given_with_phantoms_is_refused() -> None:
+    assert _refusal(load_cells, "phantoms", "my_cells") == (
+        "--train_dir my_cells: --dataset_name phantoms reads no folder; say what the folder holds with "
+        "--dataset_name (one of cnmc2019, ball4, imagefolder) --train_dir my_cells"
+    )
+
+
+def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
+    assert _refusal(load_cells, "owner/name", own_cells) == (
+        f"--dataset_name owner/name --train_dir {own_cells}: a Hub id and a folder exclude each other; leave "
+        "--train_dir out, or say what the folder holds with --dataset_name (one of cnmc2019, ball4, imagefolder)"
+    )
+
+
+@pytest.mark.parametrize("name", ["owner/name", "cnmc2019", "dwb2023/cnmc-leukemia-2019", "phantoms"])
+@pytest.mark.parametrize("flag", ["subject_pattern", "subject_csv"])
+def test_subject_rules_are_refused_where_they_would_be_ignored(name: str, flag: str) -> None:
+    assert _refusal(load_cells, name, **{flag: "(x)"}) == (
+        f"--dataset_name {name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+        "--dataset_name imagefolder"
+    )
+
+
+def test_two_rules_for_subjects_are_refused(own_cells: Path) -> None:
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", subject_csv="x.csv")
+    assert message == "--subject_pattern '(x)' --subject_csv x.csv: both name the subjects; give one"
+
+
+# A user's own class folders
+
+
+def test_class_folders_name_their_classes_in_alphabetical_order(own_cells: Path) -> None:
+    data = load_cells("imagefolder", own_cells)
+    assert data.info.labels == ("blast", "normal")
+    assert data.train["label"][:] == [0, 0, 1, 1]
+    assert data.train["cell_id"][:] == ["blast/p1_1", "blast/p2_1", "normal/p3_1", "normal/p3_2"]
+
+
+@pytest.mark.parametrize("pattern", [r"(?P<subject>p\d)_", r"/(p\d)_\d", r"(blast|normal)/(?P<subject>p\d)"])
+def test_subjects_come_from_a_regular_expression(own_cells: Path, pattern: str) -> None:
+    data = load_cells("imagefolder", own_cells, subject_pattern=pattern)
+    assert data.train["subject"][:] == ["p1", "p2", "p3", "p3"]
+
+
+def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
+    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p").startswith(
+        "--subject_pattern '(p': not a regular expression ("
+    )
+    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"p\d") == (
+        "--subject_pattern 'p\\\\d': has no group; write the subject's part as (?P<subject>…)"
+    )
+    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p[12])") == (
+        "--subject_pattern '(p[12])': does not match 'normal/p3_1.png'; it must match every image"
+    )
+
+
+def test_a_pattern_whose_group_stays_empty_does_not_match(own_cells: Path) -> None:
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"(?P<subject>p[12])?.*png")
+    assert "does not match" in message
+
+
+def test_subjects_come_from_a_csv_with_or_without_byte_order_mark(own_cells: Path, tmp_path: Path) -> None:
+    rows = "file,subject\nblast/p1_1.png,Ä\nblast/p2_1.png,b\nnormal/p3_1.png,c\nnormal/p3_2.png,c\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        table = tmp_path / f"{encoding}.csv"
+        table.write_text(rows, encoding=encoding)
+        data = load_cells("imagefolder", own_cells, subject_csv=table)
+        assert data.train["subject"][:] == ["Ä", "b", "c", "c"], encoding
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("file,subject\nblast/p1_1.png,a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),
+        ("file,subject\nblast/p1_1.png,\n", "no row for file 'blast/p1_1.png'; every image needs a subject"),
+        ("file,patient\nblast/p1_1.png,a\n", "lacks the column(s) subject; it needs file,subject"),
+        ("", "lacks the column(s) file, subject; it needs file,subject"),
+    ],
+    ids=["missing row", "empty subject", "missing column", "empty file"],
+)
+def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, message: str) -> None:
+    table = tmp_path / "subjects.csv"
+    table.write_text(rows)
+    assert _refusal(load_cells, "imagefolder", own_cells, subject_csv=table) == f"{table}: {message}"
+
+
+def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_csv=tmp_path / "none.csv")
+    assert message == f"--subject_csv {tmp_path / 'none.csv'}: no such file; it needs the columns file,subject"
+
+
+def test_one_class_is_not_enough(own_cells: Path) -> None:
+    shutil.rmtree(own_cells / "normal")
+    assert _refusal(load_cells, "imagefolder", own_cells) == (
+        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more classes"
+    )
+
+
+# Fingerprints
+
+
+def test_the_same_data_elsewhere_has_the_same_fingerprint(cnmc: Path, tmp_path: Path) -> None:
+    shutil.copytree(cnmc, tmp_path / "a copy")
+    assert load_cells("cnmc2019", cnmc).fingerprint == load_cells("cnmc2019", tmp_path / "a copy").fingerprint
+
+
+def test_folders_are_known_by_id_label_subject_and_size(cnmc: Path) -> None:
+    """Splits and finished protocols name this very value: another rule would orphan them."""
+    size = (cnmc / "fold_0" / "all" / "UID_1_1_1_all.bmp").stat().st_size
+    lines = [
+        f"UID_{subject}_1_1_{label.lower()}\t{label}\t{subject}\t{size}\n"
+        for subject, label in (("1", "ALL"), ("2", "ALL"), ("H10", "HEM"), ("H3", "HEM"), ("h3", "HEM"))
+    ]
+    assert load_cells("cnmc2019", cnmc).fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("change", ["label", "subject", "cell", "size"])
+def test_any_change_of_the_data_changes_the_fingerprint(own_cells: Path, change: str) -> None:
+    def fingerprint() -> str:
+        return load_cells("imagefolder", own_cells, subject_pattern=pattern).fingerprint
+
+    pattern = r"(p\d)_"
+    before = fingerprint()
+    if change == "label":
+        shutil.move(own_cells / "normal" / "p3_2.png", own_cells / "blast" / "p3_2.png")
+    elif change == "subject":
+        pattern = r"(p\d_\d)"
+    elif change == "cell":
+        (own_cells / "normal" / "p3_2.png").unlink()
+    else:
+        Image.new("RGB", (20, 20)).save(own_cells / "normal" / "p3_2.png")
+    assert fingerprint() != before
+
+
+# Phantoms
+
+
+def test_phantoms_are_the_same_whenever_they_are_drawn() -> None:
+    first, again = (load_cells("phantoms", image_size=32) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.train.column_names == COLUMNS
+    assert first.train["cell_id"][:] == again.train["cell_id"][:]
+    assert all(
+        np.array_equal(np.asarray(first.train[i]["image"]), np.asarray(again.train[i]["image"])) for i in (0, 100, -1)
+    )
+    assert "These cells are synthetic: metrics on them say nothing about patients." in first.report()
+
+
+def test_phantoms_of_another_size_are_other_data() -> None:
+    assert load_cells("phantoms", image_size=32).fingerprint != load_cells("phantoms", image_size=40).fingerprint
+
+
+# Hub layout
+
+
+def _publish(
+    folder: Path, columns: dict[str, list[object]], label: datasets.ClassLabel | datasets.Value, green: int = 0
+) -> str:
+    """A data-set folder as the Hub serves it, one Parquet file with the pictures inside."""
+    count = len(columns["label"])
+    pictures = [Image.new("RGB", (16, 16), (10 * i, green, 0)) for i in range(count)]
+    rows = datasets.Dataset.from_dict({"image": pictures, **columns})
+    rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
+    folder.mkdir(parents=True)
+    rows.to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> None:
+    columns = {"label": [1, 0, 1], "patient_id": [7, 8, None], "file_name": ["a.png", "b.png", "c.png"]}
+    hub_id = _publish(tmp_path / "hub", columns, datasets.ClassLabel(names=["normal", "blast"]))
+    data = load_cells(hub_id)
+    assert data.train.column_names == COLUMNS
+    assert data.info.labels == ("blast", "normal")
+    names = [data.train.features["label"].int2str(i) for i in data.train["label"]]
+    assert names == ["blast", "normal", "blast"]
+    assert data.train["subject"][:] == ["7", "8", ""], "a missing subject stays unknown"
+    assert data.train["cell_id"][:] == ["a", "b", "c"]
+    assert data.train["fold"][:] == ["", "", ""]
+    assert np.asarray(data.train[2]["image"])[0, 0].tolist() == [20, 0, 0]
+
+
+def test_hub_layout_with_text_labels_and_rows_without_names(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
+    data = load_cells(hub_id)
+    assert data.info.labels == ("ALL", "HEM")
+    assert data.train["label"][:] == [0, 1]
+    assert data.train["cell_id"][:] == ["row_000000", "row_000001"]
+    assert data.train["subject"][:] == ["", ""]
+
+
+def test_hub_layout_reads_subjects_from_cnmc_file_names(tmp_path: Path) -> None:
+    names = ["UID_11_22_2_all.bmp", "UID_h3_1_1_hem.bmp"]
+    hub_id = _publish(tmp_path / "hub", {"label": ["all", "hem"], "image_name": names}, datasets.Value("string"))
+    assert load_cells(hub_id).train["subject"][:] == ["11", "h3"]
+
+
+def test_hub_layout_has_a_fingerprint_of_its_labels_and_subjects(tmp_path: Path) -> None:
+    text = datasets.Value("string")
+    one = _publish(tmp_path / "1", {"label": ["ALL", "HEM"], "subject": ["a", "b"]}, text)
+    same = _publish(tmp_path / "2", {"label": ["ALL", "HEM"], "subject": ["a", "b"]}, text)
+    other = _publish(tmp_path / "3", {"label": ["ALL", "HEM"], "subject": ["a", "c"]}, text)
+    assert load_cells(one).fingerprint == load_cells(same).fingerprint != load_cells(other).fingerprint
+
+
+def test_hub_data_sets_that_differ_in_nothing_but_a_picture_have_other_fingerprints(tmp_path: Path) -> None:
+    columns, text = {"label": ["ALL", "HEM"]}, datasets.Value("string")
+    one = _publish(tmp_path / "1", columns, text)
+    other = _publish(tmp_path / "2", columns, text, green=1)
+    assert load_cells(one).fingerprint != load_cells(other).fingerprint
+
+
+def test_hub_data_of_loose_files_are_known_by_their_content_too(tmp_path: Path) -> None:
+    def fingerprint(folder: str, seed: int) -> str:
+        for number, name in enumerate(("blast/1.bmp", "normal/2.bmp")):
+            _paint(tmp_path / folder / name, seed + number)
+        return load_cells(str(tmp_path / folder)).fingerprint
+
+    assert fingerprint("a", seed=0) == fingerprint("b", seed=0) != fingerprint("c", seed=5)
+
+
+def test_a_hub_row_without_a_picture_is_refused(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16)), None], "label": ["ALL", "HEM"]})
+    (tmp_path / "hub").mkdir()
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
+    assert _refusal(load_cells, str(tmp_path / "hub")) == (
+        f"data set {tmp_path / 'hub'}: cell row_000001 has no image; remove its row"
+    )
+
+
+@pytest.fixture
+def cnmc_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, list[object]]], LoadedCells]:
+    """Loads `cnmc2019` from a Hub copy with the given columns."""
+
+    def load(columns: dict[str, list[object]]) -> LoadedCells:
+        hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+        monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
+        return load_cells("cnmc2019")
+
+    return load
+
+
+def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
+    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
+) -> None:
+    data = cnmc_on_the_hub(
+        {
+            "label": ["ALL", "HEM", "ALL"],
+            "file_name": ["UID_1_1_1_all.bmp", "UID_h3_1_1_hem.bmp", "UID_57_29_1_all.bmp"],
+            "fold": ["fold_0", "fold_1", "preliminary_test"],
+        }
+    )
+    assert data.train["cell_id"][:] == ["UID_1_1_1_all", "UID_h3_1_1_hem"]
+    assert data.train["subject"][:] == ["1", "H10"]
+    assert data.cells["preliminary_test"]["cell_id"][:] == ["UID_57_29_1_all"]
+    assert np.asarray(data.cells["preliminary_test"][0]["image"])[0, 0].tolist() == [20, 0, 0]
+    assert data.train.features == data.cells["preliminary_test"].features
+    assert "fold_0 ALL: 1 cells here, 2,397 published" in data.count_differences
+    assert "preliminary_test ALL: 1 cells here, 1,219 published" in data.count_differences
+
+
+def test_hub_copy_without_folds_is_checked_by_its_sums(
+    cnmc_on_the_hub: Callable[[dict[str, list[object]]], LoadedCells],
+) -> None:
+    data = cnmc_on_the_hub({"label": ["ALL", "HEM", "HEM"]})
+    assert data.count_differences == (
+        "all ALL: 1 cells here, 7,272 published",
+        "all HEM: 2 cells here, 3,389 published",
+    )
+
+
+def test_other_splits_of_a_hub_data_set_are_counted_and_named(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
+    shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
+    data = load_cells(hub_id)
+    assert len(data.train) == 2
+    assert data.report().splitlines()[-1] == "Hub split 'test' not used: 2 rows"
+
+
+def test_hub_data_of_one_class_are_refused(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "ALL"]}, datasets.Value("string"))
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: only the class 'ALL' found; a classifier needs two or more classes"
+    )
+
+
+def test_hub_layout_with_a_cell_twice_is_refused(tmp_path: Path) -> None:
+    columns = {"label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "hem/1.bmp"]}
+    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: cell 1 is there more than once; give every row its own cell_id"
+    )
+
+
+def test_hub_layout_without_labels_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"picture": ["x"], "label": ["ALL"]}).to_parquet(folder / "train.parquet")
+    assert _refusal(load_cells, str(folder)) == (
+        f"data set {folder}: lacks the column(s) image; has ['picture', 'label']"
+    )
+
+
+def test_unreachable_hub_data_set_ends_in_one_clear_message_at_once() -> None:
+    started = time.monotonic()
+    message = _refusal(load_cells, "nobody/no-such-cells")
+    assert time.monotonic() - started < 10
+    assert message.startswith("data set nobody/no-such-cells: cannot be loaded from the Hub (")
+    assert message.endswith(
+        "; check the id and the network, or give a local copy with --dataset_name imagefolder --train_dir DIR"
+    )
+
+
+# Real cells
+
+
+@pytest.fixture(scope="module")
+def real_cnmc(real_data: Path) -> LoadedCells:
+    return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
+
+
+def test_loads_the_real_cells_whole(real_cnmc: LoadedCells) -> None:
+    assert len(real_cnmc.train) == 7779
+    assert real_cnmc.unreadable == ()
+    differing = [line for line in real_cnmc.count_differences if not line.startswith("preliminary_test")]
+    assert differing == ["fold_2 ALL: 413 cells here, 2,457 published", "fold_2 HEM: 258 cells here, 1,096 published"]
+    assert not set(real_cnmc.train["subject"]) & set(real_cnmc.info.subject_aliases)

@@ -1,0 +1,237 @@
+"""Cells are decoded once, under a key that no other pixels share, and never half."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import cell_areas, open_image, pixel_hash
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import CellsOnDemand, decode_cells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.files import cache_root
+
+SMALL = Preprocessing(16, 0.8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "cells"
+    for number in range(6):
+        path = root / ("blast" if number % 2 else "normal") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (30, 24, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def cells(folder: Path) -> datasets.Dataset:
+    return load_cells("imagefolder", folder).train
+
+
+def _files() -> list[str]:
+    return sorted(path.name for path in cache_root().iterdir())
+
+
+def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
+    pixels, hashes, areas, problems = decode_cells(cells, SMALL, "data")
+    assert areas == pytest.approx(cell_areas(np.asarray(open_image(folder / f"{c}.png")) for c in cells["cell_id"]))
+    assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
+    assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
+    frame = SMALL.frame
+    for row, cell in enumerate(cells["cell_id"]):
+        assert np.array_equal(pixels[row], frame(open_image(folder / f"{cell}.png")))
+
+
+def test_the_second_call_decodes_nothing(cells: datasets.Dataset) -> None:
+    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    seen: list[tuple[int, int]] = []
+    again, *_, problems = decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    assert np.array_equal(first, again)
+    assert problems == {}
+    assert seen == []
+
+
+def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, cells: datasets.Dataset) -> None:
+    decode_cells(cells, SMALL, "data")
+    path = next(folder.rglob("0.png"))
+    before = path.stat()
+    Image.new("RGB", (24, 30), (200, 0, 0)).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    pixels, *_ = decode_cells(cells, SMALL, "data")
+    assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
+
+
+def test_progress_ends_with_the_last_cell(cells: datasets.Dataset) -> None:
+    seen: list[tuple[int, int]] = []
+    decode_cells(cells, SMALL, "data", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "fingerprint", "rows"),
+    [
+        (Preprocessing(17, 0.8), "data", 6),
+        (Preprocessing(16, 0.9), "data", 6),
+        (Preprocessing(16, 0.8, "bilinear"), "data", 6),
+        (SMALL, "other data", 6),
+        (SMALL, "data", 5),
+    ],
+    ids=["size", "crop", "interpolation", "data", "rows"],
+)
+def test_whatever_changes_the_pixels_has_a_cache_of_its_own(
+    cells: datasets.Dataset, preprocessing: Preprocessing, fingerprint: str, rows: int
+) -> None:
+    decode_cells(cells, SMALL, "data")
+    before = len(_files())
+    pixels, *_ = decode_cells(cells.select(range(rows)), preprocessing, fingerprint)
+    assert len(_files()) == 2 * before
+    assert pixels.shape[:2] == (rows, preprocessing.image_size)
+
+
+def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> None:
+    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    next(cache_root().glob("*.npy")).unlink()
+    assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
+
+
+def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cells: datasets.Dataset) -> None:
+    path = folder / "blast" / "3.png"
+    path.write_bytes(path.read_bytes()[:900])
+    row = cells["cell_id"][:].index("blast/3")
+    for _ in range(2):  # decoded, then from the cache
+        pixels, *_, problems = decode_cells(cells, SMALL, "data")
+        assert list(problems) == ["blast/3"]
+        assert problems["blast/3"].startswith(f"{path}: the image is damaged or cut short (")
+        assert pixels[row].max() == 0
+        assert all(pixels[other].max() > 0 for other in range(6) if other != row)
+
+
+def _encoded(*contents: bytes) -> datasets.Dataset:
+    """Rows that carry their pictures inside, as Hub data sets do."""
+    rows = {"image": [{"bytes": c, "path": None} for c in contents], "cell_id": [f"c{i}" for i in range(len(contents))]}
+    features = datasets.Features(image=datasets.Image(), cell_id=datasets.Value("string"))
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_pictures_inside_the_data_set_are_decoded_and_their_damage_named_by_cell() -> None:
+    whole = _png(Image.new("RGB", (20, 20), (200, 100, 50)))
+    noise = _png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)))
+    broken_chunk = noise[:41] + b"\x00" * 8 + noise[49:]
+    cmyk = BytesIO()
+    Image.new("CMYK", (16, 16)).save(cmyk, "jpeg")
+    rows = _encoded(whole, b"no picture", noise[:1500], broken_chunk, cmyk.getvalue())
+    pixels, *_, problems = decode_cells(rows, SMALL, "hub data")
+    assert (pixels[0] == (200, 100, 50)).all()
+    assert list(problems) == ["c1", "c2", "c3", "c4"]
+    assert problems["c1"] == "cell c1: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+    assert all(problems[c].startswith(f"cell {c}: the image is damaged or cut short (") for c in ("c2", "c3"))
+    assert problems["c4"] == "cell c4: is a CMYK (print) image; convert it to 8-bit RGB first"
+
+
+def test_a_picture_inside_the_data_set_that_would_start_another_program_is_refused() -> None:
+    eps = BytesIO()
+    Image.new("RGB", (20, 20)).save(eps, "eps")
+    *_, problems = decode_cells(_encoded(eps.getvalue()), SMALL, "hub data")
+    assert problems == {"c0": "cell c0: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"}
+
+
+def test_unwritable_cache_folder_is_refused_with_the_way_out(
+    cells: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(in_the_way / "cache"))
+    with pytest.raises(LeukoscopeError) as refused:
+        decode_cells(cells, SMALL, "data")
+    assert str(refused.value) == (
+        f"{in_the_way / 'cache'}: cannot keep the decoded cells there (Not a directory; 0 MB needed); "
+        "free some space or set LEUKOSCOPE_CACHE to another folder"
+    )
+
+
+def test_a_disk_too_small_is_refused_before_the_first_cell(cells: datasets.Dataset) -> None:
+    """Writing to a memory map on a full disk would end the process without a word."""
+    with pytest.raises(LeukoscopeError) as refused:
+        decode_cells(cells, Preprocessing(3_000_000, 1.0), "data")
+    assert "cannot keep the decoded cells there (No space left on device; 162000000 MB needed)" in str(refused.value)
+    assert _files() == []
+
+
+def test_an_interrupted_decode_leaves_nothing_behind(cells: datasets.Dataset) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_cells(cells, SMALL, "data", progress=interrupt)
+    assert _files() == []
+    pixels, *_ = decode_cells(cells, SMALL, "data")
+    assert pixels.min(axis=(1, 2, 3)).shape == (6,)
+    assert all(cell.max() > 0 for cell in pixels)
+
+
+# Decoded when asked for
+
+
+@pytest.mark.parametrize(
+    "index",
+    [2, -1, np.int64(3), slice(1, 4), slice(None, None, -2), np.array([5, 0, 0]), np.arange(6) % 2 == 0, slice(2, 2)],
+    ids=str,
+)
+def test_cells_on_demand_are_indexed_as_the_kept_ones(cells: datasets.Dataset, index: int | slice | np.ndarray) -> None:
+    kept, *_ = decode_cells(cells, SMALL, "data")
+    on_demand = CellsOnDemand(cells, SMALL)
+    assert (on_demand.shape, on_demand.dtype, len(on_demand)) == (kept.shape, kept.dtype, len(kept))
+    got = on_demand[index]
+    assert np.array_equal(got, kept[index])
+    assert (got.shape, got.dtype) == (kept[index].shape, kept.dtype)
+
+
+def test_without_keeping_nothing_is_written_and_the_cells_are_the_same(folder: Path) -> None:
+    data = load_cells("imagefolder", folder)
+    framed = frame_cells(data, SMALL, keep=False)
+    copy = pickle.loads(pickle.dumps(framed.pixels))  # as processes of a loader are given it
+    assert not cache_root().exists()
+    kept = frame_cells(data, SMALL)
+    assert (framed.row_of, framed.subjects) == (kept.row_of, kept.subjects)
+    for pixels in (framed.pixels, copy):
+        assert np.array_equal(pixels[:], kept.pixels)
+
+
+def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells: datasets.Dataset) -> None:
+    path = folder / "blast" / "3.png"
+    path.write_bytes(path.read_bytes()[:900])
+    on_demand, row = CellsOnDemand(cells, SMALL), cells["cell_id"][:].index("blast/3")
+    with pytest.raises(LeukoscopeError) as refused:
+        on_demand[np.array([0, row])]
+    assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
+    assert str(refused.value).endswith("; or let --cache_images leave damaged cells out")
+    assert on_demand[0].max() > 0
+
+
+def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path) -> None:
+    """Shown at one size, all cells cover as much of what the network sees; which are large is known all the same."""
+    for label, side in (("ALL", 60), ("HEM", 30)):
+        (tmp_path / label).mkdir()
+        picture = Image.new("RGB", (100, 100))
+        picture.paste((200, 100, 200), (20, 20, 20 + side, 20 + side))
+        picture.save(tmp_path / label / "1.png")
+    data = load_cells("imagefolder", tmp_path)
+    black = replace(data, info=replace(data.info, background="black"))
+    framed = frame_cells(black, Preprocessing(32, 1.0, framing="cell"))
+    assert framed.areas_of(framed.rows(("ALL/1", "HEM/1"))) == pytest.approx([0.36, 0.09], abs=1e-3)

@@ -1,0 +1,217 @@
+"""The trees publishers unpack: which files are cells, and what their paths say of class, subject and fold."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.registry import (
+    CNMC_NAME,
+    CNMC_PRELIM_LABELS,
+    DATASETS,
+    CellFile,
+    DatasetInfo,
+    dataset_info,
+    find_ball4_cells,
+    find_class_folders,
+    find_cnmc_cells,
+    image_files,
+    read_columns,
+)
+
+
+def _place(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "purple").save(path)
+
+
+def _described(cells: list[CellFile]) -> set[tuple[str, str, str, str]]:
+    return {(cell.cell_id, cell.label, cell.subject, cell.fold) for cell in cells}
+
+
+def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
+    training = "C-NMC_Leukemia/training_data"
+    _place(
+        tmp_path,
+        f"{training}/fold_0/all/UID_11_22_2_all.bmp",
+        f"{training}/fold_0/hem/UID_H6_1_1_hem.bmp",
+        f"{training}/fold_2/hem/UID_h3_4_5_hem.bmp",
+    )
+    assert _described(list(find_cnmc_cells(tmp_path))) == {
+        ("UID_11_22_2_all", "ALL", "11", "fold_0"),
+        ("UID_H6_1_1_hem", "HEM", "H6", "fold_0"),
+        ("UID_h3_4_5_hem", "HEM", "h3", "fold_2"),
+    }
+
+
+def test_a_copy_kept_outside_the_folds_is_passed_over(tmp_path: Path) -> None:
+    _place(tmp_path, "fold_0/all/UID_11_22_2_all.png", "samples/UID_11_22_2_all.bmp", "samples/UID_12_1_1_all.bmp")
+    found = {cell.path.relative_to(tmp_path).as_posix() for cell in find_cnmc_cells(tmp_path)}
+    assert found == {"fold_0/all/UID_11_22_2_all.png", "samples/UID_12_1_1_all.bmp"}
+
+
+def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list(tmp_path: Path) -> None:
+    training, prelim = "C-NMC_training_data", "C-NMC_test_prelim_phase_data"
+    _place(
+        tmp_path,
+        f"{training}/C-NMC_training_data/fold_1/all/UID_44_9_3_all.bmp",
+        f"{prelim}/C-NMC_test_prelim_phase_data/1.bmp",
+        f"{prelim}/C-NMC_test_prelim_phase_data/2.bmp",
+        "C-NMC_test_final_phase_data/C-NMC_test_final_phase_data/1.bmp",
+    )
+    (tmp_path / prelim / CNMC_PRELIM_LABELS).write_text(
+        "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp,2.bmp,0\n"
+    )
+    assert _described(list(find_cnmc_cells(tmp_path))) == {
+        ("UID_44_9_3_all", "ALL", "44", "fold_1"),
+        ("UID_57_29_1_all", "ALL", "57", "preliminary_test"),
+        ("UID_H48_8_2_hem", "HEM", "H48", "preliminary_test"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "lacks the column(s) Patient_ID, new_names; it needs new_names,Patient_ID"),
+        (b"Patient_ID,labels\nUID_57_29_1_all.bmp,1\n", "lacks the column(s) new_names; it needs"),
+        (b"\xff\xfe\x00PK", "cannot be read as a CSV file in UTF-8 ("),
+    ],
+    ids=["empty", "missing column", "binary"],
+)
+def test_malformed_label_list_is_refused_with_its_name(tmp_path: Path, content: bytes, message: str) -> None:
+    _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp")
+    (tmp_path / CNMC_PRELIM_LABELS).write_bytes(content)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(find_cnmc_cells(tmp_path))
+    assert str(refused.value).startswith(f"{tmp_path / CNMC_PRELIM_LABELS}: {message}")
+
+
+def test_short_rows_of_a_table_read_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("file,subject,age\na.png,p1,7\nb.png\n", encoding="utf-8-sig")
+    assert read_columns(tmp_path / "table.csv", "subject", "file") == [("p1", "a.png"), ("", "b.png")]
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "BMP", "png", "webp", "tif", "tiff", "jpg", "jpeg"])
+def test_finds_cnmc_cells_in_any_file_format(tmp_path: Path, suffix: str) -> None:
+    _place(tmp_path, f"fold_0/all/UID_1_1_1_all.{suffix}")
+    (cell,) = find_cnmc_cells(tmp_path)
+    assert cell.cell_id == "UID_1_1_1_all", "the id is the same whatever the format"
+
+
+def test_leaves_out_files_that_are_not_cells(tmp_path: Path) -> None:
+    _place(tmp_path, "fold_0/all/UID_1_1_1_all.png", "fold_0/all/._UID_1_1_1_all.png", "fold_0/all/overview.png")
+    (tmp_path / "fold_0" / "all" / "UID_1_1_2_all.txt").write_text("not an image")
+    (tmp_path / "UID_1_1_3_all.png").mkdir()
+    assert [cell.cell_id for cell in find_cnmc_cells(tmp_path)] == ["UID_1_1_1_all"]
+
+
+def test_cells_are_found_in_one_order_whatever_order_they_were_written_in(tmp_path: Path) -> None:
+    names = [f"fold_0/all/UID_1_1_{n}_all.png" for n in range(5)]
+    _place(tmp_path / "a", *names)
+    _place(tmp_path / "b", *reversed(names))
+    first, second = ([p.name for p in image_files(tmp_path / part)] for part in "ab")
+    assert first == second == sorted(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"), [("UID_11_22_2_all", "11"), ("UID_H6_1_1_hem", "H6"), ("UID_h3_1_20_hem", "h3")]
+)
+def test_cnmc_names_carry_the_subject(name: str, subject: str) -> None:
+    match = CNMC_NAME.match(name)
+    assert match is not None
+    assert match["subject"] == subject
+
+
+@pytest.mark.parametrize(
+    "name", ["UID_11_22_all", "UID_11_22_2_aml", "UID_11_22_2_all_copy", "11_22_2_all", "UID_X1_2_3_all"]
+)
+def test_other_names_are_not_cnmc_cells(name: str) -> None:
+    assert CNMC_NAME.match(name) is None
+
+
+def test_subject_ids_of_one_person_are_joined_and_others_kept() -> None:
+    cnmc = dataset_info("cnmc2019")
+    assert {cnmc.canonical_subject(s) for s in ("51", "55", "75", "78")} == {"51"}
+    assert cnmc.canonical_subject("h3") == cnmc.canonical_subject("H10") == "H10"
+    assert cnmc.canonical_subject("H3") == "H3", "h3 and H3 are two people"
+    assert not set(cnmc.subject_aliases) & set(cnmc.subject_aliases.values()), "an alias never leads to another alias"
+
+
+def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) -> None:
+    _place(
+        tmp_path,
+        "Original/Benign/WBC-Benign-001.jpg",
+        "Original/Early/WBC-Malignant-Early-002.jpg",
+        "Original/Pre/WBC-Malignant-Pre-003.jpg",
+        "Original/Pro/WBC-Malignant-Pro-004.jpg",
+        "Segmented/Pro/WBC-Malignant-Pro-004.jpg",
+        "Original/Pro/readme.jpg",
+    )
+    assert _described(list(find_ball4_cells(tmp_path))) == {
+        ("WBC-Benign-001", "Benign", "", ""),
+        ("WBC-Malignant-Early-002", "Early", "", ""),
+        ("WBC-Malignant-Pre-003", "Pre", "", ""),
+        ("WBC-Malignant-Pro-004", "Pro", "", ""),
+    }
+
+
+def test_class_folders_give_class_and_an_id_that_is_unique_below_the_root(tmp_path: Path) -> None:
+    _place(tmp_path, "anna/blast/1.png", "ben/blast/1.png", "ben/normal/2.png", "loose.png")
+    assert _described(list(find_class_folders(tmp_path))) == {
+        ("anna/blast/1", "blast", "", ""),
+        ("ben/blast/1", "blast", "", ""),
+        ("ben/normal/2", "normal", "", ""),
+    }
+
+
+def test_unknown_data_set_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        dataset_info("cnmc2020")
+    assert str(refused.value) == (
+        "--dataset_name cnmc2020: unknown data set; choose one of cnmc2019, ball4, imagefolder, phantoms "
+        "or a Hub id like owner/name"
+    )
+
+
+@pytest.mark.parametrize("info", DATASETS.values(), ids=DATASETS)
+def test_entries_are_consistent(info: DatasetInfo) -> None:
+    assert DATASETS[info.name] is info
+    assert info.title and info.licence
+    assert 0 < info.crop_pct <= 1
+    assert info.positive_label in ("", *info.labels)
+    assert (info.find_cells is None) == info.synthetic
+    assert {label for counts in info.official_counts.values() for label in counts} <= set(info.labels)
+
+
+def test_published_counts_of_cnmc_add_up() -> None:
+    counts = dataset_info("cnmc2019").official_counts
+    training = [sum(counts[f"fold_{k}"].values()) for k in range(3)]
+    assert (training, sum(training), sum(counts["preliminary_test"].values())) == ([3527, 3581, 3553], 10661, 1867)
+
+
+def test_finds_every_real_cell(real_data: Path) -> None:
+    cells = list(find_cnmc_cells(real_data / "cnmc2019"))
+    assert len(cells) == 7779
+    assert Counter(cell.fold for cell in cells) == {"fold_0": 3527, "fold_1": 3581, "fold_2": 671}
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    assert {cell.label for cell in cells} == {"ALL", "HEM"}
+
+
+def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
+    found = Counter(cell.label for cell in find_ball4_cells(real_data / "ball4"))
+    assert found == dataset_info("ball4").official_counts[""]
+
+
+def test_real_bmp_and_webp_copies_of_a_cell_share_its_id(real_data: Path, tmp_path: Path) -> None:
+    bmp = real_data / "cnmc2019" / "samples-bmp" / "UID_11_22_2_all.bmp"
+    shutil.copy(bmp, tmp_path)
+    (copied,) = find_cnmc_cells(tmp_path)
+    originals = {cell.cell_id: cell for cell in find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia")}
+    assert originals[copied.cell_id].path.suffix == ".webp"

@@ -1,0 +1,464 @@
+"""Nobody stands on two sides: the properties every way of splitting must keep, whatever the seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells, load_cells
+from leukoscope.data.registry import dataset_info
+from leukoscope.data.splits import BALL4_BLOCK, STRATEGIES, Split, groups_of, identical_files, load_split, make_split
+
+SEEDS = (0, 1, 2, 3)
+SIDES = ("train", "validation", "test")
+
+
+def _table(rows: Sequence[tuple[str, str, str]], labels: Sequence[str] = ("ALL", "HEM")) -> datasets.Dataset:
+    """Rows of (label, subject, fold) as loading leaves them; the pictures are never opened here."""
+    text = datasets.Value("string")
+    names = datasets.ClassLabel(names=list(labels))
+    features = datasets.Features(image=datasets.Image(), label=names, subject=text, cell_id=text, fold=text)
+    columns = {
+        "image": [None] * len(rows),
+        "label": [label for label, _, _ in rows],
+        "subject": [subject for _, subject, _ in rows],
+        "cell_id": [f"cell-{i:04d}" for i in range(len(rows))],
+        "fold": [fold for _, _, fold in rows],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _loaded(rows: Sequence[tuple[str, str, str]], fingerprint: str = "f" * 64) -> LoadedCells:
+    return LoadedCells(dataset_info("cnmc2019"), datasets.DatasetDict(train=_table(rows)), fingerprint)
+
+
+def _patients(per_class: int, seed: int = 0, folds: int = 1) -> list[tuple[str, str, str]]:
+    """Cells of patients as uneven as real ones: between 4 and 40 a patient, shuffled."""
+    dice = np.random.default_rng(seed)
+    rows = [
+        (label, f"{label}{n}", f"fold_{n % folds}")
+        for label in ("ALL", "HEM")
+        for n in range(per_class)
+        for _ in range(dice.integers(4, 41))
+    ]
+    return [rows[i] for i in dice.permutation(len(rows))]
+
+
+@pytest.fixture(scope="module")
+def patients() -> LoadedCells:
+    return _loaded(_patients(per_class=14))
+
+
+def _groups_by_side(split: Split, data: LoadedCells) -> list[set[str]]:
+    groups = groups_of(data, split.group)
+    return [{groups[cell] for cell in getattr(split, side)} for side in SIDES]
+
+
+def _assert_groups_disjoint(split: Split, data: LoadedCells) -> None:
+    train, validation, test = _groups_by_side(split, data)
+    assert not (train & validation or train & test or validation & test)
+
+
+def _share_of_blasts(cells: Sequence[str], data: LoadedCells) -> float:
+    label_of = dict(zip(data.train["cell_id"], data.train["label"], strict=True))
+    return float(np.mean([label_of[cell] == 0 for cell in cells]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_subject_split_is_disjoint_stratified_and_about_70_15_15(seed: int) -> None:
+    data = _loaded(_patients(per_class=14, seed=seed))
+    split = make_split(data, "subject", seed=seed)
+    _assert_groups_disjoint(split, data)
+    assert sorted(split.train + split.validation + split.test) == sorted(data.train["cell_id"])
+    shares = [len(getattr(split, side)) / len(data.train) for side in SIDES]
+    assert shares == pytest.approx([5 / 7, 1 / 7, 1 / 7], abs=0.06)
+    whole = _share_of_blasts(data.train["cell_id"], data)
+    assert [_share_of_blasts(getattr(split, side), data) for side in SIDES] == pytest.approx([whole] * 3, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_cross_validation_tests_every_cell_exactly_once(seed: int) -> None:
+    data = _loaded(_patients(per_class=9, seed=seed))
+    splits = [make_split(data, "subject-cv", seed=seed, fold=k, num_folds=4, validation=False) for k in range(4)]
+    tested = Counter(cell for split in splits for cell in split.test)
+    assert tested == Counter(data.train["cell_id"])
+    for split in splits:
+        _assert_groups_disjoint(split, data)
+        assert split.validation == ()
+        assert len(split.train) + len(split.test) == len(data.train)
+        assert 0 < _share_of_blasts(split.test, data) < 1, "every fold tests both classes"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_validation_is_taken_from_the_training_side_by_subject(patients: LoadedCells, seed: int) -> None:
+    options = {"seed": seed, "fold": 1, "num_folds": 2}
+    without = make_split(patients, "subject-cv", **options, validation=False)
+    split = make_split(patients, "subject-cv", **options)
+    _assert_groups_disjoint(split, patients)
+    assert split.test == without.test
+    assert sorted(split.train + split.validation) == sorted(without.train)
+    assert 0.08 < len(split.validation) / len(without.train) < 0.28
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_split_is_70_15_15_by_image_and_stratified(patients: LoadedCells, seed: int) -> None:
+    split = make_split(patients, "random", seed=seed)
+    assert split.group == "cell"
+    sizes = np.array([len(getattr(split, side)) for side in SIDES])
+    assert sizes.sum() == len(patients.train)
+    assert np.abs(sizes - len(patients.train) * np.array([0.70, 0.15, 0.15])).max() <= 1
+    whole = _share_of_blasts(patients.train["cell_id"], patients)
+    assert [_share_of_blasts(getattr(split, side), patients) for side in SIDES] == pytest.approx([whole] * 3, abs=0.01)
+    subjects = dict(zip(patients.train["cell_id"], patients.train["subject"], strict=True))
+    assert {subjects[c] for c in split.train} & {subjects[c] for c in split.test}, "patients do stand on both sides"
+
+
+def test_the_seed_draws_another_test_side_of_uneven_patients() -> None:
+    data = _loaded(_patients(per_class=14))
+    sides = {make_split(data, "subject", seed=seed).test for seed in range(10)}
+    assert len(sides) >= 5
+
+
+def test_no_subject_owns_the_test_side_where_it_need_not() -> None:
+    """One patient with a fifth of all cells: seven folds of equal size would leave their fold to them."""
+    large = [("HEM", "H-large", "")] * 300
+    data = _loaded([*_patients(per_class=14), *large])
+    for seed in range(10):
+        split = make_split(data, "subject", seed=seed)
+        subjects = groups_of(data, "subject")
+        [(_, cells)] = Counter(subjects[cell] for cell in split.test).most_common(1)
+        assert cells <= 0.4 * len(split.test)
+        assert split.notes == ()
+
+
+def test_a_subject_that_owns_the_test_side_is_named() -> None:
+    """With two patients a class, one of each is tested, and one of them brings nearly all cells."""
+    rows = [("ALL", "A1", ""), *[("ALL", "A2", "")] * 90, *[("HEM", "H1", "")] * 5, *[("HEM", "H2", "")] * 5]
+    notes = [
+        make_split(_loaded(rows), "subject-cv", seed=0, fold=fold, num_folds=2, validation=False).notes
+        for fold in (0, 1)
+    ]
+    assert ("subject A2 owns 95% of the test cells: read the figures by subject",) in notes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_fold_tests_as_many_subjects_of_a_class_as_any_other(seed: int) -> None:
+    data = _loaded(_patients(per_class=13, seed=seed))
+    label_of = dict(zip(data.train["subject"], data.train["label"], strict=True))
+    subjects = groups_of(data, "subject")
+    for label in (0, 1):
+        counts = [
+            len(
+                {
+                    subjects[cell]
+                    for cell in make_split(data, "subject-cv", seed=seed, fold=fold).test
+                    if label_of[subjects[cell]] == label
+                }
+            )
+            for fold in range(5)
+        ]
+        assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("strategy", ["subject", "subject-cv", "random"])
+def test_the_seed_decides_among_equals(strategy: str) -> None:
+    data = _loaded([(label, f"{label}{n}", "") for label in ("ALL", "HEM") for n in range(14) for _ in range(6)])
+    first, again, other = (make_split(data, strategy, seed=seed) for seed in (5, 5, 6))
+    assert first == again
+    assert first.fingerprint != other.fingerprint
+
+
+def test_all_trains_on_every_cell_and_tests_none(patients: LoadedCells) -> None:
+    split = make_split(patients, "all")
+    assert split.train == tuple(patients.train["cell_id"])
+    assert split.validation == split.test == ()
+
+
+# The publisher's folds
+
+
+def test_official_split_uses_the_publishers_folds() -> None:
+    data = _loaded(_patients(per_class=12, folds=3))
+    split = make_split(data, "official", train_folds=["fold_0", "fold_2"], test_folds=["fold_1"], validation=False)
+    fold_of = dict(zip(data.train["cell_id"], data.train["fold"], strict=True))
+    assert {fold_of[cell] for cell in split.train} == {"fold_0", "fold_2"}
+    assert sorted(split.test) == sorted(cell for cell, fold in fold_of.items() if fold == "fold_1")
+    assert split.detail == "fold_0+fold_2 → fold_1"
+    assert split.notes == ()
+
+
+def _with_one_subject_in_both_folds() -> LoadedCells:
+    return _loaded([*_patients(per_class=16, folds=2), *[("ALL", "ALL0", "fold_1")] * 3])
+
+
+def test_official_split_leaves_out_of_training_who_is_tested_and_says_so() -> None:
+    data = _with_one_subject_in_both_folds()
+    split = make_split(data, "official", validation=False)
+    rows = list(zip(data.train["cell_id"], data.train["subject"], data.train["fold"], strict=True))
+    left_out = [cell for cell, subject, fold in rows if subject == "ALL0" and fold == "fold_0"]
+    assert not set(left_out) & set(split.train)
+    assert len(split.test) == sum(fold == "fold_1" for _, _, fold in rows), "the test side stays whole"
+    assert split.notes == (f"{len(left_out)} training cells left out: subject ALL0 is also tested",)
+    _assert_groups_disjoint(split, data)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_note_counts_cells_left_out_on_whichever_side_they_fell(seed: int) -> None:
+    data = _with_one_subject_in_both_folds()
+    split = make_split(data, "official", seed=seed)
+    in_fold_0 = sum(fold == "fold_0" for fold in data.train["fold"])
+    left_out = in_fold_0 - len(split.train) - len(split.validation)
+    assert split.notes == (f"{left_out} training cells left out: subject ALL0 is also tested",)
+
+
+def test_preliminary_test_takes_part_only_where_it_is_named(patients: LoadedCells) -> None:
+    prelim = _table([("ALL", "A99", PRELIMINARY_TEST), ("HEM", "H99", PRELIMINARY_TEST)])
+    prelim = prelim.remove_columns("cell_id").add_column("cell_id", ["prelim-1", "prelim-2"])
+    prelim = prelim.select_columns(patients.train.column_names).cast(patients.train.features)
+    data = replace(patients, cells=datasets.DatasetDict(train=patients.train, preliminary_test=prelim))
+    for strategy in ("subject", "random", "all"):
+        split = make_split(data, strategy)
+        assert not {"prelim-1", "prelim-2"} & {*split.train, *split.validation, *split.test}, strategy
+    split = make_split(data, "official", train_folds=["fold_0"], test_folds=[PRELIMINARY_TEST])
+    assert split.test == ("prelim-1", "prelim-2")
+
+
+def test_unknown_fold_is_refused_with_the_known_ones(patients: LoadedCells) -> None:
+    with pytest.raises(LeukoscopeError, match="^official fold 'fold_7': not in the data, which has fold_0$"):
+        make_split(patients, "official", train_folds=["fold_7"])
+
+
+@pytest.fixture(scope="module")
+def real_cnmc(real_data: Path) -> LoadedCells:
+    return load_cells("cnmc2019", real_data / "cnmc2019" / "C-NMC_Leukemia")
+
+
+def test_real_seeds_test_other_patients(real_cnmc: LoadedCells) -> None:
+    subjects = groups_of(real_cnmc, "subject")
+    splits = [make_split(real_cnmc, "subject", seed=seed) for seed in range(10)]
+    assert len({split.test for split in splits}) >= 5
+    for split in splits:
+        [(_, cells)] = Counter(subjects[cell] for cell in split.test).most_common(1)
+        assert cells <= 0.4 * len(split.test)
+
+
+def test_real_official_folds_lose_the_persons_they_share(real_cnmc: LoadedCells) -> None:
+    # As published, fold_0 has 3,527 cells; 627 of them show persons whose other cells fold_1 holds.
+    split = make_split(real_cnmc, "official", validation=False)
+    assert (len(split.train), len(split.test)) == (3527 - 627, 3581)
+    assert split.notes == ("627 training cells left out: subject 20, 43, H14 is also tested",)
+
+
+def test_real_subjects_under_two_ids_are_not_trained_and_tested(real_cnmc: LoadedCells) -> None:
+    split = make_split(real_cnmc, "official", train_folds=["fold_2"], test_folds=["fold_1"], validation=False)
+    (note,) = split.notes
+    assert note.endswith("training cells left out: subject 20, 51, H10 is also tested")
+    assert len(split.train) == 671 - int(note.split()[0])
+
+
+# Blocks of neighbouring images
+
+
+def _fields(folder: Path, per_class: int, twins: dict[int, int]) -> LoadedCells:
+    """Benign and Pro fields of unknown patients; file `a` holds the same bytes as file `b` for a → b in `twins`."""
+    from PIL import Image
+
+    for label, colour in (("Benign", 80), ("Pro", 160)):
+        (folder / label).mkdir(parents=True)
+        for n in range(per_class):
+            content = twins.get(n, n) if label == "Pro" else n
+            picture = Image.new("RGB", (8, 8), (colour, content % 256, content // 256))
+            picture.save(folder / label / f"WBC-{label}-{n:03d}.bmp")
+    info = replace(dataset_info("ball4"), labels=("Benign", "Pro"), official_counts={})
+    rows = load_cells("imagefolder", folder)
+    return replace(rows, info=replace(info, find_cells=None))
+
+
+def test_block_split_keeps_neighbours_and_identical_files_together(tmp_path: Path) -> None:
+    blocks = 9
+    first_of_last_block = (blocks - 1) * BALL4_BLOCK
+    data = _fields(tmp_path, per_class=blocks * BALL4_BLOCK, twins={first_of_last_block: 0})
+    groups = groups_of(data, "block")
+    names = [f"Pro/WBC-Pro-{n:03d}" for n in range(blocks * BALL4_BLOCK)]
+    assert identical_files(data.train) == [[names[0], names[first_of_last_block]]]
+    assert len({groups[n] for n in names[:BALL4_BLOCK]}) == 1
+    assert groups[names[0]] == groups[names[-1]], "the last block holds a copy of a file in the first"
+    assert groups[names[0]] != groups[names[BALL4_BLOCK]]
+    for seed in SEEDS[:2]:
+        split = make_split(data, "block", seed=seed)
+        assert split.group == "block"
+        _assert_groups_disjoint(split, data)
+        assert all(len(getattr(split, side)) > 0 for side in SIDES)
+
+
+def test_too_few_blocks_are_refused(tmp_path: Path) -> None:
+    data = _fields(tmp_path, per_class=2 * BALL4_BLOCK, twins={})
+    with pytest.raises(LeukoscopeError, match=r"^class Benign has 2 block\(s\), fewer than the 7 folds needed; "):
+        make_split(data, "block")
+
+
+# What cannot be split
+
+
+def test_unknown_strategy_is_refused_with_the_known_ones(patients: LoadedCells) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        make_split(patients, "patient")
+    assert str(refused.value) == f"--split patient: unknown; choose one of {', '.join(STRATEGIES)}"
+
+
+@pytest.mark.parametrize("strategy", ["subject", "subject-cv", "official"])
+def test_data_without_subjects_cannot_be_split_by_subject(strategy: str) -> None:
+    data = _loaded([("ALL", "", "fold_0"), ("HEM", "", "fold_1")] * 10)
+    with pytest.raises(LeukoscopeError) as refused:
+        make_split(data, strategy)
+    assert str(refused.value) == (
+        f"--split {strategy}: C-NMC 2019 (ISBI 2019 challenge) has no subject ids; give --subject_pattern or "
+        "--subject_csv, or use --split block or random (and say so when you report figures)"
+    )
+
+
+def test_too_few_subjects_of_a_class_are_refused() -> None:
+    data = _loaded([*_patients(per_class=10), *[("ALL", "ALL77", "fold_0")]])
+    with pytest.raises(LeukoscopeError) as refused:
+        make_split(data, "subject-cv", num_folds=11)
+    assert str(refused.value) == (
+        "class HEM has 10 subject(s), fewer than the 11 folds needed; "
+        "use --split subject-cv with a smaller --num_folds, or gather more subjects"
+    )
+
+
+def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
+    # Ten subjects a class: five train in two folds, one fewer than validation needs. Fewer folds would not help.
+    with pytest.raises(LeukoscopeError) as refused:
+        make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2)
+    assert str(refused.value).endswith(
+        "fewer than the 6 folds needed; "
+        "use --split subject-cv or official with --no_validation, or gather more subjects"
+    )
+    assert make_split(_loaded(_patients(per_class=10)), "subject-cv", num_folds=2, validation=False).test
+
+
+def test_a_class_of_few_cells_cannot_be_dealt_out_at_random() -> None:
+    data = _loaded([("ALL", "1", "")] * 30 + [("HEM", "2", "")])
+    with pytest.raises(LeukoscopeError, match=r"^--split random: too few cells of a class \(.*\); gather more cells$"):
+        make_split(data, "random")
+
+
+@pytest.mark.parametrize("fold", [-1, 5])
+def test_fold_numbers_outside_the_folds_are_refused(patients: LoadedCells, fold: int) -> None:
+    with pytest.raises(LeukoscopeError, match=rf"^--fold {fold}: there are folds 0 to 4 with --num_folds 5$"):
+        make_split(patients, "subject-cv", fold=fold)
+
+
+@pytest.mark.parametrize("num_folds", [0, 1])
+def test_fewer_than_two_folds_are_refused(patients: LoadedCells, num_folds: int) -> None:
+    with pytest.raises(LeukoscopeError, match=rf"^--num_folds {num_folds}: give 2 or more$"):
+        make_split(patients, "subject-cv", num_folds=num_folds)
+
+
+# split.json
+
+
+@pytest.fixture
+def saved(patients: LoadedCells, tmp_path: Path) -> Path:
+    make_split(patients, "subject", seed=3).save(tmp_path / "split.json")
+    return tmp_path / "split.json"
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _refused(path: Path, data: LoadedCells) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        load_split(path, data)
+    return str(refused.value)
+
+
+def test_split_survives_the_round_trip(patients: LoadedCells, saved: Path) -> None:
+    assert load_split(saved, patients) == make_split(patients, "subject", seed=3)
+    assert [p.name for p in saved.parent.glob("split*")] == ["split.json"], "nothing is left beside it"
+
+
+def test_split_of_other_data_is_refused(patients: LoadedCells, saved: Path) -> None:
+    message = _refused(saved, replace(patients, fingerprint="0" * 64))
+    assert message == (
+        f"--split_file {saved}: was drawn from other data (fingerprint {'f' * 12}, these cells are {'0' * 12}); "
+        "use the data it was made from, or draw a new split with --split"
+    )
+
+
+def test_hand_edited_overlap_is_refused(patients: LoadedCells, saved: Path) -> None:
+    fields = json.loads(saved.read_text())
+    moved = fields["test"][0]
+    _edit(saved, train=[*fields["train"], moved])
+    message = _refused(saved, patients)
+    subject = groups_of(patients, "subject")[moved]
+    assert message.startswith(f"split: subject {subject} is on both the train and the test side (cell ")
+    assert message.endswith("figures from it would be inflated; draw a new split with --split")
+
+
+def test_one_cell_of_a_tested_subject_is_overlap_even_when_no_cell_is_twice(patients: LoadedCells, saved: Path) -> None:
+    fields = json.loads(saved.read_text())
+    _edit(saved, train=[*fields["train"], fields["test"][0]], test=fields["test"][1:])
+    assert "is on both the train and the test side" in _refused(saved, patients)
+
+
+def test_split_naming_unknown_cells_is_refused(patients: LoadedCells, saved: Path) -> None:
+    _edit(saved, test=["cell-9999"])
+    assert _refused(saved, patients) == "split: cell cell-9999 is not in the data; draw a new split with --split"
+
+
+def test_split_disjoint_by_an_unknown_unit_is_refused(patients: LoadedCells, saved: Path) -> None:
+    _edit(saved, group="person")
+    assert (
+        _refused(saved, patients) == f"--split_file {saved}: group 'person' is unknown; draw a new split with --split"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "not json", "[1, 2]", '{"train": []}', '{"strategy": "subject", "cells": []}'])
+def test_files_that_are_no_split_are_refused(patients: LoadedCells, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text(content)
+    assert _refused(path, patients).startswith(f"--split_file {path}: not a split.json written by Leukoscope (")
+
+
+def test_binary_file_is_no_split(patients: LoadedCells, tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    assert "not a split.json written by Leukoscope" in _refused(path, patients)
+
+
+def test_missing_split_file_and_folder_are_refused(patients: LoadedCells, tmp_path: Path) -> None:
+    missing = tmp_path / "none.json"
+    assert _refused(missing, patients) == (
+        f"--split_file {missing}: cannot be read (No such file or directory); give a split.json"
+    )
+    assert (
+        _refused(tmp_path, patients) == f"--split_file {tmp_path}: cannot be read (Is a directory); give a split.json"
+    )
+
+
+def test_fingerprint_ignores_order_and_tells_sides_apart() -> None:
+    base = Split("subject", "subject", 0, "f", ("a", "b"), ("c",), ("d",))
+    assert replace(base, train=("b", "a")).fingerprint == base.fingerprint
+    assert replace(base, train=("a", "b", "c"), validation=()).fingerprint != base.fingerprint
+
+
+def test_blocks_are_cross_validated_like_subjects(tmp_path: Path) -> None:
+    data = _fields(tmp_path, per_class=4 * BALL4_BLOCK, twins={})
+    folds = [make_split(data, "block-cv", fold=k, num_folds=4, validation=False) for k in range(4)]
+    tested = [cell for split in folds for cell in split.test]
+    assert sorted(tested) == sorted(data.train["cell_id"]), "every image is tested exactly once"
+    blocks = groups_of(data, "block")
+    for split in folds:
+        assert split.group == "block"
+        assert not {blocks[c] for c in split.train} & {blocks[c] for c in split.test}

@@ -1,0 +1,68 @@
+"""`import leukoscope as lk`: a flat list of names that loads nothing heavy, and the lines that docs/python.md shows."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import leukoscope as lk
+from scratch import ROOT, lay_out
+
+HEAVY = {"torch", "datasets", "gradio", "transformers", "timm", "numpy", "PIL", "scipy", "sklearn", "matplotlib"}
+SECONDS = 0.1
+
+
+def run(code: str, folder: Path, timeout: float = 60) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "LEUKOSCOPE_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_takes_a_moment_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import leukoscope\n"
+        "print(time.process_time() - start, *sorted(name.partition('.')[0] for name in sys.modules))"
+    )
+    seconds, *loaded = run(code, tmp_path).split()
+    assert not HEAVY & set(loaded)
+    assert float(seconds) <= SECONDS
+
+
+@pytest.mark.parametrize("name", lk.__all__)
+def test_every_public_name_is_there_and_described(name: str) -> None:
+    thing = getattr(lk, name)
+    assert name in dir(lk)
+    if callable(thing):
+        assert (thing.__doc__ or "").strip()
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'leukoscope' has no attribute 'no_such_name'"):
+        lk.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_an_unknown_flag_of_train_is_named() -> None:
+    with pytest.raises(lk.LeukoscopeError, match=r"^train\(epochs=3\): no such flag; `leukoscope train --help`"):
+        lk.train(epochs=3)
+
+
+def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
+    """They load a data set, split it, train, predict, draw a map, read a field and score a folder."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "lk.train" in block]
+    statements = [node for node in ast.parse(code).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    assert len(statements) <= 10
+    tiny = "image_size=32, num_train_epochs=1, max_train_samples=32, max_eval_samples=16, mixed_precision='no', "
+    place = tmp_path / "place"
+    place.mkdir()
+    run(code.replace("lk.train(", f"lk.train({tiny}"), lay_out(place), timeout=600)
+    assert (place / "overlay.png").is_file() and (place / "cells.csv").stat().st_size > 1000

@@ -1,0 +1,74 @@
+"""The source has no import circle, and texts for readers use standard words."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A key of evaluation.json and the fields named after it.
+KNOWN_PLACES = {
+    "leukoscope.evaluation.evaluate.training_overlap",
+    "leukoscope.reports.html.Section",
+    "leukoscope.reports.leaderboard.compare_releases",
+}
+
+
+@pytest.fixture(scope="module")
+def structure() -> Any:
+    spec = spec_from_file_location("structure", ROOT / "tools" / "structure.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules["structure"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "leukoscope" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_no_import_is_part_of_a_circle(structure: Any) -> None:
+    circle = structure.import_circle(structure.imports(structure.modules()))
+    assert not circle, " → ".join(circle)
+
+
+def test_a_lazy_circle_is_found(structure: Any, tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "",
+        "a.py": "from leukoscope import b\n",
+        "b.py": "def f():\n    from leukoscope.c import g\n    g()\n",
+        "c.py": "from leukoscope.a import x\ng = x\n",
+        "d.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import leukoscope.e\n",
+        "e.py": "import leukoscope.d\n",
+    }
+    graph = structure.imports(structure.modules(write(tmp_path, files)))
+    assert set(structure.import_circle(graph)) == {"leukoscope.a", "leukoscope.b", "leukoscope.c"}
+    (tmp_path / "leukoscope" / "c.py").write_text("g = print\n")
+    assert structure.import_circle(structure.imports(structure.modules(tmp_path))) == []
+    assert structure.reached_from("leukoscope.e", graph) == {"leukoscope.d", "leukoscope.e"}
+
+
+def test_no_text_for_readers_uses_a_removed_word(structure: Any) -> None:
+    found = structure.word_counts(structure.public_texts(), structure.REMOVED_WORDS)
+    places = {f"{word}: {place}" for word, counts in found.items() for place in counts if place not in KNOWN_PLACES}
+    assert not places
+
+
+def test_a_removed_word_is_found_in_a_page_and_in_a_docstring(structure: Any, tmp_path: Path) -> None:
+    write(tmp_path / "src", {"__init__.py": "", "m.py": 'class C:\n    def f(self):\n        """The Verdict."""\n'})
+    for name, text in {"README.md": "Rooms.", "CONTRIBUTING.md": "`room`\n```\nroom\n```\n"}.items():
+        (tmp_path / name).write_text(text)
+    found = structure.word_counts(structure.public_texts(tmp_path), structure.REMOVED_WORDS)
+    assert {word: dict(places) for word, places in found.items() if places} == {
+        "rooms": {"README.md": 1},
+        "verdict": {"leukoscope.m.C.f": 1},
+    }

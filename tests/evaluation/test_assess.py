@@ -1,0 +1,162 @@
+"""Assessing a release: everything is written whole, twice gives the same, and the scores are calibrated everywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_field
+from leukoscope.evaluation.assess import assess
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.ood_metrics import healthy_outcomes
+from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
+from leukoscope.inference.predictor import Predictor
+from leukoscope.models import release as release_module
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import load_release, save_release
+from leukoscope.models.release_files import PREDICTIONS, write_json
+from leukoscope.training.config import parse_config
+from leukoscope.training.run_folder import describe_run
+
+SCHEMA = json.loads(Path(release_module.__file__).with_name("metrics.schema.json").read_text())
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
+    """The phantoms as a small network sees them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return frame_cells(load_cells("phantoms", image_size=2 * SIZE), Preprocessing(SIZE, 350 / 450))
+
+
+@pytest.fixture
+def made_release(tmp_path: Path, cells: FramedCells) -> Path:
+    """What a protocol leaves: untrained weights, and overconfident out-of-fold predictions, 8 in 10 of them right."""
+    torch.manual_seed(0)
+    network, data = build_network(get_recipe("densenet121"), 2), cells.data
+    predictions = _predictions(cells)
+    folds = [sorted(set(predictions.subjects))[first::2] for first in (0, 1)]
+    metrics = _metrics(cells, predictions, folds)
+    folder = save_release(
+        tmp_path / "made",
+        network,
+        architecture="densenet121",
+        labels=data.info.labels,
+        preprocessing=Preprocessing(SIZE, 350 / 450),
+        metrics=metrics,
+    )
+    (folder / PREDICTIONS).mkdir()
+    predictions.save(folder / PREDICTIONS / "subject_cv.parquet")
+    return folder
+
+
+def _predictions(cells: FramedCells) -> CellPredictions:
+    rng = np.random.default_rng(0)
+    ids = tuple(cells.data.train["cell_id"])
+    references = cells.labels[cells.rows(ids)]
+    answered = np.where(rng.random(len(ids)) < 0.8, references, 1 - references)
+    sure = rng.uniform(0.9, 0.999, len(ids))
+    probabilities = np.where(np.eye(2, dtype=bool)[answered], sure[:, None], 1 - sure[:, None])
+    subjects = tuple(cells.subjects[row] for row in cells.rows(ids))
+    return CellPredictions(ids, subjects, references, probabilities, cells.data.info.labels)
+
+
+def _metrics(cells: FramedCells, predictions: CellPredictions, folds: list[list[str]]) -> dict[str, Any]:
+    config = parse_config(["--split", "all", "--image_size", str(SIZE)])
+    from leukoscope.data.splits import make_split
+
+    metrics = describe_run(config, config.resolve(), cells, make_split(cells.data, "all"), "random weights")
+    metrics["training"] |= {"seconds": 1.0, "epochs_run": 1, "kept_epoch": 1}
+    measured = measure(predictions)
+    fold_blocks = [
+        {"fold": k, "cells": 240, "subjects": subjects, **headline(measured)} for k, subjects in enumerate(folds)
+    ]
+    split = {"strategy": "subject-cv", "detail": "2-fold", "disjoint_by": "subject", "seed": 0}
+    block = {"name": "subject_cv", "estimates": "recipe (cross-validated)", "split": split}
+    metrics["evaluations"] = [block | {"thresholds_fitted_on": None, "metrics": measured, "folds": fold_blocks}]
+    return metrics
+
+
+def _as_an_earlier_version_left_it(release: Path) -> None:
+    (release / "guard.safetensors").write_bytes(b"of version 0.2")
+    write_json(release / "metrics.json", dict(load_release(release).metrics) | {"guard": {"estimates": "anything"}})
+
+
+def _healthy(folder: Path) -> Path:
+    (folder / "field").mkdir(parents=True)
+    field = draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2)
+    Image.fromarray(field.image).save(folder / "field" / "a.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_again(
+    made_release: Path, cells: FramedCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = load_release(made_release)
+    _as_an_earlier_version_left_it(made_release)
+    healthy = {"drawn": _healthy(tmp_path / "healthy")}
+    metrics = load_release(assess(made_release, cells, healthy=healthy)).metrics
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(metrics)] == []
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature > 1.5, "predictions at .95 that are right at .8 are overconfident"
+    # One temperature cannot make confidences between .9 and .999 equal, so some error is left.
+    assert metrics["calibration"]["after"]["ece"] < 0.7 * metrics["calibration"]["before"]["ece"]
+    assert metrics["evaluations"][0]["shortcut_baselines"].keys() >= {"size", "mean colour"}
+    wide = metrics["evaluations"][0]["intervals"]
+    assert wide["by_subject"]["accuracy"]["low"] < metrics["evaluations"][0]["metrics"]["accuracy"]
+
+    picture = torch.rand(2, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        expected = before.network(picture) / temperature
+        once = load_release(made_release).network(picture)
+    assert torch.allclose(once, expected, atol=1e-6), "the temperature is folded into the weights"
+    predictor = Predictor.from_pretrained(made_release)
+    assert predictor(np.zeros((99, 99, 3), np.uint8)).outcome == OUT_OF_DISTRIBUTION
+    assert predictor.ood is not None
+    assert predictor.ood.limit == pytest.approx(metrics["ood"]["distance_limit"], rel=1e-5)
+    assert predictor.thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
+    assert predictor.thresholds.least_on_cell == metrics["evidence_scale"]["on_cell_p05"]
+    assert "guard" not in metrics and not (made_release / "guard.safetensors").exists()
+    found = metrics["ood"]["healthy"]["drawn"]
+    assert found["field"]["cells"] == 4
+    assert found == healthy_outcomes(predictor, healthy["drawn"]), "decided with what was just fitted"
+
+    again = load_release(assess(made_release, cells, healthy=healthy))
+    assert again.metrics == metrics
+    with torch.inference_mode():
+        assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"
+
+
+def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:
+    other = replace(cells, data=replace(cells.data, fingerprint="f" * 64))
+    with pytest.raises(LeukoscopeError, match=r"made: was made from other cells \(fingerprint .* trained on$"):
+        assess(made_release, other)
+
+
+@pytest.mark.parametrize("lacking", ["evaluations", "predictions"])
+def test_a_release_needs_out_of_fold_predictions(made_release: Path, cells: FramedCells, lacking: str) -> None:
+    if lacking == "predictions":
+        shutil.rmtree(made_release / PREDICTIONS)
+    else:
+        metrics = dict(load_release(made_release).metrics) | {"evaluations": []}
+        write_json(made_release / "metrics.json", metrics)
+    with pytest.raises(
+        LeukoscopeError, match=r"made: holds no out-of-fold predictions .* `leukoscope experiment protocol` made$"
+    ):
+        assess(made_release, cells)

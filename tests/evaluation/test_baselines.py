@@ -1,0 +1,144 @@
+"""A planted shortcut is found by its own feature, and by no other; without one the baselines know nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import load_cells
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.evaluation.baselines import (
+    ALL_TOGETHER,
+    FEATURES,
+    cross_validation,
+    shortcut_metrics,
+    shortcut_predictions,
+    size_only_predictions,
+    split_unit,
+    trivial_features,
+)
+from leukoscope.evaluation.metrics import CellPredictions
+
+CELLS = 48
+ROWS = np.arange(CELLS)
+FOLDS = [(np.delete(ROWS, ROWS[k::3]), ROWS[k::3]) for k in range(3)]
+CLASSES = ROWS // 3 % 2
+TRUTH = CellPredictions(tuple(map(str, ROWS)), ("",) * CELLS, CLASSES, np.zeros((CELLS, 2)), ("ALL", "HEM"))
+
+
+@pytest.fixture(scope="module")
+def fields() -> np.ndarray:
+    """Fields of one class each, whose named class is unrelated to them."""
+    return np.stack([draw_cell("ALL", cell=k, size=112, background="smear").image for k in range(CELLS)])
+
+
+def balanced(cells: np.ndarray, background: str = "smear") -> dict[str, float]:
+    metrics = shortcut_metrics(trivial_features(cells, background), FOLDS, TRUTH)
+    return {name: figure["balanced_accuracy"] for name, figure in metrics.items()}
+
+
+def test_without_a_shortcut_the_baselines_are_near_chance(fields: np.ndarray) -> None:
+    found = balanced(fields)
+    assert list(found) == ["mean colour", "background", "corner", ALL_TOGETHER]
+    assert set(found) <= set(FEATURES)
+    assert max(found.values()) < 0.75
+
+
+def test_a_background_colour_is_found(fields: np.ndarray) -> None:
+    tinted = fields.copy()
+    tinted[CLASSES == 1, ..., 2] = np.maximum(tinted[CLASSES == 1, ..., 2].astype(int) - 25, 0)
+    found = balanced(tinted)
+    assert found["background"] > 0.95 and found["corner"] < 0.75
+
+
+def test_a_scale_bar_is_found(fields: np.ndarray) -> None:
+    marked = fields.copy()
+    marked[CLASSES == 1, 104:108, 98:110] = 0
+    found = balanced(marked)
+    assert found["corner"] > 0.95 and found["background"] < 0.75
+
+
+def test_the_size_of_a_cell_on_black_is_found_and_the_background_left_out() -> None:
+    cells = np.zeros((CELLS, 64, 64, 3), np.uint8)
+    for cell, (row, large) in zip(cells, enumerate(CLASSES), strict=True):
+        side = 20 + 12 * large + row % 5
+        cell[10 : 10 + side, 10 : 10 + side] = 120
+    found = balanced(cells, "black")
+    assert list(found) == ["size", "mean colour", ALL_TOGETHER]
+    assert found["size"] == 1 and found["mean colour"] == pytest.approx(0.5)
+
+
+def test_an_empty_picture_on_black_has_finite_features() -> None:
+    features = trivial_features(np.zeros((2, 32, 32, 3), np.uint8), "black")
+    assert all(np.isfinite(values).all() for values in features.values())
+
+
+def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing() -> None:
+    references = np.asarray([0, 0, 1, 1, 2])
+    truth = CellPredictions(tuple("abcde"), ("s",) * 5, references, np.zeros((5, 3)), ("x", "y", "z"))
+    train, test = np.asarray([0, 1, 2, 3]), np.asarray([4, 0])
+    predictions = shortcut_predictions(np.asarray([[0.0], [0.1], [1.0], [1.1], [9.0]]), [(train, test)], truth)
+    assert predictions.cell_ids == ("e", "a")
+    assert (predictions.probabilities[:, 2] == 0).all()
+    assert predictions.probabilities.sum(axis=1) == pytest.approx(1)
+    assert predictions.predicted.tolist() == [1, 0]
+
+
+def test_the_folds_are_those_of_a_network() -> None:
+    data = load_cells("phantoms", image_size=32)
+    assert split_unit(data) == "subject"
+    splits = cross_validation(data)
+    wanted = [make_split(data, "subject-cv", fold=k, validation=False) for k in range(5)]
+    assert [split.fingerprint for split in splits] == [split.fingerprint for split in wanted]
+    assert sorted(cell for split in splits for cell in split.test) == sorted(data.train["cell_id"])
+
+
+def test_a_class_of_one_subject_cannot_be_cross_validated() -> None:
+    data = load_cells("phantoms", image_size=32)
+    one = [i for i, subject in enumerate(data.train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
+    data.cells["train"] = data.train.select(one)
+    with pytest.raises(LeukoscopeError, match=r"class HEM has 1 subject\(s\); two or more are needed"):
+        cross_validation(data)
+
+
+# The baseline that only knows the size
+
+
+def _like(references: list[int], p_all: list[float], subjects: list[str] | None = None) -> CellPredictions:
+    """Two-class predictions given by the probability of ALL (class 0)."""
+    blast, ids = np.asarray(p_all), tuple(f"cell-{i}" for i in range(len(references)))
+    probabilities = np.stack([blast, 1 - blast], axis=1)
+    return CellPredictions(
+        ids, tuple(subjects or [""] * len(ids)), np.asarray(references), probabilities, ("ALL", "HEM")
+    )
+
+
+def test_size_alone_separates_large_from_small() -> None:
+    dice = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    areas = np.where(labels == 0, 0.35, 0.15) * dice.uniform(0.9, 1.1, 80)
+    like = _like([0, 1, 0], [0.5, 0.5, 0.5], ["a", "b", "a"])
+    predictions = size_only_predictions(areas, labels, np.array([0.34, 0.16, 0.36]), like)
+    assert predictions.predicted.tolist() == [0, 1, 0]
+    assert (predictions.cell_ids, predictions.subjects, predictions.label_names) == (
+        like.cell_ids,
+        like.subjects,
+        like.label_names,
+    )
+    assert np.allclose(predictions.probabilities.sum(axis=1), 1)
+    reversed_ = size_only_predictions(areas, 1 - labels, np.array([0.34, 0.16, 0.36]), like)
+    assert reversed_.predicted.tolist() == [1, 0, 1], "it learns which class is larger, it does not assume it"
+
+
+def test_size_alone_is_no_better_than_chance_where_sizes_are_equal() -> None:
+    areas, labels = np.full(80, 0.2), np.repeat([0, 1], 40)
+    like = _like([0, 1], [0.5, 0.5])
+    assert np.allclose(size_only_predictions(areas, labels, np.array([0.1, 0.3]), like).probabilities, 0.5, atol=1e-3)
+
+
+def test_an_empty_picture_has_a_size_too() -> None:
+    like = _like([0, 1], [0.5, 0.5])
+    predictions = size_only_predictions(np.array([0.3, 0.1, 0.0]), np.array([0, 1, 1]), np.array([0.3, 0.0]), like)
+    assert np.isfinite(predictions.probabilities).all()

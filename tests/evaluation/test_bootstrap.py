@@ -1,0 +1,323 @@
+"""Intervals must cover what they promise, tell patients from cells, and agree with the plain definitions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import (
+    BootstrapSamples,
+    bootstrap_metrics,
+    bootstrap_subjects,
+    cell_intervals,
+    paired_difference,
+    point_metrics,
+    simulated_coverage,
+    subject_intervals,
+)
+from leukoscope.evaluation.metrics import BY_SUBJECT, CellPredictions, measure
+
+
+def clustered(
+    subjects: int = 12, cells: int = 30, classes: int = 2, spread: float = 1.5, seed: int = 0
+) -> CellPredictions:
+    """`subjects` a class, each with a difficulty of its own that all its cells share."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(subjects * classes), cells)
+    references = owner % classes
+    logits = rng.normal(size=(len(owner), classes))
+    logits[np.arange(len(owner)), references] += 1 + spread * rng.normal(size=subjects * classes)[owner]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ids = tuple(f"cell-{i}" for i in range(len(owner)))
+    return CellPredictions(ids, tuple(f"s{o}" for o in owner), references, shares, tuple("ABCD"[:classes]))
+
+
+def width(interval: dict[str, float]) -> float:
+    return interval["high"] - interval["low"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_point_metrics_are_those_of_scikit_learn(classes):
+    from sklearn import metrics as sk
+
+    predictions = clustered(classes=classes)
+    truth, said = predictions.references, predictions.predicted
+    metrics = point_metrics(predictions)
+    expected = {
+        "accuracy": sk.accuracy_score(truth, said),
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, said),
+        "f1_weighted": sk.f1_score(truth, said, average="weighted"),
+        "f1_macro": sk.f1_score(truth, said, average="macro"),
+        "recall_B": sk.recall_score(truth, said, average=None)[1],
+        "auroc": np.mean([sk.roc_auc_score(truth == k, predictions.probabilities[:, k]) for k in range(classes)]),
+    }
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(value, abs=1e-12), key
+
+
+def test_point_metrics_by_subject_and_at_equal_size_are_those_measured():
+    predictions = clustered(subjects=5, cells=40)
+    # Uneven: the first subject keeps all its cells, the last a few.
+    kept = [row for row, s in enumerate(predictions.subjects) if row % 40 < 40 - 3 * int(s[1:])]
+    sizes = np.random.default_rng(2).uniform(size=len(kept))
+    predictions = replace(predictions.take(kept), areas=sizes)
+    metrics, points = measure(predictions), point_metrics(predictions)
+    for key in (*BY_SUBJECT, "auroc_equal_size"):
+        assert points[key] == pytest.approx(metrics[key], abs=1e-12), key
+
+
+def test_each_draw_weighs_the_subjects_it_drew_the_same():
+    from sklearn import metrics as sk
+
+    predictions = clustered(subjects=4, cells=9)
+    predictions = predictions.take([row for row in range(72) if row % 9 < 9 - int(predictions.subjects[row][1:])])
+    boot = bootstrap_subjects(predictions, samples=5, seed=1)
+    metrics = bootstrap_metrics(predictions, boot)
+    for draw, counts in enumerate(boot.counts):
+        weights = counts[boot.unit_of_cell] * predictions.subject_weights
+        auroc = sk.roc_auc_score(predictions.references == 0, predictions.probabilities[:, 0], sample_weight=weights)
+        assert metrics["auroc_by_subject"][draw] == pytest.approx(auroc, abs=1e-12)
+        accuracy = sk.accuracy_score(predictions.references, predictions.predicted, sample_weight=weights)
+        assert metrics["accuracy_by_subject"][draw] == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_subjects_are_ranked_by_their_mean_logit():
+    from sklearn.metrics import roc_auc_score
+
+    predictions = clustered(subjects=8, cells=5)
+    logits = np.log(predictions.probabilities[:, 0] / predictions.probabilities[:, 1])
+    subjects = np.asarray(predictions.subjects)
+    means = [logits[subjects == one].mean() for one in np.unique(subjects)]
+    classes = [predictions.references[subjects == one][0] for one in np.unique(subjects)]
+    expected = roc_auc_score(np.asarray(classes) == 0, means)
+    assert point_metrics(predictions)["subject_auroc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_each_draw_has_the_metrics_of_the_cells_it_drew():
+    from sklearn import metrics as sk
+
+    predictions = clustered(subjects=4, cells=9)
+    # Coarse scores tie often, across classes too.
+    positive = np.round(predictions.probabilities[:, 0], 1)
+    predictions = replace(predictions, probabilities=np.stack([positive, 1 - positive], axis=1))
+    boot = bootstrap_subjects(predictions, samples=5, seed=1)
+    metrics = bootstrap_metrics(predictions, boot)
+    for draw, counts in enumerate(boot.counts):
+        rows = np.repeat(np.arange(len(predictions.cell_ids)), counts[boot.unit_of_cell])
+        truth, said = predictions.references[rows], predictions.predicted[rows]
+        auroc = sk.roc_auc_score(truth == 0, predictions.probabilities[rows, 0])
+        assert metrics["auroc"][draw] == pytest.approx(auroc, abs=1e-12)
+        assert metrics["f1_macro"][draw] == pytest.approx(sk.f1_score(truth, said, average="macro"), abs=1e-12)
+
+
+def test_subjects_are_drawn_whole_and_within_their_class():
+    predictions = clustered(subjects=6, cells=5)
+    boot = bootstrap_subjects(predictions, samples=200)
+    for k in (0, 1):
+        assert (boot.counts[:, boot.classes == k].sum(axis=1) == 6).all()
+    assert boot.counts.std(axis=0).min() > 0, "every subject is drawn sometimes and left out sometimes"
+    weights = np.concatenate(list(boot.cell_weights()))
+    for unit in range(12):
+        own = weights[:, boot.unit_of_cell == unit]
+        assert (own == own[:, :1]).all(), "all cells of a subject go with it"
+
+
+def test_the_same_seed_draws_the_same_intervals():
+    predictions = clustered()
+    assert subject_intervals(predictions, samples=300) == subject_intervals(predictions, samples=300)
+    assert subject_intervals(predictions, samples=300) != subject_intervals(predictions, samples=300, seed=1)
+
+
+def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree():
+    by_subject, by_cell = subject_intervals(clustered(), samples=500), cell_intervals(clustered(), samples=500)
+    assert set(by_subject) - set(by_cell) == {"subject_auroc", *BY_SUBJECT}
+    for key in by_cell:
+        assert width(by_subject[key]) > 2 * width(by_cell[key]), key
+
+
+def test_both_intervals_agree_where_every_cell_is_a_patient_of_its_own():
+    predictions = clustered(subjects=400, cells=1)
+    by_subject, by_cell = subject_intervals(predictions, samples=1000), cell_intervals(predictions, samples=1000)
+    for key in by_cell:
+        assert width(by_subject[key]) == pytest.approx(width(by_cell[key]), rel=0.15), key
+
+
+def test_sums_and_means_take_one_figure_or_many():
+    boot = BootstrapSamples(np.array([0, 0, 1]), np.array([0, 0]), np.array([[1, 1], [2, 0]], dtype=np.int16))
+    assert boot.sums(np.array([1.0, 2.0, 4.0])).tolist() == [7.0, 6.0]
+    assert boot.means(np.array([[1.0, 0.0], [2.0, 0.0], [6.0, 1.0]])).tolist() == [[3.0, 1 / 3], [1.5, 0.0]]
+
+
+@pytest.mark.parametrize(("per_class", "sizes"), [(40, "equal"), (40, "unequal")])
+def test_nominal_95_percent_intervals_cover_95_percent(per_class, sizes):
+    """2,000 simulated studies: each subject has a rate of its own, its cells are right at that rate."""
+    rng = np.random.default_rng(0)
+    studies, subjects = 2000, 2 * per_class
+    cells = np.full(subjects, 50) if sizes == "equal" else rng.permutation(np.linspace(10, 150, subjects).astype(int))
+    rates = rng.beta(np.where(np.arange(subjects) % 2, 9, 4), 1.5, size=(studies, subjects)).T
+    right = rng.binomial(cells[:, None], rates)
+    owner = np.repeat(np.arange(subjects), cells)
+    # A subject's cells enter as its mean: only their sums count.
+    per_cell = (right / cells[:, None])[owner]
+    predictions = CellPredictions(
+        tuple(map(str, range(len(owner)))), tuple(map(str, owner)), owner % 2, np.eye(2)[owner % 2], ("A", "B")
+    )
+    boot = bootstrap_subjects(predictions, samples=1000)
+    drawn = boot.means(per_cell)
+    truth = np.average(np.where(np.arange(subjects) % 2, 9 / 10.5, 4 / 5.5), weights=cells)
+    intervals = [boot.interval(drawn[:, study]) for study in range(studies)]
+    covered = np.mean([interval["low"] <= truth <= interval["high"] for interval in intervals])
+    assert 0.93 <= covered <= 0.97, covered
+
+
+def test_few_subjects_widen_the_interval_beyond_plain_percentiles():
+    boot = bootstrap_subjects(clustered(subjects=6), samples=10)
+    values = np.linspace(0, 1, 2001)
+    interval = boot.interval(values)
+    assert interval["low"] < 0.01 and interval["high"] > 0.99, "plain percentiles would give 0.025 and 0.975"
+    many = bootstrap_subjects(clustered(subjects=400, cells=1), samples=10).interval(values)
+    assert many["low"] == pytest.approx(0.025, abs=2e-3) and many["high"] == pytest.approx(0.975, abs=2e-3)
+
+
+def test_recall_widens_by_the_subjects_of_its_own_class():
+    predictions = clustered(subjects=200, cells=2)
+    keep = [
+        i
+        for i, (s, k) in enumerate(zip(predictions.subjects, predictions.references, strict=True))
+        if k or int(s[1:]) < 8
+    ]
+    predictions = CellPredictions(
+        tuple(predictions.cell_ids[i] for i in keep),
+        tuple(predictions.subjects[i] for i in keep),
+        predictions.references[keep],
+        predictions.probabilities[keep],
+        ("A", "B"),
+    )
+    boot, values = bootstrap_subjects(predictions, samples=10), np.linspace(0, 1, 2001)
+    assert width(boot.interval(values, of_class=0)) > width(boot.interval(values, of_class=1))
+    assert boot.interval(values) == boot.interval(values, of_class=0), "the smallest class decides for all"
+
+
+def test_a_class_without_cells_leaves_the_auroc_out():
+    predictions = clustered()
+    rows = np.flatnonzero(predictions.references == 0)
+    alone = CellPredictions(
+        tuple(predictions.cell_ids[i] for i in rows),
+        tuple(predictions.subjects[i] for i in rows),
+        predictions.references[rows],
+        predictions.probabilities[rows],
+        ("A", "B"),
+    )
+    plain = {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro"}
+    assert set(point_metrics(alone)) == {*plain, *(f"{key}_by_subject" for key in plain), "recall_A"}
+    assert set(subject_intervals(alone, samples=50)) == set(point_metrics(alone))
+
+
+def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc():
+    predictions = clustered(subjects=6)
+    mixed = replace(
+        predictions, references=np.where(np.arange(360) % 30 == 0, 1 - predictions.references, predictions.references)
+    )
+    assert "subject_auroc" in subject_intervals(predictions, samples=50)
+    assert "subject_auroc" not in subject_intervals(mixed, samples=50)
+
+
+def test_cells_of_unknown_subject_are_refused_by_subject_only():
+    predictions = clustered(subjects=3)
+    unknown = replace(predictions, subjects=("", *predictions.subjects[1:]))
+    with pytest.raises(LeukoscopeError, match="cell cell-0: its subject is not known; intervals by subject need"):
+        subject_intervals(unknown)
+    assert cell_intervals(unknown, samples=50) == cell_intervals(predictions, samples=50)
+
+
+def test_a_class_with_one_subject_is_refused():
+    predictions = clustered(subjects=1)
+    with pytest.raises(LeukoscopeError, match="class A: only subject s0 has it; intervals by subject need two or more"):
+        bootstrap_subjects(predictions)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing():
+    for figure in paired_difference(clustered(), clustered(), samples=100).values():
+        assert (figure["difference"], figure["low"], figure["high"], figure["share_a_better"]) == (0, 0, 0, 0.5)
+
+
+def test_pairing_sees_a_small_difference_that_both_intervals_hide():
+    weaker = clustered()
+    logits = np.log(weaker.probabilities)
+    logits[np.arange(len(logits)), weaker.references] += 0.3
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    better = replace(weaker, probabilities=shares)
+    found = paired_difference(better, weaker, samples=500)["accuracy"]
+    assert found["difference"] == pytest.approx(found["a"] - found["b"])
+    assert found["low"] > 0 and found["share_a_better"] == 1.0
+    assert subject_intervals(better, samples=500)["accuracy"]["low"] < found["b"]
+    mirrored = paired_difference(weaker, better, samples=500)["accuracy"]
+    assert mirrored["high"] < 0 and mirrored["share_a_better"] == 0.0
+
+
+def test_order_of_cells_and_classes_does_not_matter_to_a_comparison():
+    predictions = clustered(subjects=4)
+    rows = np.random.default_rng(0).permutation(len(predictions.cell_ids))
+    turned = CellPredictions(
+        tuple(predictions.cell_ids[i] for i in rows),
+        tuple(predictions.subjects[i] for i in rows),
+        1 - predictions.references[rows],
+        predictions.probabilities[rows][:, ::-1],
+        ("B", "A"),
+    )
+    assert all(figure["difference"] == 0 for figure in paired_difference(predictions, turned, samples=50).values())
+
+
+def test_a_comparison_on_other_cells_names_the_first_that_differs():
+    predictions = clustered(subjects=4)
+    short = CellPredictions(
+        predictions.cell_ids[:-1],
+        predictions.subjects[:-1],
+        predictions.references[:-1],
+        predictions.probabilities[:-1],
+        predictions.label_names,
+    )
+    last = predictions.cell_ids[-1]
+    with pytest.raises(LeukoscopeError, match=f"cell {last} has no prediction of the second model; both must predict"):
+        paired_difference(predictions, short)
+    with pytest.raises(LeukoscopeError, match=f"cell {last} has no prediction of the first model; both must predict"):
+        paired_difference(short, predictions)
+    with pytest.raises(LeukoscopeError, match="one model predicts A, B, the other X, Y; compare models of the same"):
+        paired_difference(predictions, replace(predictions, label_names=("X", "Y")))
+    with pytest.raises(LeukoscopeError, match="cell cell-0 is labelled differently in the two sets of predictions"):
+        paired_difference(predictions, replace(predictions, references=np.r_[1, predictions.references[1:]]))
+
+
+def test_ten_thousand_cells_take_seconds():
+    import time
+
+    predictions = clustered(subjects=50, cells=100)
+    assert len(predictions.cell_ids) == 10_000
+    start = time.process_time()
+    subject_intervals(predictions)
+    cell_intervals(predictions)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(("subjects", "low", "high"), [((28, 13), 0.86, 0.98), ((11, 3), 0.6, 0.92)])
+def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(subjects, low, high):
+    """As in C-NMC's cross-validation, and as on one of its official folds: 3 normal subjects."""
+    rng = np.random.default_rng(0)
+    parts = [(k, i, int(n)) for k, count in enumerate(subjects) for i, n in enumerate(rng.integers(10, 400, count))]
+    references = np.concatenate([np.full(n, k) for k, _, n in parts])
+    right = np.concatenate([rng.random(n) < rng.beta(4, 1) for _, _, n in parts])
+    said = np.where(right, references, 1 - references)
+    predictions = CellPredictions(
+        tuple(map(str, range(len(references)))),
+        tuple(f"{k}-{i}" for k, i, n in parts for _ in range(n)),
+        references,
+        np.eye(2)[said],
+        ("ALL", "HEM"),
+    )
+    found = simulated_coverage(predictions)
+    assert low < found["balanced_accuracy_by_subject"] < high
+    assert low < found["balanced_accuracy"] < high
+    assert found == simulated_coverage(predictions), "the same seed, the same studies"

@@ -1,0 +1,242 @@
+"""Predictions come with their source: which cells, which model, and which of the tested subjects trained it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.registry import dataset_info
+from leukoscope.data.splits import make_split
+from leukoscope.evaluation.evaluate import (
+    FoldChoice,
+    KnownCells,
+    SelectedCells,
+    keep_cells,
+    predictions_in_file,
+    predictions_of_model,
+    select_cells,
+    training_overlap,
+)
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.foreign import Classifier
+from leukoscope.models.release_files import write_json
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> LoadedCells:
+    return load_cells("phantoms", image_size=48)
+
+
+@pytest.fixture(scope="module")
+def everything(phantoms) -> SelectedCells:
+    return select_cells(phantoms)
+
+
+def classifier(labels: tuple[str, ...] = ("ALL", "HEM")) -> Classifier:
+    """Says how bright a picture is; no network, but a classifier in every other respect."""
+
+    def probabilities(pictures: Any) -> np.ndarray:
+        bright = np.asarray([np.asarray(picture).mean() / 255 for picture in pictures])
+        return np.stack([bright, 1 - bright], axis=1)
+
+    return Classifier("house/bright", "abc", labels, {}, probabilities)
+
+
+def predictions_for(cells: SelectedCells) -> CellPredictions:
+    return predictions_of_model(classifier(), cells).predictions
+
+
+def test_without_a_split_every_cell_is_predicted(phantoms, everything):
+    assert set(everything.split.test) == set(phantoms.train["cell_id"][:])
+    answered = predictions_of_model(classifier(), everything)
+    assert list(answered.predictions.cell_ids) == phantoms.train["cell_id"][:]
+    assert answered.predictions.subjects == tuple(phantoms.train["subject"][:])
+    assert answered.predictions.references.tolist() == phantoms.train["label"][:]
+    assert (answered.name, answered.revision, answered.estimates) == ("house/bright", "abc", "these weights")
+
+
+def test_a_split_asks_about_its_test_side(phantoms, tmp_path):
+    drawn = make_split(phantoms, "subject-cv", fold=1, num_folds=3, validation=False)
+    assert select_cells(phantoms, "subject-cv", which=FoldChoice(1, 3)).split.test == drawn.test
+    drawn.save(tmp_path / "split.json")
+    asked = select_cells(phantoms, split_file=tmp_path / "split.json")
+    assert asked.split == drawn
+    assert set(predictions_for(asked).cell_ids) == set(drawn.test)
+
+
+def test_fewer_cells_are_drawn_from_the_same_side(phantoms):
+    whole = select_cells(phantoms, "subject")
+    some = select_cells(phantoms, "subject", at_most=5)
+    assert len(some.split.test) == 5 and set(some.split.test) < set(whole.split.test)
+    assert some.about()["split"]["fingerprint"] == whole.split.fingerprint
+    assert (some.about()["split"]["cells"], some.about()["split"]["drawn_from"]) == (5, len(whole.split.test))
+
+
+def test_two_ways_to_choose_cells_are_refused(phantoms, tmp_path):
+    with pytest.raises(LeukoscopeError, match="--split subject --split_file x.json: both say which cells are tested"):
+        select_cells(phantoms, "subject", "x.json")
+    with pytest.raises(LeukoscopeError, match="--split all: tests no cell; leave it out to predict every cell"):
+        select_cells(phantoms, "all")
+
+
+def release_metrics(cells: SelectedCells, subjects: list[str], **more: Any) -> dict[str, Any]:
+    return {
+        "training": {"subjects": subjects},
+        "data": {"name": cells.data.info.name, "title": "Phantoms", "fingerprint": cells.data.fingerprint},
+        **more,
+    }
+
+
+def test_people_who_trained_the_weights_are_counted(everything):
+    predictions = predictions_for(everything)
+    people = sorted(set(predictions.subjects))
+    found = training_overlap(
+        release_metrics(everything, [*people[:3], "someone else"]), predictions, everything, KnownCells()
+    )
+    expected = f"These weights were trained on 3 of these {len(people)} subjects: not a test."
+    assert found == {"verdict": "bad", "statement": expected, "subjects": 3}
+    apart = training_overlap(release_metrics(everything, ["someone else"]), predictions, everything, KnownCells())
+    assert (apart["verdict"], apart["subjects"]) == ("good", 0)
+
+
+def test_a_model_without_a_record_is_not_called_tested(everything):
+    found = training_overlap({}, predictions_for(everything), everything, KnownCells())
+    assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]
+
+
+def elsewhere(cells: SelectedCells, predictions: CellPredictions) -> dict[str, Any]:
+    """A release of another data set whose subjects go by the same names."""
+    return release_metrics(cells, list(predictions.subjects)) | {"data": {"name": "cnmc2019", "title": "C-NMC"}}
+
+
+def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_compared(everything):
+    predictions = predictions_for(everything)
+    others = KnownCells(hashes=frozenset({"0123456789abcdef"}))
+    found = training_overlap(elsewhere(everything, predictions), predictions, everything, others)
+    assert found["verdict"] == "good"
+    assert found["statement"] == (
+        "These weights were trained on another data set (C-NMC), which holds none of these cells."
+    )
+
+
+def test_without_hashes_another_data_set_s_name_proves_nothing(everything):
+    predictions = predictions_for(everything)
+    found = training_overlap(elsewhere(everything, predictions), predictions, everything, KnownCells())
+    assert found["verdict"] == "warning"
+    assert found["statement"].endswith("whether it holds some of these cells cannot be told.")
+
+
+@pytest.mark.parametrize("by", ["pixels", "name"])
+def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tmp_path, by):
+    """The release's own predictions give them away, in class folders of whatever name."""
+    predictions = predictions_for(everything)
+    (tmp_path / "predictions").mkdir()
+    kept = predictions if by == "pixels" else replace(predictions, pixel_hashes=None)
+    if by == "pixels":
+        kept = replace(kept, cell_ids=tuple(f"UID_{i}" for i in range(len(kept.cell_ids))))
+    kept.save(tmp_path / "predictions" / "subject_cv.parquet")
+    moved = replace(predictions, cell_ids=tuple(f"blasts/{cell}.png" for cell in predictions.cell_ids))
+    known = KnownCells.of_release(tmp_path)
+    found = training_overlap(elsewhere(everything, predictions), moved, everything, known)
+    count = len(predictions.cell_ids)
+    assert found["verdict"] == "bad"
+    assert found["statement"] == (
+        f"These weights were trained on another data set (C-NMC), which holds {count} of these {count} cells, too: "
+        "not a test."
+    )
+
+
+def test_short_names_recognise_no_cell():
+    assert KnownCells(names=frozenset({"12"})).among(["ALL/12.png"], None) == 0
+
+
+def test_known_aliases_are_one_person(everything):
+    predictions = predictions_for(everything)
+    named = replace(predictions, subjects=tuple("78" for _ in predictions.subjects))
+    cnmc = replace(everything, data=replace(everything.data, info=dataset_info("cnmc2019")))
+    metrics = {"training": {"subjects": ["51"]}, "data": {"name": "cnmc2019"}}
+    assert training_overlap(metrics, named, cnmc, KnownCells())["verdict"] == "bad"
+
+
+def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
+    asked = select_cells(phantoms, "subject")
+    nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
+    metrics = release_metrics(asked, [])
+    assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "bad"
+    metrics["evaluations"] = [{"split": {"fingerprint": asked.split.fingerprint}}]
+    assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "good"
+
+
+@pytest.fixture
+def kept(everything, tmp_path) -> Path:
+    """Answers in a release, with the blocks that describe them."""
+    (tmp_path / "predictions").mkdir()
+    predictions = predictions_for(everything)
+    blocks = [
+        {
+            "name": name,
+            "estimates": f"recipe ({name})",
+            "split": {"disjoint_by": group, "detail": "five folds"},
+            "metrics": {"cells": len(predictions.cell_ids)},
+        }
+        for name, group in (("subject_cv", "subject"), ("random", "cell"))
+    ]
+    write_json(tmp_path / "metrics.json", {"evaluations": blocks})
+    for block in blocks:
+        predictions.save(tmp_path / "predictions" / f"{block['name']}.parquet")
+    return tmp_path / "predictions"
+
+
+def test_a_file_in_a_release_says_what_it_estimates(kept):
+    honest, random = predictions_in_file(kept / "subject_cv.parquet"), predictions_in_file(kept / "random.parquet")
+    assert (honest.estimates, honest.overlap["verdict"]) == ("recipe (subject_cv)", "good")
+    assert honest.overlap["statement"] == "five folds: no subject stands on both sides."
+    assert (random.estimates, random.overlap["verdict"]) == ("recipe (random)", "bad")
+    assert "patients on both sides" in random.overlap["statement"]
+
+
+def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):
+    alone = tmp_path / "elsewhere" / "predictions.parquet"
+    alone.parent.mkdir()
+    shutil.copy(kept / "subject_cv.parquet", alone)
+    found = predictions_in_file(alone)
+    assert (found.estimates, found.overlap["verdict"]) == ("the model behind predictions.parquet", "warning")
+
+
+def test_predictions_to_other_cells_are_left_out_and_counted(kept, phantoms):
+    asked = select_cells(phantoms, "subject")
+    found = predictions_in_file(kept / "subject_cv.parquet", asked)
+    assert set(found.predictions.cell_ids) == set(asked.split.test)
+    less = len(phantoms.train) - len(asked.split.test)
+    assert found.left_out == (f"{less} predictions in subject_cv.parquet: not among the selected cells",)
+
+
+def test_a_file_that_contradicts_the_data_is_refused(everything, tmp_path):
+    predictions = predictions_for(everything)
+    path = tmp_path / "wrong.parquet"
+    replace(predictions, references=1 - predictions.references).save(path)
+    with pytest.raises(
+        LeukoscopeError, match=f"{path}: cell {predictions.cell_ids[0]} is .* there and .* in the data set"
+    ):
+        predictions_in_file(path, everything)
+
+
+def test_what_is_no_file_of_predictions_says_so(tmp_path):
+    (tmp_path / "x.parquet").write_text("no parquet")
+    with pytest.raises(LeukoscopeError, match="x.parquet: cannot be read as predictions .*; give a"):
+        predictions_in_file(tmp_path / "x.parquet")
+    with pytest.raises(LeukoscopeError, match="none.parquet: no such file; give a predictions.parquet"):
+        predictions_in_file(tmp_path / "none.parquet")
+
+
+def test_only_keeps_the_named_cells_in_their_order(everything):
+    predictions = predictions_for(everything)
+    wanted = (predictions.cell_ids[7], predictions.cell_ids[2], "unknown")
+    assert keep_cells(predictions, wanted).cell_ids == (predictions.cell_ids[2], predictions.cell_ids[7])

@@ -1,0 +1,218 @@
+"""Plots must show every subject and every number they are given, and stay readable without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.evaluation.calibration import calibration_block
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.plots import (
+    PredictedCell,
+    confusion_plot,
+    curves_plot,
+    interval_plot,
+    network_plot,
+    one_vs_rest_plot,
+    reliability_diagram,
+    risk_coverage_curve,
+    roc_plot,
+    samples_plot,
+    save_plot,
+    subject_strip,
+)
+from leukoscope.evaluation.thresholds import decision_block
+
+SUBJECTS = {
+    "s1": {"label": "ALL", "cells": 10, "accuracy": 0.9},
+    "s2": {"label": "ALL", "cells": 400, "accuracy": 0.4},
+    "h1": {"label": "HEM", "cells": 50, "accuracy": 0.7},
+}
+
+
+def texts(figure) -> list[str]:
+    import matplotlib.text
+
+    figure.canvas.draw()
+    return [item.get_text() for item in figure.findobj(matplotlib.text.Text) if item.get_text()]
+
+
+def test_the_strip_shows_each_subject_from_worst_to_best():
+    figure = subject_strip(SUBJECTS, ["ALL", "HEM"])
+    all_dots, hem_dots = (axes.collections[-1] for axes in figure.axes)
+    assert all_dots.get_offsets()[:, 1].tolist() == [0.4, 0.9]
+    assert all_dots.get_sizes()[0] > all_dots.get_sizes()[1], "a larger dot stands for more cells"
+    assert hem_dots.get_offsets()[:, 1].tolist() == [0.7]
+    assert {"ALL · 2 subjects", "HEM · 1 subject"} <= set(texts(figure))
+
+
+def test_a_class_without_subjects_has_no_panel():
+    assert len(subject_strip(SUBJECTS, ["ALL", "HEM", "MIXED"]).axes) == 2
+
+
+def test_intervals_are_drawn_where_they_are():
+    rows = [
+        ("accuracy", 0.8, {"low": 0.7, "high": 0.9}, {"low": 0.79, "high": 0.81}),
+        ("AUROC of subjects", 0.9, {"low": 0.6, "high": 1.0}, None),
+    ]
+    axes = interval_plot(rows).axes[0]
+    spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert sorted(spans) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC of subjects"]
+
+
+def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend():
+    legend = interval_plot([("accuracy", 0.8, None, {"low": 0.7, "high": 0.9})]).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["resampling cells: too narrow"]
+
+
+def test_the_confusion_matrix_says_cells_and_shares():
+    found = texts(confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"]))
+    assert {"90\n90%", "10\n10%", "1,500\n75%", "500\n25%"} <= set(found)
+
+
+def test_a_class_without_cells_divides_nothing_by_nothing():
+    assert "0\n0%" in texts(confusion_plot([[5, 0], [0, 0]], ["ALL", "HEM"]))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_plots_save_without_a_screen(classes):
+    names = ["ALL", "HEM", "C", "D"][:classes]
+    matrix = [[10] * classes] * classes
+    for figure in (subject_strip(SUBJECTS, names), confusion_plot(matrix, names)):
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        assert file.getvalue().startswith(b"\x89PNG")
+
+
+EPOCHS = [
+    {"epoch": 1.0, "train_loss": 0.7, "val_loss": 0.6, "val_balanced_accuracy": 0.5},
+    {"epoch": 2.0, "train_loss": 0.4, "val_loss": 0.5, "val_balanced_accuracy": 0.8},
+    {"epoch": 3.0, "train_loss": 0.2, "val_balanced_accuracy": 0.7},
+]
+
+
+def test_curves_show_what_was_recorded_and_the_epoch_kept():
+    loss, accuracy = curves_plot(EPOCHS, kept_epoch=2).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert drawn["training"] == [[1, 0.7], [2, 0.4], [3, 0.2]]
+    assert drawn["validation"] == [[1, 0.6], [2, 0.5]], "an epoch without the figure has no point"
+    assert drawn["epoch 2: kept"] == [[2, 0], [2, 1]]
+    labels = [line.get_label() for line in accuracy.lines]
+    assert labels == ["validation, balanced over classes", "epoch 2: kept"], "a column that is missing is not drawn"
+
+
+def test_a_run_without_validation_has_one_panel():
+    (loss,) = curves_plot([{"epoch": 1.0, "train_loss": 0.7}], kept_epoch=1).axes
+    assert loss.get_ylabel() == "loss"
+
+
+def test_every_class_stands_against_the_rest():
+    row = {"recall": 0.9, "specificity": 0.99, "one_vs_rest_accuracy": 0.975}
+    figure = one_vs_rest_plot({"Early": row, "Pre": row | {"recall": 0.5, "specificity": None}})
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Early", "Pre"]
+    sensitivity = next(line for line in axes.lines if line.get_label() == "sensitivity")
+    assert sensitivity.get_xdata().tolist() == [0.9, 0.5]
+    assert {"0.500", "0.990", "0.975"} <= set(texts(figure))
+    assert len({line.get_marker() for line in axes.lines}) == 3, "told apart without colour"
+
+
+def test_the_network_table_holds_every_stage():
+    (table,) = network_plot(["stage", "output"], [["conv0", "64 × 16 × 16"], ["classifier", "2"]]).axes[0].tables
+    found = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
+    assert found == {
+        **{(0, 0): "stage", (0, 1): "output"},
+        **{(1, 0): "conv0", (1, 1): "64 × 16 × 16"},
+        **{(2, 0): "classifier", (2, 1): "2"},
+    }
+
+
+def test_a_wrong_answer_names_the_truth():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    cells = [
+        PredictedCell(pixels, "ALL", 0.91, "ALL"),
+        PredictedCell(pixels, "ALL", 0.62, "HEM"),
+        PredictedCell(pixels, "Pre", 0.5),
+    ]
+    figure = samples_plot(cells, "seven cells")
+    assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))
+    assert sum(bool(axes.images) for axes in figure.axes) == 3
+
+
+def test_a_saved_figure_carries_the_notice_and_is_the_same_again(tmp_path):
+    def saved(name):
+        figure = confusion_plot([[90, 10], [1500, 500]], ["ALL", "HEM"])
+        path = save_plot(figure, tmp_path / name)
+        assert RESEARCH_NOTICE in texts(figure)
+        return path.read_bytes()
+
+    assert saved("a.png") == saved("b.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"], "nothing is left aside"
+
+
+# The blocks of metrics.json: the points lie where the numbers say, and texts tell which is which
+
+
+@pytest.fixture(scope="module")
+def predictions(calibrated_cells: Callable[..., CellPredictions]) -> CellPredictions:
+    return calibrated_cells(900, subjects=4, too_sharp=2.0)
+
+
+@pytest.fixture(scope="module")
+def decisions(predictions: CellPredictions) -> dict[str, Any]:
+    return decision_block(predictions, "HEM")
+
+
+def _drawn(axes: Any) -> dict[str, np.ndarray]:
+    """What the legend names → the (M, 2) points drawn for it."""
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines() if line.get_label()[0] != "_"}
+
+
+def _is_picture(figure: Any) -> bool:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    return file.getvalue().startswith(b"\x89PNG")
+
+
+def test_the_reliability_diagram_shows_both_sides_bin_by_bin(predictions: CellPredictions) -> None:
+    block = calibration_block(predictions)
+    figure = reliability_diagram(block)
+    points = _drawn(figure.axes[0])
+
+    for (words, drawn), side in zip(points.items(), ("before", "after"), strict=True):
+        assert drawn.tolist() == [[b["confidence"], b["accuracy"]] for b in block["reliability"][side]]
+        assert f"ECE {block[side]['ece']:.3f}" in words
+    assert figure.axes[1].get_xlabel() == "confidence (probability of the predicted class)"
+    assert _is_picture(figure)
+
+
+def test_the_risk_coverage_curve_marks_the_default_threshold(decisions: dict[str, Any]) -> None:
+    block = decisions["abstention"]
+    figure = risk_coverage_curve(block)
+    (_, curve), (words, default) = _drawn(figure.axes[0]).items()
+
+    assert curve.tolist() == [[point["coverage"], point["risk"]] for point in block["curve"]]
+    assert default.tolist() == [[block["default"]["coverage"], block["default"]["risk"]]]
+    assert words.startswith(f"no class below {block['default']['threshold']:.2f}: ")
+    assert _is_picture(figure)
+
+
+def test_operating_points_stand_where_unseen_subjects_found_them(
+    predictions: CellPredictions, decisions: dict[str, Any]
+) -> None:
+    block = decisions["operating_points"]
+    figure = roc_plot(predictions, block)
+    drawn = _drawn(figure.axes[0])
+
+    for (words, at), name in zip(list(drawn.items())[1:], ("sensitivity_95", "specificity_95", "youden"), strict=True):
+        found = block["points"][name]["cross_fitted"]
+        assert at.tolist() == [[1 - found["specificity"], found["sensitivity"]]]
+        assert words.endswith(f"{found['sensitivity']:.1%} and {found['specificity']:.1%}, cross-fitted")
+    assert figure.axes[0].get_ylabel() == "sensitivity (share of HEM cells found)"
+    assert _is_picture(figure)

@@ -1,0 +1,114 @@
+"""Patient leakage: the same test cells, equally many training cells; only the patients' other halves differ."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli import app
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.splits import groups_of
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.experiments.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs
+from leukoscope.training.config import parse_config
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> LoadedCells:
+    return load_cells("phantoms", image_size=32)
+
+
+def _labels(data: LoadedCells) -> dict[str, int]:
+    return dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
+
+
+@pytest.mark.parametrize("limit", [None, 60])
+def test_only_the_tested_patients_other_cells_differ(phantoms: LoadedCells, limit: int | None) -> None:
+    pair = leakage_pair(phantoms, 0, max_train_cells=limit)
+    subject, label = groups_of(phantoms, "subject"), _labels(phantoms)
+    assert pair[UNSEEN].test == pair[SEEN].test
+    tested = {subject[cell] for cell in pair[UNSEEN].test}
+    assert not tested & {subject[cell] for cell in pair[UNSEEN].train}
+    leaked = tested & {subject[cell] for cell in pair[SEEN].train}
+    assert leaked == tested if limit is None else leaked, "the tested patients leak"
+    assert not set(pair[SEEN].test) & set(pair[SEEN].train), "but no tested cell is trained on"
+    of_class = [Counter(label[cell] for cell in pair[side].train) for side in (UNSEEN, SEEN)]
+    assert of_class[0] == of_class[1]
+    assert limit is None or limit - 2 < len(pair[UNSEEN].train) <= limit
+
+
+def test_a_seed_draws_its_own_patients_and_repeats_them(phantoms: LoadedCells) -> None:
+    first, again, other = (leakage_pair(phantoms, seed)[SEEN] for seed in (0, 0, 1))
+    assert first == again
+    assert set(first.test) != set(other.test)
+
+
+def test_every_class_is_tested(phantoms: LoadedCells) -> None:
+    label = _labels(phantoms)
+    shares = Counter(label[cell] for cell in leakage_pair(phantoms, 3)[UNSEEN].test)
+    for k, count in Counter(label.values()).items():
+        assert 0.08 < shares[k] / count < 0.25, "about an eighth of each class is tested"
+
+
+def test_cells_without_subjects_cannot_price_a_leak(tmp_path: Path) -> None:
+    for number in range(8):
+        folder = tmp_path / ("ALL" if number % 2 else "HEM")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(draw_cell(folder.name, cell=number, size=32).image).save(folder / f"{number}.png")
+    data = load_cells("imagefolder", tmp_path)
+    with pytest.raises(LeukoscopeError, match=r"^class ALL has 0 known subject\(s\); .* --subject_csv\)$"):
+        leakage_pair(data, 0)
+
+
+def test_the_comparison_takes_its_figures_from_finished_runs(tmp_path: Path) -> None:
+    argv = ["--output_dir", str(tmp_path), "--image_size", "32", "--max_train_samples", "64"]
+    runs = list(leakage_runs(parse_config(argv), seeds=[0, 1]))
+    assert [run.name for run in runs] == ["unseen-0", "seen-0", "unseen-1", "seen-1"]
+    assert all(Path(run.config.data.split_file or "").is_file() for run in runs)
+    for run, f1 in zip(runs, (0.7, 0.9, 0.8, 0.85), strict=True):
+        _write_metrics(run.folder, f1)
+    comparison = compare_leakage(runs)
+    gain = comparison["difference"]["f1_weighted"]
+    assert gain == {"mean": pytest.approx(0.125), "smallest": pytest.approx(0.05), "largest": pytest.approx(0.2)}
+    assert comparison["seeds"][1]["difference"]["f1_weighted"] == pytest.approx(0.05)
+    assert "auroc" not in comparison["difference"], "a figure that one side lacks has no difference"
+    assert comparison["training_seconds"] == 40 and comparison["notice"] == RESEARCH_NOTICE
+
+
+def _write_metrics(folder: Path, f1: float) -> None:
+    figures = {k: f1 for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro")}
+    folder.mkdir(parents=True)
+    content = {
+        "recipe": {"name": "densenet121"},
+        "data": {k: "" for k in ("name", "title", "fingerprint", "unit", "citation")},
+        "training": {"start_weights": "x", "cells": 64, "seconds": 10, "hardware": "CPU", "versions": {}},
+        "evaluations": [{"metrics": {"cells": 20, "auroc": None, **figures}}],
+    }
+    (folder / "metrics.json").write_text(json.dumps(content))
+
+
+def test_split_files_of_the_user_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text("{}")
+    with pytest.raises(LeukoscopeError, match=r"^--split_file: .* leave it out$"):
+        next(leakage_runs(parse_config(["--split_file", str(file)]), seeds=[0]))
+
+
+@pytest.mark.slow
+def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    flags = ["--image_size", "32", "--num_train_epochs", "1", "--max_train_samples", "64"]
+    argv = ["experiment", "leakage", "--output", str(tmp_path / "r.json"), "--seeds", "1", *flags]
+    argv += ["--output_dir", str(tmp_path / "runs")]
+    first = CliRunner().invoke(app, argv)
+    assert first.exit_code == 0, first.output
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["train_cells"] == [64] and result["seeds"][0]["test_cells"] > 10
+    assert f"{result['difference']['f1_weighted']['mean']:+.3f}" in first.output and RESEARCH_NOTICE in first.output
+    again = CliRunner().invoke(app, argv)
+    assert again.output.count("finished earlier, kept") == 2

@@ -1,0 +1,430 @@
+"""A protocol makes each run once, resumes where it stopped, and pools what every run measured into one release."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.experiments.protocol import (
+    FINAL,
+    OFFICIAL_FOLDS,
+    OUT_OF_FOLD,
+    RANDOM_SPLIT,
+    ProtocolRun,
+    check_release_folder,
+    compose_release,
+    protocol_runs,
+    run_protocol,
+)
+from leukoscope.models.recipes import RECIPES
+from leukoscope.models.release import load_release
+from leukoscope.models.release_files import write_json
+from leukoscope.training.checkpoint import Interrupted
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
+from leukoscope.training.train import preprocessing_for
+from leukoscope.training.trainer import Trainer
+
+FOLDS = 2
+ORDER = ["official-0-1", "official-1-0", "final", "cv-0", "cv-1", "random"]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms under C-NMC names: two folds of five ALL and five HEM subjects, three cells each."""
+    root = tmp_path_factory.mktemp("cnmc")
+    for label, prefix in (("all", ""), ("hem", "H")):
+        for subject in range(10):
+            folder = root / f"fold_{subject % 2}" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for cell in range(3):
+                image = draw_cell(label.upper(), subject=subject, cell=cell, size=32).image
+                Image.fromarray(image).save(folder / f"UID_{prefix}{100 + subject}_1_{cell}_{label}.bmp")
+    return root
+
+
+@pytest.fixture
+def config(cells: Path, tmp_path: Path) -> TrainingConfig:
+    data = ("--dataset_name", "cnmc2019", "--train_dir", str(cells), "--output_dir", str(tmp_path / "protocol"))
+    small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "8")
+    return parse_config([*data, *small, "--num_folds", str(FOLDS), "--from_scratch", "--mixed_precision", "no"])
+
+
+@pytest.fixture(scope="module")
+def data(cells: Path) -> LoadedCells:
+    return load_cells("cnmc2019", cells)
+
+
+def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds: float) -> None:
+    """What `train` leaves behind, with answers drawn by chance in the place of a network's."""
+    args = run.config.data
+    split = make_split(
+        data, args.split, fold=args.fold, num_folds=args.num_folds, validation=False,
+        train_folds=args.train_folds, test_folds=args.test_folds,
+    )  # fmt: skip
+    rows = dict(zip(data.train["cell_id"], zip(data.train["label"], data.train["subject"], strict=True), strict=True))
+    ids, no_pixels = data.train["cell_id"][:], np.zeros((len(data.train), 1, 1, 3), np.uint8)
+    row_of = {cell: row for row, cell in enumerate(ids)}
+    framed = FramedCells(data, no_pixels, row_of, np.asarray(data.train["label"][:]), data.train["subject"][:])
+    metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test")
+    metrics["training"]["seconds"] = seconds
+    run.folder.mkdir(parents=True)
+    if split.test:
+        dice = np.random.default_rng(len(run.name))
+        blast = dice.uniform(size=len(split.test))
+        answers = CellPredictions(
+            split.test,
+            tuple(rows[cell][1] for cell in split.test),
+            np.array([rows[cell][0] for cell in split.test]),
+            np.stack([blast, 1 - blast], axis=1),
+            data.info.labels,
+        )
+        answers.save(run.folder / "predictions.parquet")
+        answers.save(run.folder / "size_only_predictions.parquet")
+        block = evaluation_block(answers, split)
+        block["size_only_baseline"] = headline(measure(answers))
+        metrics["evaluations"].append(block)
+    write_json(run.folder / "metrics.json", metrics)
+    write_args(run.folder / "args.yaml", run.config, run.config.resolve())
+    shutil.copytree(release, run.folder / "release")
+    write_json(run.folder / "release" / "metrics.json", metrics)
+
+
+@pytest.fixture
+def finished_runs(config: TrainingConfig, data: LoadedCells, tiny_release: Path) -> list[ProtocolRun]:
+    runs = list(protocol_runs(config))
+    for number, run in enumerate(runs):
+        _finish_by_hand(run, data, tiny_release, seconds=10.0**number)
+    return runs
+
+
+# The list of runs
+
+
+def test_runs_come_in_the_order_of_what_they_tell_soonest(config: TrainingConfig) -> None:
+    runs = list(protocol_runs(config))
+    assert [run.name for run in runs] == ORDER
+    assert [run.folder for run in runs] == [config.output_dir / name for name in ORDER]
+    assert [run.estimates for run in runs] == [
+        OFFICIAL_FOLDS, OFFICIAL_FOLDS, "", OUT_OF_FOLD, OUT_OF_FOLD, RANDOM_SPLIT,
+    ]  # fmt: skip
+
+
+def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
+    args = {run.name: run.config.data for run in protocol_runs(config)}
+    assert (args["official-1-0"].train_folds, args["official-1-0"].test_folds) == (["fold_1"], ["fold_0"])
+    assert (args["cv-1"].split, args["cv-1"].fold, args["cv-1"].num_folds) == ("subject-cv", 1, FOLDS)
+    assert args["random"].split == "random"
+    assert args[FINAL].split == "all"
+    assert all(args[name].no_validation for name in ORDER if name.startswith(("cv", "official")))
+
+
+def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> None:
+    for run in protocol_runs(config):
+        assert run.config.model == config.model
+        assert replace(run.config.run, output_dir=None) == replace(config.run, output_dir=None)
+        assert run.config.data.dataset_name == config.data.dataset_name
+
+
+# Which runs are done
+
+
+def test_a_run_is_finished_once_its_release_is_whole(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    run = next(protocol_runs(config))
+    assert not run.is_finished()
+    run.folder.mkdir(parents=True)
+    assert not run.is_finished()
+    run.folder.rmdir()
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    assert run.is_finished()
+    (run.folder / "release" / "metrics.json").unlink()
+    assert not run.is_finished(), "an interrupted run is made again"
+
+
+def _refusal(run: ProtocolRun) -> str:
+    """Why what lies in a run's folder is not that run."""
+    with pytest.raises(LeukoscopeError) as refused:
+        run.is_finished()
+    return str(refused.value)
+
+
+def test_a_run_finished_with_other_flags_is_refused_by_name(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
+    other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
+    run = next(protocol_runs(other))
+    assert _refusal(run) == (
+        f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0002); "
+        "give another --output_dir or remove it"
+    )
+
+
+def test_a_recipe_edited_since_makes_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = next(protocol_runs(config))
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    monkeypatch.setitem(RECIPES, "densenet121", replace(RECIPES["densenet121"], label_smoothing=0.3))
+    with pytest.raises(LeukoscopeError, match="recipe's label_smoothing: 0.05"):
+        run.is_finished()
+
+
+def test_more_folds_repeat_no_other_run(config: TrainingConfig) -> None:
+    more = replace(config, data=replace(config.data, num_folds=5))
+    few, many = ({run.name: run.config for run in protocol_runs(c)} for c in (config, more))
+    assert {name for name in few if few[name] != many[name]} == {"cv-0", "cv-1"}
+
+
+def test_data_without_published_folds_is_cross_validated_only() -> None:
+    names = [run.name for run in protocol_runs(parse_config(["--dataset_name", "phantoms", "--num_folds", "2"]))]
+    assert names == [FINAL, "cv-0", "cv-1", "random"]
+
+
+@pytest.mark.parametrize("flag", [["--push_to_hub"], ["--split_file", "split.json"]])
+def test_flags_a_protocol_sets_itself_are_refused(config: TrainingConfig, flag: list[str]) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^{flag[0]}: a protocol makes its own splits and publishes nothing"):
+        run_protocol(parse_config(["--dataset_name", "cnmc2019", *flag]))
+
+
+def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work" / "precious").mkdir(parents=True)
+    with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced; name another folder"):
+        check_release_folder(tmp_path / "work")
+    with pytest.raises(LeukoscopeError, match="give the release a folder of its own"):
+        check_release_folder(Path("."))
+    check_release_folder(tmp_path / "new")
+
+
+def test_runs_on_other_data_are_not_pooled(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    path = finished_runs[-1].folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["data"]["fingerprint"] = "other"
+    write_json(path, metrics)
+    with pytest.raises(LeukoscopeError, match="runs differ in their data fingerprint"):
+        compose_release(finished_runs, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_the_cells_lie_does_not_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
+    copied = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "copied")
+    for folder in ("elsewhere", str(copied)):
+        its = replace(config, data=replace(config.data, train_dir=folder), run=replace(config.run, hub_private=True))
+        assert next(protocol_runs(its)).is_finished()
+
+
+def test_other_cells_under_the_same_flags_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+) -> None:
+    run = next(protocol_runs(config))
+    _finish_by_hand(run, data, tiny_release, seconds=1.0)
+    others = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "others")
+    next(others.glob("fold_0/*/*.bmp")).unlink()
+    other = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
+    assert _refusal(other) == (
+        f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
+        "--output_dir or remove it"
+    )
+
+
+def test_pictures_found_damaged_when_decoded_do_not_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(str(config.data.train_dir), tmp_path / "damaged")
+    # A header that is whole, and no pixels below it.
+    damaged = next(folder.glob("fold_0/*/*.bmp"))
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    config = replace(config, data=replace(config.data, train_dir=str(folder)))
+    run = next(protocol_runs(config))
+    cells = frame_cells(load_cells("cnmc2019", folder), preprocessing_for(config.resolve(), data))
+    assert len(cells.data.train) == len(data.train) - 1
+    _finish_by_hand(run, cells.data, tiny_release, seconds=1.0)
+    assert run.is_finished()
+
+
+def test_other_start_weights_under_the_same_flags_make_it_another_run(
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, tmp_path: Path
+) -> None:
+    def starting_from(name: str | None) -> ProtocolRun:
+        file = None if name is None else str(tmp_path / name)
+        model = replace(config.model, from_scratch=False, pretrained_weights=file)
+        return next(protocol_runs(replace(config, model=model)))
+
+    for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _finish_by_hand(starting_from("there/a.safetensors"), data, tiny_release, seconds=1.0)
+    assert starting_from("elsewhere/a.safetensors").is_finished()
+    for file in ("there/b.safetensors", None):
+        with pytest.raises(
+            LeukoscopeError, match=r"finished with other settings \(pretrained_weights: a.safetensors\); "
+        ):
+            starting_from(file).is_finished()
+
+
+def test_finished_runs_are_kept_as_they_are(
+    config: TrainingConfig, finished_runs: list[ProtocolRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    runs = run_protocol(config)
+    assert {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in runs} == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/6] official-0-1: finished earlier, kept"
+    assert lines[-1] == "[6/6] random: finished earlier, kept"
+
+
+def test_an_interrupted_run_and_only_that_one_is_made_again(
+    config: TrainingConfig, finished_runs: list[ProtocolRun]
+) -> None:
+    interrupted = finished_runs[1]
+    (interrupted.folder / "release" / "metrics.json").unlink()
+    before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    run_protocol(config)
+    after = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    assert {name for name in before if before[name] != after[name]} == {interrupted.name}
+    assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
+
+
+def test_an_interrupted_run_resumes_from_its_checkpoint_by_itself(
+    config: TrainingConfig,
+    finished_runs: list[ProtocolRun],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted = finished_runs[1]
+    shutil.rmtree(interrupted.folder)
+
+    def stopped(trainer: Trainer, number: int) -> None:
+        monkeypatch.undo()
+        trainer._save()
+        raise Interrupted
+
+    monkeypatch.setattr(Trainer, "_stop_if_asked", stopped)
+    cache = os.environ["LEUKOSCOPE_CACHE"]
+    with pytest.raises(Interrupted):
+        run_protocol(config)
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", cache)
+    assert capsys.readouterr().out.splitlines()[-1] == "give the same command again to resume from there"
+    run_protocol(config)
+    assert f"resuming from {interrupted.folder / 'checkpoints' / '00001-epoch-1-step-1'}" in capsys.readouterr().out
+    assert interrupted.is_finished()
+    assert not (interrupted.folder / "checkpoints").exists()
+
+
+# What is published
+
+
+@pytest.fixture
+def composed(finished_runs: list[ProtocolRun], tmp_path: Path) -> Path:
+    return compose_release(finished_runs, tmp_path / "cards" / "release")
+
+
+def _blocks(release: Path) -> dict[str, dict[str, object]]:
+    return {block["name"]: block for block in json.loads((release / "metrics.json").read_text())["evaluations"]}
+
+
+def test_the_weights_published_are_the_final_ones(composed: Path, finished_runs: list[ProtocolRun]) -> None:
+    final = finished_runs[2].folder / "release"
+    assert (composed / "model.safetensors").read_bytes() == (final / "model.safetensors").read_bytes()
+    assert load_release(composed).labels == ("ALL", "HEM")
+    assert [p.name for p in composed.parent.iterdir()] == ["release"], "nothing is left beside it"
+
+
+def test_no_figure_claims_to_be_of_the_published_weights(composed: Path) -> None:
+    blocks = _blocks(composed)
+    assert {name: block["estimates"] for name, block in blocks.items()} == {
+        "subject_cv": OUT_OF_FOLD,
+        "official_0_1": OFFICIAL_FOLDS,
+        "official_1_0": OFFICIAL_FOLDS,
+        "random": RANDOM_SPLIT,
+    }
+    assert THESE_WEIGHTS not in {block["estimates"] for block in blocks.values()}
+    assert "patients on both sides" in blocks["random"]["estimates"]
+    metrics = json.loads((composed / "metrics.json").read_text())
+    assert metrics["training"]["cells"] == 60
+
+
+def test_cross_validation_pools_every_cell_once(composed: Path, data: LoadedCells) -> None:
+    block = _blocks(composed)["subject_cv"]
+    answers = CellPredictions.load(composed / "predictions" / "subject_cv.parquet")
+    assert sorted(answers.cell_ids) == sorted(data.train["cell_id"])
+    assert block["metrics"]["cells"] == 60
+    assert block["metrics"]["confusion_matrix"] == measure(answers)["confusion_matrix"]
+    assert block["split"]["disjoint_by"] == "subject"
+    assert block["split"]["detail"] == "2-fold cross-validation by subject, pooled out-of-fold predictions"
+    assert block["size_only_baseline"]["accuracy"] == pytest.approx(block["metrics"]["accuracy"], abs=1e-5)
+
+
+def test_each_fold_is_listed_with_its_own_subjects_and_figures(
+    composed: Path, finished_runs: list[ProtocolRun]
+) -> None:
+    folds = _blocks(composed)["subject_cv"]["folds"]
+    assert [fold["fold"] for fold in folds] == [0, 1]
+    assert not set(folds[0]["subjects"]) & set(folds[1]["subjects"])
+    assert len(folds[0]["subjects"]) + len(folds[1]["subjects"]) == 20
+    for fold, run in zip(folds, finished_runs[3:5], strict=True):
+        own = json.loads((run.folder / "metrics.json").read_text())["evaluations"][0]
+        assert fold["accuracy"] == own["metrics"]["accuracy"]
+        assert fold["split_fingerprint"] == own["split"]["fingerprint"]
+
+
+def test_training_times_are_added_up(composed: Path) -> None:
+    blocks = _blocks(composed)
+    assert blocks["official_1_0"]["training_seconds"] == 10
+    assert blocks["subject_cv"]["training_seconds"] == 1000 + 10000
+    assert json.loads((composed / "metrics.json").read_text())["training"]["protocol_seconds"] == 111111
+
+
+def test_predictions_of_every_measured_run_are_published(composed: Path) -> None:
+    assert {p.name for p in (composed / "predictions").iterdir()} == {
+        "subject_cv.parquet", "official_0_1.parquet", "official_1_0.parquet", "random.parquet",
+    }  # fmt: skip
+
+
+def test_folds_that_test_a_cell_twice_are_not_published(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    first, second = finished_runs[3:5]
+    CellPredictions.load(first.folder / "predictions.parquet").save(second.folder / "predictions.parquet")
+    with pytest.raises(LeukoscopeError, match="appears more than once"):
+        compose_release(finished_runs, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
+    old = tmp_path / "release"
+    old.mkdir()
+    (old / "stale.txt").touch()
+    (old / "config.json").write_text("{}")
+    assert compose_release(finished_runs, old) == old
+    assert not (old / "stale.txt").exists()
+    assert load_release(old).labels == ("ALL", "HEM")
+
+
+@pytest.mark.slow
+def test_a_whole_protocol_from_cells_to_release(config: TrainingConfig, tmp_path: Path) -> None:
+    runs = run_protocol(config)
+    assert all(run.is_finished() for run in runs)
+    release = compose_release(runs, tmp_path / "release")
+    blocks = _blocks(release)
+    assert blocks["subject_cv"]["metrics"]["cells"] == 60
+    assert blocks["official_0_1"]["metrics"]["cells"] == 30
+    assert json.loads((release / "metrics.json").read_text())["training"]["subjects"] == sorted(
+        f"{prefix}{100 + n}" for prefix in ("", "H") for n in range(10)
+    )

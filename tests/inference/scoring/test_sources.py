@@ -1,0 +1,256 @@
+"""A source must name every cell it is given, hand out any part of them, and change its fingerprint when they change."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import DatasetDict
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.images import EncodedImage, UnreadableImage, open_bytes, open_image
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.inference.scoring.sources import CellSource, SourceCell, open_source
+
+
+def save(path: Path, grey: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((16, 16, 3), grey, np.uint8)).save(path)
+    return path
+
+
+def everything(source: CellSource) -> list[SourceCell]:
+    return list(source.read([range(source.count)]))
+
+
+def opened(cell: SourceCell) -> Image.Image:
+    picture = cell.picture
+    return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
+
+
+def grey_of(cell: SourceCell) -> int:
+    return int(np.asarray(opened(cell))[0, 0, 0])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five cells of two subjects, whose grey is their number, and two files that are none."""
+    names = ("ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif")
+    for grey, name in enumerate(names):
+        save(tmp_path / "cells" / name, grey)
+    (tmp_path / "cells" / "notes.txt").write_text("no picture")
+    save(tmp_path / "cells" / ".hidden.png")
+    return tmp_path / "cells"
+
+
+def embedded(path: Path, rows: int, *, group: int, **columns: list[object]) -> Path:
+    """A Parquet file of pictures as 🤗 data sets write them; a picture's grey is its row."""
+    image = save(path.parent / "one.png")
+    pictures = []
+    for grey in range(rows):
+        save(image, grey)
+        pictures.append({"bytes": image.read_bytes(), "path": None})
+    pq.write_table(pa.table({"image": pictures, **columns}), path, row_group_size=group)
+    return path
+
+
+def test_a_folder_gives_its_images_in_a_fixed_order(folder):
+    source = open_source(str(folder))
+    assert [cell.cell_id for cell in everything(source)] == [
+        "ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif",
+    ]  # fmt: skip
+    assert [grey_of(cell) for cell in everything(source)] == [0, 1, 2, 3, 4]
+    assert (source.count, source.has_subjects) == (5, False)
+
+
+def test_any_ranges_are_read_in_one_pass(folder):
+    source = open_source(str(folder))
+    assert [grey_of(cell) for cell in source.read([range(1, 2), range(3, 5)])] == [1, 3, 4]
+    assert list(source.read([])) == []
+
+
+def test_a_pattern_names_subjects(folder):
+    source = open_source(str(folder), subject_pattern=r"^(?P<subject>\w+)/")
+    assert [cell.subject for cell in everything(source)] == ["ann", "ann", "bob", "bob", "bob"]
+    assert source.has_subjects
+
+
+def test_a_pattern_that_misses_a_file_is_refused(folder):
+    with pytest.raises(LeukoscopeError, match=r"'\^\(ann\)/': does not match 'bob/2.png'; it must match every image"):
+        open_source(str(folder), subject_pattern="^(ann)/")
+
+
+@pytest.mark.parametrize("change", ["content", "another", "fewer", "subjects"])
+def test_the_fingerprint_tells_other_cells_and_subjects(folder, change):
+    before = open_source(str(folder)).fingerprint
+    assert open_source(str(folder)).fingerprint == before
+    if change == "content":
+        # Same size, so that only the time of writing tells.
+        stored = folder / "ann" / "1.bmp"
+        save(stored, 200)
+        os.utime(stored, (1, 1))
+    elif change == "another":
+        save(folder / "ann" / "5.png")
+    elif change == "fewer":
+        (folder / "bob" / "2.png").unlink()
+    pattern = r"^(\w+)/" if change == "subjects" else None
+    assert open_source(str(folder), subject_pattern=pattern).fingerprint != before
+
+
+def test_a_folder_without_an_image_is_refused(tmp_path):
+    with pytest.raises(LeukoscopeError, match=f"--input {tmp_path}: holds no cell; give a folder of images"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
+def test_a_name_that_is_no_utf8_is_read_and_shown(tmp_path):
+    save(tmp_path / "cell.png", 7).rename(os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png"))
+    (cell,) = everything(open_source(str(tmp_path)))
+    assert (cell.cell_id, grey_of(cell)) == ("cell-\ufffd.png", 7)
+
+
+def test_a_csv_names_paths_subjects_and_ids(folder, tmp_path):
+    table = tmp_path / "cells.csv"
+    absolute = folder / "bob" / "2.png"
+    table.write_text(
+        f'\ufeffcell_id,note,file,patient_id\none,"a, ""b""\nover two lines",cells/ann/1.bmp,007\ntwo,,{absolute},\n',
+        encoding="utf-8",
+    )
+    source = open_source(str(table))
+    cells = everything(source)
+    assert [(cell.cell_id, cell.subject, grey_of(cell)) for cell in cells] == [("one", "007", 1), ("two", "", 2)]
+    assert source.has_subjects
+
+
+def test_a_table_of_paths_may_be_parquet(folder, tmp_path):
+    pq.write_table(pa.table({"path": ["cells/ann/0.png", None], "subject": [12, 13]}), tmp_path / "cells.parquet")
+    first, second = everything(open_source(str(tmp_path / "cells.parquet")))
+    assert (first.cell_id, first.subject, grey_of(first)) == ("cells/ann/0.png", "12", 0)
+    with pytest.raises(UnreadableImage):
+        opened(second)
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_column_called_image_may_hold_paths(folder, tmp_path, text):
+    table = pa.table({"image": pa.array(["cells/ann/0.png"]).cast(text)})
+    pq.write_table(table, tmp_path / "cells.parquet")
+    (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
+    assert (cell.cell_id, grey_of(cell)) == ("cells/ann/0.png", 0)
+
+
+def test_a_table_without_paths_is_refused(tmp_path):
+    (tmp_path / "cells.csv").write_text("name,age\nann,7\n")
+    with pytest.raises(
+        LeukoscopeError, match=r"cells.csv: has no column of image paths \(one of path, file, .*name, age"
+    ):
+        open_source(str(tmp_path / "cells.csv"))
+
+
+def test_subjects_named_twice_are_refused(tmp_path):
+    (tmp_path / "cells.csv").write_text("file,subject\na.png,ann\n")
+    with pytest.raises(LeukoscopeError, match="its column 'subject' names the subjects as well; leave the pattern out"):
+        open_source(str(tmp_path / "cells.csv"), subject_pattern="(a)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cells.csv", b"file\n\xff\xfe.png\n", "cells.csv: cannot be read as CSV in UTF-8"),
+        ("cells.csv", b"", "cells.csv: cannot be read as CSV in UTF-8"),
+        ("cells.parquet", b"PAR1, or is it?", "cells.parquet: is no whole Parquet file"),
+        ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
+        ("cells.csv", b"file\n", "cells.csv: holds no cell"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LeukoscopeError, match=message):
+        open_source(str(tmp_path / name))
+
+
+def test_what_is_neither_path_nor_data_set_is_refused():
+    with pytest.raises(
+        LeukoscopeError, match="--input nowhere: no such folder or file, and no data set either .*cnmc2019"
+    ):
+        open_source("nowhere")
+
+
+def test_pictures_inside_a_parquet_file_are_read_by_range(tmp_path):
+    path = embedded(tmp_path / "cells.parquet", 50, group=20, subject=["ann", None] * 25)
+    source = open_source(str(path))
+    assert (source.count, source.has_subjects) == (50, True)
+    assert [grey_of(cell) for cell in everything(source)] == list(range(50))
+    wanted = [range(0, 3), range(18, 23), range(47, 50)]
+    some = list(source.read(wanted))
+    assert [grey_of(cell) for cell in some] == [row for rows in wanted for row in rows]
+    assert [(cell.cell_id, cell.subject) for cell in some[2:4]] == [("row_000002", "ann"), ("row_000018", "ann")]
+
+
+def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path):
+    save(tmp_path / "beside.png", 9)
+    pictures = [{"bytes": None, "path": "beside.png"}, None, {"bytes": b"no picture", "path": None}]
+    pq.write_table(pa.table({"image": pictures, "cell_id": ["a", "b", "c"]}), tmp_path / "cells.parquet")
+    beside, missing, damaged = everything(open_source(str(tmp_path / "cells.parquet")))
+    assert grey_of(beside) == 9
+    for cell, message in ((missing, "cell b: the file is empty"), (damaged, "cell c: is not an image")):
+        with pytest.raises(UnreadableImage, match=message):
+            opened(cell)
+        assert message.startswith(cell.file)
+
+
+def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path):
+    path = embedded(tmp_path / "cells.parquet", 1, group=1)
+    with pytest.raises(LeukoscopeError, match="its pictures have no paths to match; give it a column 'subject'"):
+        open_source(str(path), subject_pattern="(a)")
+
+
+def test_a_data_set_brings_ids_subjects_and_what_is_unreadable(tmp_path):
+    for name in ("ALL/ann_1.png", "ALL/ann_2.png", "HEM/bob_1.png"):
+        save(tmp_path / name, 5)
+    (tmp_path / "HEM" / "bob_2.png").write_bytes(b"")
+    source = open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_")
+    data = load_cells("imagefolder", tmp_path, subject_pattern=r"/(\w+)_")
+    cells = everything(source)
+    assert [(cell.cell_id, cell.subject) for cell in cells] == list(
+        zip(data.train["cell_id"], data.train["subject"], strict=True)
+    )
+    assert [grey_of(cell) for cell in source.read([range(1, 3)])] == [5, 5]
+    assert source.unreadable == (
+        (str(tmp_path / "HEM" / "bob_2.png"), "the file is empty (0 bytes); copy or export it again"),
+    )
+    assert "1 unreadable file(s) left out" in source.report
+
+
+@pytest.mark.parametrize("change", ["replaced", "order"])
+def test_a_data_sets_fingerprint_tells_replaced_files_and_another_order(tmp_path, monkeypatch, change):
+    for grey, name in enumerate(("ALL/ann_1.bmp", "ALL/ann_2.bmp", "HEM/bob_1.bmp")):
+        save(tmp_path / name, grey)
+
+    def fingerprint() -> str:
+        return open_source("imagefolder", train_dir=tmp_path, subject_pattern=r"/(\w+)_").fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    if change == "replaced":
+        stored = tmp_path / "ALL" / "ann_1.bmp"
+        size = stored.stat().st_size
+        save(stored, 200)
+        os.utime(stored, (1, 1))
+        assert stored.stat().st_size == size, "else the data's own fingerprint tells"
+    else:
+        load = load_cells
+
+        def reversed_cells(*args: object, **more: object) -> LoadedCells:
+            data = load(*args, **more)
+            order = range(len(data.train) - 1, -1, -1)
+            return replace(data, cells=DatasetDict(train=data.train.select(order)))
+
+        monkeypatch.setattr("leukoscope.data.loading.load_cells", reversed_cells)
+    assert fingerprint() != before

@@ -1,0 +1,214 @@
+"""A field's reading must count what is in distribution, set the rest apart, and never call a smear a cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.data.fields import UnusableField, cut_out, find_cells
+from leukoscope.data.synthetic import draw_field
+from leukoscope.inference.field import AT_EDGE, FieldReading, draw_reading, read_field
+from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
+
+CLASSES = ("ALL", "HEM", "ALL", "HEM")
+
+
+@pytest.fixture(scope="module")
+def smear() -> Image.Image:
+    return Image.fromarray(draw_field(CLASSES, size=(300, 380), um_per_pixel=0.2).image)
+
+
+@pytest.fixture
+def predictor(tiny_release: Path) -> Predictor:
+    return Predictor.from_pretrained(tiny_release)
+
+
+def about(predictor: Predictor, **metrics: Any) -> Predictor:
+    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, **metrics})
+    return predictor
+
+
+def detector(limit: float, mean: np.ndarray | None = None) -> OodDetector:
+    values = (np.zeros(STATISTICS) if mean is None else mean, np.ones(STATISTICS), np.eye(STATISTICS), limit)
+    return OodDetector(*(np.asarray(value, np.float32) for value in values))
+
+
+def knows(predictor: Predictor, smear: Image.Image, count: int) -> OodDetector:
+    """A detector whose limit lets pass that many of the smear's cells: those most like the first."""
+    cells = [cut_out(smear, cell, 0.2) for cell in find_cells(smear, um_per_pixel=0.2).cells]
+    statistics = np.stack([picture_statistics(predictor.release.preprocessing.frame(cell)) for cell in cells])
+    around = detector(1.0, mean=statistics[0])
+    near = np.sort(around.distances(statistics))
+    return replace(around, limit=np.float32((near[count - 1] + near[count]) / 2))
+
+
+def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear):
+    reading = read_field(predictor, smear, "a.png", um_per_pixel=0.2)
+
+    assert len(reading.cells) == sum(reading.counts.values()) == len(CLASSES)
+    assert list(reading.counts) == ["ALL", "HEM", ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, AT_EDGE]
+    assert all(cell.outcome == cell.prediction.outcome in CLASSES for cell in reading.cells if cell.prediction)
+    assert reading.in_distribution is None, "this release has no OOD detector"
+    shares = ", ".join(f"{reading.counts[label]} {label}" for label in ("ALL", "HEM"))
+    assert reading.summary == f"4 nucleated cell(s), 4 of them whole within the field. {shares}."
+    told = json.loads(json.dumps(reading.to_dict()))
+    assert told["notice"] == RESEARCH_NOTICE
+    assert told["um_per_pixel"] == 0.2 and told["scale_from"] == "given"
+    assert told["share_known"] is None
+    assert [cell["box"] for cell in told["cells"]] == [list(cell.cell.box) for cell in reading.cells]
+    assert [cell["outcome"] for cell in told["cells"]] == [cell.outcome for cell in reading.cells]
+    for cell, one in zip(told["cells"], reading.cells, strict=True):
+        assert (cell["reasons"], cell["ood_score"]) == ([], None)
+        assert cell["probabilities"] == one.prediction.probabilities
+
+
+def test_a_field_of_foreign_cells_gets_no_class(predictor, smear):
+    predictor.ood = detector(limit=1e-6)
+
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+
+    assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
+    assert reading.counts["ALL"] == reading.counts["HEM"] == 0
+    assert reading.in_distribution == 0
+    assert reading.summary == (
+        "4 nucleated cell(s), 4 of them whole within the field. Out of distribution: only 0% of these are like the "
+        "cells the model was trained on (another microscope or stain), less than the 50% needed; no cell gets a class."
+    )
+
+
+def codes(reading: FieldReading) -> list[list[str]]:
+    return [[reason.code for reason in cell.prediction.decision.reasons] for cell in reading.cells if cell.prediction]
+
+
+def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor, smear):
+    predictor.ood = knows(predictor, smear, count=1)
+
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+
+    assert reading.in_distribution == 0.25
+    assert reading.counts[OUT_OF_DISTRIBUTION] == len(CLASSES)
+    first, *others = reading.cells
+    assert first.prediction.checks.ood_score <= 1 < min(cell.prediction.checks.ood_score for cell in others)
+    (reason,) = first.prediction.decision.reasons
+    assert (reason.code, reason.value, reason.limit) == ("ood_field", 0.25, 0.5)
+    assert all(found[0] in ("ood_colour", "ood_texture", "ood_shape") for found in codes(reading)[1:])
+    assert "only 25% of these" in reading.summary
+    told = json.loads(json.dumps(reading.to_dict()))
+    assert told["share_known"] == 0.25
+    assert told["cells"][0]["outcome"] == OUT_OF_DISTRIBUTION
+    assert told["cells"][0]["reasons"] == [reason.to_dict()]
+    assert told["cells"][0]["ood_score"] == first.prediction.checks.ood_score
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_where_half_of_a_fields_cells_are_known_those_get_their_class(predictor, smear, count):
+    predictor.ood = knows(predictor, smear, count)
+
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+
+    assert reading.in_distribution == count / 4
+    for cell in reading.cells:
+        known = cell.prediction.checks.ood_score <= 1
+        assert cell.outcome == (cell.prediction.most_probable if known else OUT_OF_DISTRIBUTION)
+        assert cell.prediction.checks.field_share == count / 4
+    assert (
+        f"; no class: {4 - count} out of distribution. {count / 4:.0%} of the whole cells are like" in reading.summary
+    )
+
+
+def test_a_cell_given_by_itself_is_not_judged_by_its_field(predictor, smear):
+    """The share of a field is known only when the field is read."""
+    predictor.ood = knows(predictor, smear, count=1)
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+
+    alone = predictor(cut_out(smear, reading.cells[0].cell, 0.2))
+
+    assert reading.cells[0].outcome == OUT_OF_DISTRIBUTION
+    assert alone.outcome == alone.most_probable and alone.checks.field_share is None
+    assert alone.probabilities == pytest.approx(reading.cells[0].prediction.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("known", [None, 4])
+def test_cells_below_the_release_s_own_threshold_are_abstained_from(predictor, smear, known):
+    predictor.ood = None if known is None else detector(limit=1e6)
+    predictor.thresholds = replace(predictor.thresholds, abstain_below=1.0)
+
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+
+    assert reading.counts[ABSTAIN] == len(CLASSES)
+    assert codes(reading) == [["low_confidence"]] * len(CLASSES)
+    assert "0 ALL, 0 HEM; no class: 4 abstain." in reading.summary
+
+
+def test_cells_cut_by_the_edge_are_not_asked_about(predictor, smear):
+    (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
+
+    reading = read_field(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
+
+    cut = [cell for cell in reading.cells if cell.outcome == AT_EDGE]
+    assert cut and all(cell.prediction is None for cell in cut)
+    told = [cell for cell in reading.to_dict()["cells"] if cell["outcome"] == AT_EDGE]
+    assert len(told) == len(cut) == reading.counts[AT_EDGE]
+    for cell in told:
+        assert (cell["reasons"], cell["probabilities"], cell["ood_score"]) == ([], None, None)
+
+
+def test_cells_cut_by_the_edge_do_not_count_in_the_share_that_is_known(predictor, smear):
+    (left, _, right, _), *_ = (cell.cell.box for cell in read_field(predictor, smear, um_per_pixel=0.2).cells)
+    predictor.ood = detector(limit=1e6)
+
+    reading = read_field(predictor, smear.crop(((left + right) // 2, 0, *smear.size)), um_per_pixel=0.2)
+
+    assert reading.in_distribution == 1 and reading.counts[AT_EDGE] > 0
+    assert all(cell.outcome == AT_EDGE for cell in reading.cells if cell.prediction is None)
+
+
+def test_more_cells_than_may_be_predicted_are_refused(predictor, smear):
+    assert len(read_field(predictor, smear, um_per_pixel=0.2, most_cells=len(CLASSES)).cells) == len(CLASSES)
+    with pytest.raises(
+        UnusableField, match=r"^a.png: shows 4 nucleated cells, more than the 3 predicted at once; crop"
+    ):
+        read_field(predictor, smear, "a.png", um_per_pixel=0.2, most_cells=3)
+
+
+def test_an_empty_field_is_said_to_be_empty(predictor):
+    reading = read_field(predictor, Image.new("RGB", (200, 200), (236, 220, 217)))
+
+    assert reading.summary == "No nucleated cell was found."
+    assert reading.in_distribution is None
+    assert reading.to_dict()["um_per_pixel"] is None
+
+
+def test_an_unusable_field_is_named(predictor, smear):
+    with pytest.raises(UnusableField, match=r"^grey\.png: the picture is grey"):
+        read_field(predictor, smear.convert("L").convert("RGB"), "grey.png")
+
+
+def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(predictor, smear):
+    about(predictor, data={"name": "ball4"})
+
+    with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
+        read_field(predictor, smear)
+
+
+def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor, smear):
+    known = read_field(predictor, smear, um_per_pixel=0.2)
+    predictor.ood = detector(limit=1e-6)
+    foreign = read_field(predictor, smear, um_per_pixel=0.2)
+
+    one, other = (np.asarray(draw_reading(smear, reading)) for reading in (known, foreign))
+
+    assert one.shape == other.shape and one.shape[1] == 800
+    left, top, right, bottom = (edge * 800 / 380 for edge in known.cells[0].cell.box)
+    middle = slice(round((top + bottom) / 2) - 4, round((top + bottom) / 2) + 4)
+    crossing = slice(round((left + right) / 2) - 4, round((left + right) / 2) + 4)
+    assert not np.array_equal(one[middle, crossing], other[middle, crossing]), "a cross over what gets no class"
+    assert (other[middle, crossing] == 0).all(axis=-1).any()

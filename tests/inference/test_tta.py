@@ -1,0 +1,33 @@
+"""Test-time augmentation: eight different views of the same pixels, and every map turned back onto the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
+
+
+def test_the_first_view_is_the_picture_and_no_two_are_alike():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+
+    views = tta_views(pixels)
+
+    assert views.shape == (2 * VIEWS, 5, 5, 3)
+    assert np.array_equal(views[::VIEWS], pixels)
+    assert len({view.tobytes() for view in views}) == 2 * VIEWS
+
+
+def test_maps_are_average_maps_onto_the_picture():
+    pixels = np.random.default_rng(1).random((3, 4, 4, 2))
+    # A map that shows where a pixel lies follows it through every view.
+    maps = np.moveaxis(tta_views(pixels), -1, 1)
+
+    assert np.allclose(average_maps(maps), np.moveaxis(pixels, -1, 1), atol=1e-6)
+
+
+def test_disagreement_counts_the_views_that_differ_from_their_average():
+    agreeing = np.tile([0.9, 0.1], (VIEWS, 1))
+    two_differ = agreeing.copy()
+    two_differ[:2] = [0.4, 0.6]
+
+    assert disagreement(np.stack([agreeing, two_differ])).tolist() == [0.0, 0.25]

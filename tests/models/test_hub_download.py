@@ -1,0 +1,176 @@
+"""A model named by Hub id comes as the Hub keeps it, or from the cache and said so, or not at all and said why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from hub_server import Fault, Hub
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.inference.foreign import open_classifier
+from leukoscope.models.hub_download import fetch_files, release_folder
+
+ID = "lab/cells"
+
+
+@pytest.fixture
+def online(hub: Hub, tiny_release: Path) -> Hub:
+    """A Hub that holds the tiny release."""
+    put(hub, tiny_release)
+    return hub
+
+
+def put(hub: Hub, folder: Path, id: str = ID) -> str:
+    """A folder's files as one more commit of a repository; its id."""
+    if id not in hub.storage.repositories:
+        hub.storage.create(id, private=False)
+    repository = hub.repository(id)
+    files = {
+        path.name: hub.storage.keep(path.read_bytes(), large=path.suffix in (".safetensors", ".bin"))
+        for path in folder.iterdir()
+    }
+    commit = repository.add(files, "new version", repository.branches["main"])
+    repository.branches["main"] = commit.oid
+    return commit.oid
+
+
+def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody listens on the discard port.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+
+def same_files(folder: Path, release: Path) -> bool:
+    return all((folder / path.name).read_bytes() == path.read_bytes() for path in release.iterdir())
+
+
+def test_a_release_arrives_as_it_was_published(online: Hub, tiny_release: Path) -> None:
+    folder = fetch_files(ID, None)
+    assert folder.name == online.repository(ID).branches["main"]
+    assert same_files(folder, tiny_release)
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Path, tmp_path: Path) -> None:
+    repository = online.repository(ID)
+    old = repository.branches["main"]
+    repository.tags["v1"] = repository.branches["feature/x"] = old
+    shutil.copytree(tiny_release, tmp_path / "new")
+    (tmp_path / "new" / "metrics.json").write_text("{}")
+    new = put(online, tmp_path / "new")
+    for revision in ("v1", old, old[:8], "feature/x"):
+        assert release_folder(f"{ID}@{revision}").name == old
+    assert release_folder(ID).name == new
+    assert json.loads((release_folder(ID) / "metrics.json").read_text()) == {}
+
+
+def test_the_commit_stands_in_every_prediction(online: Hub) -> None:
+    answer = Predictor.from_pretrained(ID)(draw_cell("ALL", subject=0, cell=0, size=64, background="black").image)
+    assert answer.to_dict()["revision"] == online.repository(ID).branches["main"]
+    assert answer.to_dict()["model"] == ID
+
+
+@pytest.mark.parametrize("broken", ["unplugged", "refusing", "switched off"])
+def test_without_the_hub_the_cached_copy_is_used_and_said_so(
+    online: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_release: Path, broken: str
+) -> None:
+    first = fetch_files(ID, None)
+    if broken == "unplugged":
+        unplug(monkeypatch)
+    elif broken == "switched off":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        online.faults.append(Fault("GET /api/models", status=503, times=9))
+    with caplog.at_level(logging.WARNING, "leukoscope"):
+        again = fetch_files(ID, None)
+    assert again == first
+    assert same_files(again, tiny_release)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "leukoscope"]
+    assert said.startswith(f"{ID}: the Hub cannot be reached (")
+    assert said.endswith(f"); using the copy cached here, {first.name[:12]}")
+
+
+def test_a_network_that_swallows_everything_is_given_up_within_five_seconds(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(LeukoscopeError, match=f"^{ID}: the Hub cannot be reached and no whole copy is cached"):
+            fetch_files(ID, None)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.usefixtures("waits")
+@pytest.mark.parametrize("times", [1, 3])
+def test_weights_cut_half_way_are_gone_on_with(online: Hub, tiny_release: Path, times: int) -> None:
+    online.faults.append(Fault("GET .*/model.safetensors", "cut", times=times))
+    assert same_files(fetch_files(ID, None), tiny_release)
+
+
+@pytest.mark.usefixtures("waits")
+def test_weights_that_never_come_whole_are_told_of_and_come_later(online: Hub, tiny_release: Path) -> None:
+    online.faults.append(Fault("GET .*/config.json", status=500, times=99))
+    with pytest.raises(LeukoscopeError, match=rf"^{ID}: cannot be fetched from the Hub \(.+\);"):
+        fetch_files(ID, None)
+    online.faults.clear()
+    assert same_files(fetch_files(ID, None), tiny_release)
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_busy_hub_is_waited_for(online: Hub, tiny_release: Path, waits: list[float]) -> None:
+    online.faults.append(Fault("GET .*/model.safetensors", status=429, headers={"Retry-After": "7"}))
+    assert same_files(fetch_files(ID, None), tiny_release)
+    assert 8 in waits  # the client adds a second
+
+
+def test_content_that_is_not_what_the_hub_names_is_refused(online: Hub, tiny_release: Path) -> None:
+    online.faults.append(Fault("(HEAD|GET) .*/model.safetensors", "wrong_etag", times=2))
+    with pytest.raises(LeukoscopeError) as refused:
+        fetch_files(ID, None)
+    assert str(refused.value) == (
+        f"{ID}: model.safetensors is damaged (its checksum is not the one the Hub names); it was removed from the "
+        "cache, try again"
+    )
+    assert same_files(fetch_files(ID, None), tiny_release)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_cached_file_that_changed_is_refused_once_and_fetched_anew(
+    online: Hub, tiny_release: Path, name: str
+) -> None:
+    file = fetch_files(ID, None) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.resolve().write_bytes(content)
+    with pytest.raises(LeukoscopeError, match=f"^{ID}: {name} is damaged"):
+        fetch_files(ID, None)
+    assert same_files(fetch_files(ID, None), tiny_release)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("pytorch_model.bin", "holds only pytorch_model.bin; pickled weights can run"), ("notes.txt", "holds no .safet")],
+)
+def test_a_repository_without_safetensors_is_refused_before_anything_is_downloaded(
+    online: Hub, tiny_release: Path, tmp_path: Path, name: str, problem: str
+) -> None:
+    shutil.copytree(tiny_release, tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / name)
+    put(online, tmp_path / "other", "lab/other")
+    for opened in (Predictor.from_pretrained, open_classifier):
+        with pytest.raises(LeukoscopeError, match=f"^lab/other: {problem}"):
+            opened("lab/other")
+    assert not [request for request in online.requests if "/resolve/" in request]
+
+
+def test_a_token_the_hub_does_not_know_is_told_of(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    online.repository(ID).private = True
+    monkeypatch.setenv("HF_TOKEN", "hf_nobodys")
+    with pytest.raises(LeukoscopeError, match=f"^{ID}: no such folder, and no such model on the Hub; check the name"):
+        fetch_files(ID, None)

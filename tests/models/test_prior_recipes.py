@@ -1,0 +1,249 @@
+"""The five published systems: each recipe builds what its author describes, layer by layer and rate by rate."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from leukoscope.data.augmentation import Augmentation
+from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leukoscope.models.build import build_network, head_parameters, penalty
+from leukoscope.models.prior_recipes import PRIOR_SYSTEMS
+from leukoscope.models.recipes import Penalty, Plateau, Recipe, get_recipe
+from leukoscope.models.remote.networks import AlexNet, BaselineCNN, Classifier
+
+UNCHANGED = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")
+C_CHANGES = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=20, flips="both")
+
+
+def on_paper(name: str, num_classes: int = 2) -> nn.Module:
+    with torch.device("meta"):
+        return build_network(get_recipe(name), num_classes)
+
+
+def trained(recipe: Recipe, network: nn.Module) -> list[str]:
+    """Names of the parameters that learn."""
+    return [name for name, _ in network.named_parameters() if not name.startswith(recipe.frozen or ("nothing",))]
+
+
+def layers(module: nn.Module) -> list[str]:
+    """Its layers in order, as torch prints them, up to what every batch normalisation has."""
+    leaves = (m for m in module.modules() if not list(m.children()) and not isinstance(m, nn.Identity))
+    return [re.sub(r", affine=True.*", ")", str(leaf)) for leaf in leaves]
+
+
+def how_it_learns(recipe: Recipe) -> tuple[object, ...]:
+    return (
+        recipe.optimizer,
+        recipe.learning_rate,
+        recipe.head_learning_rate,
+        recipe.weight_decay,
+        recipe.num_train_epochs,
+        recipe.train_batch_size,
+    )
+
+
+def test_a_is_efficientnet_b3_under_max_pooling_and_256_units() -> None:
+    recipe, network = get_recipe("prior_a_efficientnet_b3"), on_paper("prior_a_efficientnet_b3")
+    assert isinstance(network, Classifier) and recipe.architecture == "tf_efficientnet_b3" and recipe.image_size == 224
+    assert layers(network.head) == [
+        "AdaptiveMaxPool2d(output_size=1)",
+        "BatchNorm1d(1536, eps=0.001, momentum=0.01)",
+        "Linear(in_features=1536, out_features=256, bias=True)",
+        "ReLU()",
+        "Dropout(p=0.45, inplace=False)",
+        "Linear(in_features=256, out_features=2, bias=True)",
+    ]
+    assert trained(recipe, network) == [name for name, _ in network.named_parameters()], "every layer learns"
+    assert recipe.penalty == Penalty(weight_l2=0.016, bias_l1=0.006)
+    assert how_it_learns(recipe) == ("adamax", 1e-3, 1e-3, 0.0, 40, 40)
+    assert recipe.plateau == Plateau("val_accuracy", 0.5, 1, 3, until_train_accuracy=None)
+    assert (recipe.mean, recipe.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert recipe.augmentation == replace(UNCHANGED, flips="horizontal")
+
+
+def test_b_is_densenet201_under_two_layers_of_64() -> None:
+    recipe, network = get_recipe("prior_b_densenet201"), on_paper("prior_b_densenet201", 4)
+    assert isinstance(network, Classifier) and recipe.architecture == "densenet201" and recipe.image_size == 224
+    assert layers(network.head) == [
+        "AdaptiveAvgPool2d(output_size=1)",
+        "BatchNorm1d(1920, eps=1e-05, momentum=0.1)",
+        "Linear(in_features=1920, out_features=64, bias=True)",
+        "BatchNorm1d(64, eps=1e-05, momentum=0.1)",
+        "LeakyReLU(negative_slope=0.01)",
+        "Dropout(p=0.2, inplace=False)",
+        "Linear(in_features=64, out_features=64, bias=True)",
+        "BatchNorm1d(64, eps=1e-05, momentum=0.1)",
+        "ReLU()",
+        "Linear(in_features=64, out_features=4, bias=True)",
+    ]
+    assert trained(recipe, network) == [name for name, _ in network.named_parameters()], "every layer learns"
+    assert recipe.penalty == Penalty()
+    assert how_it_learns(recipe) == ("adam", 1e-4, 1e-4, 1e-5, 40, 16)
+    assert recipe.plateau is None and recipe.schedule == "constant"
+    assert (recipe.mean, recipe.std) == ((0, 0, 0), (1, 1, 1)), "pixels stay in 0–1"
+    assert recipe.augmentation == replace(UNCHANGED, brightness=0.1, contrast=0.1, rotation=20, flips="both")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "head", "drop_rate"),
+    [
+        ("prior_c_resnet50", "ResNet", (2, 2048), 0.5),
+        ("prior_c_efficientnet_b3", "EfficientNet", (2, 1536), 0.3),
+        ("prior_c_alexnet", "AlexNet", (2, 4096), 0.5),
+        ("prior_c_vgg16", "VGG", (2, 4096), 0.5),
+    ],
+)
+def test_c_compares_four_networks_with_their_own_heads(
+    name: str, kind: str, head: tuple[int, int], drop_rate: float
+) -> None:
+    recipe, network = get_recipe(name), on_paper(name)
+    assert type(network).__name__ == kind and recipe.head is None
+    assert [p.shape for p in head_parameters(network)] == [head, head[:1]]
+    assert recipe.drop_rate == drop_rate and recipe.image_size == 224
+    assert trained(recipe, network) == [name for name, _ in network.named_parameters()]
+    assert how_it_learns(recipe) == ("adam", 1e-4, 1e-4, 0.0, 20, 32)
+    assert recipe.plateau is None and recipe.schedule == "constant" and recipe.augmentation == C_CHANGES
+
+
+def test_c_alexnet_is_torchvisions_layer_by_layer() -> None:
+    from torchvision.models import alexnet
+
+    network = on_paper("prior_c_alexnet", 1000)
+    assert isinstance(network, AlexNet)
+    with torch.device("meta"):
+        theirs = alexnet()
+    assert layers(network) == layers(theirs)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+def test_c_vgg16_has_thirteen_convolutions_and_two_layers_of_4096() -> None:
+    network = on_paper("prior_c_vgg16")
+    assert sum(isinstance(m, nn.Conv2d) for m in network.features.modules()) == 13
+    assert (network.pre_logits.fc1.out_channels, network.pre_logits.fc2.out_channels) == (4096, 4096)
+
+
+def test_d_baseline_is_three_small_convolutions_and_two_dense_layers() -> None:
+    recipe, network = get_recipe("prior_d_baseline_cnn"), on_paper("prior_d_baseline_cnn")
+    assert isinstance(network, BaselineCNN)
+    assert [layer for layer in layers(network) if not layer.startswith("Dropout(p=0.0")] == [
+        "Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
+        "ReLU()",
+        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+        "Conv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
+        "ReLU()",
+        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+        "Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
+        "ReLU()",
+        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+        "AdaptiveAvgPool2d(output_size=7)",
+        "Linear(in_features=784, out_features=64, bias=True)",
+        "ReLU()",
+        "Linear(in_features=64, out_features=2, bias=True)",
+    ]
+    assert recipe.image_size == 224 and recipe.base_model == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "image_size"),
+    [
+        ("prior_d_baseline_cnn", "BaselineCNN", 224),
+        ("prior_d_inception", "InceptionV3", 299),
+        ("prior_d_resnet", "ResNet", 224),
+    ],
+)
+def test_d_compares_three_networks_under_sgd(name: str, kind: str, image_size: int) -> None:
+    recipe, network = get_recipe(name), on_paper(name)
+    assert type(network).__name__ == kind and recipe.head is None and recipe.image_size == image_size
+    assert trained(recipe, network) == [name for name, _ in network.named_parameters()]
+    assert how_it_learns(recipe) == ("sgd", 1e-2, 1e-2, 0.0, 20, 32)
+    assert recipe.plateau is None and recipe.augmentation == UNCHANGED
+    assert recipe.schedule == "constant"
+    assert recipe.batch_norm_cells == (1024 if name == "prior_d_resnet" else 0)
+
+
+def test_d_inception_has_no_auxiliary_answer() -> None:
+    network = on_paper("prior_d_inception").train()
+    answer = network(torch.zeros(2, 3, 75, 75, device="meta"))
+    assert isinstance(answer, torch.Tensor) and answer.shape == (2, 2)
+    assert not [name for name, _ in network.named_parameters() if name.startswith("AuxLogits")]
+    recipe = get_recipe("prior_d_inception")
+    assert (recipe.mean, recipe.std) == ((0.5,) * 3, (0.5,) * 3), "what its ImageNet weights were trained with"
+
+
+def test_e_is_a_frozen_densenet121_under_256_units() -> None:
+    recipe, network = get_recipe("prior_e_densenet121_frozen"), on_paper("prior_e_densenet121_frozen")
+    assert isinstance(network, Classifier) and recipe.architecture == "densenet121" and recipe.image_size == 224
+    assert layers(network.head) == [
+        "AdaptiveAvgPool2d(output_size=1)",
+        "BatchNorm1d(1024, eps=0.001, momentum=0.01)",
+        "Linear(in_features=1024, out_features=256, bias=True)",
+        "ReLU()",
+        "Dropout(p=0.4, inplace=False)",
+        "Linear(in_features=256, out_features=2, bias=True)",
+    ]
+    assert trained(recipe, network) == [f"head.{name}" for name, _ in network.head.named_parameters()]
+    assert recipe.penalty == Penalty(weight_l2=1e-4)
+    assert how_it_learns(recipe) == ("adam", 1e-4, 1e-4, 0.0, 40, 40)
+    assert recipe.plateau == Plateau("val_loss", 0.5, 1, 3, until_train_accuracy=0.9)
+    assert recipe.augmentation == replace(UNCHANGED, flips="horizontal")
+
+
+@pytest.mark.parametrize("recipe", PRIOR_SYSTEMS, ids=lambda recipe: recipe.name)
+def test_none_has_the_habits_of_the_house(recipe: Recipe) -> None:
+    assert not recipe.class_weighted and recipe.label_smoothing == 0 and recipe.max_grad_norm is None
+    assert recipe.about.startswith(f"System {recipe.name[6].upper()} (") and " Left open: " in recipe.about
+
+
+# What the regularisers add to the loss
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 96·256 weights of ½ and 256 biases of −2 in one hidden layer.
+        ("prior_a_efficientnet_b3", 0.016 * 96 * 256 * 0.25 + 0.006 * 256 * 2),
+        ("prior_e_densenet121_frozen", 1e-4 * 96 * 256 * 0.25),
+        ("prior_b_densenet201", 0.0),
+    ],
+)
+def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) -> None:
+    recipe = replace(get_recipe(name), architecture="test_resnet", drop_path_rate=0.0)
+    network = build_network(recipe, 2)
+    assert network.num_features == 96
+    with torch.no_grad():
+        for layer in (m for m in network.head.modules() if isinstance(m, nn.Linear)):
+            layer.weight.fill_(0.5)
+            layer.bias.fill_(-2.0)
+    assert penalty(network, recipe).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_strength_counts_its_own_sum() -> None:
+    recipe = replace(get_recipe("prior_e_densenet121_frozen"), architecture="test_resnet")
+    network = build_network(recipe, 2)
+    layer = network.head.hidden[0][0]
+    for strength, expected in {
+        "weight_l2": layer.weight.square().sum(),
+        "weight_l1": layer.weight.abs().sum(),
+        "bias_l2": layer.bias.square().sum(),
+        "bias_l1": layer.bias.abs().sum(),
+    }.items():
+        value = penalty(network, replace(recipe, penalty=Penalty(**{strength: 3.0})))
+        assert torch.isclose(value, 3 * expected), strength
+
+
+def test_the_penalty_teaches_the_hidden_layer_only() -> None:
+    recipe = replace(get_recipe("prior_a_efficientnet_b3"), architecture="test_resnet", drop_path_rate=0.0)
+    network = build_network(recipe, 2)
+    penalty(network, recipe).backward()
+    moved = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert moved == ["head.hidden.0.0.weight", "head.hidden.0.0.bias"]
+
+
+def test_a_network_without_a_head_of_its_own_has_no_penalty() -> None:
+    recipe = get_recipe("prior_d_baseline_cnn")
+    assert penalty(build_network(recipe, 2), recipe).item() == 0

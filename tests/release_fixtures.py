@@ -1,0 +1,143 @@
+"""A release folder with known metrics, for everything that is rendered from one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leukoscope import RESEARCH_NOTICE
+
+MEASURED = {
+    "cells": 1234,
+    "accuracy": 0.8111,
+    "balanced_accuracy": 0.7222,
+    "f1_weighted": 0.8333,
+    "f1_macro": 0.7444,
+    "auroc": 0.8554,
+    "accuracy_by_subject": 0.81,
+    "balanced_accuracy_by_subject": 0.7011,
+    "f1_weighted_by_subject": 0.79,
+    "f1_macro_by_subject": 0.7,
+    "auroc_by_subject": 0.7771,
+    "auroc_equal_size": 0.6666,
+    "per_class": {
+        "ALL": {"precision": 800 / 999, "recall": 800 / 834, "f1": 0.8729, "support": 834},
+        "HEM": {"precision": 201 / 235, "recall": 201 / 400, "f1": 0.6331, "support": 400},
+    },
+    "confusion_matrix": [[800, 34], [199, 201]],
+    "subjects": {
+        "H10": {"label": "HEM", "cells": 405, "accuracy": 0.1919},
+        "16": {"label": "ALL", "cells": 53, "accuracy": 1.0},
+    },
+}
+METRICS: dict[str, Any] = {
+    "schema_version": 2,
+    "notice": RESEARCH_NOTICE,
+    "recipe": {
+        "name": "densenet121",
+        "architecture": "densenet121",
+        "image_size": 160,
+        "num_train_epochs": 2,
+        "frozen": [],
+    },
+    "labels": ["ALL", "HEM"],
+    "positive_label": "ALL",
+    "data": {
+        "name": "cnmc2019",
+        "title": "C-NMC 2019",
+        "licence": "CC BY 3.0",
+        "citation": "Gupta & Gupta 2019.",
+        "count_differences": ["fold_2 ALL: 413 cells here, 2,457 published"],
+        "synthetic": False,
+        "unit": "subject",
+    },
+    "training": {
+        "cells": 7779,
+        "subjects": ["1", "2", "3"],
+        "split": "every cell trains",
+        "start_weights": "channels selected from ImageNet DenseNet169",
+        "seed": 0,
+        "seconds": 600.0,
+        "protocol_seconds": 6000.0,
+        "hardware": "CPU, 2 threads",
+        "versions": {"leukoscope": "0.1.0"},
+    },
+    "evaluations": [
+        {
+            "name": "subject_cv",
+            "estimates": "recipe (cross-validated)",
+            "split": {
+                "strategy": "subject-cv",
+                "detail": "2-fold cross-validation by subject",
+                "disjoint_by": "subject",
+            },
+            "metrics": MEASURED,
+            "size_only_baseline": {"f1_weighted": 0.7999, "auroc_by_subject": 0.7222},
+            "folds": [
+                {
+                    "fold": 0,
+                    "cells": 617,
+                    "subjects": ["16"],
+                    "f1_weighted": 0.8011,
+                    "balanced_accuracy": 0.7,
+                    "auroc": None,
+                },
+                {
+                    "fold": 1,
+                    "cells": 617,
+                    "subjects": ["H10"],
+                    "f1_weighted": 0.8654,
+                    "balanced_accuracy": 0.7,
+                    "auroc": 0.9,
+                },
+            ],
+        },
+        {
+            "name": "random",
+            "estimates": "recipe (random split by image: patients on both sides)",
+            "split": {"strategy": "random", "detail": "70/15/15 by image", "disjoint_by": "cell"},
+            "metrics": {**MEASURED, "f1_weighted": 0.9666},
+        },
+    ],
+}
+
+
+@pytest.fixture
+def release_metrics() -> dict[str, Any]:
+    """The content of the release's metrics.json, free to be changed."""
+    return copy.deepcopy(METRICS)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A release folder with known metrics; the card needs no weights."""
+    folder = tmp_path / "leukoscope-test"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 350 / 450}}))
+    return folder
+
+
+@pytest.fixture
+def whole_release(tmp_path: Path, tiny_release: Path) -> Path:
+    """A release with all that is published: known metrics, real weights, a card, an OOD detector, predictions."""
+    import numpy as np
+
+    from leukoscope.evaluation.metrics import CellPredictions
+
+    folder = tmp_path / "whole" / "leukoscope-test"
+    shutil.copytree(tiny_release, folder)
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "README.md").write_text("---\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# Test\n")
+    (folder / "ood.safetensors").write_bytes(b"a detector")
+    for name in ("figures", "predictions"):
+        (folder / name).mkdir()
+    (folder / "figures" / "roc.png").write_bytes(b"a curve")
+    answers = CellPredictions(("UID_1_1_1_all",), ("1",), np.array([0]), np.array([[0.75, 0.25]]), ("ALL", "HEM"))
+    answers.save(folder / "predictions" / "subject_cv.parquet")
+    return folder

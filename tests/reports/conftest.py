@@ -1,0 +1,5 @@
+"""Releases that are reported."""
+
+from release_fixtures import release, release_metrics, whole_release
+
+__all__ = ["release", "release_metrics", "whole_release"]

@@ -1,0 +1,270 @@
+"""Model cards: every figure comes from metrics.json, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.ood_metrics import KINDS, ood_block
+from leukoscope.inference.ood import STATISTICS, OodDetector
+from leukoscope.models.recipes import get_recipe
+from leukoscope.reports.card import render_card, write_card
+from leukoscope.reports.release_tables import detailed_evaluation
+from leukoscope.training.plots import class_report
+
+REPOSITORY = Path(__file__).parents[2]
+EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_front_matter_says_which_estimate_each_figure_is(release: Path) -> None:
+    results = front_matter(render_card(release))["model-index"][0]["results"]
+    f1 = {r["dataset"]["name"]: next(m for m in r["metrics"] if m["type"] == "f1") for r in results}
+    assert f1["C-NMC 2019 — 2-fold cross-validation by subject"]["value"] == 0.833
+    assert "estimates: recipe (cross-validated)" in f1["C-NMC 2019 — 2-fold cross-validation by subject"]["name"]
+    assert "patients on both sides" in f1["C-NMC 2019 — 70/15/15 by image"]["name"]
+
+
+def test_card_states_notice_data_start_weights_and_limits(release: Path) -> None:
+    card = render_card(release)
+    for text in (
+        RESEARCH_NOTICE,
+        "channels selected from ImageNet DenseNet169",
+        "fold_2 ALL: 413 cells here, 2,457 published",
+        "Gupta & Gupta 2019.",
+        "no external clinical validation",
+        "not calibrated",
+    ):
+        assert text in card
+
+
+def test_card_lists_subjects_worst_first(release: Path) -> None:
+    card = render_card(release)
+    assert card.index("| H10 | HEM | 405 | 0.192 |") < card.index("| 16 | ALL | 53 | 1.000 |")
+
+
+def test_a_figure_that_does_not_exist_is_a_dash(release: Path) -> None:
+    card = render_card(release)
+    assert "| 0 | 617 | 1 | 0.801 | 0.700 | – |" in card
+    random_row = next(line for line in card.splitlines() if line.startswith("| 70/15/15 by image"))
+    assert random_row.endswith("| –, – |")
+
+
+def test_what_tta_gains_stands_on_the_card(release: Path, release_metrics: dict[str, Any]) -> None:
+    one = {"a": 0.85, "b": 0.84, "difference": 0.01, "low": -0.02, "high": 0.03}
+    release_metrics["views"] = {
+        "estimates": "recipe (cross-validated)",
+        "definition": "four quarter turns of a cell, each also mirrored",
+        "network_passes_per_cell": 8,
+        "cells": 1200,
+        "difference": dict.fromkeys(("f1_weighted", "balanced_accuracy", "auroc"), one),
+        "agreeing_cells": {"cells": 1200, "accuracy": 0.9},
+        "disagreeing_cells": {"cells": 0, "accuracy": None},
+    }
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert "| weighted F1 | 0.840 | 0.850 | +0.010 (-0.02 to 0.03) |" in card
+    assert "It costs 8 passes of the network a cell." in card
+
+
+def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metrics: dict[str, Any]) -> None:
+    nothing = {"mean": None, "low": None, "high": None, "cells": 0}
+    release_metrics["heat_maps"] = {
+        "estimates": "these weights", "cells": 12, "subjects": 3, "flat_maps": 12, "intervals": "95 %",
+        "definitions": {}, "deletion": {"gain_over_random": nothing}, "insertion": {"gain_over_random": nothing},
+    }  # fmt: skip
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert "Every one of these maps is flat" in card and "lowers the predicted" not in card
+    assert "| deletion | gain over random | – |" in card
+
+
+def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: dict[str, Any]) -> None:
+    values = (np.zeros(STATISTICS), np.ones(STATISTICS), np.eye(STATISTICS), 2.5)
+    detector = OodDetector(*(np.asarray(value, np.float32) for value in values))
+    held_out, subjects = np.array([0.5, 0.6, 0.7, 0.8, 0.5, 1.1]), ["a"] * 4 + ["b"] * 2
+    ood = ood_block(detector, held_out, subjects, {"blank": np.array([2.0, 3.0, 4.0, 0.9])})
+    outcomes = {"ALL": 1, "HEM": 2, "abstain": 3, "out of distribution": 40, "not a cell": 0}
+    kind = {"pictures": 50, "cells": 46, "outcomes": outcomes, "most_probable": {"ALL": 45, "HEM": 1}}
+    ood["healthy"] = {"white cells": {"lymphocyte": kind}, "white cells of fields": {"JPEGImages": kind}}
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"ood": ood}))
+
+    card = render_card(release)
+
+    assert "its limit lets 0.750 of the cells of subjects pass" in card
+    assert "(of all cells 0.833; of the worst subject's 0.500)" in card
+    # Of 24 pairs of a true cell and a blank picture, the refused cell lies above the one at 0.9.
+    assert f"| {KINDS['blank']} | 4 | 0.958 | 0.750 |" in card
+    assert f"Not measured: {'; '.join(what for kind, what in KINDS.items() if kind != 'blank')}." in card
+    assert "| white cells | cells | ALL | HEM | no class | network alone: ALL / HEM |" in card
+    assert "| lymphocyte | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    assert "| JPEGImages of fields | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    release_metrics["ood"] = {name: value for name, value in ood.items() if name != "healthy"}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "healthy people" not in render_card(release)
+
+
+def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
+    release_metrics["data"]["synthetic"] = True
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "Trained on synthetic phantoms" in render_card(release)
+
+
+def test_persons_found_since_it_was_measured_are_a_known_leak(release: Path, release_metrics: dict[str, Any]) -> None:
+    assert "Known leak" not in render_card(release)
+    release_metrics["training"]["subjects"] = ["1", "15", "51", "H2", "H6", "H7"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "one person each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
+
+
+def test_a_release_that_brings_its_code_says_how_to_trust_it(release: Path) -> None:
+    config = json.loads((release / "config.json").read_text())
+    assert "trust_remote_code" not in render_card(release) and "timm.create_model" in render_card(release)
+    (release / "config.json").write_text(json.dumps(config | {"model_type": "leukoscope"}))
+    card = render_card(release)
+    assert front_matter(card)["library_name"] == "transformers" and "import timm" not in card
+    assert 'model="path/to/leukoscope-test", trust_remote_code=True)\nclassify("cell.bmp")' in card
+
+
+def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
+    assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
+
+
+def test_no_card_without_figures(release: Path) -> None:
+    (release / "metrics.json").unlink()
+    with pytest.raises(LeukoscopeError, match=r"metrics\.json: missing or without a 'training' block"):
+        render_card(release)
+
+
+def test_write_card_leaves_no_half_written_file(release: Path) -> None:
+    assert write_card(release).name == "README.md"
+    assert not list(release.glob(".*"))
+
+
+@pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
+def test_committed_cards_are_the_rendered_ones(embedded: Path) -> None:
+    assert (embedded / "README.md").read_text() == render_card(embedded)
+
+
+@pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
+def test_every_figure_of_a_committed_card_stands_in_its_metrics(embedded: Path) -> None:
+    metrics = json.loads((embedded / "metrics.json").read_text())
+    # Counts stand in the confusion matrix; the card shows them as shares too.
+    tested = detailed_evaluation(metrics)["metrics"]
+    shares = [[cells / sum(row) for cells in row] for row in tested["confusion_matrix"]]
+    known = {f"{abs(number):.3f}" for number in _numbers([metrics, class_report(tested), shares])}
+    shown = set(re.findall(r"\b[01]\.\d{3}\b", (embedded / "README.md").read_text()))
+    assert shown and shown <= known
+
+
+def test_every_share_of_the_confusion_table_is_of_its_class(release: Path) -> None:
+    card = render_card(release)
+    assert "| ALL | 834 | 800 (0.959) | 34 (0.041) |\n| HEM | 400 | 199 (0.497) | 201 (0.502) |" in card
+    assert "Estimates: recipe (cross-validated)." in card
+    assert "| ALL | 0.801 | 0.959 | 0.502 | 0.873 |\n| HEM | 0.855 | 0.502 | 0.959 | 0.633 |" in card
+    assert "one-vs-rest" not in card, "with two classes it is the plain accuracy"
+
+
+FOUR = ("Benign", "Early", "Pre", "Pro")
+
+
+@pytest.fixture
+def four_classes(release: Path, release_metrics: dict[str, Any]) -> Path:
+    """The release with four classes of ten cells: two Early taken for Pre, one Pre for Pro, Pro untested."""
+    matrix = [[10, 0, 0, 0], [0, 8, 2, 0], [0, 0, 9, 1], [0, 0, 0, 0]]
+    block = release_metrics["evaluations"][0]
+    per_class = {
+        name: {"precision": 0.9, "recall": row[k] / 10, "f1": 0.9, "support": sum(row)}
+        for k, (name, row) in enumerate(zip(FOUR, matrix, strict=True))
+    }
+    block["metrics"] |= {"cells": 30, "accuracy": 0.9, "per_class": per_class, "confusion_matrix": matrix}
+    release_metrics |= {"labels": list(FOUR), "positive_label": "", "evaluations": [block]}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    return release
+
+
+def test_four_classes_are_shown_each_against_the_rest(four_classes: Path) -> None:
+    card = render_card(four_classes)
+    assert "| class | precision | sensitivity (recall) | specificity | F1 | one-vs-rest accuracy |" in card
+    assert "| Pre | 0.900 | 0.900 | 0.900 | 0.900 | 0.900 |" in card
+    assert "| *mean over classes* | 0.900 | 0.900 | 0.967 | 0.900 | 0.944 |" in card
+    assert "its mean looks better than the plain accuracy of 0.900" in card
+
+
+def test_a_class_without_tested_cells_has_no_shares(four_classes: Path) -> None:
+    assert "| Pro | 0 | 0 (–) | 0 (–) | 0 (–) | 0 (–) |" in render_card(four_classes)
+
+
+def test_a_rebuilt_system_is_described_and_set_apart_from_its_authors_model(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    assert "The system it rebuilds" not in render_card(release)
+    about = get_recipe("prior_e_densenet121_frozen").about
+    release_metrics["recipe"]["about"] = about
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert f"## The system it rebuilds\n\n{about}\n" in card
+    assert "it is not its author's model" in card
+
+
+def test_phantoms_have_a_true_class_only_where_they_are_drawn_as_its_classes(four_classes: Path) -> None:
+    assert "How its predictions look" not in render_card(four_classes)
+    (four_classes / "figures").mkdir()
+    (four_classes / "figures" / "samples.png").touch()
+    assert "the class it was drawn as" in render_card(four_classes)
+    other = (four_classes / "metrics.json").read_text().replace('"Benign"', '"Reactive"')
+    (four_classes / "metrics.json").write_text(other)
+    assert "no prediction here is right or wrong" in render_card(four_classes)
+
+
+def _numbers(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in _numbers(v)]
+    if isinstance(value, list):
+        return [n for v in value for n in _numbers(v)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize(
+    ("training", "base_model"),
+    [
+        ({"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
+        ({"start_weights": "channels selected from ImageNet DenseNet169"}, None),
+        ({"started_from": {"release": "lab/cells", "revision": "0" * 40}}, "lab/cells"),
+        ({"started_from": {"release": "my-release", "revision": None}}, None),
+    ],
+)
+def test_the_hub_repository_it_started_from_is_its_base_model(
+    release: Path, release_metrics: dict[str, Any], training: dict[str, Any], base_model: str | None
+) -> None:
+    release_metrics["recipe"]["base_model"] = "timm/densenet121.ra_in1k"
+    release_metrics["training"] |= training
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert front_matter(render_card(release)).get("base_model") == base_model
+
+
+def test_loading_and_saving_a_card_merges_no_two_measurements(release: Path, tmp_path: Path) -> None:
+    """The Hub's library joins results of one data set, config and split: a leak's F1 would join an honest one's."""
+    from huggingface_hub import ModelCard
+
+    path = tmp_path / "README.md"
+    path.write_text(render_card(release))
+    before = front_matter(path.read_text())["model-index"][0]["results"]
+    ModelCard.load(path).save(path)
+    after = front_matter(path.read_text())["model-index"][0]["results"]
+
+    def measured(results: list[dict[str, Any]]) -> dict[str, list[tuple[str, float]]]:
+        return {r["dataset"]["config"]: [(m["name"], m["value"]) for m in r["metrics"]] for r in results}
+
+    assert len(before) == len(after) > 1
+    assert measured(after) == measured(before)

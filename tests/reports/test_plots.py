@@ -1,0 +1,71 @@
+"""A card's figures are drawn from the release's own weights and numbers, and the card shows those that are there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.reports.card import render_card, write_card
+from leukoscope.reports.plots import SHOWN, draw_plots
+from leukoscope.reports.release_tables import detailed_evaluation
+
+EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
+
+
+@pytest.fixture(scope="module")
+def assessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of an embedded release without its figures."""
+    target = tmp_path_factory.mktemp("assessed") / "copy"
+    return shutil.copytree(EMBEDDED[0], target, ignore=shutil.ignore_patterns("figures"))
+
+
+def test_an_assessed_release_gets_every_figure_and_the_same_again(assessed: Path) -> None:
+    files = draw_plots(assessed)
+    assert [file.stem for file in files] == list(SHOWN)
+    for file in files:
+        with Image.open(file) as picture:
+            assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 20, f"{file} shows something"
+    card = render_card(assessed)
+    assert all(f"![{words}](figures/{name}.png)" in card for name, words in SHOWN.items())
+    first = [file.read_bytes() for file in files]
+    assert [file.read_bytes() for file in draw_plots(assessed)] == first
+
+
+def test_weights_alone_give_the_samples_and_the_network(
+    tiny_release: Path, tmp_path: Path, release_metrics: dict[str, Any]
+) -> None:
+    copy = shutil.copytree(tiny_release, tmp_path / "copy")
+    (copy / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": []}))
+    card = write_card(copy).read_text()
+    assert sorted(file.name for file in (copy / "figures").iterdir()) == ["network.png", "samples.png"]
+    assert "no patient's cell is among them" in card and card.count("![") == 2
+
+
+def test_figures_alone_give_the_confusion_matrix(release: Path) -> None:
+    assert [file.name for file in draw_plots(release)] == ["confusion.png"]
+    assert write_card(release).read_text().count("![") == 1
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(release: Path) -> None:
+    (release / "figures").write_text("a file where the folder should be")
+    with pytest.raises(LeukoscopeError, match=r"figures: the plots cannot be written there \(.*\); free some space$"):
+        draw_plots(release)
+
+
+def test_a_recalibrated_release_is_judged_by_its_own_cells(release_metrics: dict[str, Any]) -> None:
+    assert detailed_evaluation(release_metrics)["name"] == "subject_cv"
+    assert detailed_evaluation(release_metrics | {"recalibration": {}})["name"] == "random"
+    assert detailed_evaluation(release_metrics | {"evaluations": []}) is None
+
+
+@pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)
+def test_embedded_cards_show_their_figures(embedded: Path) -> None:
+    two_classes = len(json.loads((embedded / "metrics.json").read_text())["labels"]) == 2
+    shown = set(SHOWN) - (set() if two_classes else {"roc"})
+    assert {file.stem for file in (embedded / "figures").glob("*.png")} == shown

@@ -1,0 +1,73 @@
+"""Files and folders are written completely or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leukoscope.files import atomic_file, atomic_folder, restore_replaced, write_atomic
+
+
+def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text("old")
+    assert write_atomic(path, "new") == path
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["split.json"]
+
+
+def test_text_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "\ud800")
+    assert path.read_text() == "old"
+
+
+def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="full"), atomic_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert temporary.parent == tmp_path and path.read_bytes() == b"old"
+        raise OSError("full")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("table.parquet", b"old")]
+
+
+def test_a_folder_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("first", "second"):
+        with atomic_folder(target) as aside:
+            aside.mkdir()
+            (aside / content).write_text(content)
+            assert not (target / content).exists()
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "kept").write_text("")
+    with pytest.raises(OSError, match="full"), atomic_folder(target) as aside:
+        aside.mkdir()
+        raise OSError("full")
+    assert [path.name for path in target.iterdir()] == ["kept"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "release"
+    target.mkdir()
+    (target / "weights").write_text("kept")
+    target.rename(tmp_path / ".release.old")  # and here the process was killed
+    restore_replaced(target)
+    assert not target.exists(), "a process that is alive may be about to rename its folder"
+    monkeypatch.setattr("leukoscope.files._BETWEEN_RENAMES", 0.0)
+    restore_replaced(target)
+    assert (target / "weights").read_text() == "kept"
+    restore_replaced(target)
+    assert (target / "weights").read_text() == "kept"

@@ -1,0 +1,282 @@
+"""The repository around the code: one list of dependencies, one version, verbs that work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from functools import lru_cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "leukoscope"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# Modules whose distribution has another name, for those that may not be installed to be asked.
+DISTRIBUTIONS = {"PIL": "pillow", "pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _names(requirements: list[str]) -> list[str]:
+    lines = [line.split("#")[0].strip() for line in requirements]
+    return [_normal(match[0]) for line in lines if (match := re.match(r"[A-Za-z0-9][\w.-]*", line))]
+
+
+def _third_party_imports(path: Path) -> Iterator[str]:
+    """Top-level names of the modules a file imports, anywhere in it, beyond the standard library and ourselves."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        tops = {name.partition(".")[0] for name in names}
+        yield from tops - sys.stdlib_module_names - {"leukoscope"}
+
+
+@lru_cache
+def _installed() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+def _unlisted(path: Path, listed: set[str]) -> list[str]:
+    return [
+        module
+        for module in _third_party_imports(path)
+        if not {_normal(name) for name in [DISTRIBUTIONS.get(module, module), *_installed().get(module, [])]} & listed
+    ]
+
+
+def _run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Inside `make test`, an inner make would otherwise inherit the outer one's flags and variables.
+    outer = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=outer | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def _repository_files() -> list[Path]:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout: clone the repository instead of unpacking an archive")
+    listing = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    assert listing.returncode == 0, listing.stderr
+    return [path for name in listing.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# --- dependencies ---------------------------------------------------------------------------------------------------
+
+
+def test_requirements_txt_is_the_only_list_of_dependencies() -> None:
+    project = PYPROJECT["project"]
+    assert "dependencies" not in project
+    assert "dependencies" in project["dynamic"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    names = _names((ROOT / "requirements.txt").read_text().splitlines())
+    assert "torch" in names
+    assert len(names) == len(set(names)), "a dependency is listed twice"
+
+
+def test_every_module_imported_at_run_time_is_a_listed_dependency() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    optional = [requirement for extra, listed in extras.items() if extra != "test" for requirement in listed]
+    listed = {*_names((ROOT / "requirements.txt").read_text().splitlines()), *_names(optional)}
+    files = [*sorted(SOURCE.rglob("*.py")), *ROOT.glob("*.py")]
+    missing = [f"{path.relative_to(ROOT)} imports {module}" for path in files for module in _unlisted(path, listed)]
+    assert not missing, f"{missing}: name the distribution in requirements.txt (or in an extra, for optional backends)"
+
+
+def test_an_unlisted_import_is_found_wherever_it_hides(tmp_path: Path) -> None:
+    code = "import json\n\ndef f():\n    from sklearn.metrics import f1_score\n    import nowhere.at_all\n"
+    (tmp_path / "module.py").write_text(code)
+    assert _unlisted(tmp_path / "module.py", {"scikit-learn"}) == ["nowhere"]
+    assert sorted(_unlisted(tmp_path / "module.py", {"torch"})) == ["nowhere", "sklearn"]
+
+
+# --- version, licence, paths ----------------------------------------------------------------------------------------
+
+
+def test_version_is_semantic_and_the_same_everywhere() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (version,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
+    ]
+    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert newest and newest[1] == version
+    assert cited and cited[1] == version
+
+
+def test_every_published_data_set_is_cited() -> None:
+    import yaml
+
+    from leukoscope.data.registry import DATASETS
+
+    cited = [reference["title"] for reference in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]]
+    published = [info for info in DATASETS.values() if info.url]
+    assert published and all(any(title in info.citation for title in cited) for info in published)
+
+
+def test_licence_is_apache_2_in_full() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+
+
+def test_no_file_mentions_a_path_of_one_machine() -> None:
+    somebodys = re.compile(r"(?<![\w.~}>)-])/(?:work|root|home/\w+|Users/\w+)/[\w.]|\b[A-Z]:\\Users\\\w")
+    assert somebodys.search('open("/' + 'home/ann/cells.bmp")')
+    assert not somebodys.search("https://example.org/" + "work/cells")
+    found = []
+    for path in _repository_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # weights and pictures
+        found += [f"{path.relative_to(ROOT)}: {match[0]}…" for match in somebodys.finditer(text)]
+    assert not found, f"{found}: write the path relative to the repository, or take it from a flag"
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_train_help_lists_every_flag() -> None:
+    from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
+
+    shown = _run(sys.executable, "train.py", "--help", cwd=ROOT, HF_HUB_OFFLINE="1")
+    assert shown.returncode == 0, shown.stderr
+    flags = [f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)]
+    assert not [flag for flag in flags if not re.search(rf"{flag}\b", shown.stdout)]
+
+
+def test_the_installed_command_would_find_its_entry_point() -> None:
+    module, _, name = PYPROJECT["project"]["scripts"]["leukoscope"].partition(":")
+    launcher = f"import sys; from {module} import {name}; sys.argv = ['leukoscope', '--version']; sys.exit({name}())"
+    shown = _run(sys.executable, "-c", launcher, cwd=ROOT, PYTHONPATH=str(ROOT / "src"))
+    assert shown.returncode == 0, shown.stderr
+    assert re.fullmatch(r"leukoscope \d+\.\d+\.\d+\S*", shown.stdout.strip())
+
+
+@pytest.fixture
+def make_demo(tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs `make demo` in a checkout whose Python only notes what it is asked; returns what it was asked this time."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+        os.utime(tmp_path / name, (1, 1))
+    _script(tmp_path / ".venv/bin/python", '#!/bin/sh\necho "$@" >> asked\nexit "${PYTHON_FAILS:-0}"\n')
+
+    def run(**environment: str) -> list[str]:
+        (tmp_path / "asked").write_text("")
+        _run("make", "demo", "UV=", cwd=tmp_path, **environment)
+        return (tmp_path / "asked").read_text().splitlines()
+
+    return run
+
+
+INSTALLING, STARTING = "-m pip install -e .", "app.py"
+
+
+def test_make_demo_installs_on_its_first_call_only(make_demo: Callable[..., list[str]]) -> None:
+    assert make_demo() == [INSTALLING, STARTING]
+    assert make_demo() == [STARTING]
+
+
+def test_make_demo_installs_again_after_a_failed_installation(make_demo: Callable[..., list[str]]) -> None:
+    assert make_demo(PYTHON_FAILS="1") == [INSTALLING]
+    assert make_demo() == [INSTALLING, STARTING]
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "pyproject.toml"])
+def test_make_demo_installs_again_when_the_dependencies_change(
+    make_demo: Callable[..., list[str]], tmp_path: Path, changed: str
+) -> None:
+    make_demo()
+    newer = (tmp_path / ".venv/.installed").stat().st_mtime + 1
+    os.utime(tmp_path / changed, (newer, newer))
+    assert make_demo() == [INSTALLING, STARTING]
+
+
+def test_make_demo_refuses_an_old_python_and_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    check = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 9); $2"'
+    old = _script(tmp_path / "python3.10", f'#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.9 && exit\n{check}\n')
+    refused = _run("make", "demo", f"PYTHON={old}", cwd=tmp_path)
+    assert refused.returncode != 0
+    assert f"{old} is 'Python 3.10.9'; Leukoscope needs Python 3.11 or newer" in refused.stderr
+    assert "make PYTHON=python3.12 demo" in refused.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("broken", ["test", "test-slow", "quality", ""])
+def test_ci_runs_every_step_and_fails_when_one_does(tmp_path: Path, broken: str) -> None:
+    if shutil.which("timeout") is None:
+        pytest.skip("needs the command `timeout` (GNU coreutils)")
+    _script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text())
+    _script(tmp_path / "bin/chromium", "#!/bin/sh\n")
+    # 5 is pytest's answer to a selection that holds no test.
+    recipes = (
+        f"{s}:\n\t@echo '=== 3 passed in 1.0s ==='; exit {5 * (s == broken)}\n"
+        for s in ("test", "test-slow", "quality")
+    )
+    (tmp_path / "Makefile").write_text("".join(recipes))
+    ran = _run(tmp_path / ".ci/run", cwd=tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert (ran.returncode != 0) == bool(broken)
+    summary = ran.stdout.partition("=== summary")[2].splitlines()
+    for verb in ("test", "test-slow", "quality"):
+        outcome = "FAILED" if verb == broken else "passed"
+        assert f"make {verb}: {outcome}  === 3 passed in 1.0s ===" in summary
+
+
+def test_ci_says_how_to_get_a_browser_when_it_cannot(tmp_path: Path) -> None:
+    _script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text())
+    _script(tmp_path / "bin/apt-get", "#!/bin/sh\nexit 100\n")
+    for name in ("bash", "dirname", "env", "mktemp", "rm"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or name)
+    ran = _run(tmp_path / ".ci/run", cwd=tmp_path, PATH=str(tmp_path / "bin"))
+    assert ran.returncode == 1
+    assert ran.stderr == "error: Chromium is missing and cannot be installed; as root: apt-get install chromium\n"
+
+
+# --- the order of the packages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_import_against_the_flow_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    check = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    as_is = _run(*check, cwd=tmp_path, PYTHONPATH=str(tmp_path / "src"))
+    assert as_is.returncode == 0, as_is.stdout
+    (tmp_path / "src/leukoscope/data/against.py").write_text("import leukoscope.training.train\n")
+    against = _run(*check, cwd=tmp_path, PYTHONPATH=str(tmp_path / "src"))
+    assert against.returncode == 1
+    assert "leukoscope.data is not allowed to import leukoscope.training" in against.stdout

@@ -1,0 +1,507 @@
+"""Interrupted and resumed, a run ends as if nothing had happened — or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import set_seed
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmentation
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import make_split
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Head, Hidden, Plateau, Recipe
+from leukoscope.training.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    Checkpoints,
+    Interrupted,
+    StopRequest,
+    check_resume,
+    checkpoints_in,
+    other_settings,
+    random_states,
+    run_settings,
+)
+from leukoscope.training.config import RunArguments, TrainingConfig, launch_command, parse_config, resume_hint
+from leukoscope.training.data import FeatureInputs
+from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
+
+PREPROCESSING = Preprocessing(32, 1.0)
+RECIPE = Recipe(
+    name="small",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=3,
+    train_batch_size=4,
+    head=Head(batch_norm=True, hidden=(Hidden(8, dropout=0.5),)),
+)
+FROZEN = replace(
+    RECIPE,
+    augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal"),
+    frozen=("backbone",),
+    num_train_epochs=5,
+)
+SETTINGS = {"flags": {"learning_rate": None, "seed": 0}, "resolved_recipe": {"image_size": 32}, "processes": 1}
+STATE = Checkpoint(
+    {"network/weight": torch.arange(6.0).view(2, 3), "kept/weight": torch.ones(2)}, {"rows": [{"loss": 0.1}]}
+)
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+# On the disk
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path, SETTINGS, limit=2)
+
+
+def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
+    path = checkpoints.save(STATE, epoch=2, step=5)
+    assert path.name == "00001-epoch-2-step-5"
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}, "nothing that could run code"
+    checkpoints.resume("latest", say=lambda text: None)
+    assert checkpoints.resumed is not None
+    assert checkpoints.resumed.values == STATE.values
+    assert checkpoints.resumed.part("network").keys() == {"weight"}
+    assert torch.equal(checkpoints.resumed.part("network")["weight"], STATE.tensors["network/weight"])
+
+
+def test_only_the_last_ones_are_kept_and_nothing_half_written(checkpoints: Checkpoints) -> None:
+    (checkpoints.folder / ".00001-epoch-1-step-1.99.tmp").mkdir(parents=True)
+    for step in (8, 9, 10):
+        checkpoints.save(STATE, epoch=1, step=step)
+    names = sorted(path.name for path in checkpoints.folder.iterdir())
+    assert names == ["00002-epoch-1-step-9", "00003-epoch-1-step-10"]
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-7], lambda data: data.replace(b"0.1", b"0.2"), lambda data: b""]
+)
+def test_a_damaged_one_gives_way_to_the_one_before(
+    checkpoints: Checkpoints, file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    checkpoints.save(replace(STATE, values={"n": 1}), epoch=1, step=0)
+    last = checkpoints.save(STATE, epoch=2, step=0)
+    content = (last / file).read_bytes()
+    # Of the tensors, the last number is changed.
+    (last / file).write_bytes(damage(content) if damage(content) != content else content[:-1] + b"\x7f")
+    said: list[str] = []
+    checkpoints.resume("latest", said.append)
+    assert checkpoints.resumed is not None and checkpoints.resumed.values == {"n": 1}
+    assert said == [
+        f"{last}: a damaged checkpoint; skipped for the one before it",
+        f"resuming from {checkpoints.folder / '00001-epoch-1-step-0'}",
+    ]
+    with pytest.raises(LeukoscopeError, match=f"^{last}: a damaged checkpoint$"):
+        checkpoints.resume(str(last))
+
+
+def test_without_a_whole_one_the_run_starts_at_the_beginning(checkpoints: Checkpoints) -> None:
+    said: list[str] = []
+    checkpoints.resume("latest", said.append)
+    assert checkpoints.resumed is None
+    assert said == [f"{checkpoints.folder}: no whole checkpoint; starting at the beginning"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = checkpoints.save(STATE, epoch=1, step=1)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(LeukoscopeError, match="No space left on device.*resume from the one before with --resume_from"):
+        checkpoints.save(STATE, epoch=1, step=2)
+    assert list(checkpoints.folder.iterdir()) == [first]
+
+
+# Which run
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"flags": {"learning_rate": 0.5, "seed": 0}}, "learning_rate: None"),
+        ({"resolved_recipe": {"image_size": 64}}, "recipe's image_size: 32"),
+        ({"processes": 2}, "processes: 1"),
+    ],
+)
+def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    path = Checkpoints(tmp_path, SETTINGS).save(STATE, epoch=1, step=1)
+    with pytest.raises(LeukoscopeError) as refused:
+        Checkpoints(tmp_path, {**SETTINGS, **change}).resume("latest")
+    assert str(refused.value) == (
+        f"{path}: a checkpoint of a run with other settings ({named}); give these again, or start a new run in another "
+        "--output_dir"
+    )
+
+
+def test_flags_that_change_no_result_may_change() -> None:
+    then = run_settings(config := parse_config([]), config.resolve())
+    flags = ("--output_dir", "x", "--checkpointing_steps", "7", "--save_total_limit", "5", "--hub_private")
+    other = parse_config([*flags, "--resume_from_checkpoint"])
+    assert other.run.resume_from_checkpoint == "latest"
+    assert other_settings(then, run_settings(other, other.resolve())) == []
+
+
+def test_what_an_older_run_did_not_know_stands_for_its_default() -> None:
+    now = run_settings(config := parse_config([]), config.resolve())
+    then = {group: dict(now[group]) for group in now}
+    del then["flags"]["gradient_accumulation_steps"], then["resolved_recipe"]["max_grad_norm"]
+    assert other_settings(then, now) == []
+    # A field that existed once, at what was its default.
+    then["resolved_recipe"]["subject_robustness"] = 0.0
+    assert other_settings(then, now) == []
+    then["flags"]["gradient_accumulation_steps"] = 3
+    assert other_settings(then, now) == ["gradient_accumulation_steps: 3"]
+
+
+def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
+    check_resume(tmp_path, None)
+    check_resume(tmp_path, "latest")
+    Checkpoints(tmp_path, SETTINGS).save(STATE, epoch=3, step=4)
+    check_resume(tmp_path, "latest")
+    with pytest.raises(LeukoscopeError) as refused:
+        check_resume(tmp_path, None)
+    assert str(refused.value) == (
+        f"--output_dir {tmp_path}: holds an unfinished run (00001-epoch-3-step-4); resume it with "
+        f"--resume_from_checkpoint latest, or remove {tmp_path / FOLDER} to start again"
+    )
+
+
+def test_a_complete_run_is_not_made_again_by_mistake(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "metrics.json").touch()
+    check_resume(tmp_path, None)
+    with pytest.raises(LeukoscopeError, match=f"the run in {tmp_path} is complete; give another --output_dir"):
+        check_resume(tmp_path, "latest")
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^--resume_from_checkpoint {tmp_path}: no checkpoint; give latest, or"):
+        check_resume(tmp_path / "run", str(tmp_path))
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "often", "1.5"])
+def test_an_interval_that_is_none_is_refused(steps: str) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^--checkpointing_steps {steps}: give epoch, no, or a number of steps"):
+        parse_config([f"--checkpointing_steps={steps}"]).resolve()
+
+
+# Resuming
+
+
+class Runs:
+    """Runs of one recipe in one folder, each in its own process as it were."""
+
+    def __init__(self, recipe: Recipe, cells: FramedCells, folder: Path, steps: str, **flags: Any):
+        self.recipe, self.cells, self.folder, self.steps = recipe, cells, folder, steps
+        self.flags = RunArguments(mixed_precision="no", **flags)
+
+    def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> tuple[Trainer, torch.nn.Module]:
+        set_seed(self.flags.seed)
+        accelerator = make_accelerator(TrainingConfig(run=self.flags), self.recipe)
+        kept = Checkpoints(self.folder, SETTINGS, steps=self.steps) if checkpoints else None
+        if kept and resume:
+            kept.resume("latest")
+            assert kept.resumed is not None
+        split = make_split(self.cells.data, "subject")
+        network = build_network(self.recipe, 2)
+        if resume:
+            # The start weights are of no consequence: all comes from the checkpoint.
+            with torch.no_grad():
+                network.head.classifier.weight.zero_()
+            np.random.uniform(size=9), torch.rand(3)
+        trainer = Trainer(accelerator, self.cells, split, self.recipe, PREPROCESSING, self.flags, checkpoints=kept)
+        return trainer, network
+
+    def whole(self) -> tuple[Trainer, list[dict[str, Any]]]:
+        trainer, network = self.trainer(checkpoints=False)
+        return trainer, list(trainer.fit(network))
+
+    def killed_after(self, steps: int, *, resume: bool = False) -> None:
+        trainer, network = self.trainer(resume=resume)
+        after_step = trainer._after_step
+
+        def dying() -> None:
+            after_step()
+            if trainer._steps_done == steps:
+                raise Killed
+
+        trainer._after_step = dying  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            list(trainer.fit(network))
+
+    def resumed(self) -> tuple[Trainer, list[dict[str, Any]]]:
+        trainer, network = self.trainer(resume=True)
+        return trainer, list(trainer.fit(network))
+
+
+def _same(one: tuple[Trainer, list[dict[str, Any]]], other: tuple[Trainer, list[dict[str, Any]]]) -> None:
+    """Weights bit-exactly, and every metric but the time and memory it took."""
+    for (name, ours), theirs in zip(
+        one[0].network.state_dict().items(), other[0].network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    of_the_machine = {"seconds", "images_per_second", "data_wait_percent", "peak_memory_mb"}
+    rows = [[{k: v for k, v in row.items() if k not in of_the_machine} for row in run[1]] for run in (one, other)]
+    assert rows[0] == rows[1]
+    assert (one[0].epochs_run, one[0].kept_epoch) == (other[0].epochs_run, other[0].kept_epoch)
+    answers = [trainer.predict(trainer.split.test) for trainer, _ in (one, other)]
+    assert np.array_equal(answers[0].probabilities, answers[1].probabilities)
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        ({}, "1"),
+        ({}, "epoch"),
+        ({"optimizer": "sgd", "schedule": "constant", "selected_by": "val_loss"}, "2"),
+        ({"optimizer": "adamax", "schedule": "constant", "plateau": Plateau("val_loss", 0.5, 1, 9)}, "3"),
+        ({"frozen": ("backbone.conv1",)}, "1"),
+        ({"sampling": "subjects", "mixup": 0.4, "ema_decay": 0.9}, "1"),
+    ],
+    ids=["every step", "every epoch", "sgd", "adamax with a plateau", "frozen layer", "for unseen subjects"],
+)
+def test_a_killed_run_resumes_bit_exactly(
+    cells: FramedCells, tmp_path: Path, change: dict[str, Any], steps: str
+) -> None:
+    runs = Runs(replace(RECIPE, **change), cells, tmp_path, steps)
+    whole = runs.whole()
+    per_epoch = whole[0].steps_per_epoch
+    assert per_epoch > 3
+    # In the middle of the second epoch; resumed, at the very end of it, before validation.
+    runs.killed_after(per_epoch + 3)
+    runs.killed_after(2 * per_epoch, resume=True)
+    _same(runs.resumed(), whole)
+
+
+def test_accumulated_steps_resume_bit_exactly(cells: FramedCells, tmp_path: Path) -> None:
+    runs = Runs(replace(RECIPE, train_batch_size=2), cells, tmp_path, "1", gradient_accumulation_steps=2)
+    whole = runs.whole()
+    runs.killed_after(whole[0].steps_per_epoch + 2)
+    _same(runs.resumed(), whole)
+
+
+def test_a_head_on_kept_features_resumes_bit_exactly(cells: FramedCells, tmp_path: Path) -> None:
+    runs = Runs(FROZEN, cells, tmp_path, "2")
+    whole = runs.whole()
+    assert isinstance(whole[0].inputs, FeatureInputs)
+    runs.killed_after(whole[0].steps_per_epoch + 3)
+    resumed = runs.resumed()
+    assert isinstance(resumed[0].inputs, FeatureInputs)
+    _same(resumed, whole)
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_further(
+    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, num_train_epochs=9, selected_by="val_accuracy")
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_accuracy": 0.5})
+    runs = Runs(recipe, cells, tmp_path, "epoch", early_stopping_patience=2)
+    trainer, network = runs.trainer()
+    rows = list(trainer.fit(network))
+    assert len(rows) == 3
+    _same(runs.resumed(), (trainer, rows))
+
+
+def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_path: Path) -> None:
+    trainer, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").trainer()
+    list(trainer.fit(network))
+    first = random_states(torch.device("cpu"))
+    draws = (lambda: torch.rand(3).tolist(), lambda: np.random.normal(), lambda: random.gauss(0, 1))
+    expected = [draw() for draw in draws]
+    second, later = random_states(torch.device("cpu")), [draw() for draw in draws]
+    saved = trainer.state.checkpoint()
+    states = {f"random/{k}": torch.stack([first[k], second[k]]) for k in first}
+    for process, numbers in ((0, expected), (1, later)):
+        accelerator = SimpleNamespace(process_index=process, num_processes=2, device=torch.device("cpu"))
+        state = replace(trainer.state, accelerator=accelerator)
+        state.restore(replace(saved, tensors=saved.tensors | states))
+        assert [draw() for draw in draws] == numbers
+
+
+def test_time_spent_before_an_interruption_counts(cells: FramedCells, tmp_path: Path) -> None:
+    runs = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "epoch")
+    trainer, network = runs.trainer()
+    list(trainer.fit(network))
+    (last,) = checkpoints_in(tmp_path / FOLDER)
+    spent = json.loads((last / "state.json").read_text())["values"]["progress"]["seconds"]
+    assert 0 < spent <= trainer.seconds
+    assert runs.resumed()[0].seconds > spent
+
+
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_is_no_number_never_reaches_a_checkpoint(
+    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    trainer, network = Runs(RECIPE, cells, tmp_path, "1").trainer()
+    step = trainer._step
+
+    def third_fails(*batch: torch.Tensor) -> torch.Tensor:
+        metrics = step(*batch)
+        if trainer.state.progress.step < 2:
+            return metrics
+        if what == "loss":
+            return metrics * torch.nan
+        with torch.no_grad():
+            network.head.classifier.weight[0, 0] = torch.inf
+        return metrics
+
+    monkeypatch.setattr(trainer, "_step", third_fails)
+    value = {"loss": "nan", "weight": "inf"}[what]
+    with pytest.raises(
+        LeukoscopeError, match=f"^epoch 1: the {what} is {value}; lower --learning_rate and start again"
+    ):
+        list(trainer.fit(network))
+    assert checkpoints_in(tmp_path / FOLDER)[-1].name == "00002-epoch-1-step-2"
+
+
+# Asked to stop
+
+
+@pytest.fixture
+def signals() -> Iterator[list[Any]]:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield before
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_signal_writes_a_checkpoint_and_ends_with_success(
+    cells: FramedCells,
+    tmp_path: Path,
+    signals: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    validating: bool,
+) -> None:
+    runs = Runs(RECIPE, cells, tmp_path, "no")
+    whole = runs.whole()
+    trainer, network = runs.trainer()
+    after_step, validate = trainer._after_step, trainer._validate
+
+    def signalled_step() -> None:
+        if not validating and trainer._steps_done == 2:
+            os.kill(os.getpid(), number)
+        after_step()
+
+    def signalled_validation() -> dict[str, float]:
+        if validating:
+            os.kill(os.getpid(), number)
+        return validate()
+
+    trainer._after_step, trainer._validate = signalled_step, signalled_validation  # type: ignore[method-assign]
+    with pytest.raises(Interrupted) as stopped:
+        list(trainer.fit(network))
+    step = whole[0].steps_per_epoch if validating else 2
+    assert stopped.value.code == 0
+    assert f"asked to stop: checkpoint written at epoch 1, step {step}" in capsys.readouterr().out
+    assert [path.name for path in checkpoints_in(tmp_path / FOLDER)] == [f"00001-epoch-1-step-{step}"]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == signals, "as they were before"
+    _same(runs.resumed(), whole)
+
+
+def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
+    cells: FramedCells, tmp_path: Path, signals: list[Any]
+) -> None:
+    # Class weights are undone when fitting ends: a checkpoint of that would have them undone twice.
+    runs = Runs(replace(RECIPE, class_weighted=True, num_train_epochs=1), cells, tmp_path, "no")
+    whole = runs.whole()
+    trainer, network = runs.trainer()
+    judge = trainer.judge.update
+
+    def signalled(row: dict[str, Any]) -> Any:
+        # Validation is over, and with it the last moment that a checkpoint is taken at.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(row)
+
+    trainer.judge.update = signalled  # type: ignore[method-assign]
+    rows = list(trainer.fit(network))
+    assert trainer.stop.noted
+    _same((trainer, rows), whole)
+    assert checkpoints_in(tmp_path / FOLDER) == [], "the run is complete; nothing is left to resume"
+
+
+def test_a_second_signal_acts_at_once(signals: list[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.noted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_resume_command_is_the_one_that_was_given() -> None:
+    flags = ("--train_dir", "/data/my cells", "--seed", "3", "--no_validation", "--resume_from_checkpoint", "x")
+    config = parse_config(
+        ["--dataset_name", "cnmc2019", *flags, "--output_dir", "runs/a", "--checkpointing_steps", "5"]
+    )
+    assert config.resume_command(["python", "train.py"]) == (
+        "python train.py --dataset_name cnmc2019 --train_dir '/data/my cells' --no_validation --output_dir runs/a "
+        "--seed 3 --checkpointing_steps 5 --resume_from_checkpoint latest"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "python train.py"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"},
+            "accelerate launch --cpu --num_processes 1 ",
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "4"}, "accelerate launch --num_processes 4 train.py"),
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nproc_per_node 2 train.py"),
+    ],
+)
+def test_it_names_the_launcher_that_started_the_run(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
+    assert " ".join(launch_command()).startswith(words)
+
+
+@pytest.mark.parametrize("launcher", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "1"}])
+def test_on_several_machines_each_is_given_its_own_command_again(
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str]
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**launcher, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert resume_hint(config := parse_config([])) == (
+        "the same command on each machine, plus --resume_from_checkpoint latest"
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert resume_hint(config) == config.resume_command(launch_command())

@@ -1,0 +1,245 @@
+"""Features of a frozen backbone: the same to train on as the cells, kept once, and never served when they are not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmentation
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import Split
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.data import (
+    FeatureInputs,
+    HeadOnFeatures,
+    PixelInputs,
+    backbone_hash,
+    caching_pays_off,
+    can_cache_features,
+    features_file,
+    frozen_features,
+)
+from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
+
+MIRRORED = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="horizontal")
+RECIPE = Recipe(
+    name="frozen",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=4,
+    train_batch_size=4,
+    head_learning_rate=0.01,
+    label_smoothing=0.0,
+    augmentation=MIRRORED,
+    frozen=("backbone",),
+    head=Head(batch_norm=True, hidden=(Hidden(8, dropout=0.2),)),
+    penalty=Penalty(weight_l2=1e-3),
+    optimizer="adam",
+    schedule="constant",
+    class_weighted=False,
+)
+PREPROCESSING = Preprocessing(32, 1.0)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(RECIPE, 2)
+
+
+def _kept(network: nn.Module, cells: FramedCells, said: list[str] | None = None) -> tuple[Path, np.ndarray]:
+    path, say = features_file(network, cells, RECIPE), (said if said is not None else []).append
+    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.mirrorings, say=say)
+
+
+def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, list[dict]]:
+    set_seed(0)
+    network = build_network(recipe, 2)
+    with torch.no_grad():
+        for parameter in network.head.classifier.parameters():
+            parameter.zero_()
+    trainer = Trainer(
+        make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe),
+        cells,
+        split,
+        recipe,
+        PREPROCESSING,
+        RunArguments(),
+        cache_features=cache_features,
+    )
+    return trainer, list(trainer.fit(network))
+
+
+# Which systems it is for
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, True),
+        ({"augmentation": replace(MIRRORED, flips="none")}, True),
+        ({"augmentation": replace(MIRRORED, rotation=20.0)}, False),
+        ({"augmentation": replace(MIRRORED, brightness=0.1)}, False),
+        ({"frozen": ()}, False),
+        ({"frozen": ("backbone.conv1",)}, False),
+    ],
+)
+def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[str, object], kept: bool) -> None:
+    assert can_cache_features(replace(RECIPE, **change)) is kept
+
+
+def test_of_the_systems_it_is_for_the_frozen_densenet_alone() -> None:
+    assert can_cache_features(get_recipe("prior_e_densenet121_frozen"))
+    assert not can_cache_features(get_recipe("densenet121"))
+    assert not can_cache_features(get_recipe("prior_a_efficientnet_b3"))
+
+
+def test_a_run_too_short_to_gain_by_it_computes_no_features(network: nn.Module, cells: FramedCells) -> None:
+    path = features_file(network, cells, RECIPE)
+    assert not caching_pays_off(path, cells, RECIPE, passes=63), "32 cells in two looks"
+    assert caching_pays_off(path, cells, RECIPE, passes=64)
+    _kept(network, cells)
+    assert caching_pays_off(path, cells, RECIPE, passes=1), "there already"
+
+
+# The same to train on
+
+
+def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, cells: FramedCells) -> None:
+    _, features = _kept(network, cells)
+    assert (features.shape, features.dtype) == ((32, 2, network.num_features), np.float32)
+    pixels = torch.from_numpy(cells.pixels[5:9].transpose(0, 3, 1, 2).copy())
+    network.eval()
+    with torch.no_grad():
+        for number, axes in enumerate(((), (3,))):
+            whole = network(PREPROCESSING.normalise(pixels.flip(axes)))
+            torch.testing.assert_close(HeadOnFeatures(network)(torch.from_numpy(features[5:9, number].copy())), whole)
+    assert not np.allclose(features[:, 0], features[:, 1], atol=1e-4), "a mirrored cell has features of its own"
+
+
+def test_a_head_learns_from_kept_features_what_it_learns_from_cells(cells: FramedCells, split: Split) -> None:
+    recipe = replace(RECIPE, head=Head(batch_norm=True, hidden=(Hidden(8),)))
+    kept, kept_rows = _fitted(recipe, cells, split, cache_features=True)
+    anew, anew_rows = _fitted(recipe, cells, split, cache_features=False)
+    assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
+    for ours, theirs in zip(kept_rows, anew_rows, strict=True):
+        timings = {"seconds", "images_per_second", "data_wait_percent", "peak_memory_mb"}
+        assert {k: v for k, v in ours.items() if k not in timings} == pytest.approx(
+            {k: v for k, v in theirs.items() if k not in timings}, abs=1e-4
+        )
+    for (name, one), other in zip(kept.network.state_dict().items(), anew.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    ours, theirs = kept.predict(split.test), anew.predict(split.test)
+    assert ours.cell_ids == theirs.cell_ids
+    assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
+    assert anew_rows[0]["train_loss"] != anew_rows[-1]["train_loss"], "it did learn"
+
+
+@pytest.mark.parametrize("cache_features", [True, False])
+def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients(
+    cells: FramedCells, split: Split, cache_features: bool
+) -> None:
+    trainer, _ = _fitted(replace(RECIPE, num_train_epochs=2), cells, split, cache_features=cache_features)
+    set_seed(0)
+    assert backbone_hash(trainer.network) == backbone_hash(build_network(RECIPE, 2))
+    trainer._train_mode()
+    assert trainer.network.head.training
+    assert not any(module.training for module in trainer.network.backbone.modules())
+    features = trainer.network.forward_features(torch.zeros(2, 3, 32, 32))
+    assert features.grad_fn is None
+    assert not features.requires_grad
+
+
+# Kept once, and served only when they are the ones asked for
+
+
+def test_a_second_run_reads_what_the_first_one_kept(cells: FramedCells, network: nn.Module) -> None:
+    said: list[str] = []
+    path, first = _kept(network, cells, said)
+    written = path.stat().st_mtime_ns
+    _, second = _kept(network, cells, said)
+    assert path.stat().st_mtime_ns == written
+    assert np.array_equal(first, second)
+    assert isinstance(second, np.memmap)
+    assert said == [
+        f"frozen backbone: features of 32 cells in 2 mirrored version(s) kept in {path}",
+        f"frozen backbone: features of 32 cells read from {path}",
+    ]
+
+
+def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.Module, cells: FramedCells) -> None:
+    def file(recipe: Recipe = RECIPE, these: FramedCells = cells) -> Path:
+        return features_file(network, these, recipe)
+
+    first = file()
+    with torch.no_grad():
+        network.head.classifier.weight.add_(1)
+    assert file() == first
+    assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
+    other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
+    assert file(these=other) != first
+    with torch.no_grad():
+        network.backbone.bn1.running_mean.add_(1e-3)
+    assert file() != first
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "without its digest"])
+def test_a_damaged_file_is_computed_again_and_said_so(network: nn.Module, cells: FramedCells, damage: str) -> None:
+    path, features = _kept(network, cells)
+    expected, content = features.copy(), path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.with_suffix(".sha256").unlink()
+    said: list[str] = []
+    _, again = _kept(network, cells, said)
+    assert said[0] == f"{path}: damaged; the features are computed again"
+    assert np.array_equal(again, expected)
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(
+    network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    path = features_file(network, cells, RECIPE)
+    with pytest.raises(LeukoscopeError) as refused:
+        _kept(network, cells)
+    assert str(refused.value) == (
+        f"{path.parent}: cannot keep the frozen backbone's features there (No space left on device; 0 MB needed); "
+        "free some space or set LEUKOSCOPE_CACHE to another folder"
+    )
+
+
+def test_an_interrupted_computation_leaves_nothing(
+    network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, passes = features_file(network, cells, RECIPE), []
+
+    def interrupted(module: nn.Module, inputs: object) -> None:
+        passes.append(module)
+        if len(passes) > 2:
+            raise KeyboardInterrupt
+
+    handle = network.head.pool.register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _kept(network, cells)
+    handle.remove()
+    assert not list(path.parent.glob("features-*"))

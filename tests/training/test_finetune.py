@@ -1,0 +1,395 @@
+"""Fine-tuning starts from a release's weights, reports what became of its head, and tests on nothing it was shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import Split, make_split
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.models.build import build_network, classifier_parameters, is_rewritable, rewrite_for_timm
+from leukoscope.models.recipes import Head, Hidden, Recipe, get_recipe
+from leukoscope.models.release import load_release, rescale_classifier, save_release
+from leukoscope.training.config import ModelArguments, TrainingConfig, parse_config
+from leukoscope.training.finetune import NetworkStart, follow_release, matching_outputs, start_network
+from leukoscope.training.losses import restore_class_frequencies
+
+RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
+FREQUENCIES = {"ALL": 0.75, "HEM": 0.25}
+ELSEWHERE = {"name": "cnmc2019", "fingerprint": "0" * 64, "unit": "subject"}
+
+
+def _metrics(**parts: Any) -> dict[str, Any]:
+    training = {"subjects": ["1", "2"], "start_weights": "ImageNet", "class_frequencies": FREQUENCIES}
+    made = {"recipe": {"name": "densenet121", "class_weighted": True}, "data": ELSEWHERE, "training": training}
+    return made | parts
+
+
+def _release(folder: Path, network: nn.Module, labels: tuple[str, ...] = ("ALL", "HEM"), **settings: Any) -> Path:
+    given = {"architecture": "test_resnet", "preprocessing": Preprocessing(32, 1.0), "metrics": _metrics()}
+    return save_release(folder, network, labels=labels, **given | settings)
+
+
+def _network(seed: int, recipe: Recipe = RECIPE, classes: int = 2) -> nn.Module:
+    torch.manual_seed(seed)
+    network = build_network(recipe, classes)
+    with torch.no_grad():
+        for parameter in classifier_parameters(network):
+            parameter.normal_()
+    return network
+
+
+def _start(
+    network: nn.Module, release: Path, cells: FramedCells, split: Split, recipe: Recipe = RECIPE
+) -> NetworkStart:
+    config = TrainingConfig(model=ModelArguments(init_from=str(release)))
+    return start_network(network, recipe, config.model.init_from, config.start_weights, cells, split)
+
+
+def _refusal(*args: Any, **named: Any) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        _start(*args, **named)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def _head(network: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in classifier_parameters(network)]
+
+
+def _body(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("fc.")}
+
+
+# What is carried over
+
+
+def test_the_same_classes_keep_the_head_as_training_left_it(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    trained, network = _network(1), _network(2)
+    as_trained = _head(trained)
+    restore_class_frequencies(trained, torch.tensor([300.0, 100.0]))
+    rescale_classifier(trained, 1.6)
+    calibration = {"temperature": 1.6}
+    folder = _release(tmp_path / "r", trained, metrics=_metrics(calibration=calibration))
+    started = _start(network, folder, cells, split)
+    weight, bias = _head(network)
+    torch.testing.assert_close(weight, as_trained[0])
+    # A constant on every logit changes no probability.
+    torch.testing.assert_close(bias - bias.mean(), as_trained[1] - as_trained[1].mean())
+    assert started.remarks == (
+        "the head of r is kept, without the temperature 1.600 and the class frequencies added after its training",
+    )
+    assert started.provenance["started_from"]["kept_head"] is True
+
+
+def test_the_body_is_the_releases_to_the_bit_statistics_too(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    folder, network = _release(tmp_path / "r", _network(1)), _network(2)
+    _start(network, folder, cells, split)
+    released = _body(load_release(folder).network)
+    assert any("running_mean" in name for name in released)
+    assert all(torch.equal(tensor, released[name]) for name, tensor in _body(network).items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_head_whose_classes_stand_in_another_order_is_put_in_ours(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    shares = {"HEM": 0.5, "all": 0.5}
+    training = _metrics()["training"] | {"class_frequencies": shares}
+    folder = _release(tmp_path / "r", _network(1), ("HEM", "all"), metrics=_metrics(training=training))
+    network = _network(2)
+    _start(network, folder, cells, split)
+    assert cells.data.info.labels == ("ALL", "HEM")
+    for ours, theirs in zip(_head(network), _head(load_release(folder).network), strict=True):
+        torch.testing.assert_close(ours, theirs.flip(0))
+
+
+def test_uneven_frequencies_follow_their_class_into_our_order(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    trained, network = _network(1), _network(2)
+    bias_as_trained = _head(trained)[1].flip(0)
+    restore_class_frequencies(trained, torch.tensor([25.0, 75.0]))
+    _start(network, _release(tmp_path / "r", trained, ("HEM", "ALL")), cells, split)
+    bias = _head(network)[1]
+    torch.testing.assert_close(bias - bias.mean(), bias_as_trained - bias_as_trained.mean())
+
+
+def test_a_head_trained_without_class_weights_keeps_its_bias(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    plain = {"name": "prior_d_resnet", "class_weighted": False}
+    folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(recipe=plain)), _network(2)
+    started = _start(network, folder, cells, split)
+    assert torch.equal(_head(network)[1], _head(load_release(folder).network)[1])
+    assert started.remarks == ("the head of r is kept",)
+
+
+def test_other_classes_get_a_new_head_and_it_is_said(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    folder = _release(tmp_path / "r", _network(1, classes=4), ("Benign", "Early", "Pre", "Pro"))
+    network = _network(2)
+    before = _head(network)
+    started = _start(network, folder, cells, split)
+    assert all(torch.equal(a, b) for a, b in zip(before, _head(network), strict=True))
+    released = _body(load_release(folder).network)
+    assert all(torch.equal(tensor, released[name]) for name, tensor in _body(network).items())
+    assert started.remarks == ("a new head for ALL, HEM: r predicts Benign, Early, Pre, Pro",)
+    assert started.provenance["started_from"]["kept_head"] is False
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        (("ALL", "HEM"), ("ALL", "HEM"), (0, 1)),
+        (("b", "c", "a"), ("A", "B", "C"), (2, 0, 1)),
+        (("ALL", "HEM"), ("ALL", "normal"), None),
+        (("a", "b", "c"), ("a", "b"), None),
+        (("a", "b"), ("a", "b", "c"), None),
+        (("a", "A"), ("a", "A"), None),
+    ],
+)
+def test_classes_are_matched_by_name(theirs: Any, ours: Any, expected: Any) -> None:
+    assert matching_outputs(theirs, ours) == expected
+
+
+def test_a_head_with_hidden_layers_goes_on_whole(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    recipe = replace(RECIPE, head=Head(batch_norm=True, hidden=(Hidden(8, batch_norm=True, dropout=0.2),)))
+    folder, network = _release(tmp_path / "r", _network(1, recipe)), _network(2, recipe)
+    _start(network, folder, cells, split, recipe)
+    released = load_release(folder).network.state_dict()
+    hidden = [name for name in released if name.startswith(("backbone.", "head.hidden.", "head.norm."))]
+    assert len(hidden) > 20
+    assert all(torch.equal(network.state_dict()[name], released[name]) for name in hidden)
+
+
+# What is recorded
+
+
+def test_the_name_tells_the_whole_chain_and_no_folder(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    folder = _release(tmp_path / "my-run" / "release", _network(1))
+    started = _start(_network(2), folder, cells, split)
+    assert started.name == "fine-tuned from my-run, itself started from ImageNet"
+    record = started.provenance["started_from"]
+    assert (record["release"], record["revision"]) == ("my-run", "")
+    assert len(record["weights_sha256"]) == 64
+    assert str(tmp_path) not in repr(started)
+
+
+def test_without_the_flag_it_starts_as_ever(cells: FramedCells, split: Split) -> None:
+    config = TrainingConfig(model=ModelArguments(from_scratch=True))
+    assert start_network(_network(2), RECIPE, None, config.start_weights, cells, split) == NetworkStart(
+        "random initialisation (no pretrained weights)"
+    )
+
+
+def test_what_earlier_releases_of_the_chain_saw_is_passed_on(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    first = _release(tmp_path / "first", _network(1))
+    provenance = _start(_network(2), first, cells, split).provenance
+    own = {"name": "ball4", "fingerprint": "1" * 64, "unit": "block"}
+    training = _metrics()["training"] | {"subjects": ["b-00"]} | provenance
+    second = _release(tmp_path / "second", _network(3), metrics=_metrics(data=own, training=training))
+    seen = _start(_network(4), second, cells, split).provenance["started_from"]["seen"]
+    assert seen == [own | {"subjects": ["b-00"]}, ELSEWHERE | {"subjects": ["1", "2"]}]
+
+
+# What it must not have seen
+
+
+def _subjects(cells: FramedCells, side: tuple[str, ...]) -> list[str]:
+    return sorted({cells.subjects[row] for row in cells.rows(side)})
+
+
+def _trained_on(cells: FramedCells, subjects: list[str], **data: str) -> dict[str, Any]:
+    own = {"name": "imagefolder", "fingerprint": cells.data.fingerprint, "unit": "subject"} | data
+    return _metrics(data=own, training=_metrics()["training"] | {"subjects": subjects})
+
+
+def test_a_release_that_knows_a_tested_subject_is_refused(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    tested = _subjects(cells, split.test)
+    known = _trained_on(cells, [*_subjects(cells, split.train), *tested])
+    message = _refusal(_network(2), _release(tmp_path / "r", _network(1), metrics=known), cells, split)
+    assert message == (
+        f"--init_from r: was trained on subject {tested[0]} ({len(tested)} in all) of this run's test side, so its "
+        "metrics would be inflated; use --split all, which reports none, a --split_file that tests subjects it never "
+        "saw, or other cells"
+    )
+    everything = make_split(cells.data, "all")
+    assert _start(_network(2), tmp_path / "r", cells, everything).notes == (), "no metric is inflated"
+
+
+def test_an_ancestor_that_knows_a_tested_subject_is_refused_too(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    seen = _trained_on(cells, _subjects(cells, split.test))
+    ancestor = {"seen": [seen["data"] | {"subjects": seen["training"]["subjects"]}]}
+    metrics = _metrics(training=_metrics()["training"] | {"started_from": ancestor})
+    message = _refusal(_network(2), _release(tmp_path / "r", _network(1), metrics=metrics), cells, split)
+    assert "of this run's test side" in message
+
+
+def test_one_data_set_is_known_by_its_name_whatever_part_of_it_is_here(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    named = replace(cells, data=replace(cells.data, info=replace(cells.data.info, name="cnmc2019")))
+    tested = _subjects(cells, split.test)
+    part = _trained_on(cells, tested[:1], name="cnmc2019", fingerprint="f" * 64)
+    folder = _release(tmp_path / "r", _network(1), metrics=part)
+    assert f"subject {tested[0]} (1 in all)" in _refusal(_network(2), folder, named, split)
+    # Two hospitals' folders may both hold a subject "1"; but that cannot be told.
+    other = _release(
+        tmp_path / "o", _network(1), metrics=_trained_on(cells, tested, name="imagefolder", fingerprint="f" * 64)
+    )
+    assert _start(_network(2), other, cells, split).notes == (
+        "o was trained on class folders, too; whether it has seen some of these cells is unknown",
+    )
+
+
+def test_validation_on_known_subjects_is_noted(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    validated = _subjects(cells, split.validation)
+    folder = _release(tmp_path / "r", _network(1), metrics=_trained_on(cells, validated))
+    assert _start(_network(2), folder, cells, split).notes == (
+        f"r was trained on {len(validated)} subject(s) of the validation side: validation metrics are too good",
+    )
+
+
+def test_a_release_that_says_nothing_of_its_training_is_noted(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    started = _start(_network(2), _release(tmp_path / "r", _network(1), metrics={}), cells, split)
+    assert started.notes == ("r does not say which cells it was trained on; it may have seen some of these",)
+    assert started.name == "fine-tuned from r"
+
+
+def _keeps_predictions(release: Path, cells: FramedCells, ids: tuple[str, ...]) -> Path:
+    """The release with predictions of these cells under other names."""
+    rows = cells.rows(ids)
+    (release / "predictions").mkdir()
+    CellPredictions(
+        tuple(f"UID_{row}_all" for row in rows),
+        ("1",) * len(rows),
+        cells.labels[rows],
+        np.full((len(rows), 2), 0.5),
+        ("ALL", "HEM"),
+        None,
+        cells.hashes_of(rows),
+    ).save(release / "predictions" / "subject_cv.parquet")
+    return release
+
+
+def test_other_cells_need_no_note_where_they_can_be_compared(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    release = _release(tmp_path / "r", _network(1))
+    assert _start(_network(2), release, cells, split).notes == (
+        "r was trained on another data set; whether it has seen some of these cells is unknown",
+    )
+    compared = _keeps_predictions(release, cells, split.train)
+    assert _start(_network(2), compared, cells, split).notes == ()
+
+
+def test_training_cells_under_another_data_set_s_name_are_refused(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    release = _keeps_predictions(_release(tmp_path / "r", _network(1)), cells, split.test)
+    message = _refusal(_network(2), release, cells, split)
+    assert message.startswith(f"--init_from r: was made from {len(split.test)} of the {len(split.test)} cells of this")
+
+
+# What does not fit
+
+
+def test_twins_that_share_their_tensors_are_told_apart(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    folder = _release(tmp_path / "r", _network(1), architecture="test_resnet")
+    recipe = replace(RECIPE, architecture="tf_test_resnet")
+    assert _refusal(_network(2), folder, cells, split, recipe) == (
+        f"--init_from {folder}: its architecture is test_resnet, that of --recipe small is tf_test_resnet; leave "
+        "--recipe out to follow the release"
+    )
+
+
+def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    pooled_by_max = replace(RECIPE, head=Head(pooling="max"))
+    folder = _release(tmp_path / "r", _network(1, replace(RECIPE, head=Head(pooling="avg"))))
+    message = _refusal(_network(2, pooled_by_max), folder, cells, split, pooled_by_max)
+    assert message.startswith(f'--init_from {folder}: its head is {{"pooling": "avg"')
+    raw = _release(tmp_path / "raw", _network(1), preprocessing=Preprocessing(32, 1.0, mean=(0, 0, 0), std=(1, 1, 1)))
+    assert _refusal(_network(2), raw, cells, split).startswith(
+        f"--init_from {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe small is "
+    )
+
+
+def test_no_such_release_and_a_pickle_are_refused_with_the_flag(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    message = _refusal(_network(2), tmp_path / "nowhere", cells, split)
+    assert message.startswith(f"--init_from {tmp_path / 'nowhere'}: no such folder, and no Hub id either")
+    folder = _release(tmp_path / "r", _network(1))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickled weights can run code and are never loaded" in _refusal(_network(2), folder, cells, split)
+
+
+# What the release settles on the command line
+
+
+def _flags(release: Path, *more: str) -> TrainingConfig:
+    return parse_config(["--dataset_name", "imagefolder", "--train_dir", "d", "--init_from", str(release), *more])
+
+
+def _small(folder: Path, metrics: dict[str, Any]) -> Path:
+    recipe = get_recipe("prior_d_baseline_cnn")
+    network = build_network(recipe, 2)
+    return _release(folder, network, architecture="baseline_cnn", preprocessing=Preprocessing(48, 1.0), metrics=metrics)
+
+
+def test_recipe_and_image_size_follow_the_release(tmp_path: Path) -> None:
+    folder = _small(tmp_path / "r", _metrics(recipe={"name": "prior_d_baseline_cnn"}))
+    config = _flags(folder)
+    assert (config.model.recipe, config.resolve().image_size) == ("prior_d_baseline_cnn", 48)
+    assert not config.start_weights.from_scratch
+    assert "--init_from r" in config.command() and str(tmp_path) not in config.command()
+    assert _flags(folder, "--image_size", "64").resolve().image_size == 64
+    assert _flags(folder, "--recipe", "densenet121").model.recipe == "densenet121", "asked for: refused when built"
+
+
+def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    read_at_a_block = build_network(get_recipe("densenet169_block2"), 2).eval()
+    assert is_rewritable(read_at_a_block)
+    plain, built_with = rewrite_for_timm(read_at_a_block, "densenet169", torch.randn(2, 3, 64, 64))
+    metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
+    release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
+    followed = follow_release(str(release), None, None)
+    assert (followed["recipe"], followed["image_size"]) == ("densenet169_block2_finetuned", 32)
+    recipe = get_recipe(followed["recipe"])
+    network = build_network(recipe, 2)
+    started = _start(network, release, cells, split, recipe)
+    assert started.remarks == ("the head of r is kept",)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(network.eval()(pixels), load_release(release).network(pixels), atol=1e-5)
+
+
+def test_a_release_of_an_unknown_recipe_needs_one_named(tmp_path: Path) -> None:
+    for metrics, said in (
+        (_metrics(recipe={"name": "house_9"}), "was made by the recipe house_9, unknown here"),
+        ({}, "does not say which recipe made it"),
+    ):
+        folder = _small(tmp_path / "r", metrics)
+        with pytest.raises(LeukoscopeError) as refused:
+            _flags(folder)
+        assert str(refused.value) == f"--init_from {folder}: {said}; name one of its architecture with --recipe"
+        assert _flags(folder, "--recipe", "prior_d_baseline_cnn").model.image_size == 48
+
+
+def test_two_starts_exclude_each_other_before_the_release_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match="^--from_scratch and --init_from exclude each other; leave one out$"):
+        _flags(tmp_path / "nowhere", "--from_scratch")
+    with pytest.raises(LeukoscopeError, match="^--pretrained_weights and --init_from exclude each other; leave one"):
+        _flags(tmp_path / "nowhere", "--pretrained_weights", "w.safetensors")
+
+
+def test_a_hub_release_that_cannot_be_had_is_one_clear_message() -> None:
+    with pytest.raises(LeukoscopeError, match="^--init_from nobody/no-such-model@main: the Hub cannot be reached"):
+        _flags(Path("nobody/no-such-model@main"))

@@ -1,0 +1,71 @@
+"""What metrics.json says of a run's making, and how its rows and figures are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.splits import Split
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.run_folder import append_row, describe_run, result_lines, write_args
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    return parse_config(["--dataset_name", "imagefolder", "--train_dir", "/data/of/mine/cells", "--seed", "3"])
+
+
+def test_a_run_is_described_by_its_cells_start_and_machine(
+    config: TrainingConfig, cells: FramedCells, split: Split
+) -> None:
+    made = describe_run(config, config.resolve(), cells, split, "ImageNet")
+    training = made["training"]
+    assert (training["cells"], training["start_weights"], training["seed"]) == (len(split.train), "ImageNet", 3)
+    assert training["subjects"] == sorted({cells.subjects[row] for row in cells.rows(split.train)})
+    assert sum(training["class_frequencies"].values()) == pytest.approx(1)
+    assert training["versions"] == {"leukoscope": __version__, "python": platform.python_version()} | {
+        name: version(name)
+        for name in ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
+    }
+    if not torch.cuda.is_available():
+        assert training["hardware"] == f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
+    assert made["notice"] == RESEARCH_NOTICE
+    assert "/data/of/mine" not in json.dumps(made)
+
+
+def test_args_are_written_as_plain_values(config: TrainingConfig, tmp_path: Path) -> None:
+    write_args(tmp_path / "args.yaml", config, config.resolve())
+    args = yaml.safe_load((tmp_path / "args.yaml").read_text())
+    assert args["flags"]["train_dir"] == "/data/of/mine/cells"
+    assert isinstance(args["resolved_recipe"]["frozen"], list)
+
+
+def test_a_row_an_epoch_under_one_header() -> None:
+    file = io.StringIO()
+    for epoch in (1, 2):
+        append_row(file, {"epoch": epoch, "train_loss": 0.5 / epoch})
+    file.seek(0)
+    assert list(csv.DictReader(file)) == [
+        {"epoch": "1", "train_loss": "0.5"},
+        {"epoch": "2", "train_loss": "0.25"},
+    ]
+
+
+def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> None:
+    figures = {"cells": 1234, "accuracy": 0.8, "balanced_accuracy": 0.75, "f1_weighted": 0.7, "auroc": None}
+    baseline = {"balanced_accuracy": 0.7, "f1_weighted": 0.6}
+    assert result_lines({"metrics": figures, "size_only_baseline": baseline}).splitlines() == [
+        "test (1,234 cells): accuracy 0.800, balanced accuracy 0.750, weighted F1 0.700, AUROC –",
+        "  cell size alone: balanced accuracy 0.700, weighted F1 0.600",
+        f"  {RESEARCH_NOTICE}",
+    ]

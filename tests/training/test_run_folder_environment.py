@@ -1,0 +1,143 @@
+"""environment.json says where and with what a run was made, and after an interruption it says both places."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+
+from leukoscope import __version__
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.models.recipes import get_recipe
+from leukoscope.training import run_folder as environment
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.run_folder import complete_environment, peak_memory, write_environment
+from leukoscope.training.train import make_accelerator
+
+
+@pytest.fixture
+def data(own_cells: Path) -> LoadedCells:
+    return load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_")
+
+
+@pytest.fixture
+def config(own_cells: Path, tmp_path: Path) -> TrainingConfig:
+    flags = ("--train_dir", str(own_cells), "--mixed_precision", "bf16", "--output_dir", str(tmp_path))
+    return parse_config(["--dataset_name", "imagefolder", *flags])
+
+
+@pytest.fixture
+def accelerator(config: TrainingConfig) -> Accelerator:
+    return make_accelerator(config, get_recipe("densenet121"))
+
+
+def _written(out: Path) -> dict[str, Any]:
+    return json.loads((out / "environment.json").read_text())
+
+
+def test_it_holds_what_a_repetition_depends_on(
+    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
+) -> None:
+    write_environment(tmp_path, accelerator, config, data)
+    written = _written(tmp_path)
+    assert written["packages"]["torch"] == version("torch")
+    assert {"timm", "numpy", "pillow", "safetensors"} <= written["packages"].keys(), "all packages, not a choice"
+    assert written["python"] == platform.python_version()
+    assert written["data"] == {"name": "imagefolder", "fingerprint": data.fingerprint}
+    assert written["compute"]["precision"] == "bf16"
+    assert (written["compute"]["processes"], written["compute"]["threads"]) == (1, torch.get_num_threads())
+    assert written["machine"]["memory_bytes"] == psutil.virtual_memory().total
+    assert written["machine"]["cores"] == os.cpu_count()
+    assert written["machine"]["cpu"]
+    assert len(written["machine"]["gpus"]) == torch.cuda.device_count()
+    assert written["command"].startswith("train.py --dataset_name imagefolder")
+    assert str(tmp_path) not in json.dumps(written), "folders are private"
+    assert "finished" not in written, "a run that ended early does not look complete"
+
+
+def test_its_end_adds_time_and_memory(
+    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
+) -> None:
+    write_environment(tmp_path, accelerator, config, data)
+    before = _written(tmp_path)
+    complete_environment(tmp_path, accelerator, 12.5, batch_size=8)
+    written = _written(tmp_path)
+    assert written["wall_seconds"] == 12.5
+    assert written["batch"] == {"cells": 8, "batches_a_step": 1}
+    assert written["finished"] >= written["started"]
+    (process,) = written["peak_memory"]["process_bytes"]
+    assert 10**8 < process <= psutil.virtual_memory().total, "torch alone takes more than 100 MB"
+    assert before.items() <= written.items()
+
+
+def test_a_resumed_run_keeps_what_it_ran_on_before(
+    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
+) -> None:
+    for resumed in (False, True, True):
+        write_environment(tmp_path, accelerator, config, data, resumed=resumed)
+    written = _written(tmp_path)
+    assert [session["python"] for session in written["earlier"]] == [platform.python_version()] * 2
+    assert all("earlier" not in session for session in written["earlier"])
+    write_environment(tmp_path, accelerator, config, data)
+    assert "earlier" not in _written(tmp_path), "a run begun anew has no earlier sessions"
+
+
+def test_peak_memory_counts_what_is_held() -> None:
+    before, _ = peak_memory()
+    to_the_peak = before - psutil.Process().memory_info().rss
+    held = np.ones((to_the_peak + 2**26) // 8)
+    after, _ = peak_memory()
+    assert after >= before + 2**25, "64 MiB more than ever were held, of which most must show"
+    del held
+    assert peak_memory()[0] >= after, "a peak does not fall"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository of its own with this package's layout, as the module would find itself in."""
+    root = tmp_path / "checkout"
+    home = root / "src" / "leukoscope" / "training"
+    home.mkdir(parents=True)
+    shutil.copy(environment.__file__, home)
+    monkeypatch.setattr(environment, "__file__", str(home / "environment.py"))
+    # No settings of the person who runs the tests, and no repository around this one.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", "-C", str(root), *words], check=True)
+    yield root
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_named_and_whether_the_code_is_still_of_it(
+    checkout: Path, tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
+) -> None:
+    def said() -> dict[str, Any]:
+        write_environment(tmp_path, accelerator, config, data)
+        return _written(tmp_path)["leukoscope"]
+
+    clean = said()
+    assert len(clean["commit"]) == 40
+    assert clean == {"version": __version__, "commit": clean["commit"], "changed_since": False}
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "summary.csv").touch()
+    assert said()["changed_since"] is False, "a run folder is no change of the code"
+    (checkout / "src" / "leukoscope" / "new.py").touch()
+    assert said()["changed_since"] is True
+    shutil.rmtree(checkout / ".git")
+    assert said() == {"version": __version__}, "an installed package has no commit"

@@ -1,0 +1,143 @@
+"""A tracker logs a run's metrics, stays on this machine, and is refused early where it could not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+import leukoscope
+from leukoscope import LeukoscopeError
+from leukoscope.models.recipes import get_recipe
+from leukoscope.training import run_folder as tracking
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.run_folder import (
+    check_tracking,
+    finish_tracking,
+    start_tracking,
+    track_epoch,
+    track_result,
+)
+
+ROWS = [{"epoch": 1, "train_loss": 0.75, "val_auroc": 0.5}, {"epoch": 2, "train_loss": 0.25, "val_auroc": 0.875}]
+BLOCK = {"metrics": {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1_weighted": 0.5, "f1_macro": 0.5, "auroc": None}}
+
+
+def _needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}: pip install 'leukoscope[tracking]'")
+
+
+def _config(out: Path, *flags: str) -> TrainingConfig:
+    return parse_config(["--with_tracking", "--output_dir", str(out), *flags])
+
+
+def _tracked(out: Path, config: TrainingConfig) -> None:
+    """A run's course, without the training."""
+    accelerator = Accelerator(cpu=True, log_with=config.tracker, project_dir=out)
+    start_tracking(accelerator, config, get_recipe("densenet121"))
+    for row in ROWS:
+        track_epoch(accelerator, row)
+    track_result(accelerator, BLOCK, epoch=2)
+    finish_tracking(accelerator)
+
+
+def test_without_the_flag_nothing_is_tracked_and_every_call_is_idle(tmp_path: Path) -> None:
+    config = parse_config(["--output_dir", str(tmp_path)])
+    assert config.tracker is None
+    check_tracking(config)
+    _tracked(tmp_path, config)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_refused_with_the_fix(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb"])
+    with pytest.raises(LeukoscopeError) as refused:
+        check_tracking(_config(tmp_path, "--report_to", tracker))
+    assert str(refused.value) == (
+        f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or train without --with_tracking"
+    )
+
+
+@pytest.mark.parametrize("name", ["TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID"])
+def test_settings_that_would_send_metrics_away_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["trackio", "tensorboard"])
+    monkeypatch.setenv(name, "somewhere")
+    with pytest.raises(LeukoscopeError) as refused:
+        check_tracking(_config(tmp_path))
+    assert str(refused.value) == (
+        f"{name}=somewhere: trackio would send the run's metrics there; unset it, tracking here stays on this machine"
+    )
+    check_tracking(_config(tmp_path, "--report_to", "tensorboard"))
+
+
+def test_settings_are_told_in_values_that_every_tracker_takes() -> None:
+    config = parse_config(["--train_folds", "fold_0", "fold_2"])
+    flat = tracking._flat({**config.as_dict(), "recipe": {"augmentation": {"scale": 0.25}, "frozen": ("a", "b")}})
+    assert flat["train_folds"] == "['fold_0', 'fold_2']"
+    assert flat["recipe.augmentation.scale"] == 0.25
+    assert flat["recipe.frozen"] == "('a', 'b')"
+    assert flat["no_validation"] is False
+    assert "image_size" not in flat, "what is unset is left out"
+    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
+
+
+@_needs("tensorboard")
+def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _tracked(tmp_path, _config(tmp_path, "--report_to", "tensorboard"))
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    told = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert told == {
+        "train_loss": [(1, 0.75), (2, 0.25)],
+        "val_auroc": [(1, 0.5), (2, 0.875)],
+        **{f"test_{name}": [(2, value)] for name, value in BLOCK["metrics"].items() if value is not None},
+    }
+
+
+# trackio reads its folder once, when imported, and every connection is to be seen: a process of its own.
+TRACKED = """
+import os, socket, sys, webbrowser
+from pathlib import Path
+asked = []
+def refused(*args, **named):
+    asked.append(args)
+    raise OSError("no network here")
+socket.getaddrinfo = socket.socket.connect = refused
+webbrowser.open = lambda *args, **named: asked.append(args)
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from test_run_folder_tracking import _config, _tracked
+from leukoscope.training.run_folder import check_tracking
+out = Path(sys.argv[2])
+config = _config(out)
+check_tracking(config)
+_tracked(out, config)
+from huggingface_hub import constants
+assert constants.HF_HUB_OFFLINE is False, "the setting is given back"
+assert not asked, asked
+"""
+
+
+@_needs("trackio")
+def test_trackio_keeps_the_metrics_on_this_machine_and_works_offline(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_HUB_OFFLINE")}
+    # With a token at hand trackio would like to know whose it is.
+    environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_TOKEN": "hf_" + "a" * 34}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(leukoscope.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", TRACKED, __file__, str(tmp_path / "runs" / "mine")]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    # How trackio lays out its database is its own affair; what it was told must be in there.
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").glob("leukoscope*"))
+    assert all(name in kept for name in (b"runs/mine", b"train_loss", b"test_accuracy", b"resolved_recipe.image_size"))

@@ -1,0 +1,462 @@
+"""A run, small but whole: what it writes, that it repeats itself, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import decode_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import load_split
+from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe
+from leukoscope.models.release import load_release
+from leukoscope.training import train as loop
+from leukoscope.training.checkpoint import Checkpoint, Checkpoints
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.losses import restore_class_frequencies
+from leukoscope.training.train import train
+from leukoscope.training.trainer import Trainer
+
+TINY = ["--image_size", "32", "--max_train_samples", "48", "--num_train_epochs", "1", "--mixed_precision", "no"]
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the runs of a session: the phantoms are decoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Run:
+    """Trains on phantoms with tiny settings and the given flags on top; returns the run folder."""
+
+    def run(*flags: str) -> Path:
+        out = tmp_path_factory.mktemp("run")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LEUKOSCOPE_CACHE", str(tiny_cache))
+            return train(parse_config([*TINY, "--output_dir", str(out), *flags]))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_run: Run) -> Path:
+    return tiny_run()
+
+
+def _own(root: Path, out: Path, *flags: str) -> TrainingConfig:
+    data = ("--dataset_name", "imagefolder", "--train_dir", str(root), "--subject_pattern", r"/(\w+)_")
+    small = ("--image_size", "32", "--num_train_epochs", "1", "--per_device_train_batch_size", "4")
+    return parse_config([*data, *small, "--from_scratch", "--mixed_precision", "no", "--output_dir", str(out), *flags])
+
+
+def _metrics(run: Path) -> dict[str, object]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def _summary(run: Path) -> list[dict[str, str]]:
+    with (run / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# What a run leaves
+
+
+def test_the_run_folder_explains_itself(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "args.yaml",
+        "environment.json",
+        "figures",
+        "metrics.json",
+        "predictions.parquet",
+        "release",
+        "size_only_predictions.parquet",
+        "split.json",
+        "summary.csv",
+    }
+    assert {path.name for path in (finished / "release").iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+    }
+
+
+def test_args_yaml_holds_the_flags_and_the_recipe_they_resolved_to(finished: Path) -> None:
+    args = yaml.safe_load((finished / "args.yaml").read_text())
+    assert args["flags"]["max_train_samples"] == 48
+    assert args["flags"]["dataset_name"] == "phantoms"
+    assert args["resolved_recipe"]["image_size"] == 32
+    assert args["resolved_recipe"]["architecture"] == "densenet121"
+
+
+def test_summary_has_a_row_an_epoch(finished: Path) -> None:
+    (row,) = _summary(finished)
+    assert row["epoch"] == "1"
+    assert 0 < float(row["train_loss"]) < 10
+    assert 0 < float(row["val_loss"]) < 10
+    for share in ("train_accuracy", "val_accuracy", "val_balanced_accuracy"):
+        assert 0 <= float(row[share]) <= 1
+
+
+def test_each_test_cell_is_answered_exactly_once(finished: Path) -> None:
+    answers = CellPredictions.load(finished / "predictions.parquet")
+    split = load_split(finished / "split.json", load_cells("phantoms", image_size=64))
+    assert sorted(answers.cell_ids) == sorted(split.test)
+    assert np.allclose(answers.probabilities.sum(axis=1), 1, atol=1e-5)
+    label_of = {True: "ALL", False: "HEM"}
+    assert all(
+        label_of["-all-" in cell] == answers.label_names[reference] and cell.startswith(subject)
+        for cell, subject, reference in zip(answers.cell_ids, answers.subjects, answers.references, strict=True)
+    )
+
+
+def test_metrics_say_what_they_estimate_and_agree_with_the_predictions(finished: Path) -> None:
+    metrics = _metrics(finished)
+    (block,) = metrics["evaluations"]
+    assert block["estimates"] == "these weights"
+    assert (block["split"]["strategy"], block["split"]["disjoint_by"]) == ("subject", "subject")
+    assert block["thresholds_fitted_on"] is None
+    again = measure(CellPredictions.load(finished / "predictions.parquet"))
+    assert block["metrics"]["confusion_matrix"] == again["confusion_matrix"]
+    assert block["metrics"]["accuracy"] == pytest.approx(again["accuracy"], abs=1e-5)
+    assert set(block["metrics"]["subjects"]) == set(again["subjects"])
+    assert 0 <= block["size_only_baseline"]["balanced_accuracy"] <= 1
+    assert metrics["data"]["synthetic"] is True
+    assert metrics["training"]["start_weights"] == "random initialisation (no pretrained weights)"
+    assert not set(metrics["training"]["subjects"]) & set(block["metrics"]["subjects"]), "no subject trained and tested"
+
+
+def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_network_did(
+    finished: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = load_release(finished / "release")
+    assert release.labels == ("ALL", "HEM")
+    assert release.preprocessing == Preprocessing(32, 350 / 450)
+    assert release.metrics == _metrics(finished)
+    answers = CellPredictions.load(finished / "predictions.parquet")
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tiny_cache))
+    data = load_cells("phantoms", image_size=64)
+    pixels, *_ = decode_cells(data.train, release.preprocessing, data.fingerprint)
+    row_of = {cell: row for row, cell in enumerate(data.train["cell_id"])}
+    batch = torch.from_numpy(pixels[[row_of[cell] for cell in answers.cell_ids[:16]]]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        released = release.network(release.preprocessing.normalise(batch)).softmax(dim=1).numpy()
+    # The release keeps half the digits of each weight, and those were measured.
+    assert np.allclose(released, answers.probabilities[:16], atol=1e-5)
+
+
+# The same seed repeats a run
+
+
+def test_the_same_seed_gives_the_same_weights_and_figures(finished: Path, tiny_run: Run) -> None:
+    again = tiny_run()
+    first, second = (load_file(run / "release" / "model.safetensors") for run in (finished, again))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert _metrics(finished)["evaluations"] == _metrics(again)["evaluations"]
+    assert (finished / "split.json").read_text() == (again / "split.json").read_text()
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_weights_and_another_split(finished: Path, tiny_run: Run) -> None:
+    other = tiny_run("--seed", "1")
+    first, second = (load_file(run / "release" / "model.safetensors") for run in (finished, other))
+    assert not torch.equal(first["features.conv0.weight"], second["features.conv0.weight"])
+    assert (finished / "split.json").read_text() != (other / "split.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_split_file_gives_another_seed_the_very_same_cells(finished: Path, tiny_run: Run) -> None:
+    other = tiny_run("--seed", "1", "--split_file", str(finished / "split.json"))
+    ids = [sorted(CellPredictions.load(run / "predictions.parquet").cell_ids) for run in (finished, other)]
+    assert ids[0] == ids[1]
+
+
+# Pretrained weights
+
+
+@pytest.mark.slow
+def test_frozen_modules_keep_their_weights_and_statistics(tmp_path: Path, tiny_run: Run) -> None:
+    recipe = get_recipe("densenet121")
+    torch.manual_seed(5)
+    start = {name: tensor.contiguous() for name, tensor in build_network(recipe, 2).state_dict().items()}
+    # Half precision holds these exactly, so the released file can be compared to the bit.
+    start = {n: t.half().float() if t.is_floating_point() else t for n, t in start.items()}
+    save_file(start, tmp_path / "start.safetensors")
+    early = ("features.conv0", "features.norm0", "features.denseblock1")
+    run = tiny_run(
+        "--pretrained_weights", str(tmp_path / "start.safetensors"), "--pretrained_name", "a test's weights",
+        "--override", f"frozen=[{','.join(early)}]",
+    )  # fmt: skip
+    trained = load_file(run / "release" / "model.safetensors")
+    frozen = [name for name in start if name.startswith(early) and not name.endswith("num_batches_tracked")]
+    assert any("running_mean" in name for name in frozen)
+    assert all(torch.equal(trained[name].float(), start[name]) for name in frozen)
+    free = "features.denseblock4.denselayer16.norm2.running_mean"
+    assert not torch.equal(trained[free].float(), start[free])
+    assert not torch.equal(trained["features.denseblock4.denselayer16.conv2.weight"].float(),
+                           start["features.denseblock4.denselayer16.conv2.weight"])  # fmt: skip
+    assert _metrics(run)["training"]["start_weights"] == "a test's weights"
+
+
+def test_weights_of_another_network_end_the_run_before_training(own_cells: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"conv_stem.weight": torch.zeros(1)}, other)
+    config = _own(own_cells, tmp_path / "run", "--pretrained_weights", str(other))
+    config = replace(config, model=replace(config.model, from_scratch=False))
+    with pytest.raises(LeukoscopeError, match="these weights are not for densenet121"):
+        train(config)
+    assert not (tmp_path / "run" / "release").exists()
+
+
+# When to stop and what to keep
+
+
+class _GivenScores:
+    """Stands in for the validation figures alone, so that the course of a run can be prescribed."""
+
+    def __init__(self, *scores: float):
+        self.scores, self.networks = list(scores), []
+
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        self.networks.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        return {"val_balanced_accuracy": self.scores[len(self.networks) - 1]}
+
+
+def _with_scores(scores: _GivenScores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: scores(trainer))
+
+
+def test_keeps_the_best_epoch_and_stops_when_patience_ends(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = _GivenScores(0.6, 0.9, 0.8, 0.7, 0.95)
+    _with_scores(scores, monkeypatch)
+    run = train(_own(own_cells, tmp_path / "run", "--num_train_epochs", "5", "--early_stopping_patience", "2"))
+    assert len(_summary(run)) == 4, "two epochs after the best one it stops, before the fifth"
+    released = load_file(run / "release" / "model.safetensors")
+    kept, last = scores.networks[1], scores.networks[3]
+    assert torch.equal(released["features.norm0.running_mean"], kept["features.norm0.running_mean"])
+    assert not torch.equal(released["features.norm0.running_mean"], last["features.norm0.running_mean"])
+    said = capsys.readouterr().out
+    assert "no better validation score for 2 epochs: stopped" in said
+    assert "kept epoch 2: validation balanced accuracy 0.900" in said
+
+
+def test_a_rate_that_follows_validation_is_refused_where_there_is_none(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(own_cells, tmp_path / "run", "--recipe", "prior_a_efficientnet_b3", "--split", "all")
+    message = _refusal(config)
+    assert message.startswith(
+        "--recipe prior_a_efficientnet_b3: its learning rate follows the validation cells and split all ("
+    )
+    assert message.endswith(") has none; leave out --no_validation or choose another --split")
+    assert not (tmp_path / "run" / "args.yaml").exists()
+
+
+def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Path) -> None:
+    flags = ("--split", "subject-cv", "--num_folds", "2", "--no_validation", "--num_train_epochs", "2")
+    run = train(_own(own_cells, tmp_path / "run", *flags))
+    rows = _summary(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert not any(name.startswith("val_") for name in rows[0])
+    assert len(CellPredictions.load(run / "predictions.parquet").cell_ids) == 16
+
+
+def test_training_on_every_cell_claims_no_test_figure(own_cells: Path, tmp_path: Path) -> None:
+    run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
+    metrics = _metrics(run)
+    assert metrics["evaluations"] == []
+    assert metrics["training"]["cells"] == 32
+    assert not (run / "predictions.parquet").exists()
+    assert (run / "release" / "model.safetensors").exists()
+
+
+def test_damaged_pictures_are_left_out_and_named(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = own_cells / "ALL" / "ALL0_1.png"
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
+    assert _metrics(run)["data"]["unreadable"] == 1
+    assert _metrics(run)["training"]["cells"] == 31
+    assert str(damaged) in capsys.readouterr().out
+
+
+def test_bf16_after_full_precision_in_one_process(own_cells: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        config = _own(own_cells, tmp_path / precision, "--mixed_precision", precision)
+        accelerator = loop.make_accelerator(config, config.resolve())
+        assert accelerator.mixed_precision == precision
+
+
+# Interrupted and resumed
+
+
+def _crashing(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Let the run die when it writes down that epoch."""
+    append = loop.append_row
+
+    def dying(file: object, row: dict[str, object]) -> None:
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+        append(file, row)
+
+    monkeypatch.setattr(loop, "append_row", dying)
+
+
+def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = ("--num_train_epochs", "2")
+    whole = train(_own(own_cells, tmp_path / "whole", *epochs))
+    _crashing(monkeypatch, epoch=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(_own(own_cells, tmp_path / "run", *epochs, "--checkpointing_steps", "1"))
+    monkeypatch.undo()
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+    assert "holds an unfinished run (" in _refusal(_own(own_cells, tmp_path / "run", *epochs))
+    other = _own(own_cells, tmp_path / "run", *epochs, "--seed", "1", "--resume_from_checkpoint")
+    assert ": a checkpoint of a run with other settings (seed: 0, the split's fingerprint: " in _refusal(other)
+    run = train(_own(own_cells, tmp_path / "run", *epochs, "--resume_from_checkpoint"))
+    assert "resuming from " in capsys.readouterr().out
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+    assert (run / "release/model.safetensors").read_bytes() == (whole / "release/model.safetensors").read_bytes()
+    assert _metrics(run)["evaluations"] == _metrics(whole)["evaluations"]
+    assert [_without_times(row) for row in _summary(run)] == [_without_times(row) for row in _summary(whole)]
+    assert "is complete" in _refusal(_own(own_cells, run, *epochs, "--resume_from_checkpoint", "latest"))
+
+
+# Columns of summary.csv that say how the machine fared, not what was learnt.
+_OF_THIS_MACHINE = ("seconds", "images_per_second", "data_wait_percent", "peak_memory_mb")
+
+
+def _without_times(row: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if not name.endswith(_OF_THIS_MACHINE)}
+
+
+# How it ends when something is wrong
+
+
+def _refusal(config: TrainingConfig) -> str:
+    with pytest.raises(LeukoscopeError) as refused:
+        train(config)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_class_without_training_cells_is_refused(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(own_cells, tmp_path / "run", "--max_train_samples", "1", "--per_device_train_batch_size", "1")
+    message = _refusal(config)
+    assert message.startswith("split: no training cell of class ")
+    assert message.endswith("; use another --split or more cells")
+
+
+def test_a_batch_larger_than_the_data_is_refused(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(own_cells, tmp_path / "run", "--split", "all", "--per_device_train_batch_size", "33")
+    assert _refusal(config) == (
+        "--per_device_train_batch_size 33: larger than the 32 training cells; give a smaller one"
+    )
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(
+        own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30"
+    )
+    refusal = _refusal(config)
+    assert refusal.startswith("epoch 1, batch 2: the loss is nan for the cells ")
+    assert refusal.endswith("; look at them, or lower --learning_rate, and start again")
+    assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["cells"]) == 4
+    assert not (tmp_path / "run" / "release").exists()
+
+
+def test_mistyped_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    config = _own(tmp_path / "no such cells", tmp_path / "run", "--mixed_precision", "fp61")
+    assert _refusal(config) == "--mixed_precision fp61: give no or bf16"
+
+
+def test_unwritable_run_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = _own(tmp_path / "no such cells", tmp_path / "file" / "run")
+    assert _refusal(config) == (
+        f"--output_dir {tmp_path / 'file' / 'run'}: cannot be written (Not a directory); give another folder"
+    )
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _earlier_run(folder: Path) -> dict[str, bytes]:
+    """What stands for a finished run, in few bytes; its contents."""
+    (folder / "release").mkdir(parents=True)
+    (folder / "figures").mkdir()
+    for name in ("release/metrics.json", "figures/roc.png", "metrics.json", "args.yaml", "summary.csv"):
+        (folder / name).write_text(f"an earlier run's {name}")
+    return _contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_dir", "nowhere"], "--train_dir nowhere: "),
+        (["--split_file", "nowhere.json"], "nowhere.json"),
+        (["--split", "all", "--per_device_train_batch_size", "33"], "--per_device_train_batch_size 33: larger than"),
+        (["--max_train_samples", "1", "--per_device_train_batch_size", "1"], "split: no training cell of class "),
+    ],
+)
+def test_a_refused_command_leaves_a_finished_run_alone(
+    own_cells: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    before = _earlier_run(tmp_path / "run")
+    assert message in _refusal(_own(own_cells, tmp_path / "run", *flags))
+    assert _contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checkpoint_that_cannot_be_resumed_leaves_a_finished_run_alone(
+    own_cells: Path, tmp_path: Path, damaged: bool
+) -> None:
+    before = _earlier_run(tmp_path / "run")
+    settings = {"flags": {"seed": 9}, "resolved_recipe": {}}
+    foreign = Checkpoints(tmp_path / "other", settings).save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
+    if damaged:
+        (foreign / "state.json").write_text("{}")
+    message = _refusal(_own(own_cells, tmp_path / "run", "--resume_from_checkpoint", str(foreign)))
+    assert ("a damaged checkpoint" if damaged else "a checkpoint of a run with other settings (") in message
+    assert _contents(tmp_path / "run") == before
+
+
+def test_missing_cells_are_refused(tmp_path: Path) -> None:
+    assert _refusal(_own(tmp_path / "nowhere", tmp_path / "run")).startswith(f"--train_dir {tmp_path / 'nowhere'}: ")
+
+
+def test_probabilities_speak_for_the_training_frequencies_again() -> None:
+    torch.manual_seed(0)
+    network = build_network(get_recipe("densenet121"), 2).eval()
+    inputs = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        balanced = network(inputs).softmax(dim=1)
+        restore_class_frequencies(network, torch.tensor([300.0, 100.0]))
+        restored = network(inputs).softmax(dim=1)
+    expected = balanced * torch.tensor([0.75, 0.25])
+    torch.testing.assert_close(restored, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_metrics_state_the_class_frequencies_behind_the_probabilities(tmp_path: Path) -> None:
+    run = train(parse_config([*TINY, "--output_dir", str(tmp_path / "run")]))
+    training = json.loads((run / "metrics.json").read_text())["training"]
+    assert sum(training["class_frequencies"].values()) == pytest.approx(1)
+    assert list(training["class_frequencies"]) == ["ALL", "HEM"]

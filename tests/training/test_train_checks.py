@@ -1,0 +1,110 @@
+"""What would end or spoil a run is refused before its first step, each with its own message."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.splits import Split, make_split
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import Plateau, Recipe
+from leukoscope.training.data import require_whole_step
+from leukoscope.training.optim import make_optimizer
+from leukoscope.training.run_folder import disk_space_needed, require_disk_space
+from leukoscope.training.train import missing_classes, require_validation
+
+RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
+
+
+def _of(label: str, cell_ids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(cell for cell in cell_ids if label in cell)
+
+
+def test_a_run_that_can_end_well_passes(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+    plateau = replace(RECIPE, plateau=Plateau())
+    for sides, recipe in ((split, RECIPE), (split, plateau), (make_split(cells.data, "all"), RECIPE)):
+        require_validation(sides, recipe)
+        require_disk_space(tmp_path, build_network(recipe, 2), recipe, 2)
+        assert missing_classes(cells, sides) == ()
+
+
+@pytest.mark.parametrize("side", ["validation", "test"])
+def test_a_side_that_lacks_a_class_is_noted(cells: FramedCells, split: Split, side: str) -> None:
+    thin = replace(split, **{side: _of("HEM", getattr(split, side))})
+    assert missing_classes(cells, thin) == (
+        f"{side} side: no cell of class ALL; its metrics cover the other classes only",
+    )
+
+
+def test_a_rate_that_follows_validation_needs_some(cells: FramedCells) -> None:
+    everything, recipe = make_split(cells.data, "all"), replace(RECIPE, plateau=Plateau())
+    with pytest.raises(LeukoscopeError) as refused:
+        require_validation(everything, recipe)
+    assert str(refused.value) == (
+        "--recipe small: its learning rate follows the validation cells and split all (every cell trains) has none; "
+        "leave out --no_validation or choose another --split"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "batches", "said"),
+    [
+        (32, 1, 1, "32"),
+        (16, 2, 1, "16 × 2 processes"),
+        (16, 1, 2, "16 × --gradient_accumulation_steps 2"),
+        (8, 2, 2, "8 × 2 processes × --gradient_accumulation_steps 2"),
+    ],
+)
+def test_a_step_larger_than_the_data_is_refused(size: int, processes: int, batches: int, said: str) -> None:
+    require_whole_step(32, size, processes, batches)
+    with pytest.raises(LeukoscopeError) as refused:
+        require_whole_step(31, size, processes, batches)
+    assert str(refused.value) == (
+        f"--per_device_train_batch_size {said}: larger than the 31 training cells; give a smaller one"
+    )
+
+
+def _free(amount: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with so many bytes to spare."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - amount, amount))
+
+
+def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(RECIPE, 2)
+    needed = disk_space_needed(network, RECIPE, 2)
+    _free(needed, monkeypatch)
+    require_disk_space(tmp_path, network, RECIPE, 2)
+    _free(needed - 1, monkeypatch)
+    with pytest.raises(LeukoscopeError) as refused:
+        require_disk_space(tmp_path, network, RECIPE, 2)
+    assert str(refused.value) == (
+        f"--output_dir {tmp_path}: no space for the results (No space left on device; up to {needed / 1e6:.0f} MB "
+        "needed); free some space or give a folder on another disk"
+    )
+    # Without checkpoints it fits.
+    require_disk_space(tmp_path, network, RECIPE, 0)
+
+
+def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:
+    for kind in ("adamw", "sgd"):
+        recipe = replace(RECIPE, optimizer=kind)
+        network = build_network(recipe, 2)
+        optimizer = make_optimizer(network, recipe)
+        network(torch.zeros(2, 3, 32, 32)).sum().backward()
+        optimizer.step()
+        best = {k: v.clone() for k, v in network.state_dict().items()}
+        torch.save((network.state_dict(), best, optimizer.state_dict()), tmp_path / "checkpoint")
+        written = (tmp_path / "checkpoint").stat().st_size
+        a_checkpoint = disk_space_needed(network, recipe, 2) - disk_space_needed(network, recipe, 1)
+        assert 0.6 * written < a_checkpoint < 1.5 * written, kind
+    assert disk_space_needed(network, RECIPE, 1) - disk_space_needed(network, RECIPE, 0) == 2 * (
+        disk_space_needed(network, RECIPE, 2) - disk_space_needed(network, RECIPE, 1)
+    ), "a new checkpoint is whole before an old one goes"

@@ -1,0 +1,463 @@
+"""What a recipe sets for the epochs: loss, rate, selection; and that our recipes train as a plain loop does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmenter
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import make_split
+from leukoscope.models.build import build_network, classifier_parameters, penalty
+from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.models.release import load_release, round_as_stored, save_release
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.optim import cosine_with_warmup, find_batch_size, recompute_batch_norm
+from leukoscope.training.train import make_accelerator, preprocessing_for
+from leukoscope.training.trainer import Trainer
+
+PREPROCESSING = Preprocessing(32, 1.0)
+RECIPE = Recipe(
+    name="small",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=3,
+    train_batch_size=8,
+    learning_rate=0.01,
+    head_learning_rate=0.02,
+    label_smoothing=0.0,
+    head=Head(hidden=(Hidden(8),)),
+    class_weighted=False,
+    schedule="constant",
+)
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def cells(own_cells: Path) -> FramedCells:
+    # An uneven set: two thirds of the cells are ALL.
+    for subject in range(8):
+        (own_cells / "HEM" / f"HEM{subject}_1.png").unlink()
+    data = load_cells("imagefolder", str(own_cells), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
+    return frame_cells(data, PREPROCESSING)
+
+
+@pytest.fixture
+def trainer_for(cells: FramedCells) -> MakeTrainer:
+    """A trainer for a recipe on a few cells, with the flags of a run."""
+
+    def make(recipe: Recipe, *, split: str = "subject", **flags: Any) -> Trainer:
+        config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
+        set_seed(config.run.seed)
+        accelerator = make_accelerator(config, recipe)
+        return Trainer(accelerator, cells, make_split(cells.data, split), recipe, PREPROCESSING, config.run)
+
+    return make
+
+
+def _scripted(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, **columns: list[float]
+) -> list[dict[str, torch.Tensor]]:
+    """Prescribe the validation metrics of each epoch; returns the weights that each of them was given for."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate() -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        return {name: values[len(seen) - 1] for name, values in columns.items()}
+
+    monkeypatch.setattr(trainer, "_validate", validate)
+    return seen
+
+
+# What is measured is what is released
+
+
+def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16(
+    trainer_for: MakeTrainer, cells: FramedCells, tmp_path: Path
+) -> None:
+    """Answers of half precision, or of weights that are rounded only when they are saved, are another network's."""
+    recipe = replace(RECIPE, head=None, architecture="test_resnet", drop_rate=0.0)
+    trainer, network = trainer_for(recipe, split="all", mixed_precision="bf16"), build_network(recipe, 2)
+    list(trainer.fit(network))
+    round_as_stored(network)
+    ids = tuple(cells.data.train["cell_id"])
+    answers = trainer.predict(ids)
+
+    folder = save_release(
+        tmp_path / "release", network, architecture="test_resnet", labels=("ALL", "HEM"), preprocessing=PREPROCESSING,
+        metrics={},
+    )  # fmt: skip
+    released = load_release(folder).network
+    order = [cells.row_of[cell] for cell in answers.cell_ids]
+    pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[order].transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        expected = released(PREPROCESSING.normalise(pixels)).softmax(dim=1).numpy()
+    assert np.abs(answers.probabilities - expected).max() < 1e-6
+
+
+# Our recipes
+
+
+def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
+    trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, drop_rate=0.0, sampling="cells")
+    trainer, batches = trainer_for(recipe, split="all"), []
+    augmented = Augmenter.__call__
+
+    def recorded(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
+        batches.append((rows, epoch))
+        return augmented(augment, pixels, rows, epoch)
+
+    monkeypatch.setattr(Augmenter, "__call__", recorded)
+    ours = build_network(recipe, 2)
+    twin = build_network(recipe, 2)
+    twin.load_state_dict(ours.state_dict())
+    list(trainer.fit(ours))
+    monkeypatch.undo()
+
+    head = {id(p) for p in classifier_parameters(twin)}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for p in twin.parameters():
+        groups.setdefault((1e-3 if id(p) in head else 2e-4, 0.05 if p.ndim > 1 else 0.0), []).append(p)
+    settings = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    optimizer = torch.optim.AdamW(settings, fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    counts = torch.bincount(torch.from_numpy(cells.labels)).float()
+    augment = Augmenter(recipe.augmentation, cells.data.info.background, seed=0)
+    twin.train()
+    for step, (rows, epoch) in enumerate(batches):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * cosine_with_warmup(step, len(batches), 0.1)
+        pixels = torch.from_numpy(cells.pixels[rows]).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(cells.labels[rows])
+        logits = twin(PREPROCESSING.normalise(augment(pixels, rows, epoch)))
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.05, reduction="none")
+        (loss * (counts.sum() / (2 * counts))[labels]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    shift = torch.log(counts / counts.sum())
+    with torch.no_grad():
+        twin.classifier.bias.add_(shift - shift.mean())
+
+    assert len(batches) == 2 * (len(cells.labels) // 8)
+    for (name, one), other in zip(ours.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_early_layers_that_are_frozen_record_no_gradients(trainer_for: MakeTrainer) -> None:
+    early = get_recipe("densenet201").frozen
+    recipe = replace(get_recipe("densenet121"), frozen=early, image_size=32, train_batch_size=8, num_train_epochs=1)
+    trainer, network = trainer_for(recipe, split="all"), build_network(get_recipe("densenet121"), 2)
+    seen: list[tuple[bool, bool]] = []
+    last = network.get_submodule("features.transition2")
+    last.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
+    before = {k: v.clone() for k, v in last.state_dict().items()}
+    list(trainer.fit(network))
+    assert seen
+    assert set(seen) == {(False, False)}, "in eval mode, with nothing to differentiate below it"
+    assert all(torch.equal(v, last.state_dict()[k]) for k, v in before.items())
+
+
+# The loss
+
+
+def test_validation_loss_is_the_training_loss_on_those_cells(trainer_for: MakeTrainer) -> None:
+    recipe = replace(RECIPE, label_smoothing=0.1, penalty=Penalty(weight_l2=0.5, bias_l1=0.25), num_train_epochs=1)
+    trainer, network = trainer_for(recipe), build_network(recipe, 2)
+    (row,) = trainer.fit(network)
+    answers = trainer.predict(trainer.split.validation)
+    logs, truth = np.log(answers.probabilities), answers.references
+    own, both = logs[np.arange(len(truth)), truth], logs.mean(axis=1)
+    strength = float(penalty(network, recipe).detach())
+    expected = float(-(0.9 * own + 0.1 * both).mean()) + strength
+    assert strength > 0.1
+    assert row["val_loss"] == pytest.approx(expected, abs=1e-4)
+    assert row["val_accuracy"] == pytest.approx((answers.predicted == truth).mean(), abs=1e-4)
+
+
+def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(trainer_for: MakeTrainer) -> None:
+    sizes = []
+    for strength in (0.0, 5.0):
+        recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
+        trainer = trainer_for(recipe, split="all")
+        network = build_network(recipe, 2)
+        list(trainer.fit(network))
+        sizes.append(float(network.head.hidden[0][0].weight.detach().square().sum()))
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_only_a_class_weighted_loss_is_weighted_and_undone(trainer_for: MakeTrainer, cells: FramedCells) -> None:
+    labels, logits = torch.tensor([0, 1]), torch.tensor([[0.3, -0.2], [0.3, -0.2]])
+    each = F.cross_entropy(logits, labels, reduction="none")
+    weights = len(cells.labels) / (2 * torch.bincount(torch.from_numpy(cells.labels)).float())
+    for weighted, expected in ((True, (each * weights).mean()), (False, each.mean())):
+        recipe = replace(RECIPE, class_weighted=weighted, learning_rate=1e-30, head_learning_rate=1e-30, weight_decay=0)
+        trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+        before = network.head.classifier.bias.detach().clone()
+        list(trainer.fit(network))
+        torch.testing.assert_close(trainer.loss(logits, labels, network), expected)
+        moved = (network.head.classifier.bias - before).abs().max()
+        assert bool(moved > 0.1) is weighted
+
+
+def test_classes_sampled_equally_are_not_weighted_too_but_undone(trainer_for: MakeTrainer) -> None:
+    recipe = replace(RECIPE, sampling="subjects", learning_rate=1e-30, head_learning_rate=1e-30, class_weighted=True)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    before = network.head.classifier.bias.detach().clone()
+    list(trainer.fit(network))
+    assert trainer.loss.class_weights.tolist() == [1.0, 1.0]
+    frequencies = trainer.loss.class_counts / trainer.loss.class_counts.sum()
+    shift = network.head.classifier.bias.detach() - before
+    torch.testing.assert_close(shift[0] - shift[1], torch.log(frequencies[0] / frequencies[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_balanced_epochs_show_every_subject_of_a_class_equally_often(
+    trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, sampling="subjects", train_batch_size=4, num_train_epochs=4)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    shown: list[int] = []
+    fed = trainer._step
+    monkeypatch.setattr(
+        trainer, "_step", lambda inputs, labels, rows: shown.extend(rows.tolist()) or fed(inputs, labels, rows)
+    )
+    list(trainer.fit(network))
+    classes = np.bincount(cells.labels[shown])
+    assert abs(classes[0] - classes[1]) <= 0.1 * len(shown), "though two thirds of the cells are ALL"
+
+
+def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, cells: FramedCells) -> None:
+    recipe = replace(RECIPE, ema_decay=0.9, batch_norm_cells=16, num_train_epochs=2)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    list(trainer.fit(network))
+    kept = network.backbone.bn1.running_mean.clone()
+    rows = cells.rows(trainer.split.train)
+    spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
+    recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, trainer.batch_size)
+    torch.testing.assert_close(network.backbone.bn1.running_mean, kept, rtol=1e-3, atol=1e-4)
+
+
+def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2, train_batch_size=4)
+    trainer, network = trainer_for(recipe), build_network(recipe, 2)
+    judged: list[torch.Tensor] = []
+    validate = trainer._validate
+
+    def seen() -> dict[str, float]:
+        assert trainer.eval_model is trainer.state.eval_network is not network
+        judged.append(trainer.state.eval_network.head.classifier.weight.detach().clone())
+        return validate()
+
+    monkeypatch.setattr(trainer, "_validate", seen)
+    course = trainer.fit(network)
+    next(course)
+    assert not torch.equal(judged[0], network.head.classifier.weight), "the learner is ahead of the mean"
+    list(course)
+    assert torch.equal(network.head.classifier.weight, judged[trainer.kept_epoch - 1])
+    assert trainer.eval_model is trainer.learner
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(None, False), (1e-6, True)])
+def test_gradients_are_clipped_only_where_the_recipe_says_so(
+    trainer_for: MakeTrainer, limit: float | None, clipped: bool
+) -> None:
+    recipe = replace(RECIPE, optimizer="sgd", weight_decay=0.0, max_grad_norm=limit, num_train_epochs=1)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    before = network.head.classifier.weight.detach().clone()
+    list(trainer.fit(network))
+    moved = float((network.head.classifier.weight - before).detach().abs().max())
+    assert (moved < 1e-6) is clipped
+
+
+# Several batches a step
+
+
+def test_a_step_of_several_batches_learns_from_their_mean(trainer_for: MakeTrainer, cells: FramedCells) -> None:
+    # No batch normalisation, so that two batches of 4 weigh as one of 8.
+    system = get_recipe("prior_d_baseline_cnn")
+    recipe = replace(system, image_size=32, num_train_epochs=3, class_weighted=True, drop_rate=0.0)
+    networks = []
+    for batch, steps in ((8, 1), (4, 2)):
+        its = replace(recipe, train_batch_size=batch)
+        trainer = trainer_for(its, split="all", gradient_accumulation_steps=steps)
+        networks.append(build_network(its, 2))
+        rows = list(trainer.fit(networks[-1]))
+        assert trainer.steps_per_epoch == len(cells.labels) // 8
+        assert len(rows) == 3
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_batches_that_fill_no_step_are_left_out(trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_for(replace(RECIPE, train_batch_size=4), split="all", gradient_accumulation_steps=4)
+    seen: list[int] = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda *batch: seen.append(len(batch[1])) or step(*batch))
+    list(trainer.fit(build_network(RECIPE, 2)))
+    assert seen == [4] * 4 * 3, "of six batches the last two would make half a step"
+
+
+def test_a_step_larger_than_the_data_is_refused(trainer_for: MakeTrainer) -> None:
+    trainer = trainer_for(RECIPE, split="all", gradient_accumulation_steps=4)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(trainer.fit(build_network(RECIPE, 2)))
+    assert str(refused.value) == (
+        "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
+        "smaller one"
+    )
+
+
+def test_a_batch_too_large_for_the_device_is_learnt_from_in_parts(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small_device(trainer: Trainer, *_: object) -> int:
+        def attempt(cells: int) -> None:
+            if cells > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return find_batch_size(trainer.accelerator, trainer.recipe, attempt)
+
+    system = replace(get_recipe("prior_d_baseline_cnn"), image_size=32, train_batch_size=8, num_train_epochs=2)
+    networks = []
+    for fits in (True, False):
+        if not fits:
+            monkeypatch.setattr(Trainer, "_fitting_batch_size", small_device)
+        trainer = trainer_for(system, split="all")
+        networks.append(build_network(system, 2))
+        rows = list(trainer.fit(networks[-1]))
+        assert trainer.batch_size == (8 if fits else 4)
+        assert (len(rows), trainer.steps_per_epoch) == (2, 3)
+    assert "2 batches of 4 make one step" in capsys.readouterr().out
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# Speed
+
+
+def test_cells_decoded_when_asked_for_teach_bit_exactly_the_same(
+    trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, answers = [], []
+    for keep in (True, False):
+        trainer = trainer_for(replace(RECIPE, num_train_epochs=2))
+        trainer.cells = frame_cells(cells.data, PREPROCESSING, keep=keep)
+        networks.append(build_network(RECIPE, 2))
+        list(trainer.fit(networks[-1]))
+        answers.append(trainer.predict(trainer.split.test).probabilities)
+    assert np.array_equal(*answers)
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmented = Augmenter.__call__
+
+    def slowly(augment: Augmenter, pixels: torch.Tensor, rows: list[int], epoch: int) -> torch.Tensor:
+        time.sleep(0.2)
+        return augmented(augment, pixels, rows, epoch)
+
+    monkeypatch.setattr(Augmenter, "__call__", slowly)
+    trainer = trainer_for(replace(RECIPE, num_train_epochs=2), split="all")
+    for row in trainer.fit(build_network(RECIPE, 2)):
+        waited = row["data_wait_percent"] / 100 * row["seconds"]
+        assert 0.6 - 0.1 <= waited <= row["seconds"] + 0.1, "three batches"
+        assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
+        assert 50 < row["peak_memory_mb"] < 100_000
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_taken_anew_before_every_validation(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(replace(RECIPE, batch_norm_cells=12, train_batch_size=4, num_train_epochs=2))
+    judged = _scripted(trainer, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
+
+    list(trainer.fit(build_network(trainer.recipe, 2)))
+
+    batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
+    assert batches and set(batches) == {12 // 4}
+
+
+@pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "ema"])
+def test_a_compiled_network_learns_the_same_under_its_names(trainer_for: MakeTrainer, change: dict[str, Any]) -> None:
+    # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it apart.
+    recipe = replace(RECIPE, num_train_epochs=1, **change)
+    networks, rows, answers = [], [], []
+    for compiled in (False, True):
+        trainer = trainer_for(recipe, torch_compile=compiled)
+        networks.append(build_network(recipe, 2))
+        rows.append(list(trainer.fit(networks[-1])))
+        answers.append(trainer.predict(trainer.split.test).probabilities)
+        assert list(trainer.state.checkpoint().part("network")) == list(networks[-1].state_dict())
+        assert not any("_orig_mod" in name for name in networks[-1].state_dict())
+    assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-3)
+    assert np.allclose(*answers, atol=1e-3)
+
+
+# The rate, and what is kept
+
+
+def test_a_constant_rate_neither_warms_up_nor_falls(trainer_for: MakeTrainer) -> None:
+    rows = list(trainer_for(RECIPE, split="all").fit(build_network(RECIPE, 2)))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.01]
+
+
+def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RECIPE, num_train_epochs=9, plateau=Plateau("val_accuracy", 0.5, patience=1, stop_patience=2))
+    trainer, network = trainer_for(recipe, early_stopping_patience=1), build_network(recipe, 2)
+    seen = _scripted(trainer, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
+    rows = list(trainer.fit(network))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.005, 0.005, 0.0025]
+    assert (trainer.epochs_run, trainer.kept_epoch) == (5, 3)
+    assert all(torch.equal(v, seen[2][k]) for k, v in network.state_dict().items())
+    said = capsys.readouterr().out
+    assert "2 cuts of the learning rate brought no gain: stopped" in said
+    assert "kept epoch 3: validation accuracy 0.800" in said
+
+
+@pytest.mark.parametrize(("selected_by", "kept"), [("val_loss", 2), ("val_accuracy", 1), ("val_balanced_accuracy", 3)])
+def test_the_recipe_says_which_metric_picks_the_epoch(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, selected_by: str, kept: int
+) -> None:
+    trainer = trainer_for(replace(RECIPE, selected_by=selected_by))
+    seen = _scripted(
+        trainer,
+        monkeypatch,
+        val_loss=[0.5, 0.3, 0.4],
+        val_accuracy=[0.9, 0.7, 0.8],
+        val_balanced_accuracy=[0.6, 0.7, 0.8],
+    )
+    network = build_network(RECIPE, 2)
+    list(trainer.fit(network))
+    assert trainer.kept_epoch == kept
+    assert all(torch.equal(v, seen[kept - 1][k]) for k, v in network.state_dict().items())
+
+
+def test_pixels_are_standardised_as_the_recipe_says(cells: FramedCells) -> None:
+    recipe = replace(RECIPE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    preprocessing = preprocessing_for(recipe, cells.data)
+    assert (preprocessing.mean, preprocessing.std) == (recipe.mean, recipe.std)
+    white = preprocessing.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    assert white.min() == white.max() == 1

@@ -1,0 +1,482 @@
+"""The tab "Patients" without a browser: what a zip may hold, and what is shown of it."""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.web import batch_files
+from leukoscope.web.app import build_demo
+from leukoscope.web.batch_files import Batch, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_results import (
+    BatchResult,
+    BatchRow,
+    label_metrics,
+    predict_batch,
+    save_cells,
+    save_persons,
+    save_report,
+    subject_rows,
+    wrong_rows,
+)
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.tabs.batch import (
+    ORDERS,
+    SAMPLE_CELLS,
+    batch_summary,
+    gallery,
+    predict_files,
+    progress,
+    sample_batch,
+    subjects_found,
+)
+from leukoscope.web.upload import OWN_FOLDER
+
+
+def png(side: int = 32) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cell_png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_cell("ALL", subject=0, cell=number, size=64, background="black").image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def upload_folder(cache: Path) -> Path:
+    folder = cache / f"{OWN_FOLDER}1"
+    folder.mkdir()
+    return folder
+
+
+def pack(path: Path, files: Mapping[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return str(path)
+
+
+def test_labels_come_from_folders_and_a_csv_goes_first(tmp_path: Path) -> None:
+    table = b"File,Label,Subject\na.png,HEM,7\nmissing.png,ALL,1\n"
+    files = {"set/all/a.png": b"", "set/all/b.png": b"", "c.png": b"", "labels.csv": table, "__MACOSX/._a.png": b""}
+    batch = open_batch([pack(tmp_path / "cells.zip", files)])
+    assert [file.name for file in batch.files] == ["set/all/a.png", "set/all/b.png", "c.png"]
+    assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["HEM", "ALL", ""]
+    assert batch.subjects == {"a.png": "7"}
+    assert batch.problems == ["labels.csv: names 'missing.png', which was not given"]
+
+
+def test_labels_of_a_csv_that_are_no_class_are_told_once_each(tmp_path: Path) -> None:
+    table = "file,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(("1", "all", "1", "blast")))
+    files = {f"{n}.png": b"" for n in range(4)} | {"labels.csv": table.encode()}
+    batch = open_batch([pack(tmp_path / "cells.zip", files)])
+    assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["", "ALL", "", ""]
+    assert batch.unknown_labels(("ALL", "HEM")) == [
+        "labels.csv: label '1' is none of ALL, HEM",
+        "labels.csv: label 'blast' is none of ALL, HEM",
+    ]
+    many = Batch(label_tables={f"{n:0100}": "a.csv" for n in range(25)})
+    told = many.unknown_labels(("ALL", "HEM"))
+    assert len(told) == 21 and max(map(len, told)) < 100
+    assert told[-1] == "5 more labels are none of ALL, HEM"
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
+def test_a_zip_with_a_path_trick_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LeukoscopeError, match=r"cells.zip: holds the path .*, which leads out of it; pack it again"):
+        open_batch([pack(tmp_path / "cells.zip", {name: png()})])
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("passwords.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(LeukoscopeError, match="passwords.png is a link, not a file"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({f"{n}.png": b"" for n in range(2100)}, "holds 2100 files; at most 2000 fit in one batch: split it"),
+        ({f"{n}.png": bytes(19 * 2**20) for n in range(11)}, "would unpack to 209 MB, more than 200 MB; split it"),
+        ({"wide.png": bytes(21 * 2**20)}, "wide.png is over 20 MB; crop it to one cell"),
+    ],
+)
+def test_a_bomb_is_refused_by_its_directory(tmp_path: Path, files: Mapping[str, bytes], problem: str) -> None:
+    path = pack(tmp_path / "cells.zip", files)
+    assert Path(path).stat().st_size < 2**20
+    with pytest.raises(LeukoscopeError, match=problem):
+        open_batch([path])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_entries_could_expand_without_limit_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", method) as archive:
+        archive.writestr("a.png", bytes(2**20))
+    with pytest.raises(LeukoscopeError, match="cells.zip: a.png is not packed by deflate; pack it again as a plain"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+def test_a_zip_that_is_stored_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "cells.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.png", png())
+    (file,) = open_batch([str(tmp_path / "cells.zip")]).files
+    assert file.read() == png()
+
+
+def test_a_zip_that_lies_about_its_sizes_unpacks_no_more_than_it_says(tmp_path: Path) -> None:
+    path = Path(pack(tmp_path / "cells.zip", {"a.png": bytes(2**20)}))
+    honest = (2**20).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(honest, (100).to_bytes(4, "little")))
+    (file,) = open_batch([str(path)]).files
+    with pytest.raises(LeukoscopeError, match="a.png: is damaged within its zip; pack it again"):
+        file.read()
+
+
+def test_tables_of_strangers_cannot_fill_the_memory(tmp_path: Path) -> None:
+    table = b"file,label\n" + b"".join(b"%d.png,ALL\n" % number for number in range(1000))
+    refused = open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": table})]).problems
+    assert len(refused) == 21 and refused[-1] == "t.csv: names 980 more files that were not given"
+    many = {f"{number}.csv": b"file,label\na.png,ALL\n" for number in range(5)}
+    with pytest.raises(LeukoscopeError, match="5 CSVs were given; at most 4 belong to one batch"):
+        open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), **many})])
+    with pytest.raises(LeukoscopeError, match=r"t.csv: holds more than 20,000 rows"):
+        open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": b"file,label\n" + b"a,ALL\n" * 20_001})])
+    with pytest.raises(LeukoscopeError, match=r"holds x{60}…, a name of 304 letters; at most 255 are read"):
+        open_batch([pack(tmp_path / "cells.zip", {"x" * 300 + ".png": png()})])
+
+
+def test_an_upload_that_is_gone_is_to_be_sent_again(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=r"^cells.zip: is no longer here; send it again"):
+        open_batch([str(tmp_path / "cells.zip")])
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "MAX_FILES", 2)
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(LeukoscopeError, match="3 files were given; at most 2 fit in one batch: split it"):
+        open_batch([str(tmp_path / name) for name in "abc"])
+
+
+def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(11):
+        with (tmp_path / f"{number}.png").open("wb") as file:
+            file.truncate(19 * 2**20)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path.name} was read"))
+    paths = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    assert len(open_batch(paths[:10]).files) == 10
+    with pytest.raises(LeukoscopeError, match="^11 files of 209 MB were given; at most 200 MB fit in one batch: split"):
+        open_batch(paths)
+
+
+@pytest.mark.parametrize("content", [b"name,label\na.png,ALL\n", b"file\na.png\n", b"", b"\xff\x00\x00"])
+def test_a_csv_without_the_columns_says_what_it_needs(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(LeukoscopeError, match="labels.csv: .*give a header with the column file, and label or subject"):
+        open_batch([str(tmp_path / "labels.csv")])
+
+
+def test_subjects_come_from_names() -> None:
+    names = ["UID_H12_1_2_hem.bmp", "UID_7_1_1_all.bmp", "other.bmp"]
+    found = subjects_of(names, r"^UID_(H?\d+)_", {"other.bmp": "3"})
+    assert list(found.values()) == ["H12", "7", "3"]
+    assert set(subjects_of(names, "", {}).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("(", "give a regular expression such as"),
+        ("a" * 201, "pattern of 201 letters; give one of at most 200"),
+        (r"^(\w|\w\w)+!$", "takes too long; give one without nested repeats"),
+    ],
+)
+def test_a_bad_pattern_is_refused_in_time(pattern: str, problem: str) -> None:
+    with pytest.raises(LeukoscopeError, match=problem):
+        subjects_of(["a" * 60 + "-!"], pattern, {})
+
+
+def row(name: str, truth: str, p_all: float, subject: str = "", ood_score: float = 0.1) -> BatchRow:
+    shares = {"ALL": p_all, "HEM": 1 - p_all}
+    checks = Checks(ood_score=ood_score)
+    decision = Thresholds().decide(shares, checks)
+    return BatchRow(name, truth, subject, decision, shares, checks, png(8))
+
+
+DATA = {"name": "cnmc2019", "title": "C-NMC", "citation": "Gupta (2019)", "licence": "CC BY 3.0"}
+DECISIONS = {"operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.4}}}}
+RESULT = BatchResult(
+    rows=(row("a", "ALL", 0.9, "1"), row("b", "ALL", 0.2, "1"), row("=c", "HEM", 0.99, "2"), row("d", "HEM", 0.1, "2")),
+    classes=("ALL", "HEM"), model="tiny", revision="", problems=("x: is bad",),
+    metrics={"data": DATA, "training": {"subjects": ["2"]}, "decisions": DECISIONS},
+)  # fmt: skip
+
+
+def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
+    assert [wrong.name for wrong in wrong_rows(RESULT)] == ["=c", "b"]
+    measured = label_metrics(RESULT)
+    assert measured is not None
+    assert dict((name, value) for name, value, _ in measured.rows)["accuracy"] == "0.500"
+    assert measured.notes[0] == "This model was trained on cells of 2: the metrics are too good."
+
+
+def test_a_trained_subject_is_known_under_its_other_ids() -> None:
+    rows = tuple(replace(row, subject={"1": "78", "2": "H24"}[row.subject]) for row in RESULT.rows)
+    measured = label_metrics(
+        replace(RESULT, rows=rows, metrics={"data": DATA, "training": {"subjects": ["51", "H14"]}})
+    )
+    assert measured is not None
+    assert measured.notes[0] == "This model was trained on cells of 78, H24: the metrics are too good."
+    assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
+
+
+def test_cells_without_a_subject_are_told_about_in_the_page_s_own_terms() -> None:
+    measured = label_metrics(replace(RESULT, rows=tuple(replace(one, subject="") for one in RESULT.rows)))
+    assert measured is not None
+    assert measured.notes[-1].endswith(
+        "(not every cell has a subject: give a pattern that finds it, a folder for each, or a CSV)."
+    )
+    assert not any("--" in note for note in measured.notes)
+    assert subjects_found(["", ""], "p(x)").startswith("No subjects: the pattern p(x) finds none in the file names.")
+
+
+def test_without_labels_nothing_is_measured() -> None:
+    assert label_metrics(replace(RESULT, rows=tuple(replace(one, truth="") for one in RESULT.rows))) is None
+
+
+def test_the_page_says_it_all_and_escapes_names() -> None:
+    hostile = replace(RESULT, rows=(*RESULT.rows, row("<script>", "ALL", 0.3)), problems=("<img>: is bad",))
+    page = batch_summary(hostile) + gallery(hostile, "the most confident")
+    assert "<script>" not in page and "<img>" not in page
+    assert "Wrong, the most confident first (3)" in page and "By subject" in page and "1 not used" in page
+    assert RESEARCH_NOTICE in page
+    assert "Each cell gets its most probable class." in page
+
+
+def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
+    foreign = replace(RESULT, rows=(*RESULT.rows, row("blank", "", 0.97, "2", ood_score=7.5)))
+    page = batch_summary(foreign)
+    for outcome, count in {"ALL": 2, "HEM": 2, "abstain": 0, "out of distribution": 1, "not a cell": 0}.items():
+        assert f"<dt>{outcome}</dt><dd>{count}</dd>" in page
+    cells = gallery(foreign, "the highest OOD score").split("<li")[1:]
+    assert "<b>out of distribution</b>" in cells[0] and "97" not in cells[0]
+    assert "<b>ALL 90\u00a0%</b>" in cells[1]
+    assert subject_rows(foreign)[1] == ("2", 3, 2, 1, 1, "0.687")
+
+
+@pytest.mark.parametrize(
+    ("order", "first"), [("the most confident", "=c"), ("the least confident", "b"), ("names, A to Z", "=c")]
+)
+def test_the_gallery_is_sorted(order: str, first: str) -> None:
+    assert min(RESULT.rows, key=ORDERS[order]).name == first
+
+
+def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
+    table = pyarrow.parquet.read_table(io.BytesIO(save_cells("Parquet", RESULT).content))
+    assert table["p_ALL"].to_pylist() == [0.9, 0.2, 0.99, 0.1]
+    assert table["ALL_at_youden"].to_pylist() == [True, False, True, False]
+    assert table["outcome"].to_pylist() == ["ALL", "HEM", "ALL", "HEM"]
+    assert table["label"].to_pylist() == ["ALL", "ALL", "HEM", "HEM"], "the truth that was given"
+    assert table["ood_score"].to_pylist() == [0.1] * 4
+    read = pyarrow.csv.read_csv(io.BytesIO(save_cells("CSV", RESULT).content))
+    assert read["file"].to_pylist() == ["a", "b", "'=c", "d"]
+    assert set(read["notice"].to_pylist()) == {RESEARCH_NOTICE}
+
+
+def test_a_file_says_why_a_cell_has_no_class() -> None:
+    rows = (row("a", "", 0.9), row("b", "", 0.9, ood_score=7.5))
+    said = pyarrow.csv.read_csv(io.BytesIO(save_cells("CSV", replace(RESULT, rows=rows)).content)).to_pylist()
+    assert [(one["outcome"], one["reasons"], one["ood_score"]) for one in said] == [
+        ("ALL", "", 0.1), ("out of distribution", "ood_colour", 7.5),
+    ]  # fmt: skip
+    assert not {"verdict", "guard_score"} & set(said[0])
+
+
+@pytest.fixture
+def endpoint(tiny_release: Path) -> Callable[..., Any]:
+    demo = build_demo(ModelCache({"tiny": tiny_release}))
+    (found,) = (block.fn for block in demo.fns.values() if block.api_name == "batch")
+    assert found is not None
+    return found
+
+
+def test_a_labelled_zip_is_answered_and_deleted(
+    endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    files = {}
+    for label in ("ALL", "HEM"):
+        for cell in range(3):
+            buffer = io.BytesIO()
+            Image.fromarray(draw_cell(label, subject=cell, cell=0).image).save(buffer, "PNG")
+            files[f"{label}/s{cell}_{label}.png"] = buffer.getvalue()
+    files |= {"ALL/broken.png": b"no picture", "truth.csv": b"file,label\ns0_HEM.png,healthy\n"}
+    path = pack(upload_folder(tmp_path) / "cells.zip", files)
+    answer = endpoint([path], "tiny", r"s(\d)_")
+    assert [cell["file"] for cell in answer["cells"]] == list(files)[:6]
+    assert [cell["label"] for cell in answer["cells"]] == ["ALL"] * 3 + ["", "HEM", "HEM"]
+    # A release without detector and thresholds gives every picture its most probable class.
+    for cell in answer["cells"]:
+        assert cell["outcome"] == ("ALL" if cell["p_ALL"] >= cell["p_HEM"] else "HEM")
+        assert (cell["reasons"], cell["ood_score"]) == ("", None)
+    assert [line[0] for line in answer["subjects"]] == ["0", "1", "2"]
+    assert "accuracy" in dict((name, value) for name, value, _ in answer["figures"])
+    assert any(note.startswith("ALL/broken.png: is not an image") for note in answer["notes"])
+    assert "truth.csv: label 'healthy' is none of ALL, HEM" in answer["notes"]
+    assert answer["notice"] == RESEARCH_NOTICE
+    assert not Path(path).exists()
+
+
+def test_a_large_picture_within_a_zip_is_not_decoded(endpoint: Callable[..., Any], tmp_path: Path) -> None:
+    answer = endpoint([pack(tmp_path / "cells.zip", {"wide.png": png(3000), "a.png": png()})], "tiny")
+    assert [cell["file"] for cell in answer["cells"]] == ["a.png"]
+    assert answer["notes"] == [
+        "wide.png: is 3000×3000 pixels, more than the 8 megapixels read here; crop it to its cells first"
+    ]
+
+
+def test_nothing_usable_is_one_message_and_leaves_no_file(
+    endpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = pack(upload_folder(tmp_path) / "cells.zip", {"a.png": b"no picture"})
+    with pytest.raises(gradio.Error, match="not one picture can be used: a.png: is not an image"):
+        endpoint([path], "tiny")
+    assert not Path(path).exists()
+    with pytest.raises(gradio.Error, match="files: none was sent"):
+        endpoint(None, "tiny")
+
+
+def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
+    path = pack(tmp_path / "cells.zip", {f"{n}.png": png() for n in range(20)})
+    first, second, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny", "")
+    assert (first, second) == (16, 20)
+    assert isinstance(result, BatchResult) and len(result.rows) == 20
+    assert "16 of 20 pictures predicted, about 1 s left." in progress(16, 20, 4.0, "")
+    assert "0 of 20 pictures predicted." in progress(0, 20, 0.0, "")
+
+
+# Persons
+
+RULE = {
+    "positive_label": "ALL",
+    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
+    "least_cells": 2,
+    "measured": {
+        "persons": 41,
+        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
+        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
+        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
+    },
+}
+
+
+def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey() -> None:
+    rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
+    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
+    first, second = result.persons
+    assert (first.patient, first.cells, first.refused, second.patient) == ("1", 3, 1, "2")
+    page = batch_summary(result)
+    assert "One prediction for a person" in page and "By subject" not in page
+    assert page.count("<svg") == 2
+    # A dot opens the cell of its number, counted over the whole batch.
+    numbers = sorted(int(number) for number in re.findall(r'<circle[^>]* data-cell="(\d+)"', page))
+    assert numbers == list(range(5))
+    assert page.count('fill="#9aa0a6"') == 1
+    assert "2 of 4 cells" not in page
+    line = lambda html: re.search(r'<line [^>]*y1="([\d.]+)"', html).group(1)  # noqa: E731
+    assert line(page) != line(batch_summary(result.at_point("youden"), "youden"))
+
+
+def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons() -> None:
+    rows = (row("a", "", 0.45, "1"), row("b", "", 0.2, "1"), row("c", "", 0.9, "1", ood_score=2.0))
+    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
+    at = result.at_point("youden")
+    assert [one.decision.outcome for one in result.rows] == ["HEM", "HEM", "out of distribution"]
+    assert [one.decision.outcome for one in at.rows] == ["ALL", "HEM", "out of distribution"]
+    assert at.at_point("") == result.at_point("unknown") == result
+    assert at.persons == result.persons
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "persons"),
+    [
+        (["ALL/UID_1_2_1_all.bmp", "ALL/UID_1_3_1_all.bmp", "HEM/UID_H2_1_hem.bmp", "HEM/UID_H2_2_hem.bmp"],
+         r"UID_(H?\d+)_", ["1", "H2"]),
+        (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["p1", "p2"]),
+        (["ALL/P01_a.png", "ALL/P01_b.png", "HEM/P02-1.png", "HEM/P02-2.png"],
+         r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$", ["P01", "P02"]),
+        (["anna_1.png", "anna_2.png", "ben_1.png", "ben_2.png"], r"(?:^|/)([^/_-]+)[_-][^/]*$", ["anna", "ben"]),
+        (["ALL/1.png", "ALL/2.png", "HEM/3.png", "HEM/4.png"], "", []),
+        (["a.png"], "", []),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, persons: list[str]) -> None:
+    assert suggested_pattern(names) == pattern
+    found = subjects_of(names, pattern, {})
+    assert sorted(set(found.values()) - {""}) == persons
+    said = subjects_found(list(found.values()), pattern)
+    assert said.startswith(f"{len(persons)} subjects by the pattern" if persons else "No subjects: no pattern is given")
+
+
+def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
+    cells = {f"miller-{n // 3}/cell-{n}.png": cell_png(n) for n in range(6)}
+    models = ModelCache({"tiny": tiny_release})
+    predicted = predict_files(models, [pack(tmp_path / "cells.zip", cells)], "tiny", r"(miller-\d)/")
+    result = replace(predicted, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
+    assert [person.patient for person in result.persons] == ["miller-0", "miller-1"]
+    html = save_report(models, result, "miller-0", "").content.decode()
+    assert "miller" not in html and "Report on the cells of one person" in html
+    assert RESEARCH_NOTICE in html and "cell 1" in html
+    assert not re.search(r'(?:src|href)="(?!data:)', html), "nothing may be fetched"
+    assert (
+        "<title>Report on the cells of &lt;b&gt;</title>"
+        in save_report(models, result, "miller-1", "<b>").content.decode()
+    )
+    with pytest.raises(LeukoscopeError, match="subject 'nobody': is none of this batch"):
+        save_report(models, result, "nobody", "")
+    with pytest.raises(
+        LeukoscopeError, match=r"of a batch, 64 MB of pictures are kept, and this one is not among them"
+    ):
+        replace(result.rows[0], picture=b"").open()
+    assert "miller-1" in save_persons(result).content.decode()
+    with pytest.raises(LeukoscopeError, match="no person is known"):
+        save_persons(replace(result, metrics={}))
+
+
+def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -> None:
+    path = pack(tmp_path / "cells.zip", {"a.png": cell_png(1)})
+    result = predict_files(ModelCache({"tiny": tiny_release}), [path], "tiny", "")
+    assert np.array_equal(np.asarray(result.rows[0].open()), np.asarray(Image.open(io.BytesIO(cell_png(1)))))
+
+
+def test_the_sample_holds_three_persons_whom_the_suggested_pattern_finds() -> None:
+    names = [file.name for file in sample_batch().files]
+    found = subjects_of(names, suggested_pattern(names), {})
+    assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2", "synthetic-3"]
+    assert len(names) == 3 * SAMPLE_CELLS
+    assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64

@@ -1,0 +1,204 @@
+"""The tab "Cell" without a browser: a result drawn by a real network, and what is saved of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import gradio
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION
+from leukoscope.web import panels
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.result import (
+    EXAMPLES,
+    SMEAR_EXAMPLES,
+    example,
+    predict_cell,
+    result_image,
+    save_result,
+    smear_example,
+)
+from leukoscope.web.tabs.cell import CellTab
+from leukoscope.web.text import RESULT_DELETED, DecisionText
+
+
+def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
+    """What answers at /predict."""
+    from leukoscope.web.app import build_demo
+
+    (endpoint,) = (block.fn for block in build_demo(ModelCache(releases)).fns.values() if block.api_name == "predict")
+    assert endpoint is not None
+    return endpoint
+
+
+def _tab() -> CellTab:
+    """The tab, outside of any page."""
+    with gradio.Blocks():
+        model = gradio.Dropdown()
+        with gradio.Tabs():
+            return CellTab(ModelCache({}), model)
+
+
+EMBEDDED = Path(__file__).parents[3] / "model_card"
+CNMC = EMBEDDED / "leukoscope-densenet169-cnmc"
+BLANK = Image.new("RGB", (40, 40), "white")
+
+
+def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:
+    hostile = "<script>x</script>"
+    page = panels.decision({hostile: 0.9, "b": 0.1}, DecisionText(hostile, hostile))
+    page += panels.pictures(BLANK, BLANK, hostile, hostile, 1.0) + panels.note(hostile)
+    page += panels.explanation(hostile, {"Model": hostile}, hostile) + panels.message(hostile, hostile)
+    assert "<script>" not in page
+    assert RESEARCH_NOTICE in page
+
+
+def test_probabilities_without_a_class_are_folded_under_what_they_are_not() -> None:
+    shares = {"ALL": 0.8, "HEM": 0.2}
+    given = panels.decision(shares, DecisionText("ALL", "said"))
+    withheld = panels.decision(shares, DecisionText("No class: the model abstains.", "said", has_class=False))
+    assert given.count("<li") == withheld.count("<li") == 2
+    assert "<details" not in given and "Probabilities: no result" not in given
+    before, after = withheld.split("<details")
+    assert "No class: the model abstains." in before and "80" not in before
+    assert (
+        "<summary>Probabilities: no result for this picture</summary>" in after and " open" not in after.split(">")[0]
+    )
+
+
+def test_a_result_opens_at_the_most_probable_class_and_keeps_a_point_that_the_release_has() -> None:
+    tab = _tab()
+    result = predict_cell(ModelCache({"cnmc": CNMC}), *example(0), "cnmc")
+    for asked, chosen in (("", ""), ("youden", "youden"), ("of another release", "")):
+        shown = tab.show(result, 0.5, asked)
+        assert shown[tab.point].value == chosen
+        assert shown[tab.point].choices[0] == ("the most probable class", "")
+        assert [value for _, value in shown[tab.point].choices] == ["", *result.thresholds.operating_points]
+        assert shown[tab.summary] == panels.decision(result.prediction.probabilities, result.decision_text(chosen))
+    assert result.decision("") == result.prediction.decision
+
+
+def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_path: Path) -> None:
+    Image.new("RGB", (450, 450), "white").save(tmp_path / "blank.png")
+    for point in ("", "sensitivity_95"):
+        outcome, probabilities, _, text, decision = _predict({"cnmc": CNMC})(str(tmp_path / "blank.png"), "cnmc", point)
+        assert outcome == decision["outcome"] == OUT_OF_DISTRIBUTION
+        assert decision["operating_point"] == point
+        assert decision["ood_score"] > 1 and decision["reasons"][0]["value"] == decision["ood_score"]
+        assert decision["reasons"][0]["code"].startswith("ood_") and decision["reasons"][0]["limit"] == 1
+        assert set(probabilities) == {"ALL", "HEM"}
+        assert text.startswith("Out of distribution: no class is given.")
+
+
+def test_a_result_is_redrawn_without_asking_the_model_again(tiny_release: Path) -> None:
+    models = ModelCache({"tiny": tiny_release})
+    image, caption = example(0)
+    result = predict_cell(models, image, caption, "tiny")
+    shown, strong = result.pictures("ALL", 0.9)
+    _, bare = result.pictures("ALL", 0.0)
+    left, top, right, bottom = (round(edge) for edge in result.prediction.view_box)
+    inside = (left + 4, top + 4, right - 4, bottom - 4)
+    grey = np.asarray(shown.convert("L").convert("RGB").crop(inside)).astype(int)
+    outline = (86, 180, 233)
+    differs = (np.asarray(bare.crop(inside)) != grey).any(axis=2)
+    assert (np.asarray(bare.crop(inside))[differs] == outline).all() and differs.mean() < 0.1
+    assert not np.array_equal(np.asarray(strong), np.asarray(bare))
+    text = result.summary()
+    assert text.startswith("The model ")
+    assert "has no calibration: its percentages are not how often it is right; and no OOD detector" in text
+    assert "Model tiny, local files; " in text
+    assert text.endswith(RESEARCH_NOTICE)
+
+
+def test_examples_are_three_of_each_label_and_never_the_same() -> None:
+    drawn = [example(number) for number in range(len(EXAMPLES))]
+    assert [caption for _, caption in drawn] == ["Synthetic ALL"] * 3 + ["Synthetic HEM"] * 3
+    assert len({image.tobytes() for image, _ in drawn}) == 6
+
+
+def test_examples_of_smears_are_one_of_each_label() -> None:
+    drawn = [smear_example(number) for number in range(len(SMEAR_EXAMPLES))]
+    assert [caption.split(", ")[1] for _, caption in drawn] == ["Benign", "Early", "Pre", "Pro"]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("cnmc", "examples"), ("ball4", "smear-examples")])
+def test_the_page_opens_with_examples_that_its_first_model_knows(name: str, shown: str) -> None:
+    from leukoscope.web.app import build_demo
+
+    (folder,) = sorted(EMBEDDED.glob(f"leukoscope-densenet*-{name}"))
+    blocks = build_demo(ModelCache({name: folder})).blocks.values()
+    visible = {block.elem_id: block.visible for block in blocks if block.elem_id in ("examples", "smear-examples")}
+    assert visible == {"examples": shown == "examples", "smear-examples": shown == "smear-examples"}
+
+
+@pytest.mark.slow
+def test_every_smear_offered_is_in_distribution_and_given_its_class() -> None:
+    offered = [smear_example(number)[0] for number in range(len(SMEAR_EXAMPLES))]
+    said = Predictor.from_pretrained(EMBEDDED / "leukoscope-densenet201-ball4")(offered)
+    assert [one.outcome for one in said] == [label for label, _ in SMEAR_EXAMPLES]
+
+
+@pytest.mark.parametrize("name", ["densenet169", "efficientnet-b3"])
+def test_every_synthetic_cell_offered_is_in_distribution_and_not_given_the_other_class(name: str) -> None:
+    predictor = Predictor.from_pretrained(EMBEDDED / f"leukoscope-{name}-cnmc")
+    for number, (label, *_) in enumerate(EXAMPLES):
+        predicted = predictor(example(number)[0])
+        # It may abstain from a drawing.
+        assert predicted.outcome in (label, ABSTAIN), (name, number)
+
+
+def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:
+    result = predict_cell(ModelCache({"tiny": tiny_release}), example(0)[0], "../my <cell>.png", "tiny")
+    file = save_result(result, "HEM", 0.5)
+    assert file.name == "leukoscope----my--cell-.png"
+    with Image.open(BytesIO(file.content)) as image:
+        assert image.text["Disclaimer"] == RESEARCH_NOTICE
+        assert image.text["Source"] == "model tiny, revision of a local folder"
+        assert image.text["Description"] == result.summary()
+        assert image.width > image.height > 450
+
+
+def test_a_saved_result_holds_the_bars_and_the_colour_scale() -> None:
+    seen = predict_cell(ModelCache({"cnmc": CNMC}), *example(0), "cnmc")
+    drawn = np.asarray(result_image(seen, "ALL", 0.5))
+    share, width = max(seen.prediction.probabilities.values()), drawn.shape[1] - 40
+    bar = (drawn == (0x6B, 0x3F, 0xA0)).all(axis=2)
+    assert bar.any(axis=0).sum() == pytest.approx(share * width, abs=2)
+    track = (drawn == (0xE7, 0xE4, 0xEE)).all(axis=2)
+    assert track.any(axis=0).sum() >= 0.5 * width, "the other class's bar"
+    # The bright end of the scale stands below the right picture, on white.
+    below = drawn[470:, drawn.shape[1] // 2 :].astype(int)
+    assert (abs(below - (252, 255, 164)).sum(axis=2) < 6).any()
+    withheld = predict_cell(ModelCache({"cnmc": CNMC}), Image.new("RGB", (450, 450), "white"), "blank", "cnmc")
+    assert not (np.asarray(result_image(withheld, "ALL", 0.5)) == (0x6B, 0x3F, 0xA0)).all(axis=2).any()
+
+
+def test_an_operating_point_that_a_release_lacks_is_refused(tiny_release: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "cell.png")
+    with pytest.raises(gradio.Error, match="operating point 'best': tiny has none; give one of these, or none"):
+        _predict({"tiny": tiny_release})(str(tmp_path / "cell.png"), "tiny", "best")
+
+
+def test_what_was_forgotten_is_to_be_given_again() -> None:
+    from leukoscope.web.app import build_demo
+
+    blocks = [block for block in build_demo(ModelCache({})).fns.values() if hasattr(block.fn, "__qualname__")]
+    told = RESULT_DELETED
+    saves = [block for block in blocks if block.fn.__name__ == "pack"]
+    assert len(saves) == 8
+    for save in saves:
+        with pytest.raises(gradio.Error, match=told):
+            save.fn(*[None] * len(save.inputs))
+    handlers = {
+        block.fn.__qualname__.split(".")[-1]: block.fn for block in blocks if "CellTab" in block.fn.__qualname__
+    }
+    assert list(handlers["on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
+    assert handlers["on_point"](None, "youden") == panels.placeholder(told)
+    assert handlers["on_tta"](None) == panels.placeholder(told)

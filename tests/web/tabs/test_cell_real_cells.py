@@ -1,0 +1,39 @@
+"""The row of real cells: downloaded once, from the data set a model was trained on, and credited."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.registry import DATASETS
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.tabs.cell import RealCells, attribution, source_of
+
+RELEASE = Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnmc"
+
+
+def test_cells_are_downloaded_once(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 2, "label": ["ALL", "HEM"]})
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
+    info, cells = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub")), RealCells()
+    first = cells.of(info)
+    assert [cell.label for cell in first] == ["ALL", "HEM"]
+    shutil.rmtree(tmp_path / "hub")
+    assert cells.of(info) is first
+
+
+def test_the_source_is_what_the_model_was_trained_on() -> None:
+    info = source_of(ModelCache({"released": RELEASE}), "released")
+    assert info.hub_id in attribution(info) and info.citation in attribution(info)
+    assert "prove nothing" in attribution(info)
+
+
+def test_a_model_of_phantoms_has_no_real_cells(tiny_release: Path) -> None:
+    with pytest.raises(LeukoscopeError, match="tiny was trained on data of which no copy on the Hub is known; upload"):
+        source_of(ModelCache({"tiny": tiny_release}), "tiny")

@@ -1,0 +1,199 @@
+"""The models a visitor can pick: how many stay, what is refused, and that no folder of this machine is ever opened."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from time import sleep
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hub_server import Hub
+from leukoscope import LeukoscopeError
+from leukoscope.models.hub_download import cached_repository
+from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
+
+
+def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / ".half.tmp").mkdir()
+    (tmp_path / ".half.tmp" / "config.json").write_text("{}")
+    (tmp_path / "template.md").write_text("no release")
+    (tmp_path / "notes").mkdir()
+    assert find_releases(tmp_path) == {"a": tmp_path / "a", "b": tmp_path / "b"}
+    assert find_releases(tmp_path / "missing") == {}
+
+
+def test_it_keeps_the_models_used_last(tiny_release: Path) -> None:
+    one = weights_bytes(ModelCache({"a": tiny_release}).predictor("a"))
+    models = ModelCache(dict.fromkeys("abc", tiny_release), capacity=2 * one)
+    first = models.predictor("a")
+    models.predictor("b")
+    assert models.predictor("a") is first
+    models.predictor("c")
+    assert models.loaded == ["a", "c"]
+
+
+def test_it_keeps_the_model_asked_for_however_large(tiny_release: Path) -> None:
+    models = ModelCache(dict.fromkeys("ab", tiny_release), capacity=1)
+    models.predictor("a")
+    models.predictor("b")
+    assert models.loaded == ["b"]
+
+
+def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, arrived = ModelCache({"tiny": tiny_release}), Event()
+    models.predictor("tiny")
+    load = models._load
+
+    def slow_load(name: str) -> Any:
+        arrived.wait(60)
+        return load("tiny")
+
+    monkeypatch.setattr(models, "_load", slow_load)
+    picture = Image.new("RGB", (64, 64))
+    with ThreadPoolExecutor(8) as pool:
+        slow = [pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)]
+        slow += [pool.submit(models.predict, f"slow/{number}", [picture]) for number in range(PREDICTIONS_AT_ONCE)]
+        try:
+            (prediction,) = pool.submit(models.predict, "tiny", [picture]).result(timeout=60)
+        finally:
+            arrived.set()
+    assert prediction.most_probable in ("ALL", "HEM")
+    assert all(one.done() for one in slow)
+
+
+def test_two_predictions_are_computed_at_a_time() -> None:
+    class Counted(ModelCache):
+        running = most = 0
+
+        def predictor(self, choice: str | None) -> Any:
+            return None
+
+        def _predict(self, *args: Any, **options: Any) -> Any:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            sleep(0.05)
+            self.running -= 1
+
+    models = Counted({})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: models.predict("any", []), range(8)))
+    assert models.most == PREDICTIONS_AT_ONCE == 2
+
+
+def test_a_hub_model_too_large_for_a_visitor_is_not_downloaded(
+    hub: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create("owner/tiny", private=False)
+    repository = hub.repository("owner/tiny")
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOAD", 2**20)
+    with pytest.raises(
+        LeukoscopeError, match=r"^owner/tiny: holds 13 MB, more than the 1 MB downloaded for a visitor; run"
+    ):
+        ModelCache({}).predictor("owner/tiny")
+    assert not (tmp_path / "hub-cache").exists()
+    assert ModelCache({}, ["owner/tiny"]).predictor("owner/tiny").labels == ("ALL", "HEM")
+
+
+def publish(hub: Hub, name: str, release: Path) -> None:
+    hub.storage.create(name, private=False)
+    repository = hub.repository(name)
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+
+
+def test_what_visitors_had_downloaded_leaves_the_disk_but_not_what_lay_there_before(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["owner/mine", "owner/a", "owner/b", "owner/c"]
+    for name in names:
+        publish(hub, name, tiny_release)
+    ModelCache({}, ["owner/mine"]).predictor("owner/mine")
+    models = ModelCache({}, capacity=1)
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", 30 * 2**20)
+    for name in names:
+        assert models.predictor(name).labels == ("ALL", "HEM")
+    assert [cached_repository(name).exists() for name in names] == [True, False, True, True]
+    assert models.predictor("owner/a").labels == ("ALL", "HEM"), "what was removed is downloaded again"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c"]
+)
+def test_it_refuses_what_is_no_model_name(name: str) -> None:
+    with pytest.raises(LeukoscopeError, match="is no model name: pick one \\(x\\) or type a Hub id"):
+        ModelCache({"x": Path("x")}).predictor(name)
+
+
+def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
+    (tmp_path / "models.txt").write_text("owner/b@v1\n\n owner/a \n")
+    listed = listed_models(tmp_path / "models.txt")
+    assert ModelCache({"x": Path("x")}, listed).names == ["owner/b@v1", "owner/a", "x"]
+    assert listed_models(tmp_path / "missing.txt") == []
+
+
+def test_it_says_how_to_get_a_model() -> None:
+    with pytest.raises(LeukoscopeError, match="No model is embedded. Train one with `accelerate launch train.py`"):
+        ModelCache({}).predictor(None)
+    with pytest.raises(LeukoscopeError, match="No model is chosen"):
+        ModelCache({"x": Path("x")}).predictor(" ")
+
+
+def test_it_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"^broken[/\\]config\.json: damaged"):
+        ModelCache({"broken": tmp_path}).predictor("broken")
+
+
+def test_an_embedded_release_is_called_by_its_name_alone(tiny_release: Path) -> None:
+    assert ModelCache({"tiny": tiny_release}).predictor("tiny").release.name == "tiny"
+
+
+def test_a_space_s_token_opens_to_visitors_only_what_is_offered(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create("lab/tiny", private=True)
+    repository = hub.repository("lab/tiny")
+    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
+    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    monkeypatch.setenv("SPACE_ID", "lab/demo")
+    with pytest.raises(LeukoscopeError, match=r"^lab/tiny: no model on the Hub that is open to anybody; check"):
+        ModelCache({}).predictor("lab/tiny")
+    assert ModelCache({}, ["lab/tiny"]).predictor("lab/tiny").labels == ("ALL", "HEM")
+    monkeypatch.delenv("SPACE_ID")
+    assert ModelCache({}).predictor("lab/tiny").labels == ("ALL", "HEM")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_folder_of_this_machine_is_never_opened_for_a_visitor(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_cache: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "secret").symlink_to(tiny_release)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LeukoscopeError, match="^runs/secret: the Hub cannot be reached"):
+        ModelCache({"tiny": tiny_release}).predictor("runs/secret")
+
+
+def test_a_damaged_hub_model_is_told_without_this_machine_s_folders(tmp_path: Path, hub_cache: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = hub_cache / "models--owner--name" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"^owner/name/config\.json: damaged") as refused:
+        ModelCache({}).predictor(f"owner/name@{commit}")
+    assert str(tmp_path) not in str(refused.value)
