@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m pip install)
+# A worker for each core; a file's tests stay with one worker, which shares the releases and servers they use.
+PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
 .PHONY: help demo test test-slow quality style docs screenshots
@@ -15,10 +17,10 @@ demo: $(VENV)/.installed  ## start the demo on http://127.0.0.1:7860 (the first 
 	$(RUN)/python app.py
 
 test: $(VENV)/.installed-test  ## run the offline tests
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-test  ## run the slow tests, offline too
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 quality: $(VENV)/.installed-test  ## lint, formatting, types and the order of the packages
 	$(RUN)/ruff check .

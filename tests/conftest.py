@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms: real cells where they are at hand, and a small release made without any data."""
+"""Fixtures shared by all packages: real cells where they are at hand, and a small release made without any data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # Making a graph takes seconds; the tests of the other backends ask for theirs by name.
 os.environ.setdefault("LEUKOSCOPE_BACKEND", "torch")
+# Workers side by side share the cores; with more threads than cores, PyTorch waits for threads that do not run.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.fixture(scope="session")
