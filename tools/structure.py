@@ -1,6 +1,7 @@
 """How large and how readable the source is: lines by package, files on two paths, import circles, private words.
 
-`python tools/structure.py` prints the numbers; tests/docs/test_structure.py asserts that there is no circle and that no
+`python tools/structure.py` prints the numbers, with `--run` also the files that one prediction and one training on
+phantoms run through (a minute); tests/docs/test_structure.py asserts that there is no circle and that no
 word of `REMOVED_WORDS` is in a text for readers.
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "leukoscope"
@@ -135,6 +139,48 @@ def word_counts(texts: Mapping[str, str], words: tuple[str, ...]) -> dict[str, C
     return found
 
 
+def files_run(call: Callable[[], object]) -> dict[str, set[str]]:
+    """File below src/leukoscope → its functions that the call entered in this thread; import is not counted."""
+    entered: dict[str, set[str]] = {}
+
+    def note(frame: Any, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(ROOT / "src" / PACKAGE)):
+            entered.setdefault(str(Path(code.co_filename).relative_to(ROOT / "src" / PACKAGE)), set()).add(code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+def print_files_run() -> None:
+    """Print the files of one prediction with an opened release, and of one training on phantoms."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from PIL import Image
+
+    from leukoscope import Predictor
+    from leukoscope.data.synthetic import draw_cell
+    from leukoscope.training.config import parse_config
+    from leukoscope.training.train import train
+
+    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc", backend="torch")
+    picture = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image)
+    with tempfile.TemporaryDirectory() as folder:
+        config = parse_config(["--output_dir", f"{folder}/run", "--num_train_epochs", "1"])
+        measured = {
+            "one prediction": files_run(lambda: predictor(picture)),
+            "one prediction with its map": files_run(lambda: predictor(picture, explain=True)),
+            "one training": files_run(lambda: train(config)),
+        }
+    for what, found in measured.items():
+        print(f"\n{what} runs through {len(found)} files:")
+        for file, functions in found.items():
+            print(f"  {file} ({len(functions)} functions)")
+
+
 def main() -> None:
     """Print everything."""
     files = modules()
@@ -158,6 +204,8 @@ def main() -> None:
     for word, places in word_counts(public_texts(), PRIVATE_WORDS).items():
         if places:
             print(f"  {word}: {places.total()} ({', '.join(name for name, _ in places.most_common(3))} …)")
+    if "--run" in sys.argv[1:]:
+        print_files_run()
 
 
 if __name__ == "__main__":
