@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells
 from leukoscope.files import write_atomic
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from leukoscope.data.loading import LoadedCells
 
 Strategy = Literal["subject", "subject-cv", "official", "random", "block", "block-cv", "all"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -228,13 +229,6 @@ class _Drawing:
         all_rows = np.asarray(rows)
         return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
 
-    def _dominated(self, test: list[int]) -> str:
-        """One line where a single group owns so much of the test side that its pooled figures speak of that group."""
-        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
-        if cells <= LARGEST_SHARE * len(test):
-            return ""
-        return f"{self.group} {group} owns {cells / len(test):.0%} of the test cells: read the figures by {self.group}"
-
     def named(self, folds: Sequence[str]) -> list[int]:
         known = sorted({fold for fold in self.folds if fold})
         for fold in folds:
@@ -253,8 +247,10 @@ class _Drawing:
         if left_out := len(train) + len(val) - len(kept) - len(kept_val):
             both = sorted({self.groups[self.ids[i]] for i in [*train, *val]} & tested)
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
-        if self.group != "cell" and (note := self._dominated(test)):
-            notes.append(note)
+        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
+        if self.group != "cell" and cells > LARGEST_SHARE * len(test):
+            share = f"{cells / len(test):.0%}"
+            notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
         split = Split(
             strategy,
             self.group,

@@ -11,7 +11,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,20 @@ def prior_rows(
         LeukoscopeError: an unknown recipe or protocol, flags that a row sets itself, one weights file for several
             recipes, or cells on which the system is not rebuilt without a `results` folder of their own.
     """
-    _check_flags(config, recipes, protocols)
-    dataset = config.data.dataset_name
+    data, defaults = config.data, DataArguments()
+    given = {
+        "split": data.split != defaults.split,
+        "split_file": data.split_file,
+        "no_validation": data.no_validation,
+        "push_to_hub": config.run.push_to_hub,
+    }
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise LeukoscopeError(f"--{flag}: the protocols make their own splits and publish nothing; leave it out")
+    for flag, names, known in (("recipe", recipes, tuple(CLAIMS)), ("protocol", protocols, PROTOCOLS)):
+        for name in names:
+            if name not in known:
+                raise LeukoscopeError(f"--{flag} {name}: unknown; choose one of {', '.join(known)}")
+    dataset = data.dataset_name
     chosen = recipes or [name for name, claim in CLAIMS.items() if claim.dataset == dataset] or list(CLAIMS)
     if config.model.pretrained_weights and len(chosen) > 1:
         raise LeukoscopeError(
@@ -174,36 +186,19 @@ def prior_rows(
                 f"--dataset_name {dataset}: {name} is rebuilt on {CLAIMS[name].dataset}; rows on other cells go into a "
                 "folder of their own, named with --output DIR"
             )
-    return [_row(config, CLAIMS[name], protocol, results) for name in chosen for protocol in protocols or PROTOCOLS]
-
-
-def _check_flags(config: TrainingConfig, recipes: Sequence[str], protocols: Sequence[str]) -> None:
-    defaults = DataArguments()
-    given = {
-        "split": config.data.split != defaults.split,
-        "split_file": config.data.split_file,
-        "no_validation": config.data.no_validation,
-        "push_to_hub": config.run.push_to_hub,
-    }
-    for flag in (flag for flag, is_given in given.items() if is_given):
-        raise LeukoscopeError(f"--{flag}: the protocols make their own splits and publish nothing; leave it out")
-    for flag, names, known in (("recipe", recipes, tuple(CLAIMS)), ("protocol", protocols, PROTOCOLS)):
-        for name in names:
-            if name not in known:
-                raise LeukoscopeError(f"--{flag} {name}: unknown; choose one of {', '.join(known)}")
-
-
-def _row(config: TrainingConfig, claim: Claim, protocol: str, results: Path) -> Row:
     # Blocks of neighbouring images stand for subjects where a data set names none.
-    unit = entry_or_folders(config.data.dataset_name).group
-    name = f"{claim.recipe}-{protocol}"
-    its_config = TrainingConfig(
-        replace(config.data, split="random" if protocol == RANDOM else unit),
-        replace(config.model, recipe=claim.recipe),
-        replace(config.run, output_dir=str(Path(config.run.output_dir or "runs/prior") / name)),
-    )
-    estimates = RANDOM_SPLIT if protocol == RANDOM else f"recipe (one split by {unit})"
-    return Row(claim, protocol, ProtocolRun(name, its_config, estimates), results / f"{name}.json")
+    unit = entry_or_folders(dataset).group
+    splits = {RANDOM: ("random", RANDOM_SPLIT), UNSEEN: (unit, f"recipe (one split by {unit})")}
+    rows = []
+    for recipe, protocol in product(chosen, protocols or PROTOCOLS):
+        (split, estimates), name = splits[protocol], f"{recipe}-{protocol}"
+        its_config = TrainingConfig(
+            replace(data, split=split),
+            replace(config.model, recipe=recipe),
+            replace(config.run, output_dir=str(Path(config.run.output_dir or "runs/prior") / name)),
+        )
+        rows.append(Row(CLAIMS[recipe], protocol, ProtocolRun(name, its_config, estimates), results / f"{name}.json"))
+    return rows
 
 
 def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
@@ -234,6 +229,8 @@ def result(row: Row) -> dict[str, Any]:
     """The result of a finished run beside the claim, ready for `write_json`."""
     metrics = read_metrics(row.run.folder)
     block, training = metrics["evaluations"][0], metrics["training"]
+    measured = block["metrics"]
+    report = class_report(measured)
     kept = ("cells", "epochs_run", "kept_epoch", "seconds", "start_weights", "seed", "created", "hardware", "versions")
     return {
         "notice": RESEARCH_NOTICE,
@@ -245,22 +242,17 @@ def result(row: Row) -> dict[str, Any]:
         "data": {k: metrics["data"][k] for k in ("name", "title", "fingerprint", "cells", "unit", "citation")},
         "split": block["split"],
         "training": {"command": row.run.config.command(), **{key: training[key] for key in kept}},
-        "metrics": _measured(block["metrics"]),
+        "metrics": {
+            "cells": measured["cells"],
+            **headline(measured),
+            "one_vs_rest_accuracy": report["mean"]["one_vs_rest_accuracy"],
+            "mean_over_classes": report["mean"],
+            "per_class": report["classes"],
+            "confusion_matrix": measured["confusion_matrix"],
+            "subjects": len(measured["subjects"]),
+        },
         "intervals": _intervals(row),
         "size_only_baseline": block.get("size_only_baseline"),
-    }
-
-
-def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    report = class_report(metrics)
-    return {
-        "cells": metrics["cells"],
-        **headline(dict(metrics)),
-        "one_vs_rest_accuracy": report["mean"]["one_vs_rest_accuracy"],
-        "mean_over_classes": report["mean"],
-        "per_class": report["classes"],
-        "confusion_matrix": metrics["confusion_matrix"],
-        "subjects": len(metrics["subjects"]),
     }
 
 
