@@ -23,8 +23,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.field_stain import measure_scale, measure_stain
-from leukoscope.data.fields import Box, FieldCell, FinderSettings, cut_out, find_cells
+from leukoscope.data.fields import Box, FieldCell, FinderSettings, cut_out, find_cells, measure_scale, measure_stain
 from leukoscope.data.images import open_field
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.predictor import Predictor

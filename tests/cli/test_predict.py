@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
-from leukoscope.data.synthetic_smears import draw_smear
+from leukoscope.data.synthetic import draw_cell, smear_picture
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -195,7 +194,7 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/cell-\xff.png")
     save_cell(tmp_path / "cell.png").rename(path)
     smear = os.fsdecode(os.fsencode(tmp_path) + b"/smear-\xff.png")
-    Image.fromarray(draw_smear("Pre")).save(tmp_path / "smear.png")
+    Image.fromarray(smear_picture("Pre", 0)).save(tmp_path / "smear.png")
     (tmp_path / "smear.png").rename(smear)
 
     as_json = run("predict", "--model", tiny_release, "--json", path)
@@ -222,7 +221,7 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(known)
     Image.new("RGB", (450, 450), "white").save(blank)
     Image.new("RGB", (450, 450)).save(black)
-    Image.fromarray(draw_smear("Pre")).save(smear)
+    Image.fromarray(smear_picture("Pre", 0)).save(smear)
 
     result = run("predict", "--model", RELEASE, known, blank, black, smear)
 

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from leukoscope.data.augmentation import Augmentation, Augmenter
-from leukoscope.data.images import cell_areas
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 
@@ -141,7 +140,7 @@ def test_draws_of_a_row_do_not_depend_on_how_many_rows_there_are() -> None:
 def test_a_cell_that_is_not_resampled_keeps_every_pixel_exactly(phantom: torch.Tensor) -> None:
     augment, whole = Augmenter(Augmentation(), "smear", seed=0), phantom.float()
     draws = augment._draws(range(64), epoch=0)
-    warped = augment._warp(whole.expand(64, -1, -1, -1), draws, augment._magnification(range(64), draws))
+    warped = augment._warp(whole.expand(64, -1, -1, -1), draws)
     turns = torch.cat([torch.rot90(f, k, (2, 3)) for f in (whole, whole.flip(3)) for k in range(4)])
     exact = (warped[:, None] == turns[None]).flatten(2).all(dim=2).any(dim=1)
     assert torch.equal(exact, draws[:, 8] >= 0)
@@ -231,7 +230,7 @@ def test_about_half_of_the_cells_keep_every_pixel(phantom: torch.Tensor) -> None
 
 def test_zero_strength_leaves_colours_as_they_are(phantom: torch.Tensor) -> None:
     augment = Augmenter(STILL, "black", seed=0)
-    turned = augment._warp(phantom.float(), augment._draws([0], 0), torch.ones(1))
+    turned = augment._warp(phantom.float(), augment._draws([0], 0))
     out = augment(phantom, [0], epoch=0)
     cell = (turned.amax(dim=1, keepdim=True) > 8).expand_as(out)
     assert (out - turned)[cell].abs().max() <= 1
@@ -308,27 +307,6 @@ def test_with_flips_alone_a_cell_has_exactly_its_mirrorings(phantom: torch.Tenso
 def test_any_other_change_leaves_more_looks_than_mirrorings(name: str) -> None:
     nothing = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
     assert not Augmentation(**nothing | {name: 0.1}).only_mirrors
-
-
-def test_pooled_sizes_are_drawn_from_all_cells_whatever_a_cells_own_size() -> None:
-    """Two discs of very different size come out in the same two sizes, equally often."""
-    size, count = 96, 64
-    discs = torch.cat([_disc(size, 14).expand(count, -1, -1, -1), _disc(size, 28).expand(count, -1, -1, -1)])
-    own = cell_areas(disc.permute(1, 2, 0).numpy() for disc in discs)
-    augmentation = replace(STILL, pooled_size=True)
-    augment = Augmenter(augmentation, "black", seed=0, areas=own, pool=np.unique(own))
-    out = augment(discs, range(2 * count), epoch=0)
-    shown = cell_areas((cell.permute(1, 2, 0).numpy() * (cell.permute(1, 2, 0).numpy() > 100)) for cell in out)
-    for half in (shown[:count], shown[count:]):
-        large = half > own.mean()
-        assert half[large] == pytest.approx(own[-1], rel=0.06)
-        assert half[~large] == pytest.approx(own[0], rel=0.06)
-        assert 0.3 < large.mean() < 0.7
-
-
-def test_an_empty_picture_has_no_size_to_change() -> None:
-    augment = Augmenter(replace(STILL, pooled_size=True), "black", 0, areas=np.zeros(2), pool=np.asarray([0.3]))
-    assert augment(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [0, 1], epoch=0).max() == 0
 
 
 def test_a_smear_has_no_black_corners() -> None:

@@ -168,6 +168,18 @@ def test_every_fold_tests_as_many_subjects_of_a_class_as_any_other(seed: int) ->
         assert max(counts) - min(counts) <= 1
 
 
+def test_folds_by_image_test_every_cell_once_and_are_stratified(patients: LoadedCells) -> None:
+    labels = dict(zip(patients.train["cell_id"][:], patients.train["label"][:], strict=True))
+    folds = [make_split(patients, "random-cv", fold=fold, num_folds=4) for fold in range(4)]
+    assert sorted(cell for split in folds for cell in split.test) == sorted(labels)
+    for split in folds:
+        assert split.group == "cell" and len(split.validation) == pytest.approx(len(labels) / 8, abs=2)
+        assert np.mean([labels[cell] for cell in split.test]) == pytest.approx(np.mean(list(labels.values())), abs=0.02)
+    assert make_split(patients, "random-cv", validation=False).validation == ()
+    with pytest.raises(LeukoscopeError, match=r"^--num_folds 5: a class has 1 cells; give at most as many folds, or "):
+        make_split(_loaded([("ALL", "1", "")] * 6 + [("HEM", "H1", "")]), "random-cv")
+
+
 @pytest.mark.parametrize("strategy", ["subject", "subject-cv", "random"])
 def test_the_seed_decides_among_equals(strategy: str) -> None:
     data = _loaded([(label, f"{label}{n}", "") for label in ("ALL", "HEM") for n in range(14) for _ in range(6)])

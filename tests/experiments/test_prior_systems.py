@@ -13,11 +13,12 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.experiments.prior_systems import CLAIMS, PRIOR_RESULTS, Row, prior_rows, reproduce
 from leukoscope.experiments.protocol import RANDOM_SPLIT
 from leukoscope.models.recipes import RECIPES, get_recipe
-from leukoscope.training.config import parse_config
+from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
 
 CNMC = ["--dataset_name", "cnmc2019"]
@@ -31,32 +32,46 @@ def rows(tmp_path: Path, *flags: str, recipes: tuple[str, ...] = (), protocols: 
 @pytest.fixture
 def row(tmp_path: Path) -> Row:
     """One row on unseen subjects, of which nothing is made yet."""
-    (made,) = rows(tmp_path, *CNMC, "--image_size", "64", recipes=("prior_d_resnet",), protocols=("unseen",))
+    (made,) = rows(
+        tmp_path, *CNMC, "--image_size", "64", "--num_folds", "3", recipes=("prior_d_resnet",), protocols=("unseen",)
+    )
     return made
 
 
-def finish_run(row: Row, subjects: int = 6) -> None:
-    """Leave the run folder that training leaves: a third of each subject's cells is answered wrong."""
-    config, recipe = row.run.config, row.run.config.resolve()
-    (row.run.folder / "release").mkdir(parents=True)
-    write_args(row.run.folder / "args.yaml", config, recipe)
+def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int = 1) -> None:
+    """Leave the run folders that training leaves: a fraction of each subject's cells is predicted wrongly."""
+    count = 9 * subjects
     references = np.repeat(np.arange(subjects) % 2, 9)
-    right = np.where(np.arange(len(references)) % 3 == 0, 0.2, 0.8)
+    right = np.where(np.arange(count) % wrong_in == 0, 0.2, 0.8)
     probabilities = np.stack([np.where(references == k, right, 1 - right) for k in (0, 1)], axis=1)
-    ids = tuple(f"cell-{i}" for i in range(len(references)))
-    answers = CellPredictions(
-        ids, tuple(f"s{i // 9}" for i in range(len(ids))), references, probabilities, ("ALL", "HEM")
-    )
-    answers.save(row.run.folder / "predictions.parquet")
-    split = {"strategy": "subject", "detail": "about 70/15/15 by subject", "disjoint_by": "subject", "fingerprint": "f"}
-    block = {"split": split, "metrics": measure(answers), "size_only_baseline": {"accuracy": 0.6}}
-    training = {k: 1 for k in ("cells", "epochs_run", "kept_epoch", "seconds", "seed")}
-    training |= {"start_weights": "half of ResNet-50", "created": "", "hardware": "CPU", "versions": {"torch": "2"}}
-    data: dict[str, Any] = {k: "x" for k in ("name", "title", "unit", "citation")}
-    data |= {"fingerprint": "0123456789abcdef", "cells": len(ids)}
-    metrics = {"recipe": {"image_size": 64}, "data": data, "training": training, "evaluations": [block]}
-    for folder in (row.run.folder, row.run.folder / "release"):
-        (folder / "metrics.json").write_text(json.dumps(metrics))
+    of_subject = np.arange(count) // 9
+    for fold, run in enumerate(row.runs):
+        (run.folder / "release").mkdir(parents=True)
+        write_args(run.folder / "args.yaml", run.config, run.config.resolve())
+        rows = np.flatnonzero(np.arange(count) // 3 % len(row.runs) == fold)
+        tested = CellPredictions(
+            tuple(f"cell-{i}" for i in rows),
+            tuple(f"s{of_subject[i]}" for i in rows),
+            references[rows],
+            probabilities[rows],
+            ("ALL", "HEM"),
+        )
+        tested.save(run.folder / "predictions.parquet")
+        tested.save(run.folder / "size_only_predictions.parquet")
+        training = {"cells": 100 + fold, "epochs_run": 2, "kept_epoch": kept_epoch, "seconds": 1.5, "seed": 0}
+        training |= {"start_weights": "half of ResNet-50", "created": "", "hardware": "CPU", "versions": {"torch": "2"}}
+        data: dict[str, Any] = {k: "x" for k in ("name", "title", "citation")}
+        data |= {"fingerprint": "0123456789abcdef", "cells": count, "unit": "subject"}
+        block = {"split": {"fingerprint": f"f{fold}"}, "metrics": measure(tested)}
+        recipe = {"image_size": 64, "num_train_epochs": 2}
+        metrics = {"recipe": recipe, "data": data, "training": training, "evaluations": [block]}
+        for folder in (run.folder, run.folder / "release"):
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def with_config(row: Row, config: TrainingConfig) -> Row:
+    """The row, its first fold with another configuration."""
+    return replace(row, runs=(replace(row.runs[0], config=config), *row.runs[1:]))
 
 
 def test_every_claim_has_its_recipe_and_its_data_set() -> None:
@@ -70,24 +85,24 @@ def test_every_claim_has_its_recipe_and_its_data_set() -> None:
 
 def test_all_recipes_of_a_data_set_are_made_under_both_protocols(tmp_path: Path) -> None:
     made = rows(tmp_path, *CNMC)
-    assert [row.run.name for row in made[:4]] == [
+    assert [row.file.stem for row in made[:4]] == [
         "prior_e_densenet121_frozen-random",
         "prior_e_densenet121_frozen-unseen",
         "prior_a_efficientnet_b3-random",
         "prior_a_efficientnet_b3-unseen",
     ]
     assert len(made) == 18 and "prior_b_densenet201" not in {row.claim.recipe for row in made}
-    splits = {row.protocol: row.run.config.data.split for row in made}
-    assert splits == {"random": "random", "unseen": "subject"}
-    assert {row.run.folder for row in made} == {tmp_path / "runs" / row.run.name for row in made}
-    assert made[0].run.estimates == RANDOM_SPLIT and made[1].run.estimates == "recipe (one split by subject)"
+    assert {row.protocol: row.config.data.split for row in made} == {"random": "random-cv", "unseen": "subject-cv"}
+    for row in made:
+        assert [run.config.data.fold for run in row.runs] == [0, 1, 2, 3, 4]
+        assert [run.folder for run in row.runs] == [tmp_path / "runs" / row.file.stem / f"fold-{k}" for k in range(5)]
+    assert {row.protocol: row.runs[0].estimates for row in made} == {"random": RANDOM_SPLIT, "unseen": OUT_OF_FOLD}
 
 
 def test_blocks_stand_for_patients_where_none_are_named(tmp_path: Path) -> None:
     made = rows(tmp_path, "--dataset_name", "ball4")
-    assert [row.run.name for row in made] == ["prior_b_densenet201-random", "prior_b_densenet201-unseen"]
-    assert made[1].run.config.data.split == "block"
-    assert made[1].run.estimates == "recipe (one split by block)"
+    assert [row.file.stem for row in made] == ["prior_b_densenet201-random", "prior_b_densenet201-unseen"]
+    assert made[1].config.data.split == "block-cv"
 
 
 @pytest.mark.parametrize(
@@ -116,40 +131,53 @@ def test_other_cells_go_into_a_results_folder_of_their_own(tmp_path: Path) -> No
 
 
 def test_a_finished_run_becomes_a_row_without_training_again(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
-    finish_run(row)
+    finish_runs(row)
     assert list(reproduce([row])) == [row.file]
-    assert "finished earlier, kept" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("finished earlier, kept") == len(row.runs)
     made: dict[str, Any] = json.loads(row.file.read_text())
     assert made["notice"] == RESEARCH_NOTICE
-    assert made["protocol"] == "unseen" and made["estimates"] == "recipe (one split by subject)"
+    assert made["protocol"] == "unseen" and made["estimates"] == OUT_OF_FOLD
     assert made["claim"]["figures"] == {"accuracy": 0.82} and made["claim"]["system"] == "D"
     assert made["metrics"]["accuracy"] == pytest.approx(2 / 3, abs=1e-5)
     assert made["metrics"]["one_vs_rest_accuracy"] == pytest.approx(2 / 3, abs=1e-5)
     assert made["metrics"]["per_class"]["ALL"]["specificity"] == pytest.approx(2 / 3, abs=1e-5)
     assert made["metrics"]["subjects"] == 6
     assert made["intervals"]["by_subject"]["accuracy"]["low"] <= made["metrics"]["accuracy"]
-    assert made["split"]["fingerprint"] == "f" and made["size_only_baseline"] == {"accuracy": 0.6}
+    assert made["split"]["fingerprints"] == ["f0", "f1", "f2"]
+    assert made["split"]["detail"] == "3-fold cross-validation by subject"
+    assert made["size_only_baseline"]["accuracy"] == pytest.approx(2 / 3, abs=1e-5)
+    assert [fold["cells"] for fold in made["training"]["folds"]] == [100, 101, 102]
+    assert made["training"]["seconds"] == 4.5 and made["under_trained"] == ""
     assert made["training"]["start_weights"] == "half of ResNet-50"
-    assert made["training"]["command"].startswith("train.py --dataset_name cnmc2019 --recipe prior_d_resnet")
+    assert made["training"]["command"].startswith("train.py --dataset_name cnmc2019 --split subject-cv --num_folds 3 ")
 
 
 def test_a_row_with_its_file_is_skipped(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
-    finish_run(row)
+    finish_runs(row)
     list(reproduce([row]))
     before = row.file.stat().st_mtime_ns
     capsys.readouterr()
     # The run folder may be gone: the committed file is enough.
-    (row.run.folder / "metrics.json").unlink()
+    (row.runs[0].folder / "metrics.json").unlink()
     assert list(reproduce([row])) == [row.file]
     assert capsys.readouterr().out == "row 1 of 1, prior_d_resnet-unseen: has its row, skipped\n"
     assert row.file.stat().st_mtime_ns == before
 
 
 def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
-    finish_run(row)
+    finish_runs(row)
     list(reproduce([row]))
     (other,) = rows(
-        tmp_path, *CNMC, "--image_size", "96", "--seed", "1", recipes=("prior_d_resnet",), protocols=("unseen",)
+        tmp_path,
+        *CNMC,
+        "--image_size",
+        "96",
+        "--num_folds",
+        "3",
+        "--seed",
+        "1",
+        recipes=("prior_d_resnet",),
+        protocols=("unseen",),
     )
     message = r"unseen\.json: made with other settings \(image_size: 64, seed: None\); .* to run the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
@@ -157,30 +185,30 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: P
 
 
 def test_a_row_of_other_cells_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
-    finish_run(row)
+    finish_runs(row)
     list(reproduce([row]))
     for number, label in enumerate(("all", "hem")):
         folder = tmp_path / "cells" / "fold_0" / label
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / f"UID_{'H' * number}1_1_1_{label}.bmp")
-    config = row.run.config
+    config = row.config
     other = replace(config, data=replace(config.data, train_dir=str(tmp_path / "cells")))
     message = r"unseen\.json: made with other settings \(the data's fingerprint: 0123456789ab\); .* the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
-        replace(row, run=replace(row.run, config=other)).is_finished()
+        with_config(row, other).is_finished()
 
 
 def test_a_row_of_other_start_weights_is_not_taken_for_this_one(row: Row, tmp_path: Path) -> None:
     def starting_from(name: str | None) -> Row:
         file = None if name is None else str(tmp_path / name)
-        config = replace(row.run.config, model=replace(row.run.config.model, pretrained_weights=file))
-        return replace(row, run=replace(row.run, config=config))
+        config = replace(row.config, model=replace(row.config.model, pretrained_weights=file))
+        return with_config(row, config)
 
     for name in ("there/a.safetensors", "there/b.safetensors", "elsewhere/a.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     made = starting_from("there/a.safetensors")
-    finish_run(made)
+    finish_runs(made)
     list(reproduce([made]))
     assert "there" not in made.file.read_text(), "where files lie is private"
     assert starting_from("elsewhere/a.safetensors").is_finished()
@@ -199,21 +227,38 @@ def test_a_damaged_row_is_named(row: Row) -> None:
 
 
 def test_where_files_lie_makes_no_other_row(row: Row) -> None:
-    finish_run(row)
+    finish_runs(row)
     list(reproduce([row]))
-    config = row.run.config
+    config = row.config
     moved = replace(config, data=replace(config.data, train_dir="/elsewhere"))
-    assert replace(row, run=replace(row.run, config=moved)).is_finished()
+    assert with_config(row, moved).is_finished()
 
 
 def test_too_few_subjects_leave_the_interval_out(row: Row) -> None:
-    finish_run(row, subjects=2)
+    finish_runs(row, subjects=2)
     list(reproduce([row]))
     assert json.loads(row.file.read_text())["intervals"] == {}
 
 
-def test_a_random_split_has_no_interval_by_subject(tmp_path: Path) -> None:
-    (row,) = rows(tmp_path, *CNMC, recipes=("prior_d_resnet",), protocols=("random",))
-    finish_run(row)
+def test_the_difference_between_both_protocols_has_an_interval(tmp_path: Path) -> None:
+    by_image, unseen = rows(tmp_path, *CNMC, "--num_folds", "3", recipes=("prior_d_resnet",))
+    finish_runs(by_image, wrong_in=9)
+    finish_runs(unseen)
+    list(reproduce([by_image, unseen]))
+    assert json.loads(by_image.file.read_text())["by_image_minus_unseen"] is None
+    leak = json.loads(unseen.file.read_text())["by_image_minus_unseen"]["accuracy"]
+    assert leak["difference"] == pytest.approx(2 / 9, abs=1e-5)
+    assert leak["low"] <= leak["difference"] <= leak["high"]
+
+
+@pytest.mark.parametrize(
+    ("kept_epoch", "wrong_in", "reason"),
+    [
+        (1, 1, "predicts one class for nearly every cell"),
+        (2, 3, "still improving when its 2 epochs ended, in 3 of 3 folds"),
+    ],
+)
+def test_an_under_trained_row_says_why(row: Row, kept_epoch: int, wrong_in: int, reason: str) -> None:
+    finish_runs(row, kept_epoch=kept_epoch, wrong_in=wrong_in)
     list(reproduce([row]))
-    assert json.loads(row.file.read_text())["intervals"] == {}
+    assert json.loads(row.file.read_text())["under_trained"] == reason

@@ -22,8 +22,7 @@ from leukoscope import Predictor
 from leukoscope.cli import app
 from leukoscope.data.fields import cut_out, find_cells
 from leukoscope.data.images import open_field, open_image
-from leukoscope.data.synthetic import draw_cell, draw_field
-from leukoscope.data.synthetic_smears import draw_smear
+from leukoscope.data.synthetic import draw_cell, draw_field, smear_picture
 from leukoscope.inference.field import AT_EDGE, read_field
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.web.app import build_demo
@@ -78,7 +77,7 @@ DRAWN: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "phantom-HEM.png": (lambda: phantom("HEM", 7, 3), "HEM"),
     "phantom-HEM-unsure.png": (lambda: phantom("HEM", 1, 4), ""),
     "smear.png": (smear, NOT_A_CELL),
-    "smear-ball4.jpg": (lambda: Image.fromarray(draw_smear("Pre")), NOT_A_CELL),
+    "smear-ball4.jpg": (lambda: Image.fromarray(smear_picture("Pre", 0)), NOT_A_CELL),
     "cell-of-the-smear.png": (lambda: first_cell_of(smear(), PITCH), ""),
     "noise.png": (noise, REFUSED),
     "white.jpg": (lambda: Image.new("RGB", (450, 450), "white"), OUT_OF_DISTRIBUTION),

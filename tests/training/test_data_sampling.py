@@ -29,13 +29,6 @@ def test_classes_and_their_subjects_are_shown_equally_often() -> None:
     assert sorted(by_subject[s] for s in "cde") == [16, 17, 17]
 
 
-def test_subjects_are_shown_by_a_power_of_their_cells() -> None:
-    sampler = SubjectBalancedSampler(LABELS, SUBJECTS, 0, size=1200, power=0.5)
-    by_subject = Counter(SUBJECTS[i] for i in sampler)
-    # √60 : √6 and √30 : √3 : 1, of 600 each.
-    assert [by_subject[s] for s in "abcde"] == pytest.approx([455.8, 144.2, 400.4, 126.6, 73.1], abs=1)
-
-
 @pytest.mark.parametrize("size", [10, 250])
 def test_an_epoch_has_the_size_asked_for(size: int) -> None:
     sampler = SubjectBalancedSampler(LABELS, SUBJECTS, 0, size=size)

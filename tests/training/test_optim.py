@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from leukoscope import LeukoscopeError
 from leukoscope.models.build import build_network, head_parameters
 from leukoscope.models.recipes import Head, Hidden, Recipe
 from leukoscope.training.optim import make_optimizer, parameter_groups
@@ -92,21 +91,3 @@ def test_what_is_frozen_is_left_out(network: nn.Module) -> None:
     finally:
         network.backbone.requires_grad_(True)
     assert moved == {id(p) for p in network.head.parameters()}
-
-
-def test_layer_decay_slows_each_block_towards_the_input() -> None:
-    recipe = Recipe(
-        name="r", architecture="densenet121", base_model="", learning_rate=0.1, head_learning_rate=1.0, layer_decay=0.5
-    )
-    network = build_network(recipe, 2)
-    names = {id(p): name for name, p in network.named_parameters()}
-    rates = {names[id(p)]: g["lr"] for g in parameter_groups(network, recipe) for p in g["params"]}
-    assert rates["classifier.weight"] == 1.0
-    assert rates["features.norm5.weight"] == rates["features.denseblock4.denselayer1.conv1.weight"] == 0.1
-    assert rates["features.transition3.conv.weight"] == rates["features.denseblock3.denselayer9.conv1.weight"] == 0.05
-    assert rates["features.conv0.weight"] == pytest.approx(0.1 * 0.5**4)
-
-
-def test_layer_decay_needs_a_network_with_blocks(network: nn.Module) -> None:
-    with pytest.raises(LeukoscopeError, match="layer_decay: this network has no blocks that timm knows"):
-        parameter_groups(network, replace(RECIPE, layer_decay=0.5))

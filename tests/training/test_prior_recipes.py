@@ -20,8 +20,7 @@ from leukoscope import Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network, classifier_parameters
-from leukoscope.models.prior_recipes import PRIOR_SYSTEMS
-from leukoscope.models.recipes import Recipe, get_recipe
+from leukoscope.models.recipes import PRIOR_SYSTEMS, Recipe, get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import needs_code
 from leukoscope.models.remote.networks import Classifier

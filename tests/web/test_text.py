@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.field_stain import measure_stain
+from leukoscope.data.fields import measure_stain
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.web.text import (

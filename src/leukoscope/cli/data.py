@@ -17,7 +17,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, progress_bar
 
 if TYPE_CHECKING:
-    from leukoscope.data.inspect import FolderReport
+    from leukoscope.data.loading import FolderReport
 
 
 def check(
@@ -31,7 +31,7 @@ def check(
     Reads names and file headers only; `leukoscope data audit` reads the images. Exit code: 0 the cells can be trained
     on, whatever problems are listed; 1 they cannot.
     """
-    from leukoscope.data.inspect import inspect_folder
+    from leukoscope.data.loading import inspect_folder
     from leukoscope.files import training_command
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)

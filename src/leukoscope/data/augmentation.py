@@ -25,9 +25,8 @@ class Augmentation:
     """Label-preserving changes, drawn anew for every cell and epoch.
 
     No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle unless a
-    recipe says less: a cell has no upright. Size jitter weakens the shortcut "small = normal", `pooled_size` removes it
-    from training; stain jitter moves haematoxylin and eosin apart in optical density (after Tellez et al. 2018,
-    doi:10.1109/TMI.2018.2820199).
+    recipe says less: a cell has no upright. Size jitter weakens the shortcut "small = normal"; stain jitter moves
+    haematoxylin and eosin apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
 
     Attributes:
         scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
@@ -37,10 +36,6 @@ class Augmentation:
             angles only, which loses nothing.
         flips: mirrored left to right half of the time ("horizontal"), upside down half of the time as well ("both"),
             or never ("none"). A full circle of rotation already holds the second mirroring.
-        pooled_size: show each cell at a size drawn from the sizes of all training cells, whatever its class, before
-            `scale` changes it: in training, size then says nothing about the class. Only for cells on black.
-        cutout: side, as a share of the picture, of a black square at a random place (DeVries & Taylor 2017,
-            arXiv:1708.04552); 0 covers nothing.
     """
 
     scale: float = 0.25
@@ -49,8 +44,6 @@ class Augmentation:
     stain: float = 0.2
     rotation: float = 180.0
     flips: Literal["both", "horizontal", "none"] = "both"
-    pooled_size: bool = False
-    cutout: float = 0.0
 
     @property
     def mirrorings(self) -> tuple[tuple[int, ...], ...]:
@@ -60,9 +53,7 @@ class Augmentation:
     @property
     def only_mirrors(self) -> bool:
         """True if mirroring, which is exact to the pixel, is all that the augmentation does."""
-        return not any(
-            (self.scale, self.pooled_size, self.brightness, self.contrast, self.stain, self.rotation, self.cutout)
-        )
+        return not any((self.scale, self.brightness, self.contrast, self.stain, self.rotation))
 
 
 # Haematoxylin, eosin and residual as rows of optical density in R, G, B (Ruifrok & Johnston 2001).
@@ -70,7 +61,7 @@ _STAIN_OD = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0
 _OD_TO_STAIN = torch.linalg.inv(_STAIN_OD)
 
 
-# Numbers drawn for a cell and epoch.
+# Numbers drawn for a cell and epoch. The last three are unused: with fewer, a seed would give other cells than before.
 _DRAWS = 13
 
 
@@ -80,27 +71,9 @@ class Augmenter:
     So the same cell is changed in the same way however many processes share the work.
     """
 
-    def __init__(
-        self,
-        augmentation: Augmentation,
-        background: str,
-        seed: int,
-        *,
-        areas: np.ndarray | None = None,
-        pool: np.ndarray | None = None,
-    ):
-        """Set up what does not change between batches.
-
-        Args:
-            background: "black" or "smear", as a data set's entry says.
-            areas: for `pooled_size`, (N,) by row: each cell's area, as `cell_areas` gives it.
-            pool: for `pooled_size`, (M,) the areas that are drawn from.
-        """
+    def __init__(self, augmentation: Augmentation, background: str, seed: int):
+        """Draw nothing yet; `background` is "black" or "smear", as a data set's entry says."""
         self.augmentation = augmentation
-        if augmentation.pooled_size:
-            if areas is None or pool is None:
-                raise ValueError("pooled_size needs the cells' areas and the pool to draw from")
-            self.areas, self.pool = torch.from_numpy(areas).float(), torch.from_numpy(pool).float()
         self.padding_mode = "zeros" if background == "black" else "reflection"
         self.black_background = background == "black"
         self.seed = seed
@@ -119,8 +92,7 @@ class Augmenter:
         if self.augmentation.only_mirrors:
             return self._mirrored(pixels.float(), self.mirrorings_of(rows, epoch))
         draws = self._draws(rows, epoch)
-        shown = self._colour(self._warp(pixels.float(), draws, self._magnification(rows, draws)), draws)
-        return self._cut_out(shown, draws) if self.augmentation.cutout else shown
+        return self._colour(self._warp(pixels.float(), draws), draws)
 
     def mirrorings_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B,) which of the augmentation's `mirrorings` each cell shows in this epoch."""
@@ -130,8 +102,7 @@ class Augmenter:
     def _draws(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
         """(B, 13) numbers in −1…1, on the CPU.
 
-        Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip, which size of
-        the pool, where the cutout lies.
+        Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip, three unused.
         """
         drawn_for, table = self._drawn
         if drawn_for != epoch or len(table) <= max(rows):
@@ -141,16 +112,6 @@ class Augmenter:
             table = torch.from_numpy(rng.uniform(-1, 1, size=shape).astype(np.float32))
             self._drawn = (epoch, table)
         return table[torch.as_tensor(rows)]
-
-    def _magnification(self, rows: Sequence[int], draws: torch.Tensor) -> torch.Tensor:
-        """(B,) by how much each cell is enlarged."""
-        jitter = torch.exp(draws[:, 1] * math.log1p(self.augmentation.scale))
-        if not self.augmentation.pooled_size:
-            return jitter
-        drawn = ((draws[:, 10] + 1) / 2 * len(self.pool)).long().clamp(max=len(self.pool) - 1)
-        own = self.areas[torch.as_tensor(rows)]
-        # A picture without a cell has no size to change.
-        return jitter * torch.where(own > 0, self.pool[drawn] / own, 1.0).sqrt()
 
     def _flips(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
@@ -165,14 +126,10 @@ class Augmenter:
             out = torch.where(chosen == number, pixels.flip(axes), out)
         return out
 
-    def _warp(self, pixels: torch.Tensor, draws: torch.Tensor, magnification: torch.Tensor) -> torch.Tensor:
-        """Rotation, size and flips.
-
-        Over the full circle half of the cells turn by right angles only, losing nothing; but where sizes are pooled
-        every cell changes its own.
-        """
-        if self.augmentation.rotation < 180 or self.augmentation.pooled_size:
-            return self._resampled(pixels, draws, magnification)
+    def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Rotation, size and flips; over the full circle half of the cells turn by right angles only: no loss."""
+        if self.augmentation.rotation < 180:
+            return self._resampled(pixels, draws)
         out, resampled = torch.empty_like(pixels), draws[:, 8] < 0
         across, _ = self._flips(draws)
         turns = torch.where(resampled, -1, torch.round(draws[:, 0] * 2).long() % 4)
@@ -183,14 +140,14 @@ class Augmenter:
                 out[some] = turned.flip(3) if flip < 0 else turned
         if resampled.any():
             some = _where(resampled, pixels.device)
-            out[some] = self._resampled(pixels[some], draws[resampled], magnification[resampled])
+            out[some] = self._resampled(pixels[some], draws[resampled])
         return out
 
-    def _resampled(self, pixels: torch.Tensor, draws: torch.Tensor, magnification: torch.Tensor) -> torch.Tensor:
+    def _resampled(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Rotation, size and flips as one resampling."""
         angle = draws[:, 0] * math.radians(self.augmentation.rotation)
         # grid_sample maps output to input coordinates: dividing by the scale enlarges.
-        shrink = 1 / magnification
+        shrink = 1 / torch.exp(draws[:, 1] * math.log1p(self.augmentation.scale))
         across, down = self._flips(draws)
         cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
         zero = torch.zeros_like(cos)
@@ -201,12 +158,6 @@ class Augmenter:
         # such blurred cells meets crisp ones in use and leans to one class.
         warped = F.grid_sample(pixels, grid, mode="bicubic", padding_mode=self.padding_mode, align_corners=False)
         return warped.clamp(0, 255)
-
-    def _cut_out(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        axis = torch.linspace(-1, 1, pixels.shape[-1])
-        across, down = ((axis - draws[:, i, None]).abs() <= self.augmentation.cutout for i in (11, 12))
-        covered = (down[:, None, :, None] & across[:, None, None, :]).to(pixels.device, non_blocking=True)
-        return pixels.masked_fill(covered, 0.0)
 
     def _colour(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Stain, brightness and contrast; a black background stays black."""

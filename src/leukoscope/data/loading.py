@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import UnreadableImage, check_header
+from leukoscope.data.images import UnreadableImage, check_header, open_bytes
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
@@ -26,10 +26,12 @@ from leukoscope.data.registry import (
     passed_over,
     read_columns,
 )
+from leukoscope.data.splits import SUBJECT_FOLDS
 from leukoscope.data.synthetic import phantom_cells
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from PIL import Image as Picture
 
 PRELIMINARY_TEST = "preliminary_test"
 # What others call our columns.
@@ -117,25 +119,13 @@ def load_cells(
         LeukoscopeError: unknown data set, flags that exclude each other, missing or empty folder, bad pattern,
             unreachable Hub data set.
     """
-    info = _entry_of_hub_id(dataset_name) if "/" in dataset_name else dataset_info(dataset_name)
-    _refuse_idle_flags(dataset_name, info, train_dir, subject_pattern, subject_csv)
-    if info.synthetic:
-        return _draw_phantoms(info, image_size)
-    if train_dir is not None:
-        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv)
-    if info.hub_id is None:
-        raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
-    return _load_from_hub(info.hub_id, info)
-
-
-def _refuse_idle_flags(
-    dataset_name: str,
-    info: DatasetInfo,
-    train_dir: str | Path | None,
-    subject_pattern: str | None,
-    subject_csv: str | Path | None,
-) -> None:
-    """A flag that would have no effect is a misunderstanding about which cells are used."""
+    if "/" not in dataset_name:
+        info = dataset_info(dataset_name)
+    else:
+        # An unknown Hub data set is treated as class folders are.
+        named = replace(DATASETS["imagefolder"], name=dataset_name, title=dataset_name, hub_id=dataset_name)
+        info = next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), named)
+    # A flag that would have no effect is a misunderstanding about which cells are used.
     folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
     if train_dir is not None and "/" in dataset_name:
         raise LeukoscopeError(
@@ -156,6 +146,16 @@ def _refuse_idle_flags(
         raise LeukoscopeError(
             f"--subject_pattern {subject_pattern!r} --subject_csv {subject_csv}: both name the subjects; give one"
         )
+    if info.synthetic:
+        cells = list(phantom_cells(size=image_size))
+        # By their pixels: a new way of drawing them must not meet an old cache.
+        rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
+        return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
+    if train_dir is not None:
+        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv)
+    if info.hub_id is None:
+        raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
+    return _load_from_hub(info.hub_id, info)
 
 
 class _Row(NamedTuple):
@@ -230,8 +230,15 @@ def _load_from_folder(
         reasons = "; ".join(not_used or [f"expected {info.layout}"])
         raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; {reasons}")
     found = list(_with_subjects(found, root, subject_pattern, subject_csv))
-    _refuse_repeated_ids(found)
-    readable, unreadable = _check_headers(found)
+    paths: dict[str, Path] = {}
+    for cell in found:
+        # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
+        if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
+            raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(_header_problem, found))
+    readable = [cell for cell, problem in zip(found, problems, strict=True) if not problem]
+    unreadable = [problem for problem in problems if problem]
     if not readable:
         raise LeukoscopeError(
             f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}"
@@ -246,7 +253,9 @@ def _with_subjects(
 ) -> Iterator[CellFile]:
     """Fill in subjects from the user's rule, for folders whose layout does not say them."""
     if csv_path is not None:
-        subjects = _subjects_from_csv(Path(csv_path))
+        if not Path(csv_path).is_file():
+            raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
+        subjects = {file: subject for file, subject in read_columns(Path(csv_path), "file", "subject")}
         for cell in cells:
             file = cell.path.relative_to(root).as_posix()
             if not subjects.get(file):
@@ -288,37 +297,12 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
     return subject_of
 
 
-def _subjects_from_csv(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise LeukoscopeError(f"--subject_csv {path}: no such file; it needs the columns file,subject")
-    return {file: subject for file, subject in read_columns(path, "file", "subject")}
-
-
-def _refuse_repeated_ids(cells: Iterable[CellFile]) -> None:
-    """A cell present twice (say as .bmp and .webp) would stand on two sides of a random split."""
-    seen: dict[str, Path] = {}
-    for cell in cells:
-        if cell.cell_id in seen:
-            raise LeukoscopeError(
-                f"{cell.path}: cell {cell.cell_id} is already there as {seen[cell.cell_id]}; keep one of the two"
-            )
-        seen[cell.cell_id] = cell.path
-
-
-def _check_headers(cells: list[CellFile]) -> tuple[list[CellFile], list[str]]:
-    def problem(cell: CellFile) -> str | None:
-        try:
-            check_header(cell.path)
-        except UnreadableImage as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(problem, cells))
-    return (
-        [cell for cell, message in zip(cells, problems, strict=True) if message is None],
-        [message for message in problems if message],
-    )
+def _header_problem(cell: CellFile) -> str:
+    try:
+        check_header(cell.path)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
 
 
 def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
@@ -342,19 +326,6 @@ def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
     for row in sorted(rows):
         digest.update(("\t".join(map(str, row)) + "\n").encode())
     return digest.hexdigest()
-
-
-def _draw_phantoms(info: DatasetInfo, image_size: int) -> LoadedCells:
-    cells = list(phantom_cells(size=image_size))
-    # By their pixels: a new way of drawing them must not meet an old cache.
-    rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
-    return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
-
-
-def _entry_of_hub_id(hub_id: str) -> DatasetInfo:
-    """The registry entry a Hub id belongs to; an unknown one is treated as class folders are."""
-    known = next((info for info in DATASETS.values() if info.hub_id == hub_id), None)
-    return known or replace(DATASETS["imagefolder"], name=hub_id, title=hub_id, hub_id=hub_id)
 
 
 def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
@@ -389,7 +360,11 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
 def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -> list[_Row]:
     from datasets import ClassLabel
 
-    ids = _hub_cell_ids(table)
+    def column(names: Sequence[str]) -> list[Any] | None:
+        return next((table[name] for name in names if name in table.column_names), None)
+
+    named = column(ID_COLUMNS)
+    ids = [f"row_{i:06d}" for i in range(len(table))] if named is None else [Path(str(x)).stem for x in named]
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(
@@ -399,10 +374,17 @@ def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -
     name_of = feature.int2str if isinstance(feature, ClassLabel) else str
     names = [name_of(label) for label in table["label"]]
     labels = info.labels or tuple(sorted(set(names)))
-    folds = table["fold"] if "fold" in table.column_names else [""] * len(ids)
-    columns = zip(ids, names, _hub_subjects(table, ids), _hub_contents(hub_id, images, ids), folds, strict=True)
+    spelled = {label.casefold(): label for label in labels}
+    for name in names:
+        if name.casefold() not in spelled:
+            raise LeukoscopeError(f"data set {hub_id}: unknown label {name!r}; expected one of {', '.join(labels)}")
+    subjects = column(SUBJECT_COLUMNS)
+    if subjects is None:
+        subjects = [match["subject"] if (match := CNMC_NAME.match(cell)) else "" for cell in ids]
+    folds = column(["fold"]) or [""] * len(ids)
+    columns = zip(ids, names, subjects, _hub_contents(hub_id, images, ids), folds, strict=True)
     return [
-        _Row(cell, _match_label(name, labels, hub_id), subject, content, "" if fold is None else str(fold))
+        _Row(cell, spelled[name.casefold()], *("" if x is None else str(x) for x in (subject, content, fold)))
         for cell, name, subject, content, fold in columns
     ]
 
@@ -418,21 +400,154 @@ def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]
         yield hashlib.sha256(content).hexdigest()
 
 
-def _hub_cell_ids(rows: Dataset) -> list[str]:
-    column = next((name for name in ID_COLUMNS if name in rows.column_names), None)
-    return [Path(str(x)).stem for x in rows[column]] if column else [f"row_{i:06d}" for i in range(len(rows))]
+# Sets are often sorted by class or patient; a shuffle of this many rows mixes neighbours, and after so many rows no
+# further class is waited for.
+BUFFER, MOST_ROWS = 64, 400
 
 
-def _hub_subjects(rows: Dataset, cell_ids: list[str]) -> list[str]:
-    column = next((name for name in SUBJECT_COLUMNS if name in rows.column_names), None)
-    if column:
-        return ["" if x is None else str(x) for x in rows[column]]
-    matches = [CNMC_NAME.match(cell_id) for cell_id in cell_ids]
-    return [match["subject"] if match else "" for match in matches]
+class StreamedCell(NamedTuple):
+    """One labelled cell; `image` is upright RGB."""
+
+    image: Picture.Image
+    label: str
 
 
-def _match_label(name: str, labels: Sequence[str], hub_id: str) -> str:
-    for label in labels:
-        if name.casefold() == label.casefold():
-            return label
-    raise LeukoscopeError(f"data set {hub_id}: unknown label {name!r}; expected one of {', '.join(labels)}")
+def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
+    """A few cells of each class of a Hub data set with columns `image` and `label`.
+
+    Args:
+        hub_id: `owner/name`.
+        each: how many cells of a class are wanted; of a class that is not among the first rows there are fewer.
+
+    Raises:
+        LeukoscopeError: no network, no such data set, one laid out otherwise, or one without a readable picture.
+    """
+    from datasets import ClassLabel, Image, load_dataset
+
+    try:
+        rows = load_dataset(hub_id, split="train", streaming=True).shuffle(seed=0, buffer_size=BUFFER)
+        rows = rows.select_columns(["image", "label"]).cast_column("image", Image(decode=False))
+        feature = (rows.features or {}).get("label")
+        name_of = feature.int2str if isinstance(feature, ClassLabel) else str
+        cells: dict[str, list[StreamedCell]] = {}
+        for row in rows.take(MOST_ROWS):
+            label = name_of(row["label"])
+            found = cells.setdefault(label, [])
+            if len(found) < each and row["image"] and row["image"]["bytes"]:
+                try:
+                    found.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
+                except UnreadableImage:
+                    continue
+            if len(cells) > 1 and all(len(found) == each for found in cells.values()):
+                break
+    except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise LeukoscopeError(
+            f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {reason}); check the network"
+        ) from None
+    streamed = [cell for _, found in sorted(cells.items()) for cell in found]
+    if not streamed:
+        raise LeukoscopeError(f"data set {hub_id}: no readable picture among its first {MOST_ROWS} rows")
+    return streamed
+
+
+# What a folder is, before anything is trained on it: which data set, how many cells of whom, what is odd. Only names
+# and file headers are read, so that it is quick; `leukoscope data audit` reads every pixel.
+
+_SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """A folder, as training would read it.
+
+    Attributes:
+        info: the data set recognised, with the labels found.
+        partitions: publisher's partition ("" where there is none) → label → number of cells.
+        subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
+        training_subjects: label → how many of them have cells outside the publisher's own test.
+        problems: one line each, what is missing, odd or left out.
+    """
+
+    info: DatasetInfo
+    partitions: Mapping[str, Mapping[str, int]]
+    subjects: Mapping[str, Mapping[str, int]]
+    training_subjects: Mapping[str, int]
+    problems: tuple[str, ...]
+
+    @property
+    def split_flags(self) -> list[str]:
+        """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
+        fewest = min(self.training_subjects.values())
+        if fewest >= SUBJECT_FOLDS:
+            return []
+        if fewest > 1:
+            return ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
+        return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
+
+
+def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_csv: Path | None = None) -> FolderReport:
+    """Recognise a folder's data set and count its cells.
+
+    Args:
+        root: the folder.
+        subject_pattern, subject_csv: as for `load_cells`; with either, the folder is read as plain class folders.
+
+    Raises:
+        LeukoscopeError: no such folder, no cell of any known layout in it, or cells that could not be trained on.
+    """
+    own_subjects = subject_pattern is not None or subject_csv is not None
+    info = DATASETS["imagefolder"] if own_subjects else recognise(root)
+    data = load_cells(info.name, root, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    partitions: dict[str, Counter[str]] = {}
+    subjects: dict[str, Counter[str]] = {label: Counter() for label in data.info.labels}
+    for fold, label, subject in (row for cells in data.cells.values() for row in _rows(data.info, cells)):
+        partitions.setdefault(fold, Counter())[label] += 1
+        if subject:
+            subjects[label][subject] += 1
+    met = {(label, subject) for _, label, subject in _rows(data.info, data.train) if subject}
+    training = {label: sum(one == label for one, _ in met) for label in data.info.labels}
+    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *_subject_problems(data.info, training))
+    return FolderReport(data.info, partitions, subjects, training, problems)
+
+
+def recognise(root: Path) -> DatasetInfo:
+    """The entry of `DATASETS` whose layout most pictures of a folder follow; plain class folders when none is followed.
+
+    Raises:
+        LeukoscopeError: no such folder, or no picture laid out in any known way.
+    """
+    if not root.is_dir():
+        raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")
+    counts = {
+        info.name: sum(1 for _ in info.find_cells(root)) for info in DATASETS.values() if info.find_cells is not None
+    }
+    own = counts.pop("imagefolder")
+    best = max(counts, key=counts.__getitem__)
+    if counts[best]:
+        return DATASETS[best]
+    if own:
+        return DATASETS["imagefolder"]
+    layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
+    raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
+
+
+def _rows(info: DatasetInfo, cells: Dataset) -> Iterator[tuple[str, str, str]]:
+    """(partition, label, subject) of every cell."""
+    labels = (info.labels[index] for index in cells["label"][:])
+    yield from zip(cells["fold"][:], labels, cells["subject"][:], strict=True)
+
+
+def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
+    if not any(subjects.values()):
+        split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
+        fix = "give --subject_pattern or --subject_csv" if info.name == "imagefolder" else split
+        yield f"whose cells these are is not known: no figure on them holds for a new person; {fix}"
+        return
+    for label, known in subjects.items():
+        if known < SUBJECT_FOLDS:
+            few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
+            if min(subjects.values()) < 2:
+                yield f"{few}: no figure on so few holds for a new person; gather cells of more people"
+            else:
+                yield f"{few}; cross-validate as the last line shows, or gather cells of more people"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pi
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
-from leukoscope.files import cache_root, write_atomic
+from leukoscope.files import atomic_file, cache_root, write_atomic
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,7 +184,11 @@ def decode_cells(
         try:
             pixels_path.parent.mkdir(parents=True, exist_ok=True)
             require_space(pixels_path.parent, int(np.prod(shape)))
-            _decode_to(pixels_path, found_path, shape, cells, preprocessing, progress)
+            # Its temporary file goes in any case: it is as large as the data set.
+            with atomic_file(pixels_path) as temporary:
+                found = _decode_to(temporary, shape, cells, preprocessing, progress)
+            # What was found is written last: its presence says that the pixels are complete.
+            write_atomic(found_path, json.dumps(found))
         except OSError as error:
             needed = int(np.prod(shape)) / 1e6
             raise LeukoscopeError(
@@ -213,15 +217,14 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def _decode_to(
-    pixels_path: Path,
-    found_path: Path,
+    path: Path,
     shape: tuple[int, ...],
     cells: Dataset,
     preprocessing: Preprocessing,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    aside = pixels_path.with_suffix(f".{os.getpid()}.tmp")
-    array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
+) -> dict[str, Any]:
+    """Write the framed cells to a file; what was found besides, for the cache's other file."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     frame = preprocessing.frame
     encoded, ids = _encoded(cells), cells["cell_id"][:]
 
@@ -236,20 +239,13 @@ def _decode_to(
     hashes: list[str] = []
     areas: list[float] = []
     problems = {}
-    try:
-        with ThreadPoolExecutor() as pool:
-            for done, (pixels, area, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
-                hashes.append(pixels)
-                areas.append(round(area, 6))
-                if problem:
-                    problems[ids[done - 1]] = problem
-                if progress and (done % 100 == 0 or done == shape[0]):
-                    progress(done, shape[0])
-    except BaseException:
-        # Also when interrupted: what is left would be as large as the data set and never be used.
-        aside.unlink(missing_ok=True)
-        raise
+    with ThreadPoolExecutor() as pool:
+        for done, (pixels, area, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
+            hashes.append(pixels)
+            areas.append(round(area, 6))
+            if problem:
+                problems[ids[done - 1]] = problem
+            if progress and (done % 100 == 0 or done == shape[0]):
+                progress(done, shape[0])
     array.flush()
-    aside.replace(pixels_path)
-    # What was found is written last: its presence says that the pixels are complete.
-    write_atomic(found_path, json.dumps({"unreadable": problems, "pixel_hashes": hashes, "areas": areas}))
+    return {"unreadable": problems, "pixel_hashes": hashes, "areas": areas}

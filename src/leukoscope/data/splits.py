@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells
 from leukoscope.files import write_atomic
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Strategy = Literal["subject", "subject-cv", "official", "random", "block", "block-cv", "all"]
+    from leukoscope.data.loading import LoadedCells
+
+Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
@@ -124,9 +125,9 @@ def make_split(
     Args:
         strategy: `subject` (about 70/15/15, no subject on two sides), `subject-cv` (class-stratified k-fold by
             subject; `fold` is tested), `official` (the publisher's named folds), `random` (70/15/15 by image,
-            stratified: the prior systems' protocol), `block` (like `subject`, by blocks of neighbouring
-            images), `block-cv` (like `subject-cv`, by blocks), `all` (train on everything, test on nothing: for a
-            final release).
+            stratified: the prior systems' protocol), `random-cv` (class-stratified k-fold by image), `block` (like
+            `subject`, by blocks of neighbouring images), `block-cv` (like `subject-cv`, by blocks), `all` (train on
+            everything, test on nothing: for a final release).
         validation: set part of the training side apart to choose the checkpoint.
 
     Raises:
@@ -139,10 +140,18 @@ def make_split(
             f"--split {strategy}: {data.info.title} has no subject ids; give --subject_pattern or --subject_csv, "
             "or use --split block or random (and say so when you report figures)"
         )
-    group = {"random": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(strategy, "subject")
+    group = {"random": "cell", "random-cv": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(
+        strategy, "subject"
+    )
     drawing = _Drawing(data, group, seed)
     if strategy == "random":
-        train, val, test, detail = *drawing.by_image(), "70/15/15 by image"
+        train, rest = drawing.by_image(drawing.everything, 0.30)
+        val, test = drawing.by_image(rest, 0.5)
+        detail = "70/15/15 by image"
+    elif strategy == "random-cv":
+        train, test = drawing.fold_by_image(fold, num_folds)
+        train, val = drawing.by_image(train, 1 / (SUBJECT_FOLDS - 1)) if validation else (train, [])
+        detail = f"fold {fold} of {num_folds} by image"
     elif strategy == "all":
         train, val, test, detail = drawing.everything, [], [], "every cell trains"
     elif strategy == "official":
@@ -175,23 +184,31 @@ class _Drawing:
         # The publisher's own test set takes part only where it is named.
         self.everything = list(range(len(data.train)))
 
-    def by_image(self) -> tuple[list[int], list[int], list[int]]:
+    def by_image(self, rows: list[int], share: float) -> tuple[list[int], list[int]]:
+        """The rows without a random share of each class, and that share."""
         from sklearn.model_selection import train_test_split
 
         try:
-            train, rest = train_test_split(
-                self.everything, test_size=0.30, stratify=self.labels[self.everything], random_state=self.seed
-            )
-            val, test = train_test_split(rest, test_size=0.5, stratify=self.labels[rest], random_state=self.seed)
+            kept, apart = train_test_split(rows, test_size=share, stratify=self.labels[rows], random_state=self.seed)
         except ValueError as error:
             raise LeukoscopeError(f"--split random: too few cells of a class ({error}); gather more cells") from None
-        return train, val, test
+        return kept, apart
+
+    def fold_by_image(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
+        from sklearn.model_selection import StratifiedKFold
+
+        _check_fold(fold, num_folds)
+        least = int(np.bincount(self.labels[self.everything]).min())
+        if least < num_folds:
+            raise LeukoscopeError(
+                f"--num_folds {num_folds}: a class has {least} cells; give at most as many folds, or gather more cells"
+            )
+        folds = StratifiedKFold(num_folds, shuffle=True, random_state=self.seed)
+        train, test = list(folds.split(self.everything, self.labels[self.everything]))[fold]
+        return train.tolist(), test.tolist()
 
     def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
-        if num_folds < 2:
-            raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
-        if not 0 <= fold < num_folds:
-            raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
+        _check_fold(fold, num_folds)
         advice = f"use --split {self.group}-cv with a smaller --num_folds, or gather more {self.group}s"
         return self._grouped_folds(self.everything, num_folds, advice)[fold]
 
@@ -228,13 +245,6 @@ class _Drawing:
         all_rows = np.asarray(rows)
         return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
 
-    def _dominated(self, test: list[int]) -> str:
-        """One line where a single group owns so much of the test side that its pooled figures speak of that group."""
-        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
-        if cells <= LARGEST_SHARE * len(test):
-            return ""
-        return f"{self.group} {group} owns {cells / len(test):.0%} of the test cells: read the figures by {self.group}"
-
     def named(self, folds: Sequence[str]) -> list[int]:
         known = sorted({fold for fold in self.folds if fold})
         for fold in folds:
@@ -253,8 +263,10 @@ class _Drawing:
         if left_out := len(train) + len(val) - len(kept) - len(kept_val):
             both = sorted({self.groups[self.ids[i]] for i in [*train, *val]} & tested)
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
-        if self.group != "cell" and (note := self._dominated(test)):
-            notes.append(note)
+        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
+        if self.group != "cell" and cells > LARGEST_SHARE * len(test):
+            share = f"{cells / len(test):.0%}"
+            notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
         split = Split(
             strategy,
             self.group,
@@ -268,6 +280,13 @@ class _Drawing:
         )
         assert_disjoint(split, self.groups)
         return split
+
+
+def _check_fold(fold: int, num_folds: int) -> None:
+    if num_folds < 2:
+        raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
+    if not 0 <= fold < num_folds:
+        raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
 
 
 def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:

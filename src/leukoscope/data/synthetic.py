@@ -14,10 +14,11 @@ live on grids tied to that frame, never to the output, so that a cell drawn smal
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -671,3 +672,32 @@ def _burn_scale_bar(image: Image.Image, um_per_pixel: float) -> None:
     draw = ImageDraw.Draw(image)
     draw.rectangle((right - length - unit, bottom - 3 * unit, right + unit, bottom + unit), fill="white")
     draw.rectangle((right - length, bottom - unit, right, bottom), fill="black")
+
+
+# Synthetic smears, one picture one class, for releases that were trained on the four-class B-ALL set: drawn by
+# tools/smears.py and kept as one sheet, a column a class.
+SMEAR_LABELS = ("Benign", "Early", "Pre", "Pro")
+SMEAR_SIZE = 224
+SMEAR_SHEET = Path(__file__).with_name("smears.webp")
+
+
+def knows_smears(labels: Collection[str]) -> bool:
+    """Whether these are the class names of a model that the synthetic smears are drawn for."""
+    return set(labels) == set(SMEAR_LABELS)
+
+
+def smear_picture(label: str, number: int) -> NDArray[np.uint8]:
+    """One synthetic smear, (224, 224, 3) uint8 RGB.
+
+    Args:
+        label: one of `SMEAR_LABELS`.
+        number: 0 to 4, its row in the sheet.
+    """
+    top, left = number * SMEAR_SIZE, SMEAR_LABELS.index(label) * SMEAR_SIZE
+    return _smear_sheet()[top : top + SMEAR_SIZE, left : left + SMEAR_SIZE]
+
+
+@lru_cache(maxsize=1)
+def _smear_sheet() -> NDArray[np.uint8]:
+    with Image.open(SMEAR_SHEET) as sheet:
+        return np.asarray(sheet.convert("RGB"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted,
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.experiments.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions
 from leukoscope.models.release_files import read_metrics, write_json
-from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import plain
 
 # The tenth of the subjects with the lowest accuracy: a mean hides them.
@@ -82,37 +82,26 @@ def ablation_settings(argv: Sequence[str], grid: dict[str, list[str]]) -> list[S
     """
     common = parse_config(argv)
     configs = {name: parse_config([*argv, *flags]) for name, flags in grid.items()}
+    settings: dict[str, Setting] = {}
     for name, config in configs.items():
         config.resolve()
-        _check_comparable(name, config, common)
-    folders = [_folder_name(name) for name in configs]
-    if len(set(folders)) < len(folders):
-        raise LeukoscopeError(f"settings: two names give one folder ({', '.join(folders)}); rename one")
-    return [
-        Setting(name, tuple(_folds(config, common.output_dir / folder)))
-        for folder, (name, config) in zip(folders, configs.items(), strict=True)
-    ]
-
-
-def _check_comparable(name: str, config: TrainingConfig, common: TrainingConfig) -> None:
-    if config.data.split_file or config.run.push_to_hub:
-        raise LeukoscopeError("--split_file, --push_to_hub: an ablation makes its own folds and publishes nothing")
-    tested, shared = asdict(replace(config.data, max_train_samples=None)), asdict(common.data)
-    shared["max_train_samples"] = None
-    different = [key for key in tested if tested[key] != shared[key]]
-    if different or config.run.seed != common.run.seed:
-        flag = different[0] if different else "seed"
-        raise LeukoscopeError(f"setting {name!r}: --{flag} differs from the other settings'; all test the same cells")
-
-
-def _folds(config: TrainingConfig, folder: Path) -> Iterator[ProtocolRun]:
-    """The setting's runs, called by its folder: all settings have the same folds."""
-    for run in cross_validation_runs(replace(config, run=replace(config.run, output_dir=str(folder)))):
-        yield replace(run, name=f"{folder.name}/{run.name}")
-
-
-def _folder_name(setting: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", setting.lower()).strip("-")
+        if config.data.split_file or config.run.push_to_hub:
+            raise LeukoscopeError("--split_file, --push_to_hub: an ablation makes its own folds and publishes nothing")
+        tested = {**asdict(config.data), "seed": config.run.seed}
+        shared = {**asdict(common.data), "seed": common.run.seed}
+        if different := [key for key in tested if key != "max_train_samples" and tested[key] != shared[key]]:
+            raise LeukoscopeError(
+                f"setting {name!r}: --{different[0]} differs from the other settings'; all test the same cells"
+            )
+        folder = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+        if folder in settings:
+            raise LeukoscopeError(f"settings: two names give one folder ({folder}); rename one")
+        # Runs are called by the folder, too: all settings have the same folds.
+        runs = cross_validation_runs(
+            replace(config, run=replace(config.run, output_dir=str(common.output_dir / folder)))
+        )
+        settings[folder] = Setting(name, tuple(replace(run, name=f"{folder}/{run.name}") for run in runs))
+    return list(settings.values())
 
 
 def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:

@@ -47,12 +47,21 @@ def leakage_pair(data: LoadedCells, seed: int, *, max_train_cells: int | None = 
     unit_of = groups_of(data, data.info.group)
     units = np.asarray([unit_of[cell] for cell in ids])
     selected = np.isin(units, sorted(_select_units(data, units, labels, rng)))
-    tested = selected & _half_of_each_unit(units, rng)
-    counts = _cells_of_each_class(labels[~selected], len(data.info.labels), max_train_cells)
+    tested = np.zeros(len(units), dtype=bool)
+    for unit in np.unique(units):
+        rows = np.flatnonzero(units == unit)
+        tested[rng.permutation(rows)[: (len(rows) + 1) // 2]] = True
+    tested &= selected
+    # Training cells of each class: all there are, or as many as wanted in their proportion.
+    counts = np.bincount(labels[~selected], minlength=len(data.info.labels))
+    if max_train_cells is not None and max_train_cells < counts.sum():
+        counts = (counts * (max_train_cells / counts.sum())).astype(int)
     sides = {UNSEEN: (~selected, data.info.group), SEEN: (~tested, "cell")}
     splits = {}
     for name, (pool, group) in sides.items():
-        train = _sample_cells(ids[pool], labels[pool], counts, rng)
+        of_class = [np.flatnonzero(pool & (labels == k)) for k in range(len(counts))]
+        sampled = [rng.choice(rows, size=count, replace=False) for rows, count in zip(of_class, counts, strict=True)]
+        train = tuple(ids[np.sort(np.concatenate(sampled))].tolist())
         detail = f"tested {data.info.group}s {name} in training"
         splits[name] = Split("leakage", group, seed, data.fingerprint, train, (), tuple(ids[tested].tolist()), detail)
         assert_disjoint(splits[name], groups_of(data, group))
@@ -73,26 +82,6 @@ def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng:
         before = np.cumsum(cells[order]) - cells[order]
         selected |= set(of_class[order[:-1]][before[:-1] < wanted].tolist())
     return selected
-
-
-def _half_of_each_unit(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) bool: a random half of every unit's cells."""
-    chosen = np.zeros(len(units), dtype=bool)
-    for unit in np.unique(units):
-        rows = np.flatnonzero(units == unit)
-        chosen[rng.permutation(rows)[: (len(rows) + 1) // 2]] = True
-    return chosen
-
-
-def _cells_of_each_class(labels: np.ndarray, classes: int, limit: int | None) -> np.ndarray:
-    """(K,) training cells of each class: all there are, or `limit` shared out in their proportion."""
-    counts = np.bincount(labels, minlength=classes)
-    return counts if limit is None or limit >= counts.sum() else (counts * (limit / counts.sum())).astype(int)
-
-
-def _sample_cells(ids: np.ndarray, labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> tuple[str, ...]:
-    sampled = [rng.choice(np.flatnonzero(labels == k), size=count, replace=False) for k, count in enumerate(counts)]
-    return tuple(ids[np.sort(np.concatenate(sampled))].tolist())
 
 
 def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[ProtocolRun]:

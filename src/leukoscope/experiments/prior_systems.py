@@ -1,8 +1,8 @@
-"""The prior systems rebuilt and measured twice: by their authors' protocol, and on unseen patients.
+"""The prior systems rebuilt and measured twice: split by image, as their authors did, and on unseen patients.
 
-A row is one recipe under one protocol: a training run of its own, and one JSON file with its result beside the author's
-claim. Rows that have their file are skipped and finished runs kept, so an interrupted command resumes where it stopped.
-The README's table is rendered from these files.
+A row is one recipe under one protocol: a cross-validation by image or by subject, so that both predict for every cell,
+and one JSON file with the pooled result beside the author's claim. Rows that have their file are skipped and finished
+folds kept, so an interrupted command resumes where it stopped. The table in docs/results.md is rendered from the files.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import entry_or_folders
-from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, subject_intervals
-from leukoscope.evaluation.metrics import CellPredictions, headline
-from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells
+from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
+from leukoscope.evaluation.calibration import OUT_OF_FOLD
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells, pooled_predictions
+from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
 from leukoscope.training.plots import class_report
@@ -102,12 +104,22 @@ CLAIMS: dict[str, Claim] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe under one protocol: the run that measures it and the file that keeps the result."""
+    """One recipe under one protocol: the runs that measure it, one a fold, and the file that keeps the result."""
 
     claim: Claim
     protocol: str
-    run: ProtocolRun
+    runs: tuple[ProtocolRun, ...]
     file: Path
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The configuration of its first fold."""
+        return self.runs[0].config
+
+    @property
+    def predictions(self) -> Path:
+        """The pooled out-of-fold predictions, beside the file."""
+        return self.file.with_suffix(".parquet")
 
     def is_finished(self) -> bool:
         """True when its file holds this very row.
@@ -121,11 +133,11 @@ class Row:
             made = json.loads(self.file.read_text())
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        wanted, then = _flags(self.run.config), {**made["flags"], **_weights_in(made["training"]["command"])}
-        if weights := self.run.config.weights_name:
+        wanted, then = _flags(self.config), {**made["flags"], **_weights_in(made["training"]["command"])}
+        if weights := self.config.weights_name:
             wanted["pretrained_weights"] = weights
         different = [f"{k}: {then.get(k)}" for k in sorted(wanted.keys() | then) if wanted.get(k) != then.get(k)]
-        different += other_cells(made["data"], self.run.config)
+        different += other_cells(made["data"], self.config)
         if different:
             raise LeukoscopeError(
                 f"{self.file}: made with other settings ({', '.join(different)}); give another --output folder, or "
@@ -160,8 +172,20 @@ def prior_rows(
         LeukoscopeError: an unknown recipe or protocol, flags that a row sets itself, one weights file for several
             recipes, or cells on which the system is not rebuilt without a `results` folder of their own.
     """
-    _check_flags(config, recipes, protocols)
-    dataset = config.data.dataset_name
+    data, defaults = config.data, DataArguments()
+    given = {
+        "split": data.split != defaults.split,
+        "split_file": data.split_file,
+        "no_validation": data.no_validation,
+        "push_to_hub": config.run.push_to_hub,
+    }
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise LeukoscopeError(f"--{flag}: the protocols make their own splits and publish nothing; leave it out")
+    for flag, names, known in (("recipe", recipes, tuple(CLAIMS)), ("protocol", protocols, PROTOCOLS)):
+        for name in names:
+            if name not in known:
+                raise LeukoscopeError(f"--{flag} {name}: unknown; choose one of {', '.join(known)}")
+    dataset = data.dataset_name
     chosen = recipes or [name for name, claim in CLAIMS.items() if claim.dataset == dataset] or list(CLAIMS)
     if config.model.pretrained_weights and len(chosen) > 1:
         raise LeukoscopeError(
@@ -174,36 +198,28 @@ def prior_rows(
                 f"--dataset_name {dataset}: {name} is rebuilt on {CLAIMS[name].dataset}; rows on other cells go into a "
                 "folder of their own, named with --output DIR"
             )
-    return [_row(config, CLAIMS[name], protocol, results) for name in chosen for protocol in protocols or PROTOCOLS]
-
-
-def _check_flags(config: TrainingConfig, recipes: Sequence[str], protocols: Sequence[str]) -> None:
-    defaults = DataArguments()
-    given = {
-        "split": config.data.split != defaults.split,
-        "split_file": config.data.split_file,
-        "no_validation": config.data.no_validation,
-        "push_to_hub": config.run.push_to_hub,
-    }
-    for flag in (flag for flag, is_given in given.items() if is_given):
-        raise LeukoscopeError(f"--{flag}: the protocols make their own splits and publish nothing; leave it out")
-    for flag, names, known in (("recipe", recipes, tuple(CLAIMS)), ("protocol", protocols, PROTOCOLS)):
-        for name in names:
-            if name not in known:
-                raise LeukoscopeError(f"--{flag} {name}: unknown; choose one of {', '.join(known)}")
-
-
-def _row(config: TrainingConfig, claim: Claim, protocol: str, results: Path) -> Row:
     # Blocks of neighbouring images stand for subjects where a data set names none.
-    unit = entry_or_folders(config.data.dataset_name).group
-    name = f"{claim.recipe}-{protocol}"
-    its_config = TrainingConfig(
-        replace(config.data, split="random" if protocol == RANDOM else unit),
-        replace(config.model, recipe=claim.recipe),
-        replace(config.run, output_dir=str(Path(config.run.output_dir or "runs/prior") / name)),
-    )
-    estimates = RANDOM_SPLIT if protocol == RANDOM else f"recipe (one split by {unit})"
-    return Row(claim, protocol, ProtocolRun(name, its_config, estimates), results / f"{name}.json")
+    unit = entry_or_folders(dataset).group
+    splits = {RANDOM: "random-cv", UNSEEN: f"{unit}-cv"}
+    estimates = {RANDOM: RANDOM_SPLIT, UNSEEN: OUT_OF_FOLD}
+    rows = []
+    for recipe, protocol in product(chosen, protocols or PROTOCOLS):
+        name = f"{recipe}-{protocol}"
+        folder = Path(config.run.output_dir or "runs/prior") / name
+        runs = tuple(
+            ProtocolRun(
+                f"{name}, fold {fold + 1} of {data.num_folds}",
+                TrainingConfig(
+                    replace(data, split=splits[protocol], fold=fold),
+                    replace(config.model, recipe=recipe),
+                    replace(config.run, output_dir=str(folder / f"fold-{fold}")),
+                ),
+                estimates[protocol],
+            )
+            for fold in range(data.num_folds)
+        )
+        rows.append(Row(CLAIMS[recipe], protocol, runs, results / f"{name}.json"))
+    return rows
 
 
 def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
@@ -217,60 +233,100 @@ def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
 
     finished = []
     for row in rows:
-        row.run.config.resolve()
+        row.config.resolve()
         finished.append(row.is_finished())
     for number, (row, is_finished) in enumerate(zip(rows, finished, strict=True), start=1):
-        state = "has its row, skipped" if is_finished else row.run.estimates
-        print(f"row {number} of {len(rows)}, {row.run.name}: {state}", flush=True)
+        state = "has its row, skipped" if is_finished else row.runs[0].estimates
+        print(f"row {number} of {len(rows)}, {row.file.stem}: {state}", flush=True)
         if not is_finished:
-            finish([row.run])
+            finish(list(row.runs))
             if PartialState().is_main_process:
                 row.file.parent.mkdir(parents=True, exist_ok=True)
+                pooled_predictions(row.runs).save(row.predictions)
                 write_json(row.file, result(row))
         yield row.file
 
 
 def result(row: Row) -> dict[str, Any]:
-    """The result of a finished run beside the claim, ready for `write_json`."""
-    metrics = read_metrics(row.run.folder)
-    block, training = metrics["evaluations"][0], metrics["training"]
-    kept = ("cells", "epochs_run", "kept_epoch", "seconds", "start_weights", "seed", "created", "hardware", "versions")
+    """The result of a row's finished runs beside the claim, ready for `write_json`."""
+    metrics = [read_metrics(run.folder) for run in row.runs]
+    first, trainings = metrics[0], [one["training"] for one in metrics]
+    predictions = pooled_predictions(row.runs)
+    measured = measure(predictions)
+    report = class_report(measured)
+    baselines = [run.folder / "size_only_predictions.parquet" for run in row.runs]
+    size_alone = None
+    if all(file.is_file() for file in baselines):
+        size_alone = headline(measure(pooled([CellPredictions.load(file) for file in baselines])))
+    of_all = ("start_weights", "seed", "created", "hardware", "versions")
+    of_each = ("cells", "epochs_run", "kept_epoch", "seconds")
     return {
         "notice": RESEARCH_NOTICE,
         "protocol": row.protocol,
-        "estimates": row.run.estimates,
+        "estimates": row.runs[0].estimates,
         "claim": asdict(row.claim),
-        "recipe": metrics["recipe"],
-        "flags": _flags(row.run.config),
-        "data": {k: metrics["data"][k] for k in ("name", "title", "fingerprint", "cells", "unit", "citation")},
-        "split": block["split"],
-        "training": {"command": row.run.config.command(), **{key: training[key] for key in kept}},
-        "metrics": _measured(block["metrics"]),
-        "intervals": _intervals(row),
-        "size_only_baseline": block.get("size_only_baseline"),
+        "recipe": first["recipe"],
+        "flags": _flags(row.config),
+        "data": {k: first["data"][k] for k in ("name", "title", "fingerprint", "cells", "unit", "citation")},
+        "split": {
+            "strategy": row.config.data.split,
+            "detail": f"{len(row.runs)}-fold cross-validation by "
+            f"{'image' if row.protocol == RANDOM else first['data']['unit']}",
+            "fingerprints": [one["evaluations"][0]["split"]["fingerprint"] for one in metrics],
+        },
+        "training": {
+            "command": row.config.command(),
+            **{key: trainings[0][key] for key in of_all},
+            "folds": [{key: training[key] for key in of_each} for training in trainings],
+            "seconds": sum(training["seconds"] for training in trainings),
+        },
+        "under_trained": _under_trained(measured, trainings, first["recipe"], row.claim.recipe),
+        "metrics": {
+            "cells": measured["cells"],
+            **headline(measured),
+            "one_vs_rest_accuracy": report["mean"]["one_vs_rest_accuracy"],
+            "mean_over_classes": report["mean"],
+            "per_class": report["classes"],
+            "confusion_matrix": measured["confusion_matrix"],
+            "subjects": len(measured["subjects"]),
+        },
+        "intervals": _intervals(predictions),
+        "by_image_minus_unseen": _leak(row, predictions),
+        "size_only_baseline": size_alone,
     }
 
 
-def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    report = class_report(metrics)
-    return {
-        "cells": metrics["cells"],
-        **headline(dict(metrics)),
-        "one_vs_rest_accuracy": report["mean"]["one_vs_rest_accuracy"],
-        "mean_over_classes": report["mean"],
-        "per_class": report["classes"],
-        "confusion_matrix": metrics["confusion_matrix"],
-        "subjects": len(metrics["subjects"]),
-    }
+def _under_trained(
+    measured: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], name: str
+) -> str:
+    """Why a row is no fair result of its system; "" where nothing says so."""
+    if measured["balanced_accuracy"] < 1 / len(measured["per_class"]) + 0.02:
+        return "predicts one class for nearly every cell"
+    planned = recipe["num_train_epochs"]
+    at_the_end = sum(training["kept_epoch"] == planned for training in trainings)
+    if planned < get_recipe(name).num_train_epochs and 2 * at_the_end > len(trainings):
+        return f"still improving when its {planned} epochs ended, in {at_the_end} of {len(trainings)} folds"
+    return ""
 
 
-def _intervals(row: Row) -> dict[str, Any]:
-    """Bootstrap intervals by subject (or block); {} for a random split, where subjects are on both sides."""
-    if row.protocol == RANDOM:
-        return {}
-    predictions = CellPredictions.load(row.run.folder / "predictions.parquet")
+def _intervals(predictions: CellPredictions) -> dict[str, Any]:
+    """Bootstrap intervals by subject (or block); {} where too few of a class are tested."""
     try:
         return {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0, "by_subject": subject_intervals(predictions)}
     except LeukoscopeError:
-        # Too few subjects of a class are tested.
         return {}
+
+
+def _leak(row: Row, unseen: CellPredictions) -> dict[str, Any] | None:
+    """What a split by image adds to the system's metrics on the same cells, with intervals by subject.
+
+    None in the row by image, and in the row of unseen subjects where that one is not made yet.
+    """
+    by_image = row.file.with_name(f"{row.claim.recipe}-{RANDOM}.parquet")
+    if row.protocol == RANDOM or not by_image.is_file():
+        return None
+    try:
+        return paired_difference(CellPredictions.load(by_image), unseen)
+    except LeukoscopeError:
+        # Made on other cells, or too few subjects of a class.
+        return None

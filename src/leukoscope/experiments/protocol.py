@@ -178,9 +178,20 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
         if len(set(found.values())) > 1:
             raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")
     final = next(run for run in runs if run.name == FINAL)
+    metrics = read_metrics(final.folder)
+    metrics["training"]["command"] = final.config.command()
+    metrics["training"]["protocol_seconds"] = sum(read_metrics(run.folder)["training"]["seconds"] for run in runs)
     with edit_release(final.folder / "release", directory) as folder:
-        (folder / PREDICTIONS).mkdir()
-        write_json(folder / METRICS, _composed_metrics(runs, final, folder / PREDICTIONS))
+        predictions = folder / PREDICTIONS
+        predictions.mkdir()
+        metrics["evaluations"] = [_cross_validation([r for r in runs if r.estimates == OUT_OF_FOLD], predictions)]
+        for run in runs:
+            if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
+                name, measured = run.name.replace("-", "_"), read_metrics(run.folder)
+                shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
+                block = measured["evaluations"][0] | {"name": name, "estimates": run.estimates}
+                metrics["evaluations"].append(block | {"training_seconds": measured["training"]["seconds"]})
+        write_json(folder / METRICS, metrics)
     return directory
 
 
@@ -206,21 +217,6 @@ def check_release_folder(directory: Path, *, flag: str = "--release") -> None:
         raise LeukoscopeError(f"{flag} {directory}: give the release a folder of its own, e.g. model_card/my-model")
     if directory.exists() and not (directory / CONFIG).is_file():
         raise LeukoscopeError(f"{flag} {directory}: exists, is no release and would be replaced; name another folder")
-
-
-def _composed_metrics(runs: list[ProtocolRun], final: ProtocolRun, predictions: Path) -> dict[str, Any]:
-    metrics = read_metrics(final.folder)
-    folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
-    metrics["evaluations"] = [_cross_validation(folds, predictions)]
-    for run in runs:
-        if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
-            name = run.name.replace("-", "_")
-            shutil.copy(run.folder / "predictions.parquet", predictions / f"{name}.parquet")
-            block = read_metrics(run.folder)["evaluations"][0] | {"name": name, "estimates": run.estimates}
-            metrics["evaluations"].append(block | {"training_seconds": read_metrics(run.folder)["training"]["seconds"]})
-    metrics["training"]["command"] = final.config.command()
-    metrics["training"]["protocol_seconds"] = sum(read_metrics(run.folder)["training"]["seconds"] for run in runs)
-    return metrics
 
 
 def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:

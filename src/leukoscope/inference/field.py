@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.field_stain import measure_scale, measure_stain
-from leukoscope.data.fields import Field, FieldCell, UnusableField, cut_out, find_cells
+from leukoscope.data.fields import Field, FieldCell, UnusableField, cut_out, find_cells, measure_scale, measure_stain
 from leukoscope.inference.prediction import (
     ABSTAIN,
     FIELD_NEEDS,

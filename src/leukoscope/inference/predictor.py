@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.field_stain import looks_like_smear
+from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
 from leukoscope.inference.backends import AUTO, Backend, open_backend
 from leukoscope.inference.backends.base import usable_cores

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipe import Recipe
+from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import load_safetensors
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.synthetic import PHANTOM_LABELS
-from leukoscope.data.synthetic_smears import knows_smears
+from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
 from leukoscope.files import resource_file, write_atomic
 from leukoscope.models.build import hub_weights_name
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, folder_name, needs_code, read_metrics

@@ -60,10 +60,6 @@ class Checkpoint:
         return {k.removeprefix(f"{name}/"): v for k, v in self.tensors.items() if k.startswith(f"{name}/")}
 
 
-class DamagedCheckpoint(LeukoscopeError):
-    """A checkpoint that is not what was written."""
-
-
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -137,13 +133,12 @@ class Checkpoints:
         """
         named = [Path(which)] if which != LATEST else list(reversed(checkpoints_in(self.folder)))
         for path in named:
-            try:
-                checkpoint, settings = _read(path)
-            except DamagedCheckpoint as error:
+            if (found := _read(path)) is None:
                 if which != LATEST:
-                    raise
-                say(f"{error}; skipped for the one before it")
+                    raise LeukoscopeError(f"{path}: a damaged checkpoint")
+                say(f"{path}: a damaged checkpoint; skipped for the one before it")
                 continue
+            checkpoint, settings = found
             if different := other_settings(settings, self.settings):
                 raise LeukoscopeError(
                     f"{path}: a checkpoint of a run with other settings ({', '.join(different)}); give these again, or "
@@ -220,12 +215,8 @@ def check_resume(run_folder: Path, which: str | None) -> None:
         )
 
 
-def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A checkpoint and the settings of its run.
-
-    Raises:
-        DamagedCheckpoint: its files are not what was written.
-    """
+def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """A checkpoint and the settings of its run; None where its files are not what was written."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -238,7 +229,7 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
             return Checkpoint(tensors, record["values"]), record["settings"]
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError):
         pass
-    raise DamagedCheckpoint(f"{folder}: a damaged checkpoint")
+    return None
 
 
 def _digest(tensors: Path, record: Mapping[str, Any]) -> str:
@@ -289,34 +280,14 @@ class Progress:
         """Spent on the training side of the epoch under way, interruptions not counted."""
         return time.perf_counter() - self.epoch_started
 
-    def begin_epoch(self) -> None:
-        """Start the clocks of an epoch."""
-        self.epoch_started, self.waited = time.perf_counter(), 0.0
-
     def add_waiting(self, seconds: float) -> None:
         """Add time that passed until a batch was ready."""
         self.waited += seconds
-
-    def end_epoch(self, row: dict[str, Any], *, stopped: bool) -> None:
-        """Add the row of an epoch that is over."""
-        self.rows.append(row)
-        self.epoch, self.step, self.batches, self.stopped = self.epoch + 1, 0, [], stopped
 
     def values(self) -> dict[str, Any]:
         """All but the batches, in plain JSON values."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return {**plain, "seconds": self.seconds, "epoch_seconds": self.epoch_seconds}
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], batches: list[torch.Tensor]) -> Progress:
-        """The inverse of `values`."""
-        now = time.perf_counter()
-        return cls(
-            **{name: values[name] for name in _PLAIN},
-            batches=batches,
-            started=now - values["seconds"],
-            epoch_started=now - values["epoch_seconds"],
-        )
 
 
 @dataclass
@@ -374,7 +345,13 @@ class TrainingState:
         self.judge.load_state_dict(checkpoint.values["judge"])
         batches = checkpoint.part("progress").get("figures")
         unbound = [] if batches is None else list(batches[mine].to(device).unbind())
-        self.progress = Progress.from_values(checkpoint.values["progress"], unbound)
+        values, now = checkpoint.values["progress"], time.perf_counter()
+        self.progress = Progress(
+            **{name: values[name] for name in _PLAIN},
+            batches=unbound,
+            started=now - values["seconds"],
+            epoch_started=now - values["epoch_seconds"],
+        )
         # Cloned, because torch's generators misread a state that is part of a larger tensor.
         set_random_states({k: v[mine].clone() for k, v in checkpoint.part("random").items()}, device)
 

@@ -19,8 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipe import with_overrides
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, with_overrides
 from leukoscope.training.finetune import follow_release
 
 TRACKERS = ("trackio", "tensorboard")

@@ -1,6 +1,6 @@
 """What a training batch is made of: pixels for a whole network, or cached features for the head of a frozen one.
 
-The order of cells (shuffled or balanced by subject), the loaders, mixup, and the cache of a frozen backbone's features.
+The order of cells (shuffled or balanced by subject), the loaders, and the cache of a frozen backbone's features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import cache_root, write_atomic
+from leukoscope.files import atomic_file, cache_root, write_atomic
 from leukoscope.models.recipes import Recipe
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
@@ -84,27 +84,6 @@ class FeatureInputs:
 
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
         return items[:, 0]
-
-
-def make_augmenter(recipe: Recipe, cells: FramedCells, train_rows: np.ndarray, seed: int) -> Augmenter:
-    """The recipe's augmentation of these cells.
-
-    Raises:
-        LeukoscopeError: `pooled_size` for cells that are not cut out.
-    """
-    background = cells.data.info.background
-    if not recipe.augmentation.pooled_size:
-        return Augmenter(recipe.augmentation, background, seed)
-    if background != "black":
-        raise LeukoscopeError(
-            f"{recipe.name}: augmentation.pooled_size needs cells cut out on black, and {cells.data.info.title} has "
-            "smears; add --override augmentation.pooled_size=false"
-        )
-    areas = np.zeros(len(cells.pixels))
-    own = cells.areas_of(train_rows)
-    assert own is not None, "cells are cut out"
-    areas[train_rows] = own
-    return Augmenter(recipe.augmentation, background, seed, areas=areas, pool=np.sort(areas[train_rows]))
 
 
 # Loaders
@@ -241,27 +220,24 @@ def shows_progress(accelerator: Accelerator) -> bool:
     return accelerator.is_main_process and sys.stderr.isatty()
 
 
-# Sampling and mixup
+# Sampling
 
 
 class SubjectBalancedSampler(Sampler[int]):
-    """Samples every class equally often, and in a class every subject equally often, or by a power of its cells.
+    """Samples every class equally often, and in a class every subject equally often.
 
     Patients differ in their number of cells by a factor of ten and more: sampled by cell, a few of them decide what a
     class looks like. No cell of a subject comes a second time before all others came once. The order depends on (seed,
     epoch) alone.
     """
 
-    def __init__(
-        self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None, power: float = 0.0
-    ):
+    def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None):
         """Args:
         labels: (N,) class of each position.
         subjects: N subject ids; cells whose subject is unnamed ("") count as one subject a class.
         size: cells an epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
-        power: a subject of n cells is shown in proportion to n to this power; 0 shows all equally.
         """
-        self.seed, self.epoch, self.size, self.power = seed, 0, len(labels) if size is None else size, power
+        self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size
         named = np.asarray(subjects)
         self._groups = [
             [np.flatnonzero((labels == k) & (named == subject)) for subject in np.unique(named[labels == k])]
@@ -279,43 +255,20 @@ class SubjectBalancedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         sampled = []
-        for subjects, quota in zip(self._groups, _shares(self.size, np.ones(len(self._groups)), rng), strict=True):
-            weights = np.asarray([len(cells) for cells in subjects]) ** self.power
-            for cells, count in zip(subjects, _shares(quota, weights, rng), strict=True):
+        for subjects, quota in zip(self._groups, _shares(self.size, len(self._groups), rng), strict=True):
+            for cells, count in zip(subjects, _shares(quota, len(subjects), rng), strict=True):
                 rounds = [rng.permutation(cells) for _ in range(-(-count // len(cells)))]
                 sampled.append(np.concatenate([cells[:0], *rounds])[:count])
         yield from rng.permutation(np.concatenate(sampled)).tolist()
 
 
-def _shares(total: int, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(P,) counts that add up to `total`, in proportion to the weights; who gets the remainder is random."""
-    exact = total * weights / weights.sum()
-    counts = np.floor(exact + 1e-9).astype(int)
-    if left := total - counts.sum():
-        rest = np.maximum(exact - counts, 1e-12)
-        counts[rng.choice(len(counts), size=left, replace=False, p=rest / rest.sum())] += 1
+def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """(P,) equal counts that add up to `total`; who gets the remainder is random."""
+    counts = np.full(parts, total // parts)
+    if left := total % parts:
+        # Without probabilities, though all are alike, a seed would give another order than in earlier versions.
+        counts[rng.choice(parts, size=left, replace=False, p=np.full(parts, 1 / parts))] += 1
     return counts
-
-
-def mixup_share(alpha: float, seed: int, epoch: int, batch: int) -> float:
-    """The share of its own that each cell of a batch keeps, from Beta(alpha, alpha); 1 for alpha 0.
-
-    It depends on (seed, epoch, batch) alone, so a resumed run gets the shares that the whole run would have got.
-    """
-    if not alpha:
-        return 1.0
-    rng = np.random.Generator(np.random.Philox(key=[seed, (epoch << 32) + batch]))
-    return float(rng.beta(alpha, alpha))
-
-
-def mixup(inputs: torch.Tensor, share: float) -> torch.Tensor:
-    """Blend every cell with the one at the mirrored position of the batch, which is in random order.
-
-    Args:
-        inputs: (B, …), normalised.
-        share: what each cell keeps of itself, 0–1.
-    """
-    return inputs if share == 1.0 else torch.lerp(inputs.flip(0), inputs, share)
 
 
 # Cached features of a frozen backbone
@@ -406,30 +359,27 @@ def frozen_features(
             return kept
         say(f"{path}: damaged; the features are computed again")
     needed = int(np.prod(shape)) * 4
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, needed)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        hidden = not shows_progress
-        for start in trange(0, shape[0], _FEATURE_BATCH, desc="frozen features", disable=hidden, leave=False):
-            inputs = batch(start)
-            for number, axes in enumerate(mirrorings):
-                features = _pooled(network, inputs.flip(axes)).cpu().numpy()
-                array[start : start + len(features), number] = features
-        array.flush()
-        digest = _digest(temporary)
-        # An older file and its digest must never be taken for each other: without one, a file is computed again.
-        path.with_suffix(".sha256").unlink(missing_ok=True)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            hidden = not shows_progress
+            for start in trange(0, shape[0], _FEATURE_BATCH, desc="frozen features", disable=hidden, leave=False):
+                inputs = batch(start)
+                for number, axes in enumerate(mirrorings):
+                    features = _pooled(network, inputs.flip(axes)).cpu().numpy()
+                    array[start : start + len(features), number] = features
+            array.flush()
+            digest = _digest(temporary)
+            # An older file and its digest must never be taken for each other: without one, a file is computed again.
+            path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
     except OSError as error:
         raise LeukoscopeError(
             f"{path.parent}: cannot keep the frozen backbone's features there ({error.strerror or error}; "
             f"{needed / 1e6:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     say(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
     return np.load(path, mmap_mode="r")
 

@@ -22,7 +22,7 @@ _NAMED_CELLS = 3  # in the message; the file lists all
 
 
 class TrainingLoss:
-    """Cross-entropy with the recipe's label smoothing, class weights, mixup and penalty.
+    """Cross-entropy with the recipe's label smoothing, class weights and penalty.
 
     Attributes:
         class_counts: (K,) float32, training cells of each class.
@@ -52,29 +52,20 @@ class TrainingLoss:
             weights = torch.ones_like(weights)
         self.class_weights = weights.to(device)
 
-    def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module, mixup_share: float = 1.0
-    ) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """Compute the loss of a batch.
 
         Args:
             logits, labels: (B, K) and (B,).
             network: unwrapped, for the penalty on its weights.
-            mixup_share: what each cell kept of itself when the batch was blended by `mixup`.
 
         Returns:
             () float32.
         """
-        losses = self._of_each_cell(logits, labels)
-        if mixup_share != 1.0:
-            losses = mixup_share * losses + (1 - mixup_share) * self._of_each_cell(logits, labels.flip(0))
-        loss = losses.mean()
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
+        # Divided by the batch size, not by the sum of the weights: the same on one process as on many.
+        loss = (losses * self.class_weights[labels]).mean()
         return loss if self.recipe.penalty == Penalty() else loss + penalty(network, self.recipe)
-
-    def _of_each_cell(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
-        # Divided by the batch size later, not by the sum of the weights: the same on one process as on many.
-        return loss * self.class_weights[labels]
 
     def undo_class_weights(self, network: nn.Module) -> None:
         """Restore the training data's class frequencies where training weighed or sampled the classes equally."""

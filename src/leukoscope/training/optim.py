@@ -54,42 +54,18 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
 
     Returns:
         groups as torch's optimisers take them; `initial_lr` stays the recipe's rate while `lr` follows the schedule.
-
-    Raises:
-        LeukoscopeError: `layer_decay` for a network without blocks.
     """
     head = {id(p) for p in head_parameters(network)}
-    blocks_above = _blocks_above(network) if recipe.layer_decay != 1 else {}
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_head = id(parameter) in head
-        rate = recipe.learning_rate * recipe.layer_decay ** blocks_above.get(name, 0)
-        decayed = recipe.optimizer != "adamw" or parameter.ndim > 1
-        groups.setdefault((recipe.head_learning_rate if is_head else rate, decayed, is_head), []).append(parameter)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            rate = recipe.head_learning_rate if id(parameter) in head else recipe.learning_rate
+            decay = recipe.weight_decay if recipe.optimizer != "adamw" or parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": rate,
-            "initial_lr": rate,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "is_head": is_head,
-        }
-        for (rate, decayed, is_head), parameters in groups.items()
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
-
-
-def _blocks_above(network: nn.Module) -> dict[str, int]:
-    """How many blocks stand between each parameter's own and the head, by the parameter's name."""
-    from timm.models import group_parameters
-
-    if not hasattr(network, "group_matcher"):
-        raise LeukoscopeError("layer_decay: this network has no blocks that timm knows; leave it at 1")
-    depth: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
-    # The classifier is the deepest group of all, the last block the one before.
-    last = max(depth.values()) - 1
-    return {name: max(last - number, 0) for name, number in depth.items()}
 
 
 def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total_steps: int, cut: float = 1.0) -> float:
@@ -103,9 +79,8 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
     """
     constant = recipe.schedule == "constant"
     share = cut * (1.0 if constant else cosine_with_warmup(step, total_steps, recipe.warmup_share))
-    head_alone = step < recipe.head_first * total_steps
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if head_alone and not group["is_head"] else group["initial_lr"] * share
+        group["lr"] = group["initial_lr"] * share
     return float(optimizer.param_groups[0]["lr"])
 
 

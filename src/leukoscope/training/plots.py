@@ -23,8 +23,7 @@ from torch import nn
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import entry_or_folders
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
-from leukoscope.data.synthetic_smears import SMEAR_LABELS, draw_smear, knows_smears
+from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 from leukoscope.evaluation.explanation_metrics import even_sample
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
@@ -218,7 +217,7 @@ def _phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
     """Label and picture of each phantom that a release is shown with."""
     if knows_smears(release.labels):
         for i, label in zip(range(SAMPLES), cycle(SMEAR_LABELS), strict=False):
-            yield label, draw_smear(label, seed=i)
+            yield label, smear_picture(label, i // len(SMEAR_LABELS))
         return
     background = entry_or_folders(release.metrics.get("data", {}).get("name")).background
     side = 2 * release.preprocessing.image_size

@@ -140,7 +140,7 @@ def describe_run(
             "start_weights": started_from,
             "seed": config.run.seed,
             "command": config.command(),
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created": _now(),
             "hardware": hardware(),
             "versions": versions(),
         },

@@ -73,7 +73,14 @@ def train(config: TrainingConfig) -> Path:
     say = partial(accelerator.print, flush=True)
     resume = config.run.resume_from_checkpoint
     check_resume(config.output_dir, resume)
-    out = _make_output_dir(config, accelerator)
+    out = config.output_dir
+    try:
+        if accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / ".writable").write_text("")
+            (out / ".writable").unlink()
+    except OSError as error:
+        raise _unwritable(out, error) from None
     set_seed(config.run.seed)
 
     cells = load_framed_cells(config, recipe, accelerator)
@@ -270,19 +277,6 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
                     f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
                 )
     return tuple(lines)
-
-
-def _make_output_dir(config: TrainingConfig, accelerator: Accelerator) -> Path:
-    """The run folder, checked to be writable; what an earlier run left there is untouched."""
-    out = config.output_dir
-    try:
-        if accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / ".writable").write_text("")
-            (out / ".writable").unlink()
-    except OSError as error:
-        raise _unwritable(out, error) from None
-    return out
 
 
 def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:

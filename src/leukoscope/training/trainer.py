@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import skip_first_batches
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
@@ -39,9 +40,6 @@ from leukoscope.training.data import (
     evenly_spread,
     features_file,
     frozen_features,
-    make_augmenter,
-    mixup,
-    mixup_share,
     prediction_loader,
     read,
     ready_batches,
@@ -172,15 +170,14 @@ class Trainer:
         for name in recipe.frozen:
             network.get_submodule(name).requires_grad_(False)
         rows = self.cells.rows(self.split.train)
-        self.inputs, learner = self._inputs_and_learner(rows)
+        self.inputs, learner = self._inputs_and_learner()
         train = CellDataset(self.inputs, self.cells.labels, rows)
         self.batch_size = self._fitting_batch_size(learner, train)
         shown = min(recipe.epoch_cells or len(train), len(train))
         sampler: Sampler[int] = RandomSampler(train, num_samples=shown)
         if recipe.sampling != "cells":
             subjects = [self.cells.subjects[row] for row in rows]
-            power = 0.5 if recipe.sampling == "subjects_sqrt" else 0.0
-            sampler = SubjectBalancedSampler(self.cells.labels[rows], subjects, self.run.seed, size=shown, power=power)
+            sampler = SubjectBalancedSampler(self.cells.labels[rows], subjects, self.run.seed, size=shown)
         loader = training_loader(train, self.batch_size, accelerator, sampler)
         # Row numbers stay on the CPU, where the augmentation uses them; the rest is moved when its turn comes.
         prepared, self.optimizer, self.loader = accelerator.prepare(
@@ -202,10 +199,10 @@ class Trainer:
             # Dropout must not strike the same units in every process.
             torch.manual_seed(self.run.seed + accelerator.process_index)
 
-    def _inputs_and_learner(self, train_rows: np.ndarray) -> tuple[Inputs, nn.Module]:
+    def _inputs_and_learner(self) -> tuple[Inputs, nn.Module]:
         """Pixels and the network; or, where a frozen backbone's features are cached, these and its head."""
         accelerator, cells, recipe, split = self.accelerator, self.cells, self.recipe, self.split
-        augment = make_augmenter(recipe, cells, train_rows, self.run.seed)
+        augment = Augmenter(recipe.augmentation, cells.data.info.background, self.run.seed)
         pixels = PixelInputs(cells, self.preprocessing, augment)
         if not self.cache_features or pixels.decodes or not can_cache_features(recipe):
             return pixels, self.network
@@ -258,7 +255,9 @@ class Trainer:
         if outcome and outcome.improved:
             column = outcome.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
             state.keep_weights(f"{column} {row[outcome.watched]:.3f}")
-        progress.end_epoch(row, stopped=bool(outcome and outcome.stop_reason))
+        progress.rows.append(row)
+        progress.epoch, progress.step, progress.batches = progress.epoch + 1, 0, []
+        progress.stopped = bool(outcome and outcome.stop_reason)
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         accelerator.print("  ".join(shown), flush=True)
         if outcome and outcome.stop_reason:
@@ -273,7 +272,7 @@ class Trainer:
 
         progress, accelerator = self.state.progress, self.accelerator
         if not progress.step:
-            progress.begin_epoch()
+            progress.epoch_started, progress.waited = time.perf_counter(), 0.0
         self._train_mode()
         seen = progress.step * accelerator.gradient_accumulation_steps
         # The order follows from seed and epoch.
@@ -289,7 +288,7 @@ class Trainer:
         for inputs, labels, rows in ready_batches(left, self.inputs, device, epoch, progress.add_waiting):
             self._set_rates(progress.step)
             with accelerator.accumulate(self.learner):
-                progress.batches.append(self._step(inputs, labels, rows))
+                progress.batches.append(self._step(inputs, labels))
             if self.monitor:
                 self.monitor.note(epoch, len(progress.batches) - 1, progress.batches[-1][0], rows)
             if accelerator.sync_gradients:
@@ -330,23 +329,19 @@ class Trainer:
         done = self.state.progress.epoch * self.steps_per_epoch
         return set_rates(self.optimizer, self.recipe, done + step, total, self.judge.rate)
 
-    def _step(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Train on one batch.
 
         Args:
             inputs, labels: (B, …) and (B,), on the device.
-            rows: (B,) of the cells, on the CPU.
 
         Returns:
             (2,) its loss and accuracy before that, on the device: reading them would make the processor wait.
         """
-        accelerator, progress = self.accelerator, self.state.progress
-        # Every process blends its own cells.
-        number = len(progress.batches) * accelerator.num_processes + accelerator.process_index
-        share = mixup_share(self.recipe.mixup, self.run.seed, progress.epoch, number)
+        accelerator = self.accelerator
         with accelerator.autocast():
-            logits = self.learner(mixup(inputs, share))
-        loss = self.loss(logits, labels, self.network, share)
+            logits = self.learner(inputs)
+        loss = self.loss(logits, labels, self.network)
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.max_grad_norm)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leukoscope.data.field_stain import measure_stain
+from leukoscope.data.fields import measure_stain
 from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.inference.overlay import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (

@@ -14,9 +14,9 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.data.streaming import StreamedCell, stream_cells
-from leukoscope.data.synthetic_smears import knows_smears
+from leukoscope.data.synthetic import knows_smears
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (

@@ -12,8 +12,7 @@ from torch import nn
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leukoscope.models.build import build_network, head_parameters, penalty
-from leukoscope.models.prior_recipes import PRIOR_SYSTEMS
-from leukoscope.models.recipes import Penalty, Plateau, Recipe, get_recipe
+from leukoscope.models.recipes import PRIOR_SYSTEMS, Penalty, Plateau, Recipe, get_recipe
 from leukoscope.models.remote.networks import AlexNet, BaselineCNN, Classifier
 
 UNCHANGED = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.streaming import stream_cells
+from leukoscope.data.loading import stream_cells
 
 
 def _published(folder: Path, labels: list[str], label: datasets.ClassLabel | datasets.Value) -> str:

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.inspect import inspect_folder, recognise
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import inspect_folder, load_cells, recognise
 from leukoscope.data.splits import make_split
 from leukoscope.training.config import parse_config
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipe import with_overrides
-from leukoscope.models.recipes import RECIPES, Head, get_recipe
+from leukoscope.models.recipes import RECIPES, Head, get_recipe, with_overrides
 
 HOUSE = RECIPES["densenet121"]
 

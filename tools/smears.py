@@ -1,6 +1,7 @@
-"""Synthetic smears that stand in for the four-class B-ALL set (Ghaderzadeh et al. 2021): one picture, one class.
+"""Draw the synthetic smears that stand in for the four-class B-ALL set (Ghaderzadeh et al. 2021), each of one class.
 
-Releases trained on whole fields of view cannot classify a cell cut out on black; `draw_smear` draws images for them.
+Releases trained on whole fields of view cannot classify a cell cut out on black; for them `python tools/smears.py`
+writes the pictures that `leukoscope.data.synthetic.smear_picture` reads.
 As in the real set, a class here is a kind of slide: its palette, how crowded and how sharp it is, and the size of its
 cells. If a release predicts the intended class, it uses such features; that says nothing about leukaemia.
 
@@ -12,19 +13,23 @@ let most of what is drawn pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
+
+from leukoscope.data.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE
 
 Floats = NDArray[np.floating]
 Colour = tuple[float, float, float]
 Place = tuple[float, float, float]  # y, x, radius
 
-SMEAR_LABELS = ("Benign", "Early", "Pre", "Pro")
-SMEAR_SIZE = 224
+# One row of the sheet a tuple, one seed a class; the first row's and the last's are in distribution for
+# leukoscope-densenet201-ball4 wherever the demo shows them.
+SHEET_SEEDS = (*((4 * row, 4 * row + 1, 4 * row + 2, 4 * row + 3) for row in range(4)), (16, 17, 57, 23))
 
 OVERSAMPLING = 2  # drawn twice as large, then averaged, so that edges are smooth
 SIDE = SMEAR_SIZE * OVERSAMPLING
@@ -187,9 +192,12 @@ def draw_smear(label: str, *, seed: int = 0) -> NDArray[np.uint8]:
     return _draw(_SLIDES[label], np.random.default_rng([seed, SMEAR_LABELS.index(label)]))
 
 
-def knows_smears(labels: Collection[str]) -> bool:
-    """Whether these are the class names of a model that the synthetic smears are drawn for."""
-    return set(labels) == set(SMEAR_LABELS)
+def draw_sheet() -> Image.Image:
+    """All pictures that come with Leukoscope as one: a column a class, a row for each of `SHEET_SEEDS`."""
+    rows = [
+        [draw_smear(label, seed=seed) for label, seed in zip(SMEAR_LABELS, row, strict=True)] for row in SHEET_SEEDS
+    ]
+    return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
 
 
 def _draw(slide: _Slide, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -367,3 +375,7 @@ def _noise(rng: np.random.Generator, width: float) -> Floats:
         rng.standard_normal((nodes, nodes), np.float32), width * OVERSAMPLING / pitch, mode="wrap"
     )
     return ndimage.zoom(field / field.std(), pitch, order=1)[:SIDE, :SIDE]
+
+
+if __name__ == "__main__":
+    draw_sheet().save(SMEAR_SHEET, lossless=True, method=6)
