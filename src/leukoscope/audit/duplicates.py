@@ -15,6 +15,7 @@ import numpy as np
 
 from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.data.images import pixel_hash
+from leukoscope.inference.predictor import VIEWS, turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +31,6 @@ HASH_DISTANCE = 32
 # turn or a flip of either, which is how often chance would produce them.
 SAME_DIFFERENCE = 5.0
 SAME_CORRELATION = 0.9
-# (quarter turns, mirrored): the eight orientations of a square.
-_ORIENTATIONS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
 _ROWS_AT_ONCE = 512
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -92,25 +91,15 @@ def _near_duplicates(rows: np.ndarray, smalls: Sequence[np.ndarray]) -> Iterator
     pictures = np.stack(smalls)
     found: dict[tuple[int, int], Duplicate] = {}
     upright = _hashes(pictures)
-    for orientation in _ORIENTATIONS:
-        turned = upright if orientation == _ORIENTATIONS[0] else _hashes(_turn(pictures, orientation))
-        for first, second in _similar_hashes(upright, turned):
-            differences, correlations = _compare(pictures[first], _turn(pictures[second], orientation))
+    for view in range(VIEWS):
+        for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
+            differences, correlations = _compare(pictures[first], turned(pictures[second], view))
             same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
             for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
-                duplicate = Duplicate(
-                    int(rows[i]), int(rows[j]), False, float(difference), orientation != _ORIENTATIONS[0]
-                )
+                duplicate = Duplicate(int(rows[i]), int(rows[j]), False, float(difference), view > 0)
                 known = found.get((i, j), duplicate)
                 found[i, j] = min(known, duplicate, key=lambda d: d.difference)
     yield from found.values()
-
-
-def _turn(pictures: np.ndarray, orientation: tuple[int, bool]) -> np.ndarray:
-    """(N, S, S, 3) pictures, each turned and mirrored alike."""
-    turns, mirrored = orientation
-    turned = np.rot90(pictures, turns, axes=(1, 2))
-    return turned[:, :, ::-1] if mirrored else turned
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.data.synthetic_smears import SMEAR_LABELS, draw_smear
-from leukoscope.inference.overlay import EvidenceScale, map_colours, overlay
+from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
 from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
