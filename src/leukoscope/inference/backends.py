@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -38,26 +38,6 @@ if TYPE_CHECKING:
 AUTO, TORCH = "auto", "torch"
 BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
 _log = logging.getLogger("leukoscope")
-
-
-class Backend(Protocol):
-    """Computes one release's network."""
-
-    @property
-    def name(self) -> str:
-        """ "torch", "openvino" or "onnx"."""
-
-    @property
-    def precision(self) -> str:
-        """What it computes in: "f32" or "bf16"."""
-
-    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
-        """Compute a batch in one pass through the backbone.
-
-        Args:
-            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
-            explain: add every class's Grad-CAM map.
-        """
 
 
 class TorchBackend:
@@ -88,7 +68,12 @@ class TorchBackend:
         self._normalise = preprocessing.normalise
 
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
-        """One pass; see `Backend`."""
+        """Compute a batch in one pass through the backbone.
+
+        Args:
+            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
+            explain: add every class's Grad-CAM map.
+        """
         import torch
 
         with torch.inference_mode():
@@ -100,6 +85,10 @@ class TorchBackend:
                 return NetworkOutput(logits.float().cpu().numpy())
         logits, maps = explain_features(self.network, features)
         return NetworkOutput(logits.cpu().numpy(), maps.cpu().numpy())
+
+
+Backend: TypeAlias = TorchBackend | ExportedBackend
+"""Computes one release's network; `name` and `precision` ("f32" or "bf16") say how."""
 
 
 def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO) -> Backend:

@@ -106,7 +106,7 @@ class ExportedBackend:
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
 
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
-        """One pass; see `Backend`."""
+        """One pass; see `TorchBackend`."""
         logits, features = self._run(np.ascontiguousarray(pixels))
         if not explain:
             return NetworkOutput(logits)

@@ -123,7 +123,7 @@ def score_cells(
     Args:
         output: table of `TABLE_SUFFIXES`, one row a cell; shards lie in `output`.parts/ until all are there, and files
             that could not be read are listed in `unreadable_list(output)`.
-        by_subject: table with one row a subject; see `subjects_table`.
+        by_subject: table with one row a subject: the prediction for the person, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
         progress: called with (done, total) cells of this process.
 
