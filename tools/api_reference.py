@@ -38,7 +38,7 @@ PUBLIC = {
     "leukoscope.inference.prediction": ("Reason", "Checks"),
     "leukoscope.inference.patient": ("PatientPrediction",),
     "leukoscope.inference.field": ("FieldReading",),
-    "leukoscope.inference.overlay": ("HeatMap",),
+    "leukoscope.inference.gradcam": ("HeatMap",),
     "leukoscope.models.release": ("load_release", "Release"),
     "leukoscope.evaluation.metrics": ("CellPredictions", "measure"),
     "leukoscope.reports.card": ("write_card",),

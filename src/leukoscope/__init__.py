@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leukoscope.data.registry import DATASETS
     from leukoscope.data.splits import make_split
     from leukoscope.inference.field import read_field
-    from leukoscope.inference.overlay import overlay
+    from leukoscope.inference.gradcam import overlay
     from leukoscope.inference.prediction import Decision, Prediction
     from leukoscope.inference.predictor import Predictor
     from leukoscope.models.recipes import RECIPES
@@ -51,7 +51,7 @@ _MODULES = {
     "evaluate": "leukoscope.api",
     "load_dataset": "leukoscope.api",
     "make_split": "leukoscope.data.splits",
-    "overlay": "leukoscope.inference.overlay",
+    "overlay": "leukoscope.inference.gradcam",
     "read_field": "leukoscope.inference.field",
     "score": "leukoscope.api",
     "train": "leukoscope.api",

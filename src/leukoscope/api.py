@@ -11,7 +11,7 @@ from leukoscope.errors import LeukoscopeError
 
 if TYPE_CHECKING:
     from leukoscope.data.loading import LoadedCells
-    from leukoscope.inference.scoring.tables import Scored
+    from leukoscope.inference.scoring import Scored
 
 
 def load_dataset(
@@ -118,7 +118,7 @@ def score(
     """
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.scoring import check_by_subject, check_output, score_cells
-    from leukoscope.inference.scoring.sources import open_source
+    from leukoscope.inference.sources import open_source
 
     check_output(Path(output))
     cells = open_source(str(source), subject_pattern=subject_pattern)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.audit.audit import audit_cells, published_subjects, scan_cells
+from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import draw_cell

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.audit.duplicates import Duplicate, find_duplicates, linked, picture_key
+from leukoscope.audit import Duplicate, find_duplicates, linked, picture_key
 from leukoscope.data.synthetic import draw_cell
 
 

@@ -119,7 +119,7 @@ def test_subjects_are_drawn_whole_and_within_their_class():
     for k in (0, 1):
         assert (boot.counts[:, boot.classes == k].sum(axis=1) == 6).all()
     assert boot.counts.std(axis=0).min() > 0, "every subject is drawn sometimes and left out sometimes"
-    weights = np.concatenate(list(boot.cell_weights()))
+    weights = np.concatenate(list(boot.chunks()))[:, boot.unit_of_cell]
     for unit in range(12):
         own = weights[:, boot.unit_of_cell == unit]
         assert (own == own[:, :1]).all(), "all cells of a subject go with it"

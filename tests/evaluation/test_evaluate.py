@@ -15,7 +15,6 @@ from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
-    FoldChoice,
     KnownCells,
     SelectedCells,
     keep_cells,
@@ -64,7 +63,7 @@ def test_without_a_split_every_cell_is_predicted(phantoms, everything):
 
 def test_a_split_asks_about_its_test_side(phantoms, tmp_path):
     drawn = make_split(phantoms, "subject-cv", fold=1, num_folds=3, validation=False)
-    assert select_cells(phantoms, "subject-cv", which=FoldChoice(1, 3)).split.test == drawn.test
+    assert select_cells(phantoms, "subject-cv", which=(1, 3, "")).split.test == drawn.test
     drawn.save(tmp_path / "split.json")
     asked = select_cells(phantoms, split_file=tmp_path / "split.json")
     assert asked.split == drawn

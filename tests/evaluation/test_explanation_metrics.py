@@ -23,7 +23,7 @@ from leukoscope.evaluation.explanation_metrics import (
     rank_correlation,
     scale_bar_corner,
 )
-from leukoscope.inference.overlay import share_on_cell
+from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.models.release import Release
 
 SIZE, GRID = 40, 5
@@ -329,7 +329,16 @@ def test_a_sample_larger_than_the_data_is_all_of_it() -> None:
 def block(network: nn.Module, pictures: np.ndarray, subjects: list[str] | None = None, **options) -> dict:
     labels = np.arange(len(pictures)) % 2
     subjects = [f"{'H' * label}{i % 4}" for i, label in enumerate(labels)] if subjects is None else subjects
-    return checks.heatmap_metrics(release(network), pictures, labels, subjects, **{"background": "black"} | options)
+    options = {"background": "black"} | options
+    return checks.explanation_blocks(release(network), pictures, labels, subjects, **options)["heat_maps"]
+
+
+def scale_block(toy: Release, pictures: np.ndarray, background: str = "black", sample: int = 200) -> dict:
+    labels, subjects = np.zeros(len(pictures), int), [""] * len(pictures)
+    found = checks.explanation_blocks(
+        toy, pictures, labels, subjects, background=background, sample=sample, perturbed=1
+    )
+    return found["evidence_scale"]
 
 
 def test_the_block_holds_every_check_as_plain_json_and_is_the_same_again() -> None:
@@ -352,7 +361,7 @@ def test_the_block_holds_every_check_as_plain_json_and_is_the_same_again() -> No
 def test_the_evidence_scale_is_that_of_the_strongest_map_of_each_cell() -> None:
     pictures = patched_pictures()
     toy = release(PatchNetwork())
-    found = checks.evidence_scale(toy, pictures, np.zeros(len(pictures), int), [""] * len(pictures), sample=8)
+    found = scale_block(toy, pictures, sample=8)
 
     rows = checks.even_sample(np.zeros(len(pictures), int), [""] * len(pictures), 8, 0)
     strongest = [float(checks.predict_with_maps(toy, toy.network, pictures[[row]])[1].max()) for row in rows]
@@ -368,7 +377,7 @@ def test_the_evidence_scale_says_how_much_of_the_predictions_map_lies_on_the_cel
     pictures[4:, :, SIZE // 2 :] = 0
     pictures[4:, PATCH : 2 * PATCH, 4 * PATCH :] = 255
 
-    found = checks.evidence_scale(toy, pictures, np.zeros(8, int), [""] * 8)
+    found = scale_block(toy, pictures)
 
     probabilities, maps = checks.predict_with_maps(toy, toy.network, pictures)
     shares = [share_on_cell(maps[i, probabilities[i].argmax()], pictures[i]) for i in range(8)]
@@ -384,7 +393,7 @@ def test_the_evidence_scale_says_how_much_of_the_predictions_map_lies_on_the_cel
 def test_where_no_cell_lies_on_black_no_share_on_it_is_told(pictures: np.ndarray, background: str) -> None:
     toy = release(PatchNetwork())
 
-    found = checks.evidence_scale(toy, pictures, np.zeros(12, int), [""] * 12, background=background)
+    found = scale_block(toy, pictures, background)
 
     assert not [name for name in found if name.startswith("on_cell")]
 

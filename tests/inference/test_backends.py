@@ -20,8 +20,16 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import backends
 from leukoscope.inference.backends import gpu_or_cpu, kept_graph, open_backend
-from leukoscope.inference.backends.export import ALLOWED, export_release, write_graph
-from leukoscope.inference.backends.graph import GRAPHS, HEAD, REPORT, ExportedBackend, linear_head_maps
+from leukoscope.inference.graph import (
+    ALLOWED,
+    GRAPHS,
+    HEAD,
+    REPORT,
+    ExportedBackend,
+    export_release,
+    linear_head_maps,
+    write_graph,
+)
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import save_release
@@ -138,11 +146,11 @@ def test_other_weights_get_a_graph_of_their_own(cache, tiny_release, tmp_path):
 
 def test_a_graph_unlike_torch_is_never_used(cache, tiny_release, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr("leukoscope.inference.backends.export.ALLOWED", 0.0)
+    monkeypatch.setattr("leukoscope.inference.graph.ALLOWED", 0.0)
 
     with pytest.raises(LeukoscopeError, match=r"its openvino graph differs from torch by .* use backend='torch'"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
-    monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
+    monkeypatch.setattr(backends, "PACKAGES", {"openvino": backends.PACKAGES["openvino"]})
     assert Predictor.from_pretrained(tiny_release, backend="auto").backend.name == "torch"
     assert "differs from torch" in caplog.text and "another backend is used" in caplog.text
 
@@ -163,7 +171,7 @@ def test_what_differs_from_torch_is_named(cache, tiny_release, tmp_path, monkeyp
         folder.mkdir(parents=True)
         (folder / REPORT).write_text(json.dumps(report))
 
-    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", unlike)
+    monkeypatch.setattr("leukoscope.inference.graph.write_graph", unlike)
     with pytest.raises(LeukoscopeError, match=f"its openvino graph differs from torch {told}"):
         Predictor.from_pretrained(tiny_release, backend="openvino")
 
@@ -178,7 +186,7 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
             write_graph(release, backend, made)
         (theirs / "theirs").touch()
 
-    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", slow)
+    monkeypatch.setattr("leukoscope.inference.graph.write_graph", slow)
     graph = kept_graph(release, "openvino")
     assert (graph / "theirs").exists(), "a graph that is in use is not replaced"
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
@@ -214,7 +222,7 @@ def test_a_network_without_a_map_of_channels_is_computed_by_torch(cache, tmp_pat
     )
     config = json.loads((release / "config.json").read_text())
     (release / "config.json").write_text(json.dumps({**config, "model_args": {"img_size": 32}}))
-    monkeypatch.setattr(backends, "_PACKAGES", {"openvino": backends._PACKAGES["openvino"]})
+    monkeypatch.setattr(backends, "PACKAGES", {"openvino": backends.PACKAGES["openvino"]})
     ours = Predictor.from_pretrained(release, backend="auto")
 
     assert ours.backend.name == "torch"
@@ -223,7 +231,7 @@ def test_a_network_without_a_map_of_channels_is_computed_by_torch(cache, tmp_pat
         == Predictor.from_pretrained(release, backend="torch")(pictures[1]).probabilities
     )
     assert f"{release}: no openvino graph is made of it (VisionTransformer: its last features have shape" in caplog.text
-    monkeypatch.setattr("leukoscope.inference.backends.export.write_graph", None)
+    monkeypatch.setattr("leukoscope.inference.graph.write_graph", None)
     with pytest.raises(LeukoscopeError, match="Grad-CAM needs .* use backend='torch'"):
         Predictor.from_pretrained(release, backend="openvino")
 
@@ -262,7 +270,7 @@ def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, ca
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("leukoscope.inference.backends.torch.TorchBackend", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr("leukoscope.inference.backends.TorchBackend", lambda *args: asked.append(args[-1]))
     for wanted in ("auto", "torch"):
         open_backend(read_release(tiny_release), wanted)
     assert asked == ["cuda:1", "cuda:1"]

@@ -19,8 +19,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import image_files
-from leukoscope.inference.gradcam import explain_features
-from leukoscope.inference.overlay import EvidenceScale, HeatMap, map_colours, overlay, share_on_cell
+from leukoscope.inference.gradcam import EvidenceScale, HeatMap, explain_features, map_colours, overlay, share_on_cell
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe

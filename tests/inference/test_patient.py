@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.patient import PatientRule, logits_of, pool, predict_patients
-from leukoscope.inference.scoring.sources import open_source
+from leukoscope.inference.sources import open_source
 
 RULE = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
 BLOCK: dict[str, Any] = {

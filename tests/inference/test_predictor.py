@@ -19,8 +19,8 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.synthetic import draw_cell, draw_field, phantom_cells
+from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.ood import fit_detector, picture_statistics
-from leukoscope.inference.overlay import overlay, share_on_cell
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
 from leukoscope.models.release_files import OOD, read_release
 

@@ -30,7 +30,7 @@ from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
-from leukoscope.inference.scoring.sources import open_source
+from leukoscope.inference.sources import open_source
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import OOD
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.audit.audit import audit_cells, published_subjects, scan_cells
+from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.reports.audit_page import areas_figure, cells_figure, copy_rows, write_audit_page

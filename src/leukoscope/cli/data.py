@@ -119,7 +119,7 @@ def audit(
     subject in two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps
     on one side, known subject aliases among them, are listed but do not count; neither do shortcuts and odd images.
     """
-    from leukoscope.audit.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
     from leukoscope.data.splits import load_split, make_split
     from leukoscope.models.release_files import write_json

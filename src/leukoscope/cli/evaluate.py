@@ -91,7 +91,7 @@ def evaluate(
             raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
     names = {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ())}
     from leukoscope.data.loading import load_cells
-    from leukoscope.evaluation.evaluate import FoldChoice, keep_cells, predictions_in_file, select_cells
+    from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, select_cells
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation, write_evaluation
 
@@ -108,7 +108,7 @@ def evaluate(
         data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
         if not quiet:
             typer.echo(data.report(), err=True)
-        which = FoldChoice(fold, num_folds, test_fold)
+        which = (fold, num_folds, test_fold)
         cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
     first = (
         predictions_in_file(predictions, cells)

@@ -91,7 +91,7 @@ def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     from rich.text import Text
 
     from leukoscope.inference.prediction import WITHOUT_CLASS
-    from leukoscope.inference.tta import VIEWS
+    from leukoscope.inference.predictor import VIEWS
 
     viewed = any(row["disagreement"] is not None for row in rows)
     table = Table("file", "outcome", *labels, "ms", *(["views that differ"] if viewed else []))

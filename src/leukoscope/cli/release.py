@@ -91,7 +91,7 @@ def recalibrate(
 
     It needs 50 cells of 5 subjects of each class, none of whom trained the release.
     """
-    from leukoscope.evaluation.recalibrate import recalibrate as recalibrate_release
+    from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.experiments.protocol import check_release_folder
     from leukoscope.models.hub_download import release_folder
     from leukoscope.models.release import load_release
@@ -138,7 +138,7 @@ def export(
 ) -> None:
     """Write a release as one graph: pixels in, logits and the feature map out, compared with torch on 8 images."""
     from leukoscope.inference.backends import require_package
-    from leukoscope.inference.backends.graph import GRAPHS, REPORT
+    from leukoscope.inference.graph import GRAPHS, REPORT
     from leukoscope.models.release_files import read_release
 
     if graph_format not in GRAPHS:
@@ -146,7 +146,7 @@ def export(
     require_package(graph_format)
     if output.exists() and not (output / REPORT).is_file():
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
-    from leukoscope.inference.backends.export import export_release
+    from leukoscope.inference.graph import export_release
 
     try:
         folder, name, revision = open_release(model)

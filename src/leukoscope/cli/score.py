@@ -28,8 +28,8 @@ from leukoscope.cli.options import (
 if TYPE_CHECKING:
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring.sources import CellSource
-    from leukoscope.inference.scoring.tables import Scored
+    from leukoscope.inference.scoring import Scored
+    from leukoscope.inference.sources import CellSource
 
 REPORTS = (".html", ".pdf")
 
@@ -73,7 +73,7 @@ def score(
     that all of them see.
     """
     from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells
-    from leukoscope.inference.scoring.sources import open_source
+    from leukoscope.inference.sources import open_source
 
     worker = Worker.from_environment()
     if worker.is_main:
@@ -145,8 +145,8 @@ def patient(
 ) -> None:
     """Predict for each person, from the images of that person's cells."""
     from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring.sources import open_source
-    from leukoscope.inference.scoring.tables import check_table, patients_table, write_table
+    from leukoscope.inference.scoring import check_table, patients_table, write_table
+    from leukoscope.inference.sources import open_source
 
     is_report = output is not None and output.suffix.lower() in REPORTS
     if output is not None and not is_report:

@@ -3,6 +3,10 @@
 That is intervals, shortcut baselines, calibration, thresholds, the OOD detector and metrics of the Grad-CAM maps. The
 temperature is put into the weights, and the release is written anew. Assessing it again, with a newer Leukoscope,
 starts from the same predictions and gives the same release.
+
+`recalibrate` does the same for another laboratory, on its own cells. The weights change only by the temperature. The
+ranking of cells often survives a change of stain or microscope where probabilities and thresholds do not, and a few
+labelled subjects are enough to correct those.
 """
 
 from __future__ import annotations
@@ -26,22 +30,24 @@ from leukoscope.evaluation.bootstrap import (
     subject_intervals,
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
-from leukoscope.evaluation.explanation_metrics import evidence_scale, heatmap_metrics
+from leukoscope.evaluation.evaluate import KnownCells, same_person
+from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.patients import patients_block, persons_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.inference.backends import open_backend
-from leukoscope.inference.backends.precision import precision_block
-from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.tta import VIEWS, disagreement, tta_views
-from leukoscope.models.release import edit_release, load_release, rescale_classifier, save_weights
+from leukoscope.files import cache_root
+from leukoscope.inference.backends import TorchBackend, open_backend
+from leukoscope.inference.graph import BF16, F32, OPENVINO, ExportedBackend, NoGraph, computes_bf16, kept_graph
+from leukoscope.inference.prediction import Thresholds, softmax
+from leukoscope.inference.predictor import VIEWS, Predictor, disagreement, tta_views
+from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (
     METRICS,
     OOD,
     PREDICTIONS,
     SCHEMA_VERSION,
+    folder_name,
     read_metrics,
     read_release,
     write_json,
@@ -49,6 +55,16 @@ from leukoscope.models.release_files import (
 
 BATCH = 8
 """Of cells; the network gets eight images for each."""
+ALLOWED_MOVE = 0.02
+"""Of a probability; beyond it, it is too much even where no outcome changes."""
+ENOUGH = 1000
+"""Cells after which a change that is found decides; that there is none takes all cells to say."""
+SUBJECTS_NEEDED = 5
+"""Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
+CELLS_NEEDED = 50
+"""Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
+ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
+NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 
 
 def assess(
@@ -170,8 +186,7 @@ def fit_and_measure(
         release.preprocessing, pixels, units, background=background, others=others
     )
     detector.save(directory / OOD)
-    metrics["heat_maps"] = heatmap_metrics(release, pixels, cells.labels[rows], units, background=background)
-    metrics["evidence_scale"] = evidence_scale(release, pixels, cells.labels[rows], units, background=background)
+    metrics |= explanation_blocks(release, pixels, cells.labels[rows], units, background=background)
     # Thresholds and detector must be in the folder before the decisions made with them are measured.
     write_json(directory / METRICS, metrics)
     if healthy:
@@ -186,7 +201,6 @@ def tta_gain(
     cells: FramedCells,
     *,
     sample: int = 2000,
-    seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Make the "views" block of metrics.json: what test-time augmentation gains.
@@ -205,7 +219,7 @@ def tta_gain(
         LeukoscopeError: a damaged release, or too few subjects of a class for intervals.
     """
     ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
-    chosen = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:sample])
+    chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
     one_view, all_views, apart = [], [], []
     for (folder, fold), first, last in zip(folds, ends, ends[1:], strict=False):
         some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
@@ -237,3 +251,197 @@ def tta_gain(
         "agreeing_cells": accuracy(correct[agreed]),
         "disagreeing_cells": accuracy(correct[~agreed]),
     }
+
+
+# What bfloat16 changes
+
+
+def precision_block(folder: Path, pixels: np.ndarray) -> dict[str, Any]:
+    """Make the "precision" block of metrics.json: what bfloat16 changes of a release's predictions.
+
+    Processors with bfloat16 units compute several times faster in it, and every probability moves a little. A user
+    gets the speed only where it was measured on all cells at hand to change no label and no outcome.
+
+    Args:
+        folder: the release, its thresholds in place.
+        pixels: (N, S, S, 3) uint8, all cells at hand, framed by its preprocessing; may be memory-mapped.
+
+    Returns:
+        `default`, "bf16" or "f32"; on how many `cells` which predictions changed (all of them, unless a change among
+        the first `ENOUGH` decides); or, where this processor has no bfloat16 or OpenVINO no graph of the release, why
+        that is `not_measured`.
+    """
+    if not computes_bf16():
+        return {"default": F32, "not_measured": "the processor that assessed this release has no bfloat16"}
+    release = read_release(folder)
+    try:
+        graph = kept_graph(release, OPENVINO)
+    except NoGraph as reason:
+        # Published with the release, whose folder has another name on other machines.
+        why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
+        return {"default": F32, "not_measured": why}
+    exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
+    thresholds = Thresholds.from_metrics(release.metrics)
+
+    def decided(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Everything decided from the probabilities of N cells: what → (N,). The OOD detector uses no network."""
+        rows = [dict(zip(release.labels, row.tolist(), strict=True)) for row in probabilities]
+        return {
+            "label": probabilities.argmax(axis=1),
+            "outcome": np.asarray([thresholds.decide(row).outcome for row in rows]),
+            **thresholds.positives(probabilities, release.labels),
+        }
+
+    changed: dict[str, int] = {}
+    largest, done = 0.0, 0
+    for first in range(0, len(pixels), 32):
+        batch = np.asarray(pixels[first : first + 32])
+        in_f32, in_bf16 = softmax(exact(batch).logits), softmax(lower(batch).logits)
+        largest = max(largest, float(np.abs(in_f32 - in_bf16).max()))
+        others = decided(in_bf16)
+        for what, values in decided(in_f32).items():
+            changed[what] = changed.get(what, 0) + int((values != others[what]).sum())
+        done += len(batch)
+        if done >= ENOUGH and (any(changed.values()) or largest >= ALLOWED_MOVE):
+            break
+    harmless = not any(changed.values()) and largest < ALLOWED_MOVE
+    return {
+        "default": BF16 if harmless else F32,
+        "backend": OPENVINO,
+        "compared": "bfloat16 with float32",
+        "cells": done,
+        "changed": changed,
+        "largest_move": largest,
+        "allowed_move": ALLOWED_MOVE,
+    }
+
+
+# Another laboratory
+
+
+def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "") -> Path:
+    """Write a new release with temperature, thresholds and OOD detector fitted on the user's cells.
+
+    Args:
+        source: folder of the release to start from; it is not changed.
+        cells: labelled cells with subjects, framed for it.
+        target: folder of the new release; replaced as a whole.
+        name: what the source is called, a Hub id for example.
+
+    Returns:
+        `target`. Its metrics.json has only running numbers for the user's subjects.
+
+    Raises:
+        LeukoscopeError: too few subjects or cells of a class, subjects that trained the release, other classes than
+            the release's, or a folder that cannot be written.
+    """
+    release, info = load_release(source), cells.data.info
+    if not release.metrics.get("training"):
+        raise LeukoscopeError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
+    estimates = ESTIMATES if _refuse_training_cells(release, cells) else NOT_KNOWN
+    # A release may be published, the ids of patients must not be.
+    known = sorted(set(cells.subjects) - {""})
+    number_of = {"": ""} | {subject: f"local {number:02d}" for number, subject in enumerate(known, start=1)}
+    cells = replace(cells, subjects=[number_of[subject] for subject in cells.subjects])
+    predictions = predict_framed(release, cells)
+    _require_enough(predictions, info.group)
+    evaluation = {
+        "name": "recalibration",
+        "estimates": estimates,
+        "split": {
+            "strategy": "all",
+            "detail": f"every recalibration cell ({info.title})",
+            "disjoint_by": info.group,
+            "seed": 0,
+        },
+        "thresholds_fitted_on": None,
+        "metrics": measure(predictions),
+    }
+    metrics = dict(release.metrics) | {"schema_version": SCHEMA_VERSION}
+    metrics["evaluations"] = [*metrics["evaluations"], evaluation]
+    metrics["recalibration"] = _about(release, cells, predictions, name or source.name)
+    with edit_release(source, target) as aside:
+        fit_and_measure(aside, metrics, predictions, cells, estimates=estimates)
+    return target
+
+
+def _about(release: Release, cells: FramedCells, predictions: CellPredictions, name: str) -> dict[str, Any]:
+    return {
+        "from": name,
+        "data": cells.data.info.title,
+        "fingerprint": cells.data.fingerprint,
+        "cells": len(predictions.cell_ids),
+        "subjects": len(set(predictions.subjects)),
+        # All temperatures in the weights already, including those of earlier recalibrations.
+        "previous_temperature": release.metrics.get("calibration", {}).get("temperature", 1.0)
+        * release.metrics.get("recalibration", {}).get("previous_temperature", 1.0),
+    }
+
+
+def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
+    """Predict framed cells with the release's own network, in float32.
+
+    Raises:
+        LeukoscopeError: the cells' classes are not the release's.
+    """
+    theirs = cells.data.info.labels
+    if set(theirs) != set(release.labels):
+        raise LeukoscopeError(
+            f"the cells are labelled {', '.join(theirs)}, but {release.name} predicts {', '.join(release.labels)}; "
+            "rename the class folders to the release's labels"
+        )
+    ids = tuple(cells.data.train["cell_id"])
+    rows, backend = cells.rows(ids), TorchBackend(release.network, release.preprocessing)
+    batches = [cells.pixels[rows[first : first + 64]] for first in range(0, len(rows), 64)]
+    own_order = np.asarray([release.labels.index(label) for label in theirs])
+    return CellPredictions(
+        ids,
+        tuple(cells.subjects[row] for row in rows),
+        own_order[cells.labels[rows]],
+        np.concatenate([softmax(backend(batch).logits) for batch in batches]),
+        release.labels,
+        cells.areas_of(rows),
+        cells.hashes_of(rows),
+    )
+
+
+def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
+    """Refuse cells that trained the release; return whether it is certain that these did not."""
+    metrics = release.metrics
+    source, sure = metrics["data"]["name"], True
+    if source != cells.data.info.name or source == "imagefolder":
+        same = metrics["data"]["fingerprint"] == cells.data.fingerprint
+        known = set(cells.subjects) if same else set()
+        ids, kept = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
+        sure = kept.by_pixels and cells.hashes is not None
+        if seen := kept.among(ids, cells.hashes_of(cells.rows(ids))):
+            raise LeukoscopeError(
+                f"{seen:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
+                "overconfident on training cells; recalibrate on other cells"
+            )
+    else:
+        trained = {same_person(source, one) for one in metrics["training"]["subjects"]}
+        known = {same_person(source, one) for one in cells.subjects} & trained
+    if known:
+        raise LeukoscopeError(
+            f"subject {min(known)} trained {release.name}: it is overconfident on training cells; recalibrate on "
+            "subjects that did not train it"
+        )
+    return sure
+
+
+def _require_enough(predictions: CellPredictions, unit: str) -> None:
+    if "" in predictions.subjects:
+        raise LeukoscopeError(
+            f"cell {predictions.cell_ids[predictions.subjects.index('')]}: its subject is not known; recalibration is "
+            "measured subject by subject, so give --subject_pattern or --subject_csv"
+        )
+    subjects = np.asarray(predictions.subjects)
+    for k, label in enumerate(predictions.label_names):
+        mine = predictions.references == k
+        found = len(set(subjects[mine]))
+        if found < SUBJECTS_NEEDED or mine.sum() < CELLS_NEEDED:
+            raise LeukoscopeError(
+                f"class {label}: {mine.sum()} cells of {found} {unit}(s); recalibration needs {CELLS_NEEDED} cells of "
+                f"{SUBJECTS_NEEDED} {unit}s of each class, or its thresholds would be chance"
+            )

@@ -7,7 +7,7 @@ observations, neither clusters nor strata, and calls the statistic anew for ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -44,11 +44,6 @@ class BootstrapSamples:
         """Yield the counts as (d, U) floats, a few samples at a time."""
         for first in range(0, len(self.counts), _CHUNK):
             yield self.counts[first : first + _CHUNK].astype(float)
-
-    def cell_weights(self) -> Iterator[np.ndarray]:
-        """Yield (d, N) floats, how often each cell is in each sample, a few samples at a time."""
-        for counts in self.chunks():
-            yield counts[:, self.unit_of_cell]
 
     def sums(self, per_cell: np.ndarray) -> np.ndarray:
         """Sum a quantity over the cells of each sample.
@@ -328,9 +323,7 @@ def _class_of(key: str, names: Sequence[str]) -> int | None:
     return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
 
 
-def simulated_coverage(
-    predictions: CellPredictions, *, studies: int = 400, samples: int = 400, seed: int = 0
-) -> dict[str, Any]:
+def simulated_coverage(predictions: CellPredictions) -> dict[str, Any]:
     """Simulate how often nominal 95 % intervals by subject hold the truth in studies like this one.
 
     Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed; a
@@ -343,7 +336,8 @@ def simulated_coverage(
     Raises:
         LeukoscopeError: see `bootstrap_subjects`.
     """
-    boot, rng = bootstrap_subjects(predictions, samples=samples, seed=seed), np.random.default_rng(seed)
+    studies = samples = 400
+    boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)
     cells = np.bincount(boot.unit_of_cell).astype(float)
     accuracy = np.bincount(boot.unit_of_cell, predictions.predicted == predictions.references) / cells
     classes = [np.flatnonzero(boot.classes == k) for k in np.unique(boot.classes)]
@@ -377,10 +371,9 @@ def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray
     Returns:
         (U,) subject ids in order, and (U, K) float.
     """
-    names, unit, cells = np.unique(predictions.subjects, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(names), predictions.probabilities.shape[1]))
-    np.add.at(sums, unit, logits_of(predictions.probabilities))
-    return names, sums / cells[:, None]
+    subjects, logits = np.asarray(predictions.subjects), logits_of(predictions.probabilities)
+    names = np.unique(subjects)
+    return names, np.stack([logits[subjects == name].mean(axis=0) for name in names])
 
 
 def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredictions:
@@ -394,14 +387,13 @@ def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredicti
             f"comparison: one model predicts {', '.join(like.label_names)}, the other "
             f"{', '.join(predictions.label_names)}; compare models of the same classes"
         )
-    row_of: Mapping[str, int] = {cell: row for row, cell in enumerate(predictions.cell_ids)}
-    wanted = set(like.cell_ids)
-    for cell in (*like.cell_ids, *predictions.cell_ids):
-        if cell not in row_of or cell not in wanted:
-            which = "second" if cell not in row_of else "first"
-            raise LeukoscopeError(
-                f"comparison: cell {cell} has no prediction of the {which} model; both must predict the same cells"
-            )
+    row_of = {cell: row for row, cell in enumerate(predictions.cell_ids)}
+    if differing := set(like.cell_ids) ^ row_of.keys():
+        cell = min(differing)
+        which = "first" if cell in row_of else "second"
+        raise LeukoscopeError(
+            f"comparison: cell {cell} has no prediction of the {which} model; both must predict the same cells"
+        )
     rows = [row_of[cell] for cell in like.cell_ids]
     columns = [predictions.label_names.index(name) for name in like.label_names]
     references = np.argsort(columns)[predictions.references[rows]]

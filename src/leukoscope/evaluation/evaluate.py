@@ -6,10 +6,10 @@ have trained it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -84,25 +84,19 @@ class ModelPredictions:
         }
 
 
-@dataclass(frozen=True)
-class FoldChoice:
-    """The fold to test on: number `fold` of `num_folds` (subject-cv), or the publisher's `official` one."""
-
-    fold: int = 0
-    num_folds: int = 5
-    official: str = "fold_1"
-
-
 def select_cells(
     data: LoadedCells,
     split: str | None = None,
     split_file: str | Path | None = None,
     *,
-    which: FoldChoice = FoldChoice(),
+    which: tuple[int, int, str] = (0, 5, "fold_1"),
     seed: int = 0,
     at_most: int | None = None,
 ) -> SelectedCells:
     """Select the cells to predict: the test side of a split, or without one every cell.
+
+    Args:
+        which: the fold to test on: number and number of folds (subject-cv), and the publisher's name of it (official).
 
     Raises:
         LeukoscopeError: both a split and a file, a split without a test side; and see `make_split`, `load_split`.
@@ -113,9 +107,10 @@ def select_cells(
         whole = load_split(split_file, data)
     elif split:
         # Only the test side matters: which cells and folds trained the model is not known here.
-        options: dict[str, Any] = {"fold": which.fold, "num_folds": which.num_folds, "test_folds": (which.official,)}
+        fold, num_folds, official = which
+        options: dict[str, Any] = {"fold": fold, "num_folds": num_folds, "test_folds": (official,)}
         whole = make_split(data, split, seed=seed, validation=False, train_folds=(), **options)
-        whole = replace(whole, detail=which.official) if split == "official" else whole
+        whole = replace(whole, detail=official) if split == "official" else whole
     else:
         every = tuple(cell for rows in data.cells.values() for cell in rows["cell_id"][:])
         whole = Split("none", data.info.group, seed, data.fingerprint, (), (), every, detail="every cell")
@@ -124,23 +119,21 @@ def select_cells(
     return SelectedCells(data, whole.at_most(None, at_most), whole)
 
 
-class Progress(Protocol):
-    """Iterates over a stream of `total` predictions and shows how many are done."""
-
-    def __call__(self, stream: Iterable[Any], total: int) -> Iterable[Any]: ...
-
-
 def predictions_of_model(
     classifier: Classifier,
     cells: SelectedCells,
     *,
     label_map: Mapping[str, str] | None = None,
     batch_size: int = 16,
-    progress: Progress = lambda stream, total: stream,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda stream, total: stream,
 ) -> ModelPredictions:
     """Predict the selected cells with a Leukoscope release or any other classifier.
 
     Damaged cells are named in `left_out`.
+
+    Args:
+        classifier, cells, label_map, batch_size: as for `predict_cells`.
+        progress: iterates over a stream of so many predictions and shows how many are done.
 
     Raises:
         LeukoscopeError: its classes are not those of the data set; see `predict_cells`.

@@ -20,8 +20,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.gradcam import explain_features
-from leukoscope.inference.overlay import share_on_cell
+from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import Release
 
 BATCH = 32
@@ -56,7 +57,7 @@ DEFINITIONS = {
 }
 
 
-def heatmap_metrics(
+def explanation_blocks(
     release: Release,
     pixels: np.ndarray,
     labels: np.ndarray,
@@ -66,10 +67,10 @@ def heatmap_metrics(
     sample: int = 200,
     perturbed: int = 50,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Make the "heat_maps" block of metrics.json: every check, on cells sampled evenly over classes and their subjects.
+) -> dict[str, dict[str, Any]]:
+    """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
 
-    It costs 7 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by subject
+    They cost 7 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by subject
     where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
 
     Args:
@@ -81,6 +82,9 @@ def heatmap_metrics(
             are compared with the scale-bar corner.
         sample: cells checked.
         perturbed: how many of those go through deletion and insertion, the most expensive check.
+
+    Returns:
+        `heat_maps`: every check. `evidence_scale`: the usual maximum of a map, and its usual share on a cell on black.
 
     Raises:
         LeukoscopeError: fewer than two cells, or a network without a feature map.
@@ -98,8 +102,10 @@ def heatmap_metrics(
         boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
     except LeukoscopeError:
         boot, unit = bootstrap_cells(table, seed=seed), "cells"
+    on_cell = []
     if background == "black":
         place, regions = "outside_cell", ~cell_masks(cells)
+        on_cell = [share_on_cell(heat, cell) for heat, cell in zip(own, cells, strict=True)]
     else:
         place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
     found = {
@@ -108,7 +114,7 @@ def heatmap_metrics(
         place: heat_share(own, regions),
         "rotation": rotation(release, cells, predicted, probabilities, own),
     }
-    return {
+    checks = {
         "estimates": ESTIMATES,
         "cells": len(rows),
         "subjects": len(set(sampled) - {""}),
@@ -121,34 +127,11 @@ def heatmap_metrics(
         **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
     }
 
-
-def evidence_scale(
-    release: Release,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    subjects: Sequence[str],
-    *,
-    background: str = "black",
-    sample: int = 200,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Make the "evidence_scale" block of metrics.json: the usual maximum of a map, and its usual share on the cell.
-
-    Takes the cells that `heatmap_metrics` takes; arguments as there.
-    """
-    rows = even_sample(labels, subjects, sample, seed)
-    cells = np.asarray(pixels[rows])
-    probabilities, maps = predict_with_maps(release, release.network, cells)
-    shares = []
-    if background == "black":
-        own = maps[np.arange(len(rows)), probabilities.argmax(axis=1)]
-        found = (share_on_cell(heat, cell) for heat, cell in zip(own, cells, strict=True))
-        shares = [share for share in found if share is not None]
-
     def quantiles(values: Any, *names: str) -> dict[str, float]:
         return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
 
-    return {
+    shares = [share for share in on_cell if share is not None]
+    scale = {
         "estimates": ESTIMATES,
         "definition": "largest value of a cell's Grad-CAMs (ReLU) of all classes; quantiles over the cells drawn",
         **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
@@ -156,6 +139,7 @@ def evidence_scale(
         "seed": seed,
         **quantiles(maps.max(axis=(1, 2, 3)), "p05", "median", "p95"),
     }
+    return {"heat_maps": checks, "evidence_scale": scale}
 
 
 def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
@@ -199,17 +183,12 @@ def predict_with_maps(release: Release, network: nn.Module, pixels: np.ndarray) 
         pixels: (N, S, S, 3), 0–255.
 
     Returns:
-        probabilities (N, K) and maps (N, K, h, w), both float32.
+        probabilities (N, K) float64 and maps (N, K, h, w) float32.
     """
-    device, parts = next(network.parameters()).device, []
-    for batch in _batches(pixels):
-        inputs = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            features = network.forward_features(release.preprocessing.normalise(inputs))  # type: ignore[operator]
-        logits, maps = explain_features(network, features)
-        parts.append((logits.softmax(dim=1).cpu().numpy(), maps.cpu().numpy()))
-    probabilities, heat = zip(*parts, strict=True)
-    return np.concatenate(probabilities), np.concatenate(heat)
+    backend = TorchBackend(network, release.preprocessing, str(next(network.parameters()).device))
+    found = [backend(batch, explain=True) for batch in _batches(pixels)]
+    maps = [one.maps for one in found if one.maps is not None]
+    return softmax(np.concatenate([one.logits for one in found])), np.concatenate(maps)
 
 
 def _batches(cells: np.ndarray) -> list[np.ndarray]:

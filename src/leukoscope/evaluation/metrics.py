@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.files import atomic_file
 
 if TYPE_CHECKING:
     import evaluate
@@ -99,9 +100,8 @@ class CellPredictions:
             columns["area"] = self.areas.astype(np.float32)
         if self.pixel_hashes is not None:
             columns["pixel_hash"] = self.pixel_hashes
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(pa.table(columns), temporary)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
 
     @classmethod
     def load(cls, path: Path) -> CellPredictions:

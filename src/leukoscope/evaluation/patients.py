@@ -220,6 +220,8 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
 
 def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, Any]]:
     """Metrics from n random cells per person, without replacement; persons with fewer cells are left out."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
     rng = np.random.default_rng(0)
     rows = []
     for cells in CELL_COUNTS:
@@ -239,24 +241,14 @@ def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, A
             {
                 "cells": cells,
                 "persons": len(known),
-                "auroc": float(np.mean([_auroc(truth, once) for once in probabilities.T])),
+                "auroc": float(np.mean([roc_auc_score(truth, once) for once in probabilities.T])),
                 "sensitivity": float(right[truth].mean()),
                 "specificity": float(right[~truth].mean()),
                 "balanced_accuracy": float((right[truth].mean() + right[~truth].mean()) / 2),
-                "balanced_accuracy_all_cells": _balanced(truth, all_cells >= 0.5),
+                "balanced_accuracy_all_cells": float(balanced_accuracy_score(truth, all_cells >= 0.5)),
             }
         )
     return rows
-
-
-def _balanced(truth: np.ndarray, called: np.ndarray) -> float:
-    return float((called[truth].mean() + (~called[~truth]).mean()) / 2)
-
-
-def _auroc(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(truth, scores))
 
 
 def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
@@ -279,6 +271,8 @@ def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
 
 def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Metrics with every person on the side of its probability, and without those abstained from or too small."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
     scores = np.array([one["probability"] for one in subjects.values()])
     one_row_each = CellPredictions(
         tuple(subjects), tuple(subjects), truth.astype(int), np.stack([1 - scores, scores], axis=1), ("0", "1")
@@ -289,10 +283,10 @@ def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> d
     outcomes = [one["outcome"] for one in subjects.values()]
     return {
         "persons": len(truth),
-        "auroc": {"value": _auroc(truth, scores), **boot.interval(boot.auroc(scores, truth))},
+        "auroc": {"value": float(roc_auc_score(truth, scores)), **boot.interval(boot.auroc(scores, truth))},
         "sensitivity": _exact(int(right[truth].sum()), int(truth.sum())),
         "specificity": _exact(int(right[~truth].sum()), int((~truth).sum())),
-        "balanced_accuracy": _balanced(truth, scores >= 0.5),
+        "balanced_accuracy": float(balanced_accuracy_score(truth, scores >= 0.5)),
         "abstained": outcomes.count(ABSTAIN),
         "too_few_cells": outcomes.count(TOO_FEW_CELLS),
         "given_a_class": len(decided),

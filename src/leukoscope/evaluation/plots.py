@@ -15,6 +15,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,16 +92,16 @@ def _rows_plain(axes: Axes) -> None:
 
 
 def save_plot(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG with the research notice below it, to a temporary file that is then renamed.
+    """Write a figure as PNG with the research notice below it, with `atomic_file`.
 
     Raises:
         OSError: the file cannot be written.
     """
     figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
-    temporary = path.with_name(f".{path.name}")
-    # Without the library's version, the same numbers give the same file.
-    figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return temporary.replace(path)
+    with atomic_file(path) as temporary:
+        # Without the library's version, the same numbers give the same file.
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return path
 
 
 def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequence[str]) -> Figure:

@@ -271,7 +271,8 @@ def risk_coverage(predictions: CellPredictions, boot: BootstrapSamples) -> dict[
         at = [np.searchsorted(row, coverages * row[-1] * (1 - 1e-12)) for row in covered]
         return np.take_along_axis(risk, np.stack(at), axis=1), area
 
-    risks, areas = (np.concatenate(parts) for parts in zip(*map(curves, boot.cell_weights()), strict=True))
+    sampled = (curves(counts[:, boot.unit_of_cell]) for counts in boot.chunks())
+    risks, areas = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
     point, area = curves(np.ones((1, len(order))))
     return {
         "aurc": float(area[0]),

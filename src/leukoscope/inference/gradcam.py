@@ -1,4 +1,4 @@
-"""Grad-CAM from the feature map that gave the prediction.
+"""Grad-CAM: every class's map from the feature map that gave the prediction, its shares of a region, and its drawing.
 
 Our own code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once,
 and `explain_features` takes its feature map through the head alone, for the logits and every class's map.
@@ -6,10 +6,29 @@ and `explain_features` takes its feature map through the head alone, for the log
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.framing import BACKGROUND_LEVEL
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# Inferno rises evenly in lightness, so it reads the same with any colour vision; without its black and purple part,
+# which could not be told from a grey cell.
+_COLORMAP, _COLDEST = "inferno", 0.35
+# Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
+_FRAME_RGB = (0, 114, 178)
+_OUTLINE_RGB = (86, 180, 233)
+BLACK_SHARE = 0.05
+"""Of a picture at least; with less, it shows no cell cut out on black."""
 
 
 def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,6 +47,8 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
     Raises:
         LeukoscopeError: the network's last features are not a map of channels (transformers, for one).
     """
+    import torch
+
     channels = getattr(network, "num_features", None)
     if features.ndim != 4 or (channels is not None and features.shape[1] != channels):
         raise LeukoscopeError(
@@ -44,3 +65,144 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
             (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
             maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
     return logits.detach().float(), torch.stack(maps, dim=1)
+
+
+def linear_head_maps(features: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
+    """Grad-CAM where one linear layer follows average pooling: a class's gradient is then its row of weights.
+
+    Args:
+        features: (B, C, h, w).
+        class_weights: (K, C).
+
+    Returns:
+        (B, K, h, w) float32, ≥ 0, as `explain_features` gives.
+    """
+    batch, channels, height, width = features.shape
+    places = height * width
+    maps = (class_weights / places) @ features.reshape(batch, channels, places)
+    return np.maximum(maps, 0).reshape(batch, -1, height, width).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One class's Grad-CAM map of one picture.
+
+    Attributes:
+        evidence: (h, w) float32, ≥ 0, raw Grad-CAM; one scale for all classes of a picture.
+        label: its class.
+    """
+
+    evidence: np.ndarray
+    label: str
+
+
+def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
+    """Share of a Grad-CAM map's sum that lies on a cell cut out on black.
+
+    Args:
+        heatmap: (h, w), ≥ 0.
+        pixels: (S, S, 3) uint8, what the network saw.
+
+    Returns:
+        0–1; None for a map that is zero everywhere, and for a picture that is not mostly a cell on black.
+    """
+    cell = pixels.max(axis=2) > BACKGROUND_LEVEL
+    if float(heatmap.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
+        return None
+    return share_within(heatmap, cell)
+
+
+def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
+    """Share, 0–1, of the sum of a Grad-CAM map (h, w) that lies in a region (H, W) bool of what the network saw."""
+    height, width = region.shape
+    spread = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+    return float(spread[region].sum()) / float(spread.sum())
+
+
+@dataclass(frozen=True)
+class EvidenceScale:
+    """How large the values of a release's Grad-CAM maps usually are, so that weak evidence looks weak in any picture.
+
+    Attributes:
+        strong: the strongest evidence of a cell, for any class, that one cell in twenty exceeds: the upper end of the
+            release's colour scale. None where it was not measured.
+        weak: the one that one cell in twenty stays below; None where it was not measured.
+    """
+
+    strong: float | None = None
+    weak: float | None = None
+
+    def strength(self, peak: float) -> str:
+        """ "weak", "usual" or "strong" for a picture's largest value; "" where the release was not measured."""
+        if self.strong is None or self.weak is None:
+            return ""
+        return "weak" if peak < self.weak else "strong" if peak > self.strong else "usual"
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> EvidenceScale:
+        """That of a release's metrics.json; empty where none was measured."""
+        measured = metrics.get("evidence_scale") or {}
+        return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
+
+
+def overlay(
+    image: Image.Image,
+    heatmap: HeatMap,
+    view_box: tuple[float, float, float, float],
+    *,
+    opacity: float = 0.5,
+    peak: float | None = None,
+) -> Image.Image:
+    """A Grad-CAM map drawn over the part of a picture that the network saw.
+
+    The picture is grey, so that all colour is the map's. Colour covers it in proportion to the values, fully from half
+    the peak on: where they are 0, the grey picture stays as it is. A thin frame marks the view where it is smaller than
+    the picture, a thin line the outline of a cell that is cut out on black.
+
+    Args:
+        image: the upright picture the map was made from.
+        view_box: (left, top, right, bottom) of the view in the picture's pixels.
+        opacity: how much the hottest point is covered, 0–1.
+        peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them, and
+            pictures their release's (`EvidenceScale`).
+
+    Returns:
+        RGB, the size of `image`.
+    """
+    left, top, right, bottom = view_box
+    columns = slice(max(0, round(left)), min(image.width, round(right)))
+    rows = slice(max(0, round(top)), min(image.height, round(bottom)))
+    height, width = heatmap.evidence.shape
+    seen = np.array([columns.start - left, rows.start - top, columns.stop - left, rows.stop - top])
+    in_map = seen * np.tile([width / (right - left), height / (bottom - top)], 2)
+    x0, y0, x1, y1 = np.clip(in_map, 0, [width, height] * 2).tolist()
+
+    peak = float(heatmap.evidence.max()) if peak is None else peak
+    warmth = np.clip(heatmap.evidence / peak, 0, 1) if peak > 0 else np.zeros_like(heatmap.evidence)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    enlarged = Image.fromarray(warmth.astype(np.float32)).resize(size, Image.Resampling.BILINEAR, (x0, y0, x1, y1))
+    warmth = np.clip(np.asarray(enlarged), 0, 1)
+
+    colours = Image.fromarray(np.rint(warmth * 255).astype(np.uint8))
+    colours.putpalette(map_colours(256).tobytes())
+    cover = Image.fromarray(np.rint(opacity * np.clip(2 * warmth, 0, 1) * 255).astype(np.uint8))
+    drawn = image.convert("L").convert("RGB")
+    drawn.paste(colours.convert("RGB"), (columns.start, rows.start), cover)
+    cell = np.asarray(image.convert("RGB")).max(axis=2) > BACKGROUND_LEVEL
+    if cell.any() and (~cell).mean() >= BLACK_SHARE:
+        mask = Image.fromarray(cell)
+        width = 3 + 2 * (min(image.size) // 300)
+        inside = mask.convert("L").filter(ImageFilter.MinFilter(width)).convert("1")
+        drawn.paste(_OUTLINE_RGB, mask=ImageChops.logical_xor(mask.convert("1"), inside))
+    if right - left <= image.width - 1 or bottom - top <= image.height - 1:
+        corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
+        ImageDraw.Draw(drawn).rectangle(corners, outline=_FRAME_RGB, width=max(1, round(min(drawn.size) / 200)))
+    return drawn
+
+
+@lru_cache(maxsize=4)
+def map_colours(number: int) -> np.ndarray:
+    """The overlay's colours from the lowest value to the peak, (number, 3) uint8."""
+    from matplotlib import colormaps
+
+    return colormaps[_COLORMAP](np.linspace(_COLDEST, 1, number), bytes=True)[:, :3]

@@ -9,7 +9,6 @@ laboratories at more than twice the limit, and distances in the network's last f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.files import atomic_file
 from leukoscope.models.release_files import read_arrays
 
 METHOD = (
@@ -158,18 +158,16 @@ class OodDetector:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
+        arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
         try:
-            arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
-            save_file(arrays, aside, about)
-            aside.chmod(0o644)  # safetensors leaves the file readable by its owner alone
-            return aside.replace(path)
+            with atomic_file(path) as temporary:
+                save_file(arrays, temporary, about)
+                temporary.chmod(0o644)  # safetensors leaves the file readable by its owner alone
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise LeukoscopeError(f"{path}: cannot be written there ({reason}); free some space") from None
-        finally:
-            aside.unlink(missing_ok=True)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> OodDetector:

@@ -20,7 +20,7 @@ from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSE
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring.sources import CellSource
+    from leukoscope.inference.sources import CellSource
 
 TOO_FEW_CELLS = "too few cells"
 MOST_REFUSED = 0.5

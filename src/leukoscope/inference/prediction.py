@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.overlay import HeatMap, overlay
+from leukoscope.inference.gradcam import HeatMap, overlay
 
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"

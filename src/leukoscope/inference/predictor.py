@@ -25,17 +25,22 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
 from leukoscope.inference.backends import AUTO, Backend, open_backend
-from leukoscope.inference.backends.base import usable_cores
+from leukoscope.inference.gradcam import EvidenceScale, HeatMap, share_on_cell
+from leukoscope.inference.graph import usable_cores
 from leukoscope.inference.ood import OodDetector
-from leukoscope.inference.overlay import EvidenceScale, HeatMap, share_on_cell
 from leukoscope.inference.patient import PatientPrediction, patient_rule
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
-from leukoscope.inference.tta import average_maps, disagreement, tta_views
 from leukoscope.models.hub_download import fetch_files, parse_hub_id
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | EncodedImage
 BATCH = 16
+VIEWS = 8
+"""Of test-time augmentation (TTA): four quarter turns of a cell, each also mirrored.
+
+A cell has no upright, so a sound classifier predicts the same for all eight; where it does not, its prediction depends
+on how the cell happened to lie on the slide.
+"""
 
 
 @dataclass(frozen=True)
@@ -280,3 +285,41 @@ class Predictor:
 def default_backend() -> str:
     """The backend that LEUKOSCOPE_BACKEND names, else "auto"."""
     return os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
+
+
+def turned(pixels: np.ndarray, view: int) -> np.ndarray:
+    """(B, S, S, …) pictures in one of the eight views: 0 is upright, 4 to 7 are mirrored, then turned."""
+    return np.rot90(pixels if view < 4 else pixels[:, :, ::-1], view % 4, axes=(1, 2))
+
+
+def tta_views(pixels: np.ndarray) -> np.ndarray:
+    """(B, S, S, 3) → (8·B, S, S, 3): a picture's views stand together, its own upright one first."""
+    return np.stack([turned(pixels, view) for view in range(VIEWS)], axis=1).reshape(-1, *pixels.shape[1:])
+
+
+def average_maps(maps: np.ndarray) -> np.ndarray:
+    """Turn the Grad-CAM maps of a picture's views back onto the picture, and average them.
+
+    Args:
+        maps: (8·B, K, h, h), of views in the order of `tta_views`.
+
+    Returns:
+        (B, K, h, h).
+    """
+    views = maps.reshape(-1, VIEWS, *maps.shape[1:])
+    upright = [np.rot90(views[:, view], -(view % 4), axes=(2, 3)) for view in range(VIEWS)]
+    upright[4:] = [mirrored[..., ::-1] for mirrored in upright[4:]]
+    return np.stack(upright).mean(axis=0, dtype=np.float32)
+
+
+def disagreement(probabilities: np.ndarray) -> np.ndarray:
+    """How many of a picture's views have another most probable class than their average.
+
+    Args:
+        probabilities: (B, 8, K).
+
+    Returns:
+        (B,) shares of the eight views, 0–1.
+    """
+    together = probabilities.mean(axis=1).argmax(axis=1)
+    return (probabilities.argmax(axis=2) != together[:, None]).mean(axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukoscope.audit.audit import ODDITIES, ScannedCells, open_cell
+from leukoscope.audit import ODDITIES, ScannedCells, open_cell
 from leukoscope.evaluation.baselines import FEATURES
 from leukoscope.evaluation.plots import CLASS_COLOURS
 from leukoscope.reports.formatting import Table, count, share

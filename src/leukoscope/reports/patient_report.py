@@ -21,7 +21,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import EncodedImage, open_bytes, open_image
-from leukoscope.inference.overlay import overlay
+from leukoscope.inference.gradcam import overlay
 from leukoscope.inference.patient import patient_rule
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.models.release_files import folder_name
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.scoring.sources import CellSource
+    from leukoscope.inference.sources import CellSource
 
 SHOWN = 6
 """Cells most, and cells least like the positive class."""

@@ -52,7 +52,7 @@ def open_release(init_from: str) -> Release:
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
     """
-    from leukoscope.inference.backends.torch import TorchBackend
+    from leukoscope.inference.backends import TorchBackend
     from leukoscope.inference.predictor import Predictor
 
     try:

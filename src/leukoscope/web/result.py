@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
-from leukoscope.inference.overlay import EvidenceScale, map_colours, overlay
+from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
 from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from leukoscope.data.fields import measure_stain
 from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.inference.overlay import BLACK_SHARE, share_within
+from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
@@ -26,7 +26,7 @@ from leukoscope.inference.prediction import (
     Decision,
     Thresholds,
 )
-from leukoscope.inference.tta import VIEWS
+from leukoscope.inference.predictor import VIEWS
 
 # Registered data sets name their classes by these labels.
 MEANINGS = {

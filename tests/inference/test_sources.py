@@ -17,7 +17,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import EncodedImage, UnreadableImage, open_bytes, open_image
 from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.inference.scoring.sources import CellSource, SourceCell, open_source
+from leukoscope.inference.sources import CellSource, SourceCell, open_source
 
 
 def save(path: Path, grey: int = 0) -> Path:

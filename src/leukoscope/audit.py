@@ -1,8 +1,9 @@
 """Audit a data set: what would inflate metrics, which images are odd, and how much trivial features already predict.
 
 `scan_cells` opens every image once; `audit_cells` makes of that the findings that `leukoscope data audit` writes as
-JSON, as
-a page and as an exit code.
+JSON, as a page and as an exit code. A copy of an image on both sides of a split leaks the label of a test cell:
+`find_duplicates` finds pixel-identical copies and near-duplicates that were re-encoded, turned or taken anew. It works
+on what `picture_key` keeps of each image (3 KB), so a data set of any size is compared in one pass over its files.
 """
 
 from __future__ import annotations
@@ -13,26 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.audit.duplicates import (
-    HASH_DISTANCE,
-    SAME_CORRELATION,
-    SAME_DIFFERENCE,
-    PictureKey,
-    find_duplicates,
-    linked,
-    picture_key,
-)
 from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded
+from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of
 from leukoscope.evaluation.baselines import cross_validation, shortcut_metrics, split_unit, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.inference.predictor import VIEWS, turned
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,6 +50,146 @@ ODDITIES = {
     "size": "differs in width or height from nearly all others",
 }
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# What a duplicate may cross. A split must keep each of the units on one side.
+_CROSSED = ("subjects", "classes", "official_folds", "split_sides", "units")
+# Each of these and "ids", cell by cell; "" where it is not known.
+_Columns: TypeAlias = dict[str, list[str]]
+SMALL_SIDE = 32
+# The perceptual hash: which of the lowest 16 × 16 frequencies but the mean are above their median (after Zauner 2010,
+# "Implementation and benchmarking of perceptual image hash functions"). 8 × 8, as it is mostly used, cannot tell cells
+# on black apart: all are round. JPEG at quality 50 of a picture at half its size moves at most 18 of these 255 bits.
+HASH_SIDE = 16
+HASH_DISTANCE = 32
+# Two pictures count as one when, at 32 × 32 and over the pixels where either shows a cell, they differ by at most this
+# many grey levels (root mean square) and correlate. On 7,779 C-NMC cells, 903 pairs do as they lie and not one after a
+# turn or a flip of either, which is how often chance would produce them.
+SAME_DIFFERENCE = 5.0
+SAME_CORRELATION = 0.9
+_ROWS_AT_ONCE = 512
+_LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+# Duplicates
+
+
+@dataclass(frozen=True)
+class PictureKey:
+    """What copies of an image are found by.
+
+    Attributes:
+        pixels: hash of all its pixels and its size; equal for identical pictures, however they are stored.
+        small: (32, 32, 3) uint8, the whole picture reduced.
+    """
+
+    pixels: str
+    small: np.ndarray
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two rows that show one picture.
+
+    Attributes:
+        difference: root mean square, in grey levels of 0–255; 0 for identical pixels.
+        turned: the second matches only after a turn by right angles or a flip.
+    """
+
+    first: int
+    second: int
+    identical: bool
+    difference: float = 0.0
+    turned: bool = False
+
+
+def picture_key(image: Image) -> PictureKey:
+    """Compute from a decoded RGB image what its copies are found by."""
+    from PIL.Image import Resampling
+
+    small = image.resize((SMALL_SIDE, SMALL_SIDE), Resampling.BOX)
+    return PictureKey(pixel_hash(image), np.asarray(small))
+
+
+def find_duplicates(keys: Sequence[PictureKey]) -> list[Duplicate]:
+    """Find all duplicates among N images, identical ones first, each by its row.
+
+    Of n identical pictures the first is paired with each other; only it takes part in the search for near-duplicates.
+    """
+    same: defaultdict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        same[key.pixels].append(row)
+    identical = [Duplicate(rows[0], other, True) for rows in same.values() for other in rows[1:]]
+    alone = np.asarray([rows[0] for rows in same.values()], dtype=np.int64)
+    return identical + list(_near_duplicates(alone, [keys[row].small for row in alone.tolist()]))
+
+
+def _near_duplicates(rows: np.ndarray, smalls: Sequence[np.ndarray]) -> Iterator[Duplicate]:
+    if len(rows) < 2:
+        return
+    pictures = np.stack(smalls)
+    found: dict[tuple[int, int], Duplicate] = {}
+    upright = _hashes(pictures)
+    for view in range(VIEWS):
+        for first, second in _similar_hashes(upright, _hashes(turned(pictures, view)) if view else upright):
+            differences, correlations = _compare(pictures[first], turned(pictures[second], view))
+            same = (differences <= SAME_DIFFERENCE) & (correlations >= SAME_CORRELATION)
+            for i, j, difference in zip(first[same], second[same], differences[same], strict=True):
+                duplicate = Duplicate(int(rows[i]), int(rows[j]), False, float(difference), view > 0)
+                known = found.get((i, j), duplicate)
+                found[i, j] = min(known, duplicate, key=lambda d: d.difference)
+    yield from found.values()
+
+
+def _hashes(pictures: np.ndarray) -> np.ndarray:
+    """(N, 4) uint64: the perceptual hash of each (S, S, 3) picture."""
+    from scipy.fft import dctn
+
+    frequencies = dctn(pictures @ _LUMA, axes=(1, 2))[:, :HASH_SIDE, :HASH_SIDE].reshape(len(pictures), -1)
+    frequencies[:, 0] = -np.inf
+    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
+def _similar_hashes(ones: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows (i, j), i < j, whose hashes differ in few bits; some hundred rows i at a time, to bound the memory."""
+    for start in range(0, len(ones), _ROWS_AT_ONCE):
+        block, rest = ones[start : start + _ROWS_AT_ONCE], others[start:]
+        distance = np.zeros((len(block), len(rest)), dtype=np.uint16)
+        for word in range(ones.shape[1]):
+            distance += np.bitwise_count(block[:, word, None] ^ rest[None, :, word])
+        first, second = np.nonzero(distance <= HASH_DISTANCE)
+        later = first < second
+        yield first[later] + start, second[later] + start
+
+
+def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Difference in grey levels and correlation of M pairs of (S, S, 3) pictures, where either shows a cell."""
+    cell = (ones.max(axis=3) > BACKGROUND_LEVEL) | (others.max(axis=3) > BACKGROUND_LEVEL)
+    count = np.maximum(cell.sum(axis=(1, 2)), 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return (values * cell).sum(axis=(1, 2)) / count
+
+    squares = mean(((ones.astype(np.float32) - others) ** 2).mean(axis=3))
+    a, b = ones @ _LUMA, others @ _LUMA
+    a, b = a - mean(a)[:, None, None], b - mean(b)[:, None, None]
+    spread = np.sqrt(mean(a * a) * mean(b * b))
+    # Two pictures without any structure agree in nothing that could be compared.
+    correlation = np.divide(mean(a * b), spread, out=np.zeros_like(spread), where=spread > 0)
+    return np.sqrt(squares), correlation
+
+
+def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Join pairs of names into groups, each sorted, the largest first."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.asarray(sorted(set(pairs))).reshape(-1, 2)
+    names, index = np.unique(ends, return_inverse=True)
+    index = index.reshape(-1, 2)
+    links = coo_array((np.ones(len(index)), (index[:, 0], index[:, 1])), shape=(len(names), len(names)))
+    count, component = connected_components(links, directed=False)
+    groups = [names[component == k].tolist() for k in range(count)]
+    return sorted(groups, key=lambda group: (-len(group), group))
 
 
 # The scan
@@ -165,18 +298,6 @@ def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[
     return ids | {cell.cell_id: cell.subject for cell in data.info.find_cells(Path(train_dir)) if cell.cell_id in ids}
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """What is known of each cell, row by row; a split must keep each of the `units` on one side."""
-
-    ids: list[str]
-    labels: list[str]
-    subjects: list[str]
-    folds: list[str]
-    units: list[str]
-    sides: list[str]
-
-
 def audit_cells(
     scanned: ScannedCells, *, subjects: Mapping[str, str] | None = None, split: Split | None = None
 ) -> dict[str, Any]:
@@ -195,20 +316,22 @@ def audit_cells(
     ids, unit = rows["cell_id"][:], split_unit(data)
     subject_of, unit_of = subjects or groups_of(data, "subject"), groups_of(data, unit)
     side_of = {cell: side for side in ("train", "validation", "test") for cell in getattr(split, side, ())}
-    cells = _Columns(
-        ids,
-        [info.labels[k] for k in rows["label"][:]],
-        [subject_of[cell] for cell in ids],
-        rows["fold"][:],
-        [unit_of[cell] for cell in ids],
-        [side_of.get(cell, "") for cell in ids],
-    )
+    cells: _Columns = {
+        "ids": ids,
+        "classes": [info.labels[k] for k in rows["label"][:]],
+        "subjects": [subject_of[cell] for cell in ids],
+        "official_folds": rows["fold"][:],
+        "split_sides": [side_of.get(cell, "") for cell in ids],
+        "units": [unit_of[cell] for cell in ids],
+    }
     rows_of, sides_of = defaultdict[str, list[int]](list), defaultdict[str, set[str]](set)
-    for row, (subject, of, side) in enumerate(zip(cells.subjects, cells.units, cells.sides, strict=True)):
+    for row, (subject, of, side) in enumerate(
+        zip(cells["subjects"], cells["units"], cells["split_sides"], strict=True)
+    ):
         if subject:
             rows_of[subject].append(row)
         sides_of[of] |= {side} - {""}
-    labels_of = {subject: Counter(cells.labels[row] for row in own) for subject, own in sorted(rows_of.items())}
+    labels_of = {subject: Counter(cells["classes"][row] for row in own) for subject, own in sorted(rows_of.items())}
     mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
     pairs = _pairs(scanned, cells)
     findings = {
@@ -224,7 +347,7 @@ def audit_cells(
             "cells": len(ids),
             "background": info.background,
             "unit": unit,
-            "official_folds": sorted(set(cells.folds) - {""}),
+            "official_folds": sorted(set(cells["official_folds"]) - {""}),
             "synthetic": info.synthetic,
         },
         "split": split and {"strategy": split.strategy, "detail": split.detail, "disjoint_by": split.group},
@@ -233,9 +356,9 @@ def audit_cells(
         "counts": {"differences": list(data.count_differences), "passed_over": list(data.passed_over)},
         "classes": {
             label: {
-                "cells": cells.labels.count(label),
+                "cells": cells["classes"].count(label),
                 "subjects": sum(label in labels for labels in labels_of.values()),
-                "area": _area_quantiles(scanned, [row for row, of in enumerate(cells.labels) if of == label]),
+                "area": _area_quantiles(scanned, [row for row, of in enumerate(cells["classes"]) if of == label]),
             }
             for label in info.labels
         },
@@ -264,23 +387,16 @@ def _area_quantiles(scanned: ScannedCells, rows: Sequence[int]) -> list[float] |
 def _pairs(scanned: ScannedCells, cells: _Columns) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses; blank images are alike without showing one cell, and are left out."""
     rows = [row for row, scan in enumerate(scanned.scans) if "blank" not in scan.oddities]
-    columns = {
-        "subjects": cells.subjects,
-        "classes": cells.labels,
-        "official_folds": cells.folds,
-        "split_sides": cells.sides,
-        "units": cells.units,
-    }
     found = []
     for pair in find_duplicates([scanned.scans[row].key for row in rows]):
         one, other = rows[pair.first], rows[pair.second]
         # What is not known of both cells is not crossed.
-        crossed = {name: bool(of[one] and of[other]) and of[one] != of[other] for name, of in columns.items()}
+        crossed = {name: "" != cells[name][one] != cells[name][other] != "" for name in _CROSSED}
         crossed["inflates"] = crossed["classes"] or crossed["split_sides"] or crossed["units"]
         found.append(
             {
-                "cells": [cells.ids[one], cells.ids[other]],
-                "subjects": [cells.subjects[one], cells.subjects[other]],
+                "cells": [cells["ids"][one], cells["ids"][other]],
+                "subjects": [cells["subjects"][one], cells["subjects"][other]],
                 "rows": [one, other],
                 "identical": pair.identical,
                 "difference": pair.difference,
@@ -294,7 +410,7 @@ def _pairs(scanned: ScannedCells, cells: _Columns) -> list[dict[str, Any]]:
 def _duplicates(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def summary(identical: bool) -> dict[str, int]:
         of_kind = [pair["across"] for pair in pairs if pair["identical"] == identical]
-        crossed = ("subjects", "classes", "official_folds", "split_sides", "units", "inflates")
+        crossed = (*_CROSSED, "inflates")
         return {"pairs": len(of_kind), **{name: sum(across[name] for across in of_kind) for name in crossed}}
 
     return {
@@ -316,7 +432,7 @@ def _aliases(data: LoadedCells, cells: _Columns, pairs: Sequence[dict[str, Any]]
         if pair["across"]["subjects"]:
             one, other = sorted(pair["subjects"])
             shared[one, other]["identical" if pair["identical"] else "near"] += 1
-    size = Counter(cells.subjects)
+    size = Counter(cells["subjects"])
     groups: list[dict[str, Any]] = []
     for group in linked(shared):
         canonical = data.info.canonical_subject(max(group, key=lambda subject: size[subject]))
@@ -340,7 +456,7 @@ def _odd_pictures(scanned: ScannedCells, cells: _Columns) -> dict[str, Any]:
     for row, scan in enumerate(scanned.scans):
         why = [*scan.oddities, *(["size"] if sizes_alike and scan.size != usual else [])]
         if why:
-            odd.append({"cell": cells.ids[row], "row": row, "why": why, "size": list(scan.size)})
+            odd.append({"cell": cells["ids"][row], "row": row, "why": why, "size": list(scan.size)})
     return {"counts": {name: sum(name in picture["why"] for picture in odd) for name in ODDITIES}, "pictures": odd}
 
 
@@ -358,15 +474,15 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
         return block | {"not_measured": str(error)}
     if not all(s.test for s in splits):
         return block | {"not_measured": f"--split {splits[0].strategy}: tests no cell"}
-    row_of = {cell: row for row, cell in enumerate(cells.ids)}
+    row_of = {cell: row for row, cell in enumerate(cells["ids"])}
 
     def rows(cells: Iterable[str]) -> np.ndarray:
         return np.asarray([row_of[cell] for cell in cells])
 
     folds = [(rows([*s.train, *s.validation]), rows(s.test)) for s in splits]
-    references = np.asarray([labels.index(label) for label in cells.labels])
-    nothing = np.zeros((len(cells.ids), len(labels)))
-    truth = CellPredictions(tuple(cells.ids), tuple(cells.units), references, nothing, labels)
+    references = np.asarray([labels.index(label) for label in cells["classes"]])
+    nothing = np.zeros((len(cells["ids"]), len(labels)))
+    truth = CellPredictions(tuple(cells["ids"]), tuple(cells["units"]), references, nothing, labels)
     features = {name: np.stack([scan.features[name] for scan in scans]) for name in scans[0].features}
     sizes = [scan.size for scan in scans]
     if len(set(sizes)) > 1:

@@ -16,7 +16,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import phantom_cells
-from leukoscope.evaluation.recalibrate import _about, predict_framed, recalibrate
+from leukoscope.evaluation.assess import _about, predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe

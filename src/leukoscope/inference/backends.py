@@ -1,0 +1,155 @@
+"""Where a release's network is computed: torch, OpenVINO or ONNX Runtime, all behind one call with the same output.
+
+`open_backend` chooses. "auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this
+release gave torch's output when it was made; else torch, the backend that every other is compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from leukoscope import LeukoscopeError
+from leukoscope.inference.gradcam import explain_features
+from leukoscope.inference.graph import (
+    BF16,
+    F32,
+    ONNX,
+    OPENVINO,
+    PACKAGES,
+    ExportedBackend,
+    NetworkOutput,
+    NoGraph,
+    computes_bf16,
+    kept_graph,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from leukoscope.data.preprocessing import Preprocessing
+    from leukoscope.models.release_files import ReleaseInfo
+
+AUTO, TORCH = "auto", "torch"
+BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
+_log = logging.getLogger("leukoscope")
+
+
+class TorchBackend:
+    """Computes a network in float32, channels-last.
+
+    Args:
+        network: in eval mode; it is moved to `device`.
+        device: a torch device such as "cpu" or "cuda".
+
+    Raises:
+        LeukoscopeError: this machine lacks that device.
+    """
+
+    name, precision = TORCH, F32
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, device: str = "cpu"):
+        import torch
+
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            found = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+            raise LeukoscopeError(
+                f"device {device!r}: torch cannot compute there on this machine; use {found}"
+            ) from None
+        self.network = network.to(self.device)
+        self._normalise = preprocessing.normalise
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
+        """Compute a batch in one pass through the backbone.
+
+        Args:
+            pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
+            explain: add every class's Grad-CAM map.
+        """
+        import torch
+
+        with torch.inference_mode():
+            # Copied: torch must not be given the read-only memory of a file.
+            inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
+            features = self.network.forward_features(self._normalise(inputs))  # type: ignore[operator]
+            if not explain:
+                logits = self.network.forward_head(features)  # type: ignore[operator]
+                return NetworkOutput(logits.float().cpu().numpy())
+        logits, maps = explain_features(self.network, features)
+        return NetworkOutput(logits.cpu().numpy(), maps.cpu().numpy())
+
+
+Backend: TypeAlias = TorchBackend | ExportedBackend
+"""Computes one release's network; `name` and `precision` ("f32" or "bf16") say how."""
+
+
+def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO) -> Backend:
+    """The backend that computes a release's network.
+
+    Args:
+        wanted: of `BACKENDS`.
+        device: a torch device, any but "cpu" only for torch; "auto" takes this process's GPU where torch may compute
+            and finds one, else the CPU.
+
+    Raises:
+        LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
+            whose output differs from torch's; a damaged release; or a device this machine lacks.
+    """
+    if wanted not in BACKENDS:
+        raise LeukoscopeError(f"backend {wanted!r}: unknown; choose one of {', '.join(BACKENDS)}")
+    if device == AUTO:
+        device = gpu_or_cpu() if wanted in (AUTO, TORCH) else "cpu"
+    if wanted == AUTO and device == "cpu":
+        for name in PACKAGES:
+            if find_spec(PACKAGES[name][0]):
+                try:
+                    return _open_exported(release, name)
+                except NoGraph as reason:
+                    _log.warning("%s; another backend is used", reason)
+    elif wanted not in (AUTO, TORCH):
+        if device != "cpu":
+            raise LeukoscopeError(f"backend {wanted!r}: computes on the CPU only; leave out device {device!r}")
+        require_package(wanted)
+        return _open_exported(release, wanted)
+    from leukoscope.models.release import Release, load_release
+
+    if not isinstance(release, Release):
+        assert release.folder is not None
+        release = load_release(release.folder, name=release.name, revision=release.revision)
+    return TorchBackend(release.network, release.preprocessing, device)
+
+
+def gpu_or_cpu() -> str:
+    """This process's GPU where torch finds one, else "cpu"."""
+    # torch is slow to import, so only where a driver is found; torchrun and accelerate number each process's GPU.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
+        return "cpu"
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def require_package(backend: str) -> None:
+    """Refuse a backend whose package is not installed.
+
+    Raises:
+        LeukoscopeError: with what installs it.
+    """
+    module, package = PACKAGES[backend]
+    if not find_spec(module):
+        raise LeukoscopeError(f"backend {backend!r}: needs a package that is missing; pip install {package}")
+
+
+def _open_exported(release: ReleaseInfo, name: str) -> Backend:
+    # bfloat16 only where it was measured to change no outcome of this release, and where the processor computes it:
+    # elsewhere it is simulated, several times slower than float32.
+    lower = name == OPENVINO and release.metrics.get("precision", {}).get("default") == BF16 and computes_bf16()
+    return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32)

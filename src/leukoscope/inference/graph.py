@@ -1,0 +1,382 @@
+"""A release's network as a graph that OpenVINO or ONNX Runtime computes without torch: run, made and kept.
+
+A graph takes the pixels as `Preprocessing.frame` gives them, standardises them itself, and gives logits and the last
+feature map, so that explaining costs no second pass. Our own code because no runtime or library gives logits and
+Grad-CAM from one pass, and because a graph is used only after its output was compared with torch's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.files import atomic_folder, cache_root, write_atomic
+from leukoscope.inference.gradcam import explain_features, linear_head_maps
+from leukoscope.inference.prediction import softmax
+from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from leukoscope.data.preprocessing import Preprocessing
+    from leukoscope.models.release_files import ReleaseInfo
+
+OPENVINO, ONNX = "openvino", "onnx"
+F32, BF16 = "f32", "bf16"
+PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
+"""The module each needs, and what installs it."""
+GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
+REPORT, HEAD = "export.json", "head.safetensors"
+# How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's.
+ALLOWED = 1e-4
+_COMPARED = 8
+# Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
+GRAPH_VERSION = 1
+# Visitors of a demo may name any model: of the graphs made for them the last ones used are kept.
+MOST_GRAPHS = 20
+
+
+class NetworkOutput(NamedTuple):
+    """What a network computes for B pictures.
+
+    Attributes:
+        logits: (B, K) float32.
+        maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where no explanation was asked for.
+    """
+
+    logits: np.ndarray
+    maps: np.ndarray | None = None
+
+
+class NoGraph(LeukoscopeError):
+    """A release's graph for a backend cannot be made or kept, or its output differs from torch's."""
+
+
+class NoFeatureMap(NoGraph):
+    """A network's last features are no map of channels, as transformers' are not; its graph could never explain."""
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ExportedBackend:
+    """Computes a release's graph.
+
+    Args:
+        folder: what `write_graph` wrote.
+        release: whose graph it is; its network is loaded only to explain through a head of several layers.
+        precision: "f32"; or "bf16", which OpenVINO alone knows, and only some processors compute.
+
+    Raises:
+        NoGraph: a damaged graph.
+    """
+
+    def __init__(self, folder: Path, release: ReleaseInfo, *, precision: str = F32):
+        self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
+        self.precision = precision
+        self._release = release
+        # (K, C), there where one linear layer after average pooling makes the logits.
+        self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None
+        # As many as torch would use.
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        wanted = int(threads) if threads.isdecimal() and int(threads) else usable_cores()
+        try:
+            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, wanted)
+        except Exception as error:  # each runtime has error types of its own
+            reason = str(error).strip().splitlines()[0]
+            raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
+
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
+        """One pass; see `TorchBackend`."""
+        logits, features = self._run(np.ascontiguousarray(pixels))
+        if not explain:
+            return NetworkOutput(logits)
+        if self._class_weights is not None:
+            return NetworkOutput(logits, linear_head_maps(features, self._class_weights))
+        import torch
+
+        return NetworkOutput(logits, explain_features(self._network, torch.from_numpy(features))[1].numpy())
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        from leukoscope.models.release import load_release
+
+        assert self._release.folder is not None
+        return load_release(self._release.folder).network
+
+
+@lru_cache(maxsize=1)
+def _openvino_core() -> Any:
+    """One for the process, never freed.
+
+    Each sets a signal stack for the thread and restores the one before when it is freed. Where two overlap, that one
+    may be gone: the next signal, a Ctrl-C for example, would end the process with a segmentation fault (OpenVINO
+    2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def computes_bf16() -> bool:
+    """Whether OpenVINO finds bfloat16 units in this processor."""
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _open_openvino(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    compiled = _openvino_core().compile_model(
+        path,
+        "CPU",
+        {
+            # Left to itself it takes bf16 wherever the processor has it.
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
+    request, one_at_a_time = compiled.create_infer_request(), Lock()
+
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with one_at_a_time:
+            outputs = request.infer({0: pixels}, share_inputs=True)
+            return outputs[0].copy(), outputs[1].copy()
+
+    return run
+
+
+def _open_onnx(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, features = session.run(None, {entry.name: pixels})
+        return logits, features
+
+    return run
+
+
+_OPENERS: dict[str, Any] = {OPENVINO: _open_openvino, ONNX: _open_onnx}
+
+
+def kept_graph(release: ReleaseInfo, backend: str) -> Path:
+    """The folder of a release's graph in the cache, made now unless one of these very weights is kept.
+
+    Raises:
+        NoGraph: it cannot be made or written, or its output is not torch's.
+        LeukoscopeError: a damaged release.
+    """
+    assert release.folder is not None
+    parts = [f"{GRAPH_VERSION} {backend} {version(PACKAGES[backend][0])}".encode()]
+    parts += [path.read_bytes() for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
+    folder = cache_root() / "graphs" / sha256(b"\0".join(parts)).hexdigest()[:32]
+    if not (folder / REPORT).is_file():
+        try:
+            _make(release, backend, folder)
+        except OSError as error:
+            raise NoGraph(
+                f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); free some space, or "
+                "name a folder with LEUKOSCOPE_CACHE"
+            ) from None
+        used = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
+        for report in used[:-MOST_GRAPHS]:
+            shutil.rmtree(report.parent, ignore_errors=True)
+    with suppress(OSError):  # the cache may be another user's, or read-only
+        os.utime(folder / REPORT)  # when it was last used
+    compared = json.loads((folder / REPORT).read_text())
+    if "impossible" in compared:
+        raise NoGraph(f"{release.name}: {compared['impossible']}")
+    if not compared["like_torch"]:
+        differences = {
+            "in probability": compared["probability_difference"],
+            "of a Grad-CAM map's peak": compared["heat_map_difference"],
+        }
+        # `not <=` rather than `>`, so that nan is named as well.
+        told = [f"{value:.1e} {what}" for what, value in differences.items() if not value <= compared["allowed"]]
+        raise NoGraph(
+            f"{release.name}: its {backend} graph differs from torch by {' and '.join(told)}, more than "
+            f"{compared['allowed']:g}; use backend='torch'"
+        )
+    return folder
+
+
+def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
+    """Make a graph; of a network that can have none, keep why, so that not every start tries it anew."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+            made = Path(aside) / "graph"
+            write_graph(release, backend, made)
+            try:
+                made.rename(folder)
+            except OSError:
+                # Another process may have made the same graph meanwhile, and be using it; what has no report is no
+                # whole graph.
+                if not (folder / REPORT).is_file():
+                    shutil.rmtree(folder)
+                    made.rename(folder)
+    except NoFeatureMap as reason:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / REPORT, json.dumps({"impossible": str(reason).removeprefix(f"{release.name}: ")}) + "\n")
+
+
+def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
+    """Write a release's graph into a folder, which appears whole or not at all; an older one is replaced.
+
+    Args, Returns, Raises: as `write_graph`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as aside:
+        return write_graph(release, backend, aside)
+
+
+def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
+    """Write a release's graph, the report of its comparison with torch and, where that suffices, its class weights.
+
+    Args:
+        backend: "openvino" or "onnx".
+        folder: a new one.
+
+    Returns:
+        the report that stands beside the graph: how far it lies from torch on 8 pictures, and whether that is allowed.
+
+    Raises:
+        NoGraph: the network cannot be made into a graph; `NoFeatureMap` where its features are no map of channels.
+        LeukoscopeError: a damaged release.
+        OSError: the disk refuses.
+    """
+    import torch
+
+    from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+    from leukoscope.models.build import classifier_parameters
+    from leukoscope.models.release import load_release
+
+    assert release.folder is not None
+    network = load_release(release.folder, name=release.name, revision=release.revision).network
+    phantoms = [
+        draw_cell(label, subject=subject, cell=0, background=background).image
+        for label in PHANTOM_LABELS
+        for subject in range(_COMPARED // 4)
+        for background in ("black", "smear")
+    ]
+    pixels = np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
+    with torch.inference_mode():
+        inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        features = network.forward_features(inputs)  # type: ignore[operator]
+    try:
+        logits, maps = (found.numpy() for found in explain_features(network, features))
+    except LeukoscopeError as error:
+        raise NoFeatureMap(f"{release.name}: no {backend} graph is made of it ({error}); use backend='torch'") from None
+
+    folder.mkdir(parents=True)
+    try:
+        # The exporters call what torch means to drop; users can do nothing about it.
+        with warnings.catch_warnings(action="ignore"):
+            graph = _graph_module(network, release.preprocessing)
+            _WRITERS[backend](graph, torch.from_numpy(pixels[:2]), folder / GRAPHS[backend])
+    except OSError:
+        raise
+    except Exception as error:  # the exporters raise dozens of types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NoGraph(
+            f"{release.name}: cannot be made into a {backend} graph ({reason}); use backend='torch'"
+        ) from None
+    weights = classifier_parameters(network)[0].detach().cpu().float().numpy()
+    # Where the class weights alone give torch's maps, they are kept: then torch is not needed to explain.
+    if weights.shape[1] == features.shape[1] and np.allclose(
+        linear_head_maps(features.numpy(), weights), maps, rtol=ALLOWED, atol=ALLOWED * maps.max()
+    ):
+        from safetensors.numpy import save_file
+
+        save_file({"weights": weights}, folder / HEAD)
+
+    ours = ExportedBackend(folder, release)(pixels, explain=True)
+    assert ours.maps is not None
+    probability = float(np.abs(softmax(ours.logits) - softmax(logits)).max())
+    of_peak = float(np.abs(ours.maps - maps).max() / max(maps.max(), 1e-12))
+    report = {
+        "backend": backend,
+        "compared_on": f"{_COMPARED} phantoms",
+        "probability_difference": probability,
+        "heat_map_difference": of_peak,
+        "allowed": ALLOWED,
+        "like_torch": probability <= ALLOWED and of_peak <= ALLOWED,
+        "input": "pixels (B, S, S, 3) uint8, RGB, as Preprocessing.frame of config.json gives them",
+        "outputs": "logits (B, K) float32; features (B, C, h, w) float32",
+        "labels": list(release.labels),
+        "model": release.name,
+        "revision": release.revision,
+        "notice": RESEARCH_NOTICE,
+    }
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _graph_module(network: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+    """Pixels (B, S, S, 3) uint8 → logits (B, K) and features (B, C, h, w)."""
+    import torch
+    from torch import nn
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1) * 255)
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            inputs = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # type: ignore[operator]
+            features = self.network.forward_features(inputs)  # type: ignore[operator]
+            return self.network.forward_head(features), features  # type: ignore[operator]
+
+    return Graph().eval()
+
+
+def _write_openvino(graph: nn.Module, example: torch.Tensor, path: Path) -> None:
+    import openvino
+
+    model = openvino.convert_model(graph, example_input=example)
+    model.reshape([-1, *example.shape[1:]])
+    # Kept in float32: half precision would round the BatchNorm statistics and a temperature folded into the classifier.
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path) -> None:
+    import torch
+
+    with redirect_stdout(StringIO()):
+        torch.onnx.export(
+            graph,
+            (example,),
+            path,
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=["logits", "features"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+            external_data=False,
+        )
+
+
+_WRITERS = {OPENVINO: _write_openvino, ONNX: _write_onnx}

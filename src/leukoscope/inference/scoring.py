@@ -1,0 +1,420 @@
+"""Bulk scoring: every cell of a source predicted into one table, shard by shard.
+
+A shard is written aside and renamed, so a run may be killed at any moment and resumes with the first shard that is not
+there. Several processes share the work by taking every n-th shard; all they share is the folder of shards beside the
+output, and the main process joins those in the order of the source.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, tee
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.images import UnreadableImage
+from leukoscope.files import atomic_file, write_atomic
+from leukoscope.inference.patient import PatientPrediction, PatientRule
+from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
+from leukoscope.inference.sources import CellSource, SourceCell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from leukoscope.inference.predictor import Predictor
+
+CELLS_PER_SHARD = 1024
+TABLE_SUFFIXES = (".parquet", ".csv", ".json", ".xlsx")
+MOST_XLSX_ROWS = 1_048_575
+"""Of a sheet, below its heading."""
+# Shards joined at a time: row groups of some tens of thousands of rows are what readers of Parquet like.
+_JOINED_AT_ONCE = 64
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_POLL = 0.1  # seconds between two checks for what another process writes
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Which of the processes that share the work this one is, as torchrun and accelerate launch number them."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Worker:
+        """The only one where no launcher says otherwise."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one joins the shards and prints messages."""
+        return self.number == 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a run has scored.
+
+    Attributes:
+        cells, unreadable: rows of the output and of the list of unreadable files.
+        refused, abstained: cells among the first that are out of distribution or no cells, and that get no class for
+            want of confidence.
+        subjects: rows of the table by subject; 0 where none was asked for.
+    """
+
+    cells: int
+    unreadable: int
+    refused: int
+    abstained: int
+    subjects: int = 0
+
+
+def unreadable_list(output: Path) -> Path:
+    """Where the files that could not be read are listed."""
+    return output.with_suffix(".unreadable.csv")
+
+
+def check_output(output: Path) -> None:
+    """Refuse what could not be written at the end of a long run.
+
+    Raises:
+        LeukoscopeError: another kind of file, or one that is already there.
+    """
+    check_table(output, "--output")
+    if output.exists():
+        raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
+
+
+def check_by_subject(by_subject: Path, source: CellSource) -> None:
+    """Refuse a table by subject that could not be made; raises `LeukoscopeError`."""
+    check_table(by_subject, "--by_subject")
+    if not source.has_subjects:
+        raise LeukoscopeError(
+            f"--by_subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
+            "or a table with a column 'subject'"
+        )
+
+
+def score_cells(
+    predictor: Predictor,
+    source: CellSource,
+    output: Path,
+    *,
+    by_subject: Path | None = None,
+    cells_per_shard: int = CELLS_PER_SHARD,
+    batch_size: int = 32,
+    worker: Worker = Worker(),
+    progress: Callable[[int, int], None] | None = None,
+) -> Scored | None:
+    """Predict every cell of a source; resumes where an earlier run with the same model and cells was interrupted.
+
+    Args:
+        output: table of `TABLE_SUFFIXES`, one row a cell; shards lie in `output`.parts/ until all are there, and files
+            that could not be read are listed in `unreadable_list(output)`.
+        by_subject: table with one row a subject: the prediction for the person, means and shares.
+        batch_size: cells that go through the network at once; may be another when a run is resumed.
+        progress: called with (done, total) cells of this process.
+
+    Returns:
+        what was scored; None in any but the main process.
+
+    Raises:
+        LeukoscopeError: the shards there are of another run, or the disk refuses; finished shards stay.
+    """
+    parts, release = output.with_name(f"{output.name}.parts"), predictor.release
+    manifest = {
+        "leukoscope": __version__,
+        "model": release.name,
+        "revision": release.revision,
+        "model_files": _digest(release.folder) if release.folder else "",
+        "backend": predictor.backend.name,
+        "precision": predictor.backend.precision,
+        "input": source.fingerprint,
+        "cells": source.count,
+        "cells_per_shard": cells_per_shard,
+    }
+    firsts = range(0, source.count, cells_per_shard)
+    shards = {
+        parts / f"shard-{number:06d}.parquet": range(first, min(first + cells_per_shard, source.count))
+        for number, first in enumerate(firsts)
+    }
+    try:
+        if not _begin_or_resume(parts, manifest, output, worker):
+            return None
+        own = dict(islice(shards.items(), worker.number, None, worker.count))
+        _score_missing(predictor, source, own, batch_size, progress)
+        if not worker.is_main:
+            return None
+        while not all(shard.exists() for shard in shards):
+            time.sleep(_POLL)
+        scored = _join(predictor, source, list(shards), output, manifest, by_subject)
+        shutil.rmtree(parts)
+        return scored
+    except OSError as error:
+        if not worker.is_main and output.exists():
+            # The main process has joined all shards and taken their folder away.
+            return None
+        raise LeukoscopeError(
+            f"{error.filename or output}: cannot be read or written ({error.strerror or error}); free some "
+            "space or check who may write there, and give the same command again: finished shards are kept"
+        ) from None
+
+
+def _digest(folder: Path) -> str:
+    """Changes with a release's weights, preprocessing or thresholds; a local folder has no revision that would."""
+    digest = hashlib.sha256()
+    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, worker: Worker) -> bool:
+    """Check that the folder of shards is this run's; False for a process that started when all was done."""
+    path = parts / "manifest.json"
+    if worker.is_main and not path.exists():
+        parts.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(manifest, indent=1))
+    # Only the main process makes the folder: one that comes late must not make it anew when all is done.
+    while not path.exists():
+        if output.exists():
+            return False
+        time.sleep(_POLL)
+    begun = json.loads(path.read_text())
+    for key, value in manifest.items():
+        if begun.get(key) != value:
+            raise LeukoscopeError(
+                f"{parts}: was begun with another {key} ({begun.get(key)} there, {value} now); give what it "
+                "was begun with, or remove that folder to begin anew"
+            )
+    return True
+
+
+def _score_missing(
+    predictor: Predictor,
+    source: CellSource,
+    shards: Mapping[Path, range],
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Predict the shards that are not there yet."""
+    import pyarrow.parquet as pq
+
+    missing = {shard: cells for shard, cells in shards.items() if not shard.exists()}
+    total = sum(map(len, shards.values()))
+    done = total - sum(map(len, missing.values()))
+    cells = source.read(list(missing.values()))
+    for shard, wanted in missing.items():
+        # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
+        named, pictures = tee(islice(cells, len(wanted)))
+        predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+        rows = []
+        for row in zip(named, predictions, strict=True):
+            rows.append(row)
+            done += 1
+            if progress:
+                progress(done, total)
+        with atomic_file(shard) as temporary:
+            pq.write_table(_shard_table(rows, predictor.labels, predictor.thresholds), temporary)
+
+
+def _shard_table(
+    rows: Sequence[tuple[SourceCell, Prediction | UnreadableImage]], labels: tuple[str, ...], thresholds: Thresholds
+) -> pa.Table:
+    """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction.
+
+    Columns: the outcome and why, one probability a class, for each operating point whether the cell is positive.
+    """
+    import pyarrow as pa
+
+    predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
+    probabilities = np.array([list(found.probabilities.values()) for _, found in predicted]).reshape(-1, len(labels))
+    text, number, truth = pa.string(), pa.float64(), pa.bool_()
+    columns = {
+        "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
+        "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
+        "outcome": pa.array([found.outcome for _, found in predicted], text),
+        "reasons": pa.array(
+            [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted], text
+        ),
+        **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
+        **{f"positive_{k}": pa.array(v, truth) for k, v in thresholds.positives(probabilities, labels).items()},
+        "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
+        "model": pa.array([found.model for _, found in predicted], text),
+        "revision": pa.array([found.revision for _, found in predicted], text),
+    }
+    problems = [
+        {"cell_id": cell.cell_id, "reason": str(found).removeprefix(f"{cell.file}: ")}
+        for cell, found in rows
+        if isinstance(found, UnreadableImage)
+    ]
+    damaged = pa.Table.from_pylist(problems, pa.schema([("cell_id", text), ("reason", text)]))
+    return pa.concat_tables([pa.table(columns), damaged], promote_options="default")
+
+
+def _join(
+    predictor: Predictor,
+    source: CellSource,
+    shards: Sequence[Path],
+    output: Path,
+    manifest: Mapping[str, object],
+    by_subject: Path | None,
+) -> Scored:
+    """Join the shards in their order, a few at a time; the output appears last, and whole."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    joined, unreadable = (shards[0].with_name(name) for name in ("joined.parquet", "unreadable.csv"))
+    whole = pq.read_schema(shards[0])
+    about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
+    schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
+    cells, damaged = 0, len(source.unreadable)
+    outcomes: Counter[str] = Counter()
+    with pq.ParquetWriter(joined, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
+        listed = csv.writer(file)
+        listed.writerow(("source", "reason"))
+        listed.writerows(source.unreadable)
+        for first in range(0, len(shards), _JOINED_AT_ONCE):
+            table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
+            scored = table.filter(pc.is_null(table["reason"])).select(schema.names)
+            problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
+            writer.write_table(scored)
+            listed.writerows(problem.values() for problem in problems)
+            cells, damaged = cells + len(scored), damaged + len(problems)
+            for count in pc.value_counts(scored["outcome"]).to_pylist():
+                outcomes[count["values"]] += count["counts"]
+    result = Scored(cells, damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
+    if by_subject is not None:
+        rule = PatientRule.from_metrics(predictor.release.metrics, predictor.labels)
+        subjects = _subjects_table(joined, predictor.labels, rule)
+        write_table(subjects, by_subject)
+        result = replace(result, subjects=len(subjects))
+    if damaged:
+        unreadable.replace(unreadable_list(output))
+    else:
+        # An earlier run's list would be taken for this one's.
+        unreadable_list(output).unlink(missing_ok=True)
+    if output.suffix.lower() == ".parquet":
+        joined.rename(output)
+    else:
+        write_table(pq.read_table(joined), output)
+    return result
+
+
+def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
+    """One row a person: columns as `PatientPrediction.to_dict`."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
+
+
+def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | None) -> pa.Table:
+    """One row a subject, sorted: the prediction for the person, where the release makes one, then means and shares.
+
+    Args:
+        joined: the table of the cells; those without a subject are left out.
+        labels: the release's classes.
+        rule: how the release predicts for a person; None where it does not.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    probabilities = [f"p_{label}" for label in labels]
+    # As dictionaries, since both hold few different texts.
+    texts = ["subject", "outcome"]
+    cells = pq.read_table(joined, columns=[*texts, *probabilities], read_dictionary=texts)
+    cells = cells.filter(pc.is_valid(cells["subject"]))
+    outcome = cells["outcome"].cast(pa.string())
+    columns = {
+        "subject": cells["subject"].cast(pa.string()),
+        **{f"mean_p_{label}": cells[f"p_{label}"] for label in labels},
+        **{f"share_{label}": pc.equal(outcome, label) for label in labels},
+        "share_refused": pc.is_in(outcome, value_set=pa.array(REFUSED)),
+        "share_abstained": pc.equal(outcome, ABSTAIN),
+    }
+    means = [name for name in columns if name != "subject"]
+    # On one thread, since the order in which numbers are added decides their last digits.
+    grouped = pa.table(columns).group_by("subject", use_threads=False)
+    shares = grouped.aggregate([("subject", "count"), *((name, "mean") for name in means)]).sort_by("subject")
+    found = {"subject": shares["subject"], "cells": shares["subject_count"]}
+    if rule is not None and len(shares):
+        rows = pa.table({"subject": columns["subject"], "outcome": outcome, **{p: cells[p] for p in probabilities}})
+        rows = rows.sort_by("subject")
+        firsts = np.cumsum(shares["subject_count"].to_numpy())[:-1]
+        values = np.split(np.stack([rows[name].to_numpy() for name in probabilities], axis=1), firsts)
+        outcomes = np.split(rows["outcome"].to_numpy(), firsts)
+        persons = patients_table([rule.predict(p, list(o)) for p, o in zip(values, outcomes, strict=True)])
+        persons = persons.drop_columns(["patient", "cells", "notice"])
+        found |= {name: persons[name] for name in persons.column_names}
+    found |= {name: shares[f"{name}_mean"] for name in means if name not in found}
+    return pa.table({**found, "notice": pa.array([RESEARCH_NOTICE] * len(shares), pa.string())})
+
+
+def check_table(path: Path, flag: str) -> None:
+    """Refuse a file name that is no table's; raises `LeukoscopeError`."""
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        kinds = ", ".join(TABLE_SUFFIXES)
+        raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
+
+
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Write a table as its name says (`TABLE_SUFFIXES`), whole or not at all.
+
+    Raises:
+        LeukoscopeError: more rows than a sheet takes.
+        OSError: the disk refuses.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import csv as arrow_csv
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix.lower()
+    with atomic_file(path) as temporary:
+        if suffix == ".parquet":
+            pq.write_table(table, temporary)
+        elif suffix == ".csv":
+            arrow_csv.write_csv(table, temporary)
+        elif suffix == ".json":
+            text = json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+        else:
+            _write_xlsx(table, temporary)
+    return path
+
+
+def _write_xlsx(table: pa.Table, path: Path) -> None:
+    """One sheet, written row by row; text stays text, whatever it begins with."""
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    if len(table) > MOST_XLSX_ROWS:
+        raise LeukoscopeError(
+            f"{len(table):,} rows: a sheet of .xlsx takes {MOST_XLSX_ROWS:,}; write .csv or .parquet instead"
+        )
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("leukoscope")
+    sheet.freeze_panes = "A2"
+
+    def text(value: str) -> WriteOnlyCell:
+        cell = WriteOnlyCell(sheet, _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value))
+        cell.data_type = "s"  # "=1+1" would be computed
+        return cell
+
+    sheet.append([text(name) for name in table.column_names])
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            sheet.append([text(value) if isinstance(value, str) else value for value in row])
+    book.save(path)
