@@ -21,7 +21,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cli.options import AsJson
-from leukoscope.files import cache_root, resource_file, training_command
+from leukoscope.files import cache_root, embedded_releases, resource_file
 
 _COLOURS = {"good": "green", "advice": "yellow", "broken": "bold red"}
 
@@ -36,8 +36,6 @@ def doctor(
 
     Exit code: 0 all works, though there may be advice; 1 something is broken.
     """
-    from leukoscope.files import embedded_releases
-
     findings = list(examine(releases or embedded_releases()))
     if as_json:
         report = {"version": __version__, "state": worst(findings), "findings": [vars(finding) for finding in findings]}
@@ -74,8 +72,6 @@ def demo(
 
     It runs app.py, as a checkout and a Space do.
     """
-    from leukoscope.files import resource_file
-
     app = str(resource_file("app.py"))
     named = {"--releases": releases, "--models": models}
     sys.argv = [app, *(word for flag, path in named.items() if path is not None for word in (flag, str(path)))]
@@ -244,7 +240,7 @@ def check_releases(folder: Path) -> Iterator[Finding]:
 
     found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
     if not found:
-        train = f"train one with `{training_command()}`, or give their folder with --releases"
+        train = "train one with `leukoscope train`, or give their folder with --releases"
         yield Finding("releases", "advice", f"none in {folder}", train)
     yield from map(check_release, found)
 

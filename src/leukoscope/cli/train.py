@@ -19,7 +19,8 @@ EXAMPLES = (
 def train(ctx: typer.Context) -> None:
     """Train a classifier; without flags, a small one on synthetic cells. `leukoscope train --help` lists the flags.
 
-    On several GPUs: `accelerate launch -m leukoscope train …`.
+    On several GPUs: `accelerate launch -m leukoscope train …`; with one process, `accelerate launch --quiet …` adds no
+    traceback to an error.
     """
     from leukoscope.files import resource_file
     from leukoscope.training.config import parse_config

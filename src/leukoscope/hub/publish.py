@@ -19,7 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CODE, PROCESSOR
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
-from leukoscope.reports.plots import SHOWN
+from leukoscope.reports.card import SHOWN
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -334,8 +334,8 @@ def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
 
     Args:
         call: one or several requests to the Hub.
-        repeatable: whether doing it twice does no harm; else it is repeated only where the Hub says that it has not
-            begun (429).
+        repeatable: whether doing it twice does no harm; else it is repeated only where it has not begun, by the Hub's
+            status (429).
 
     Raises:
         HTTPError, OSError: of the last try, or of one that waiting does not help.

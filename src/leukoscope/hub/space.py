@@ -52,7 +52,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Look up on the Hub a model to offer.
+    """Find a model to offer on the Hub.
 
     Args:
         name: `owner/name` or `owner/name@revision`.

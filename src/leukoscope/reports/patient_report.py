@@ -201,7 +201,7 @@ def strip_plot(
     Args:
         probabilities: (N,) of the positive class, 0–1.
         outcomes: of the same cells; refused ones are grey and stand at the left.
-        threshold: where the line is drawn.
+        threshold: of the dashed line, 0–1.
         cells: numbers that the dots carry as `data-cell`, so that a page can open the cell; None for none.
     """
     grey = np.isin(np.asarray(outcomes), REFUSED)
