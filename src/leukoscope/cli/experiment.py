@@ -180,13 +180,14 @@ def protocol(
     from accelerate import PartialState
 
     from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_tta_gain, run_protocol
+    from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
-    from leukoscope.reports.card import read_template
+    from leukoscope.reports.card import TEMPLATE
     from leukoscope.training.config import parse_config
 
     # Checked now rather than after hours of training.
     check_release_folder(output, flag="--output")
-    read_template()
+    resource_file(TEMPLATE)
     config = parse_config(ctx.args)
     runs = run_protocol(config)
     if PartialState().is_main_process:

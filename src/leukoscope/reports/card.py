@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from matplotlib.figure import Figure
 
+TEMPLATE = "model_card/template.md"
 _FILTERS = ("count", "minutes", "pooling", "share", "span", "with_interval")
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # The alt text of each plot of the card, in the order of the card.
@@ -79,7 +80,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
     environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    return environment.from_string(read_template()).render(
+    return environment.from_string(resource_file(TEMPLATE).read_text()).render(
         **metrics | {"notice": RESEARCH_NOTICE},
         metrics=metrics,
         front_matter=_front_matter(metrics, name, own_code=needs_code(config)),
@@ -115,11 +116,6 @@ def _measured(release: Path) -> dict[str, Any]:
             "`leukoscope train` and `leukoscope experiment protocol` write there"
         )
     return metrics
-
-
-def read_template() -> str:
-    """The card's Jinja template."""
-    return resource_file("model_card/template.md").read_text()
 
 
 def _front_matter(metrics: Mapping[str, Any], name: str, *, own_code: bool) -> str:
