@@ -112,9 +112,11 @@ def examine(releases: Path) -> Iterator[Finding]:
     if versions.state == "broken" or device.state == "broken":
         # The others would only fail for the same reason.
         return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     yield check_backends(os.environ.get("LEUKOSCOPE_BACKEND", ""))
     yield check_writable("cache", cache_root(), "LEUKOSCOPE_CACHE")
-    yield check_writable("Hub cache", _hub_cache(), "HF_HUB_CACHE")
+    yield check_writable("Hub cache", Path(HF_HUB_CACHE), "HF_HUB_CACHE")
     yield check_disk(cache_root())
     yield check_network()
     yield from check_releases(releases)
@@ -158,8 +160,9 @@ def check_device() -> Finding:
         # Builds of the two that do not belong together fail here.
         import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         again = "pip install --force-reinstall torch torchvision   # both from one index"
-        return Finding("device", "broken", f"PyTorch does not start: {_first_line(error)}", again)
+        return Finding("device", "broken", f"PyTorch does not start: {reason}", again)
     if torch.cuda.is_available():
         return Finding("device", "good", torch.cuda.get_device_name())
     seen = f"CPU with {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()}"
@@ -275,16 +278,6 @@ def check_release(folder: Path) -> Finding:
     return Finding(name, "good", f"{seen}; its OOD detector is in place")
 
 
-def _hub_cache() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)
-
-
 def _nearest(folder: Path) -> Path:
     """The folder, or the closest above it that is there."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -230,8 +230,14 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     ]
     plot = plot_picture(interval_plot(lines), "Every metric with its interval by subject and by cell, as in the table.")
     yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals), [plot])
-    if metrics["subjects"]:
-        yield _subjects(metrics)
+    if subjects := metrics["subjects"]:
+        below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
+        alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
+        text = (
+            f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"
+        )
+        plot = plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)
+        yield Section("Subject by subject", [text], subjects_table(subjects, most=_WORST), [plot])
     if evaluation["patients"]:
         yield _persons(evaluation["patients"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
@@ -250,7 +256,18 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
         yield Section("Left out", [*left_out[:_SHOWN], *more], verdict="warning")
-    yield _made_from(evaluation)
+    data, split = evaluation["data"], evaluation["split"]
+    rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
+    if data:
+        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
+    if split:
+        counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
+        rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
+    samples = f"{count(intervals['draws'])} bootstrap samples, seed {intervals['seed']}"
+    rows.append(("intervals", f"{intervals['method']}; {samples}"))
+    versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
+    rows.append(("made", f"{evaluation['created']}, {versions}"))
+    yield Section("Made from", table=Table(("what", "which"), rows, text_columns=2))
 
 
 def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -280,18 +297,6 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield "As patients judged here also trained the model, no interval below says what to expect of new ones."
 
 
-def _subjects(metrics: Mapping[str, Any]) -> Section:
-    subjects = metrics["subjects"]
-    below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
-    alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
-    return Section(
-        "Subject by subject",
-        [f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"],
-        subjects_table(subjects, most=_WORST),
-        [plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)],
-    )
-
-
 def _persons(block: Mapping[str, Any]) -> Section:
     # Wrong persons first, then those without a class.
     order = sorted(
@@ -312,18 +317,3 @@ def _persons(block: Mapping[str, Any]) -> Section:
         rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
     columns = ("person", "class", "outcome", "probability", "95 % interval", "cells")
     return Section("One prediction for a person", text, Table(columns, rows, text_columns=3))
-
-
-def _made_from(evaluation: Mapping[str, Any]) -> Section:
-    data, split, intervals = evaluation["data"], evaluation["split"], evaluation["intervals"]
-    rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
-    if data:
-        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
-    if split:
-        counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
-        rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
-    samples = f"{count(intervals['draws'])} bootstrap samples, seed {intervals['seed']}"
-    rows.append(("intervals", f"{intervals['method']}; {samples}"))
-    versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
-    rows.append(("made", f"{evaluation['created']}, {versions}"))
-    return Section("Made from", table=Table(("what", "which"), rows, text_columns=2))
