@@ -144,12 +144,10 @@ def open_predictor(model: str, backend: str, device: str) -> Predictor:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
-    """Print a table that a terminal is wide enough for, where that can be.
-
-    Numbers are never cut off; texts are folded, and a path in the first column loses its first folders before that.
+    """Print a table that keeps file names and numbers whole; one too wide for the terminal is printed row by row.
 
     Args:
-        rows: as many cells each as there are columns.
+        rows: as many cells each as there are columns; a path in the first one loses its first folders if need be.
         texts: how many columns, from the left, hold text; the others hold numbers.
     """
     from rich.cells import cell_len
@@ -167,13 +165,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     borders = 3 * len(columns) + 1
     # What is left for the first column when all others are as narrow as their words.
     room = console.width - borders - sum(words[1:])
-    fixed = sum(whole) + borders > console.width and room >= NARROWEST
+    fits = sum(whole) + borders <= console.width
+    if not fits and room < NARROWEST:
+        for first, *others in rows:
+            shown = ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True))
+            typer.echo(f"{first}\n  {shown}")
+        return
     for place, name in enumerate(columns):
-        width = None if not fixed else words[place] if place else min(room, whole[0])
+        width = None if fits else words[place] if place else min(room, whole[0])
         table.add_column(name, justify="right" if place >= texts else "left", overflow="fold", width=width)
     for first, *others in rows:
-        if fixed and cell_len(first) > room > len(name := Path(first).name):
-            first = f"…{first[-max(room - 1, len(name)) :]}"
+        if not fits and cell_len(first) > room:
+            name = Path(first).name
+            first = f"…{first[1 - room :]}" if len(name) < room else name
         # Text, because square brackets would be read as markup.
         table.add_row(Text(first), *map(Text, others))
     console.print(table)
