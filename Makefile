@@ -34,7 +34,8 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 	$(RUN)/ruff format .
 
 docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
-	$(RUN)/leukoscope release card $(wildcard model_card/*/) --readme README.md
+	$(RUN)/leukoscope release card $(wildcard model_card/*/)
+	$(RUN)/python tools/readme_tables.py
 	$(RUN)/python tools/metrics_plot.py
 	$(RUN)/python tools/api_reference.py
 

@@ -1,7 +1,8 @@
-"""Train a classifier of white-blood-cell images: `accelerate launch train.py [--dataset_name cnmc2019 --train_dir …]`.
+"""Train a classifier of white-blood-cell images: `accelerate launch --quiet train.py [--dataset_name …]`.
 
 Cells come in, a run folder goes out, holding a release in Hub format. Without arguments it trains a small network on
-synthetic phantoms in about a minute, asking no network. `--help` lists every flag.
+synthetic phantoms in about a minute, without any download. `--help` lists every flag. --quiet keeps the launcher's own
+traceback away from an error, which is one line.
 """
 
 import sys

@@ -74,6 +74,21 @@ def test_a_mistake_ends_in_one_line(tmp_path: Path, flags: list[str], message: s
     assert errors[0].startswith(message)
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["accelerate.commands.launch", "--quiet", "--num_processes", "1", "--cpu", str(ROOT / "train.py")],
+        ["leukoscope", "train"],
+    ],
+    ids=["quiet launcher", "leukoscope train"],
+)
+def test_a_mistake_is_the_last_line_and_without_a_traceback(tmp_path: Path, launcher: list[str]) -> None:
+    ended = _run([sys.executable, "-m", *launcher, "--seed", "-1"], tmp_path, timeout=300)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: --seed -1: give 0 or more")
+
+
 def test_without_arguments_it_learns_phantoms_of_subjects_it_never_saw(tmp_path: Path) -> None:
     ended = _run([sys.executable, str(ROOT / "train.py")], tmp_path, timeout=1800)
     assert ended.returncode == 0, ended.stderr

@@ -78,7 +78,7 @@ def evaluate(
         device: "cpu" or "cuda".
 
     Returns:
-        The content of evaluation.json: figures, intervals by subject, confusion matrix, and whether tested subjects
+        The content of evaluation.json: metrics, intervals by subject, confusion matrix, and whether tested subjects
         trained the model.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -116,14 +115,3 @@ def resource_file(name: str) -> Path:
 def embedded_releases() -> Path:
     """The folder whose sub-folders are the releases that come with Leukoscope."""
     return resource_file("model_card/template.md").parent
-
-
-def training_command() -> str:
-    """The shell command that starts a training from the working folder; the flags follow.
-
-    Raises:
-        LeukoscopeError: train.py is missing.
-    """
-    script, here = resource_file("train.py"), Path.cwd()
-    shown = script.relative_to(here) if script.is_relative_to(here) else script
-    return f"accelerate launch {shlex.quote(str(shown))}"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from leukoscope import LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli import train as train_command
-from leukoscope.cli.options import MOVED_COMMANDS
+from leukoscope.cli.options import MOVED_COMMANDS, print_table
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
 
 LINES = EXAMPLES.strip().splitlines()
@@ -166,3 +166,21 @@ def test_train_runs_what_train_py_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "run", stopped)
     assert run("train", "--seed", "-1").stderr == "error: --seed -1: give 0 or more\n"
+
+
+def test_a_table_keeps_names_and_numbers_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    columns = ["file", "outcome", "ALL", "of these refused"]
+    row = ["a-long-folder/another/cell_1.png", "out of distribution", "0.1234", "12 (0.1–0.2)"]
+
+    def shown(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table(columns, [row], texts=2)
+        return capsys.readouterr().out.splitlines()
+
+    assert any(all(cell in line for cell in row) for line in shown(100))
+    narrow = shown(66)
+    assert max(map(len, narrow)) <= 66
+    (line,) = (line for line in narrow if "cell_1.png" in line)
+    assert "…" in line and "a-long" not in line and "0.1234" in line and "12 (0.1–0.2)" in line
+    assert any("of these" in line and "refused" not in line for line in narrow), "a heading may be broken"
+    assert shown(40) == [row[0], "  outcome out of distribution, ALL 0.1234, of these refused 12 (0.1–0.2)"]

@@ -35,18 +35,9 @@ def test_a_folder_is_described_and_the_command_to_train_on_it_is_one(folder: Pat
     assert result.exit_code == 0, result.output
     assert "Your own class folders" in result.stdout and "licence: yours" in result.stdout
     assert "problem: whose cells these are is not known" in result.stdout
-    train = result.stdout.splitlines()[-1].removeprefix("train on it: accelerate launch train.py ")
+    train = result.stdout.splitlines()[-1].removeprefix("train on it: leukoscope train ")
     config = parse_config(shlex.split(train))
     assert (config.data.train_dir, config.data.split) == (str(folder), "random")
-
-
-def test_the_command_names_train_py_as_it_is_found_from_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parents[2]
-    for here, script in ((root, "train.py"), (folder, str(root / "train.py"))):
-        monkeypatch.chdir(here)
-        words = shlex.split(run(folder).stdout.splitlines()[-1].removeprefix("train on it: "))
-        assert words[:3] == ["accelerate", "launch", script]
-        assert Path(words[2]).is_file()
 
 
 def test_json_carries_subjects_and_flags(folder: Path) -> None:

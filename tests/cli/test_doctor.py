@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, __version__
@@ -21,17 +20,8 @@ def run(*arguments: object) -> Any:
 def test_advice_ends_with_0_and_names_the_next_step(tmp_path: Path) -> None:
     result = run("--releases", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "releases, next step: train one with `accelerate launch train.py`" in result.stdout
+    assert "releases, next step: train one with `leukoscope train`" in result.stdout
     assert RESEARCH_NOTICE in result.stdout
-
-
-def test_train_py_is_named_as_it_is_found_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (advice,) = (
-        f for f in json.loads(run("--releases", tmp_path, "--json").stdout)["findings"] if "none in" in f["seen"]
-    )
-    script = Path(__file__).parents[2] / "train.py"
-    assert str(advice).count(f"train one with `accelerate launch {script}`") == 1
 
 
 def test_a_damaged_release_ends_with_1(tiny_release: Path, tmp_path: Path) -> None:

@@ -88,6 +88,20 @@ def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cel
     assert RESEARCH_NOTICE in result.stdout
 
 
+def test_a_narrow_terminal_keeps_the_file_name_and_the_numbers(tiny_release, tmp_path):
+    paths = [save_cell(tmp_path / "a-folder-with-a-long-name" / "another" / f"cell_{n}.png") for n in range(2)]
+    command = ["predict", "--model", str(tiny_release), *map(str, paths)]
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, command)
+
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if line.startswith("│") and "cell_" in line]
+    assert len(rows) == 2 and all(len(row) <= 80 for row in rows)
+    for row, path in zip(rows, paths, strict=True):
+        shown, _, *numbers = (cell.strip() for cell in row.strip("│").split("│"))
+        assert shown.startswith("…") and str(path).endswith(shown[1:]) and shown.endswith(f"/{path.name}")
+        assert len(numbers) == 3 and all(len(number) == 6 for number in numbers[:2]), row
+
+
 def test_json_is_one_array_and_nothing_else(tiny_release, cells):
     result = run("predict", "--model", tiny_release, "--json", cells / "a.png")
 

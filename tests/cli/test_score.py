@@ -42,7 +42,7 @@ def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
     out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
     pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
     result = run("--model", tiny_release, "--input", cells, "--output", out, *pattern)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, "as predict ends with a file that cannot be read"
     assert result.stdout.splitlines() == [f"4 cells scored: {out}", f"2 subjects: {subjects}", RESEARCH_NOTICE]
     assert f"1 file(s) could not be read: {tmp_path / 'out.unreadable.csv'}" in result.stderr.splitlines()
     table = pq.read_table(out)
@@ -58,7 +58,7 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     (tmp_path / "data" / "HEM" / "empty.png").touch()
     out = tmp_path / "out.parquet"
     result = run("--model", tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
     listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
     assert (tmp_path / "out.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
@@ -131,7 +131,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
 def test_reading_and_joining_need_no_torch():
     code = (
         "import sys\n"
-        "import leukoscope.inference.scoring, leukoscope.cli.score\n"
+        "import leukoscope.inference.scoring, leukoscope.cli.predict\n"
         "print({'torch', 'timm', 'transformers', 'datasets', 'accelerate'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 KNOWN_PLACES = {
     "leukoscope.evaluation.evaluate.training_overlap",
     "leukoscope.reports.html.Section",
-    "leukoscope.reports.leaderboard.compare_releases",
 }
 
 

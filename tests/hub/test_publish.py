@@ -50,9 +50,9 @@ def sent(hub: Hub) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "hub_model_id", [None, "", "only-a-name", "one/two/three", "lab/", "lab/a b", "lab/a--b", "lab/a.git"]
+    "hub_model_id", ["", "only-a-name", "one/two/three", "lab/", "lab/a b", "lab/a--b", "lab/a.git"]
 )
-def test_refuses_a_missing_or_malformed_repository(hub_model_id: str | None) -> None:
+def test_refuses_a_missing_or_malformed_repository(hub_model_id: str) -> None:
     with pytest.raises(LeukoscopeError, match="give the repository to publish to as owner/name"):
         check_can_publish(Destination(hub_model_id))
 

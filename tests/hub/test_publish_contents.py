@@ -13,7 +13,7 @@ from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.publish import Destination, is_release_file, publish, release_contents, unpublished_files
-from leukoscope.reports.plots import SHOWN
+from leukoscope.reports.card import SHOWN
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 # How picture files of every kind we read begin, wherever they stand in a file.

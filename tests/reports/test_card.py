@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.cli import app
 from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.inference.ood import STATISTICS, OodDetector
 from leukoscope.models.recipes import get_recipe
@@ -140,10 +142,36 @@ def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
     assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
 
 
-def test_no_card_without_figures(release: Path) -> None:
-    (release / "metrics.json").unlink()
-    with pytest.raises(LeukoscopeError, match=r"metrics\.json: missing or without a 'training' block"):
-        render_card(release)
+@pytest.mark.parametrize("block", ["data", "recipe", "training", "evaluations", ""])
+def test_no_card_without_measurements(release: Path, release_metrics: dict[str, Any], block: str) -> None:
+    metrics = {key: value for key, value in release_metrics.items() if key != block}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    if not block:
+        (release / "metrics.json").unlink()
+    result = CliRunner().invoke(app, ["release", "card", str(release)])
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {release / 'metrics.json'}: missing, or without {block or 'labels'!r}; a card is")
+    assert result.exit_code == 1 and not (release / "README.md").exists()
+
+
+def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_metrics: dict[str, Any]) -> None:
+    alone, row = "**no metric on this\n  card holds for a new person**", "test: it does not hold for a new person."
+    assert alone not in render_card(release) and row in render_card(release), "one of two rows is by image"
+    by_image = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "cell"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_image}))
+    assert alone in render_card(release)
+    by_subject = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "subject"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_subject}))
+    assert "a new person" not in render_card(release)
+
+
+def test_own_data_are_not_called_published(release: Path, release_metrics: dict[str, Any]) -> None:
+    assert "The data were published by their authors" in render_card(release)
+    release_metrics["data"] |= {"name": "imagefolder", "citation": "", "licence": "yours"}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert "published by their authors" not in card and "Nothing is recorded of the persons' age" in card
+    assert "The data: " not in card
 
 
 def test_write_card_leaves_no_half_written_file(release: Path) -> None:

@@ -15,9 +15,9 @@ from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.reports.leaderboard import (
     RANKED_BY,
     compare_releases,
+    first_place,
     recorded_predictions,
     table_rows,
-    verdict,
     write_board,
 )
 
@@ -57,7 +57,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def board_of(*folders: Path) -> dict:
-    return compare_releases([recorded_predictions(f, "subject_cv", name=f.name) for f in folders], draws=200)
+    return compare_releases([recorded_predictions(f, "subject_cv", name=f.name) for f in folders], samples=200)
 
 
 def names(board: dict) -> list[str]:
@@ -73,14 +73,14 @@ def test_the_better_release_comes_first_and_its_lead_is_settled(releases):
         board["rows"][1]["figures"][RANKED_BY]["value"] - board["rows"][0]["figures"][RANKED_BY]["value"]
     )
     assert behind["high"] < 0
-    assert verdict(board) == "strong leads: no interval of the difference reaches 0."
+    assert first_place(board) == "strong leads: no interval of the difference reaches 0."
 
 
 def test_equally_good_releases_are_not_ranked_with_certainty(releases):
     board = board_of(releases["strong"], releases["twin"], releases["weak"])
     second = names(board)[1]
     assert names(board)[2] == "weak"
-    assert verdict(board) == f"Not settled: {second} may be as good as {names(board)[0]} on other patients."
+    assert first_place(board) == f"Not settled: {second} may be as good as {names(board)[0]} on other patients."
 
 
 def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases):

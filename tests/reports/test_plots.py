@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.reports.card import render_card, write_card
-from leukoscope.reports.plots import SHOWN, draw_plots
+from leukoscope.reports.card import SHOWN, draw_plots, render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))

@@ -15,12 +15,10 @@ from typer.core import TyperCommand
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.data import AuditCommand, audit, check
 from leukoscope.cli.doctor import demo, doctor
-from leukoscope.cli.evaluate import evaluate
-from leukoscope.cli.experiment import ablation, leaderboard, leakage, protocol, reproduce
+from leukoscope.cli.experiment import ablation, evaluate, leaderboard, leakage, protocol, reproduce
 from leukoscope.cli.options import CommandGroup, ModelCommand
-from leukoscope.cli.predict import field, predict
+from leukoscope.cli.predict import field, patient, predict, score
 from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
-from leukoscope.cli.score import patient, score
 from leukoscope.cli.train import train
 
 EXAMPLES = """

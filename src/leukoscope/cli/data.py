@@ -8,16 +8,16 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, progress_bar
+from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import FolderReport
+    pass
 
 
 def check(
@@ -32,52 +32,41 @@ def check(
     on, whatever problems are listed; 1 they cannot.
     """
     from leukoscope.data.loading import inspect_folder
-    from leukoscope.files import training_command
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
-    flags = ["--dataset_name", report.info.name, "--train_dir", str(folder)]
+    info = report.info
+    flags = ["--dataset_name", info.name, "--train_dir", str(folder)]
     flags += ["--subject_pattern", subject_pattern] if subject_pattern else []
     flags += ["--subject_csv", str(subject_csv)] if subject_csv else []
     if as_json:
-        typer.echo(json.dumps(_as_dict(report, flags), indent=1, ensure_ascii=False))
+        found = {
+            "dataset_name": info.name,
+            "title": info.title,
+            "licence": info.licence,
+            "partitions": {name: dict(labels) for name, labels in report.partitions.items()},
+            "subjects": {label: dict(cells) for label, cells in report.subjects.items()},
+            "problems": list(report.problems),
+            "flags": [*flags, *report.split_flags],
+        }
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    _print_tables(report)
-    for problem in report.problems:
-        typer.echo(f"problem: {problem}")
-    typer.echo(f"licence: {report.info.licence}")
-    typer.echo(f"look closer: leukoscope data audit {shlex.join(flags)}")
-    typer.echo(f"train on it: {training_command()} {shlex.join([*flags, *report.split_flags])}")
-
-
-def _as_dict(report: FolderReport, flags: list[str]) -> dict[str, Any]:
-    info = report.info
-    return {
-        "dataset_name": info.name,
-        "title": info.title,
-        "licence": info.licence,
-        "partitions": {name: dict(labels) for name, labels in report.partitions.items()},
-        "subjects": {label: dict(cells) for label, cells in report.subjects.items()},
-        "problems": list(report.problems),
-        "flags": [*flags, *report.split_flags],
-    }
-
-
-def _print_tables(report: FolderReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console, labels = Console(highlight=False), report.info.labels
-    typer.echo(report.info.title)
-    table = Table("cells", *labels)
-    for name, counts in sorted(report.partitions.items()):
-        table.add_row(name or "all", *(f"{counts.get(label, 0):,}" for label in labels))
-    console.print(table)
+    typer.echo(info.title)
+    partitions = sorted(report.partitions.items())
+    print_table(
+        ["cells", *info.labels],
+        [[name or "all", *(f"{counts.get(label, 0):,}" for label in info.labels)] for name, counts in partitions],
+    )
     if any(report.subjects.values()):
-        table = Table("class", "subjects", "cells of one: fewest", "median", "most")
+        rows = []
         for label, cells in report.subjects.items():
             spread = [min(cells.values()), median(cells.values()), max(cells.values())] if cells else []
-            table.add_row(label, str(len(cells)), *(f"{number:,g}" for number in spread))
-        console.print(table)
+            rows.append([label, str(len(cells)), *(f"{number:,g}" for number in spread), *[""] * (3 - len(spread))])
+        print_table(["class", "subjects", "cells of one: fewest", "median", "most"], rows)
+    for problem in report.problems:
+        typer.echo(f"problem: {problem}")
+    typer.echo(f"licence: {info.licence}")
+    typer.echo(f"look closer: leukoscope data audit {shlex.join(flags)}")
+    typer.echo(f"train on it: leukoscope train {shlex.join([*flags, *report.split_flags])}")
 
 
 FINDINGS_EXIT = 2
@@ -155,34 +144,25 @@ def audit(
 
 
 def _print_summary(findings: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from leukoscope.reports.audit_page import copy_rows, metric_cells
 
-    console = Console(highlight=False)
-    table = Table("copies", "identical", "near-identical")
     kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
-    for name, words in copy_rows(findings):
-        table.add_row(words, *(f"{kind[name]:,}" for kind in kinds))
-    console.print(table)
+    rows = [[text, *(f"{kind[name]:,}" for kind in kinds)] for name, text in copy_rows(findings)]
+    print_table(["copies", "identical", "near-identical"], rows)
     for group in findings["subject_aliases"]["groups"]:
         shared = sum(link["identical"] + link["near"] for link in group["links"])
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
         state = "already joined when loading" if group["known"] else new
-        console.print(Text(f"one person: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}"))
+        typer.echo(f"one person: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
     shortcuts = findings["shortcuts"]
     if "features" in shortcuts:
-        table = Table("shortcut", "balanced accuracy", "weighted F1", "AUROC")
-        for name, figures in shortcuts["features"].items():
-            table.add_row(name, *metric_cells(figures))
-        console.print(table)
+        rows = [[name, *metric_cells(measured)] for name, measured in shortcuts["features"].items()]
+        print_table(["shortcut", "balanced accuracy", "weighted F1", "AUROC"], rows)
     else:
-        console.print(Text(f"shortcuts not measured: {shortcuts['not_measured']}"))
+        typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
     odd = findings["odd_pictures"]["counts"]
-    console.print(Text(f"odd images: {', '.join(f'{count} {name}' for name, count in odd.items())}"))
+    typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd.items())}")
     for line in findings["inflating"]:
-        console.print(Text(f"inflates metrics: {line}", "bold red"))
+        typer.secho(f"inflates metrics: {line}", fg="red", bold=True)
     if not findings["inflating"]:
-        console.print(Text("nothing found that would inflate metrics", "green"))
+        typer.secho("nothing found that would inflate metrics", fg="green")

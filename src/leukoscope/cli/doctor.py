@@ -21,7 +21,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cli.options import AsJson
-from leukoscope.files import cache_root, resource_file, training_command
+from leukoscope.files import cache_root, embedded_releases, resource_file
 
 _COLOURS = {"good": "green", "advice": "yellow", "broken": "bold red"}
 
@@ -36,8 +36,6 @@ def doctor(
 
     Exit code: 0 all works, though there may be advice; 1 something is broken.
     """
-    from leukoscope.files import embedded_releases
-
     findings = list(examine(releases or embedded_releases()))
     if as_json:
         report = {"version": __version__, "state": worst(findings), "findings": [vars(finding) for finding in findings]}
@@ -74,8 +72,6 @@ def demo(
 
     It runs app.py, as a checkout and a Space do.
     """
-    from leukoscope.files import resource_file
-
     app = str(resource_file("app.py"))
     named = {"--releases": releases, "--models": models}
     sys.argv = [app, *(word for flag, path in named.items() if path is not None for word in (flag, str(path)))]
@@ -116,9 +112,11 @@ def examine(releases: Path) -> Iterator[Finding]:
     if versions.state == "broken" or device.state == "broken":
         # The others would only fail for the same reason.
         return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     yield check_backends(os.environ.get("LEUKOSCOPE_BACKEND", ""))
     yield check_writable("cache", cache_root(), "LEUKOSCOPE_CACHE")
-    yield check_writable("Hub cache", _hub_cache(), "HF_HUB_CACHE")
+    yield check_writable("Hub cache", Path(HF_HUB_CACHE), "HF_HUB_CACHE")
     yield check_disk(cache_root())
     yield check_network()
     yield from check_releases(releases)
@@ -162,8 +160,9 @@ def check_device() -> Finding:
         # Builds of the two that do not belong together fail here.
         import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         again = "pip install --force-reinstall torch torchvision   # both from one index"
-        return Finding("device", "broken", f"PyTorch does not start: {_first_line(error)}", again)
+        return Finding("device", "broken", f"PyTorch does not start: {reason}", again)
     if torch.cuda.is_available():
         return Finding("device", "good", torch.cuda.get_device_name())
     seen = f"CPU with {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()}"
@@ -244,7 +243,7 @@ def check_releases(folder: Path) -> Iterator[Finding]:
 
     found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
     if not found:
-        train = f"train one with `{training_command()}`, or give their folder with --releases"
+        train = "train one with `leukoscope train`, or give their folder with --releases"
         yield Finding("releases", "advice", f"none in {folder}", train)
     yield from map(check_release, found)
 
@@ -279,16 +278,6 @@ def check_release(folder: Path) -> Finding:
     return Finding(name, "good", f"{seen}; its OOD detector is in place")
 
 
-def _hub_cache() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)
-
-
 def _nearest(folder: Path) -> Path:
     """The folder, or the closest above it that is there."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

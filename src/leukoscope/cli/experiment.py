@@ -1,19 +1,168 @@
-"""`leukoscope experiment …`: whole protocols of many training runs, and releases compared with each other."""
+"""`leukoscope evaluate`, and `leukoscope experiment …`: models measured, compared, and trained by whole protocols."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson
+from leukoscope.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Quiet,
+    SubjectCsv,
+    SubjectPattern,
+    TrainDir,
+    computing_device,
+    print_table,
+)
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on, framed, open_release
 
 if TYPE_CHECKING:
-    from leukoscope.evaluation.evaluate import ModelPredictions
+    from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
+    from leukoscope.inference.foreign import Classifier
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Release, or image classifier of transformers: folder or Hub id; --model MODEL means the same.",
+        ),
+    ] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
+    ] = None,
+    train_dir: TrainDir = None,
+    subject_pattern: SubjectPattern = None,
+    subject_csv: SubjectCsv = None,
+    split: Annotated[
+        str | None, typer.Option(help="Test on the test side of this split (default: on every cell).")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
+    ] = None,
+    fold: Annotated[int, typer.Option(help="subject-cv: the fold to test on.")] = 0,
+    num_folds: Annotated[int, typer.Option("--num_folds", help="subject-cv: number of folds.")] = 5,
+    test_fold: Annotated[str, typer.Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")
+    ] = 0,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
+    ] = None,
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
+    ] = None,
+    max_eval_samples: Annotated[
+        int | None, typer.Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
+    ] = None,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", help="Run Python code that a model brings along.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
+    if (model is None) == (predictions is None):
+        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
+    if model and model.endswith(".parquet"):
+        raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
+    if dataset_name is None and (train_dir or split or split_file or max_eval_samples):
+        raise LeukoscopeError("--train_dir, --split, --split_file and --max_eval_samples need --dataset_name")
+    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
+        raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
+    for pair in label_map or ():
+        if "=" not in pair:
+            raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
+    names = {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ())}
+    from leukoscope.data.loading import load_cells
+    from leukoscope.evaluation.evaluate import (
+        keep_cells,
+        predictions_in_file,
+        predictions_of_model,
+        select_cells,
+    )
+    from leukoscope.inference.foreign import open_classifier
+    from leukoscope.reports.html import build_evaluation, write_evaluation
+    from leukoscope.reports.release_tables import metrics_table, worst_first
+
+    device = computing_device("torch") if device == "auto" else device
+
+    def opened(model: str | None) -> Classifier | None:
+        if model is None or model.endswith(".parquet"):
+            return None
+        return open_classifier(model, device=device, trust_remote_code=trust_remote_code)
+
+    def predict(classifier: Classifier, cells: SelectedCells | None) -> ModelPredictions:
+        from rich.console import Console
+        from rich.progress import track
+
+        def progress(stream: Iterable[Any], total: int) -> Iterable[Any]:
+            label = f"predicting with {classifier.name}"
+            return track(stream, label, total=total, console=Console(stderr=True), disable=quiet)
+
+        assert cells is not None  # a model is given with a data set only
+        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size, progress=progress)
+
+    # Models first: an error about one is shown at once, not after the data set is read.
+    classifier, other = opened(model), opened(compare)
+    cells = None
+    if dataset_name is not None:
+        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
+        if not quiet:
+            typer.echo(data.report(), err=True)
+        which = (fold, num_folds, test_fold)
+        cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
+    first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
+    # A second model is compared on the cells that the first one could classify.
+    ids, second = first.predictions.cell_ids, None
+    if other is not None:
+        second = predict(other, cells and replace(cells, split=replace(cells.split, test=ids)))
+    elif compare is not None:
+        second = predictions_in_file(Path(compare))
+        second = replace(second, predictions=keep_cells(second.predictions, ids))
+    evaluation = build_evaluation(first, cells, compared=second, seed=seed)
+    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
+    page = write_evaluation(folder, evaluation, first.predictions)
+    if as_json:
+        typer.echo((folder / "evaluation.json").read_text())
+        return
+    overlap = evaluation["training_overlap"]
+    rows = metrics_table(evaluation["figures"], evaluation["intervals"]).rows
+    print_table(["metric", "value", "95 % by subject", "naive, by cell"], rows)
+    typer.echo(f"estimates: {evaluation['estimates']}")
+    typer.secho(overlap["statement"], fg={"good": "green", "warning": "yellow", "bad": "red"}[overlap["verdict"]])
+    for line in evaluation["left_out"]:
+        typer.echo(f"left out: {line}")
+    if comparison := evaluation["comparison"]:
+        found = comparison["figures"]["balanced_accuracy"]
+        typer.echo(
+            f"compared with {comparison['model']['name']}: balanced accuracy {found['difference']:+.3f} "
+            f"({found['low']:+.3f} to {found['high']:+.3f} by subject), "
+            f"better in {found['share_a_better']:.0%} of bootstrap samples"
+        )
+    if worst := worst_first(evaluation["metrics"]["subjects"])[:3]:
+        named = ", ".join(f"{name} ({s['label']}, {s['accuracy']:.0%} of {s['cells']})" for name, s in worst)
+        typer.echo(f"worst subjects: {named}")
+    typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
 
 
 def protocol(
@@ -30,13 +179,14 @@ def protocol(
     from accelerate import PartialState
 
     from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_tta_gain, run_protocol
+    from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
-    from leukoscope.reports.card import read_template
+    from leukoscope.reports.card import TEMPLATE
     from leukoscope.training.config import parse_config
 
     # Checked now rather than after hours of training.
     check_release_folder(output, flag="--output")
-    read_template()
+    resource_file(TEMPLATE)
     config = parse_config(ctx.args)
     runs = run_protocol(config)
     if PartialState().is_main_process:
@@ -124,7 +274,10 @@ def reproduce(
     are skipped and finished runs are kept, so the same command resumes an interrupted one.
     """
     if table:
-        _print_table(output)
+        from leukoscope.reports.tables import prior_notes, prior_table, read_results
+
+        measured = read_results(output)
+        typer.echo(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
         return
     if not any(word.partition("=")[0] == "--dataset_name" for word in ctx.args):
         raise LeukoscopeError(
@@ -143,13 +296,6 @@ def reproduce(
     typer.echo(RESEARCH_NOTICE)
 
 
-def _print_table(results: Path) -> None:
-    from leukoscope.reports.tables import prior_notes, prior_table, read_results
-
-    rows = read_results(results)
-    typer.echo(f"{prior_table(rows)}\n\n{prior_notes(rows)}\n\n{RESEARCH_NOTICE}")
-
-
 def leaderboard(
     releases: Annotated[
         list[str], typer.Argument(metavar="MODEL", help="Release folders, or Hub ids owner/name@revision.")
@@ -162,39 +308,34 @@ def leaderboard(
     seed: Annotated[int, typer.Option(help="Of the bootstrap samples.", min=0)] = 0,
 ) -> None:
     """Rank releases on the cells that all of them predicted for, with intervals for the differences between them."""
-    from leukoscope.reports.leaderboard import COLUMNS, compare_releases, table_rows, verdict, write_board
+    from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
+    from leukoscope.reports.leaderboard import (
+        COLUMNS,
+        compare_releases,
+        first_place,
+        recorded_predictions,
+        table_rows,
+        write_board,
+    )
 
-    board = compare_releases([_answers(release, evaluation) for release in releases], seed=seed)
+    compared = []
+    for release in releases:
+        folder, name, revision = open_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
+        # The path of a local folder is private; its name is not.
+        name = name if revision else folder_name(folder)
+        compared.append(recorded_predictions(folder, evaluation, name=name, revision=revision))
+    board = compare_releases(compared, seed=seed)
     if output is not None:
         write_board(output, board)
     if as_json:
         typer.echo(json.dumps(board, indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console, table = Console(highlight=False), Table(*COLUMNS)
-    for column in table.columns:
-        # A cut-off interval would be of no use.
-        column.overflow = "fold"
-    for row in table_rows(board):
-        table.add_row(*map(Text, row))
-    console.print(table)
-    for line in (f"{board['cells']:,} cells of {board['subjects']} subjects", verdict(board), *board["left_out"]):
-        console.print(Text(line))
+    print_table(COLUMNS, table_rows(board), texts=2)
+    for line in (f"{board['cells']:,} cells of {board['subjects']} subjects", first_place(board), *board["left_out"]):
+        typer.echo(line)
     for row in board["rows"]:
         if row["trust"]["verdict"] != "good":
-            console.print(Text(f"{row['model']['name']}: {row['trust']['statement']}", "bold"))
+            typer.secho(f"{row['model']['name']}: {row['trust']['statement']}", bold=True)
     if output is not None:
         typer.echo(f"page: {output}")
     typer.echo(RESEARCH_NOTICE)
-
-
-def _answers(release: str, evaluation: str) -> ModelPredictions:
-    from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
-    from leukoscope.reports.leaderboard import recorded_predictions
-
-    folder, name, revision = open_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
-    # The path of a local folder is private; its name is not.
-    return recorded_predictions(folder, evaluation, name=name if revision else folder_name(folder), revision=revision)

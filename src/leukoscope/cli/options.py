@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +50,8 @@ SubjectPattern = Annotated[
 SubjectCsv = Annotated[
     Path | None, typer.Option("--subject_csv", metavar="FILE", help="CSV with the columns file,subject.")
 ]
+
+NARROWEST = 12  # characters of a table's first column
 
 # The spellings of version 0.1; they are removed after the next version.
 MOVED_COMMANDS = {
@@ -139,6 +141,46 @@ def open_predictor(model: str, backend: str, device: str) -> Predictor:
     return Predictor.from_pretrained(
         model, backend=backend, device=computing_device(backend) if device == "auto" else device
     )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
+    """Print a table that keeps file names and numbers whole; one too wide for the terminal is printed row by row.
+
+    Args:
+        rows: as many cells each as there are columns; a path in the first one loses its first folders if need be.
+        texts: how many columns, from the left, hold text; the others hold numbers.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, table = Console(highlight=False), Table()
+    whole = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    # A heading and a text may be broken between words, a number never.
+    words = [
+        max(map(cell_len, [*name.split(), *(cells if place >= texts else " ".join(cells).split())]))
+        for place, (name, *cells) in enumerate(zip(columns, *rows, strict=True))
+    ]
+    borders = 3 * len(columns) + 1
+    # What is left for the first column when all others are as narrow as their words.
+    room = console.width - borders - sum(words[1:])
+    fits = sum(whole) + borders <= console.width
+    if not fits and room < NARROWEST:
+        for first, *others in rows:
+            shown = ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True))
+            typer.echo(f"{first}\n  {shown}")
+        return
+    for place, name in enumerate(columns):
+        width = None if fits else words[place] if place else min(room, whole[0])
+        table.add_column(name, justify="right" if place >= texts else "left", overflow="fold", width=width)
+    for first, *others in rows:
+        if not fits and cell_len(first) > room:
+            name = Path(first).name
+            first = f"…{first[1 - room :]}" if len(name) < room else name
+        # Text, because square brackets would be read as markup.
+        table.add_row(Text(first), *map(Text, others))
+    console.print(table)
 
 
 @contextmanager

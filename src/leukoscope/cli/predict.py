@@ -1,13 +1,13 @@
-"""`leukoscope predict` and `leukoscope field`: images of cells, or smears, classified with a release."""
+"""`leukoscope predict`, `field`, `patient` and `score`: a release applied to cells, smears, persons and data sets."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,16 +15,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Backend, Device, Model, Quiet, open_predictor, print_error, shown_name
+from leukoscope.cli.options import (
+    AsJson,
+    Backend,
+    BatchSize,
+    Device,
+    Model,
+    Quiet,
+    SubjectPattern,
+    TrainDir,
+    open_predictor,
+    print_error,
+    print_table,
+    progress_bar,
+    shown_name,
+)
+from leukoscope.files import atomic_file, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from leukoscope.data.images import UnreadableImage
     from leukoscope.inference.field import FieldReading
+    from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
+REPORTS = (".html", ".pdf")
 
 
 def predict(
@@ -62,7 +79,7 @@ def predict(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
-        _print_table(rows, predictor.labels)
+        _print_predictions(rows, predictor.labels)
     for problem in problems:
         print_error(problem)
     if problems:
@@ -85,37 +102,28 @@ def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[UnreadableImag
     return files, problems
 
 
-def _print_table(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     from leukoscope.inference.prediction import WITHOUT_CLASS
     from leukoscope.inference.predictor import VIEWS
 
-    viewed = any(row["disagreement"] is not None for row in rows)
-    table = Table("file", "outcome", *labels, "ms", *(["views that differ"] if viewed else []))
-    for column, fold in enumerate(("fold", "fold", *("ellipsis" for _ in labels), "ellipsis")):
-        table.columns[column].overflow = fold  # type: ignore[assignment]
-        table.columns[column].justify = "left" if fold == "fold" else "right"
+    columns, shown = ["file", "outcome", *labels, "ms"], []
+    if viewed := any(row["disagreement"] is not None for row in rows):
+        columns.append("views that differ")
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        # Text, because square brackets would be read as markup.
-        name = shown_name(row["source"])
         differ = [f"{round(VIEWS * row['disagreement'])} of {VIEWS}"] if viewed else []
-        table.add_row(Text(name), Text(row["outcome"]), *shares, f"{row['seconds'] * 1000:.0f}", *differ)
-    console = Console(highlight=False)
-    console.print(table)
+        shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *differ])
+    print_table(columns, shown, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     if overlays:
-        console.print(Text(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)"))
+        typer.echo(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)")
     for line in _reasons(rows):
-        console.print(Text(line), soft_wrap=True)
+        typer.echo(line)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
-        console.print(Text("Where the outcome is no class, the probabilities are no result."))
+        typer.echo("Where the outcome is no class, the probabilities are no result.")
     model, revision = rows[0]["model"], rows[0]["revision"]
-    console.print(Text(f"model: {model}@{revision}" if revision else f"model: {model} (local files)"))
-    console.print(Text(RESEARCH_NOTICE))
+    typer.echo(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
+    typer.echo(RESEARCH_NOTICE)
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -135,36 +143,32 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _save_overlay(prediction: Prediction, folder: Path) -> Path:
-    """Draw the most probable class's Grad-CAM map over its image and save it under a name no other picture has."""
-    from PIL.PngImagePlugin import PngInfo
-
-    label, drawn = prediction.most_probable, prediction.overlay()
-    about = PngInfo()
-    about.add_itxt("Title", f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}")
-    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
+    """Save the most probable class's Grad-CAM map over its image, under a name no other picture has."""
+    label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
     stem = f"{Path(prediction.source).stem}-{safe_label}"
-    return _write_new(folder, stem, ".png", lambda aside: drawn.save(aside, format="PNG", pnginfo=about))
+    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+    path = next(folder / name for name in names if not (folder / name).exists())
+    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}"
+    _save_png(prediction.overlay(), path, title)
+    return path
 
 
-def _write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Write a file aside and rename it to `stem`, `stem-2`, … — the first name that is free."""
-    aside = folder / f".{stem}.{os.getpid()}.tmp"
+def _save_png(image: Image, path: Path, title: str) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    about = PngInfo()
+    about.add_itxt("Title", title)
+    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        target, number = folder / f"{stem}{suffix}", 2
-        while target.exists():
-            target, number = folder / f"{stem}-{number}{suffix}", number + 1
-        return aside.rename(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            image.save(temporary, format="PNG", pnginfo=about)
     except OSError as error:
         raise LeukoscopeError(
-            f"{folder}: cannot write there ({error.strerror or error}); free some space or name another folder"
+            f"{path.parent}: cannot write there ({error.strerror or error}); free some space or name another folder"
         ) from None
-    finally:
-        if aside.exists():
-            aside.unlink()
 
 
 def field(
@@ -188,7 +192,7 @@ def field(
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
     from leukoscope.data.images import open_field
-    from leukoscope.inference.field import read_field, series_scale
+    from leukoscope.inference.field import draw_reading, read_field, series_scale
 
     predictor = open_predictor(model, backend, device)
     readings, failed = [], False
@@ -201,7 +205,9 @@ def field(
             image = open_field(path)
             readings.append(read_field(predictor, image, str(path), um_per_pixel=um_per_pixel))
             if overlay is not None:
-                _save_field_overlay(image, readings[-1], overlay)
+                reading = readings[-1]
+                title = f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}"
+                _save_png(draw_reading(image, reading), overlay, title)
                 if not quiet:
                     typer.echo(f"overlay: {overlay}", err=True)
         except LeukoscopeError as error:
@@ -210,7 +216,7 @@ def field(
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_cells(readings)
+        _print_fields(readings)
     if failed:
         raise typer.Exit(1)
 
@@ -239,42 +245,182 @@ def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
         yield out.with_name(name)
 
 
-def _save_field_overlay(image: Image, reading: FieldReading, path: Path) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    from leukoscope.inference.field import draw_reading
-
-    about = PngInfo()
-    about.add_itxt("Title", f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}")
-    about.add_itxt("Disclaimer", RESEARCH_NOTICE)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_reading(image, reading).save(aside, format="PNG", pnginfo=about)
-        aside.replace(path)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{path}: cannot write there ({error.strerror or error}); free some space or name another file"
-        ) from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _print_cells(readings: Sequence[FieldReading]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("field", "cells", *readings[0].counts, "µm/px")
-    for column in table.columns[1:]:
-        column.justify = "right"
+def _print_fields(readings: Sequence[FieldReading]) -> None:
+    rows = []
     for reading in readings:
         scale = reading.field.scale
         size = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
-        counts = [str(count) for count in reading.counts.values()]
-        table.add_row(Text(shown_name(reading.source)), str(len(reading.cells)), *counts, size)
-    console = Console(highlight=False)
-    console.print(table)
+        rows.append([shown_name(reading.source), *map(str, (len(reading.cells), *reading.counts.values())), size])
+    print_table(["field", "cells", *readings[0].counts, "µm/px"], rows)
     for reading in readings:
-        console.print(Text(f"{shown_name(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}"))
-    console.print(Text(RESEARCH_NOTICE))
+        typer.echo(f"{shown_name(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}")
+    typer.echo(RESEARCH_NOTICE)
+
+
+def score(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="SOURCE",
+            help="Folder of images; CSV or Parquet with a column of their paths (or, in Parquet, of the images); or a "
+            "data set, as for train.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Table to write, one row a cell (.parquet, .csv, .json or .xlsx).")
+    ],
+    train_dir: TrainDir = None,
+    subject_pattern: SubjectPattern = None,
+    by_subject: Annotated[
+        Path | None,
+        typer.Option(
+            "--by_subject",
+            metavar="FILE",
+            help="Write one row a subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
+        ),
+    ] = None,
+    backend: Backend = "",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    cells_per_shard: Annotated[
+        int, typer.Option("--cells_per_shard", min=1, help="Cells that an interruption may cost, at most.")
+    ] = 1024,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict for any number of cells; the same command again resumes an interrupted run.
+
+    Exit code: 1 where a file could not be read, as for predict; the table holds all others.
+
+    Under `accelerate launch -m leukoscope score …` the processes share the cells; the folder of the output must be one
+    that all of them see.
+    """
+    from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
+    from leukoscope.inference.sources import open_source
+
+    worker = Worker.from_environment()
+    if worker.is_main:
+        check_output(output)
+    cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
+    if by_subject is not None:
+        check_by_subject(by_subject, cells)
+    if worker.is_main and cells.report and not quiet:
+        typer.echo(cells.report, err=True)
+    predictor = open_predictor(model, backend, device)
+    with progress_bar("cells", disable=quiet or not worker.is_main) as show:
+        scored = score_cells(
+            predictor,
+            cells,
+            output,
+            by_subject=by_subject,
+            cells_per_shard=cells_per_shard,
+            batch_size=batch_size,
+            worker=worker,
+            progress=show,
+        )
+    if scored is None:  # a helper process of a launcher
+        return
+    counts = {"cells": scored.cells, "refused": scored.refused, "abstained": scored.abstained}
+    if as_json:
+        counts |= {"subjects": scored.subjects, "unreadable": scored.unreadable}
+        typer.echo(json.dumps(counts | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
+    else:
+        notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
+        listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
+        typer.echo(f"{scored.cells:,} cells scored{listed}: {output}")
+        if by_subject is not None:
+            typer.echo(f"{scored.subjects:,} subjects: {by_subject}")
+        typer.echo(RESEARCH_NOTICE)
+    if scored.unreadable:
+        typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
+        raise typer.Exit(1)
+
+
+def patient(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of one person's cells, or of one folder a person; or a CSV or Parquet table with a column "
+            "'subject', as for score.",
+        ),
+    ],
+    subject_pattern: SubjectPattern = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a table, one row a person (.csv, .parquet, .json or .xlsx); or, of a folder of one person's "
+            "cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: Backend = "",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict for each person, from the images of that person's cells."""
+    from leukoscope.inference.patient import patient_rule, predict_patients
+    from leukoscope.inference.scoring import check_table, patients_table, write_table
+    from leukoscope.inference.sources import open_source
+
+    report = output if output is not None and output.suffix.lower() in REPORTS else None
+    if output is not None and report is None:
+        check_table(output, "--output")
+    try:
+        cells = open_source(source, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:
+        # The message is that of `score`, where the source is a flag.
+        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    predictor = open_predictor(model, backend, device)
+    if report is not None:
+        from leukoscope.reports.patient_report import print_to_pdf, report_on
+
+        html = report_on(predictor, cells, name=name)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        if report.suffix.lower() == ".pdf":
+            with tempfile.TemporaryDirectory() as folder:
+                print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
+        else:
+            write_atomic(report, html)
+        typer.echo(f"{report}\n{RESEARCH_NOTICE}")
+        return
+    patient_rule(predictor)  # raises now rather than after all cells are read
+    with progress_bar("cells", disable=quiet) as show:
+        persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size, progress=show)
+    if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
+        persons = [persons[0].named(Path(source).resolve().name)]
+    if output is not None:
+        write_table(patients_table(persons), output)
+    if as_json:
+        typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
+    else:
+        _print_persons(persons, model=predictor.release.name, output=output)
+    for problem in unreadable:
+        print_error(problem)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _print_persons(persons: list[PatientPrediction], *, model: str, output: Path | None) -> None:
+    rows = []
+    for person in persons:
+        share = "–" if person.probability is None else f"{person.probability:.3f}"
+        interval = "–" if person.interval is None else "{:.2f}–{:.2f}".format(*person.interval)
+        counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
+        rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
+    positive = persons[0].positive_label
+    print_table(["person", "outcome", positive, "95 % interval", "cells", "refused", "unsure"], rows, texts=2)
+    for person in persons:
+        if person.reason:
+            typer.echo(f"{shown_name(person.patient)}: {person.outcome}: {person.reason}")
+    typer.echo(f"rule: {persons[0].rule.text}")
+    typer.echo("The interval is of this person's cells alone; it does not say how persons differ.")
+    if output is not None:
+        typer.echo(f"table: {output}")
+    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Model, Quiet, SubjectCsv, SubjectPattern, TrainDir
+from leukoscope.cli.options import AsJson, Model, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
 
 if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
@@ -186,19 +186,12 @@ def card(
     hub_model_id: Annotated[
         str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
-    readme: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", hidden=True, help="Render the tables of this README, and of docs/ beside it."),
-    ] = None,
 ) -> None:
     """Render the model cards of releases from their metrics.json."""
     from leukoscope.reports.card import write_card
-    from leukoscope.reports.tables import update_tables
 
     for release in releases:
         typer.echo(write_card(release, hub_id=hub_model_id))
-    for page in update_tables(readme, releases) if readme is not None else ():
-        typer.echo(page)
 
 
 def push(
@@ -265,10 +258,6 @@ def list_releases(
     as_json: AsJson = False,
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from leukoscope.files import embedded_releases
     from leukoscope.models.release_files import CONFIG, read_release
 
@@ -290,9 +279,6 @@ def list_releases(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table("model", "classes", "recipe", "data", "MB")
-    for row in rows:
-        shown = (row["model"], ", ".join(row["classes"]), row["recipe"], row["data"], str(row["megabytes"]))
-        table.add_row(*(Text(text, overflow="fold") for text in shown))
-    Console(highlight=False).print(table)
+    shown = [[r["model"], ", ".join(r["classes"]), r["recipe"], r["data"], str(r["megabytes"])] for r in rows]
+    print_table(["model", "classes", "recipe", "data", "MB"], shown, texts=4)
     typer.echo(RESEARCH_NOTICE)

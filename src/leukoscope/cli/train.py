@@ -19,7 +19,8 @@ EXAMPLES = (
 def train(ctx: typer.Context) -> None:
     """Train a classifier; without flags, a small one on synthetic cells. `leukoscope train --help` lists the flags.
 
-    On several GPUs: `accelerate launch -m leukoscope train …`.
+    On several GPUs: `accelerate launch -m leukoscope train …`; with one process, `accelerate launch --quiet …` adds no
+    traceback to an error.
     """
     from leukoscope.files import resource_file
     from leukoscope.training.config import parse_config
@@ -46,7 +47,9 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.training.train import train as train_network
 
     flags = config.run
-    to = Destination(flags.hub_model_id, flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag)
+    to = Destination(
+        flags.hub_model_id or "", flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag
+    )
     if flags.push_to_hub:
         check_can_publish(to)
     try:

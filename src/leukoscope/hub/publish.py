@@ -19,7 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CODE, PROCESSOR
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
-from leukoscope.reports.plots import SHOWN
+from leukoscope.reports.card import SHOWN
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -35,7 +35,7 @@ class Destination:
     """Where on the Hub a release, or a Space, goes.
 
     Attributes:
-        hub_model_id: the repository, `owner/name`; made where it does not exist.
+        id: the repository, `owner/name`; made where it does not exist.
         revision: the branch, made where it does not exist; "" for the main one.
         private: whether a new repository is private.
         create_pr: propose the release as a pull request to an existing repository instead of changing it.
@@ -43,17 +43,12 @@ class Destination:
         kind: what the repository is.
     """
 
-    hub_model_id: str | None
+    id: str
     revision: str = ""
     private: bool = False
     create_pr: bool = False
     tag: str = ""
     kind: Literal["model", "space"] = "model"
-
-    @property
-    def id(self) -> str:
-        """The repository, once `require_usable` has seen it."""
-        return self.hub_model_id or ""
 
     def require_usable(self) -> None:
         """Refuse what is wrong without asking the Hub.
@@ -72,7 +67,7 @@ class Destination:
         except HFValidationError:
             flag = "--push" if self.kind == "space" else "--hub_model_id"
             raise LeukoscopeError(
-                f"{flag} {self.hub_model_id}: give the repository to publish to as owner/name (letters, "
+                f"{flag} {self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
             ) from None
         if self.create_pr and (self.revision or self.tag):
@@ -205,9 +200,9 @@ def _commit(api: HfApi, to: Destination, files: Mapping[str, Path], is_ours: Cal
     there = api.list_repo_files(to.id, revision=to.revision or None, repo_type=to.kind)
     outdated = sorted({name for name in there if is_ours(name)} - set(files))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in outdated),
     ]
-    operations += [CommitOperationDelete(path_in_repo=name) for name in outdated]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
         return api.create_commit(
@@ -236,8 +231,8 @@ def _tag(api: HfApi, to: Destination, commit: str) -> None:
             ) from None
 
 
-def _tags(api: HfApi, hub_model_id: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(hub_model_id).tags}
+def _tags(api: HfApi, model: str) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(model).tags}
 
 
 def _reason(error: Exception) -> str:
@@ -334,8 +329,8 @@ def with_retries(call: Callable[[], _T], *, repeatable: bool = True) -> _T:
 
     Args:
         call: one or several requests to the Hub.
-        repeatable: whether doing it twice does no harm; else it is repeated only where the Hub says that it has not
-            begun (429).
+        repeatable: whether doing it twice does no harm; else it is repeated only where it has not begun, by the Hub's
+            status (429).
 
     Raises:
         HTTPError, OSError: of the last try, or of one that waiting does not help.

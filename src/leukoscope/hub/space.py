@@ -52,7 +52,7 @@ class SpaceModel:
 
 
 def find_model(name: str) -> SpaceModel:
-    """Look up on the Hub a model to offer.
+    """Find a model to offer on the Hub.
 
     Args:
         name: `owner/name` or `owner/name@revision`.
@@ -152,10 +152,10 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     """
     to = Destination(space, private=private, kind="space")
     to.require_usable()
+
+    def is_ours(name: str) -> bool:
+        """Whether this command writes it; other files of the Space's owner are never deleted."""
+        return name in (APP, LIST, REQUIREMENTS, "README.md", "LICENSE") or name.startswith(f"{PACKAGE}/")
+
     hint = f"The Space is whole in {folder}; go on with: {again}"
-    return upload(folder_files(folder), to, is_ours=_is_space_file, hint=hint)
-
-
-def _is_space_file(name: str) -> bool:
-    """Whether a path in a Space is one that this command writes; other files of its owner are never deleted."""
-    return name in (APP, LIST, REQUIREMENTS, "README.md", "LICENSE") or name.startswith(f"{PACKAGE}/")
+    return upload(folder_files(folder), to, is_ours=is_ours, hint=hint)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope.audit import ODDITIES, ScannedCells, open_cell
 from leukoscope.evaluation.baselines import FEATURES
-from leukoscope.evaluation.plots import CLASS_COLOURS
+from leukoscope.evaluation.plots import CLASS_COLOURS, new_figure, plain
 from leukoscope.reports.formatting import Table, count, share
 from leukoscope.reports.html import Picture, Section, cell_picture, plot_picture, write_page
 
@@ -41,64 +41,118 @@ def write_audit_page(path: Path, findings: Findings, seen: ScannedCells) -> Path
     lead = [f"{data['cells']:,} pictures. {data['citation']}".strip()]
     if data["synthetic"]:
         lead.append("These cells are synthetic: metrics on them say nothing about patients.")
-    parts = (_verdict, _aliases, _copies, _shortcuts, _distribution, _sizes, _odd, _files)
-    sections = [section for part in parts for section in part(findings, seen)]
-    return write_page(path, f"Audit: {data['title']}", lead, sections)
+    return write_page(path, f"Audit: {data['title']}", lead, list(_sections(findings, seen)))
 
 
-def _verdict(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    lines = findings["inflating"]
-    split, unit = findings["split"], findings["data"]["unit"]
+def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
+    """What would inflate metrics, then each finding with its pictures."""
+    data, split, unit = findings["data"], findings["split"], findings["data"]["unit"]
+    lines: list[str] = findings["inflating"]
+    rows: list[Sequence[str]] = []
     scope = f"the split given ({split['strategy']}, {split['detail']})" if split else f"splits by {unit}"
     nothing = f"Nothing was found that would inflate metrics on {scope}."
     yield Section("What would inflate metrics", lines or [nothing], verdict="bad" if lines else "good")
 
-
-def _aliases(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    groups = findings["subject_aliases"]["groups"]
-    if not groups:
-        return
-    unknown = any(not group["known"] for group in groups)
-    rows = [
-        (
-            " = ".join(group["subjects"]),
-            "all" if group["known"] else f"not {', '.join(group['unjoined'])}",
-            "; ".join(
+    if groups := findings["subject_aliases"]["groups"]:
+        for group in groups:
+            links = (
                 f"{' – '.join(link['subjects'])}: {link['identical']} identical, {link['near']} near-identical"
                 for link in group["links"]
-            ),
-        )
-        for group in groups
-    ]
-    text = [
-        "Subject ids that share cells belong to one person: kept apart, they put that person on both sides of a split.",
-        "Proposed subject_aliases: "
-        + ", ".join(f"{other} → {one}" for other, one in findings["subject_aliases"]["proposed"].items()),
-    ]
-    columns = ("one person", "already joined when loading", "pairs of pictures they share")
-    yield Section("Subjects under several ids", text, Table(columns, rows), verdict="bad" if unknown else "warning")
+            )
+            joined = "all" if group["known"] else f"not {', '.join(group['unjoined'])}"
+            rows.append((" = ".join(group["subjects"]), joined, "; ".join(links)))
+        proposed = findings["subject_aliases"]["proposed"].items()
+        text = [
+            "Subject ids that share cells belong to one person: kept apart, they put that person on both sides of a "
+            "split.",
+            f"Proposed subject_aliases: {', '.join(f'{other} → {one}' for other, one in proposed)}",
+        ]
+        columns = ("one person", "already joined when loading", "pairs of pictures they share")
+        verdict = "bad" if any(not group["known"] for group in groups) else "warning"
+        yield Section("Subjects under several ids", text, Table(columns, rows), verdict=verdict)
 
-
-def _copies(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
     duplicates = findings["duplicates"]
-    of_kind = {kind: duplicates[kind] for kind in ("identical", "near")}
-    rows = [(text, *(count(of[name]) for of in of_kind.values())) for name, text in copy_rows(findings)]
-    criteria = duplicates["criteria"]
+    kinds, criteria = (duplicates["identical"], duplicates["near"]), duplicates["criteria"]
+    rows = [(shown, *(count(kind[name]) for kind in kinds)) for name, shown in copy_rows(findings)]
     text = [
         "Identical means every pixel. Near-identical pictures have perceptual hashes that differ in at most "
         f"{criteria['hash_bits_at_most']} of 255 bits and, reduced to 32 × 32, differ by at most "
         f"{criteria['difference_at_most']:g} grey levels with a correlation of at least "
         f"{criteria['correlation_at_least']:g}, as they lie or after a turn or flip.",
-        f"Splits keep a {findings['data']['unit']} on one side; a pair within one does no harm there.",
+        f"Splits keep a {unit} on one side; a pair within one does no harm there.",
     ]
-    verdict = "bad" if any(f["inflates"] for f in of_kind.values()) else ""
+    verdict = "bad" if any(kind["inflates"] for kind in kinds) else ""
     yield Section("Copies", text, Table(("", "identical", "near-identical"), rows), verdict=verdict)
     for heading, identical in (("Identical pictures", True), ("Near-identical pictures", False)):
-        pairs = _telling([pair for pair in duplicates["pairs"] if pair["identical"] == identical])
-        if pairs:
+        if pairs := _telling([pair for pair in duplicates["pairs"] if pair["identical"] == identical]):
             shown = min(_SHOWN_PAIRS, len(pairs))
             about = f"{shown} of {len(pairs)}, those first that would inflate metrics or lie in two subjects."
             yield Section(heading, [about], pictures=[_pair_picture(pair, seen) for pair in pairs[:shown]])
+
+    shortcuts = findings["shortcuts"]
+    if "not_measured" in shortcuts:
+        yield Section("Shortcuts", [f"Not measured: {shortcuts['not_measured']}"], verdict="warning")
+    else:
+        tested = shortcuts["split"]
+        text = [
+            "What logistic regression predicts from features that have nothing to do with a cell's inner structure. "
+            "A network is worth what it adds to these.",
+            f"Tested on {shortcuts['cells']:,} cells, {tested['folds']} fold(s), {tested['strategy']}, disjoint by "
+            f"{tested['disjoint_by']}. Chance: balanced accuracy {shortcuts['chance_balanced_accuracy']:.3f}. "
+            f"Left out — {shortcuts['left_out']}.",
+        ]
+        rows = [(name, *metric_cells(measured), FEATURES[name]) for name, measured in shortcuts["features"].items()]
+        names = ("feature", "balanced accuracy", "weighted F1", "AUROC", "what it is")
+        yield Section("Shortcuts", text, Table(names, rows))
+
+    mixed, subjects, text = findings["subjects_in_two_classes"], findings["subjects"], []
+    if mixed["subjects"]:
+        named = "; ".join(
+            f"{subject} ({', '.join(f'{number} {label}' for label, number in cells.items())})"
+            for subject, cells in mixed["subjects"].items()
+        )
+        expected = "" if mixed["suspect"] else " Most subjects have several, so this is the rule here."
+        text.append(f"Subjects with cells of two classes: {named}.{expected}")
+    rows = [
+        (label, count(of["cells"]), count(of["subjects"]) if subjects else "–")
+        for label, of in findings["classes"].items()
+    ]
+    pictures = []
+    if subjects:
+        alt = "Bars: cells of each subject, by class"
+        pictures.append(plot_picture(cells_figure(findings), alt, "Cells of each subject, as published."))
+    else:
+        text.append("Subjects are not known: no metric can be shown to hold for a person the model never saw.")
+    verdict = "bad" if mixed["suspect"] else "" if subjects else "warning"
+    yield Section(
+        "Classes and subjects", text, Table(("class", "cells", "subjects, as published"), rows), pictures, verdict
+    )
+
+    sizes = findings["picture_sizes"]
+    rows = [(size, count(number)) for size, number in list(sizes.items())[:_SHOWN_SIZES]]
+    text = [] if len(sizes) <= _SHOWN_SIZES else [f"The {_SHOWN_SIZES} most common of {len(sizes)} picture sizes."]
+    pictures = []
+    if data["background"] == "black":
+        alt = "Boxes: the cells' bounding-box area by class and by subject"
+        caption = "Area of the box around a cell: boxes hold the middle half, whiskers 90 % of the cells."
+        pictures.append(plot_picture(areas_figure(findings), alt, caption))
+    yield Section("Sizes", text, Table(("width × height in pixels", "pictures"), rows), pictures)
+
+    odd = findings["odd_pictures"]
+    rows = [(name, count(odd["counts"][name]), meaning) for name, meaning in ODDITIES.items()]
+    pictures = [
+        cell_picture(open_cell(seen.rows[p["row"]]), f"Picture {p['cell']}", f"{p['cell']}: {', '.join(p['why'])}")
+        for name in ODDITIES
+        for p in [p for p in odd["pictures"] if p["why"][0] == name][:_SHOWN_ODD]
+    ]
+    verdict = "warning" if odd["pictures"] else "good"
+    yield Section("Odd pictures", (), Table(("what", "pictures", "meaning"), rows), pictures, verdict)
+
+    counts = findings["counts"]
+    lines = [f"Unreadable: {message}" for message in findings["unreadable"]]
+    lines += [f"Counts differ: {line}" for line in counts["differences"]] + counts["passed_over"]
+    nothing = "Every file could be read, and no count differs from a published one."
+    yield Section("Files and counts", lines or [nothing], verdict="warning" if lines else "good")
 
 
 def copy_rows(findings: Findings) -> list[tuple[str, str]]:
@@ -135,91 +189,14 @@ def _pair_picture(pair: Findings, seen: ScannedCells) -> Picture:
     return cell_picture(both, f"Two pictures of one cell, {names}", caption, side=2 * _SIDE + 4)
 
 
-def _shortcuts(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    shortcuts = findings["shortcuts"]
-    if "not_measured" in shortcuts:
-        yield Section("Shortcuts", [f"Not measured: {shortcuts['not_measured']}"], verdict="warning")
-        return
-    split = shortcuts["split"]
-    text = [
-        "What logistic regression predicts from features that have nothing to do with a cell's inner structure. A "
-        "network is worth what it adds to these.",
-        f"Tested on {shortcuts['cells']:,} cells, {split['folds']} fold(s), {split['strategy']}, disjoint by "
-        f"{split['disjoint_by']}. Chance: balanced accuracy {shortcuts['chance_balanced_accuracy']:.3f}. "
-        f"Left out — {shortcuts['left_out']}.",
-    ]
-    columns = ("feature", "balanced accuracy", "weighted F1", "AUROC", "what it is")
-    rows = [(name, *metric_cells(measured), FEATURES[name]) for name, measured in shortcuts["features"].items()]
-    yield Section("Shortcuts", text, Table(columns, rows))
-
-
 def metric_cells(measured: Mapping[str, Any]) -> list[str]:
     """Balanced accuracy, weighted F1 and AUROC as they are shown; "–" for what could not be measured."""
     return [share(measured[name]) for name in ("balanced_accuracy", "f1_weighted", "auroc")]
 
 
-def _distribution(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    mixed = findings["subjects_in_two_classes"]
-    text = []
-    if mixed["subjects"]:
-        named = "; ".join(
-            f"{subject} ({', '.join(f'{number} {label}' for label, number in cells.items())})"
-            for subject, cells in mixed["subjects"].items()
-        )
-        expected = "" if mixed["suspect"] else " Most subjects have several, so this is the rule here."
-        text.append(f"Subjects with cells of two classes: {named}.{expected}")
-    if not findings["subjects"]:
-        text.append("Subjects are not known: no metric can be shown to hold for a person the model never saw.")
-    rows = [
-        (label, count(of["cells"]), count(of["subjects"]) if findings["subjects"] else "–")
-        for label, of in findings["classes"].items()
-    ]
-    pictures = []
-    if findings["subjects"]:
-        alt = "Bars: cells of each subject, by class"
-        pictures.append(plot_picture(cells_figure(findings), alt, "Cells of each subject, as published."))
-    verdict = "bad" if mixed["suspect"] else "" if findings["subjects"] else "warning"
-    columns = ("class", "cells", "subjects, as published")
-    yield Section("Classes and subjects", text, Table(columns, rows), pictures, verdict)
-
-
-def _sizes(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    sizes = findings["picture_sizes"]
-    rows = [(size, count(number)) for size, number in list(sizes.items())[:_SHOWN_SIZES]]
-    text = [] if len(sizes) <= _SHOWN_SIZES else [f"The {_SHOWN_SIZES} most common of {len(sizes)} picture sizes."]
-    pictures = []
-    if findings["data"]["background"] == "black":
-        alt = "Boxes: the cells' bounding-box area by class and by subject"
-        caption = "Area of the box around a cell: boxes hold the middle half, whiskers 90 % of the cells."
-        pictures.append(plot_picture(areas_figure(findings), alt, caption))
-    yield Section("Sizes", text, Table(("width × height in pixels", "pictures"), rows), pictures)
-
-
-def _odd(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    odd = findings["odd_pictures"]
-    rows = [(name, count(odd["counts"][name]), meaning) for name, meaning in ODDITIES.items()]
-    shown = [
-        picture for name in ODDITIES for picture in [p for p in odd["pictures"] if p["why"][0] == name][:_SHOWN_ODD]
-    ]
-    pictures = [
-        cell_picture(open_cell(seen.rows[p["row"]]), f"Picture {p['cell']}", f"{p['cell']}: {', '.join(p['why'])}")
-        for p in shown
-    ]
-    verdict = "warning" if odd["pictures"] else "good"
-    yield Section("Odd pictures", (), Table(("what", "pictures", "meaning"), rows), pictures, verdict)
-
-
-def _files(findings: Findings, seen: ScannedCells) -> Iterable[Section]:
-    counts, unreadable = findings["counts"], findings["unreadable"]
-    lines = [f"Unreadable: {message}" for message in unreadable]
-    lines += [f"Counts differ: {line}" for line in counts["differences"]] + counts["passed_over"]
-    nothing = "Every file could be read, and no count differs from a published one."
-    yield Section("Files and counts", lines or [nothing], verdict="warning" if lines else "good")
-
-
 def cells_figure(findings: Findings) -> Figure:
     """How many cells each subject has, one panel a class, most first."""
-    figure = _figure(2.6)
+    figure = new_figure(9.5, 2.6)
     for axes, (label, colour, subjects) in _panels(figure, findings, lambda s: -sum(s["cells"].values())):
         heights = [subject["cells"][label] for _, subject in subjects]
         axes.bar(range(len(subjects)), heights, color=colour)
@@ -231,7 +208,7 @@ def cells_figure(findings: Findings) -> Figure:
 
 def areas_figure(findings: Findings) -> Figure:
     """Quantiles of the cells' area: all of a class first, then each of its subjects, smallest first."""
-    figure = _figure(3.2)
+    figure = new_figure(9.5, 3.2)
     for axes, (label, colour, subjects) in _panels(figure, findings, lambda s: s["area"][2]):
         named = [("all", findings["classes"][label]), *subjects]
         keys = ("whislo", "q1", "med", "q3", "whishi")
@@ -247,15 +224,9 @@ def areas_figure(findings: Findings) -> Figure:
     return figure
 
 
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(9.5, height), layout="constrained")
-
-
 def _panels(
     figure: Figure, findings: Findings, order: Callable[[Findings], float]
-) -> Iterable[tuple[Axes, tuple[str, str, list[tuple[str, Findings]]]]]:
+) -> Iterator[tuple[Axes, tuple[str, str, list[tuple[str, Findings]]]]]:
     """One panel a class: its axes, its name, its colour and its subjects in order."""
     of_class = {
         label: sorted(
@@ -266,8 +237,7 @@ def _panels(
     ratios = [len(subjects) + 3 for subjects in of_class.values()]
     panels = figure.subplots(1, len(of_class), sharey=True, squeeze=False, width_ratios=ratios)[0]
     for number, (axes, (label, subjects)) in enumerate(zip(panels, of_class.items(), strict=True)):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        plain(axes)
         yield axes, (label, CLASS_COLOURS[number % len(CLASS_COLOURS)], subjects)
 
 

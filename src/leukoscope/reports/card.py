@@ -10,16 +10,51 @@ from typing import TYPE_CHECKING, Any
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
+from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.plots import (
+    confusion_plot,
+    reliability_diagram,
+    risk_coverage_curve,
+    roc_plot,
+    save_plot,
+    subject_strip,
+)
 from leukoscope.files import resource_file, write_atomic
+from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import hub_weights_name
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, folder_name, needs_code, read_metrics
+from leukoscope.models.release import load_release
+from leukoscope.models.release_files import (
+    CARD,
+    CONFIG,
+    FIGURES,
+    METRICS,
+    PREDICTIONS,
+    WEIGHTS,
+    folder_name,
+    needs_code,
+    read_metrics,
+)
 from leukoscope.reports import formatting, release_tables
-from leukoscope.reports.plots import SHOWN, draw_plots
+from leukoscope.reports.release_tables import detailed_evaluation
+from leukoscope.training.plots import figures_folder, phantom_samples, structure_figure
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+    from matplotlib.figure import Figure
 
+TEMPLATE = "model_card/template.md"
 _FILTERS = ("count", "minutes", "pooling", "share", "span", "with_interval")
+_NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
+# The alt text of each plot of the card, in the order of the card.
+SHOWN = {
+    "samples": "Synthetic cells (phantoms) with this release's predictions and probabilities; nothing about patients",
+    "network": "The network's stages from the picture to the logits, with their outputs and numbers of parameters",
+    "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
+    "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
+    "reliability": "Reliability diagram: accuracy against confidence, before and after temperature scaling",
+    "roc": "ROC curve of the out-of-fold predictions with the operating points",
+    "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
+}
 
 
 def render_card(release: Path, *, hub_id: str = "") -> str:
@@ -30,15 +65,11 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         hub_id: where it is published; its folder name stands in until then.
 
     Raises:
-        LeukoscopeError: no metrics.json to render from.
+        LeukoscopeError: no release, or no measurements in its metrics.json.
     """
     from jinja2 import Environment, StrictUndefined
 
-    metrics = read_metrics(release)
-    if not metrics.get("training"):
-        raise LeukoscopeError(
-            f"{release / 'metrics.json'}: missing or without a 'training' block; no card without measurements"
-        )
+    metrics = _measured(release)
     try:
         config = json.loads((release / CONFIG).read_text())
     except (OSError, ValueError) as error:
@@ -48,7 +79,7 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
     environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    return environment.from_string(read_template()).render(
+    return environment.from_string(resource_file(TEMPLATE).read_text()).render(
         **metrics | {"notice": RESEARCH_NOTICE},
         metrics=metrics,
         front_matter=_front_matter(metrics, name, own_code=needs_code(config)),
@@ -57,22 +88,33 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         model=hub_id or f"path/to/{folder_name(release)}",
         preprocessing=config["pretrained_cfg"],
         figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
-        tested=release_tables.detailed_evaluation(metrics),
+        tested=detailed_evaluation(metrics),
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
         own_code=needs_code(config),
+        published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
 
 
 def write_card(release: Path, *, hub_id: str = "") -> Path:
-    """Draw the release's plots and render the card into its README.md."""
+    """Draw the release's plots and render the card into its README.md.
+
+    Raises:
+        LeukoscopeError: as `render_card` and `draw_plots`.
+    """
+    _measured(release)  # raises before a plot is drawn
     draw_plots(release)
     return write_atomic(release / CARD, render_card(release, hub_id=hub_id))
 
 
-def read_template() -> str:
-    """The card's Jinja template."""
-    return resource_file("model_card/template.md").read_text()
+def _measured(release: Path) -> dict[str, Any]:
+    metrics = read_metrics(release)
+    if missing := [block for block in _NEEDED if block not in metrics]:
+        raise LeukoscopeError(
+            f"{release / METRICS}: missing, or without {missing[0]!r}; a card is rendered from the measurements that "
+            "`leukoscope train` and `leukoscope experiment protocol` write there"
+        )
+    return metrics
 
 
 def _front_matter(metrics: Mapping[str, Any], name: str, *, own_code: bool) -> str:
@@ -135,3 +177,36 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     if started_from:
         return started_from["release"] if started_from["revision"] else None
     return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None
+
+
+def draw_plots(release: Path) -> list[Path]:
+    """Draw every plot that the release has the weights or the metrics for.
+
+    Returns:
+        The files written, in the order of the card; equal weights and metrics give equal files.
+
+    Raises:
+        LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
+    """
+    folder, plots = release / FIGURES, dict(_plots(release))
+    with figures_folder(folder):
+        return [save_plot(plot, folder / f"{name}.png") for name, plot in plots.items()]
+
+
+def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
+    metrics = read_metrics(release)
+    if (release / WEIGHTS).is_file():
+        recipe = metrics["recipe"]
+        yield "samples", phantom_samples(Predictor.from_pretrained(release))
+        yield "network", structure_figure(load_release(release).network, recipe["image_size"], recipe["frozen"])
+    tested = detailed_evaluation(metrics)
+    if tested is not None:
+        yield "confusion", confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
+    if tested is None or "calibration" not in metrics:
+        return
+    yield "subjects", subject_strip(tested["metrics"]["subjects"], metrics["labels"])
+    yield "reliability", reliability_diagram(metrics["calibration"])
+    predictions = release / PREDICTIONS / f"{tested['name']}.parquet"
+    if metrics["decisions"]["operating_points"] and predictions.is_file():
+        yield "roc", roc_plot(CellPredictions.load(predictions), metrics["decisions"]["operating_points"])
+    yield "risk_coverage", risk_coverage_curve(metrics["decisions"]["abstention"])

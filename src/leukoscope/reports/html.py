@@ -1,7 +1,7 @@
 """Reports as single HTML files, and the one of an evaluation: evaluation.json for programs, evaluation.html for people.
 
-An evaluation says everything that a reader needs in order not to be misled: what the metrics estimate, which of the
-subjects may have trained the model, and how wide the interval by subject is beside the naive one by cell.
+Beside the metrics, an evaluation records what they estimate, which of the subjects may have trained the model, and the
+interval by subject beside the naive one by cell.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Section:
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
-        verdict: "good", "warning", "bad" or "" — coloured, and written in words as well.
+        verdict: how good the news is: "good", "warning", "bad" or "" — coloured, and written in words as well.
     """
 
     heading: str
@@ -123,7 +123,7 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 
 
 def build_evaluation(
-    answered: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
+    predicted: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """The content of evaluation.json.
 
@@ -135,27 +135,27 @@ def build_evaluation(
     Raises:
         LeukoscopeError: no cell at all, or two models that did not predict the same cells.
     """
-    answers, unreadable = answered.predictions, cells.data.unreadable if cells else ()
-    if not answers.cell_ids:
-        reason = next(iter((*answered.left_out, *unreadable)), "no cell was given")
-        raise LeukoscopeError(f"{answered.name}: not one cell was predicted ({reason}); check the cells and --split")
+    predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
+    if not predictions.cell_ids:
+        reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
+        raise LeukoscopeError(f"{predicted.name}: not one cell was predicted ({reason}); check the cells and --split")
     by_subject, missing = None, ""
     try:
-        by_subject = subject_intervals(answers, seed=seed)
+        by_subject = subject_intervals(predictions, seed=seed)
     except LeukoscopeError as error:
         missing = str(error)
-    subjects = np.asarray(answers.subjects)
-    of_class = {label: subjects[answers.references == k] for k, label in enumerate(answers.label_names)}
+    subjects = np.asarray(predictions.subjects)
+    of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
     if compared is not None:
-        comparison = {**compared.about(), "figures": paired_difference(answers, compared.predictions, seed=seed)}
+        comparison = {**compared.about(), "figures": paired_difference(predictions, compared.predictions, seed=seed)}
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
-        **answered.about(),
+        **predicted.about(),
         **(cells.about() if cells else {"data": None, "split": None}),
-        "left_out": [*unreadable, *answered.left_out],
-        "figures": point_metrics(answers),
+        "left_out": [*unreadable, *predicted.left_out],
+        "figures": point_metrics(predictions),
         "intervals": {
             "level": LEVEL,
             "draws": BOOTSTRAP_SAMPLES,
@@ -165,10 +165,10 @@ def build_evaluation(
             "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
             "by_subject": by_subject,
             "by_subject_missing": missing,
-            "by_cell": cell_intervals(answers, seed=seed),
+            "by_cell": cell_intervals(predictions, seed=seed),
         },
-        "metrics": measure(answers),
-        "patients": measure_patient_rule(answers, answered.metrics),
+        "metrics": measure(predictions),
+        "patients": measure_patient_rule(predictions, predicted.metrics),
         "comparison": comparison,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {
@@ -179,7 +179,7 @@ def build_evaluation(
     }
 
 
-def write_evaluation(folder: Path, evaluation: Mapping[str, Any], answers: CellPredictions) -> Path:
+def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: CellPredictions) -> Path:
     """Write evaluation.json, predictions.parquet and evaluation.html.
 
     Returns:
@@ -190,7 +190,7 @@ def write_evaluation(folder: Path, evaluation: Mapping[str, Any], answers: CellP
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        answers.save(folder / "predictions.parquet")
+        predictions.save(folder / "predictions.parquet")
         write_json(folder / "evaluation.json", evaluation)
         title = f"{evaluation['model']['name']} — evaluation"
         return write_page(folder / "evaluation.html", title, _lead(evaluation), list(_sections(evaluation)))
@@ -230,8 +230,14 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     ]
     plot = plot_picture(interval_plot(lines), "Every metric with its interval by subject and by cell, as in the table.")
     yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals), [plot])
-    if metrics["subjects"]:
-        yield _subjects(metrics)
+    if subjects := metrics["subjects"]:
+        below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
+        alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
+        text = (
+            f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"
+        )
+        plot = plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)
+        yield Section("Subject by subject", [text], subjects_table(subjects, most=_WORST), [plot])
     if evaluation["patients"]:
         yield _persons(evaluation["patients"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
@@ -250,7 +256,18 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
         yield Section("Left out", [*left_out[:_SHOWN], *more], verdict="warning")
-    yield _made_from(evaluation)
+    data, split = evaluation["data"], evaluation["split"]
+    rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
+    if data:
+        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
+    if split:
+        counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
+        rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
+    samples = f"{count(intervals['draws'])} bootstrap samples, seed {intervals['seed']}"
+    rows.append(("intervals", f"{intervals['method']}; {samples}"))
+    versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
+    rows.append(("made", f"{evaluation['created']}, {versions}"))
+    yield Section("Made from", table=Table(("what", "which"), rows, text_columns=2))
 
 
 def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -280,18 +297,6 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield "As patients judged here also trained the model, no interval below says what to expect of new ones."
 
 
-def _subjects(metrics: Mapping[str, Any]) -> Section:
-    subjects = metrics["subjects"]
-    below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
-    alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
-    return Section(
-        "Subject by subject",
-        [f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"],
-        subjects_table(subjects, most=_WORST),
-        [plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)],
-    )
-
-
 def _persons(block: Mapping[str, Any]) -> Section:
     # Wrong persons first, then those without a class.
     order = sorted(
@@ -312,18 +317,3 @@ def _persons(block: Mapping[str, Any]) -> Section:
         rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
     columns = ("person", "class", "outcome", "probability", "95 % interval", "cells")
     return Section("One prediction for a person", text, Table(columns, rows, text_columns=3))
-
-
-def _made_from(evaluation: Mapping[str, Any]) -> Section:
-    data, split, intervals = evaluation["data"], evaluation["split"], evaluation["intervals"]
-    rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
-    if data:
-        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
-    if split:
-        counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
-        rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
-    samples = f"{count(intervals['draws'])} bootstrap samples, seed {intervals['seed']}"
-    rows.append(("intervals", f"{intervals['method']}; {samples}"))
-    versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
-    rows.append(("made", f"{evaluation['created']}, {versions}"))
-    return Section("Made from", table=Table(("what", "which"), rows, text_columns=2))

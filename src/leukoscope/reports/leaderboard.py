@@ -50,35 +50,35 @@ def recorded_predictions(release: Path, evaluation: str, *, name: str, revision:
 
 
 def compare_releases(
-    answered: Sequence[ModelPredictions], *, draws: int = BOOTSTRAP_SAMPLES, seed: int = 0
+    releases: Sequence[ModelPredictions], *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """Rank releases by their AUROC by subject on the cells that all of them predicted.
 
     Returns:
         cells and subjects compared on, left_out (a sentence for each release with more cells), and rows, best first:
-        model, estimates, trust (verdict and statement on the split), figures (key → value, low, high by subject) and
-        behind_the_first (difference, low, high, share_a_better; None for the first).
+        model, estimates, trust (whether and why the split is a test), metrics (value, low, high by subject; key
+        `figures`) and behind_the_first (difference, low, high, share_a_better; None for the first).
 
     Raises:
         LeukoscopeError: fewer than two releases, no cell in common, other classes or labels, or unknown subjects.
     """
-    if len(answered) < 2:
+    if len(releases) < 2:
         raise LeukoscopeError("leukoscope experiment leaderboard: name two releases or more")
-    shared = set.intersection(*(set(one.predictions.cell_ids) for one in answered))
+    shared = set.intersection(*(set(one.predictions.cell_ids) for one in releases))
     if not shared:
         raise LeukoscopeError(
             "leukoscope experiment leaderboard: no cell was predicted by all of these releases; compare releases of "
             "one data set"
         )
-    alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in answered]
+    alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in releases]
     points = [point_metrics(one.predictions) for one in alike]
     order = sorted(range(len(alike)), key=lambda i: -points[i][RANKED_BY])
     first, rows = alike[order[0]], []
     for i in order:
         one, behind = alike[i], None
         if one is not first:
-            behind = paired_difference(one.predictions, first.predictions, samples=draws, seed=seed)[RANKED_BY]
-        intervals = subject_intervals(one.predictions, samples=draws, seed=seed)
+            behind = paired_difference(one.predictions, first.predictions, samples=samples, seed=seed)[RANKED_BY]
+        intervals = subject_intervals(one.predictions, samples=samples, seed=seed)
         rows.append(
             {
                 "model": {"name": one.name, "revision": one.revision},
@@ -95,7 +95,7 @@ def compare_releases(
         "level": LEVEL,
         "left_out": [
             f"{one.name}: {more:,} cells that not every release predicted"
-            for one in answered
+            for one in releases
             if (more := len(one.predictions.cell_ids) - len(shared))
         ],
         "rows": rows,
@@ -116,7 +116,7 @@ def table_rows(board: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def verdict(board: Mapping[str, Any]) -> str:
+def first_place(board: Mapping[str, Any]) -> str:
     """Whether the first place is settled, in a sentence."""
     first, *others = board["rows"]
     open_to = [_called(row["model"]) for row in others if row["behind_the_first"]["high"] >= 0]
@@ -127,25 +127,27 @@ def verdict(board: Mapping[str, Any]) -> str:
 
 def write_board(path: Path, board: Mapping[str, Any]) -> Path:
     """Write the board as one HTML page with a plot."""
-    lead = [f"{count(board['cells'])} cells of {board['subjects']} subjects, predicted by every release."]
     lines = [
         (_called(row["model"]), found["value"], {"low": found["low"], "high": found["high"]}, None)
         for row in board["rows"]
         if (found := row["figures"][RANKED_BY])
     ]
     alt = f"{metric_name(RANKED_BY)} of each release with its interval by subject, as in the table."
-    level = f"Intervals: {board['level']:.0%}, bootstrap samples of subjects; differences on the same samples."
     ranking = Section(
         "Side by side",
-        [level, *board["left_out"]],
+        [
+            f"Intervals: {board['level']:.0%}, bootstrap samples of subjects; differences on the same samples.",
+            *board["left_out"],
+        ],
         Table(COLUMNS, table_rows(board), text_columns=2),
         [plot_picture(interval_plot(lines, axis=metric_name(RANKED_BY)), alt)],
     )
-    doubts = [
+    splits = [
         Section(_called(row["model"]), [row["trust"]["statement"]], verdict=row["trust"]["verdict"])
         for row in board["rows"]
     ]
-    return write_page(path, "Leaderboard", [*lead, verdict(board)], [ranking, *doubts])
+    lead = f"{count(board['cells'])} cells of {board['subjects']} subjects, predicted by every release."
+    return write_page(path, "Leaderboard", [lead, first_place(board)], [ranking, *splits])
 
 
 def _called(model: Mapping[str, str]) -> str:

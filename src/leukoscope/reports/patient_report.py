@@ -77,7 +77,7 @@ def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[l
     return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
 
 
-def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 32) -> str:
+def report_on(predictor: Predictor, source: CellSource, *, name: str = "") -> str:
     """Predict all cells of a source as one person's, and report on them; see `patient_report`.
 
     Args:
@@ -87,15 +87,19 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     Raises:
         LeukoscopeError: the release was not measured by person, or a file cannot be read.
     """
+
+    def opened(picture: str | EncodedImage) -> Image:
+        return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
+
     rule = patient_rule(predictor)
     pictures = [cell.picture for cell in source.read([range(source.count)])]
-    cells = predictor(pictures, batch_size=batch_size)
+    cells = predictor(pictures)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     person = rule.predict(probabilities, outcomes, patient=name)
     positive = probabilities[:, rule.labels.index(rule.positive_label)]
     shown = tuple(
-        [ShownCell(_opened(pictures[i]), predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
+        [ShownCell(opened(pictures[i]), predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
         for chosen in cells_to_show(positive, outcomes)
     )
     release = predictor.release
@@ -110,11 +114,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     )
 
 
-def _opened(picture: str | EncodedImage) -> Image:
-    return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
-
-
-def print_to_pdf(page: Path, pdf: Path) -> Path:
+def print_to_pdf(page: Path, pdf: Path) -> None:
     """Print a page as a browser would.
 
     Raises:
@@ -136,7 +136,6 @@ def print_to_pdf(page: Path, pdf: Path) -> Path:
         )
     if made.returncode or not pdf.is_file():
         raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
-    return pdf
 
 
 def patient_report(
@@ -168,6 +167,30 @@ def patient_report(
     headline = f"No class: {person.outcome}"
     if person.probability is not None and not person.reason:
         headline = f"{person.outcome} (probability of {positive} {share(person.probability)})"
+    facts = {"cells": f"{person.cells}, of which {person.used} in use and {person.refused} refused"}
+    if person.probability is not None and person.interval is not None:
+        low, high = person.interval
+        interval = span({"low": low, "high": high})
+        facts[f"probability of {person.positive_label}"] = f"{share(person.probability)} ({interval})"
+        facts["the interval"] = (
+            "95 %, from bootstrap samples of this person's cells; it does not say how persons differ"
+        )
+        facts[f"share of {person.positive_label}"] = f"{share(person.share_positive)} of the cells in use"
+        facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
+    facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
+    # A folder's path may name a person or a laboratory.
+    facts |= {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
+    measured = metrics["patients"]["measured"]
+    trust = [
+        f"Measured on {measured['persons']} persons whom the networks, the pooling and the threshold had not seen: "
+        f"AUROC {with_span(measured['auroc'])}, sensitivity for {metrics['patients']['positive_label']} "
+        f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
+        "intervals.",
+        f"These were {measured['persons']} persons of one laboratory ({data['title']}), each of one class only. "
+        "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
+        "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
+        RESEARCH_NOTICE,
+    ]
     citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text())
     return template.render(
@@ -175,14 +198,14 @@ def patient_report(
         notice=RESEARCH_NOTICE,
         person=person,
         headline=headline,
-        facts=_facts(person, model, revision),
+        facts=facts,
         strip=strip_plot(probabilities, outcomes),
         montages=[
             (f"The cells most like {positive}", [_figure(cell, positive, peak) for cell in most]),
             (f"The cells least like {positive}", [_figure(cell, positive, peak) for cell in least]),
         ],
         refused=[_figure(cell, positive, None) for cell in refused],
-        trust=_trust(metrics),
+        trust=trust,
         citation=citation,
         version=__version__,
         date=date.today().isoformat(),
@@ -201,7 +224,7 @@ def strip_plot(
     Args:
         probabilities: (N,) of the positive class, 0–1.
         outcomes: of the same cells; refused ones are grey and stand at the left.
-        threshold: where the line is drawn.
+        threshold: of the dashed line, 0–1.
         cells: numbers that the dots carry as `data-cell`, so that a page can open the cell; None for none.
     """
     grey = np.isin(np.asarray(outcomes), REFUSED)
@@ -236,22 +259,6 @@ def strip_plot(
     )
 
 
-def _facts(person: PatientPrediction, model: str, revision: str) -> dict[str, str]:
-    facts = {"cells": f"{person.cells}, of which {person.used} in use and {person.refused} refused"}
-    if person.probability is not None and person.interval is not None:
-        low, high = person.interval
-        interval = span({"low": low, "high": high})
-        facts[f"probability of {person.positive_label}"] = f"{share(person.probability)} ({interval})"
-        facts["the interval"] = (
-            "95 %, from bootstrap samples of this person's cells; it does not say how persons differ"
-        )
-        facts[f"share of {person.positive_label}"] = f"{share(person.share_positive)} of the cells in use"
-        facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
-    facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
-    # A folder's path may name a person or a laboratory.
-    return facts | {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
-
-
 def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str]:
     """One cell as the network saw it and, where `peak` gives the end of the colour scale, its map."""
     probability = share(cell.prediction.probabilities[positive])
@@ -266,18 +273,3 @@ def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str
         "caption": f"{cell.name} · {probability}",
         "map": cell_picture(drawn.crop(seen), what, side=_SIDE).source,
     }
-
-
-def _trust(metrics: Mapping[str, Any]) -> list[str]:
-    block = metrics["patients"]
-    measured, positive = block["measured"], block["positive_label"]
-
-    return [
-        f"Measured on {measured['persons']} persons whom the networks, the pooling and the threshold had not seen: "
-        f"AUROC {with_span(measured['auroc'])}, sensitivity for {positive} {fraction(measured['sensitivity'])}, "
-        f"specificity {fraction(measured['specificity'])}; in brackets 95 % intervals.",
-        f"These were {measured['persons']} persons of one laboratory ({metrics['data']['title']}), each of one class "
-        "only. Nothing here speaks of mixed marrow, of minimal residual disease, or of another stain or microscope.",
-        "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
-        RESEARCH_NOTICE,
-    ]

@@ -106,7 +106,7 @@ def classes_table(measured: Metrics) -> Table:
 
 
 def baselines_table(block: Metrics) -> Table:
-    """What logistic regression on trivial features reaches on the cells of an evaluation, and the network there."""
+    """What logistic regression on trivial features reaches on the cells of an evaluation, beside the model."""
     keys = ("f1_weighted", "balanced_accuracy", "auroc")
     values = {**block["shortcut_baselines"], "*the network*": block["metrics"]}
     return Table(
@@ -183,7 +183,7 @@ def persons_table(block: Metrics) -> Table:
 
 
 def person_cells_table(block: Metrics) -> Table:
-    """The same for persons of whom only some cells, drawn at random, are used."""
+    """The same for persons of whom only some cells, chosen at random, are used."""
     keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
     names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
     rows = [[str(row["cells"]), str(row["persons"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
@@ -213,24 +213,6 @@ def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
         for name, kind in kinds.items()
     ]
     return Table(("white cells", "cells", *labels, "no class", f"network alone: {' / '.join(labels)}"), rows)
-
-
-def healthy_share(metrics: Metrics, labels: Sequence[str], outcomes: str = "outcomes") -> str:
-    """Of 100 white cells of healthy people, how many are predicted as one of the labels.
-
-    Args:
-        outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
-    """
-    kinds = healthy_kinds(metrics)
-    cells = sum(kind["cells"] for kind in kinds)
-    if not cells or not labels:
-        return "–"
-    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in labels) / cells:.0f}"
-
-
-def healthy_kinds(metrics: Metrics) -> list[Metrics]:
-    """The kinds of healthy people's white cells that a release was tested on."""
-    return [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
 
 
 def explanation_table(block: Metrics) -> Table:

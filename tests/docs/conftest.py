@@ -1,0 +1,5 @@
+"""A release whose tables are rendered."""
+
+from release_fixtures import release, release_metrics
+
+__all__ = ["release", "release_metrics"]

@@ -1,0 +1,225 @@
+"""The README's tables: rendered from JSON between markers, and the committed README is what they render to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from readme_tables import (
+    fields_table,
+    headline_table,
+    leakage_table,
+    markers,
+    patients_table,
+    readme_tables,
+    results_notes,
+    results_table,
+    shortcuts_table,
+    speed_table,
+    update_tables,
+)
+
+from leukoscope import LeukoscopeError
+
+REPOSITORY = Path(__file__).parents[2]
+EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
+
+COMPARISON: dict[str, Any] = {
+    "recipe": {"architecture": "densenet121", "image_size": 160, "num_train_epochs": 2},
+    "data": {"title": "C-NMC 2019", "unit": "subject"},
+    "train_cells": [5000, 5000],
+    "seeds": [
+        {"seed": 0, "unseen": {"f1_weighted": 0.8, "auroc": None}, "seen": {"f1_weighted": 0.9, "auroc": None}},
+        {"seed": 1, "unseen": {"f1_weighted": 0.84, "auroc": None}, "seen": {"f1_weighted": 0.88, "auroc": None}},
+    ],
+    "difference": {"f1_weighted": {"mean": 0.07, "smallest": 0.04, "largest": 0.1}},
+}
+
+
+def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    row = headline_table([release]).splitlines()[-1]
+    assert row == "| `leukoscope-test` | 0.777 | 0.722 | – | – |"
+    interval = {"low": 0.8, "high": 1.0}
+    rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
+    measured = {
+        "persons": 41,
+        "auroc": {"value": 0.912, **interval},
+        "sensitivity": rate,
+        "specificity": rate,
+        "given_a_class": 34,
+        "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
+    }
+    release_metrics["patients"] = {"measured": measured, "least_cells": 20}
+    kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
+    release_metrics["ood"] = {"healthy": {"white cells": {"neutrophil": kind, "monocyte": kind}}}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert " | 0.722 | 0.912 (0.80–1.00) | 2 |" in headline_table([release])
+    persons = patients_table([release]).splitlines()[-1]
+    assert persons == (
+        "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | "
+        "0.059 (0.01–0.20) | 20 |"
+    )
+
+
+def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
+    rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
+    assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 |" in rows[0]
+    assert "| **yes** | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.967 | – |" in rows[1]
+    assert "Weighted F1 by fold: 0.801, 0.865." in results_notes([release])
+
+
+def test_persons_found_since_the_measurement_are_marked(release: Path, release_metrics: dict[str, Any]) -> None:
+    release_metrics["training"]["subjects"] = ["H2", "H6"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "| **a few**, found since | 1,234 | 0.777 |" in results_table([release])
+    assert "found H2 = H6 to be one person each" in results_notes([release])
+
+
+def test_leakage_table_shows_what_seeds_agree_on() -> None:
+    table = leakage_table([COMPARISON])
+    assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
+    assert "| C-NMC 2019 | densenet121" in table
+    blocks = leakage_table([COMPARISON | {"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}}])
+    assert "| B-ALL — blocks for patients | densenet121" in blocks
+    assert "AUROC" not in table, "a metric that was not measured has no row"
+    assert leakage_table([]) == "Not measured yet."
+
+
+def test_shortcuts_stand_beside_chance() -> None:
+    figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949}
+    split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
+    shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
+    table = shortcuts_table([{"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
+    row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
+    assert row in table.splitlines()
+
+
+def _page(path: Path, *names: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    parts = [f"{start}\nstale\n{end}" for start, end in map(markers, names)]
+    path.write_text("\n".join(["before", *parts, "after\n"]))
+    return path
+
+
+def test_tables_replace_only_what_stands_between_markers_on_every_page(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "results" / "leakage").mkdir(parents=True)
+    (tmp_path / "results" / "leakage" / "a.json").write_text(json.dumps(COMPARISON))
+    first, *others = readme_tables(tmp_path, [])
+    readme, page = _page(tmp_path / "README.md", first), _page(tmp_path / "docs" / "results.md", *others)
+    (tmp_path / "docs" / "other.md").write_text("no table here\n")
+    assert update_tables(readme, [release]) == [readme, page]
+    for text in (readme.read_text(), page.read_text()):
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "0.777" in readme.read_text() and "+0.070" in page.read_text()
+
+
+def test_a_table_without_a_place_is_refused_and_nothing_written(release: Path, tmp_path: Path) -> None:
+    readme = _page(tmp_path / "README.md", "headline")
+    with pytest.raises(LeukoscopeError, match="README.md and docs/ beside it: lack the markers '<!-- results: "):
+        update_tables(readme, [release])
+    assert "stale" in readme.read_text()
+
+
+def test_a_table_without_its_end_is_refused(release: Path, tmp_path: Path) -> None:
+    readme = _page(tmp_path / "README.md", *readme_tables(tmp_path, []))
+    readme.write_text(readme.read_text().replace(markers("results")[1], "no end"))
+    with pytest.raises(LeukoscopeError, match=r"README\.md: lacks the marker '<!-- end of results -->' after"):
+        update_tables(tmp_path / "README.md", [release])
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "leakage").mkdir()
+    (tmp_path / "leakage" / "a.json").write_text("{")
+    with pytest.raises(LeukoscopeError, match=r"a\.json: damaged \(.*\); restore it from the repository$"):
+        readme_tables(tmp_path, [])
+
+
+def test_committed_tables_are_the_rendered_ones() -> None:
+    pages = [page.read_text() for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))]
+    for name, table in readme_tables(REPOSITORY / "results", EMBEDDED).items():
+        start, end = markers(name)
+        held = [text.split(start)[1].split(end)[0] for text in pages if start in text]
+        assert held and set(held) == {f"\n{table}\n"}, name
+
+
+def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -> None:
+    assert speed_table(tmp_path) == "Not measured yet."
+    cpu: dict[str, Any] = {"threads": 2, "machine": {"cpu": "Some CPU", "gpus": []}}
+    row = {"recipe": "densenet121", "setting": "all layers", "share": 0.5, "times_faster": {"cold": 1.254, "warm": 2}}
+    (tmp_path / "training.json").write_text(json.dumps(cpu | {"rows": [row, {"recipe": "no comparison"}]}))
+    (tmp_path / "load.json").write_text(json.dumps(cpu | {"seconds": 3}))
+    assert speed_table(tmp_path).splitlines()[2:] == [
+        "| `training.py` | densenet121, all layers: times as fast | cold **1.25** · warm **2.00** | "
+        "Some CPU, 2 thread(s) |",
+        "",
+        "`PYTHONPATH=src python benchmarks/NAME.py --help` shows how to repeat a benchmark.",
+    ]
+    rows = {"beside": "a script", "rows": [row | {"share_of_pure_compute": 0.9}]}
+    (tmp_path / "training-other.json").write_text(json.dumps(cpu | rows))
+    assert "| `training.py` | densenet121, all layers: times as fast as a script | " in speed_table(tmp_path)
+    assert "warm **2.00** · 0.900 of pure compute's speed |" in speed_table(tmp_path)
+    ratios = [{"what": "one: times faster than timm", "value": 3.456, "aim": "≥ 3", "met": True}]
+    gpu = cpu | {"machine": {"cpu": "Some CPU", "gpus": [{"name": "Some GPU"}]}}
+    (tmp_path / "inference.json").write_text(json.dumps(gpu | {"releases": [{"model": "ours", "ratios": ratios}]}))
+    assert speed_table(tmp_path).splitlines()[2] == (
+        "| `inference.py` | one: times faster than timm | `ours` **3.46** (aim: ≥ 3) | Some GPU |"
+    )
+    gpu |= {"device": "cpu", "releases": [{"model": "ours", "ratios": ratios}]}
+    (tmp_path / "inference.json").write_text(json.dumps(gpu))
+    assert speed_table(tmp_path).splitlines()[2].endswith("| Some CPU, 2 thread(s) |"), "the GPU was not used"
+
+
+def test_the_first_answer_and_kept_features_are_told(tmp_path: Path) -> None:
+    first = {"until_first_answer": 93.4, "seconds": {"clone": 1.2, "install": 80.1, "answers": [12.1, 3]}}
+    (tmp_path / "first_answer.json").write_text(json.dumps(first | {"machine": {"cpu": "Some CPU", "gpus": []}}))
+    kept = {"recipe": "frozen", "image_size": 64, "data": "phantoms", "times_faster_an_epoch": 41.26}
+    kept |= {"seconds_to_keep": 9.7, "hardware": "x86_64, 1 thread(s), cpu"}
+    (tmp_path / "frozen_features.json").write_text(json.dumps(kept))
+    assert speed_table(tmp_path).splitlines()[2:4] == [
+        "| `first_answer.py` | seconds from a local `git clone` to the first explained prediction | "
+        "**93** (cloning 1, installing 80, predicting 12) | Some CPU |",
+        "| `frozen_features.py` | `frozen`, 64 px, phantoms: times as fast an epoch from kept features as from pixels "
+        "| **41.26**, after 10 s to keep them | x86_64, 1 thread(s), cpu |",
+    ]
+
+
+def test_visitors_of_the_demo_and_cells_scored_are_told(tmp_path: Path) -> None:
+    level = {"clients": 10, "per_second": 10.27, "p95_seconds": 1.318, "errors": 0}
+    load = {"model": "ours", "levels": [level, level | {"clients": 50}], "hardware": "x86_64, 2 cores"}
+    (tmp_path / "app_load.json").write_text(json.dumps(load))
+    scored = {"model": "ours", "cells": 100000, "short_cells": 1000, "hardware": "x86_64, 2 cores"}
+    scored |= {"until_killed": {"cells_a_second": 84.4}, "resumed": {"cells_a_second": 85.6}}
+    scored |= {"memory_growth": {"times_short_run": 1.034, "aim": "within 10%", "met": True}}
+    (tmp_path / "scoring.json").write_text(json.dumps(scored))
+    assert speed_table(tmp_path).splitlines()[2:4] == [
+        "| `app_load.py` | `ours`, demo: predictions with Grad-CAM maps a second; 95 % within | "
+        "10 at once **10.3**, 1.32 s, 0 errors · 50 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
+        "| `scoring.py` | `ours`, 100,000 cells scored: cells a second until killed, and resumed | "
+        "**84 and 86**; memory 1.03 times that of 1,000 cells (aim: within 10%) | x86_64, 2 cores |",
+    ]
+
+
+def test_fields_are_told_with_what_they_were_counted_on() -> None:
+    match = {"fields": 72, "true": 71, "recall": 0.985915, "precision": 0.933333}
+    measured = {
+        "bccd": {"test_scale_given": match, "test_scale_from_red_cells": match | {"precision": 0.85}},
+        "ball4": {"seen": "as seen", "classes": {"Pre": {"dice": 0.79351}}},
+        "speed": {"cpu_seconds_a_megapixel": {"100x": 0.0280508}},
+        "domain_gap": {
+            "model": "model_card/ours",
+            "C-NMC in distribution, held-out subjects": 0.98,
+            "cut_outs": {"BCCD": {"in_distribution_share": 0.29}},
+        },
+    }
+    table = fields_table([measured])
+    found = "recall **0.986**, precision **0.933** (71 cells in 72 fields of BCCD's test list, boxes at IoU .5)"
+    assert f"| white cells found, scale given | {found} |" in table
+    shares = "C-NMC, subjects the detector was not fitted on: 0.980 · BCCD: 0.290"
+    assert f"| share of cells that `ours` takes as in distribution | {shares} |" in table
+    assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
+    assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
+    assert fields_table([]) == "Not measured yet."

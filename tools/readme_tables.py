@@ -1,0 +1,355 @@
+"""The tables of the README and of docs/: rendered from committed JSON between markers, nothing in them is typed.
+
+`python tools/readme_tables.py` renders them anew from the releases in model_card/ and from results/; `make docs` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from leukoscope import LeukoscopeError
+from leukoscope.files import write_atomic
+from leukoscope.models.release_files import read_metrics
+from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, share, with_span
+from leukoscope.reports.release_tables import RESULT_METRICS, evaluation_row
+from leukoscope.reports.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
+
+RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
+
+
+def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
+    """Render every table anew, in the README and in the pages of `docs/` beside it, from the releases and `results/`.
+
+    Returns:
+        the pages that hold a table.
+
+    Raises:
+        LeukoscopeError: no such README, a table whose markers no page holds, or a result file that is damaged; every
+            page is then as it was.
+    """
+    if not readme.is_file():
+        raise LeukoscopeError(f"{readme}: no such file")
+    tables = readme_tables(readme.parent / "results", releases)
+    pages = {page: page.read_text() for page in (readme, *sorted((readme.parent / "docs").glob("*.md")))}
+    changed = {}
+    for name, table in tables.items():
+        start, end = markers(name)
+        holders = [page for page, text in pages.items() if start in text]
+        if not holders:
+            raise LeukoscopeError(f"{readme} and docs/ beside it: lack the markers {start!r} and {end!r}; restore them")
+        for page in holders:
+            before, rest = pages[page].split(start, 1)
+            if end not in rest:
+                raise LeukoscopeError(f"{page}: lacks the marker {end!r} after {start!r}; restore it")
+            pages[page] = changed[page] = f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}"
+    return [write_atomic(page, changed[page]) for page in pages if page in changed]
+
+
+def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
+    """Name of each table → its Markdown."""
+    prior = read_results(results / "prior")
+    return {
+        "headline": headline_table(releases),
+        "results": results_table(releases),
+        "results-notes": results_notes(releases),
+        "decisions": decisions_table(releases),
+        "patients": patients_table(releases),
+        "leakage": leakage_table(read_results(results / "leakage")),
+        "shortcuts": shortcuts_table(read_results(results / "audit")),
+        "prior": prior_table(prior),
+        "prior-notes": prior_notes(prior),
+        "ablation": ablation_table(read_results(results / "ablation")),
+        "fields": fields_table(read_results(results, "fields.json")),
+        "speed": speed_table(results / "benchmarks"),
+    }
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a page holds the table of that name."""
+    return f"<!-- {name}: rendered by `make docs` -->", f"<!-- end of {name} -->"
+
+
+def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
+    return [metrics["positive_label"]] if metrics.get("positive_label") else []
+
+
+def headline_table(releases: Sequence[Path]) -> str:
+    """One short row a release: what it is worth on unseen subjects; `results_table` has every metric."""
+    columns = (
+        "release",
+        "AUROC by subject",
+        "AUROC by subject of cell size alone",
+        "AUROC of persons",
+        "of 100 healthy white cells, called leukaemic",
+    )
+    rows = []
+    for release in releases:
+        metrics = read_metrics(release)
+        unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
+        row = evaluation_row(metrics, unseen) if unseen else {}
+        persons = with_span((metrics.get("patients") or {}).get("measured", {}).get("auroc"))
+        healthy = healthy_share(metrics, _positive_label(metrics))
+        shown = [row.get(key, "–") for key in ("auroc_by_subject", "size_auroc")]
+        rows.append([f"`{release.name}`", *shown, persons, healthy])
+    return str(Table(columns, rows))
+
+
+def results_table(releases: Sequence[Path]) -> str:
+    """Each release on unseen subjects beside the random split of the prior systems."""
+    names = [metric_name(key) for key in RESULT_METRICS]
+    columns = ("release", "tested on", "patients on both sides?", "cells", *names)
+    rows = []
+    for release in releases:
+        metrics = read_metrics(release)
+        for block in metrics.get("evaluations", []):
+            row = evaluation_row(metrics, block)
+            both_sides = row["both_sides"]
+            for flattering in ("yes", "a few"):
+                both_sides = both_sides.replace(flattering, f"**{flattering}**")
+            shown = [row[key] for key in ("cells", *RESULT_METRICS, "size_auroc")]
+            rows.append([f"`{release.name}`", row["detail"], both_sides, *shown])
+    return str(Table((*columns, "cell size alone, AUROC by subject"), rows, text_columns=3))
+
+
+def results_notes(releases: Sequence[Path]) -> str:
+    """How each release of the results table was made, and what is known to make its metrics too good."""
+    notes = []
+    for release in releases:
+        metrics = read_metrics(release)
+        training, recipe = metrics["training"], metrics["recipe"]
+        folds: list[dict[str, Any]] = next((e["folds"] for e in metrics["evaluations"] if "folds" in e), [])
+        by_fold = ", ".join(share(fold["f1_weighted"]) for fold in folds)
+        leak = ""
+        if persons := new_aliases(metrics):
+            leak = (
+                f" Measured before `leukoscope data audit` found {', '.join(persons)} to be one person each: where its "
+                "folds keep such ids apart, the metrics are too good."
+            )
+        notes.append(
+            f"`{release.name}`: {recipe['architecture']} at {recipe['image_size']} px, {recipe['num_train_epochs']} "
+            f"epochs, from {training['start_weights']}; released weights trained on {count(training['cells'])} cells "
+            f"in {minutes(training['seconds'])}, the whole protocol in "
+            f"{minutes(training.get('protocol_seconds', training['seconds']))} on {training['hardware']}. "
+            f"Weighted F1 by fold: {by_fold or '–'}.{leak}\n"
+        )
+    return "\n".join(notes)
+
+
+def decisions_table(releases: Sequence[Path]) -> str:
+    """How many cells of unseen subjects a release gives a class to, and how many healthy people's white cells."""
+    columns = (
+        "release",
+        "share of unseen subjects' cells that get a class",
+        "of these wrong",
+        "white cells of healthy people",
+        "of 100 called leukaemic",
+        "of 100 given any class",
+        "of 100 called leukaemic by the network alone",
+    )
+    rows = []
+    for release in releases:
+        metrics = read_metrics(release)
+        default = (metrics.get("decisions") or {}).get("abstention", {}).get("default", {})
+        cells, leukaemic = sum(kind["cells"] for kind in healthy_kinds(metrics)), _positive_label(metrics)
+        rows.append(
+            [
+                f"`{release.name}`",
+                *(share(default.get(key)) for key in ("coverage", "risk")),
+                count(cells) if cells else "–",
+                healthy_share(metrics, leukaemic),
+                healthy_share(metrics, metrics["labels"]),
+                healthy_share(metrics, leukaemic, "most_probable"),
+            ]
+        )
+    return str(Table(columns, rows))
+
+
+def patients_table(releases: Sequence[Path]) -> str:
+    """Prediction of persons by all their cells: one row for each release that was measured so."""
+    names = ("persons", "AUROC of persons", "sensitivity", "specificity", "given a class", "of these wrong")
+    rows = []
+    for release in releases:
+        if block := read_metrics(release).get("patients"):
+            measured = block["measured"]
+            sensitivity, specificity, wrong = (
+                with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
+            )
+            persons, decided = count(measured["persons"]), count(measured["given_a_class"])
+            auroc, cells = with_span(measured["auroc"]), count(block["least_cells"])
+            rows.append([f"`{release.name}`", persons, auroc, sensitivity, specificity, decided, wrong, cells])
+    return str(Table(("release", *names, "cells needed"), rows))
+
+
+def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """What testing on patients seen in training adds, one row a data set, recipe and metric."""
+    if not comparisons:
+        return NOT_MEASURED
+    rows = []
+    for result in comparisons:
+        recipe, seeds = result["recipe"], result["seeds"]
+        trained = f"{recipe['architecture']}, {recipe['image_size']} px, {recipe['num_train_epochs']} epochs"
+        # Where patients are not published, blocks stand in for them, and one patient may fill two.
+        data = result["data"]["title"] + (" — blocks for patients" if result["data"]["unit"] == "block" else "")
+        cells = count(round(sum(result["train_cells"]) / len(seeds)))
+        for key in ("f1_weighted", "balanced_accuracy", "auroc"):
+            if key not in result["difference"]:
+                continue
+            unseen, seen = (sum(seed[side][key] for seed in seeds) / len(seeds) for side in ("unseen", "seen"))
+            seeds_gain = result["difference"][key]
+            worth = f"**{gain(seeds_gain['mean'])}** ({gain(seeds_gain['smallest'])} … {gain(seeds_gain['largest'])})"
+            rows.append([data, trained, cells, metric_name(key), share(unseen), share(seen), worth])
+    tested = ("tested patients unseen", "their other cells trained on", "the leak is worth (over seeds)")
+    table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
+    return f"{table}\n"
+
+
+def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
+    """What trivial features alone reach, one row a data set and feature."""
+    if not audits:
+        return NOT_MEASURED
+    rows = []
+    for audit in audits:
+        shortcuts = audit["shortcuts"]
+        tested = f"{shortcuts['split']['folds']}-fold cross-validation by {shortcuts['split']['disjoint_by']}"
+        chance = share(shortcuts["chance_balanced_accuracy"])
+        for feature, measured in shortcuts["features"].items():
+            accuracy = f"{share(measured['balanced_accuracy'])} ({chance})"
+            others = [share(measured[key]) for key in ("f1_weighted", "auroc")]
+            rows.append([audit["data"]["title"], feature, tested, accuracy, *others])
+    columns = ("data", "feature", "tested on", "balanced accuracy (chance)", "weighted F1", "AUROC")
+    return f"{Table(columns, rows, text_columns=3)}\n"
+
+
+def healthy_share(metrics: Mapping[str, Any], labels: Sequence[str], outcomes: str = "outcomes") -> str:
+    """Of 100 white cells of healthy people, how many are predicted as one of the labels.
+
+    Args:
+        outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
+    """
+    kinds = healthy_kinds(metrics)
+    cells = sum(kind["cells"] for kind in kinds)
+    if not cells or not labels:
+        return "–"
+    return f"{100 * sum(kind[outcomes][label] for kind in kinds for label in labels) / cells:.0f}"
+
+
+def healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The kinds of healthy people's white cells that a release was tested on."""
+    return [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
+
+
+def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """How well the cells of a smear are found, how fast, and how many of them a release takes as in distribution."""
+    if not measured:
+        return NOT_MEASURED
+    (fields,) = measured
+    bccd, gap = fields["bccd"], fields["domain_gap"]
+    known = {"C-NMC, subjects the detector was not fitted on": gap["C-NMC in distribution, held-out subjects"]}
+    known |= {name: cells["in_distribution_share"] for name, cells in gap["cut_outs"].items()}
+    speeds = fields["speed"]["cpu_seconds_a_megapixel"]
+    rows = [
+        ("white cells found, scale given", _found(bccd["test_scale_given"])),
+        ("white cells found, scale read from the red cells", _found(bccd["test_scale_from_red_cells"])),
+        (
+            "nuclei against ball4's own segmentation, Dice coefficient",
+            _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()})
+            + f" ({fields['ball4']['seen']})",
+        ),
+        (f"share of cells that `{Path(gap['model']).name}` takes as in distribution", _each(known)),
+        ("CPU seconds a megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
+    ]
+    return str(Table(("measured", "value"), rows, text_columns=2))
+
+
+def _found(match: Mapping[str, Any]) -> str:
+    cells = f"{count(match['true'])} cells in {count(match['fields'])} fields of BCCD's test list, boxes at IoU .5"
+    return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
+
+
+def _each(shares: Mapping[str, float]) -> str:
+    return " · ".join(f"{name}: {share(value)}" for name, value in shares.items())
+
+
+def speed_table(benchmarks: Path) -> str:
+    """How fast: one row for each comparison that a benchmark gives, and how each is measured again."""
+    measured = {path.stem: read_results(benchmarks, path.name)[0] for path in sorted(benchmarks.glob("*.json"))}
+    rows = [
+        # training-gpu.json was written by training.py.
+        (f"`{name.partition('-')[0]}.py`", what, value, _measured_on(benchmark))
+        for name, benchmark in measured.items()
+        for what, value in _comparisons(benchmark)
+    ]
+    if not rows:
+        return NOT_MEASURED
+    again = "`PYTHONPATH=src python benchmarks/NAME.py --help` shows how to repeat a benchmark."
+    return f"{Table(('benchmark', 'measured', 'value', 'on'), rows, text_columns=4)}\n\n{again}"
+
+
+def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was compared, and what came of it."""
+    for row in benchmark.get("rows", []):
+        if "times_faster" in row:
+            # What names a row of a benchmark are its texts, in their order.
+            named = ", ".join(value for value in row.values() if isinstance(value, str))
+            times = (f"{kind} **{value:.2f}**" for kind, value in row["times_faster"].items())
+            beside = f" as {benchmark['beside']}" if "beside" in benchmark else ""
+            share_of_pure = row.get("share_of_pure_compute")
+            pure = [] if share_of_pure is None else [f"{share(share_of_pure)} of pure compute's speed"]
+            yield f"{named}: times as fast{beside}", " · ".join([*times, *pure])
+    by_ratio: dict[str, list[str]] = {}
+    for release in benchmark.get("releases", []):
+        # Those that were aimed at; the file holds them all.
+        for ratio in (ratio for ratio in release["ratios"] if "aim" in ratio):
+            shown = f"`{release['model']}` **{ratio['value']:.2f}** (aim: {ratio['aim']})"
+            by_ratio.setdefault(ratio["what"], []).append(shown)
+    yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
+    if "until_first_answer" in benchmark:
+        seconds, first = benchmark["seconds"], benchmark["seconds"]["answers"][0]
+        parts = f"cloning {seconds['clone']:.0f}, installing {seconds['install']:.0f}, predicting {first:.0f}"
+        yield (
+            "seconds from a local `git clone` to the first explained prediction",
+            (f"**{benchmark['until_first_answer']:.0f}** ({parts})"),
+        )
+    if "levels" in benchmark:
+        what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps a second; 95 % within"
+        values = [
+            f"{level['clients']} at once **{level['per_second']:.1f}**, {level['p95_seconds']:.2f} s, "
+            f"{level['errors']} errors"
+            for level in benchmark["levels"]
+        ]
+        yield what, " · ".join(values)
+    if "memory_growth" in benchmark:
+        speeds = " and ".join(f"{benchmark[part]['cells_a_second']:.0f}" for part in ("until_killed", "resumed"))
+        growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
+        memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
+        yield (
+            f"`{benchmark['model']}`, {scored}: cells a second until killed, and resumed",
+            f"**{speeds}**; {memory} (aim: {growth['aim']})",
+        )
+    if "times_faster_an_epoch" in benchmark:
+        trained = f"`{benchmark['recipe']}`, {benchmark['image_size']} px, {benchmark['data']}"
+        yield (
+            f"{trained}: times as fast an epoch from kept features as from pixels",
+            (f"**{benchmark['times_faster_an_epoch']:.2f}**, after {benchmark['seconds_to_keep']:.0f} s to keep them"),
+        )
+
+
+def _measured_on(benchmark: Mapping[str, Any]) -> str:
+    if "hardware" in benchmark:
+        return benchmark["hardware"]
+    machine = benchmark["machine"]
+    # A benchmark of the processor may run on a machine with a GPU.
+    gpus = [gpu["name"] for gpu in machine["gpus"]] if benchmark.get("device") != "cpu" else []
+    threads = [f"{benchmark['threads']} thread(s)"] if "threads" in benchmark else []
+    return ", ".join(gpus or [machine["cpu"], *threads])
+
+
+if __name__ == "__main__":
+    for written in update_tables(ROOT / "README.md", RELEASES):
+        print(written.relative_to(ROOT))
