@@ -176,6 +176,12 @@ def test_what_an_older_run_did_not_know_stands_for_its_default() -> None:
     # A field that existed once, at what was its default.
     then["resolved_recipe"]["subject_robustness"] = 0.0
     assert other_settings(then, now) == []
+    augmentation = then["resolved_recipe"]["augmentation"]
+    then["resolved_recipe"]["augmentation"] = {**augmentation, "cutout": 0.0, "pooled_size": False}
+    assert other_settings(then, now) == []
+    then["resolved_recipe"]["augmentation"] = {**augmentation, "cutout": 0.3}
+    assert [line[:21] for line in other_settings(then, now)] == ["recipe's augmentation"]
+    then["resolved_recipe"]["augmentation"] = augmentation
     then["flags"]["gradient_accumulation_steps"] = 3
     assert other_settings(then, now) == ["gradient_accumulation_steps: 3"]
 

@@ -292,10 +292,22 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
 
 
 def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
-    if needs_code(config):
-        return build_from_config(config, root / CONFIG)
+    """The network of a config.json with random weights, by this installation's own code."""
     import timm
 
+    architecture, head = config["architecture"], config.get("head")
+    if needs_code(config):
+        if not (architecture in OWN_ARCHITECTURES if head is None else timm.is_model(architecture)):
+            what = "without a head of its own" if head is None else "for a head of its own"
+            raise LeukoscopeError(
+                f"{root / CONFIG}: no architecture {architecture!r} {what} is known; update leukoscope and timm"
+            )
+        try:
+            return build_own(architecture, config["num_classes"], head)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise LeukoscopeError(
+                f"{root / CONFIG}: {architecture} cannot be built with its head ({error}); restore it from the release"
+            ) from None
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
     # timm's own exports name the number of classes there as well.
@@ -313,27 +325,4 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
             "the release"
-        ) from None
-
-
-def build_from_config(config: Mapping[str, Any], path: Path) -> OwnNetwork:
-    """Build the network of a config.json with random weights, by this installation's own code.
-
-    Args:
-        path: of that file, for messages.
-
-    Raises:
-        LeukoscopeError: an unknown architecture or head.
-    """
-    import timm
-
-    architecture, head = config["architecture"], config.get("head")
-    if not (architecture in OWN_ARCHITECTURES if head is None else timm.is_model(architecture)):
-        what = "without a head of its own" if head is None else "for a head of its own"
-        raise LeukoscopeError(f"{path}: no architecture {architecture!r} {what} is known; update leukoscope and timm")
-    try:
-        return build_own(architecture, config["num_classes"], head)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise LeukoscopeError(
-            f"{path}: {architecture} cannot be built with its head ({error}); restore it from the release"
         ) from None

@@ -166,7 +166,7 @@ def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
     Args:
         then: from `run_settings` or args.yaml. A flag or a recipe's field that it lacks is newer than the run and
-            stands for its default; one that exists no more is ignored.
+            stands for its default; one that exists no more is ignored, within a part of the recipe where it was off.
         now: from `run_settings`.
     """
     defaults = {"flags": TrainingConfig().as_dict(), "resolved_recipe": plain(asdict(Recipe("", "", "")))}
@@ -175,12 +175,21 @@ def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     for group, prefix in groups:
         made = {**defaults[group], **then[group]}
         names = [k for k in now[group] if k not in (*NOT_THE_RESULT, "finetuned_by")]
-        different += [f"{prefix}{k}: {made.get(k)}" for k in names if made.get(k) != now[group][k]]
+        different += [
+            f"{prefix}{k}: {made.get(k)}" for k in names if _still_known(made.get(k), now[group][k]) != now[group][k]
+        ]
     weights = file_name(then["flags"].get("pretrained_weights"))
     if weights != file_name(now["flags"].get("pretrained_weights")):
         different.append(f"pretrained_weights: {weights}")
     rest = now.keys() - {group for group, _ in groups}
     return different + [f"{k}: {then.get(k)}" for k in sorted(rest) if then.get(k) != now[k]]
+
+
+def _still_known(then: Any, now: Any) -> Any:
+    """A setting of an earlier run; of a part of a recipe without fields that exist no more and were off."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {k: v for k, v in then.items() if k in now or v}
+    return then
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,39 +31,27 @@ _MAX_WORKERS = 8  # more would read ahead of any network here
 _FEATURE_BATCH = 64
 
 
-class Inputs(Protocol):
-    """From rows of the cells to a batch for the network.
+class PixelInputs:
+    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept.
 
     Attributes:
         decodes: reading a cell means decoding its picture, which worker processes of the loader do ahead.
     """
-
-    decodes: bool
-
-    def items(self, rows: np.ndarray) -> torch.Tensor:
-        """What the loader reads of a batch of cells, (B, …)."""
-
-    def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
-        """A batch of items with this epoch's augmentation."""
-
-    def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
-        """A batch of items without augmentation."""
-
-
-class PixelInputs:
-    """Cells as a whole network sees them; items are (3, S, S) uint8, channels-last in memory as they are kept."""
 
     def __init__(self, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter):
         self.pixels, self.preprocessing, self.augment = cells.pixels, preprocessing, augment
         self.decodes = isinstance(cells.pixels, CellsOnDemand)
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
+        """What the loader reads of a batch of cells, (B, …)."""
         return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        """A batch of items with this epoch's augmentation."""
         return self.preprocessing.normalise(self.augment(items, rows.tolist(), epoch))
 
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
+        """A batch of items without augmentation."""
         return self.preprocessing.normalise(items)
 
 
@@ -85,6 +73,8 @@ class FeatureInputs:
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
         return items[:, 0]
 
+
+Inputs = PixelInputs | FeatureInputs
 
 # Loaders
 

@@ -24,7 +24,7 @@ from leukoscope.evaluation.evaluate import KnownCells, same_person
 from leukoscope.models.build import StartWeights, copy_weights, load_start_weights
 from leukoscope.models.recipes import RECIPES, Recipe
 from leukoscope.models.release import Release, rescale_classifier
-from leukoscope.models.release_files import CONFIG, WEIGHTS
+from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
 from leukoscope.models.remote.networks import OwnNetwork
 from leukoscope.training.losses import restore_class_frequencies
 
@@ -149,8 +149,7 @@ def name_of(release: Release) -> str:
     """A release's name without its path: Hub id and commit, or its folder (for a run's release, the run folder)."""
     if release.revision:
         return f"{release.name}@{release.revision[:12]}"
-    folder = Path(release.name).resolve()
-    return folder.parent.name if folder.name == "release" else folder.name
+    return folder_name(Path(release.name))
 
 
 def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) -> None:
@@ -233,11 +232,14 @@ def _seen(release: Release) -> list[dict[str, Any]]:
 
 def _seen_subjects(release: Release, cells: FramedCells, cell_ids: tuple[str, ...]) -> list[str]:
     """Subjects of these cells that the release, or one before it, was trained on."""
-    here = {cells.subjects[row] for row in cells.rows(cell_ids)}
-    source = cells.data.info.name
-    named = cells.data.info.name if cells.data.info.name != "imagefolder" else None
-    same_data = (s for s in _seen(release) if s["fingerprint"] == cells.data.fingerprint or s["name"] == named)
-    return sorted(here & {same_person(source, subject) for seen in same_data for subject in seen["subjects"]})
+    here, name = {cells.subjects[row] for row in cells.rows(cell_ids)}, cells.data.info.name
+    known = {
+        same_person(name, subject)
+        for seen in _seen(release)
+        if seen["fingerprint"] == cells.data.fingerprint or seen["name"] == name != "imagefolder"
+        for subject in seen["subjects"]
+    }
+    return sorted(here & known)
 
 
 def _cannot_compare(seen: Mapping[str, Any], cells: FramedCells) -> bool:

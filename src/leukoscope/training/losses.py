@@ -135,11 +135,10 @@ class LossMonitor:
         # (P,) the first bad batch of each process; their number where there is none.
         first = torch.where(bad.any(), bad.int().argmax(), len(unread))
         firsts: list[int] = self.accelerator.gather(first.reshape(1).to(self.accelerator.device)).tolist()
-        if (at := min(firsts)) < len(unread):
-            self._stop(epoch, batch - len(unread) + 1 + at, *unread[at], process=firsts.index(at))
-
-    def _stop(self, epoch: int, batch: int, loss: torch.Tensor, rows: torch.Tensor, *, process: int) -> None:
-        """End every process with the same message; `loss` and `rows` are each process's own."""
+        if (at := min(firsts)) == len(unread):
+            return
+        # Every process ends with the same message; `loss` and `rows` are each process's own.
+        (loss, rows), process, batch = unread[at], firsts.index(at), batch - len(unread) + 1 + at
         device, processes = self.accelerator.device, self.accelerator.num_processes
         value = self.accelerator.gather(loss.to(device).reshape(1)).tolist()[process]
         gathered = self.accelerator.gather(rows.to(device)).reshape(processes, -1)
