@@ -10,7 +10,7 @@ import base64
 import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +71,7 @@ class Section:
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
         verdict: "good", "warning", "bad" or "" — coloured, and written in words as well.
+        terms: what words of the table mean; the demo shows them at a reader's wish.
     """
 
     heading: str
@@ -78,6 +79,7 @@ class Section:
     table: Table | None = None
     pictures: Sequence[Picture] = ()
     verdict: str = ""
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:

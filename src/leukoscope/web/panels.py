@@ -115,8 +115,12 @@ def counts(numbers: Mapping[str, int]) -> str:
     return f'<dl class="lk-counts">{rows}</dl>'
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", label: str = "") -> str:
+    """A table of plain text, its first column naming the row; wide ones scroll by themselves.
+
+    Args:
+        label: its name for a screen reader where it has no caption; "" for the first heading.
+    """
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
@@ -124,8 +128,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     # Reached by keyboard, so that it can be scrolled without a mouse.
+    name = escape(caption or label or heads[0])
     return (
-        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(caption or heads[0])}"><table>{title}'
+        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{name}"><table>{title}'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
