@@ -101,7 +101,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             code.build_tab(demo, model)
         privacy = panels.details("Privacy", panels.note(PRIVACY))
         gr.HTML(f'<div class="lk-note">{privacy}<p>{CREDITS}</p></div>', elem_id="about", padding=False)
-        cell_tab.show_example_on_load(demo)
+        cell_tab.open_on_load(demo, tabs)
         demo.load(None, js=NAMED_AS_WRITTEN, **PRIVATE)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from leukoscope.inference.prediction import (
     Thresholds,
 )
 from leukoscope.inference.tta import VIEWS
+
+if TYPE_CHECKING:
+    from leukoscope.evaluation.morphology import Morphology
 
 # Registered data sets name their classes by these labels.
 MEANINGS = {
@@ -151,6 +154,34 @@ def _looks_like(label: str) -> str:
     if meaning is None:
         return f"Looks like {label}"
     return f"Looks like {'an' if meaning[0] in 'aeiou' else 'a'} {meaning}"
+
+
+def morphology_text(
+    cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
+) -> dict[str, str]:
+    """A cell's measurements in words, each beside those of the training cells.
+
+    Args:
+        known: the "morphology" block of metrics.json, or {}.
+        um_per_pixel: the picture's scale, where it is known.
+    """
+    from leukoscope.evaluation.morphology import percentile
+
+    if cell is None:
+        return {}
+
+    def place(name: str, value: float) -> str:
+        share = percentile(known, name, value)
+        return "" if share is None else f"; larger than in {percent(share)} of the training cells"
+
+    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else f"{round(cell.area):,} pixels"
+    like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
+    alike = "" if like is None else f"; so have {percent(like)} of the training cells"
+    return {
+        "Area": area + place("area", cell.area),
+        "Nucleus to cell": percent(cell.nucleus_share) + place("nucleus_share", cell.nucleus_share),
+        "Nuclear lobes": f"{cell.lobes}{alike}",
+    }
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:

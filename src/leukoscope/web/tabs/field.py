@@ -19,7 +19,7 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import cut_out
+from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.web import panels
@@ -96,7 +96,7 @@ class FieldTab(ResultTab):
 
     def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
         super().__init__(models, model)
-        with gr.Tab("Field", id="field_of_view"):
+        with gr.Tab("Field", id="field"):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
@@ -164,7 +164,9 @@ class FieldTab(ResultTab):
         assert reading.field.scale is not None  # a field without a scale has no cells
         image = cut_out(result.image, reading.cells[number].cell, reading.field.scale.um_per_pixel)
         caption = f"Cell {number + 1} of {reading.source}"
-        return predict_cell(self.models, image, caption, reading.model, field_share=reading.in_distribution)
+        return predict_cell(
+            self.models, image, caption, reading.model, field_share=reading.in_distribution, um_per_pixel=CUT_OUT_PITCH
+        )
 
     def _add_endpoint(self) -> None:
         """The named endpoint /field: image, model, micrometres a pixel → reading (JSON), picture with boxes."""
