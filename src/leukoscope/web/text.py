@@ -6,7 +6,7 @@ equivalent here, so that nobody needs to see a Grad-CAM map to know what it show
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +184,16 @@ def morphology_text(
     }
 
 
+def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
+    """What a release is for, in a few words.
+
+    Args:
+        takes_cut_outs: whether it reads cells cut out on black; None where that is not known.
+    """
+    read = {True: "single cells", False: "pictures of a smear", None: "pictures"}[takes_cut_outs]
+    return f"{read}: {' or '.join(MEANINGS.get(label, label) for label in labels)}"
+
+
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, how good it is on unseen people, and the data's licence."""
     data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
@@ -192,7 +202,9 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     parts = [f"Trained on {data['title']}{people}" if data.get("title") else ""]
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
     if found is not None and people:
-        parts.append(f"AUROC {found:.2f} on people it has not seen")
+        parts.append(f"AUROC by subject {found:.2f} on people it has not seen")
+    elif data.get("unit") == "block":
+        parts.append("not measured on unseen people: its data names no patients")
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
 

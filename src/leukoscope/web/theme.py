@@ -16,8 +16,8 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 100vw !important; margin: 0 !important;
   overflow: clip !important; }
 /* Set here, not below: Gradio scopes what stands in a media query to inside this element. */
-.gradio-container .main.app { width: 100%; max-width: 1080px; margin: 0 auto;
-  padding: 0.75rem clamp(0.75rem, 3vw, 2rem) !important; }
+.gradio-container .main.app { width: 100%; max-width: none; margin: 0;
+  padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
 /* What follows the tabs stays below the first screen while a result is awaited. */
 .gradio-container:not(:has(#cell-summary)) :is(.tabs, #about, .wrap) { visibility: hidden; }
 .tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
@@ -39,7 +39,8 @@ footer .divider { display: none; }
 @media print { #notice { position: static; } }
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 #examples .thumbnail-lg { aspect-ratio: 1.4; }
-:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
+:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
+  height: auto; }
 .gradio-container .tab-container button { padding: 0 0.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
@@ -77,7 +78,8 @@ footer .divider { display: none; }
 .lk-stage:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-tools { display: flex; align-items: center; gap: 0.4rem; margin-top: 0.3rem; font-size: 0.82rem; }
 .lk-tools input { flex: 1; min-width: 4rem; accent-color: var(--lk-accent); }
-.lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none; border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; }
+.lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none;
+  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; }
 .lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
 .lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
 .lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }

@@ -6,7 +6,7 @@ What is shown is made by `result.py`. The same steps answer the API at /predict.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -18,6 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.streaming import StreamedCell, stream_cells
 from leukoscope.data.synthetic_smears import knows_smears
+from leukoscope.inference.prediction import NOT_A_CELL
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (
@@ -31,7 +32,7 @@ from leukoscope.web.result import (
     save_result,
     smear_example,
 )
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
 from leukoscope.web.text import RESULT_DELETED, point_name
 from leukoscope.web.upload import CELL, cell_upload, gradio_errors, read_upload, save_button, unshared_copy
 
@@ -61,7 +62,8 @@ class CellTab(ResultTab):
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         super().__init__(models, model)
-        smears = knows_smears(models.labels(model.value or ""))
+        self.reads_smears = [name for name in models.names if _reads_smears(models, name)]
+        smears = model.value in self.reads_smears
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
         with gr.Tab("Cell", id="cell"):
             with gr.Row(elem_id="cell-row"):
@@ -96,6 +98,7 @@ class CellTab(ResultTab):
             self.result, self.summary, self.morphology, self.pictures, self.controls, self.label, self.common_scale,
             self.point, self.explanation, self.tta, self.compared,
         ]  # fmt: skip
+        self.refuse_others()
         self._wire_inputs()
         self._wire_result()
         self._examples: dict[tuple[str, int], CellResult] = {}
@@ -154,7 +157,9 @@ class CellTab(ResultTab):
         self.kept = gr.State([], time_to_live=SESSION_SECONDS)
         with gr.Row(elem_id="cell-answer"):
             with gr.Column(min_width=260):
-                self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="cell-summary", padding=False)
+                self.summary = gr.HTML(
+                    panels.placeholder(self.hint), js_on_load=refusal("upload"), elem_id="cell-summary", padding=False
+                )
                 self.morphology = gr.HTML(elem_id="morphology", padding=False)
             with gr.Column(min_width=260):
                 self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
@@ -170,7 +175,7 @@ class CellTab(ResultTab):
                     min_width=220,
                 )  # fmt: skip
                 self.other = gr.Dropdown(
-                    [NO_OTHER, *self.models.names], value=NO_OTHER, label="Compare with",
+                    [NO_OTHER, *self.models.choices()], value=NO_OTHER, label="Compare with",
                     info="Another model's prediction of the same picture", elem_id="compare-cell", min_width=220,
                 )  # fmt: skip
             with gr.Row():
@@ -188,7 +193,7 @@ class CellTab(ResultTab):
         offered = [("the most probable class", ""), *((f"{point_name(name)} threshold", name) for name in points)]
         return {
             self.result: result,
-            self.summary: panels.decision(result.prediction.probabilities, result.decision_text(point)),
+            self.summary: self._summary(result, point),
             self.morphology: panels.pairs(result.morphology),
             self.controls: gr.Column(visible=True),
             self.label: gr.Radio(labels, value=result.prediction.most_probable),
@@ -198,6 +203,12 @@ class CellTab(ResultTab):
             self.compared: "",
             **self._draw(result, result.prediction.most_probable, opacity),
         }
+
+    def _summary(self, result: CellResult, point: str) -> str:
+        decided = panels.decision(result.prediction.probabilities, result.decision_text(point))
+        if result.decision(point).outcome == NOT_A_CELL and self.reads_smears:
+            decided += panels.note(f"A model for pictures of a smear: {self.reads_smears[0]}; choose it above.")
+        return decided
 
     def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
         """Updates that show one class's map at one opacity."""
@@ -247,9 +258,13 @@ class CellTab(ResultTab):
             opacity: float,
             point: str | None,
             result: CellResult | None,
-            progress: gr.Progress = gr.Progress(),
-        ) -> Updates:
-            progress(0, desc=f"Loading {choice}")
+        ) -> Iterator[Updates]:
+            if choice not in self.models.loaded:
+                # The result of the model before must not stand below the name of this one.
+                yield self.clear(panels.placeholder(f"Loading {choice} and predicting; a first time takes seconds."))
+            yield on_loaded(choice, opacity, point, result)
+
+        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
             try:
                 smears = knows_smears(self.models.predictor(choice).labels)
             except LeukoscopeError as error:
@@ -260,7 +275,7 @@ class CellTab(ResultTab):
             if result is None:
                 return {**offered, **self.clear(panels.placeholder(f"{choice} is ready. {self.hint}"))}
             if result.model == choice:  # opened by the page's address
-                return {**offered, self.result: gr.skip()}
+                return {**offered, **self.show(result, opacity, point)}
             if result.example:
                 number = result.example
                 return {**offered, **self.attempt(lambda: self.show(self._example(choice, number), opacity, point))}
@@ -356,7 +371,7 @@ class CellTab(ResultTab):
         def on_point(result: CellResult | None, point: str | None) -> str:
             if result is None:
                 return panels.placeholder(RESULT_DELETED)
-            return panels.decision(result.prediction.probabilities, result.decision_text(point or ""))
+            return self._summary(result, point or "")
 
         def on_tta(result: CellResult | None) -> str:
             if result is None:
@@ -430,6 +445,11 @@ class CellTab(ResultTab):
                 gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),
             ]  # fmt: skip
             gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
+
+
+def _reads_smears(models: ModelCache, name: str) -> bool:
+    release = models.embedded(name)
+    return release is not None and knows_smears(release.labels)
 
 
 def _smears() -> list[tuple[Image.Image, str]]:

@@ -25,7 +25,7 @@ from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COL
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import MOST_PROBABLE_NOTE, percent
 from leukoscope.web.upload import (
@@ -113,7 +113,10 @@ class FieldTab(ResultTab):
                             gr.Button(f"Synthetic field {number + 1}", size="sm", min_width=120)
                             for number in range(len(EXAMPLES))
                         ]
-            self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="field-summary", padding=False)
+            self.summary = gr.HTML(
+                panels.placeholder(self.hint), js_on_load=refusal("field-upload"), elem_id="field-summary",
+                padding=False,
+            )  # fmt: skip
             self.picture = gr.HTML(js_on_load=panels.CLICK, elem_id="field-picture", padding=False)
             with gr.Row(visible=False) as self.exports:
                 for kind in ("PNG", "CSV", "JSON"):
@@ -129,6 +132,7 @@ class FieldTab(ResultTab):
         for number, button in enumerate(examples):
             button.click(partial(self._on_example, number), model, self.outputs, **busy)
         self.clear_on_model_change()
+        self.refuse_others()
         cell_tab.open_from([self.picture], self.result, tabs, self._cell)
 
     def clear(self, html: str) -> Updates:
