@@ -259,6 +259,14 @@ def test_the_notice_covers_neither_the_decision_of_a_field_s_cell_nor_a_print(
     assert visit.page.evaluate("getComputedStyle(document.getElementById('notice')).position") == "static"
 
 
+def test_a_printed_result_takes_one_page(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", visit.page.pdf(format="A4"))) == 1
+    visit.page.emulate_media(media="print")
+    assert visit.page.locator("#cell-summary .lk-short").is_visible() and visit.page.locator(".lk-stage").is_visible()
+
+
 def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.tab("Field")

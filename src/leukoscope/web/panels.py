@@ -157,7 +157,7 @@ def side_by_side(results: Sequence[tuple[str, str, Image.Image, str, float, str]
         results: of each its name, its decision as HTML, and its overlay, label, peak and strength as for `pictures`.
     """
     columns = "".join(
-        f"<section><h3>{escape(name)}</h3>{decided}"
+        f"<section><h2>{escape(name)}</h2>{decided}"
         f"<figure>{_img(overlay, f'Grad-CAM map of {name} for {label}')}</figure>{_scale(label, peak, strength)}"
         "</section>"
         for name, decided, overlay, label, peak, strength in results

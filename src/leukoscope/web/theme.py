@@ -36,7 +36,13 @@ footer .divider { display: none; }
   border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
 * + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
-@media print { #notice { position: static; } }
+@media print {
+  #notice { position: static; }
+  /* The result alone, on one page. */
+  .tabitem { min-height: 0; }
+  #cell-row > .column:first-child, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer { display: none; }
+  .lk-stage { max-width: 9cm !important; }
+}
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 #examples .thumbnail-lg { aspect-ratio: 1.4; }
 :is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
@@ -83,7 +89,6 @@ footer .divider { display: none; }
 .lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
 .lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
 .lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }
-.lk-two h3 { margin: 0 0 0.4rem !important; overflow-wrap: anywhere; }
 #visit .lk-cells { grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }
 .lk-scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.4rem; font-size: 0.82rem; margin: 0; }
 .lk-scale span { display: flex; align-items: center; gap: 0.4rem; flex: 1; min-width: 6rem; }

@@ -164,7 +164,7 @@ class CellTab(ResultTab):
             with gr.Column(min_width=260):
                 self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
         self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
-        with gr.Column(visible=False) as self.controls:
+        with gr.Column(visible=False, elem_id="cell-controls") as self.controls:
             with gr.Row():
                 self.label = gr.Radio([], label="Show the Grad-CAM map for", min_width=120)
                 self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", min_width=120)
