@@ -52,8 +52,8 @@ PRIVACY = (
     "deleted within two hours. In memory, the pictures and predictions of your visit are kept for half an "
     "hour after the last prediction, or for an hour if you close the page; what the page shows, your picture among it, "
     "stays in the server's memory until later visitors' sessions replace yours or the server stops. What you save goes "
-    "to your browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: the "
-    "server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
+    "to your browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: "
+    "the server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
     "and a few real cells when a visitor wants them."
 )
 # Gradio's accessible names of some buttons differ from the text on them, which speech input needs.

@@ -40,7 +40,8 @@ footer .divider { display: none; }
   #notice { position: static; }
   /* The result alone, on one page. */
   .tabitem { min-height: 0; }
-  #cell-row > .column:first-child, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer { display: none; }
+  #cell-row > .column:first-child, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer {
+    display: none !important; }
   .lk-stage { max-width: 9cm !important; }
 }
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
