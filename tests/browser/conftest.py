@@ -73,6 +73,13 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+# Cumulative layout shift, of what moves without being asked to.
+_SHIFTED = """window.shifted = 0
+new PerformanceObserver((list) => list.getEntries().forEach((one) => {
+  if (!one.hadRecentInput) window.shifted += one.value
+})).observe({type: 'layout-shift', buffered: true})"""
+
+
 class Visit:
     """One visitor's page; notes every request that leaves the server it came from, and every error of its scripts."""
 
@@ -84,6 +91,7 @@ class Visit:
         self.broken: list[str] = []
         self.page.on("request", lambda request: self._note(request.url, address))
         self.page.on("pageerror", lambda error: self.broken.append(str(error)))
+        self.page.add_init_script(_SHIFTED)
         self.page.goto(address)
         self.page.locator("#examples button").first.wait_for()
         self.page.locator("#pictures img").nth(1).wait_for()  # the example that everyone meets

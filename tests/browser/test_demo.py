@@ -61,10 +61,58 @@ def test_an_example_is_answered_before_any_click(visits: Callable[..., Any]) -> 
     assert "an example" in visit.page.locator("#pictures figcaption").first.inner_text()
     assert visit.page.locator("#cell-summary .lk-short").inner_text() == "Looks like a leukaemic blast"
     assert visit.page.locator("#cell-summary .lk-checks li").count() == 3
-    for selector in ("#cell-summary .lk-short", "#cell-summary .lk-checks", "#cell-summary .lk-bars"):
-        box = visit.page.locator(selector).bounding_box()
+    for selector in (".lk-short", ".lk-checks", ".lk-bars", "#morphology dl", ".lk-stage", ".lk-tools"):
+        box = visit.page.locator(selector).first.bounding_box()
         assert box["y"] + box["height"] < 720, f"{selector} is on the first screen"
-    assert visit.page.locator("#pictures img").nth(1).bounding_box()["y"] < 500
+    assert visit.page.evaluate("window.shifted") < 0.1
+
+
+def test_the_map_is_drawn_over_the_cell_as_far_as_the_slider_says(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    stage, moved = visit.page.locator(".lk-stage"), visit.page.locator(".lk-stage img").first
+    assert "at: 50%" in stage.get_attribute("style")
+    visit.page.locator(".lk-tools input").focus()
+    for _ in range(10):
+        visit.page.keyboard.press("ArrowLeft")
+    assert "at: 40%" in stage.get_attribute("style")
+    width = moved.bounding_box()["width"]
+    visit.page.get_by_role("button", name="Zoom in").click()
+    assert moved.bounding_box()["width"] == pytest.approx(1.5 * width, rel=0.01)
+    left, box = moved.bounding_box()["x"], stage.bounding_box()
+    visit.page.mouse.move(box["x"] + 100, box["y"] + 100)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 130, box["y"] + 100)
+    visit.page.mouse.up()
+    assert moved.bounding_box()["x"] == pytest.approx(left + 30, abs=2)
+    stage.focus()
+    visit.page.keyboard.press("-")
+    assert moved.bounding_box()["width"] == pytest.approx(width, rel=0.01)
+
+
+def test_a_second_model_predicts_the_same_cell_beside_the_first(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.page.locator("#compare-cell input").click()
+    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.locator("#compared section").nth(1).wait_for()
+    first, second = visit.page.locator("#compared section").all()
+    assert "leukoscope-densenet169-cnmc" in first.inner_text() and "Looks like a leukaemic blast" in first.inner_text()
+    assert "leukoscope-densenet201-ball4" in second.inner_text() and second.locator("img").count() == 1
+
+
+def test_an_address_opens_model_tab_and_example_and_a_visit_keeps_its_cells(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example(4)
+    visit.page.wait_for_url("**/?model=leukoscope-densenet169-cnmc&tab=cell&example=5")
+    visit.page.reload()
+    visit.page.locator("#pictures figcaption", has_text="Synthetic HEM (an example)").wait_for()
+    visit.page.locator("#examples button").first.click()
+    visit.page.locator("#visit li").nth(1).wait_for()
+    visit.page.locator("#visit button").nth(1).click()
+    visit.page.locator("#pictures figcaption", has_text="Synthetic HEM (an example)").wait_for()
+    visit.page.goto(visit.page.url.split("?")[0] + "?model=leukoscope-densenet201-ball4&tab=evidence&example=2")
+    visit.page.locator("#evidence section").first.wait_for()
+    visit.tab("Cell")
+    visit.page.locator("#pictures figcaption", has_text="Synthetic smear, Early").wait_for()
 
 
 @pytest.mark.parametrize("width", [360, 390, 1280])
@@ -156,7 +204,7 @@ def test_the_slider_changes_pixels(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.pick_example()
     before = overlay(visit)
-    slider = visit.page.get_by_role("slider").first
+    slider = visit.page.get_by_role("slider", name="Opacity of the map")
     slider.focus()
     for _ in range(3):
         visit.page.keyboard.press("ArrowLeft")
@@ -209,6 +257,14 @@ def test_the_notice_covers_neither_the_decision_of_a_field_s_cell_nor_a_print(
     assert visit.page.evaluate(f"{_HEADLINE}.getBoundingClientRect().top < innerHeight / 2")
     visit.page.emulate_media(media="print")
     assert visit.page.evaluate("getComputedStyle(document.getElementById('notice')).position") == "static"
+
+
+def test_a_printed_result_takes_one_page(visits: Callable[..., Any]) -> None:
+    visit = visits()
+    visit.pick_example()
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", visit.page.pdf(format="A4"))) == 1
+    visit.page.emulate_media(media="print")
+    assert visit.page.locator("#cell-summary .lk-short").is_visible() and visit.page.locator(".lk-stage").is_visible()
 
 
 def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., Any]) -> None:
@@ -350,6 +406,36 @@ def test_a_bad_file_is_one_kind_message(
     visit.pick_example()
 
 
+@pytest.mark.parametrize(("tab", "upload_id"), [("Cell", "upload"), ("Field", "field-upload")])
+def test_a_file_that_is_no_picture_takes_the_place_of_the_result(
+    visits: Callable[..., Any], tmp_path: Path, tab: str, upload_id: str
+) -> None:
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.4")
+    visit = visits()
+    visit.tab(tab)
+    upload(visit, tmp_path / "report.pdf", upload_id)
+    visit.page.get_by_text("report.pdf: is not an image; give one of BMP").wait_for()
+    if tab == "Cell":
+        assert visit.page.locator("#pictures img").count() == 0
+
+
+def test_another_model_is_loaded_without_a_percentage_and_a_smear_is_sent_to_it(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    visit = visits()
+    field = draw_field(("ALL", "HEM"), size=(480, 640), um_per_pixel=0.12, red_cells=50, scale_bar=False, seed=3)
+    Image.fromarray(field.image).save(tmp_path / "smear.png")
+    upload(visit, tmp_path / "smear.png")
+    visit.page.get_by_text("A model for pictures of a smear: leukoscope-densenet201-ball4").wait_for()
+    assert "people it has not seen" in visit.page.locator("#about-model").inner_text()
+    assert visit.page.locator("#about-model a").get_attribute("href").startswith("?model=")
+    visit.page.locator("#model input").click()
+    visit.page.get_by_role("option", name="pictures of a smear: benign haematogone").click()
+    visit.page.locator("#smear-examples button").nth(3).wait_for()
+    assert "0.0 %" not in visit.page.content()
+    assert "names no patients" in visit.page.locator("#about-model").inner_text()
+
+
 def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.page.get_by_role("button", name="Download a few real cells").click()
@@ -485,5 +571,5 @@ def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Pa
     assert first.page.locator("#pictures figcaption").first.inner_text() == "my cell.png"
     assert second.page.locator("#pictures figcaption").first.inner_text() == "Synthetic HEM"
     first.page.get_by_role("radio", name="HEM").check()
-    first.page.locator("#pictures figcaption", has_text="Grad-CAM map for HEM").wait_for()
+    first.page.locator("#pictures .lk-scale", has_text="Grad-CAM map for HEM").wait_for()
     assert "my cell.png" not in second.page.content()

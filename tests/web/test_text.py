@@ -10,6 +10,7 @@ from PIL import Image
 
 from leukoscope.data.fields import measure_stain
 from leukoscope.data.synthetic import draw_field
+from leukoscope.evaluation.morphology import Morphology
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.web.text import (
     DecisionText,
@@ -17,7 +18,9 @@ from leukoscope.web.text import (
     decision_text,
     map_text,
     model_text,
+    morphology_text,
     percent,
+    purpose,
     tta_text,
     warnings,
     weak_map_text,
@@ -253,7 +256,29 @@ def test_a_release_is_described_in_one_line() -> None:
         "training": {"subjects": ["1", "2"]},
         "evaluations": [{"metrics": {"auroc_by_subject": 0.887}}],
     }
-    assert model_text(metrics) == "Trained on C-NMC 2019, 2 people · AUROC 0.89 on people it has not seen · CC BY 3.0"
+    assert model_text(metrics) == (
+        "Trained on C-NMC 2019, 2 people · AUROC by subject 0.89 on people it has not seen · CC BY 3.0"
+    )
     assert model_text({}) == ""
     blocks = {**metrics, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}
-    assert model_text(blocks) == "Trained on B-ALL", "no person is known"
+    assert model_text(blocks) == ("Trained on B-ALL · not measured on unseen people: its data names no patients"), (
+        "no person is known"
+    )
+
+
+def test_morphology_is_told_with_its_place_among_the_training_cells() -> None:
+    cell = Morphology(1000.0, 0.8, 2)
+    known = {"area": [0, 2000], "nucleus_share": [0.6, 1.0], "lobes": {"1": 0.9, "2": 0.1}}
+    assert morphology_text(cell, known, um_per_pixel=0.1) == {
+        "Area": "10 µm²; larger than in 50\u00a0% of the training cells",
+        "Nucleus to cell": "80\u00a0%; larger than in 50\u00a0% of the training cells",
+        "Nuclear lobes": "2; so have 10\u00a0% of the training cells",
+    }
+    # A release made before has no quantiles.
+    assert list(morphology_text(cell, {}).values()) == ["1,000 pixels", "80\u00a0%", "2"]
+    assert morphology_text(None, known) == {}
+
+
+def test_a_model_s_purpose_is_told_in_plain_words() -> None:
+    assert purpose(("ALL", "HEM"), True) == "single cells: leukaemic blast or normal precursor"
+    assert purpose(("Pro", "Q"), False) == "pictures of a smear: pro-B blast or Q"

@@ -16,9 +16,6 @@ from typer.core import TyperCommand
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table, progress_bar
 
-if TYPE_CHECKING:
-    pass
-
 
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],

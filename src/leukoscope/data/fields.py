@@ -151,7 +151,7 @@ def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
         return ""
     return (
         f"{said}, but the plasma of a smear is pale: an inverted picture must be "
-        "inverted back, and a cell cut out on black goes to `leukoscope predict`"
+        "inverted back, and a cell cut out on black is predicted by itself, not as a field"
     )
 
 

@@ -39,6 +39,7 @@ _METRICS_SHAPE: dict[str, Any] = {
         "abstention": {"default!": {"threshold!": float}},
     },
     "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
+    "morphology": {"area!": [float], "nucleus_share!": [float], "lobes!": {"*": float}},
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "precision", "recalibration")},
 }
 _Tensor = TypeVar("_Tensor")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leukoscope.evaluation.plots import patients_curve, reliability_diagram, subject_strip
-from leukoscope.reports.formatting import Table, count, metric_name, minutes, new_aliases, pooling, share
+from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Section, plot_picture
 from leukoscope.reports.release_tables import (
     RESULT_METRICS,
@@ -35,9 +35,10 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
     """
     if not metrics.get("evaluations"):
         return []
-    sections = [_evaluations(metrics)]
+    unit = data_unit(metrics)
+    sections = [_evaluations(metrics, unit)]
     if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
-        sections.append(_subjects(subjects, metrics["labels"]))
+        sections.append(_subjects(subjects, metrics["labels"], unit))
     if block := metrics.get("patients"):
         sections.append(_persons(block))
     if block := metrics.get("calibration"):
@@ -50,11 +51,9 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
         table = baselines_table(metrics["evaluations"][0])
         table = Table(table.columns, [[cell.strip("*") for cell in row] for row in table.rows])
         text = "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
-        sections.append(Section("What needs no network", [text], table))
+        sections.append(Section("Baselines without a network", [text], table))
     if block := metrics.get("heat_maps"):
-        text = f"{block['cells']} cells of {block['subjects']} subjects; estimates: {block['estimates']}."
-        meanings = [f"{name.replace('_', ' ')}: {meaning}" for name, meaning in block["definitions"].items()]
-        sections.append(Section("Are its Grad-CAM maps faithful?", [text, *meanings], explanation_table(block)))
+        sections.append(_maps(block, unit))
     if block := metrics.get("views"):
         agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
         text = (
@@ -65,32 +64,45 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
         )
         sections.append(Section("What does test-time augmentation gain?", [text], tta_table(block)))
     if metrics.get("training"):
-        sections.append(_training(metrics))
-    return [*sections, Section("Limits", _limits(metrics))]
+        sections.append(_training(metrics, unit))
+    return [*sections, Section("Limits", _limits(metrics, unit))]
 
 
-def _evaluations(metrics: Metrics) -> Section:
+def data_unit(metrics: Metrics) -> str:
+    """What the test sets are disjoint by: "subject", or "block" of neighbouring images where patients are unknown."""
+    return "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
+
+
+def _evaluations(metrics: Metrics, unit: str) -> Section:
     keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_auroc")
-    names = [metric_name(key) for key in RESULT_METRICS]
+    names = [metric_name(key, unit) for key in RESULT_METRICS]
     rows = [[evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
     text = [
-        "By subject: every patient weighs the same. At equal size: among cells of like area. In brackets 95 % "
-        "intervals from bootstrap samples of whole patients. “Size alone”: AUROC by subject of nothing but the cell's "
-        "area. A random split that has patients on both sides gives values that are too good.",
+        f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
+        f"intervals from bootstrap samples of {unit}s. “Size alone”: AUROC by {unit} of nothing but the cell's area. "
+        "With patients in training and test, metrics are too good.",
     ]
     if aliases := new_aliases(metrics):
         text.append(f"Found since to be one person each: {', '.join(aliases)}.")
-    columns = ("tested on", "patients on both sides?", "cells", *names, "size alone")
-    return Section("Unseen patients beside the random split", text, Table(columns, rows, text_columns=2))
+    columns = ("tested on", "patients in training and test?", "cells", *names, "size alone")
+    unseen = "patients" if unit == "subject" else "blocks"
+    return Section(f"Unseen {unseen} beside the random split", text, Table(columns, rows, text_columns=2))
 
 
-def _subjects(subjects: Metrics, labels: list[str]) -> Section:
+def _subjects(subjects: Metrics, labels: list[str], unit: str) -> Section:
     name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
     alt = (
-        f"Accuracy of each of {len(subjects)} subjects by class; the worst is {name} ({worst['label']}) with "
+        f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
         f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
     )
-    return Section("Patient by patient", [f"{alt}."], pictures=[plot_picture(subject_strip(subjects, labels), alt)])
+    figure = subject_strip(subjects, labels)
+    figure.supxlabel(figure.get_supxlabel().replace("subject", unit), fontsize=9)
+    for axes in figure.axes:
+        title = axes.get_title(loc="left").replace("subject", unit)
+        if len(labels) > 2:  # over narrow panels, titles of one line run into each other
+            title = title.replace(" · ", "\n")
+        axes.set_title(title, loc="left", fontsize=9)
+    return Section(f"{unit.capitalize()} by {unit}", [f"{alt}."], pictures=[plot_picture(figure, alt)])
 
 
 def _persons(block: Metrics) -> Section:
@@ -111,13 +123,26 @@ def _persons(block: Metrics) -> Section:
     )
 
 
-def _training(metrics: Metrics) -> Section:
+def _maps(block: Metrics, unit: str) -> Section:
+    text = [f"{block['cells']} cells of {block['subjects']} {unit}s; estimates: {block['estimates']}."]
+    gains = [(block.get(check) or {}).get("gain_over_random", {}).get("mean") for check in ("deletion", "insertion")]
+    if None not in gains:
+        removed, shown = ("more" if one > 0 else "no more" for one in gains)
+        text.append(
+            f"Removing what the map marks lowers the class's probability {removed} than removing random pixels "
+            f"({gain(gains[0])}); showing only that raises it {shown} than showing random pixels ({gain(gains[1])})."
+        )
+    terms = {name.replace("_", " "): meaning for name, meaning in block["definitions"].items()}
+    return Section("Are its Grad-CAM maps faithful?", text, explanation_table(block), terms=terms)
+
+
+def _training(metrics: Metrics, unit: str) -> Section:
     training, data, recipe = metrics["training"], metrics.get("data", {}), metrics.get("recipe", {})
     rows = [
         ("data", data.get("title", data.get("name", "–"))),
         ("licence", data.get("licence", "–")),
         ("cite", data.get("citation", "–")),
-        ("cells and subjects", f"{count(training['cells'])} cells of {len(training['subjects'])} subjects"),
+        (f"cells and {unit}s", f"{count(training['cells'])} cells of {len(training['subjects'])} {unit}s"),
         ("split", training["split"]),
         ("network", f"{recipe.get('architecture', '–')}, {recipe.get('image_size', '–')} px"),
         ("started from", training["start_weights"]),
@@ -126,19 +151,19 @@ def _training(metrics: Metrics) -> Section:
     return Section("What it was trained on", table=Table(("what", "which"), rows, text_columns=2))
 
 
-def _limits(metrics: Metrics) -> list[str]:
+def _limits(metrics: Metrics, unit: str) -> list[str]:
     lines = [
-        "It knows the stain, the microscope and the segmentation of its training data; elsewhere its metrics do not "
-        "hold.",
+        "Its metrics hold for the stain, the microscope and the framing of its training data only.",
         "A Grad-CAM map shows where the network's evidence lies, not whether that evidence is medically sound.",
     ]
     if subjects := metrics.get("decisions", {}).get("fitted_on", {}).get("subjects", {}):
         people = ", ".join(f"{number} {label}" for label, number in subjects.items())
-        lines.append(f"Thresholds and intervals rest on {people} subjects: few people.")
+        few = "few people" if unit == "subject" else "it is not known of how many people"
+        lines.append(f"Thresholds and intervals rest on {people} {unit}s: {few}.")
     ood = metrics.get("ood", {})
     if worst := ood.get("held_out", {}).get("worst_subject"):
         lines.append(
             f"The OOD detector accepts {share(ood['held_out']['kept_share'])} of true cells, but only "
-            f"{share(worst['kept_share'])} of subject {worst['subject']}'s {worst['cells']}."
+            f"{share(worst['kept_share'])} of {unit} {worst['subject']}'s {worst['cells']}."
         )
     return [*lines, *(f"Not measured: {one}." for one in ood.get("not_measured", ()))]

@@ -10,7 +10,7 @@ import base64
 import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +70,8 @@ class Section:
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
-        verdict: how good the news is: "good", "warning", "bad" or "" — coloured, and written in words as well.
+        verdict: "good", "warning", "bad" or "" — coloured, and written in words as well.
+        terms: what words of the table mean; the demo shows them at a reader's wish.
     """
 
     heading: str
@@ -78,6 +79,7 @@ class Section:
     table: Table | None = None
     pictures: Sequence[Picture] = ()
     verdict: str = ""
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:

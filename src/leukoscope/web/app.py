@@ -8,8 +8,11 @@ offline unless a visitor types a Hub id or wants real cells.
 from __future__ import annotations
 
 import os
+from functools import partial
+from html import escape
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.route_utils import API_PREFIX
@@ -46,11 +49,11 @@ HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
 PRIVACY = (
     "What you upload lies on this server's disk until it has been read, and is then deleted. An upload that breaks "
     "off, a picture that the API gets by a web address or from an assistant, and a picture that the API returns are "
-    "deleted within two hours. In memory, pictures and predictions are kept for half an hour after the last "
-    "prediction, or for an hour if you close the page; what the page shows, your picture among it, stays in the "
-    "server's memory until later visitors' sessions replace yours or the server stops. What you save goes to your "
-    "browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: the "
-    "server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
+    "deleted within two hours. In memory, the pictures and predictions of your visit are kept for half an "
+    "hour after the last prediction, or for an hour if you close the page; what the page shows, your picture among it, "
+    "stays in the server's memory until later visitors' sessions replace yours or the server stops. What you save goes "
+    "to your browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: "
+    "the server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
     "and a few real cells when a visitor wants them."
 )
 # Gradio's accessible names of some buttons differ from the text on them, which speech input needs.
@@ -73,7 +76,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
         gr.HTML(panels.notice(), elem_id="notice", padding=False)
         with gr.Row(equal_height=True):
             model = gr.Dropdown(
-                models.names,
+                models.choices(),
                 value=next(iter(models.names), None),
                 allow_custom_value=True,
                 label="Model, or a Hub id: owner/name@revision",
@@ -82,15 +85,8 @@ def build_demo(models: ModelCache) -> gr.Blocks:
                 min_width=260,
             )
             with gr.Column(scale=3, min_width=280):
-                about = gr.HTML(elem_id="about-model", padding=False)
-
-        def describe(choice: str | None) -> str:
-            try:
-                return panels.note(model_text(models.predictor(choice).release.metrics))
-            except LeukoscopeError:
-                return ""  # the tabs say what is wrong
-
-        gr.on([demo.load, model.change], describe, model, about, show_progress="hidden", **PRIVATE)
+                about = gr.HTML(describe(models, model.value), elem_id="about-model", padding=False)
+        model.change(partial(describe, models), model, about, show_progress="hidden", **PRIVATE)
         if not models.names:
             gr.HTML(panels.message("No model yet", HOW_TO_GET_A_MODEL), padding=False)
         with gr.Tabs() as tabs:
@@ -101,9 +97,22 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             code.build_tab(demo, model)
         privacy = panels.details("Privacy", panels.note(PRIVACY))
         gr.HTML(f'<div class="lk-note">{privacy}<p>{CREDITS}</p></div>', elem_id="about", padding=False)
-        cell_tab.show_example_on_load(demo)
+        cell_tab.open_on_load(demo, tabs)
         demo.load(None, js=NAMED_AS_WRITTEN, **PRIVATE)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
+
+
+def describe(models: ModelCache, choice: str | None) -> str:
+    """What a model was trained on, how good it is on unseen people, its licence and where more stands, as HTML."""
+    try:
+        release = models.embedded(choice or "") or models.predictor(choice).release
+    except LeukoscopeError:
+        return ""  # the tabs say what is wrong
+    on_hub = f"https://huggingface.co/{str(choice).split('@')[0]}"
+    # The card's measurements are those of the tab; an embedded release has no page of its own.
+    more = f"?{urlencode({'model': choice, 'tab': 'evidence'})}" if choice in models.releases else on_hub
+    text = escape(model_text(release.metrics))
+    return f'<p class="lk-note">{text}{" · " if text else ""}<a href="{escape(more)}">Model card</a></p>'
 
 
 def routes() -> list[Route]:

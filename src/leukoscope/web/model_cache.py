@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release_files import WEIGHTS
+from leukoscope.web.text import purpose
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.field import FieldReading
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
+    from leukoscope.models.release_files import ReleaseInfo
 
 # Two predictions at a time keep a small machine responsive, whichever tab they are for.
 PREDICTIONS_AT_ONCE, LOADED_AT_ONCE = 2, 4
@@ -136,14 +138,22 @@ class ModelCache:
                 if waiting > 1:
                     self._model_locks[name] = lock, waiting - 1
 
-    def labels(self, choice: str) -> tuple[str, ...]:
-        """The class names of an embedded release, read without loading it; () of any other model."""
+    def embedded(self, choice: str) -> ReleaseInfo | None:
+        """An embedded release, read without loading its network; None of any other model."""
         from leukoscope.models.release_files import read_release
 
         try:
-            return read_release(self.releases[choice]).labels
+            return read_release(self.releases[choice])
         except (KeyError, LeukoscopeError):
-            return ()
+            return None
+
+    def choices(self) -> list[tuple[str, str]]:
+        """For a menu of the models offered: what each is for with its name, and its name."""
+        found = ((name, self.embedded(name)) for name in self.names)
+        return [
+            (f"{name} · {purpose(release.labels, release.takes_cut_outs)}" if release else name, name)
+            for name, release in found
+        ]
 
     def _limited(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
         """`call`, whose first argument is a model's name, once fewer than two other predictions are computed."""

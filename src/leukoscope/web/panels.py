@@ -22,6 +22,46 @@ CLICK = """element.addEventListener('click', (event) => {
   if (box) trigger('select', {index: Number(box.dataset.cell), value: box.dataset.cell})
 })"""
 
+# The picture beside its map: the slider between them, zoom and moving, by mouse, touch and keyboard.
+VIEW = """let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
+const stage = () => element.querySelector('.lk-stage')
+const draw = () => {
+  if (!stage()) return
+  const source = stage().querySelector('img').src, most = () => (view.zoom - 1) / 2
+  if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
+  for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
+  const set = (name, value) => stage().style.setProperty(name, value)
+  set('--at', `${view.at}%`), set('--zoom', view.zoom), set('--x', `${view.x * 100}%`), set('--y', `${view.y * 100}%`)
+  stage().style.touchAction = view.zoom > 1 ? 'none' : 'pan-y'
+  element.querySelector('input').value = view.at
+}
+const zoom = (factor) => { view.zoom = Math.max(1, Math.min(8, view.zoom * factor)); draw() }
+const move = (x, y) => { view.x += x; view.y += y; draw() }
+element.addEventListener('input', (event) => { view.at = event.target.value; draw() })
+element.addEventListener('click', (event) => {
+  const factor = event.target.closest('[data-zoom]')?.dataset.zoom
+  if (factor) zoom(Number(factor))
+  if (!event.target.closest('[data-full]')) return
+  document.fullscreenElement ? document.exitFullscreen() : stage().closest('figure').requestFullscreen()
+})
+element.addEventListener('keydown', (event) => {
+  const keys = {'+': [zoom, 1.5], '-': [zoom, 1 / 1.5], ArrowLeft: [move, 0.1, 0], ArrowRight: [move, -0.1, 0],
+    ArrowUp: [move, 0, 0.1], ArrowDown: [move, 0, -0.1]}[event.key]
+  if (!keys || event.target != stage()) return
+  event.preventDefault(), keys[0](...keys.slice(1))
+})
+element.addEventListener('pointerdown', (event) => {
+  if (view.zoom > 1 && event.target.closest('.lk-stage')) held = [event.clientX, event.clientY]
+})
+addEventListener('pointermove', (event) => {
+  if (!held || !stage()) return
+  move((event.clientX - held[0]) / stage().clientWidth, (event.clientY - held[1]) / stage().clientHeight)
+  held = [event.clientX, event.clientY]
+})
+addEventListener('pointerup', () => { held = null })
+watch('value', draw)
+draw()"""
+
 
 def notice() -> str:
     """The research-only notice."""
@@ -70,29 +110,82 @@ def decision(probabilities: Mapping[str, float], text: DecisionText) -> str:
 def pictures(
     original: Image.Image, overlay: Image.Image, caption: str, label: str, peak: float, strength: str = ""
 ) -> str:
-    """The cell beside its Grad-CAM overlay, side by side at every width.
+    """The cell over its Grad-CAM overlay, with a slider between them; for an element with `VIEW`.
 
     Args:
         peak: the Grad-CAM value at the upper end of the colour scale.
         strength: "weak", "usual" or "strong": this picture's map among those of the model; "" where not measured.
     """
-    about = f"Grad-CAM map for {label}"
-    # The overlay's colours, one scale for all classes.
+    width, height = original.size
+    buttons = "".join(
+        f'<button type="button" {what} aria-label="{name}" title="{name}">{sign}</button>'
+        for what, name, sign in (
+            ('data-zoom="1.5"', "Zoom in", "+"),
+            ('data-zoom="0.667"', "Zoom out", "−"),
+            ("data-full", "Full screen", "full"),
+        )
+    )
+    return (
+        f'<figure class="lk-view"><div class="lk-stage" tabindex="0" role="group" style="aspect-ratio:{width}/{height};'
+        f'max-width:{24 * min(1, width / height):.1f}rem" aria-label="Cell and map; + and − zoom, arrow keys move">'
+        f"{_img(original, f'The picture as given: {caption}')}"
+        f"<div>{_img(overlay, f'Grad-CAM map for {label}, drawn over the cell; described in words below')}</div></div>"
+        '<div class="lk-tools"><span aria-hidden="true">cell</span><input type="range" min="0" max="100" value="50" '
+        f'aria-label="Share of the width that shows the cell rather than its map"><span aria-hidden="true">map</span>'
+        f"{buttons}</div><figcaption>{escape(caption)}</figcaption></figure>{_scale(label, peak, strength)}"
+    )
+
+
+def _scale(label: str, peak: float, strength: str) -> str:
+    """The overlay's colours, one scale for all classes."""
     chip = f'<b class="lk-chip">{escape(strength)} map</b>' if strength else ""
-    scale = f'<span class="lk-scale">0 <i aria-hidden="true"></i> {peak:.3g} {chip}</span>'
     return (
-        '<div class="lk-pictures">'
-        f"{_figure(original, f'The picture as given: {caption}', caption)}"
-        f"{_figure(overlay, f'{about}, drawn over the cell; described in words below', about, scale)}"
-        "</div>"
+        f'<p class="lk-scale">Grad-CAM map for {escape(label)} <span>0 <i aria-hidden="true"></i> {peak:.3g}</span> '
+        f"{chip}</p>"
     )
 
 
-def _figure(image: Image.Image, alt: str, caption: str, scale: str = "") -> str:
-    return (
-        f'<figure><img src="{data_uri(image)}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
-        f"<figcaption>{escape(caption)}{scale}</figcaption></figure>"
+def _img(image: Image.Image, alt: str) -> str:
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
+
+
+def side_by_side(results: Sequence[tuple[str, str, Image.Image, str, float, str]]) -> str:
+    """What several models predict of one picture.
+
+    Args:
+        results: of each its name, its decision as HTML, and its overlay, label, peak and strength as for `pictures`.
+    """
+    columns = "".join(
+        f"<section><h2>{escape(name)}</h2>{decided}"
+        f"<figure>{_img(overlay, f'Grad-CAM map of {name} for {label}')}</figure>{_scale(label, peak, strength)}"
+        "</section>"
+        for name, decided, overlay, label, peak, strength in results
     )
+    return f'<div class="lk-two">{columns}</div>'
+
+
+def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> str:
+    """The cells of a visit, each a button that shows its result again; for an element with `CLICK`.
+
+    Args:
+        cells: the picture and its caption.
+        model: the model chosen.
+        number: of the example shown, from 1; 0 for another picture. Both go to the page's address.
+    """
+    shown = ""
+    for index, (image, caption) in enumerate(cells):
+        small = image.copy()
+        small.thumbnail((96, 96))
+        name = escape(f"Show again: {caption}")
+        shown += (
+            f'<li><button type="button" data-cell="{index}" aria-label="{name}" title="{name}">'
+            f'<img src="{data_uri(small)}" alt="" width="{small.width}" height="{small.height}"></button>'
+            f"<span>{escape(caption)}</span></li>"
+        )
+    strip = f'{note("In this visit:")}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
+    example = f' data-example="{number}"' if number else ""
+    return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
 
 
 def data_uri(image: Image.Image) -> str:
@@ -105,8 +198,13 @@ def data_uri(image: Image.Image) -> str:
 def explanation(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -> str:
     """Warnings, the Grad-CAM map in words, the facts of the prediction, and the research notice."""
     shown = "".join(message("Warning", warning) for warning in warnings)
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    return f'<div class="lk-explanation">{shown}<p>{escape(text)}</p><dl class="lk-facts">{rows}</dl>{notice()}</div>'
+    return f'<div class="lk-explanation">{shown}<p>{escape(text)}</p>{pairs(facts)}{notice()}</div>'
+
+
+def pairs(values: Mapping[str, str]) -> str:
+    """Names and what they stand for; nothing of none."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
+    return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -115,8 +213,12 @@ def counts(numbers: Mapping[str, int]) -> str:
     return f'<dl class="lk-counts">{rows}</dl>'
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table of plain text, its first column naming the row; wide ones scroll by themselves."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", label: str = "") -> str:
+    """A table of plain text, its first column naming the row; wide ones scroll by themselves.
+
+    Args:
+        label: its name for a screen reader where it has no caption; "" for the first heading.
+    """
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
@@ -124,8 +226,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     # Reached by keyboard, so that it can be scrolled without a mouse.
+    name = escape(caption or label or heads[0])
     return (
-        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{escape(caption or heads[0])}"><table>{title}'
+        f'<div class="lk-scroll" tabindex="0" role="region" aria-label="{name}"><table>{title}'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

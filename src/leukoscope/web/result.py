@@ -7,7 +7,8 @@ probabilities kept in the visitor's session. The page and the API at /predict sh
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from leukoscope.web.text import (
     decision_text,
     map_text,
     milliseconds,
+    morphology_text,
     percent,
     tta_text,
     warnings,
@@ -53,6 +55,9 @@ class CellResult:
         thresholds: what that model decides by.
         scale: how strong its Grad-CAM maps usually are.
         warnings: what must be said beside the prediction, most important first.
+        morphology: name of a measurement of the cell → its value and place among the training cells, in words; empty
+            where the picture is no cell cut out on black.
+        example: number of the synthetic picture, from 1; 0 for any other.
     """
 
     image: Image.Image
@@ -62,6 +67,8 @@ class CellResult:
     thresholds: Thresholds
     scale: EvidenceScale
     warnings: tuple[str, ...]
+    morphology: Mapping[str, str] = field(default_factory=dict)
+    example: int = 0
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
@@ -124,6 +131,7 @@ class CellResult:
             decided.because,
             *self.warnings,
             self.map_text(predicted.most_probable),
+            "; ".join(f"{name}: {value}" for name, value in self.morphology.items()),
             f"Model {self.model}, {version}; {milliseconds(predicted.seconds)}.",
             RESEARCH_NOTICE,
         )
@@ -131,16 +139,25 @@ class CellResult:
 
 
 def predict_cell(
-    models: ModelCache, image: Image.Image, caption: str, choice: str | None, *, field_share: float | None = None
+    models: ModelCache,
+    image: Image.Image,
+    caption: str,
+    choice: str | None,
+    *,
+    field_share: float | None = None,
+    um_per_pixel: float | None = None,
 ) -> CellResult:
     """Predict a picture once, with every class's Grad-CAM map.
 
     Args:
         field_share: of a field's cell, share of the field's cells that are in distribution.
+        um_per_pixel: the picture's scale, where it is known.
 
     Raises:
         LeukoscopeError: the model cannot be used.
     """
+    from leukoscope.evaluation.morphology import measure_cell
+
     # Loaded first: an error is raised here, not in the process that has the GPU.
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
@@ -153,6 +170,7 @@ def predict_cell(
         thresholds,
         EvidenceScale.from_metrics(metrics),
         warnings(metrics, has_detector=prediction.checks.ood_score is not None),
+        morphology_text(measure_cell(image), metrics.get("morphology") or {}, um_per_pixel),
     )
 
 

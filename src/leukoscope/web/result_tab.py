@@ -10,12 +10,32 @@ import gradio as gr
 from leukoscope import LeukoscopeError
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.upload import file_name
 
 SESSION_SECONDS = 1800
 # Of every event that is no part of the public API.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 Updates = dict[Any, Any]
 """Component → its new value."""
+
+
+_REFUSAL = """const refuse = (event) => {
+  const file = (event.dataTransfer ?? event.target).files?.[0]
+  if (!file || !event.target.closest('#UPLOAD') || file.type.startsWith('image/')) return
+  event.preventDefault(), event.stopImmediatePropagation()
+  if (event.type == 'change') event.target.value = ''
+  trigger('select', {index: 0, value: file.name})
+}
+for (const kind of ['drop', 'change']) document.addEventListener(kind, refuse, true)"""
+
+
+def refusal(upload: str) -> str:
+    """JavaScript of an HTML component: tell its `select` of a file that is no picture, before Gradio drops it silently.
+
+    Args:
+        upload: id of the element that files are given to.
+    """
+    return _REFUSAL.replace("UPLOAD", upload)
 
 
 class ResultTab:
@@ -50,6 +70,15 @@ class ResultTab:
             return predict()
         except LeukoscopeError as error:
             return self.clear(panels.message("This did not work", str(error)))
+
+    def refuse_others(self) -> None:
+        """Say in the result's place that a file is no picture; the summary has the JavaScript of `refusal`."""
+
+        def refuse(given: gr.EventData) -> Updates:
+            text = f"{file_name(str(given.value))}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
+            return self.clear(panels.message("This did not work", text))
+
+        self.summary.select(refuse, None, self.outputs, show_progress="hidden", **PRIVATE)
 
     def clear_on_model_change(self, running: Sequence[Any] = ()) -> None:
         """Delete the result of the model chosen before; it would stand below the name of another.

@@ -6,9 +6,9 @@ equivalent here, so that nobody needs to see a Grad-CAM map to know what it show
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from leukoscope.inference.prediction import (
     Thresholds,
 )
 from leukoscope.inference.predictor import VIEWS
+
+if TYPE_CHECKING:
+    from leukoscope.evaluation.morphology import Morphology
 
 # Registered data sets name their classes by these labels.
 MEANINGS = {
@@ -153,6 +156,44 @@ def _looks_like(label: str) -> str:
     return f"Looks like {'an' if meaning[0] in 'aeiou' else 'a'} {meaning}"
 
 
+def morphology_text(
+    cell: Morphology | None, known: Mapping[str, Any], um_per_pixel: float | None = None
+) -> dict[str, str]:
+    """A cell's measurements in words, each beside those of the training cells.
+
+    Args:
+        known: the "morphology" block of metrics.json, or {}.
+        um_per_pixel: the picture's scale, where it is known.
+    """
+    from leukoscope.evaluation.morphology import percentile
+
+    if cell is None:
+        return {}
+
+    def place(name: str, value: float) -> str:
+        share = percentile(known, name, value)
+        return "" if share is None else f"; larger than in {percent(share)} of the training cells"
+
+    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else f"{round(cell.area):,} pixels"
+    like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
+    alike = "" if like is None else f"; so have {percent(like)} of the training cells"
+    return {
+        "Area": area + place("area", cell.area),
+        "Nucleus to cell": percent(cell.nucleus_share) + place("nucleus_share", cell.nucleus_share),
+        "Nuclear lobes": f"{cell.lobes}{alike}",
+    }
+
+
+def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
+    """What a release is for, in a few words.
+
+    Args:
+        takes_cut_outs: whether it reads cells cut out on black; None where that is not known.
+    """
+    read = {True: "single cells", False: "pictures of a smear", None: "pictures"}[takes_cut_outs]
+    return f"{read}: {' or '.join(MEANINGS.get(label, label) for label in labels)}"
+
+
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, how good it is on unseen people, and the data's licence."""
     data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
@@ -161,7 +202,9 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     parts = [f"Trained on {data['title']}{people}" if data.get("title") else ""]
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
     if found is not None and people:
-        parts.append(f"AUROC {found:.2f} on people it has not seen")
+        parts.append(f"AUROC by subject {found:.2f} on people it has not seen")
+    elif data.get("unit") == "block":
+        parts.append("not measured on unseen people: its data names no patients")
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
 

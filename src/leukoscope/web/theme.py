@@ -12,9 +12,15 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: min(1080px, 100vw) !important; margin: 0 auto !important; overflow: clip !important; }
+/* The page keeps its width while it loads: what stands in it must not move. */
+.gradio-container { width: 100% !important; max-width: 100vw !important; margin: 0 !important;
+  overflow: clip !important; }
 /* Set here, not below: Gradio scopes what stands in a media query to inside this element. */
-.gradio-container .main.app { padding: 1rem clamp(0.75rem, 3vw, 2rem) !important; }
+.gradio-container .main.app { width: 100%; max-width: none; margin: 0;
+  padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
+/* What follows the tabs stays below the first screen while a result is awaited. */
+.gradio-container:not(:has(#cell-summary)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+.tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
 .gradio-container .html-container { padding: 0; }
 /* Wide tables scroll within themselves; they never widen the page. */
 .gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
@@ -30,10 +36,18 @@ footer .divider { display: none; }
   border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
 * + .lk-notice { margin-top: 0.75rem; }
 #notice { position: sticky; top: 0; z-index: 20; overflow: visible; }
-@media print { #notice { position: static; } }
+@media print {
+  #notice { position: static; }
+  /* The result alone, on one page. */
+  .tabitem { min-height: 0; }
+  #cell-row > .column:first-child, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer {
+    display: none !important; }
+  .lk-stage { max-width: 9cm !important; }
+}
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
-#examples .grid-container { grid-template: none / repeat(6, minmax(0, 1fr)) !important; height: auto; gap: 0.25rem; }
-#real-cells .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important; height: auto; }
+#examples .thumbnail-lg { aspect-ratio: 1.4; }
+:is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
+  height: auto; }
 .gradio-container .tab-container button { padding: 0 0.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
@@ -59,11 +73,26 @@ footer .divider { display: none; }
 .lk-track { height: 0.6rem; border-radius: 3px; background: var(--lk-track); overflow: hidden; margin-top: 0.2rem; }
 .lk-track i { display: block; height: 100%; background: var(--lk-quiet); }
 .lk-bars .first .lk-track i { background: var(--lk-accent); }
-.lk-pictures { display: grid; grid-template-columns: 1fr 1fr; gap: 0.75rem; }
-.lk-pictures figure { margin: 0; min-width: 0; }
-.lk-pictures img { width: 100%; height: auto; display: block; border-radius: 6px; border: 1px solid var(--lk-line); }
-.lk-pictures figcaption { font-size: 0.88rem; margin-top: 0.3rem; color: var(--lk-quiet); }
-.lk-scale { display: flex; align-items: center; gap: 0.4rem; font-size: 0.82rem; }
+.lk-view { margin: 0; background: var(--body-background-fill); }
+.lk-view:fullscreen { display: grid; align-content: center; justify-content: center; padding: 1rem; }
+.lk-view:fullscreen .lk-stage { max-width: none !important; width: min(90vw, 80vh); }
+.lk-stage { position: relative; overflow: hidden; border-radius: 6px; border: 1px solid var(--lk-line);
+  user-select: none; }
+.lk-stage :is(div, img) { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; }
+.lk-stage div { clip-path: inset(0 0 0 var(--at, 50%)); }
+.lk-stage img { transform: translate(var(--x, 0), var(--y, 0)) scale(var(--zoom, 1)); }
+.lk-stage::after { content: ""; position: absolute; inset: 0 auto 0 var(--at, 50%); width: 2px; background: #fff; }
+.lk-stage:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
+.lk-tools { display: flex; align-items: center; gap: 0.4rem; margin-top: 0.3rem; font-size: 0.82rem; }
+.lk-tools input { flex: 1; min-width: 4rem; accent-color: var(--lk-accent); }
+.lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none;
+  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; }
+.lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
+.lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
+.lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }
+#visit .lk-cells { grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }
+.lk-scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.4rem; font-size: 0.82rem; margin: 0; }
+.lk-scale span { display: flex; align-items: center; gap: 0.4rem; flex: 1; min-width: 6rem; }
 .lk-scale i { flex: 1; min-width: 2rem; max-width: 7rem; height: 0.5rem; border-radius: 2px;
   background: linear-gradient(90deg, #7e1e6c, #bf3951, #ee6c22, #fbb71c, #fcfea4); }
 .lk-chip { font-weight: 600; white-space: nowrap; padding: 0 0.5em; border-radius: 1em;
@@ -126,7 +155,6 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 @media (max-width: 480px) {
   .gradio-container .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }
   .lk-box span { font-size: 0.6rem; }
-  .lk-pictures { gap: 0.4rem; }
   .lk-facts { grid-template-columns: 1fr; }
   .lk-facts dd { margin-bottom: 0.3rem; }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs import code as use_from_code
 from leukoscope.web.tabs import evidence
-from leukoscope.web.tabs.evidence import Scores, evidence_sections, points_table, scores_of
+from leukoscope.web.tabs.evidence import Scores, evidence_page, points_table, scores_of
 
 RELEASES = Path(__file__).parents[3] / "model_card"
 RELEASE = RELEASES / "leukoscope-densenet169-cnmc"
@@ -31,7 +32,7 @@ def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
 
 
 def test_every_figure_shown_is_the_release_s_own() -> None:
-    page = evidence_sections("a", METRICS)
+    page = evidence_page("a", METRICS)
     assert page.count("<section>") == 9
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
@@ -40,10 +41,13 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
     assert f"{METRICS['heat_maps']['rotation']['correlation']['mean']:.3f}" in page
     subjects = METRICS["evaluations"][0]["metrics"]["subjects"]
     name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
-    said = f"the worst is {name} ({worst['label']}) with {worst['accuracy']:.2f} of {worst['cells']} cells"
+    said = f"the worst is {name} ({worst['label']}) with {worst['accuracy']:.3f} of {worst['cells']} cells"
     assert said in page
     assert page.count("data:image/svg+xml;base64,") == 3
     assert RESEARCH_NOTICE in page
+    assert "Removing what the map marks lowers the class's probability no more than removing random pixels" in unescape(
+        page
+    )
 
 
 def test_what_eight_views_gain_is_shown_where_it_was_measured() -> None:
@@ -56,21 +60,21 @@ def test_what_eight_views_gain_is_shown_where_it_was_measured() -> None:
         "agreeing_cells": {"cells": 1000, "accuracy": 0.9},
         "disagreeing_cells": {"cells": 200, "accuracy": 0.6},
     }
-    page = evidence_sections("a", METRICS | {"views": block})
+    page = evidence_page("a", METRICS | {"views": block})
     assert "+0.010 (-0.02 to 0.03)" in page
-    assert "agree on 1,000 cells (0.900 right) and differ on 200 (0.600)" in page
+    assert "agree on 1,000 cells (0.900 correct) and differ on 200 (0.600)" in page
 
 
 def test_heat_maps_without_evidence_have_no_figures() -> None:
     nothing = {"mean": None, "low": None, "high": None, "cells": 0}
     block = {"estimates": "these weights", "cells": 12, "subjects": 3, "definitions": {}, "deletion": {"gain": nothing}}
-    page = evidence_sections("a", METRICS | {"heat_maps": block})
-    assert "– (–)" in page
+    page = evidence_page("a", METRICS | {"heat_maps": block})
+    assert "<td>gain</td><td>–</td>" in page
 
 
 def test_blocks_of_images_are_not_called_subjects() -> None:
     metrics = json.loads((RELEASES / "leukoscope-densenet201-ball4" / "metrics.json").read_text())
-    page = evidence_sections("a", metrics)
+    page = evidence_page("a", metrics)
     assert "Block by block" in page and "Accuracy of each of 88 blocks by class" in page
     assert "AUROC by block" in page and "3,256 cells of 88 blocks" in page
     before, after = re.sub(r"<[^>]*>", " ", page).split("What it was trained on")
@@ -81,14 +85,14 @@ def test_blocks_of_images_are_not_called_subjects() -> None:
 def test_what_was_not_measured_is_left_out() -> None:
     bare = {"labels": ["ALL", "HEM"], "data": METRICS["data"], "training": METRICS["training"],
             "evaluations": [{**METRICS["evaluations"][3], "shortcut_baselines": None}]}  # fmt: skip
-    page = evidence_sections("a", bare)
+    page = evidence_page("a", bare)
     assert (
         "Are its probabilities" not in page
         and "Grad-CAM maps faithful" not in page
         and "Baselines without a network" not in page
     )
-    assert "<script>" not in evidence_sections("<script>", {})
-    assert "has no measurements of its own" in evidence_sections("a", {})
+    assert "<script>" not in evidence_page("<script>", {})
+    assert "has no measurements of its own" in evidence_page("a", {})
 
 
 def test_a_sensitivity_is_reached_by_the_highest_threshold_that_does() -> None:

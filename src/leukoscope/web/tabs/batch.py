@@ -109,7 +109,7 @@ class BatchTab(ResultTab):
 
     def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
         super().__init__(models, model)
-        with gr.Tab("Patients", id="batch"):
+        with gr.Tab("Patients", id="patients"):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):

@@ -6,7 +6,8 @@ What is shown is made by `result.py`. The same steps answer the API at /predict.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -17,6 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.data.synthetic import knows_smears
+from leukoscope.inference.prediction import NOT_A_CELL
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (
@@ -30,10 +32,21 @@ from leukoscope.web.result import (
     save_result,
     smear_example,
 )
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
 from leukoscope.web.text import RESULT_DELETED, point_name
-from leukoscope.web.upload import cell_upload, gradio_errors, read_upload, save_button, unshared_copy
+from leukoscope.web.upload import CELL, cell_upload, gradio_errors, read_upload, save_button, unshared_copy
 
+NO_OTHER = "no other model"
+# Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
+KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
+# Model, tab and example go to the page's address, which opens them again.
+ADDRESS = """() => {
+  const to = new URL(location), shown = document.querySelector('#visit [data-model]')?.dataset ?? {}
+  const tab = document.querySelector('[role=tab][aria-selected=true]')?.innerText.trim().toLowerCase()
+  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example}))
+    value ? to.searchParams.set(name, value) : to.searchParams.delete(name)
+  history.replaceState(null, '', to)
+}"""
 # On a phone the result stands below the examples; after a click in another tab, the page may be scrolled past it.
 REVEAL = """() => {
   const summary = document.getElementById('cell-summary'), top = summary.getBoundingClientRect().top
@@ -49,11 +62,12 @@ class CellTab(ResultTab):
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         super().__init__(models, model)
-        smears = knows_smears(models.labels(model.value or ""))
+        self.reads_smears = [name for name in models.names if _reads_smears(models, name)]
+        smears = model.value in self.reads_smears
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
-        with gr.Tab("Cell", id="one_cell"):
+        with gr.Tab("Cell", id="cell"):
             with gr.Row(elem_id="cell-row"):
-                with gr.Column(scale=2, min_width=280):
+                with gr.Column(scale=2, min_width=240):
                     self.upload = cell_upload(
                         label="Your cell", sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
                     )
@@ -63,7 +77,7 @@ class CellTab(ResultTab):
                     )
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-                        label="Synthetic cells", columns=6, visible=not smears, elem_id="examples", **quiet,
+                        label="Synthetic cells", columns=3, visible=not smears, elem_id="examples", **quiet,
                     )  # fmt: skip
                     self.smears = gr.Gallery(
                         _smears() if smears else None,
@@ -77,49 +91,98 @@ class CellTab(ResultTab):
                         label="Real cells", columns=3, visible=False, format="png", elem_id="real-cells", **quiet
                     )
                     self.real_note = gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note")
-                with gr.Column(scale=3, min_width=280):
+                with gr.Column(scale=5, min_width=280, elem_id="cell-result"):
                     self._build_result()
             self._add_endpoint()
         self.outputs = [
-            self.result, self.summary, self.pictures, self.controls, self.label, self.common_scale, self.point,
-            self.explanation, self.tta,
+            self.result, self.summary, self.morphology, self.pictures, self.controls, self.label, self.common_scale,
+            self.point, self.explanation, self.tta, self.compared,
         ]  # fmt: skip
+        self.refuse_others()
         self._wire_inputs()
         self._wire_result()
-        self._first: dict[str, CellResult] = {}
+        self._examples: dict[tuple[str, int], CellResult] = {}
 
-    def show_example_on_load(self, demo: gr.Blocks) -> None:
-        """Show a synthetic cell's result to whoever opens the page; predicted once for each model."""
+    def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
+        """Show a synthetic cell's result to whoever opens the page: of the model and in the tab that its address names.
 
-        def on_load(choice: str | None, opacity: float) -> Updates:
+        Args:
+            tabs: those of the page; their ids are what the address names.
+        """
+        known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
+
+        def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Updates:
+            asked = visit.query_params
+            named, number, tab = asked.get("model") or choice, asked.get("example") or "1", asked.get("tab")
+            opened = {
+                self.model: gr.skip() if named == choice else named,
+                tabs: gr.Tabs(selected=tab) if tab in known else gr.skip(),
+            }
+            if not named:
+                return {**opened, **self.clear(panels.placeholder(self.hint))}
+
             def first() -> Updates:
-                name = str(choice)
-                if name not in self._first:
-                    smears = knows_smears(self.models.predictor(choice).labels)
-                    image, caption = smear_example(0) if smears else example(0)
-                    self._first[name] = predict_cell(self.models, image, f"{caption} (an example)", choice)
-                return self.show(self._first[name], opacity, None)
+                result = self._example(named, int(number) if number.isdecimal() else 1)
+                return self.show(replace(result, caption=f"{result.caption} (an example)"), opacity, None)
 
-            return self.attempt(first) if choice else self.clear(panels.placeholder(self.hint))
+            return {**opened, **self.attempt(first)}
 
-        demo.load(on_load, [self.model, self.opacity], self.outputs, show_progress="hidden", **PRIVATE)
+        # Not in `outputs`, whose other events leave them as they are.
+        opened = [self.model, tabs, *self.outputs]
+        self._afterwards(demo.load(on_load, [self.model, self.opacity], opened, show_progress="hidden", **PRIVATE))
+        tabs.change(None, js=ADDRESS, **PRIVATE)
+
+    def _example(self, choice: str | None, number: int) -> CellResult:
+        """What a model predicts for a synthetic picture of the kind it reads; those offered are predicted once.
+
+        Args:
+            number: which, from 1.
+
+        Raises:
+            LeukoscopeError: the model cannot be used.
+        """
+        name = str(choice)
+        smears = knows_smears(self.models.predictor(choice).labels)
+        number = min(max(number, 1), len(SMEAR_EXAMPLES if smears else EXAMPLES))
+        if (name, number) in self._examples:
+            return self._examples[name, number]
+        image, caption = smear_example(number - 1) if smears else example(number - 1)
+        result = replace(predict_cell(self.models, image, caption, choice), example=number)
+        if name in self.models.names:
+            self._examples[name, number] = result
+        return result
 
     def _build_result(self) -> None:
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
-        self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="cell-summary", padding=False)
-        self.pictures = gr.HTML(visible=False, elem_id="pictures", padding=False)
-        with gr.Column(visible=False) as self.controls:
+        self.kept = gr.State([], time_to_live=SESSION_SECONDS)
+        with gr.Row(elem_id="cell-answer"):
+            with gr.Column(min_width=260):
+                self.summary = gr.HTML(
+                    panels.placeholder(self.hint), js_on_load=refusal("upload"), elem_id="cell-summary", padding=False
+                )
+                self.morphology = gr.HTML(elem_id="morphology", padding=False)
+            with gr.Column(min_width=260):
+                self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
+        self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
+        with gr.Column(visible=False, elem_id="cell-controls") as self.controls:
             with gr.Row():
                 self.label = gr.Radio([], label="Show the Grad-CAM map for", min_width=120)
                 self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", min_width=120)
             self.common_scale = gr.Checkbox(False, label="Same colour scale for every picture of this model")
-            self.point = gr.Dropdown(
-                [], label="Decide at", info="Thresholds come from the model's predictions for unseen patients"
-            )
+            with gr.Row():
+                self.point = gr.Dropdown(
+                    [], label="Decide at", info="Thresholds come from the model's predictions for unseen patients",
+                    min_width=220,
+                )  # fmt: skip
+                self.other = gr.Dropdown(
+                    [NO_OTHER, *self.models.choices()], value=NO_OTHER, label="Compare with",
+                    info="Another model's prediction of the same picture", elem_id="compare-cell", min_width=220,
+                )  # fmt: skip
             with gr.Row():
                 self.ask_tta = gr.Button("Predict again, turned and mirrored", size="sm", min_width=120)
                 shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
                 save_button("Save as one PNG", save_result, shown, elem_id="save-result")
+        self.compared = gr.HTML(elem_id="compared", padding=False)
         self.explanation = gr.HTML(elem_id="explanation", padding=False)
         self.tta = gr.HTML(elem_id="tta", padding=False)
 
@@ -130,28 +193,37 @@ class CellTab(ResultTab):
         offered = [("the most probable class", ""), *((f"{point_name(name)} threshold", name) for name in points)]
         return {
             self.result: result,
-            self.summary: panels.decision(result.prediction.probabilities, result.decision_text(point)),
+            self.summary: self._summary(result, point),
+            self.morphology: panels.pairs(result.morphology),
             self.controls: gr.Column(visible=True),
             self.label: gr.Radio(labels, value=result.prediction.most_probable),
             self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
             self.common_scale: gr.Checkbox(False, visible=result.scale.strong is not None),
             self.tta: "",
+            self.compared: "",
             **self._draw(result, result.prediction.most_probable, opacity),
         }
+
+    def _summary(self, result: CellResult, point: str) -> str:
+        decided = panels.decision(result.prediction.probabilities, result.decision_text(point))
+        if result.decision(point).outcome == NOT_A_CELL and self.reads_smears:
+            decided += panels.note(f"A model for pictures of a smear: {self.reads_smears[0]}; choose it above.")
+        return decided
 
     def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
         """Updates that show one class's map at one opacity."""
         shown, strength = result.pictures(label, opacity, common_scale), result.scale.strength(result.own_peak)
         pictures = panels.pictures(*shown, result.caption, label, result.peak(common_scale), strength)
         return {
-            self.pictures: gr.HTML(pictures, visible=True),
+            self.pictures: pictures,
             self.explanation: panels.explanation(result.map_text(label), result.facts(), result.warnings),
         }
 
     def clear(self, html: str) -> Updates:
-        hidden = {self.pictures: gr.HTML(visible=False), self.controls: gr.Column(visible=False)}
+        shown = (self.morphology, self.pictures, self.explanation, self.tta, self.compared)
         kept = {self.label: gr.skip(), self.common_scale: gr.skip(), self.point: gr.skip()}
-        return {self.result: None, self.summary: html, self.explanation: "", self.tta: "", **hidden, **kept}
+        gone = {self.result: None, self.controls: gr.Column(visible=False), **dict.fromkeys(shown, "")}
+        return {self.summary: html, **gone, **kept}
 
     def _predict(
         self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
@@ -167,12 +239,15 @@ class CellTab(ResultTab):
                 return {self.upload: None}
             return {self.upload: None, **self._predict(lambda: read_upload(path), choice, opacity, point)}
 
-        def on_pick(gallery: gr.Gallery, read: Callable[[int, str], tuple[Image.Image, str]]) -> Callable[..., Updates]:
+        def on_pick(gallery: gr.Gallery) -> Callable[..., Updates]:
             # Not a `partial`: Gradio passes what was picked by the function's own annotations.
             def pick(
                 choice: str | None, opacity: float, point: str | None, data: str, picked: gr.SelectData
             ) -> Updates:
-                shown = self._predict(lambda: read(picked.index, data), choice, opacity, point)
+                if gallery is self.real:
+                    shown = self._predict(lambda: read_real(picked.index, data), choice, opacity, point)
+                else:
+                    shown = self.attempt(lambda: self.show(self._example(choice, picked.index + 1), opacity, point))
                 # Unselected at once, so that the same example can be picked again.
                 return {gallery: gr.Gallery(selected_index=None), **shown}
 
@@ -183,9 +258,13 @@ class CellTab(ResultTab):
             opacity: float,
             point: str | None,
             result: CellResult | None,
-            progress: gr.Progress = gr.Progress(),
-        ) -> Updates:
-            progress(0, desc=f"Loading {choice}")
+        ) -> Iterator[Updates]:
+            if choice not in self.models.loaded:
+                # The result of the model before must not stand below the name of this one.
+                yield self.clear(panels.placeholder(f"Loading {choice} and predicting; a first time takes seconds."))
+            yield on_loaded(choice, opacity, point, result)
+
+        def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
             try:
                 smears = knows_smears(self.models.predictor(choice).labels)
             except LeukoscopeError as error:
@@ -195,6 +274,11 @@ class CellTab(ResultTab):
             offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
             if result is None:
                 return {**offered, **self.clear(panels.placeholder(f"{choice} is ready. {self.hint}"))}
+            if result.model == choice:  # opened by the page's address
+                return {**offered, **self.show(result, opacity, point)}
+            if result.example:
+                number = result.example
+                return {**offered, **self.attempt(lambda: self.show(self._example(choice, number), opacity, point))}
             return {**offered, **self._predict(lambda: (result.image, result.caption), choice, opacity, point)}
 
         real_cells = RealCells()
@@ -223,24 +307,61 @@ class CellTab(ResultTab):
                 on_upload, [self.upload, *chosen], [self.upload, *self.outputs], trigger_mode="multiple", **busy
             )
         ]
-        galleries = (
-            (self.cells, lambda number, _: example(number)),
-            (self.smears, lambda number, _: smear_example(number)),
-            (self.real, read_real),
-        )
-        for gallery, read in galleries:
+        for gallery in (self.cells, self.smears, self.real):
             inputs = [*chosen, self.real_data]
-            given.append(gallery.select(on_pick(gallery, read), inputs, [gallery, *self.outputs], **busy))
+            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **busy))
         for event in given:
-            event.then(None, js=REVEAL, **PRIVATE)
-        self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
+            self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+        self._afterwards(
+            self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
+        )
         self.ask_real.click(
             on_ask_real, self.model, [self.real_data, self.real, self.real_note],
             show_progress_on=[self.real_note], **PRIVATE,
         )  # fmt: skip
 
+    def _afterwards(self, event: Any) -> None:
+        """After an event that may have changed the result: keep it for the visit, and ask the other model."""
+        inputs, outputs = [self.result, self.kept, self.model, self.other], [self.kept, self.visit, self.compared]
+        # Of the result: what the other model predicts may take a while.
+        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+        event.then(self._on_result, inputs, outputs, **quiet).then(None, js=ADDRESS, **PRIVATE)
+
+    def _on_result(
+        self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None, other: str | None
+    ) -> tuple[list[CellResult], str, str]:
+        kept = list(kept or [])
+        if result is not None and not any(one is result for one in kept):
+            kept = [result, *kept][:KEPT_CELLS]
+            while len(kept) > 1 and sum(one.image.width * one.image.height for one in kept) > KEPT_PIXELS:
+                kept.pop()
+        number = result.example if result else 0
+        strip = panels.visit([(one.image, one.caption) for one in kept], choice or "", number)
+        return kept, strip, self._compare(result, other)
+
+    def _compare(self, result: CellResult | None, other: str | None) -> str:
+        """The result beside what another model predicts of the same picture, as HTML; "" without one."""
+        if result is None or other in (None, "", NO_OTHER, result.model):
+            return ""
+        try:
+            both = (result, predict_cell(self.models, result.image, result.caption, other))
+        except LeukoscopeError as error:
+            return panels.message("This model cannot be used", str(error))
+        shown = []
+        for one in both:
+            predicted, label = one.prediction, one.prediction.most_probable
+            decided = panels.decision(predicted.probabilities, one.decision_text())
+            drawn, strength = one.pictures(label, OPACITY)[1], one.scale.strength(one.own_peak)
+            shown.append((one.model, decided, drawn, label, one.peak(), strength))
+        return panels.side_by_side(shown)
+
     def _wire_result(self) -> None:
         """Connect the controls below a result."""
+
+        def on_kept(kept: list[CellResult] | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+            if not kept:
+                return self.clear(panels.placeholder(RESULT_DELETED))
+            return self.show(kept[picked.index], opacity, point)
 
         def on_draw(result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
             if result is None:
@@ -250,7 +371,7 @@ class CellTab(ResultTab):
         def on_point(result: CellResult | None, point: str | None) -> str:
             if result is None:
                 return panels.placeholder(RESULT_DELETED)
-            return panels.decision(result.prediction.probabilities, result.decision_text(point or ""))
+            return self._summary(result, point or "")
 
         def on_tta(result: CellResult | None) -> str:
             if result is None:
@@ -267,6 +388,8 @@ class CellTab(ResultTab):
                 [self.summary, self.pictures, self.explanation],
                 trigger_mode="always_last", **quick,
             )  # fmt: skip
+        self._afterwards(self.visit.select(on_kept, [self.kept, self.opacity, self.point], self.outputs, **quick))
+        self.other.input(self._compare, [self.result, self.other], self.compared, **PRIVATE)
         self.point.input(on_point, [self.result, self.point], self.summary, **quick)
         self.ask_tta.click(on_tta, self.result, self.tta, show_progress_on=[self.tta], **PRIVATE)
 
@@ -290,9 +413,9 @@ class CellTab(ResultTab):
         inputs = [result, self.opacity, self.point]
         for component in pictures:
             # The tab is shown first, so that the page does not seem dead while the model predicts.
-            component.select(lambda: gr.Tabs(selected="one_cell"), None, tabs, show_progress="hidden", **PRIVATE)
+            component.select(lambda: gr.Tabs(selected="cell"), None, tabs, show_progress="hidden", **PRIVATE)
             opened = component.select(on_cell, inputs, self.outputs, show_progress_on=[self.summary], **PRIVATE)
-            opened.then(None, js=REVEAL, **PRIVATE)
+            self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
 
     def _add_endpoint(self) -> None:
         """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""
@@ -322,6 +445,11 @@ class CellTab(ResultTab):
                 gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),
             ]  # fmt: skip
             gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
+
+
+def _reads_smears(models: ModelCache, name: str) -> bool:
+    release = models.embedded(name)
+    return release is not None and knows_smears(release.labels)
 
 
 def _smears() -> list[tuple[Image.Image, str]]:

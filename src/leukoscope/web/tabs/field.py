@@ -19,13 +19,13 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import cut_out
+from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import MOST_PROBABLE_NOTE, percent
 from leukoscope.web.upload import (
@@ -96,7 +96,7 @@ class FieldTab(ResultTab):
 
     def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
         super().__init__(models, model)
-        with gr.Tab("Field", id="field_of_view"):
+        with gr.Tab("Field", id="field"):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
@@ -113,7 +113,10 @@ class FieldTab(ResultTab):
                             gr.Button(f"Synthetic field {number + 1}", size="sm", min_width=120)
                             for number in range(len(EXAMPLES))
                         ]
-            self.summary = gr.HTML(panels.placeholder(self.hint), elem_id="field-summary", padding=False)
+            self.summary = gr.HTML(
+                panels.placeholder(self.hint), js_on_load=refusal("field-upload"), elem_id="field-summary",
+                padding=False,
+            )  # fmt: skip
             self.picture = gr.HTML(js_on_load=panels.CLICK, elem_id="field-picture", padding=False)
             with gr.Row(visible=False) as self.exports:
                 for kind in ("PNG", "CSV", "JSON"):
@@ -129,6 +132,7 @@ class FieldTab(ResultTab):
         for number, button in enumerate(examples):
             button.click(partial(self._on_example, number), model, self.outputs, **busy)
         self.clear_on_model_change()
+        self.refuse_others()
         cell_tab.open_from([self.picture], self.result, tabs, self._cell)
 
     def clear(self, html: str) -> Updates:
@@ -164,7 +168,9 @@ class FieldTab(ResultTab):
         assert reading.field.scale is not None  # a field without a scale has no cells
         image = cut_out(result.image, reading.cells[number].cell, reading.field.scale.um_per_pixel)
         caption = f"Cell {number + 1} of {reading.source}"
-        return predict_cell(self.models, image, caption, reading.model, field_share=reading.in_distribution)
+        return predict_cell(
+            self.models, image, caption, reading.model, field_share=reading.in_distribution, um_per_pixel=CUT_OUT_PITCH
+        )
 
     def _add_endpoint(self) -> None:
         """The named endpoint /field: image, model, micrometres a pixel → reading (JSON), picture with boxes."""
