@@ -123,7 +123,7 @@ def test_releases_that_come_along_are_whole() -> None:
 
 def test_no_release_is_advice(tmp_path: Path) -> None:
     (found,) = check_releases(tmp_path)
-    assert (found.state, found.seen) == ("advice", f"none in {tmp_path}") and "train.py" in found.next_step
+    assert (found.state, found.seen) == ("advice", f"none in {tmp_path}") and "leukoscope train" in found.next_step
 
 
 def test_a_release_without_an_ood_detector_is_advice(copied: Path) -> None:
