@@ -49,6 +49,7 @@ footer .divider { display: none; }
 :is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
   height: auto; }
 .gradio-container .tab-container button { padding: 0 0.6rem; }
+:is(#model, #compare-cell) input { text-overflow: ellipsis; padding-right: 1.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
 #cell-summary { scroll-margin-top: 5rem; }
