@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leukoscope.data.field_stain import otsu_threshold
+from leukoscope.data.fields import otsu_threshold
 from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.inference.overlay import BLACK_SHARE
+from leukoscope.inference.gradcam import BLACK_SHARE
 
 DEFINITION = (
     "area: pixels of the largest connected part brighter than black, holes filled; nucleus_share: share of it that is "
