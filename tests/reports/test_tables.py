@@ -76,6 +76,17 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
         assert "need" not in prior_table(others) and "cell size alone*" not in prior_table(others)
 
 
+def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> None:
+    folds = [{"cells": 2300, "kept_epoch": 7, "epochs_run": 10}, {"cells": 2310, "kept_epoch": 4, "epochs_run": 9}]
+    training = {k: v for k, v in PRIOR["training"].items() if k not in ("cells", "kept_epoch", "epochs_run")}
+    leak = {"accuracy": {"difference": 0.08, "low": 0.02, "high": 0.15}}
+    row = PRIOR | {"training": training | {"folds": folds}, "by_image_minus_unseen": leak, "under_trained": ""}
+    assert "11 blocks · by image +0.080 (+0.020 to +0.150)" in prior_table([row])
+    assert "2,300 · 2,310 training and 480 test cells, 160 px, epoch 7 of 10 · 4 of 9 kept" in prior_notes([row])
+    grey = prior_table([row | {"under_trained": "predicts one class for nearly every cell"}])
+    assert "| *under-trained: predicts one class for nearly every cell (0.912 (0.85–0.96) · balanced" in grey
+
+
 def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
     rows = [line for line in prior_table([]).splitlines() if "`prior_" in line and line.startswith("| ")]
     assert len(rows) == 10 and all(row.endswith("| not run | not run |") for row in rows)

@@ -70,7 +70,7 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     commonest, size = [], []
     for measured in tested:
         # Size fitted on all training cells, where a system was trained on fewer.
-        row = max(measured, key=lambda one: one["training"]["cells"])
+        row = max(measured, key=lambda one: max(fold["cells"] for fold in _folds(one)))
         support = [one["support"] for one in row["metrics"]["per_class"].values()]
         commonest.append(f"{share(max(support) / sum(support))} · balanced {share(1 / len(support))}")
         alone = row["size_only_baseline"]
@@ -100,6 +100,11 @@ def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Map
     return {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
 
 
+def _folds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The training runs of a row; one in rows made before prior systems were cross-validated."""
+    return row["training"].get("folds", [row["training"]])
+
+
 def _measured(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
@@ -109,6 +114,10 @@ def _measured(row: Mapping[str, Any] | None) -> str:
         shown.append(f"one-vs-rest {share(metrics['one_vs_rest_accuracy'])}")
     if row["protocol"] != RANDOM:
         shown.append(f"{metrics['subjects']} {row['data']['unit']}s")
+    if leak := row.get("by_image_minus_unseen"):
+        shown.append(f"by image {difference(leak['accuracy'])}")
+    if reason := row.get("under_trained"):
+        return f"*under-trained: {reason} ({' · '.join(shown).replace('**', '')})*"
     return " · ".join(shown)
 
 
@@ -121,11 +130,13 @@ def _training_note(row: Mapping[str, Any]) -> str:
     training, recipe, data, baseline = row["training"], row["recipe"], row["data"], row["size_only_baseline"]
     named = "By image" if row["protocol"] == RANDOM else "Unseen"
     size_alone = f" (accuracy of cell size alone: {share(baseline['accuracy'])})" if baseline else ""
+    cells = " · ".join(dict.fromkeys(count(fold["cells"]) for fold in _folds(row)))
+    epochs = " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in _folds(row))
     return (
-        f"{named}: {data['title']}, {row['split']['detail']}, {count(training['cells'])} training and "
-        f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch "
-        f"{training['kept_epoch']} of {training['epochs_run']} kept, from {training['start_weights']}, seed "
-        f"{training['seed']}, {minutes(training['seconds'])} on {training['hardware']}."
+        f"{named}: {data['title']}, {row['split']['detail']}, {cells} training and "
+        f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch {epochs} kept, "
+        f"from {training['start_weights']}, seed {training['seed']}, {minutes(training['seconds'])} on "
+        f"{training['hardware']}."
     )
 
 
