@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ os.environ.setdefault("LEUKOSCOPE_BACKEND", "torch")
 # Workers side by side share the cores; with more threads than cores, PyTorch waits for threads that do not run.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # Two that compile the same network would read each other's half-written libraries.
+    own = f"torchinductor-{os.environ['PYTEST_XDIST_WORKER']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / own))
 
 
 @pytest.fixture(scope="session")
