@@ -9,8 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from leukoscope.errors import LeukoscopeError
-
 if TYPE_CHECKING:
     from leukoscope.api import evaluate, load_dataset, score, train
     from leukoscope.data.registry import DATASETS
@@ -39,6 +37,11 @@ __all__ = [
     "score",
     "train",
 ]
+
+
+class LeukoscopeError(Exception):
+    """A problem that the user can fix: the message names the value, the place and the fix."""
+
 
 RESEARCH_NOTICE = "For research only. Not a medical device; never use it for diagnosis."
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukoscope.errors import LeukoscopeError
+from leukoscope import LeukoscopeError
 
 if TYPE_CHECKING:
     from leukoscope.data.loading import LoadedCells
