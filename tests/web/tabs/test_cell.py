@@ -85,6 +85,16 @@ def test_a_result_opens_at_the_most_probable_class_and_keeps_a_point_that_the_re
     assert result.decision("") == result.prediction.decision
 
 
+def test_a_cell_that_is_predicted_again_stands_once_in_the_visit() -> None:
+    tab, models = _tab(), ModelCache({"cnmc": CNMC})
+    first, again, second = (predict_cell(models, *example(number), "cnmc") for number in (0, 0, 1))
+    kept: list[Any] = []
+    for result in (first, second, again):
+        kept, strip, _ = tab._on_result(result, kept, "cnmc", None)
+    assert kept == [second, again] and kept[1] is again
+    assert strip.count("<li>") == 2
+
+
 def test_a_picture_of_nothing_is_answered_without_a_class_by_the_endpoint(tmp_path: Path) -> None:
     Image.new("RGB", (450, 450), "white").save(tmp_path / "blank.png")
     for point in ("", "sensitivity_95"):

@@ -331,7 +331,10 @@ class CellTab(ResultTab):
         self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None, other: str | None
     ) -> tuple[list[CellResult], str, str]:
         kept = list(kept or [])
-        if result is not None and not any(one is result for one in kept):
+        again = [i for i, one in enumerate(kept) if result and (one.model, one.image) == (result.model, result.image)]
+        if result is not None and again:
+            kept[again[0]] = result
+        elif result is not None:
             kept = [result, *kept][:KEPT_CELLS]
             while len(kept) > 1 and sum(one.image.width * one.image.height for one in kept) > KEPT_PIXELS:
                 kept.pop()
