@@ -22,10 +22,10 @@ _MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Label-preserving changes, drawn anew for every cell and epoch.
+    """Label-preserving changes, sampled anew for every cell and epoch.
 
     No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle unless a
-    recipe says less: a cell has no upright. Size jitter weakens the shortcut "small = normal"; stain jitter moves
+    recipe sets less: a cell has no upright. Size jitter weakens the shortcut "small = normal"; stain jitter moves
     haematoxylin and eosin apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
 
     Attributes:

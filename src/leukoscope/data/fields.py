@@ -179,7 +179,7 @@ WINDOW, SAMPLE = 2048, 512
 
 @dataclass(frozen=True)
 class Scale:
-    """Micrometres a pixel, and what says so: the caller, the red cells, or (a guess) the nuclei."""
+    """Micrometres a pixel, and where it comes from: the caller, the red cells, or (a guess) the nuclei."""
 
     um_per_pixel: float
     source: Literal["given", "red cells", "nuclei"]
@@ -273,7 +273,7 @@ BLURRED_EDGE = 2.0
 
 
 class UnusableField(LeukoscopeError):
-    """A picture that cannot be read as a stained smear; the message says why and what to do."""
+    """A picture that cannot be read as a stained smear; the message states why and what to do."""
 
 
 @dataclass(frozen=True)

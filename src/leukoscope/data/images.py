@@ -64,7 +64,7 @@ def open_image(path: str | Path) -> Image.Image:
         path: a BMP, PNG, JPEG, TIFF or WebP file.
 
     Returns:
-        A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation says.
+        A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation demands.
 
     Raises:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.

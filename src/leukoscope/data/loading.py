@@ -62,7 +62,7 @@ class LoadedCells:
 
     @property
     def train(self) -> Dataset:
-        """The labelled cells that splits are drawn from."""
+        """The labelled cells that splits are made from."""
         return self.cells["train"]
 
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
@@ -462,7 +462,7 @@ class FolderReport:
     """A folder, as training would read it.
 
     Attributes:
-        info: the data set recognised, with the labels found.
+        info: the data set found, with the labels found.
         partitions: publisher's partition ("" where there is none) → label → number of cells.
         subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
         training_subjects: label → how many of them have cells outside the publisher's own test.

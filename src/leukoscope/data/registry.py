@@ -42,7 +42,7 @@ class DatasetInfo:
         background: what surrounds a cell; augmentation fills uncovered corners with it.
         crop_pct: the central share of the shorter side that the network sees.
         url: where its publisher offers it; empty where there is nothing to fetch.
-        find_cells: walks a local folder; empty for data sets that are drawn rather than read.
+        find_cells: walks a local folder; empty for data sets that are generated rather than read.
         label_list: the publisher's file without which the preliminary test has no labels.
         other_folders: folders known to hold images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.

@@ -1,6 +1,6 @@
 """Splits: which cells are trained on and which are tested on.
 
-A split is a list of cell ids, kept as `split.json` with the fingerprint of the data it was drawn from, so that any
+A split is a list of cell ids, kept as `split.json` with the fingerprint of the data it was made from, so that any
 run can use exactly the same cells again. The unit that must not stand on two sides (the subject, or the block of
 neighbouring images where subjects are unknown) is asserted before training starts.
 """
@@ -64,7 +64,7 @@ class Split:
         return sha256(sides.encode()).hexdigest()
 
     def at_most(self, train: int | None, evaluation: int | None) -> Split:
-        """The split with at most so many training cells, and validation and test cells each, drawn by its seed."""
+        """The split with at most so many training cells, and validation and test cells each, sampled by its seed."""
 
         def draw(cells: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
             if limit is None or limit >= len(cells):
@@ -85,7 +85,7 @@ class Split:
 
 
 def load_split(path: str | Path, data: LoadedCells) -> Split:
-    """Read a `split.json` and refuse it when it was drawn from other data.
+    """Read a `split.json` and refuse it when it was made from other data.
 
     Raises:
         LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
@@ -131,7 +131,7 @@ def make_split(
         validation: set part of the training side apart to choose the checkpoint.
 
     Raises:
-        LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the group asked for.
+        LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
     """
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")

@@ -7,7 +7,7 @@ or lying in a smear), belongs to a subject with a stain and a cell size of its o
 whenever it is drawn again. Phantoms test the software; they say nothing about leukaemia, and no metric
 measured on them belongs in a results table.
 
-All lengths below are pixels of the native 450-px frame unless a name says otherwise. Random fields
+All lengths below are pixels of the native 450-px frame unless a name states otherwise. Random fields
 live on grids tied to that frame, never to the output, so that a cell drawn smaller is the same cell.
 """
 

@@ -1,4 +1,4 @@
-"""Assess a release: compute from its out-of-fold predictions everything that metrics.json says beyond training.
+"""Assess a release: compute from its out-of-fold predictions everything in metrics.json beyond training.
 
 That is intervals, shortcut baselines, calibration, thresholds, the OOD detector and metrics of the Grad-CAM maps. The
 temperature is put into the weights, and the release is written anew. Assessing it again, with a newer Leukoscope,
@@ -74,7 +74,7 @@ def assess(
     others: Mapping[str, np.ndarray] | None = None,
     healthy: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Compute everything that a release says about itself beyond its training and its predictions.
+    """Compute everything in a release's metrics.json beyond its training and its predictions.
 
     Args:
         directory: a release made by a protocol; replaced as a whole.

@@ -1,6 +1,6 @@
 """Shortcut baselines: logistic regression on trivial features such as cell size or background colour.
 
-Where such features already separate the classes, a network's score says little about cells. Every baseline is trained
+Where such features already separate the classes, a network's score tells little about cells. Every baseline is trained
 and tested on the same sides of the split as a network.
 """
 

@@ -24,7 +24,7 @@ from leukoscope.models.release_files import PREDICTIONS, read_metrics
 
 @dataclass(frozen=True)
 class SelectedCells:
-    """The cells to predict: the test side of `split`; `whole` is the split before a smaller sample was drawn."""
+    """The cells to predict: the test side of `split`; `whole` is the split before a smaller sample was taken."""
 
     data: LoadedCells
     split: Split
@@ -76,7 +76,7 @@ class ModelPredictions:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def about(self) -> dict[str, Any]:
-        """Return what evaluation.json says of the model."""
+        """Return what evaluation.json holds about the model."""
         return {
             "model": {"name": self.name, "revision": self.revision},
             "estimates": self.estimates,
@@ -167,7 +167,7 @@ def predictions_of_model(
 
 
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
-    """Read the predictions that a run or a release kept, with what the metrics.json there says of them.
+    """Read the predictions that a run or a release kept, with what the metrics.json there records of them.
 
     Args:
         cells: keep the predictions of these alone, with the subjects the data set gives them.

@@ -1,6 +1,6 @@
 """Plots of a run and of an evaluation, from training curves to calibration and ROC curves.
 
-Each function draws one matplotlib `Figure` that stays readable at the width of a README, in Okabe & Ito's colours,
+Each function makes one matplotlib `Figure` that stays readable at the width of a README, in Okabe & Ito's colours,
 which colour-blind readers can tell apart. Markers and texts carry the same meaning as the colours.
 """
 

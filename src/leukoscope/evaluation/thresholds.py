@@ -1,6 +1,6 @@
 """Thresholds on calibrated probabilities: operating points, abstention and conformal prediction sets.
 
-Every threshold that is shipped is fitted on all out-of-fold predictions. Its performance is measured differently: the
+Every threshold that is released is fitted on all out-of-fold predictions. Its performance is measured differently: the
 cells of each subject get the temperature and the threshold fitted on all other subjects, and intervals resample
 subjects. Operating points are fitted with every subject weighing the same; their performance is given both by subject
 and over cells.
@@ -295,7 +295,7 @@ def prediction_sets(
 
     A class is in a cell's set when its calibrated probability is at least `least_probability` (the LAC score of
     Sadinle et al. 2019). "marginal" has one such number for all classes; "class_conditional" one for each (Vovk 2012),
-    and is shipped, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
+    and is released, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
     coverage for exchangeable cells. Cells of different patients are not exchangeable, so there is no guarantee here:
     the coverage is measured on subjects that fitted no threshold, and single subjects lie far from it.
 

@@ -60,7 +60,7 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: (B, K) float32.
-        maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where no explanation was asked for.
+        maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where `explain` was not set.
     """
 
     logits: np.ndarray

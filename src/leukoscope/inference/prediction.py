@@ -205,10 +205,10 @@ class Prediction:
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
         seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
             before it was predicted.
-        heatmaps: class → Grad-CAM map, when explanations were asked for.
+        heatmaps: class → Grad-CAM map, with `explain=True`.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         checks: what the decision rests on beside the probabilities.
-        picture: the upright RGB picture, when explanations were asked for.
+        picture: the upright RGB picture, with `explain=True`.
         peak: the Grad-CAM value at the upper end of the release's colour scale; None where it was not measured.
     """
 
@@ -247,7 +247,7 @@ class Prediction:
             RGB, the size of the upright picture.
 
         Raises:
-            LeukoscopeError: no explanation was asked for, or no such class.
+            LeukoscopeError: `explain` was not set, or no such class.
         """
         if self.picture is None or self.heatmaps is None:
             raise LeukoscopeError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")

@@ -1,7 +1,7 @@
 """From pictures to predictions: the one predictor behind `leukoscope predict`, the demo and scripts.
 
 A release comes from a folder or from the Hub, a picture from a path, PIL or an array. The picture is framed as the
-release's preprocessing says and goes once through the backbone; the head gives the logits and, with `explain`, every
+release's preprocessing defines and goes once through the backbone; the head gives the logits and, with `explain`, every
 class's Grad-CAM map. Nothing here imports torch: only the torch backend does.
 """
 

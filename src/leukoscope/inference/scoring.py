@@ -54,7 +54,7 @@ class Worker:
 
     @classmethod
     def from_environment(cls) -> Worker:
-        """The only one where no launcher says otherwise."""
+        """The only one where no launcher sets another."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
@@ -71,7 +71,7 @@ class Scored:
         cells, unreadable: rows of the output and of the list of unreadable files.
         refused, abstained: cells among the first that are out of distribution or no cells, and that get no class for
             want of confidence.
-        subjects: rows of the table by subject; 0 where none was asked for.
+        subjects: rows of the table by subject; 0 without one.
     """
 
     cells: int
@@ -371,7 +371,7 @@ def check_table(path: Path, flag: str) -> None:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table as its name says (`TABLE_SUFFIXES`), whole or not at all.
+    """Write a table in the format of its name (`TABLE_SUFFIXES`), whole or not at all.
 
     Raises:
         LeukoscopeError: more rows than a sheet takes.

@@ -53,7 +53,7 @@ class CellSource:
     Attributes:
         count: number of cells.
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
-        has_subjects: whether it says which subject a cell is of.
+        has_subjects: whether it names which subject a cell is of.
         read: ascending ranges of cells → those cells, one after the other.
         unreadable: (file, reason) of what was found unusable already, and is not among the cells.
         report: what the user should know of the source; "" where there is nothing.

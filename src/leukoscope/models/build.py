@@ -1,6 +1,6 @@
 """Build a recipe's network, load its start weights, and rewrite a trained one as a plain timm model.
 
-Start weights come from a safetensors file, from the Hub, or not at all (metrics.json says which). A file made for
+Start weights come from a safetensors file, from the Hub, or not at all (metrics.json records which). A file made for
 another architecture is refused by name and shape; tensors that it lacks must be declared, or the network would start
 half random without anyone knowing.
 """

@@ -1,4 +1,4 @@
-"""What a release's metrics.json says about it, as sections of text, tables and plots: the Evidence tab of the demo."""
+"""What a release's metrics.json holds, as sections of text, tables and plots: the Evidence tab of the demo."""
 
 from __future__ import annotations
 

@@ -432,7 +432,7 @@ _STEPS_BETWEEN_AGREEMENTS = 16
 
 
 class Interrupted(SystemExit):
-    """Training ended early, as asked, after a checkpoint was written; left alone, the process exits with 0."""
+    """Training ended early, as requested, after a checkpoint was written; left alone, the process exits with 0."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -457,7 +457,7 @@ class StopRequest:
         self._restore()
 
     def agreed(self, accelerator: Accelerator, step: int) -> bool:
-        """True where any process was asked to stop; every process gets the same answer at the same step."""
+        """True where any process was requested to stop; every process gets the same value at the same step."""
         if accelerator.num_processes == 1:
             return self.noted
         if step % _STEPS_BETWEEN_AGREEMENTS:

@@ -1,6 +1,6 @@
 """Every flag of `train.py`: three frozen dataclasses, which are at once the configuration and the command line.
 
-Flags follow the Hugging Face example scripts. What is left unset comes from the recipe; `resolve` says what that is,
+Flags follow the Hugging Face example scripts. What is left unset comes from the recipe; `resolve` tells what that is,
 and the run folder's `args.yaml` records the outcome.
 """
 

@@ -1,6 +1,6 @@
 """What a run folder holds: flags, environment, epochs, predictions and metrics; and the logging to a tracker.
 
-Every block of metrics says what it estimates; a number without that misleads.
+Every block of metrics states what it estimates; a number without that misleads.
 """
 
 from __future__ import annotations

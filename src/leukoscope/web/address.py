@@ -19,7 +19,7 @@ class Address(NamedTuple):
 
 
 def server_address(environment: Mapping[str, str] = os.environ) -> Address:
-    """Loopback and port 7860, unless the environment says otherwise.
+    """Loopback and port 7860, unless the environment sets others.
 
     Args:
         environment: GRADIO_SERVER_PORT chooses the port; inside a Hugging Face Space (SPACE_ID is set) the container

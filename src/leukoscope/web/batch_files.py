@@ -76,7 +76,7 @@ class Batch:
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
-    """List what was uploaded; no picture is read here, each is read when it is asked for.
+    """List what was uploaded; no picture is read here, each is read when it is needed.
 
     Args:
         paths: where Gradio put the files; they must stay until the last picture is read.

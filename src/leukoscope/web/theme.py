@@ -1,7 +1,7 @@
 """How the demo looks: one theme and one style sheet for every tab, made of system fonts and colours on the page itself.
 
 Nothing here is fetched from the internet. Two tones carry all meaning (the violet of a Giemsa stain for what the model
-says, amber for a warning), each dark enough on light and light enough on dark to be read at any size (WCAG AA).
+predicts, amber for a warning), each dark enough on light and light enough on dark to be read at any size (WCAG AA).
 """
 
 from __future__ import annotations

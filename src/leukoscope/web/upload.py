@@ -206,7 +206,7 @@ class File:
 
 
 def png_file(name: str, image: Image.Image, *, title: str, model: str, revision: str, description: str = "") -> File:
-    """A picture as a PNG that says in its texts which model it is from, and that it is for research only."""
+    """A picture as a PNG that states in its texts which model it is from, and that it is for research only."""
     about = PngInfo()
     about.add_itxt("Title", title)
     if description:

@@ -1,7 +1,7 @@
 """The tab "Patients": many pictures or one zip, predicted together, cell by cell and person by person.
 
 The pictures are predicted once; sorting, subjects, operating points and exports are made from the predictions in the
-visitor's session. The same steps answer the API at /batch.
+visitor's session. The same steps serve the API at /batch.
 """
 
 from __future__ import annotations

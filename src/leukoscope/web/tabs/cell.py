@@ -1,6 +1,6 @@
 """The tab "Cell": upload, paste or pick a cell, and read what a model predicts and what its Grad-CAM map shows.
 
-What is shown is made by `result.py`. The same steps answer the API at /predict.
+What is shown is made by `result.py`. The same steps serve the API at /predict.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tab "Field": every white cell of a smear found, boxed and classified; each opens in "Cell".
 
 The field is read once; what stands on the page, in the exports and behind the boxes comes from that reading. The same
-steps answer the API at /field.
+steps serve the API at /field.
 """
 
 from __future__ import annotations
