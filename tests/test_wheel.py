@@ -26,7 +26,7 @@ from leukoscope.data.synthetic import draw_cell
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = (
-    "data", "models", "inference", "evaluation", "audit", "training", "experiments", "reports", "hub", "web", "cli",
+    "data", "models", "inference", "evaluation", "training", "experiments", "reports", "hub", "web", "cli",
 )  # fmt: skip
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
@@ -102,6 +102,7 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
     assert set(SHIPPED) <= shared
     assert {f"model_card/{name}/model.safetensors" for name in RELEASES} <= shared
     assert all(f"leukoscope/{name}/__init__.py" in packed for name in PACKAGES)
+    assert "leukoscope/audit.py" in packed
     assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
     needed = {
         re.split(r"[^\w.-]", line.removeprefix("Requires-Dist: "))[0]

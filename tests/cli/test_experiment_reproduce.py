@@ -40,13 +40,15 @@ def test_phantoms_never_stand_among_the_prior_results() -> None:
 
 @pytest.mark.slow
 def test_rows_are_made_once_and_shown(tmp_path: Path) -> None:
-    small = ("--image_size", 64, "--num_train_epochs", 1, "--max_train_samples", 48, "--dataset_name", "phantoms")
+    small = ("--image_size", 64, "--num_train_epochs", 1, "--max_train_samples", 48, "--num_folds", 3)
     argv = (
         "--recipe",
         "prior_d_baseline_cnn",
         "--output",
         tmp_path / "rows",
         *small,
+        "--dataset_name",
+        "phantoms",
         "--output_dir",
         tmp_path / "runs",
     )
@@ -55,8 +57,9 @@ def test_rows_are_made_once_and_shown(tmp_path: Path) -> None:
     random, unseen = (tmp_path / "rows" / f"prior_d_baseline_cnn-{p}.json" for p in ("random", "unseen"))
     assert str(random) in first.stdout and str(unseen) in first.stdout
     made = json.loads(unseen.read_text())
-    assert made["training"]["epochs_run"] == 1 and made["training"]["cells"] == 48
-    assert (tmp_path / "runs" / "prior_d_baseline_cnn-unseen" / "figures" / "confusion.png").is_file()
+    assert [(fold["epochs_run"], fold["cells"]) for fold in made["training"]["folds"]] == [(1, 48)] * 3
+    runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
+    assert all((runs / f"fold-{fold}" / "figures" / "confusion.png").is_file() for fold in range(3))
     again = run(*argv)
     assert again.stdout.count("has its row, skipped") == 2
     table = run("--table", "--output", tmp_path / "rows").stdout

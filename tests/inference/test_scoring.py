@@ -392,6 +392,11 @@ def command(release: Path, cells: Path, output: Path) -> list[str]:
     ]
 
 
+def score(release: Path, cells: Path, output: Path) -> int:
+    """The exit code of the command: 1 where a file could not be read."""
+    return subprocess.run([sys.executable, *command(release, cells, output)], env=environment()).returncode
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cells, tmp_path):
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
@@ -400,7 +405,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
     for copy in range(10):
         for path in cells.iterdir():
             (many / f"{path.stem}-{copy}.png").symlink_to(path)
-    subprocess.run([sys.executable, *command(decided_release, many, whole)], env=environment(), check=True)
+    assert score(decided_release, many, whole) == 1
     running = subprocess.Popen([sys.executable, *command(decided_release, many, output)], env=environment())
     until = time.monotonic() + 300
     while len(shards(output)) < 3:
@@ -410,7 +415,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
     assert running.wait(30) == -signal.SIGKILL
     finished = shards(output)
     assert 3 <= len(finished) < 33 and not output.exists()
-    subprocess.run([sys.executable, *command(decided_release, many, output)], env=environment(), check=True)
+    assert score(decided_release, many, output) == 1
     assert output.read_bytes() == whole.read_bytes()
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
     assert not output.with_name("out.parquet.parts").exists()
@@ -419,13 +424,13 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
     alone, output = tmp_path / "alone.parquet", tmp_path / "out.parquet"
-    subprocess.run([sys.executable, *command(decided_release, cells, alone)], env=environment(), check=True)
+    assert score(decided_release, cells, alone) == 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, *command(decided_release, cells, output)],
         env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert done.stdout.count("11 cells scored") == 1, "the main process alone speaks"
     ids = pq.read_table(output)["cell_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 11
