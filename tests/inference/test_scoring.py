@@ -392,7 +392,7 @@ def command(release: Path, cells: Path, output: Path) -> list[str]:
     ]
 
 
-def score(release: Path, cells: Path, output: Path) -> int:
+def exit_code(release: Path, cells: Path, output: Path) -> int:
     """The exit code of the command: 1 where a file could not be read."""
     return subprocess.run([sys.executable, *command(release, cells, output)], env=environment()).returncode
 
@@ -405,7 +405,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
     for copy in range(10):
         for path in cells.iterdir():
             (many / f"{path.stem}-{copy}.png").symlink_to(path)
-    assert score(decided_release, many, whole) == 1
+    assert exit_code(decided_release, many, whole) == 1
     running = subprocess.Popen([sys.executable, *command(decided_release, many, output)], env=environment())
     until = time.monotonic() + 300
     while len(shards(output)) < 3:
@@ -415,7 +415,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
     assert running.wait(30) == -signal.SIGKILL
     finished = shards(output)
     assert 3 <= len(finished) < 33 and not output.exists()
-    assert score(decided_release, many, output) == 1
+    assert exit_code(decided_release, many, output) == 1
     assert output.read_bytes() == whole.read_bytes()
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
     assert not output.with_name("out.parquet.parts").exists()
@@ -424,7 +424,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(decided_release, cel
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
     alone, output = tmp_path / "alone.parquet", tmp_path / "out.parquet"
-    assert score(decided_release, cells, alone) == 1
+    assert exit_code(decided_release, cells, alone) == 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, *command(decided_release, cells, output)],
