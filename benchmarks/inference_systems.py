@@ -19,7 +19,7 @@ from PIL import Image
 from timing import System, run_turn
 
 # The last feature map, where our own Grad-CAM looks as well.
-_LAST_LAYERS = {"tf_efficientnet_b3": "bn2", "densenet121": "features.norm5"}
+_LAST_LAYERS = {"tf_efficientnet_b3": "bn2", "densenet121": "features.norm5", "densenet169": "features.norm5"}
 
 
 def main() -> None:
