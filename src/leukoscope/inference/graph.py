@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -279,7 +279,8 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
     network = load_release(release.folder, name=release.name, revision=release.revision).network
     info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
     # On a background it was never trained with, a network's activations can grow until rounding is seen.
-    backgrounds = ("black",) if info and info.background == "black" else ("black", "smear")
+    known_black = info is not None and info.background == "black"
+    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if known_black else ("black", "smear")
     kinds = product(PHANTOM_LABELS, range(_COMPARED // (2 * len(backgrounds))), backgrounds)
     phantoms = [draw_cell(label, subject=subject, cell=0, background=on).image for label, subject, on in kinds]
     pixels = np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
