@@ -242,16 +242,20 @@ def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
             finish(list(row.runs))
             if PartialState().is_main_process:
                 row.file.parent.mkdir(parents=True, exist_ok=True)
-                pooled_predictions(row.runs).save(row.predictions)
-                write_json(row.file, result(row))
+                predictions = pooled_predictions(row.runs)
+                predictions.save(row.predictions)
+                write_json(row.file, result(row, predictions))
         yield row.file
 
 
-def result(row: Row) -> dict[str, Any]:
-    """The result of a row's finished runs beside the claim, ready for `write_json`."""
+def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
+    """The result of a row's finished runs beside the claim, ready for `write_json`.
+
+    Args:
+        predictions: the runs' out-of-fold predictions, pooled.
+    """
     metrics = [read_metrics(run.folder) for run in row.runs]
     first, trainings = metrics[0], [one["training"] for one in metrics]
-    predictions = pooled_predictions(row.runs)
     measured = measure(predictions)
     report = class_report(measured)
     baselines = [run.folder / "size_only_predictions.parquet" for run in row.runs]

@@ -233,9 +233,9 @@ class Predictor:
         logits, maps = self.backend(tta_views(pixels) if tta else pixels, explain=explain)
         by_view = softmax(logits).reshape(len(cells), -1, len(self.labels))
         averages = by_view.mean(axis=1)
-        disagreements = disagreement(by_view)
-        if tta and maps is not None:
-            maps = average_maps(maps)
+        if tta:
+            disagreements = disagreement(by_view)
+            maps = None if maps is None else average_maps(maps)
         peak = EvidenceScale.from_metrics(self.release.metrics).strong if explain else None
         predictions = []
         for i, cell in enumerate(cells):
