@@ -105,6 +105,15 @@ def test_people_who_trained_the_weights_are_counted(everything):
     assert (apart["verdict"], apart["subjects"]) == ("good", 0)
 
 
+def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(everything):
+    predictions = predictions_for(everything)
+    metrics = release_metrics(everything, ["someone else"])
+    before = metrics["data"] | {"unit": "subject", "subjects": [min(predictions.subjects)]}
+    metrics["training"]["started_from"] = {"seen": [before]}
+    found = training_overlap(metrics, predictions, everything, KnownCells())
+    assert (found["verdict"], found["subjects"]) == ("bad", 1)
+
+
 def test_a_model_without_a_record_is_not_called_tested(everything):
     found = training_overlap({}, predictions_for(everything), everything, KnownCells())
     assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]

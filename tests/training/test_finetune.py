@@ -245,7 +245,7 @@ def test_one_data_set_is_known_by_its_name_whatever_part_of_it_is_here(
         tmp_path / "o", _network(1), metrics=_trained_on(cells, tested, name="imagefolder", fingerprint="f" * 64)
     )
     assert _start(_network(2), other, cells, split).notes == (
-        "o was trained on class folders, too; whether it has seen some of these cells is unknown",
+        "o was trained on other cells; whether some of these are among them is unknown",
     )
 
 
@@ -282,7 +282,7 @@ def _keeps_predictions(release: Path, cells: FramedCells, ids: tuple[str, ...]) 
 def test_other_cells_need_no_note_where_they_can_be_compared(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     release = _release(tmp_path / "r", _network(1))
     assert _start(_network(2), release, cells, split).notes == (
-        "r was trained on another data set; whether it has seen some of these cells is unknown",
+        "r was trained on other cells; whether some of these are among them is unknown",
     )
     compared = _keeps_predictions(release, cells, split.train)
     assert _start(_network(2), compared, cells, split).notes == ()

@@ -30,7 +30,7 @@ from leukoscope.evaluation.bootstrap import (
     subject_intervals,
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
-from leukoscope.evaluation.evaluate import KnownCells, same_person
+from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
@@ -407,27 +407,20 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
 
 def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     """Refuse cells that trained the release; return whether it is certain that these did not."""
-    metrics = release.metrics
-    source, sure = metrics["data"]["name"], True
-    if source != cells.data.info.name or source == "imagefolder":
-        same = metrics["data"]["fingerprint"] == cells.data.fingerprint
-        known = set(cells.subjects) if same else set()
-        ids, kept = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
-        sure = kept.by_pixels and cells.hashes is not None
-        if seen := kept.among(ids, cells.hashes_of(cells.rows(ids))):
-            raise LeukoscopeError(
-                f"{seen:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
-                "overconfident on training cells; recalibrate on other cells"
-            )
-    else:
-        trained = {same_person(source, one) for one in metrics["training"]["subjects"]}
-        known = {same_person(source, one) for one in cells.subjects} & trained
-    if known:
+    ids, known = tuple(cells.data.train["cell_id"]), KnownCells.of_release(release.folder)
+    hashes = cells.hashes_of(cells.rows(ids))
+    seen = seen_in_training(release.metrics, known, cells.data, cells.subjects, ids, hashes)
+    if seen.subjects:
         raise LeukoscopeError(
-            f"subject {min(known)} trained {release.name}: it is overconfident on training cells; recalibrate on "
+            f"subject {seen.subjects[0]} trained {release.name}: it is overconfident on training cells; recalibrate on "
             "subjects that did not train it"
         )
-    return sure
+    if seen.cells:
+        raise LeukoscopeError(
+            f"{seen.cells:,} of these {len(ids):,} cells are among those that {release.name} was made from: it is "
+            "overconfident on training cells; recalibrate on other cells"
+        )
+    return seen.certain
 
 
 def _require_enough(predictions: CellPredictions, unit: str) -> None:

@@ -216,27 +216,104 @@ def training_overlap(
         return _overlap(
             "warning", "What trained these weights is not recorded: a test only if none of these cells did."
         )
-    if source.get("name") != cells.data.info.name:
-        other = f"These weights were trained on another data set ({source.get('title')})"
-        if seen := known.among(predictions.cell_ids, predictions.pixel_hashes):
-            return _overlap(
-                "bad", f"{other}, which holds {seen:,} of these {len(predictions.cell_ids):,} cells, too: not a test."
-            )
-        if known.by_pixels and predictions.pixel_hashes:
-            return _overlap("good", f"{other}, which holds none of these cells.", 0)
-        return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
-    trained = {same_person(source["name"], one) for one in metrics.get("training", {}).get("subjects", ())}
-    tested = {same_person(source["name"], one) for one in predictions.subjects} - {""}
-    if trained and tested:
-        if both := len(trained & tested):
-            return _overlap(
-                "bad", f"These weights were trained on {both} of these {len(tested)} subjects: not a test.", both
-            )
-        return _overlap("good", f"None of these {len(tested)} subjects trained these weights.", 0)
-    own_splits = [block["split"].get("fingerprint") for block in metrics.get("evaluations", ())]
-    if cells.whole.fingerprint in own_splits:
-        return _overlap("good", "The split that these weights were trained with sets these cells apart.")
-    return _overlap("bad", "These weights were trained on this data set, whose subjects are not known: not a test.")
+    tested = {same_person(cells.data.info.name, one) for one in predictions.subjects} - {""}
+    ids, hashes = predictions.cell_ids, predictions.pixel_hashes
+    seen = seen_in_training(
+        metrics, known, cells.data, predictions.subjects, ids, hashes, split_fingerprint=cells.whole.fingerprint
+    )
+    if both := len(seen.subjects):
+        return _overlap(
+            "bad", f"These weights were trained on {both} of these {len(tested)} subjects: not a test.", both
+        )
+    own = next(iter(trainings_of(metrics)), None)
+    if own and _same_cells(own, cells.data):
+        if seen.cells:
+            statement = "These weights were trained on this data set, whose subjects are not known: not a test."
+            return _overlap("bad", statement)
+        if not tested or not own["subjects"]:
+            return _overlap("good", "The split that these weights were trained with sets these cells apart.")
+        if seen.certain:
+            return _overlap("good", f"None of these {len(tested)} subjects trained these weights.", 0)
+        return _overlap("warning", "Whether some of these cells trained these weights cannot be told.")
+    other = f"These weights were trained on another data set ({source.get('title')})"
+    if seen.cells:
+        return _overlap("bad", f"{other}, which holds {seen.cells:,} of these {len(ids):,} cells, too: not a test.")
+    if seen.certain:
+        return _overlap("good", f"{other}, which holds none of these cells.", 0)
+    return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
+
+
+@dataclass(frozen=True)
+class SeenInTraining:
+    """Which of some cells a release may have been trained on.
+
+    Attributes:
+        subjects: those of the cells' subjects that trained it, or a release it was fine-tuned from; sorted.
+        cells: cells that it keeps predictions of, where it was trained on other data; or all of them, where it was
+            trained on the same data without known subjects and by another split.
+        certain: it was trained on no other of these cells.
+    """
+
+    subjects: tuple[str, ...]
+    cells: int
+    certain: bool
+
+
+def seen_in_training(
+    metrics: Mapping[str, Any],
+    known: KnownCells,
+    data: LoadedCells,
+    subjects: Iterable[str],
+    cell_ids: Sequence[str],
+    hashes: Sequence[str] | None,
+    *,
+    split_fingerprint: str = "",
+) -> SeenInTraining:
+    """Determine which of some cells of `data` a release was trained on.
+
+    Args:
+        metrics: its metrics.json.
+        known: the cells that it keeps predictions of.
+        subjects: of the cells; "" where a cell's is not known.
+        cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
+        split_fingerprint: of the split that sets these cells apart.
+    """
+    name, here = data.info.name, set(subjects)
+    trainings = trainings_of(metrics)
+    if not trainings:
+        return SeenInTraining((), 0, certain=False)
+    trained = {same_person(name, one) for past in trainings if _same_cells(past, data) for one in past["subjects"]}
+    own, *earlier = trainings
+    # Two different sets of class folders may number their subjects alike, or share cells under other names.
+    certain = not any(past["name"] == name == "imagefolder" and not _same_cells(past, data) for past in earlier)
+    if not _same_cells(own, data):
+        cells, certain = known.among(cell_ids, hashes), certain and known.by_pixels and hashes is not None
+    elif own["subjects"] and here - {""}:
+        cells, certain = 0, certain and "" not in here
+    else:
+        set_apart = split_fingerprint in [block["split"].get("fingerprint") for block in metrics.get("evaluations", ())]
+        cells = 0 if set_apart else len(cell_ids)
+    both = sorted(one for one in here - {""} if same_person(name, one) in trained)
+    return SeenInTraining(tuple(both), cells, certain)
+
+
+def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List what a release, then those it was fine-tuned from, were trained on: name, fingerprint, unit, subjects.
+
+    Args:
+        metrics: its metrics.json; one that says nothing of its training gives [].
+    """
+    training = metrics.get("training")
+    if not training:
+        return []
+    own = {key: metrics["data"].get(key) for key in ("name", "fingerprint", "unit")}
+    own["subjects"] = training.get("subjects", [])
+    return [own, *training.get("started_from", {}).get("seen", [])]
+
+
+def _same_cells(training: Mapping[str, Any], data: LoadedCells) -> bool:
+    """True where it was trained on this data set, or a part of it."""
+    return training["fingerprint"] == data.fingerprint or training["name"] == data.info.name != "imagefolder"
 
 
 def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.evaluate import KnownCells, same_person
+from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
 from leukoscope.models.build import StartWeights, copy_weights, load_start_weights
 from leukoscope.models.recipes import RECIPES, Recipe
 from leukoscope.models.release import Release, rescale_classifier
@@ -130,7 +130,7 @@ def start_network(
         "revision": release.revision,
         "weights_sha256": sha256((release.folder / WEIGHTS).read_bytes()).hexdigest(),
         "kept_head": outputs is not None,
-        "seen": _seen(release),
+        "seen": trainings_of(release.metrics),
     }
     described = f"fine-tuned from {name}" + (f", itself started from {before}" if before else "")
     return NetworkStart(described, (remark,), notes, {"started_from": provenance})
@@ -190,59 +190,37 @@ def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Se
 
 def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:
     """Refuse a release that was trained on this run's test side; notes on what else it was trained on."""
-    name, unit = name_of(release), cells.data.info.group
-    if tested := _seen_subjects(release, cells, split.test):
+    name, unit, known = name_of(release), cells.data.info.group, KnownCells.of_release(release.folder)
+
+    def seen_of(cell_ids: tuple[str, ...]) -> SeenInTraining:
+        rows = cells.rows(cell_ids)
+        subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
+        return seen_in_training(
+            release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprint=split.fingerprint
+        )
+
+    tested, validated = seen_of(split.test), seen_of(split.validation)
+    if tested.subjects:
         raise LeukoscopeError(
-            f"--init_from {name}: was trained on {unit} {tested[0]} ({len(tested)} in all) of this run's test side, so "
-            "its metrics would be inflated; use --split all, which reports none, a --split_file that tests "
-            f"{unit}s it never saw, or other cells"
+            f"--init_from {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) of this "
+            "run's test side, so its metrics would be inflated; use --split all, which reports none, a --split_file "
+            f"that tests {unit}s it never saw, or other cells"
+        )
+    if tested.cells:
+        raise LeukoscopeError(
+            f"--init_from {name}: was made from {tested.cells:,} of the {len(split.test):,} cells of this run's test "
+            "side, so its metrics would be inflated; use --split all, which reports none, or other cells"
         )
     if not split.test and not split.validation:
         return ()
-    trained_on, known = release.metrics.get("data", {}).get("name"), KnownCells.of_release(release.folder)
-    by_name = trained_on == cells.data.info.name != "imagefolder"
-    if not by_name and (seen := known.among(split.test, cells.hashes_of(cells.rows(split.test)))):
-        raise LeukoscopeError(
-            f"--init_from {name}: was made from {seen:,} of the {len(split.test):,} cells of this run's test side, "
-            "so its metrics would be inflated; use --split all, which reports none, or other cells"
-        )
     notes = []
-    if validated := _seen_subjects(release, cells, split.validation):
+    if validated.subjects:
         notes.append(
-            f"{name} was trained on {len(validated)} {unit}(s) of the validation side: validation metrics are too good"
+            f"{name} was trained on {len(validated.subjects)} {unit}(s) of the validation side: validation metrics are "
+            "too good"
         )
-    if not release.metrics.get("training"):
+    if not trainings_of(release.metrics):
         notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
-    elif not by_name and trained_on != "imagefolder" and not known.by_pixels:
-        notes.append(f"{name} was trained on another data set; whether it has seen some of these cells is unknown")
-    elif any(_cannot_compare(seen, cells) for seen in _seen(release)):
-        notes.append(f"{name} was trained on class folders, too; whether it has seen some of these cells is unknown")
+    elif not (tested.certain and validated.certain):
+        notes.append(f"{name} was trained on other cells; whether some of these are among them is unknown")
     return tuple(notes)
-
-
-def _seen(release: Release) -> list[dict[str, Any]]:
-    """What a release and those before it were trained on, one entry a training."""
-    training = release.metrics.get("training")
-    if not training:
-        return []
-    data = release.metrics["data"]
-    own = {k: data[k] for k in ("name", "fingerprint", "unit")} | {"subjects": training["subjects"]}
-    return [own, *training.get("started_from", {}).get("seen", [])]
-
-
-def _seen_subjects(release: Release, cells: FramedCells, cell_ids: tuple[str, ...]) -> list[str]:
-    """Subjects of these cells that the release, or one before it, was trained on."""
-    here, name = {cells.subjects[row] for row in cells.rows(cell_ids)}, cells.data.info.name
-    known = {
-        same_person(name, subject)
-        for seen in _seen(release)
-        if seen["fingerprint"] == cells.data.fingerprint or seen["name"] == name != "imagefolder"
-        for subject in seen["subjects"]
-    }
-    return sorted(here & known)
-
-
-def _cannot_compare(seen: Mapping[str, Any], cells: FramedCells) -> bool:
-    """Two different sets of class folders may number their subjects alike, or share cells under other names."""
-    both = seen["name"] == cells.data.info.name == "imagefolder"
-    return both and seen["fingerprint"] != cells.data.fingerprint
