@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,3 +264,54 @@ def test_an_under_trained_row_says_why(row: Row, kept_epoch: int, wrong_in: int,
     finish_runs(row, kept_epoch=kept_epoch, wrong_in=wrong_in)
     list(reproduce([row]))
     assert json.loads(row.file.read_text())["under_trained"] == reason
+
+
+@pytest.mark.slow
+def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> None:
+    """The process is killed in the second fold, after a checkpoint, and the same command given again."""
+
+    def reproducing(folder: Path) -> subprocess.Popen[str]:
+        flags = [
+            *("--dataset_name", "phantoms", "--recipe", "prior_d_baseline_cnn", "--protocol", "unseen"),
+            *(
+                "--num_folds",
+                "3",
+                "--num_train_epochs",
+                "3",
+                "--image_size",
+                "64",
+                "--per_device_train_batch_size",
+                "8",
+            ),
+            *("--output_dir", str(folder / "runs"), "--output", str(folder / "results")),
+        ]
+        command = [sys.executable, "-m", "leukoscope", "experiment", "reproduce", *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+
+    def result_of(folder: Path) -> tuple[dict[str, Any], CellPredictions]:
+        file = folder / "results" / "prior_d_baseline_cnn-unseen.json"
+        return json.loads(file.read_text()), CellPredictions.load(file.with_suffix(".parquet"))
+
+    whole = reproducing(tmp_path / "whole")
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+
+    killed, epochs = reproducing(tmp_path / "killed"), 0
+    assert killed.stdout
+    for line in killed.stdout:
+        epochs += line.startswith("epoch ")
+        if epochs == 5:
+            killed.kill()
+            break
+    killed.communicate()
+    runs = tmp_path / "killed" / "runs" / "prior_d_baseline_cnn-unseen"
+    assert (runs / "fold-0" / "metrics.json").exists() and not (runs / "fold-1" / "metrics.json").exists()
+
+    resumed = reproducing(tmp_path / "killed")
+    output, _ = resumed.communicate()
+    assert resumed.returncode == 0, output
+    assert f"resuming from {runs / 'fold-1' / 'checkpoints'}" in output
+    (expected, predicted), (result, again) = result_of(tmp_path / "whole"), result_of(tmp_path / "killed")
+    assert again.cell_ids == predicted.cell_ids
+    np.testing.assert_array_equal(again.probabilities, predicted.probabilities)
+    assert (result["metrics"], result["intervals"]) == (expected["metrics"], expected["intervals"])
