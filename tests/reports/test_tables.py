@@ -37,8 +37,9 @@ PRIOR: dict[str, Any] = {
 def test_a_prior_system_stands_beside_its_claim() -> None:
     table = prior_table([PRIOR]).splitlines()
     claimed = "0.996 · specificity 0.999 · precision 0.980 · recall 0.978 · f1 0.978"
-    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks"
-    assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} |" in table
+    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks · *of one split*"
+    set_up = "part of ImageNet DenseNet201; 160 px instead of 224"
+    assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} | – | {set_up} |" in table
     (note,) = (line for line in prior_notes([PRIOR]).splitlines() if line.startswith("- **B**"))
     assert note.endswith(
         "Unseen: B-ALL, about 70/15/15 by block, 2,300 training and 480 test cells, 160 px, epoch 7 of 10 kept, from "
@@ -56,7 +57,8 @@ def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> 
         "size_only_baseline": {"accuracy": 0.8},
     }
     table = prior_table([row])
-    assert "| D | `prior_d_resnet` | 0.820 | **0.912** · balanced 0.901 | not run |" in table.splitlines()
+    measured = "**0.912** · balanced 0.901 · *of one split*"
+    assert f"| D | `prior_d_resnet` | 0.820 | {measured} | not run | – | " in table
     assert "480 test cells (accuracy of cell size alone: 0.800), 160 px" in prior_notes([row])
 
 
@@ -70,8 +72,11 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
     fewer = row | {"training": row["training"] | {"cells": 1}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
     both = [one | {"protocol": protocol} for one in (fewer, row) for protocol in ("random", "unseen")]
     lines = prior_table(both).splitlines()
-    assert "| – | *C-NMC: always the commonest class* | – | 0.750 · balanced 0.500 | 0.750 · balanced 0.500 |" in lines
-    assert "| – | *C-NMC: cell size alone* | – | 0.800 · balanced 0.700 | 0.800 · balanced 0.700 |" in lines
+    assert (
+        "| – | *C-NMC: always the commonest class* | – | 0.750 · balanced 0.500 | 0.750 · balanced 0.500 | – | – |"
+        in lines
+    )
+    assert "| – | *C-NMC: cell size alone* | – | 0.800 · balanced 0.700 | 0.800 · balanced 0.700 | – | – |" in lines
     for others in (both[:1], [one | {"data": PRIOR["data"] | {"name": "imagefolder"}} for one in both]):
         assert "need" not in prior_table(others) and "cell size alone*" not in prior_table(others)
 
@@ -81,7 +86,15 @@ def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> No
     training = {k: v for k, v in PRIOR["training"].items() if k not in ("cells", "kept_epoch", "epochs_run")}
     leak = {"accuracy": {"difference": 0.08, "low": 0.02, "high": 0.15}}
     row = PRIOR | {"training": training | {"folds": folds}, "by_image_minus_unseen": leak, "under_trained": ""}
-    assert "11 blocks · by image +0.080 (+0.020 to +0.150)" in prior_table([row])
+    more = {"balanced_accuracy_by_subject": 0.85}
+    row |= {"metrics": PRIOR["metrics"] | more, "recipe": {"image_size": 224, "num_train_epochs": 10}}
+    table = prior_table([row])
+    assert "balanced by block 0.850 · one-vs-rest 0.956 · 11 blocks | +0.080 (+0.020 to +0.150) | " in table
+    assert "part of ImageNet DenseNet201; 10 epoch(s) instead of 40 |" in table
+    assert table.endswith("A split by image promises more than unseen patients give for `prior_b_densenet201`.")
+    leak["accuracy"]["low"] = -0.01
+    assert prior_table([row]).endswith("For `prior_b_densenet201` the interval of the difference includes zero.")
+    row["recipe"] = PRIOR["recipe"]
     assert "2,300 · 2,310 training and 480 test cells, 160 px, epoch 7 of 10 · 4 of 9 kept" in prior_notes([row])
     grey = prior_table([row | {"under_trained": "predicts one class for nearly every cell"}])
     assert "| *under-trained: predicts one class for nearly every cell (0.912 (0.85–0.96) · balanced" in grey
@@ -89,5 +102,5 @@ def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> No
 
 def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
     rows = [line for line in prior_table([]).splitlines() if "`prior_" in line and line.startswith("| ")]
-    assert len(rows) == 10 and all(row.endswith("| not run | not run |") for row in rows)
+    assert len(rows) == 10 and all(row.endswith("| not run | not run | – | – |") for row in rows)
     assert [row[2] for row in rows] == list("ABCCCCDDDE")

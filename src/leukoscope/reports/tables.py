@@ -9,6 +9,7 @@ from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.experiments.prior_systems import CLAIMS, PROTOCOLS, RANDOM, Claim
+from leukoscope.models.recipes import get_recipe
 from leukoscope.reports.formatting import Table, count, difference, minutes, share, span, with_interval
 
 NOT_MEASURED = "Not measured yet."
@@ -37,22 +38,72 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
     for claim in _claims():
         others = [f"{name} {share(value)}" for name, value in claim.figures.items() if name != "accuracy"]
         claimed = " · ".join([share(claim.figures["accuracy"]), *others])
-        both = [_measured(measured.get((claim.recipe, protocol))) for protocol in PROTOCOLS]
-        rows.append([claim.system, f"`{claim.recipe}`", claimed, *both])
+        by_image, unseen = both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
+        leak = unseen and unseen.get("by_image_minus_unseen")
+        rows.append(
+            [
+                claim.system,
+                f"`{claim.recipe}`",
+                claimed,
+                *map(_measured, both),
+                difference(leak["accuracy"]) if leak else "–",
+                _set_up(unseen or by_image),
+            ]
+        )
+    columns = (
+        "system",
+        "recipe",
+        "its author claims",
+        "measured, split by image",
+        "measured, unseen patients",
+        "by image less unseen",
+        "set up here",
+    )
     without_network = _without_network(results)
-    columns = ("system", "recipe", "its author claims", "measured, split by image", "measured, unseen patients")
-    notes = ["Shares of cells predicted correctly (accuracy), and on how many unseen subjects"]
-    if any(map(_by_subject, results)):
-        notes.append("in brackets 95 % bootstrap intervals of these, where there are enough of each class")
-    beside = (
-        "The shares of ALL cells differ between the two columns, so compare balanced accuracies, and each row of C-NMC "
-        "with the two that need no network. "
-    )
-    return (
-        f"{Table(columns, [*rows, *without_network], text_columns=5)}\n\n"
-        f"{'; '.join(notes)}. {beside if without_network else ''}The data of system B name no patients: blocks of "
-        "neighbouring images stand for them."
-    )
+    notes = [
+        "Accuracy over cells, with its 95 % bootstrap interval by subject; balanced accuracy over cells, then with "
+        "every subject weighed the same.",
+        "The data of system B name no patients: blocks of neighbouring images stand for them.",
+    ]
+    if without_network:
+        notes.append("Compare each row of C-NMC with the two at the foot, which need no network.")
+    if any("folds" not in row["training"] for row in results):
+        notes.append(
+            "Rows *of one split* are older: one training, tested on the few subjects that are named; they say little "
+            "about others."
+        )
+    notes += _conclusion(measured)
+    return f"{Table(columns, [*rows, *without_network], text_columns=len(columns))}\n\n{' '.join(notes)}"
+
+
+def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """What the intervals of all systems measured in both ways, and trained long enough, say of splitting by image."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for claim in _claims():
+        both = [measured.get((claim.recipe, protocol), {}) for protocol in PROTOCOLS]
+        leak = both[1].get("by_image_minus_unseen")
+        if leak and not any(row.get("under_trained") for row in both):
+            found[leak["accuracy"]["low"] > 0].append(f"`{claim.recipe}`")
+    sentences = []
+    if found[True]:
+        sentences.append(f"A split by image promises more than unseen patients give for {', '.join(found[True])}.")
+    if found[False]:
+        sentences.append(f"For {', '.join(found[False])} the interval of the difference includes zero.")
+    return sentences
+
+
+def _set_up(row: Mapping[str, Any] | None) -> str:
+    """How a row was trained, beside what its recipe rebuilds."""
+    if row is None:
+        return "–"
+    recipe, described = row["recipe"], get_recipe(row["claim"]["recipe"])
+    start = row["training"]["start_weights"]
+    parts = ["random start weights" if start.startswith("random") else start]
+    for key, unit in (("image_size", "px"), ("num_train_epochs", "epoch(s)")):
+        now, then = recipe.get(key, getattr(described, key)), getattr(described, key)
+        if now != then:
+            parts.append(f"{now} {unit} instead of {then}")
+    return "; ".join(parts)
 
 
 def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -76,8 +127,8 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         alone = row["size_only_baseline"]
         size.append(f"{share(alone['accuracy'])} · balanced {share(alone['balanced_accuracy'])}")
     return [
-        ["–", "*C-NMC: always the commonest class*", "–", *commonest],
-        ["–", "*C-NMC: cell size alone*", "–", *size],
+        ["–", "*C-NMC: always the commonest class*", "–", *commonest, "–", "–"],
+        ["–", "*C-NMC: cell size alone*", "–", *size, "–", "–"],
     ]
 
 
@@ -108,16 +159,19 @@ def _folds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def _measured(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
-    metrics = row["metrics"]
+    metrics, unit = row["metrics"], row["data"]["unit"]
     shown = [f"**{share(metrics['accuracy'])}**{_by_subject(row)}", f"balanced {share(metrics['balanced_accuracy'])}"]
+    if "balanced_accuracy_by_subject" in metrics:
+        by_subject = with_interval(row, "balanced_accuracy_by_subject")
+        shown.append(f"balanced by {unit} {by_subject}")
     if len(metrics["per_class"]) > 2:
         shown.append(f"one-vs-rest {share(metrics['one_vs_rest_accuracy'])}")
     if row["protocol"] != RANDOM:
-        shown.append(f"{metrics['subjects']} {row['data']['unit']}s")
-    if leak := row.get("by_image_minus_unseen"):
-        shown.append(f"by image {difference(leak['accuracy'])}")
+        shown.append(f"{metrics['subjects']} {unit}s")
+    if "folds" not in row["training"]:
+        shown.append("*of one split*")
     if reason := row.get("under_trained"):
-        return f"*under-trained: {reason} ({' · '.join(shown).replace('**', '')})*"
+        return f"*under-trained: {reason} ({' · '.join(shown).replace('*', '')})*"
     return " · ".join(shown)
 
 
