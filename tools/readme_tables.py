@@ -15,8 +15,19 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import write_atomic
+from leukoscope.inference.graph import BF16
 from leukoscope.models.release_files import read_metrics
-from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, share, with_span
+from leukoscope.reports.formatting import (
+    Table,
+    count,
+    difference,
+    gain,
+    metric_name,
+    minutes,
+    new_aliases,
+    share,
+    with_span,
+)
 from leukoscope.reports.release_tables import RESULT_METRICS, evaluation_row
 from leukoscope.reports.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
 
@@ -60,6 +71,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "results-notes": results_notes(releases),
         "decisions": decisions_table(releases),
         "patients": patients_table(releases),
+        "precision": precision_table(releases),
         "leakage": leakage_table(read_results(results / "leakage")),
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
@@ -184,6 +196,21 @@ def patients_table(releases: Sequence[Path]) -> str:
             auroc, cells = with_span(measured["auroc"]), count(block["least_cells"])
             rows.append([f"`{release.name}`", persons, auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
+
+
+def precision_table(releases: Sequence[Path]) -> str:
+    """What bfloat16 changes for unseen subjects: one row for each release that was measured so."""
+    names = ("cells", "AUROC by subject, bfloat16 less float32", "outcomes that change", "correlation of the maps")
+    rows = []
+    for release in releases:
+        block = read_metrics(release).get("precision", {})
+        if unseen := block.get("unseen"):
+            moved = difference(unseen["difference"]["auroc_by_subject"])
+            changed = f"{100 * unseen['changed']['outcome'] / unseen['cells']:.1f} %"
+            default = "yes" if block["default"] == BF16 else "no"
+            maps = share(unseen["map_correlation"])
+            rows.append([f"`{release.name}`", count(unseen["cells"]), moved, changed, maps, default])
+    return str(Table(("release", *names, "fast by default"), rows)) if rows else NOT_MEASURED
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -102,6 +102,7 @@ def score(
     subject_pattern: str | None = None,
     backend: str = "",
     device: str = "cpu",
+    precision: str = "auto",
 ) -> Scored:
     """Predict for every image of a folder or a table, and write one row a cell.
 
@@ -111,7 +112,7 @@ def score(
         output: the table to write: .parquet, .csv, .json or .xlsx.
         by_subject: a second table, with one row a subject.
         subject_pattern: a regular expression that finds the subject in an image's path.
-        backend, device: as for `Predictor.from_pretrained`.
+        backend, device, precision: as for `Predictor.from_pretrained`.
 
     Raises:
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.
@@ -125,7 +126,7 @@ def score(
     subjects = None if by_subject is None else Path(by_subject)
     if subjects is not None:
         check_by_subject(subjects, cells)
-    predictor = Predictor.from_pretrained(model, backend=backend, device=device)
+    predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     scored = score_cells(predictor, cells, Path(output), by_subject=subjects)
     assert scored is not None  # None only in the helper processes of a launcher
     return scored

@@ -178,7 +178,7 @@ def protocol(
     """
     from accelerate import PartialState
 
-    from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_tta_gain, run_protocol
+    from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
     from leukoscope.reports.card import TEMPLATE
@@ -199,8 +199,8 @@ def protocol(
             data.subject_pattern,
             Path(data.subject_csv) if data.subject_csv else None,
         )
-        measure_tta_gain(runs, output, cells)
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
+        measure_on_folds(runs, output, cells)
 
 
 def leakage(

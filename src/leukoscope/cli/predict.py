@@ -21,6 +21,7 @@ from leukoscope.cli.options import (
     BatchSize,
     Device,
     Model,
+    Precision,
     Quiet,
     SubjectPattern,
     TrainDir,
@@ -58,6 +59,7 @@ def predict(
         typer.Option("--tta", help="Test-time augmentation: average over the image's eight rotations and mirrorings."),
     ] = False,
     backend: Backend = "",
+    precision: Precision = "auto",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +67,7 @@ def predict(
     from leukoscope.data.images import UnreadableImage
 
     files, problems = _image_paths(images)
-    predictor = open_predictor(model, backend, device)
+    predictor = open_predictor(model, backend, device, precision)
     rows = []
     for prediction in predictor.iter_predictions(files, explain=explain is not None, tta=tta):
         if isinstance(prediction, UnreadableImage):
@@ -186,6 +188,7 @@ def field(
         typer.Option("--one_scale", help="The fields are of one microscope: use the median of their scales."),
     ] = False,
     backend: Backend = "",
+    precision: Precision = "auto",
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -194,7 +197,7 @@ def field(
     from leukoscope.data.images import open_field
     from leukoscope.inference.field import draw_reading, read_field, series_scale
 
-    predictor = open_predictor(model, backend, device)
+    predictor = open_predictor(model, backend, device, precision)
     readings, failed = [], False
     if one_scale and um_per_pixel is None:
         um_per_pixel = series_scale(_opened(images))
@@ -282,6 +285,7 @@ def score(
         ),
     ] = None,
     backend: Backend = "",
+    precision: Precision = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 32,
     cells_per_shard: Annotated[
@@ -308,7 +312,7 @@ def score(
         check_by_subject(by_subject, cells)
     if worker.is_main and cells.report and not quiet:
         typer.echo(cells.report, err=True)
-    predictor = open_predictor(model, backend, device)
+    predictor = open_predictor(model, backend, device, precision)
     with progress_bar("cells", disable=quiet or not worker.is_main) as show:
         scored = score_cells(
             predictor,
@@ -359,6 +363,7 @@ def patient(
     ] = None,
     name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
     backend: Backend = "",
+    precision: Precision = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
@@ -377,7 +382,7 @@ def patient(
     except LeukoscopeError as error:
         # The message is that of `score`, where the source is a flag.
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
-    predictor = open_predictor(model, backend, device)
+    predictor = open_predictor(model, backend, device, precision)
     if report is not None:
         from leukoscope.reports.patient_report import print_to_pdf, report_on
 

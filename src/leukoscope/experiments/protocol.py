@@ -23,9 +23,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import entry_or_folders
-from leukoscope.evaluation.assess import tta_gain
+from leukoscope.evaluation.assess import bf16_loses_nothing, bf16_on_unseen, tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.inference.graph import BF16, F32
 from leukoscope.models.release import edit_release
 from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
@@ -195,8 +196,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     return directory
 
 
-def measure_tta_gain(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
-    """Add to a composed release what test-time augmentation gains.
+def measure_on_folds(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
+    """Add to an assessed release what test-time augmentation gains, and what bfloat16 changes, for unseen subjects.
 
     Args:
         runs: the finished runs that `directory` was composed of.
@@ -208,7 +209,11 @@ def measure_tta_gain(runs: list[ProtocolRun], directory: Path, cells: FramedCell
         if run.estimates == OUT_OF_FOLD
     ]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_json(directory / METRICS, {**read_metrics(directory), "views": tta_gain(folds, cells, device=device)})
+    metrics = {**read_metrics(directory), "views": tta_gain(folds, cells, device=device)}
+    if "logit_shift" in metrics["precision"]:
+        unseen = bf16_on_unseen(folds, cells, metrics)
+        metrics["precision"] |= {"default": BF16 if bf16_loses_nothing(unseen) else F32, "unseen": unseen}
+    write_json(directory / METRICS, metrics)
 
 
 def check_release_folder(directory: Path, *, flag: str = "--release") -> None:

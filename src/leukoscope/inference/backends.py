@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 AUTO, TORCH = "auto", "torch"
 BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
+EXACT, FAST = "exact", "fast"
+PRECISIONS = (AUTO, EXACT, FAST)
 _log = logging.getLogger("leukoscope")
 
 
@@ -91,34 +93,40 @@ Backend: TypeAlias = TorchBackend | ExportedBackend
 """Computes one release's network; `name` and `precision` ("f32" or "bf16") say how."""
 
 
-def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO) -> Backend:
+def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, precision: str = AUTO) -> Backend:
     """The backend that computes a release's network.
 
     Args:
         wanted: of `BACKENDS`.
+        precision: of `PRECISIONS`: "exact" computes in float32, "fast" in bfloat16, "auto" in bfloat16 where the
+            release was measured to lose nothing by it and OpenVINO computes it on this processor.
         device: a torch device, any but "cpu" only for torch; "auto" takes this process's GPU where torch may compute
             and finds one, else the CPU.
 
     Raises:
         LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
-            whose output differs from torch's; a damaged release; or a device this machine lacks.
+            whose output differs from torch's; a damaged release; a device this machine lacks; or "fast" where it was
+            not measured for the release, or this machine cannot.
     """
-    if wanted not in BACKENDS:
-        raise LeukoscopeError(f"backend {wanted!r}: unknown; choose one of {', '.join(BACKENDS)}")
+    for what, name, known in (("backend", wanted, BACKENDS), ("precision", precision, PRECISIONS)):
+        if name not in known:
+            raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
+    if precision == FAST:
+        return _open_fast(release, wanted, device)
     if device == AUTO:
         device = gpu_or_cpu() if wanted in (AUTO, TORCH) else "cpu"
     if wanted == AUTO and device == "cpu":
         for name in PACKAGES:
             if find_spec(PACKAGES[name][0]):
                 try:
-                    return _open_exported(release, name)
+                    return _open_exported(release, name, precision)
                 except NoGraph as reason:
                     _log.warning("%s; another backend is used", reason)
     elif wanted not in (AUTO, TORCH):
         if device != "cpu":
             raise LeukoscopeError(f"backend {wanted!r}: computes on the CPU only; leave out device {device!r}")
         require_package(wanted)
-        return _open_exported(release, wanted)
+        return _open_exported(release, wanted, precision)
     from leukoscope.models.release import Release, load_release
 
     if not isinstance(release, Release):
@@ -148,8 +156,28 @@ def require_package(backend: str) -> None:
         raise LeukoscopeError(f"backend {backend!r}: needs a package that is missing; pip install {package}")
 
 
-def _open_exported(release: ReleaseInfo, name: str) -> Backend:
-    # bfloat16 only where it was measured to change no outcome of this release, and where the processor computes it:
-    # elsewhere it is simulated, several times slower than float32.
-    lower = name == OPENVINO and release.metrics.get("precision", {}).get("default") == BF16 and computes_bf16()
-    return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32)
+def _open_exported(release: ReleaseInfo, name: str, precision: str) -> Backend:
+    measured = release.metrics.get("precision", {})
+    # Elsewhere bfloat16 is simulated, several times slower than float32.
+    lower = precision == AUTO and name == OPENVINO and measured.get("default") == BF16 and computes_bf16()
+    shift = measured.get("logit_shift")
+    return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32, logit_shift=shift)
+
+
+def _open_fast(release: ReleaseInfo, wanted: str, device: str) -> Backend:
+    """The release's graph in bfloat16.
+
+    Raises:
+        LeukoscopeError: not measured for this release, another backend or device, or a processor without bfloat16.
+    """
+    shift = release.metrics.get("precision", {}).get("logit_shift")
+    if shift is None:
+        raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
+    if wanted not in (AUTO, OPENVINO) or device not in (AUTO, "cpu"):
+        raise LeukoscopeError(
+            f"precision 'fast': OpenVINO computes it, on the CPU; leave out backend {wanted!r} and device {device!r}"
+        )
+    require_package(OPENVINO)
+    if not computes_bf16():
+        raise LeukoscopeError("precision 'fast': this processor has no bfloat16; use 'exact'")
+    return ExportedBackend(kept_graph(release, OPENVINO), release, precision=BF16, logit_shift=shift)

@@ -35,6 +35,7 @@ from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import ArrayLike
     from torch import nn
 
     from leukoscope.data.preprocessing import Preprocessing
@@ -50,7 +51,7 @@ REPORT, HEAD = "export.json", "head.safetensors"
 ALLOWED = 1e-4
 _COMPARED = 8
 # Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 # Visitors of a demo may name any model: of the graphs made for them the last ones used are kept.
 MOST_GRAPHS = 20
 
@@ -86,18 +87,28 @@ class ExportedBackend:
     Args:
         folder: what `write_graph` wrote.
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
-        precision: "f32"; or "bf16", which OpenVINO alone knows, and only some processors compute.
+        precision: "f32"; or "bf16", which OpenVINO alone knows, and only some processors compute. The backbone is then
+            computed in bfloat16, the last linear layer in float32.
+        logit_shift: (K,), added to the logits in bfloat16; see `bf16_logit_shift`.
 
     Raises:
-        NoGraph: a damaged graph.
+        NoGraph: a damaged graph, or bfloat16 of a network whose logits are not one linear layer of pooled features.
     """
 
-    def __init__(self, folder: Path, release: ReleaseInfo, *, precision: str = F32):
+    def __init__(
+        self, folder: Path, release: ReleaseInfo, *, precision: str = F32, logit_shift: ArrayLike | None = None
+    ):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
         self.precision = precision
         self._release = release
-        # (K, C), there where one linear layer after average pooling makes the logits.
-        self._class_weights = read_arrays(folder / HEAD)["weights"] if (folder / HEAD).is_file() else None
+        # (K, C) and (K,), there where one linear layer after average pooling makes the logits.
+        head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else {}
+        self._class_weights, self._class_biases = head.get("weights"), head.get("biases")
+        if precision == BF16:
+            if self._class_weights is None or self._class_biases is None:
+                raise NoGraph(f"{release.name}: its head is not one linear layer of pooled features; use float32")
+            if logit_shift is not None:
+                self._class_biases = self._class_biases + np.asarray(logit_shift, np.float32)
         # As many as torch would use.
         threads = os.environ.get("OMP_NUM_THREADS", "")
         wanted = int(threads) if threads.isdecimal() and int(threads) else usable_cores()
@@ -110,6 +121,8 @@ class ExportedBackend:
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
         """One pass; see `TorchBackend`."""
         logits, features = self._run(np.ascontiguousarray(pixels))
+        if self.precision == BF16:
+            logits = features.mean(axis=(2, 3)) @ self._class_weights.T + self._class_biases  # type: ignore[union-attr]
         if not explain:
             return NetworkOutput(logits)
         if self._class_weights is not None:
@@ -124,6 +137,31 @@ class ExportedBackend:
 
         assert self._release.folder is not None
         return load_release(self._release.folder).network
+
+
+def bf16_logit_shift(graph: Path, release: ReleaseInfo, pixels: np.ndarray) -> np.ndarray:
+    """Compute by how much bfloat16 lowers a network's logits on average.
+
+    Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
+    into a shift of the logits. Added again, it leaves only what differs from picture to picture ("bias correction",
+    Nagel et al. 2019, arXiv:1906.04721).
+
+    Args:
+        graph: folder of the release's OpenVINO graph.
+        pixels: (N, S, S, 3) uint8, cells framed by the release; may be memory-mapped.
+
+    Returns:
+        (K,) mean difference, float32 less bfloat16.
+
+    Raises:
+        NoGraph: as `ExportedBackend`.
+    """
+    exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
+    differences = []
+    for first in range(0, len(pixels), _COMPARED):
+        batch = np.asarray(pixels[first : first + _COMPARED])
+        differences.append(exact(batch).logits - lower(batch).logits)
+    return np.concatenate(differences).mean(axis=0)
 
 
 @lru_cache(maxsize=1)
@@ -305,14 +343,14 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
         raise NoGraph(
             f"{release.name}: cannot be made into a {backend} graph ({reason}); use backend='torch'"
         ) from None
-    weights = classifier_parameters(network)[0].detach().cpu().float().numpy()
+    weights, biases = (one.detach().cpu().float().numpy() for one in classifier_parameters(network))
     # Where the class weights alone give torch's maps, they are kept: then torch is not needed to explain.
     if weights.shape[1] == features.shape[1] and np.allclose(
         linear_head_maps(features.numpy(), weights), maps, rtol=ALLOWED, atol=ALLOWED * maps.max()
     ):
         from safetensors.numpy import save_file
 
-        save_file({"weights": weights}, folder / HEAD)
+        save_file({"weights": weights, "biases": biases}, folder / HEAD)
 
     ours = ExportedBackend(folder, release)(pixels, explain=True)
     assert ours.maps is not None

@@ -62,7 +62,7 @@ class Predictor:
 
     Args:
         release: what is known of it; a loaded `Release` spares the torch backend from loading it again.
-        backend, device: as for `from_pretrained`.
+        backend, device, precision: as for `from_pretrained`.
 
     Attributes:
         release: as given.
@@ -72,17 +72,23 @@ class Predictor:
         ood: the release's OOD detector; None where it has none.
     """
 
-    def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = AUTO):
+    def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = AUTO, precision: str = AUTO):
         self.release = release
         self.labels = release.labels
-        self.backend: Backend = open_backend(release, backend or default_backend(), device)
+        self.backend: Backend = open_backend(release, backend or default_backend(), device, precision)
         self.thresholds = Thresholds.from_metrics(release.metrics)
         path = release.folder and release.folder / OOD
         self.ood = OodDetector.load(path) if path and path.exists() else None
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, revision: str | None = None, backend: str = "", device: str = AUTO
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        backend: str = "",
+        device: str = AUTO,
+        precision: str = AUTO,
     ) -> Predictor:
         """Load a release from wherever it lies; a path that exists wins over a Hub id.
 
@@ -92,16 +98,19 @@ class Predictor:
             backend: "torch", "openvino", "onnx", or "auto" for the first that suits this machine; "" takes the
                 environment variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
             device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
+            precision: "exact" (float32), "fast" (bfloat16 on processors that compute it: what it changes is in the
+                release's metrics.json), or "auto" for "fast" only where it was measured to lose nothing.
 
         Raises:
             LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
-                release, a backend that is unknown or not installed, or a device this machine lacks.
+                release, a backend that is unknown or not installed, a device this machine lacks, or "fast" where this
+                machine or release cannot.
         """
         if Path(model).exists():
             if revision:
                 raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
-            return cls(read_release(model), backend=backend, device=device)
-        return cls.from_hub(str(model), revision=revision, backend=backend, device=device)
+            return cls(read_release(model), backend=backend, device=device, precision=precision)
+        return cls.from_hub(str(model), revision=revision, backend=backend, device=device, precision=precision)
 
     @classmethod
     def from_hub(
@@ -111,13 +120,14 @@ class Predictor:
         revision: str | None = None,
         backend: str = "",
         device: str = AUTO,
+        precision: str = AUTO,
         anonymous: bool = False,
     ) -> Predictor:
         """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
 
         Args:
             model: `owner/name` or `owner/name@revision`.
-            revision, backend, device: as for `from_pretrained`.
+            revision, backend, device, precision: as for `from_pretrained`.
             anonymous: download without this machine's token.
 
         Raises:
@@ -127,7 +137,7 @@ class Predictor:
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
             release = read_release(folder, name=hub_id, revision=folder.name)
-            return cls(release, backend=backend, device=device)
+            return cls(release, backend=backend, device=device, precision=precision)
         except LeukoscopeError as error:
             raise LeukoscopeError(str(error).replace(str(folder), hub_id)) from None
 
