@@ -1,4 +1,4 @@
-"""Publishing refuses early what would fail after hours, sends one commit, leaves the local release alone, and survives a bad connection."""
+"""Publishing refuses early what would fail after hours, only reads the release, and survives a bad connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the Hub's HTTP API that its clients speak to create, commit to, list and read models, data sets and Spaces.
+"""The part of the Hub's HTTP API that its clients speak to create, commit to, list and read repositories.
 
 Each handler takes the request and the parts of its path. The rules enforced here (who may write, what a tag may name)
 are this server's own; the client checks none of them.

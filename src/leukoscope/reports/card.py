@@ -60,7 +60,7 @@ SHOWN = {
     "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
 }
 EXAMPLES = "examples/phantom_*.png"  # what the Hub's page of a model offers to predict
-_CARD = "---\n{{ card_data }}\n---\n\n{{ body }}"
+FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
 def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
@@ -76,7 +76,6 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         LeukoscopeError: no release, or no measurements in its metrics.json.
     """
     from huggingface_hub import ModelCard
-    from jinja2 import Environment, StrictUndefined
 
     metrics = _measured(release)
     try:
@@ -84,11 +83,8 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
     name = hub_id.split("/")[-1] or folder_name(release)
-    # ModelCard.from_template would leave out without a word what metrics.json lacks; StrictUndefined does not.
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
-    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    body = environment.from_string(resource_file(TEMPLATE).read_text()).render(
+    body = render_text(
+        TEMPLATE,
         **metrics | {"notice": RESEARCH_NOTICE},
         metrics=metrics,
         name=name,
@@ -104,8 +100,25 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     )
     examples = [path.relative_to(release).as_posix() for path in sorted(release.glob(EXAMPLES))]
     data = _card_data(metrics, name, own_code=needs_code(config), licence=licence, examples=examples)
-    # The text is given as a value: rendered as a template, what stands in a release's metrics.json could run code.
-    return str(ModelCard.from_template(data, template_str=_CARD, body=body))
+    return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
+
+
+def render_text(template: str, **values: Any) -> str:
+    """Render the text of a card, without its front matter.
+
+    `ModelCard.from_template` alone would leave out without a word what metrics.json lacks; StrictUndefined does not. It
+    gets the text as a value: rendered as a template, what stands in a release's metrics.json could run code.
+
+    Args:
+        template: its path among the files that come with Leukoscope.
+        values: by their names in the template.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
+    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
+    return environment.from_string(resource_file(template).read_text()).render(**values)
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
