@@ -135,6 +135,15 @@ class Api:
             ]
         )
 
+    async def bucket(self, request: Request, id: str) -> Response:
+        """Where trackio keeps metrics: made and found, but nothing can be put in."""
+        if request.method == "POST":
+            _require_write(request, id.removeprefix("buckets/"))
+            self.storage.create(id, (await request.json()).get("visibility") == "private")
+            return JSONResponse({"url": f"{_base(request)}/{id}"})
+        self._repository(request, id)
+        return JSONResponse({})
+
     # --- putting files in -------------------------------------------------------------------------------------------
 
     async def validate_yaml(self, request: Request) -> Response:

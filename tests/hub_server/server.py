@@ -28,6 +28,7 @@ _ROUTES = (
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("GET|HEAD", r"/api/(agent-harnesses|telemetry/.*)", "nothing"),
+    ("GET|POST", r"/api/(?P<id>buckets/[^/]+/[^/]+)", "bucket"),
     ("GET", rf"/api/models/{_ID}/auth-check(?P<write>/write)?", "auth_check"),
     ("GET", rf"/api/models/{_ID}(/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"/api/models/{_ID}/refs", "refs"),
