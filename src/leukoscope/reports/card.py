@@ -124,6 +124,9 @@ def render_text(template: str, **values: Any) -> str:
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     """Draw the release's plots and render the card into its README.md.
 
+    Args:
+        hub_id, licence: as for `render_card`.
+
     Raises:
         LeukoscopeError: as `render_card` and `draw_plots`.
     """
