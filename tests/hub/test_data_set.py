@@ -21,6 +21,7 @@ from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError
 from leukoscope.audit import open_cell
 from leukoscope.cli import app
+from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 
@@ -145,6 +146,10 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
         path = folder / f"fold_{number % 3}" / name[-3:] / f"{name}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_cell(name[-3:].upper(), subject=number, size=64).image).save(path)
+    test = folder / "C-NMC_test_prelim_phase_data"
+    test.mkdir()
+    Image.fromarray(draw_cell("ALL", subject=9, size=64).image).save(test / "1.bmp")
+    (folder / CNMC_PRELIM_LABELS).write_text("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n")
     done = push(folder, "--public")
     assert done.exit_code == 0 and "published: " in done.stdout
     assert not data_hub.repository(f"datasets/{ID}").private
@@ -154,7 +159,9 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
     assert "A copy of C-NMC 2019 (ISBI 2019 challenge), which its authors publish at https://doi.org/" in card
     assert "Joined, because they are one person: h3 = H10." in card and "`fold`" in card
+    assert "The split `preliminary_test` (1 pictures) is the publisher's own test; leave it out of training." in card
     data = lk.load_dataset(ID)
+    assert data.cells["preliminary_test"]["cell_id"][:] == ["UID_57_29_1_all"]
     assert sorted(set(data.train["subject"])) == ["1", "2", "H10"]
     assert sorted(data.train["fold"]) == ["fold_0", "fold_0", "fold_1", "fold_2"]
     known = lk.DATASETS["cnmc2019"]

@@ -123,7 +123,9 @@ def load_cells(
         info = dataset_info(dataset_name)
     else:
         # An unknown Hub data set is treated as class folders are.
-        named = replace(DATASETS["imagefolder"], name=dataset_name, title=dataset_name, hub_id=dataset_name, licence="")
+        # A folder of parquet files is no data set of the Hub, and where it lies is nobody's business.
+        name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
+        named = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
         info = next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), named)
     # A flag that would have no effect is a misunderstanding about which cells are used.
     folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
@@ -330,7 +332,7 @@ def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
 
 def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
     """Load a Hub data set (or a local folder in the same layout) and give its columns our names."""
-    from datasets import Image, load_dataset
+    from datasets import Image, concatenate_datasets, load_dataset
 
     try:
         table = load_dataset(hub_id, split="train")
@@ -346,9 +348,11 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
         raise LeukoscopeError(
             f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {table.column_names}"
         )
-    if info.name == hub_id:
-        info = _described(info)
+    if info.name not in DATASETS:
+        info = _described(hub_id, info)
     others = {name: split.num_examples for name, split in (table.info.splits or {}).items() if name != "train"}
+    if others.pop(PRELIMINARY_TEST, None):
+        table = concatenate_datasets([table, load_dataset(hub_id, split=PRELIMINARY_TEST)])
     images = table.select_columns("image").cast_column("image", Image())
     return _assemble(
         info,
@@ -359,13 +363,13 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
     )
 
 
-def _described(info: DatasetInfo) -> DatasetInfo:
+def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
     """The entry of a Hub data set with what its card says, as `leukoscope data push` writes it."""
     from huggingface_hub import DatasetCard
 
-    folder = Path(info.name)
+    folder = Path(hub_id)
     try:
-        source = folder / "README.md" if folder.is_dir() else info.name
+        source = folder / "README.md" if folder.is_dir() else hub_id
         card = DatasetCard.load(source, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError):  # no card, or none that can be read; the cells are there all the same
         return info
