@@ -132,7 +132,8 @@ def test_its_card_says_what_the_audit_found(data_hub: Hub, own_cells: Path) -> N
 
 
 def test_without_subjects_its_card_holds_for_nobody_new(data_hub: Hub, own_cells: Path) -> None:
-    assert push(own_cells, *TERMS).exit_code == 0
+    done = push(own_cells, *TERMS)
+    assert "train on it: leukoscope train --dataset_name lab/cells --split random\n" in done.stdout
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
     assert "no metric on them holds for a new person" in card and "`subject`" not in card
     assert "| ALL | 6 | – |" in card
@@ -158,6 +159,7 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     assert about["leukoscope"]["subject_aliases"] == {"h3": "H10"}
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
     assert "A copy of C-NMC 2019 (ISBI 2019 challenge), which its authors publish at https://doi.org/" in card
+    assert "Licence: CC BY 3.0 (TCIA)." in card and "leukoscope train --dataset_name lab/cells\n" in card
     assert "Joined, because they are one person: h3 = H10." in card and "`fold`" in card
     assert "The split `preliminary_test` (1 pictures) is the publisher's own test; leave it out of training." in card
     data = lk.load_dataset(ID)
@@ -236,6 +238,18 @@ def test_a_push_that_fails_ends_in_one_line(data_hub: Hub, own_cells: Path) -> N
         f"error: {ID}: publishing failed: the Hub fails (HTTP 500); try again. Nothing here was changed; the same "
         "command goes on\n"
     )
+
+
+def test_a_disk_that_refuses_is_named(
+    data_hub: Hub, own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
+    refused = push(own_cells, *TERMS, "--quiet")
+    assert refused.stderr == (
+        f"error: {tmp_path / 'full'}: the upload cannot be prepared there (No such file or directory); free some "
+        "space, or set TMPDIR to another folder\n"
+    )
+    assert data_hub.requests == []
 
 
 def test_a_data_set_that_is_not_there_is_one_message(data_hub: Hub) -> None:

@@ -197,7 +197,7 @@ def push(
 
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
-    from leukoscope.hub.data_set import described, push_data_set
+    from leukoscope.hub.data_set import described, push_data_set, train_command
     from leukoscope.hub.publish import Destination
 
     to = Destination(hub_id, private=not public, kind="dataset")
@@ -220,4 +220,4 @@ def push(
         typer.echo(f"published as they are: ids such as {subject}cell {cell['cell_id']!r}", err=True)
     published = push_data_set(seen, findings, info, to)
     typer.echo(f"published{' privately' if to.private else ''}: {published}")
-    typer.echo(f"train on it: leukoscope train --dataset_name {hub_id}\n{RESEARCH_NOTICE}")
+    typer.echo(f"train on it: {train_command(seen, hub_id)}\n{RESEARCH_NOTICE}")

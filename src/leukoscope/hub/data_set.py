@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
 from leukoscope.data.loading import recognise
 from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.hub.publish import Destination, Published, upload
+from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
 from leukoscope.reports.audit_page import copy_rows, metric_cells
 from leukoscope.reports.card import FRONT_AND_TEXT, render_text
@@ -51,7 +50,14 @@ def described(folder: Path, *, licence: str = "", citation: str = "", own_subjec
         raise LeukoscopeError(
             f"{folder}: how are these cells to be cited? Give it with --citation, such as 'Doe, J. (2026). Our cells.'"
         )
-    return replace(info, licence=licence, citation=citation)
+    terms = info.licence if licence == info.licence_id else licence
+    return replace(info, licence_id=licence, licence=terms, citation=citation)
+
+
+def train_command(seen: ScannedCells, hub_id: str) -> str:
+    """The command that trains on the cells once they are published, with the most honest split that they allow."""
+    without_subjects = {"subject": " --split random", "block": " --split block"}[seen.data.info.group]
+    return f"leukoscope train --dataset_name {hub_id}{'' if any(seen.rows['subject'][:]) else without_subjects}"
 
 
 def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, to: Destination) -> Published:
@@ -66,9 +72,9 @@ def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: Dataset
         LeukoscopeError: as `Destination.require_usable` and `upload`.
     """
     to.require_usable()
-    with TemporaryDirectory(prefix="leukoscope-") as name:
-        folder = Path(name) / "repository"
-        _write_parquet(seen, folder, scratch=Path(name))
+    with scratch_folder() as scratch:
+        folder = scratch / "repository"
+        _write_parquet(seen, folder, scratch=scratch)
         (folder / CARD).write_text(render_data_card(seen, findings, info, hub_id=to.id))
         return upload(folder, to, replaces=(PARQUET,), hint="Nothing here was changed; the same command goes on")
 
@@ -119,6 +125,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
         notice=RESEARCH_NOTICE,
         title=title,
         hub_id=hub_id,
+        train_command=train_command(seen, hub_id),
         info=info,
         findings=findings,
         persons=len({subject for _, subject in persons}),
@@ -137,7 +144,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
     )
     files = [{"split": name, "path": f"data/{name}-*"} for name in seen.data.cells]
     data = DatasetCardData(
-        license=info.licence,
+        license=info.licence_id,
         task_categories=["image-classification"],
         tags=["leukoscope", "leukaemia", "blood-cells"],
         pretty_name=title,

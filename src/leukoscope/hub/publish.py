@@ -11,11 +11,12 @@ import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
@@ -154,8 +155,7 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
     to.require_usable()
     files = release_contents(release)
     again = to.push_command(release) + (f" --licence {shlex.quote(licence)}" if licence else "")
-    with TemporaryDirectory(prefix="leukoscope-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         for place, path in files.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
@@ -163,6 +163,23 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
         (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence))
         hint = f"The release is whole in {release}; go on with: {again}"
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in which an upload is prepared, gone afterwards.
+
+    Raises:
+        LeukoscopeError: the disk refuses.
+    """
+    try:
+        with TemporaryDirectory(prefix="leukoscope-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{gettempdir()}: the upload cannot be prepared there ({error.strerror or error}); free some space, or set "
+            "TMPDIR to another folder"
+        ) from None
 
 
 def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:
