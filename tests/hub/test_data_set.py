@@ -121,7 +121,7 @@ def test_its_card_says_what_the_audit_found(data_hub: Hub, own_cells: Path) -> N
     assert f"inflates metrics: {finding}" in done.stdout and f"- **Inflates metrics:** {finding}" in card
     assert "Subjects P0, P1 share pictures, so they seem to be one person; they are not joined here. To" in card
     assert "join them, write\n`P1: P0` into `leukoscope.subject_aliases`" in card.replace("To join", "join")
-    assert "published as they are: ids such as subject 'P0' and cell 'ALL/P0_0'" in done.stderr
+    assert "the Hub gets ids as they are, such as subject 'P0' and cell 'ALL/P0_0'" in done.stderr
     assert "| ALL | 6 | 2 |" in card and "of 4 persons" in card and "Split them by `subject`" in card
     assert lk.RESEARCH_NOTICE in card and "Cite: Doe, J. (2026). Our cells." in card
     assert "publish at" not in card and "\n\n\n" not in card
@@ -249,7 +249,18 @@ def test_a_disk_that_refuses_is_named(
         f"error: {tmp_path / 'full'}: the upload cannot be prepared there (No such file or directory); free some "
         "space, or set TMPDIR to another folder\n"
     )
-    assert data_hub.requests == []
+    assert not [request for request in data_hub.requests if "/commit/" in request]
+
+
+def test_without_a_network_nothing_is_read_for_nothing(
+    data_hub: Hub, own_cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused = push(own_cells, *TERMS)
+    assert refused.stderr.splitlines()[-1] == (
+        f"error: {ID}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE)"
+    )
+    assert "copies" not in refused.stdout and data_hub.requests == []
 
 
 def test_a_data_set_that_is_not_there_is_one_message(data_hub: Hub) -> None:

@@ -198,7 +198,7 @@ def push(
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
     from leukoscope.hub.data_set import described, push_data_set, train_command
-    from leukoscope.hub.publish import Destination
+    from leukoscope.hub.publish import Destination, check_can_publish
 
     to = Destination(hub_id, private=not public, kind="dataset")
     to.require_usable()
@@ -208,6 +208,7 @@ def push(
     if quiet:
         disable_upload_bars()
     data = load_cells(info.name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    check_can_publish(to)
     if not quiet:
         typer.echo(data.report(), err=True)
     with progress_bar("images", disable=quiet) as show:
@@ -217,7 +218,7 @@ def push(
         _print_summary(findings)
         cell = seen.rows[0]
         subject = f"subject {cell['subject']!r} and " if cell["subject"] else ""
-        typer.echo(f"published as they are: ids such as {subject}cell {cell['cell_id']!r}", err=True)
+        typer.echo(f"the Hub gets ids as they are, such as {subject}cell {cell['cell_id']!r}", err=True)
     published = push_data_set(seen, findings, info, to)
     typer.echo(f"published{' privately' if to.private else ''}: {published}")
     typer.echo(f"train on it: {train_command(seen, hub_id)}\n{RESEARCH_NOTICE}")

@@ -111,7 +111,7 @@ class Published:
 
 
 def check_can_publish(to: Destination) -> None:
-    """Refuse early what would fail after hours of training, by making the repository and checking write access.
+    """Refuse early what would fail after hours of work, by making the repository and checking write access.
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; no network, a token that the Hub does not accept or that may
@@ -124,9 +124,9 @@ def check_can_publish(to: Destination) -> None:
     try:
         hub_model_info(to.id)
     except HubUnreachable:
+        or_else = ", or train without --push_to_hub" if to.kind == "model" else ""
         raise LeukoscopeError(
-            f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without "
-            "--push_to_hub"
+            f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE){or_else}"
         ) from None
     except HfHubHTTPError:
         pass  # the repository may not exist yet
