@@ -161,7 +161,7 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     assert "A copy of C-NMC 2019 (ISBI 2019 challenge), which its authors publish at https://doi.org/" in card
     assert "Licence: CC BY 3.0 (TCIA)." in card and "leukoscope train --dataset_name lab/cells\n" in card
     assert "Joined, because they are one person: h3 = H10." in card and "`fold`" in card
-    assert "The split `preliminary_test` (1 pictures) is the publisher's own test; leave it out of training." in card
+    assert "The split `preliminary_test` is the publisher's own test; leave it out of training." in card
     data = lk.load_dataset(ID)
     assert data.cells["preliminary_test"]["cell_id"][:] == ["UID_57_29_1_all"]
     assert sorted(set(data.train["subject"])) == ["1", "2", "H10"]

@@ -259,7 +259,6 @@ DATASETS: dict[str, DatasetInfo] = {
             labels=PHANTOM_LABELS,
             positive_label="ALL",
             licence="Apache-2.0",
-            licence_id="apache-2.0",
             citation="Synthetic cells drawn by Leukoscope; they show no patient.",
             url="",
             group="subject",

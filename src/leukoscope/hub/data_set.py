@@ -11,7 +11,7 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
-from leukoscope.data.loading import recognise
+from leukoscope.data.loading import PRELIMINARY_TEST, recognise
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
@@ -130,7 +130,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
         findings=findings,
         persons=len({subject for _, subject in persons}),
         aliases=aliases,
-        splits={name: len(rows) for name, rows in seen.data.cells.items()},
+        own_test=PRELIMINARY_TEST if PRELIMINARY_TEST in seen.data.cells else "",
         has_folds=any(seen.rows["fold"][:]),
         classes=Table(("class", "cells", "subjects"), classes),
         copies=Table(
