@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from typer.testing import CliRunner
 import leukoscope as lk
 from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError
-from leukoscope.audit import open_cell
+from leukoscope.audit import audit_cells, open_cell, scan_cells
 from leukoscope.cli import app
 from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.hub.data_set import described, push_data_set
+from leukoscope.hub.publish import Destination
 
 ID = "lab/cells"
 OWN = ("--subject_pattern", r"(?P<subject>P\d+)_")
@@ -169,6 +172,19 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     known = lk.DATASETS["cnmc2019"]
     assert (data.info.name, data.info.background, data.info.crop_pct) == (ID, "black", known.crop_pct)
     assert (data.info.positive_label, data.info.citation) == ("ALL", known.citation)
+
+
+def test_splits_of_a_data_sets_own_are_those_of_the_hub(data_hub: Hub, own_cells: Path) -> None:
+    data = lk.load_dataset("imagefolder", own_cells)
+    sides = ["train"] * 8 + ["validation"] * 2 + ["test"] * 3
+    cells = data.train.remove_columns("fold").add_column("fold", sides)
+    seen = scan_cells(replace(data, cells=datasets.DatasetDict(train=cells)))
+    info = described(own_cells, licence="mit", citation="Doe 2026")
+    push_data_set(seen, audit_cells(seen), info, Destination(ID, private=True, kind="dataset"))
+    back = datasets.load_dataset(ID)
+    assert {name: len(rows) for name, rows in back.items()} == {"train": 8, "validation": 2, "test": 3}
+    assert back["test"]["cell_id"][:] == cells["cell_id"][10:]
+    assert back["test"].column_names == ["image", "label", "cell_id"]
 
 
 def test_aliases_written_into_the_card_are_joined_on_loading(data_hub: Hub, own_cells: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
@@ -19,9 +19,13 @@ from leukoscope.reports.audit_page import copy_rows, metric_cells
 from leukoscope.reports.card import FRONT_AND_TEXT, render_text
 from leukoscope.reports.formatting import Table, count
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 TEMPLATE = "model_card/dataset.md"
 LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
 PARQUET = "data/*.parquet"
+SIDES = ("train", "validation", "test")
 SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does it
 
 
@@ -89,15 +93,25 @@ def _write_parquet(seen: ScannedCells, folder: Path, *, scratch: Path) -> None:
         return {"image": {"bytes": png.getvalue(), "path": None}}
 
     (folder / PARQUET).parent.mkdir(parents=True)
-    for split, cells in seen.data.cells.items():
-        # A column that says nothing of any cell is left out.
-        unknown = [name for name in ("subject", "fold") if not any(cells[name][:])]
-        undecoded = cells.remove_columns(unknown).cast_column("image", Image(decode=False))
+    for split, cells in _splits(seen).items():
+        undecoded = cells.cast_column("image", Image(decode=False))
         rows = undecoded.map(as_png, cache_file_name=str(scratch / f"{split}.arrow")).cast_column("image", Image())
         shards = rows.data.nbytes // SHARD_BYTES + 1
         for shard in range(shards):
             path = (folder / PARQUET).with_name(f"{split}-{shard:05d}-of-{shards:05d}.parquet")
             rows.shard(shards, shard, contiguous=True).to_parquet(path)
+
+
+def _splits(seen: ScannedCells) -> dict[str, Dataset]:
+    """The cells by the Hub's splits, without the columns that say nothing there."""
+    parts, folds = dict(seen.data.cells), seen.data.train["fold"][:]
+    own_splits = {*folds} <= {*SIDES}
+    if own_splits:
+        sides = {side: [row for row, fold in enumerate(folds) if fold == side] for side in SIDES}
+        parts |= {side: seen.data.train.select(rows) for side, rows in sides.items() if rows}
+    empty = {name for name in ("subject", "fold") if not any(seen.rows[name][:])}
+    left_out = sorted(empty | ({"fold"} if own_splits else set()))
+    return {name: cells.remove_columns(left_out) for name, cells in parts.items()}
 
 
 def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, *, hub_id: str) -> str:
@@ -109,6 +123,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
+    splits = _splits(seen)
     title = info.title if info.url else hub_id.split("/")[1]
     labels, subjects = seen.rows["label"][:], seen.rows["subject"][:]
     persons = {(label, subject) for label, subject in zip(labels, subjects, strict=True) if subject}
@@ -131,7 +146,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
         persons=len({subject for _, subject in persons}),
         aliases=aliases,
         own_test=PRELIMINARY_TEST if PRELIMINARY_TEST in seen.data.cells else "",
-        has_folds=any(seen.rows["fold"][:]),
+        has_folds="fold" in splits["train"].column_names,
         classes=Table(("class", "cells", "subjects"), classes),
         copies=Table(
             ("copies", "identical", "near-identical"),
@@ -142,7 +157,7 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
             [(name, *metric_cells(measured)) for name, measured in shortcuts.items()],
         ),
     )
-    files = [{"split": name, "path": f"data/{name}-*"} for name in seen.data.cells]
+    files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     data = DatasetCardData(
         license=info.licence_id,
         task_categories=["image-classification"],
