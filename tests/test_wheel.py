@@ -29,7 +29,8 @@ PACKAGES = (
     "data", "models", "inference", "evaluation", "training", "experiments", "reports", "hub", "web", "cli",
 )  # fmt: skip
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
-SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", "model_card/template.md", "model_card/space.md")
+CARDS = ("model_card/template.md", "model_card/dataset.md", "model_card/space.md")
+SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", *CARDS)
 START_SECONDS = 300  # a busy machine with two cores
 
 

@@ -42,7 +42,7 @@ COMMANDS = dict(commands())
 
 GROUPS = {
     "": "predict field patient score evaluate doctor demo",
-    "data ": "check audit",
+    "data ": "check audit push",
     "release ": "export push card recalibrate assess space list",
     "experiment ": "protocol ablation leakage reproduce leaderboard",
 }

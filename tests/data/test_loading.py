@@ -423,6 +423,26 @@ def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> No
     assert np.asarray(data.train[2]["image"])[0, 0].tolist() == [20, 0, 0]
 
 
+def test_a_cells_own_id_is_kept_but_for_the_suffix_of_a_file(tmp_path: Path) -> None:
+    columns = {"label": ["ALL", "HEM", "HEM"], "cell_id": ["all/1", "hem/1", "hem/2.5.PNG"]}
+    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+    assert load_cells(hub_id).train["cell_id"][:] == ["all/1", "hem/1", "hem/2.5"]
+
+
+def test_a_folder_of_parquet_files_is_described_by_its_card_and_not_named_by_where_it_lies(tmp_path: Path) -> None:
+    columns = {"label": ["ALL", "HEM", "HEM"], "subject": ["a", "b", "c"]}
+    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+    info = load_cells(hub_id).info
+    assert (info.name, info.title, info.licence, info.citation) == ("./hub", "./hub", "", "")
+    front = "license: mit\npretty_name: Our cells\nleukoscope:\n  citation: Doe 2026\n  subject_aliases: {c: b}"
+    (tmp_path / "hub" / "README.md").write_text(f"---\n{front}\n---\n# Our cells\n")
+    data = load_cells(hub_id)
+    assert (data.info.title, data.info.licence, data.info.citation) == ("Our cells", "mit", "Doe 2026")
+    assert data.train["subject"][:] == ["a", "b", "b"]
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\nleukoscope: 5\n---\n")
+    assert load_cells(hub_id).train["subject"][:] == ["a", "b", "c"]
+
+
 def test_hub_layout_with_text_labels_and_rows_without_names(tmp_path: Path) -> None:
     hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
     data = load_cells(hub_id)

@@ -179,6 +179,7 @@ def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Pat
             "HF_HOME": str(tmp_path / "home"),
             "HF_TOKEN": WRITE_TOKEN,
             "HF_HUB_DISABLE_XET": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
             "NO_PROXY": "127.0.0.1,localhost",
             "LEUKOSCOPE_CACHE": str(tmp_path / "cells"),
         }

@@ -1,15 +1,28 @@
-"""Publishing refuses early what would fail after hours, sends one commit, and survives a bad connection."""
+"""Publishing refuses early what would fail after hours, only reads the release, and survives a bad connection."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
+import subprocess
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
 
 from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError
+from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.publish import Destination, check_can_publish, publish
+from leukoscope.reports.card import draw_examples, render_card
 
 MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
@@ -29,6 +42,15 @@ def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def as_published(release: Path, hub_id: str = "lab/cells") -> dict[str, bytes]:
+    """What the Hub gets of a release: its files, example pictures, and the card made for that address."""
+    with TemporaryDirectory() as name:
+        shutil.copytree(release, Path(name) / "copy")
+        draw_examples(Path(name) / "copy")
+        (Path(name) / "copy" / "README.md").write_text(render_card(Path(name) / "copy", hub_id=hub_id))
+        return contents(Path(name) / "copy")
 
 
 def published(hub: Hub, repository: str = "lab/cells", revision: str = "main") -> dict[str, bytes]:
@@ -159,7 +181,7 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, h
 def test_a_release_arrives_whole_in_one_commit(hub: Hub, whole_release: Path) -> None:
     done = publish(whole_release, HERE)
     assert titles(hub) == ["Publish release", "initial commit"]
-    assert published(hub) == contents(whole_release)
+    assert published(hub) == as_published(whole_release)
     assert done.is_new
     assert str(done) == f"{hub.url}/lab/cells (commit {hub.repository('lab/cells').at('main').oid[:12]})"
 
@@ -183,12 +205,12 @@ def test_a_new_version_sends_what_changed_and_removes_what_is_gone(hub: Hub, who
     hub.requests.clear()
     publish(whole_release, HERE)
     assert len([request for request in sent(hub) if request.startswith("PUT")]) == 1
-    assert published(hub) == contents(whole_release) | {"LICENSE": b"all yours"}
+    assert published(hub) == as_published(whole_release) | {"LICENSE": b"all yours"}
 
 
 def test_a_branch_is_made_and_main_stays_as_it_was(hub: Hub, whole_release: Path) -> None:
     done = publish(whole_release, Destination("lab/cells", revision="feature/x", private=True))
-    assert published(hub, revision="feature/x") == contents(whole_release)
+    assert published(hub, revision="feature/x") == as_published(whole_release)
     assert titles(hub) == ["initial commit"]
     assert hub.repository("lab/cells").private
     assert done.address == f"{hub.url}/lab/cells/tree/feature/x"
@@ -198,7 +220,7 @@ def test_a_pull_request_is_opened_and_main_stays_as_it_was(hub: Hub, whole_relea
     hub.storage.create("somebody/else", private=False)
     done = publish(whole_release, Destination("somebody/else", create_pr=True))
     assert done.address == f"{hub.url}/somebody/else/discussions/1"
-    assert published(hub, "somebody/else", "refs/pr/1") == contents(whole_release)
+    assert published(hub, "somebody/else", "refs/pr/1") == as_published(whole_release, "somebody/else")
     assert titles(hub, "somebody/else") == ["initial commit"]
 
 
@@ -213,9 +235,61 @@ def test_a_tag_names_a_version_and_never_moves(hub: Hub, whole_release: Path) ->
 
 
 def test_a_folder_that_is_no_release_is_refused_before_the_hub_is_asked(hub: Hub, tiny_release: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=r"tiny: has no README.md; give the folder of a release$"):
+    with pytest.raises(LeukoscopeError, match=r"metrics.json: missing, or without 'data'; a card is rendered from"):
         publish(tiny_release, HERE)
+    with pytest.raises(LeukoscopeError, match=r"tests: has no config.json; give the folder of a release$"):
+        publish(Path(__file__).parents[1], HERE)
     assert hub.requests == []
+
+
+def test_a_push_changes_no_file_of_the_local_release(hub: Hub, whole_release: Path) -> None:
+    """Pushed from a checkout, a release stays as it is committed."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(whole_release), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a release")
+    before = {path: path.stat().st_mtime_ns for path in whole_release.rglob("*") if ".git" not in path.parts}
+    words = ["release", "push", str(whole_release), "--hub_model_id", "lab/cells"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert hub.content("lab/cells", "README.md") != (whole_release / "README.md").read_bytes()
+    assert git("status", "--porcelain") == ""
+    assert before == {path: path.stat().st_mtime_ns for path in whole_release.rglob("*") if ".git" not in path.parts}
+
+
+def test_the_pages_examples_are_phantoms_drawn_when_published(hub: Hub, whole_release: Path) -> None:
+    (whole_release / "examples").mkdir()
+    Image.new("RGB", (8, 8)).save(whole_release / "examples" / "phantom_patient.png")
+    publish(whole_release, HERE)
+    names = [name for name in published(hub) if name.startswith("examples/")]
+    assert sorted(names) == ["examples/phantom_ALL.png", "examples/phantom_HEM.png"]
+    shown = Image.open(BytesIO(hub.content("lab/cells", "examples/phantom_ALL.png")))
+    drawn = draw_cell("ALL", subject=0, size=shown.width, background="black").image
+    assert np.array_equal(np.asarray(shown), drawn)
+    widget = yaml.safe_load(hub.content("lab/cells", "README.md").decode().split("---\n")[1])["widget"]
+    assert [one["src"] for one in widget] == sorted(names)
+    assert widget[0]["example_title"] == "synthetic cell, drawn as ALL"
+    assert sum(len(hub.content("lab/cells", name)) for name in names) < 300_000
+
+
+def test_the_licence_of_weights_of_ones_own_data_is_asked_for(hub: Hub, whole_release: Path) -> None:
+    metrics = json.loads((whole_release / "metrics.json").read_text())
+    metrics["data"] |= {"name": "imagefolder", "title": "Your own class folders", "licence": "yours", "citation": ""}
+    (whole_release / "metrics.json").write_text(json.dumps(metrics))
+
+    def push(*flags: str) -> tuple[str, dict[str, Any]]:
+        done = CliRunner().invoke(app, ["release", "push", str(whole_release), "--hub_model_id", "lab/cells", *flags])
+        return done.stderr, yaml.safe_load(hub.content("lab/cells", "README.md").decode().split("---\n")[1])
+
+    told, card = push()
+    assert "the card states no licence, so that nobody may use the weights; give one with --licence" in told
+    assert "license" not in card and "datasets" not in card
+    told, card = push("--licence", "mit")
+    assert "licence" not in told and card["license"] == "mit"
 
 
 # --- a bad connection -----------------------------------------------------------------------------------------------
@@ -260,7 +334,7 @@ def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
     assert contents(whole_release) == before
     hub.faults.clear()
     publish(whole_release, to)
-    assert published(hub) == before
+    assert published(hub) == as_published(whole_release)
     assert titles(hub) == ["Publish release", "initial commit"]
 
 
@@ -268,7 +342,7 @@ def test_a_failed_push_leaves_the_release_whole_and_says_how_to_go_on(
 def test_an_upload_that_breaks_off_is_repeated(hub: Hub, whole_release: Path) -> None:
     hub.faults.append(Fault("PUT /lfs", "refuse_mid_upload"))
     publish(whole_release, HERE)
-    assert published(hub) == contents(whole_release)
+    assert published(hub) == as_published(whole_release)
 
 
 @pytest.mark.usefixtures("waits")

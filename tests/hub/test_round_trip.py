@@ -24,6 +24,7 @@ from PIL import Image
 
 from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, Hub, serving
 from leukoscope.data.synthetic import draw_cell
+from scratch import CELLS, SUBJECTS, lay_out
 
 ROOT = Path(__file__).parents[2]
 ID = "lab/leukoscope-phantoms"
@@ -65,6 +66,7 @@ def environment(hub: Hub, home: Path, token: str = WRITE_TOKEN, **more: str) -> 
         "HF_TOKEN": token,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         "NO_PROXY": "127.0.0.1,localhost",
         "LEUKOSCOPE_CACHE": str(home / "cells"),
         "PYTHONPATH": str(ROOT / "src"),
@@ -141,8 +143,12 @@ def test_each_version_is_one_commit(hub: Hub, versions: dict[str, str]) -> None:
 def test_the_hub_holds_what_the_release_folder_holds(hub: Hub, versions: dict[str, str], place: Path) -> None:
     for tag, release in (("v1", place / "run" / "release"), ("v2", place / "colder")):
         files = set(hub.repository(ID).at(tag).files) - {".gitattributes"}
-        assert {name: hub.content(ID, name, tag) for name in files} == {
-            path.relative_to(release).as_posix(): path.read_bytes() for path in release.rglob("*") if path.is_file()
+        made_for_the_hub = {"README.md", "examples/phantom_ALL.png", "examples/phantom_HEM.png"}
+        assert made_for_the_hub <= files
+        assert {name: hub.content(ID, name, tag) for name in files - made_for_the_hub} == {
+            path.relative_to(release).as_posix(): path.read_bytes()
+            for path in release.rglob("*")
+            if path.is_file() and path.name != "README.md"
         }
 
 
@@ -253,6 +259,40 @@ def test_predict_names_the_commit_that_answered(
     (row,) = json.loads(run(hub, place, *predict, "--json", home="fresh").stdout)
     assert (row["model"], row["revision"]) == (ID, versions["v1"])
     assert row["probabilities"] == pytest.approx(answers["v1"]["predictor"], abs=1e-6)
+
+
+LOAD = """
+import json, sys, datasets
+rows = datasets.load_dataset(sys.argv[1], split="train")
+told = [rows.features["label"].names, rows.column_names, len(rows), sorted(set(rows["subject"])), rows[0]["image"].size]
+print("loaded:", json.dumps(told))
+"""
+
+
+def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) -> None:
+    (place / "cells").mkdir()
+    lay_out(place / "cells")
+    terms = ("--licence", "cc-by-4.0", "--citation", "Doe, J. (2026). Our cells.")
+    push = ("-m", "leukoscope", "data", "push", "cells/my_cells", "lab/cells", "--subject_csv", "cells/subjects.csv")
+    pushed = run(hub, place, *push, *terms)
+    assert f"published privately: {hub.url}/datasets/lab/cells (commit " in pushed.stdout
+    assert hub.repository("datasets/lab/cells").private
+
+    loaded = run(hub, place, "-c", LOAD, "lab/cells", home="another").stdout
+    subjects = [f"P{number:02d}" for number in range(2 * SUBJECTS)]
+    columns = ["image", "label", "subject", "cell_id"]
+    size = [2 * SUBJECTS * CELLS, subjects, [96, 96]]
+    assert json.loads(loaded.rpartition("loaded: ")[2]) == [["ALL", "HEM"], columns, *size]
+
+    flags = ("--from_scratch", "--image_size", "64", "--num_train_epochs", "1", "--output_dir", "from-hub")
+    run(hub, place, "train.py", "--dataset_name", "lab/cells", "--split", "subject", *flags, home="another")
+    metrics = json.loads((place / "from-hub" / "release" / "metrics.json").read_text())
+    assert metrics["data"]["name"] == "lab/cells" and metrics["data"]["licence"] == "cc-by-4.0"
+    tested = metrics["evaluations"][0]
+    assert tested["split"]["disjoint_by"] == "subject"
+    assert set(tested["metrics"]["subjects"]).isdisjoint(metrics["training"]["subjects"])
+    card = (place / "from-hub" / "release" / "README.md").read_text()
+    assert "datasets:\n- lab/cells\n" in card and "Licence of the data: cc-by-4.0." in card
 
 
 def test_pushing_again_sends_nothing(hub: Hub, place: Path, versions: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The part of the Hub's HTTP API that its Python client speaks to create, commit to, list and read models and Spaces.
+"""The part of the Hub's HTTP API that its clients speak to create, commit to, list and read repositories.
 
 Each handler takes the request and the parts of its path. The rules enforced here (who may write, what a tag may name)
 are this server's own; the client checks none of them.
@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from typing import Any
+from urllib.parse import parse_qs
 
 import yaml
 from starlette.requests import Request
@@ -58,6 +59,8 @@ class Api:
             if asked.get("sdk") not in ("gradio", "docker", "static"):
                 raise Refused(400, "", "a Space needs an sdk")
             id = f"spaces/{id}"
+        if asked.get("type") == "dataset":
+            id = f"datasets/{id}"
         _require_write(request, id)
         body = {"url": f"{_base(request)}/{id}", "name": id, "id": id}
         if id in self.storage.repositories:
@@ -73,7 +76,7 @@ class Api:
         blobs = "blobs" in request.query_params
         return JSONResponse(
             {
-                "id": id,
+                "id": id.removeprefix("datasets/"),
                 "modelId": id,
                 "sha": commit.oid,
                 "private": repository.private,
@@ -131,6 +134,15 @@ class Api:
                 for c in history
             ]
         )
+
+    async def bucket(self, request: Request, id: str) -> Response:
+        """Where trackio keeps metrics: made and found, but nothing can be put in."""
+        if request.method == "POST":
+            _require_write(request, id.removeprefix("buckets/"))
+            self.storage.create(id, (await request.json()).get("visibility") == "private")
+            return JSONResponse({"url": f"{_base(request)}/{id}"})
+        self._repository(request, id)
+        return JSONResponse({})
 
     # --- putting files in -------------------------------------------------------------------------------------------
 
@@ -219,14 +231,23 @@ class Api:
 
     # --- getting files out ------------------------------------------------------------------------------------------
 
-    async def tree(self, request: Request, id: str, revision: str) -> Response:
-        entries = []
-        for path, file in self._repository(request, id).at(revision).files.items():
-            entry = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
-            if file.large:
-                entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 134}
-            entries.append(entry)
-        return JSONResponse(entries)
+    async def tree(self, request: Request, id: str, revision: str, path: str | None) -> Response:
+        within = f"{path}/" if path else ""
+        files = self._repository(request, id).at(revision).files
+        found = {name: file for name, file in files.items() if name.startswith(within)}
+        if path and not found:
+            raise Refused(404, "EntryNotFound", f"{path}: no such folder")
+        if request.query_params.get("recursive") == "true":
+            return JSONResponse([_entry(name, file) for name, file in found.items()])
+        direct = {name: file for name, file in found.items() if "/" not in name.removeprefix(within)}
+        folders = {within + name.removeprefix(within).split("/")[0] for name in set(found) - set(direct)}
+        entries = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders)]
+        return JSONResponse(entries + [_entry(name, file) for name, file in direct.items()])
+
+    async def paths_info(self, request: Request, id: str, revision: str) -> Response:
+        files = self._repository(request, id).at(revision).files
+        asked = parse_qs((await request.body()).decode()).get("paths", [])
+        return JSONResponse([_entry(name, files[name]) for name in asked if name in files])
 
     async def resolve(self, request: Request, id: str, revision: str, path: str) -> Response:
         commit = self._repository(request, id).at(revision)
@@ -254,8 +275,13 @@ def _role(request: Request) -> str:
     return _ROLES.get(request.headers.get("authorization", "").removeprefix("Bearer "), "")
 
 
+def _entry(path: str, file: File) -> dict[str, Any]:
+    entry = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
+    return entry | ({"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": 134}} if file.large else {})
+
+
 def _is_ours(id: str) -> bool:
-    return id.removeprefix("spaces/").startswith(f"{USER}/")
+    return id.removeprefix("spaces/").removeprefix("datasets/").startswith(f"{USER}/")
 
 
 def _require_write(request: Request, id: str) -> None:

@@ -20,19 +20,21 @@ from hub_server.api import Api
 from hub_server.faults import Fault
 from hub_server.storage import Refused, Repository, Storage
 
-# A Space is called spaces/owner/name here, as in its address.
-_ID = r"(?P<id>(spaces/)?[^/]+/[^/]+?)"
+# A Space is called spaces/owner/name here and a data set datasets/owner/name, as in their addresses.
+_ID = r"(?P<id>((spaces|datasets)/)?[^/]+/[^/]+?)"
 # Matched before %2F is decoded, for a branch may be called feature/x.
 _ROUTES = (
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("GET|HEAD", r"/api/(agent-harnesses|telemetry/.*)", "nothing"),
+    ("GET|POST", r"/api/(?P<id>buckets/[^/]+/[^/]+)", "bucket"),
     ("GET", rf"/api/models/{_ID}/auth-check(?P<write>/write)?", "auth_check"),
     ("GET", rf"/api/models/{_ID}(/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"/api/models/{_ID}/refs", "refs"),
     ("GET", rf"/api/models/{_ID}/commits/(?P<revision>[^/]+)", "commits"),
-    ("GET", rf"/api/models/{_ID}/tree/(?P<revision>[^/]+)", "tree"),
+    ("GET", rf"/api/models/{_ID}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
+    ("POST", rf"/api/models/{_ID}/paths-info/(?P<revision>[^/]+)", "paths_info"),
     ("POST", rf"/api/models/{_ID}/tag/(?P<revision>[^/]+)", "tag"),
     ("POST", rf"/api/models/{_ID}/branch/(?P<name>[^/]+)", "branch"),
     ("POST", rf"/api/models/{_ID}/preupload/(?P<revision>[^/]+)", "preupload"),
@@ -88,7 +90,7 @@ class Hub:
         await response(scope, receive, send)
 
     async def _answer(self, request: Request, path: str) -> Response:
-        path = path.replace("/api/spaces/", "/api/models/spaces/", 1)
+        path = re.sub("^/api/(spaces|datasets)/", r"/api/models/\1/", path)
         for methods, pattern, name in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and request.method in methods.split("|"):

@@ -37,6 +37,38 @@ def test_front_matter_says_which_estimate_each_figure_is(release: Path) -> None:
     assert "patients on both sides" in f1["C-NMC 2019 — 70/15/15 by image"]["name"]
 
 
+def test_the_hub_finds_it_by_both_libraries_and_reads_its_results(release: Path) -> None:
+    card = front_matter(render_card(release))
+    assert card["tags"][:3] == ["image-classification", "timm", "transformers"]
+    assert (card["library_name"], card["license"]) == ("timm", "apache-2.0")
+    assert card["datasets"] == ["dwb2023/cnmc-leukemia-2019"] and "widget" not in card, "it has no example pictures"
+    honest = card["model-index"][0]["results"][0]["metrics"]
+    assert [(m["type"], m["value"]) for m in honest[:3]] == [
+        ("roc_auc", 0.777),
+        ("balanced_accuracy", 0.701),
+        ("balanced_accuracy", 0.722),
+    ]
+    assert honest[0]["name"] == "AUROC, each subject weighing the same; estimates: recipe (cross-validated)"
+
+
+@pytest.mark.parametrize(
+    ("name", "on_the_hub"),
+    [("lab/cells", ["lab/cells"]), ("ball4", None), ("imagefolder", None), ("/home/ann/parquet", None), ("./p", None)],
+)
+def test_only_an_id_of_the_hub_is_named_as_data_set(
+    release: Path, release_metrics: dict[str, Any], name: str, on_the_hub: list[str] | None
+) -> None:
+    release_metrics["data"]["name"] = name
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert front_matter(render_card(release)).get("datasets") == on_the_hub
+
+
+def test_what_stands_in_metrics_is_text_and_no_template(release: Path, release_metrics: dict[str, Any]) -> None:
+    release_metrics["data"]["title"] = "{{ 6 * 7 }} cells"
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert "\n{{ 6 * 7 }} cells: 7,779 cells" in render_card(release)
+
+
 def test_card_states_notice_data_start_weights_and_limits(release: Path) -> None:
     card = render_card(release)
     for text in (
@@ -167,9 +199,14 @@ def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_
 
 def test_own_data_are_not_called_published(release: Path, release_metrics: dict[str, Any]) -> None:
     assert "The data were published by their authors" in render_card(release)
-    release_metrics["data"] |= {"name": "imagefolder", "citation": "", "licence": "yours"}
+    release_metrics["data"] |= {"name": "imagefolder", "title": "Your own class folders", "citation": ""}
+    release_metrics["data"]["licence"] = "yours"
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     card = render_card(release)
+    assert "our own" not in card and "yours" not in card, "the reader of a card is not its author"
+    assert "The author's own cells: 7,779 cells" in card and "No licence of the data is stated." in card
+    assert front_matter(card).keys().isdisjoint({"license", "datasets"})
+    assert front_matter(render_card(release, licence="mit"))["license"] == "mit"
     assert "published by their authors" not in card and "Nothing is recorded of the persons' age" in card
     assert "The data: " not in card
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from accelerate import Accelerator
 
 import leukoscope
+from hub_server import WRITE_TOKEN, Hub, serving
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import run_folder as tracking
@@ -75,7 +77,8 @@ def test_settings_that_would_send_metrics_away_are_refused(
     with pytest.raises(LeukoscopeError) as refused:
         check_tracking(_config(tmp_path))
     assert str(refused.value) == (
-        f"{name}=somewhere: trackio would send the run's metrics there; unset it, tracking here stays on this machine"
+        f"{name}=somewhere: trackio would send the run's metrics there; unset it, tracking here stays on this machine "
+        "unless you name a Space with --trackio_space_id"
     )
     check_tracking(_config(tmp_path, "--report_to", "tensorboard"))
 
@@ -141,3 +144,87 @@ def test_trackio_keeps_the_metrics_on_this_machine_and_works_offline(tmp_path: P
     # How trackio lays out its database is its own affair; what it was told must be in there.
     kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").glob("leukoscope*"))
     assert all(name in kept for name in (b"runs/mine", b"train_loss", b"test_accuracy", b"resolved_recipe.image_size"))
+
+
+# A Space of the Hub
+
+BOARD = ("--trackio_space_id", "lab/board")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--report_to", "tensorboard", *BOARD), "--trackio_space_id lab/board: needs --with_tracking and no other"),
+        (("--trackio_public",), "--trackio_public: has no effect alone; name the Space with --trackio_space_id"),
+    ],
+)
+def test_flags_of_a_space_that_would_have_no_effect_are_refused(flags: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^{problem}"):
+        parse_config(["--with_tracking", *flags]).resolve()
+    if BOARD[0] in flags:
+        with pytest.raises(LeukoscopeError, match=f"^{problem}"):
+            parse_config(list(BOARD)).resolve()
+
+
+@_needs("trackio")
+def test_metrics_go_to_a_public_space_only_if_asked_to(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_tracking(_config(tmp_path, *BOARD))  # trackio will make it
+    hub.storage.create("spaces/lab/board", private=False)
+    with pytest.raises(LeukoscopeError) as refused:
+        check_tracking(_config(tmp_path, *BOARD))
+    assert str(refused.value) == (
+        "--trackio_space_id lab/board: everybody can see this Space; add --trackio_public to show the metrics there, "
+        "or name another one"
+    )
+    check_tracking(_config(tmp_path, *BOARD, "--trackio_public"))
+    hub.storage.create("spaces/lab/mine", private=True)
+    check_tracking(_config(tmp_path, "--trackio_space_id", "lab/mine"))
+    with pytest.raises(LeukoscopeError, match="^--trackio_space_id board: give the Space as owner/name$"):
+        check_tracking(_config(tmp_path, "--trackio_space_id", "board"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LeukoscopeError, match="^--trackio_space_id lab/board: the Hub cannot be reached"):
+        check_tracking(_config(tmp_path, *BOARD))
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(LeukoscopeError, match="^--trackio_space_id lab/board: no Hub token found; run `hf auth login`"):
+        check_tracking(_config(tmp_path, *BOARD))
+
+
+# What the Space itself would answer is not there: trackio keeps the metrics for later and says so.
+SENT = """
+import json, socket, sys
+from pathlib import Path
+asked, known = [], socket.getaddrinfo
+def only_here(host, *args, **named):
+    if host not in ("127.0.0.1", b"127.0.0.1"):
+        asked.append(host)
+        raise OSError("no network here")
+    return known(host, *args, **named)
+socket.getaddrinfo = only_here
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from test_run_folder_tracking import _config, _tracked
+from leukoscope.training.run_folder import check_tracking
+out = Path(sys.argv[2])
+config = _config(out, *sys.argv[3:])
+check_tracking(config)
+_tracked(out, config)
+print("asked:", json.dumps(asked))
+"""
+
+
+@pytest.mark.slow
+@_needs("trackio")
+@pytest.mark.parametrize("public", [False, True])
+def test_a_space_that_trackio_makes_is_private_unless_the_flag_says_otherwise(tmp_path: Path, public: bool) -> None:
+    with serving(tmp_path / "hub") as hub:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITE_TOKEN}
+        environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(leukoscope.__file__).parents[1]), *sys.path])
+        command = [sys.executable, "-c", SENT, __file__, str(tmp_path / "run"), *BOARD, *["--trackio_public"] * public]
+        done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+        made = {name: repository.private for name, repository in hub.storage.repositories.items()}
+    assert made == {"spaces/lab/board": not public, "buckets/lab/board-bucket": not public}
+    assert set(json.loads(done.stdout.rpartition("asked: ")[2])) <= {"lab-board.hf.space"}

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.data import AuditCommand, audit, check
+from leukoscope.cli.data import push as push_data
 from leukoscope.cli.doctor import demo, doctor
 from leukoscope.cli.experiment import ablation, evaluate, leaderboard, leakage, protocol, reproduce
 from leukoscope.cli.options import CommandGroup, ModelCommand
@@ -36,6 +37,8 @@ leukoscope data check C-NMC_Leukemia
 leukoscope data check my_cells --subject_pattern '(?P<subject>P.+)_' --json
 leukoscope data audit --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
 leukoscope data audit --dataset_name imagefolder --train_dir my_cells --split random --output audit
+leukoscope data push my_cells owner/cells --licence cc-by-4.0 --citation 'Doe (2026). Our cells.'
+leukoscope data push C-NMC_Leukemia owner/cnmc --public
 leukoscope release export my-release --output graph
 leukoscope release export my-release --format onnx --output graph
 leukoscope release push my-release --hub_model_id owner/name --tag v1
@@ -82,7 +85,7 @@ def _group(name: str, text: str) -> typer.Typer:
 app = _group(
     "leukoscope", f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}"
 )
-data = _group("data", "Check data sets before anything is trained on them.")
+data = _group("data", "Check data sets before anything is trained on them, and publish them.")
 release = _group("release", "Export, publish, describe, recalibrate and list releases.")
 experiment = _group("experiment", "Protocols of many training runs, and releases compared with each other.")
 
@@ -140,6 +143,7 @@ _add(app, evaluate, "evaluate", old_flags={"output-dir": "output"})
 app.add_typer(data)
 _add(data, check, "check", cls=TyperCommand)
 _add(data, audit, "audit", cls=AuditCommand, old_flags={"output-dir": "output"})
+_add(data, push_data, "push", cls=TyperCommand)
 app.add_typer(release)
 _add(release, export, "export", old_flags={"out": "output"})
 _add(release, push, "push")

@@ -1,4 +1,4 @@
-"""`leukoscope data check` and `leukoscope data audit`: what a data set holds, and what would inflate its metrics."""
+"""`leukoscope data …`: what a data set holds, what would inflate its metrics, and publishing it on the Hub."""
 
 from __future__ import annotations
 
@@ -163,3 +163,62 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
         typer.secho(f"inflates metrics: {line}", fg="red", bold=True)
     if not findings["inflating"]:
         typer.secho("nothing found that would inflate metrics", fg="green")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a data set that we know, or your own.")],
+    hub_id: Annotated[str, typer.Argument(metavar="ID", help="The repository, owner/name; made if need be.")],
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--licence",
+            "--license",
+            metavar="ID",
+            help="Of the cells, as the Hub names it, such as cc-by-4.0 (default: the data set's).",
+        ),
+    ] = "",
+    citation: Annotated[
+        str, typer.Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
+    ] = "",
+    subject_pattern: SubjectPattern = None,
+    subject_csv: SubjectCsv = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Show the data set to everybody (default: private).")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish the images of a folder as a data set on the Hugging Face Hub, private unless you say --public.
+
+    All cells are audited first, and what is found stands on the card. Subjects, the publisher's folds and the names of
+    the cells go along; metadata of the image files do not. `leukoscope train --dataset_name ID` reads it from there.
+    """
+    from datasets import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars as disable_upload_bars
+
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.loading import load_cells
+    from leukoscope.hub.data_set import described, push_data_set, train_command
+    from leukoscope.hub.publish import Destination, check_can_publish
+
+    to = Destination(hub_id, private=not public, kind="dataset")
+    to.require_usable()
+    own_subjects = subject_pattern is not None or subject_csv is not None
+    info = described(folder, licence=licence, citation=citation, own_subjects=own_subjects)
+    disable_progress_bars()
+    if quiet:
+        disable_upload_bars()
+    data = load_cells(info.name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    check_can_publish(to)
+    if not quiet:
+        typer.echo(data.report(), err=True)
+    with progress_bar("images", disable=quiet) as show:
+        seen = scan_cells(data, progress=show)
+    findings = audit_cells(seen, subjects=published_subjects(seen.data, folder))
+    if not quiet:
+        _print_summary(findings)
+        cell = seen.rows[0]
+        subject = f"subject {cell['subject']!r} and " if cell["subject"] else ""
+        typer.echo(f"the Hub gets ids as they are, such as {subject}cell {cell['cell_id']!r}", err=True)
+    published = push_data_set(seen, findings, info, to)
+    typer.echo(f"published{' privately' if to.private else ''}: {published}")
+    typer.echo(f"train on it: {train_command(seen, hub_id)}\n{RESEARCH_NOTICE}")

@@ -26,6 +26,15 @@ OtherDir = Annotated[
     Path | None,
     typer.Option("--other_dir", metavar="DIR", help="Images of another data set, which must be out of distribution."),
 ]
+WeightsLicence = Annotated[
+    str,
+    typer.Option(
+        "--licence",
+        "--license",
+        metavar="ID",
+        help="Licence of the weights, as the Hub names it, such as mit (default: apache-2.0; none for your own data).",
+    ),
+]
 HealthyDir = Annotated[
     Path | None,
     typer.Option(
@@ -186,12 +195,13 @@ def card(
     hub_model_id: Annotated[
         str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
+    licence: WeightsLicence = "",
 ) -> None:
     """Render the model cards of releases from their metrics.json."""
     from leukoscope.reports.card import write_card
 
     for release in releases:
-        typer.echo(write_card(release, hub_id=hub_model_id))
+        typer.echo(write_card(release, hub_id=hub_model_id, licence=licence))
 
 
 def push(
@@ -205,21 +215,24 @@ def push(
         bool, typer.Option("--create_pr", help="Propose the release as a pull request instead of changing main.")
     ] = False,
     tag: Annotated[str, typer.Option(help="Name this version, like v1; a tag stays where it is.")] = "",
+    licence: WeightsLicence = "",
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
 
-    The card is rendered for that address. Files that the repository already has are not sent again, so the same command
-    resumes an interrupted push.
+    The card is rendered for that address, and the local release stays as it is. Files that the repository already has
+    are not sent again, so the same command resumes an interrupted push.
     """
     from leukoscope.hub.publish import Destination, publish, unpublished_files
-    from leukoscope.reports.card import write_card
+    from leukoscope.models.release_files import read_metrics
+    from leukoscope.reports.card import default_licence
 
     to = Destination(hub_model_id, revision=revision, private=private, create_pr=create_pr, tag=tag)
     to.require_usable()
-    write_card(release, hub_id=hub_model_id)
     if stay := unpublished_files(release):
         typer.echo(f"not published, because it is no part of a release: {', '.join(stay)}", err=True)
-    typer.echo(f"published: {publish(release, to)}\n{RESEARCH_NOTICE}")
+    typer.echo(f"published: {publish(release, to, licence=licence)}\n{RESEARCH_NOTICE}")
+    if not (licence or default_licence(read_metrics(release))):
+        typer.echo("the card states no licence, so that nobody may use the weights; give one with --licence", err=True)
 
 
 def space(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import UnreadableImage, check_header, open_bytes
+from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage, check_header, open_bytes
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
@@ -123,7 +123,9 @@ def load_cells(
         info = dataset_info(dataset_name)
     else:
         # An unknown Hub data set is treated as class folders are.
-        named = replace(DATASETS["imagefolder"], name=dataset_name, title=dataset_name, hub_id=dataset_name)
+        # A folder of parquet files is no data set of the Hub, and where it lies is nobody's business.
+        name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
+        named = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
         info = next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), named)
     # A flag that would have no effect is a misunderstanding about which cells are used.
     folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
@@ -330,7 +332,7 @@ def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
 
 def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
     """Load a Hub data set (or a local folder in the same layout) and give its columns our names."""
-    from datasets import Image, load_dataset
+    from datasets import Image, concatenate_datasets, load_dataset
 
     try:
         table = load_dataset(hub_id, split="train")
@@ -346,7 +348,11 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
         raise LeukoscopeError(
             f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {table.column_names}"
         )
+    if info.name not in DATASETS:
+        info = _described(hub_id, info)
     others = {name: split.num_examples for name, split in (table.info.splits or {}).items() if name != "train"}
+    if others.pop(PRELIMINARY_TEST, None):
+        table = concatenate_datasets([table, load_dataset(hub_id, split=PRELIMINARY_TEST)])
     images = table.select_columns("image").cast_column("image", Image())
     return _assemble(
         info,
@@ -357,14 +363,42 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
     )
 
 
+def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
+    """The entry of a Hub data set with what its card says, as `leukoscope data push` writes it."""
+    from huggingface_hub import DatasetCard
+
+    folder = Path(hub_id)
+    try:
+        source = folder / "README.md" if folder.is_dir() else hub_id
+        card = DatasetCard.load(source, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError):  # no card, or none that can be read; the cells are there all the same
+        return info
+    pushed = card.get("leukoscope")
+    pushed = pushed if isinstance(pushed, dict) else {}
+    aliases = pushed.get("subject_aliases")
+    return replace(
+        DATASETS.get(str(pushed.get("dataset_name")), info),
+        name=info.name,
+        hub_id=info.hub_id,
+        title=str(card.get("pretty_name") or info.title),
+        licence=str(card.get("license") or ""),
+        citation=str(pushed.get("citation") or ""),
+        subject_aliases={str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
+    )
+
+
 def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -> list[_Row]:
     from datasets import ClassLabel
 
     def column(names: Sequence[str]) -> list[Any] | None:
         return next((table[name] for name in names if name in table.column_names), None)
 
-    named = column(ID_COLUMNS)
-    ids = [f"row_{i:06d}" for i in range(len(table))] if named is None else [Path(str(x)).stem for x in named]
+    if "cell_id" in table.column_names:
+        named = [str(x) for x in table["cell_id"]]
+        ids = [x.removesuffix(end) if (end := Path(x).suffix).lower() in IMAGE_SUFFIXES else x for x in named]
+    else:
+        files = column(ID_COLUMNS)
+        ids = [f"row_{i:06d}" for i in range(len(table))] if files is None else [Path(str(x)).stem for x in files]
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(

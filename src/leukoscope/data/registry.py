@@ -46,6 +46,7 @@ class DatasetInfo:
         label_list: the publisher's file without which the preliminary test has no labels.
         other_folders: folders known to hold images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
+        licence_id: `licence` as the Hub names it; empty where the owner of the cells has to say.
         synthetic: True when no image shows a real cell.
     """
 
@@ -67,6 +68,7 @@ class DatasetInfo:
     layout: str = ""
     label_list: str = ""
     other_folders: tuple[str, ...] = ()
+    licence_id: str = ""
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
@@ -189,6 +191,7 @@ DATASETS: dict[str, DatasetInfo] = {
             labels=("ALL", "HEM"),
             positive_label="ALL",
             licence="CC BY 3.0 (TCIA)",
+            licence_id="cc-by-3.0",
             citation="Gupta, A. & Gupta, R. (2019). ALL Challenge dataset of ISBI 2019 (C-NMC 2019). "
             "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.2019.dc64i46r",
             url="https://doi.org/10.7937/tcia.2019.dc64i46r",
@@ -224,6 +227,7 @@ DATASETS: dict[str, DatasetInfo] = {
             labels=("Benign", "Early", "Pre", "Pro"),
             positive_label="",
             licence="ODbL 1.0 (database); contents © the original authors",
+            licence_id="odbl",
             citation="Ghaderzadeh, M. et al. (2021). A fast and efficient CNN model for B-ALL diagnosis and its "
             "subtypes classification using peripheral blood smear images. Int. Journal of Intelligent Systems.",
             url="https://www.kaggle.com/datasets/mehradaria/leukemia",

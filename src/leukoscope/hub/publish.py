@@ -1,28 +1,32 @@
-"""Publish a release or a Space on the Hugging Face Hub in one commit, and check before training that this will work.
+"""Publish a release, a data set or a Space on the Hugging Face Hub, and check before training that this will work.
 
-`HfApi.upload_folder` would make several commits where hf_xet is installed, and the client does not repeat a request
-that creates something after a 429 or 503: hence `create_commit` with `with_retries`.
+The client repeats requests that read or upload, but not those that create something: hence `with_retries`.
+`huggingface_hub.utils.http_backoff` would not do, because it takes an address in place of a method of `HfApi`.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CODE, PROCESSOR
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
-from leukoscope.reports.card import SHOWN
+from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import HfApi
 
 _MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "
@@ -32,7 +36,7 @@ _MAY_NOT_WRITE = (
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a release, or a Space, goes.
+    """Where on the Hub a release, a data set or a Space goes.
 
     Attributes:
         id: the repository, `owner/name`; made where it does not exist.
@@ -48,7 +52,7 @@ class Destination:
     private: bool = False
     create_pr: bool = False
     tag: str = ""
-    kind: Literal["model", "space"] = "model"
+    kind: Literal["model", "dataset", "space"] = "model"
 
     def require_usable(self) -> None:
         """Refuse what is wrong without asking the Hub.
@@ -65,9 +69,9 @@ class Destination:
                 raise HFValidationError
             validate_repo_id(self.id)
         except HFValidationError:
-            flag = "--push" if self.kind == "space" else "--hub_model_id"
+            flag = {"model": "--hub_model_id ", "space": "--push ", "dataset": ""}[self.kind]
             raise LeukoscopeError(
-                f"{flag} {self.id}: give the repository to publish to as owner/name (letters, "
+                f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
                 "digits, - _ and ., at most 96 in all)"
             ) from None
         if self.create_pr and (self.revision or self.tag):
@@ -107,7 +111,7 @@ class Published:
 
 
 def check_can_publish(to: Destination) -> None:
-    """Refuse early what would fail after hours of training, by making the repository and checking write access.
+    """Refuse early what would fail after hours of work, by making the repository and checking write access.
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; no network, a token that the Hub does not accept or that may
@@ -120,9 +124,9 @@ def check_can_publish(to: Destination) -> None:
     try:
         hub_model_info(to.id)
     except HubUnreachable:
+        or_else = ", or train without --push_to_hub" if to.kind == "model" else ""
         raise LeukoscopeError(
-            f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without "
-            "--push_to_hub"
+            f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE){or_else}"
         ) from None
     except HfHubHTTPError:
         pass  # the repository may not exist yet
@@ -136,46 +140,93 @@ def check_can_publish(to: Destination) -> None:
         raise LeukoscopeError(f"{to.id}: has the tag {to.tag} already, and a tag stays where it is; name another one")
 
 
-def publish(release: Path, to: Destination) -> Published:
-    """Upload a release's files in one commit; what the repository has already is not sent again.
+def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
+    """Upload a release, with its card and the Hub's example pictures made for that address.
+
+    What the repository has already is not sent again. The local release is only read.
+
+    Args:
+        licence: of the weights, as for `render_card`.
 
     Raises:
         LeukoscopeError: as `Destination.require_usable`; a folder that is no release; or the Hub refused or could not
-            be reached, with the command to go on with. The local release is only read.
+            be reached, with the command to go on with.
     """
     to.require_usable()
-    hint = f"The release is whole in {release}; go on with: {to.push_command(release)}"
-    return upload(release_contents(release), to, is_ours=is_release_file, hint=hint)
+    files = release_contents(release)
+    again = to.push_command(release) + (f" --licence {shlex.quote(licence)}" if licence else "")
+    with scratch_folder() as folder:
+        for place, path in files.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / place)
+        draw_examples(folder)
+        (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence))
+        hint = f"The release is whole in {release}; go on with: {again}"
+        return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
 
 
-def upload(files: Mapping[str, Path], to: Destination, *, is_ours: Callable[[str], bool], hint: str) -> Published:
-    """Make a repository hold these files, in one commit; what it has already is not sent again.
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in which an upload is prepared, gone afterwards.
+
+    Raises:
+        LeukoscopeError: the disk refuses.
+    """
+    try:
+        with TemporaryDirectory(prefix="leukoscope-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise LeukoscopeError(
+            f"{gettempdir()}: the upload cannot be prepared there ({error.strerror or error}); free some space, or set "
+            "TMPDIR to another folder"
+        ) from None
+
+
+def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:
+    """Make a repository hold a folder's files; what it has already is not sent again.
 
     Args:
-        files: path in the repository → file.
+        folder: nothing but what is to be uploaded.
         to: as `Destination.require_usable` leaves it.
-        is_ours: whether a path in the repository is of the kind uploaded here, and is deleted when not among `files`.
+        replaces: patterns of the paths in the repository that are of the kind uploaded here; those that the folder
+            lacks are deleted.
         hint: added to the message when it fails: that nothing is lost, and how to go on.
 
     Raises:
         LeukoscopeError: the Hub refused or could not be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.errors import HTTPError
 
-    api = HfApi()
+    api, what = HfApi(), {"model": "release", "dataset": "data set", "space": "Space"}[to.kind]
+
+    def send() -> CommitInfo:
+        # Compared with the repository anew for each try: after one whose response was lost, nothing is left to be done.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+            return api.upload_folder(
+                repo_id=to.id,
+                folder_path=folder,
+                commit_message=f"Publish {what}",
+                repo_type=to.kind,
+                revision=to.revision or None,
+                create_pr=to.create_pr,
+                delete_patterns=list(replaces),
+            )
+
     try:
         with_retries(lambda: _require_write_access(api, to))
         if to.revision and not to.revision.startswith("refs/pr/"):
             with_retries(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
         before = with_retries(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
-        commit = with_retries(lambda: _commit(api, to, files, is_ours), repeatable=not to.create_pr)
+        commit = with_retries(send, repeatable=not to.create_pr)
         if to.tag:
             with_retries(lambda: _tag(api, to, commit.oid))
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise LeukoscopeError(f"{to.id}: publishing failed: {_reason(error)}. {hint}") from None
-    page = f"{api.endpoint}/{'spaces/' * (to.kind == 'space')}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
+    kind = "" if to.kind == "model" else f"{to.kind}s/"
+    page = f"{api.endpoint}/{kind}{to.id}" + (f"/tree/{to.revision}" if to.revision else "")
     return Published(commit.pr_url or page, commit.oid, is_new=commit.oid != before)
 
 
@@ -191,28 +242,8 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
     api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
     # A repository that exists already is no proof: a token that only reads would have come as far.
     api.auth_check(to.id, repo_type=to.kind, write=True)
-
-
-def _commit(api: HfApi, to: Destination, files: Mapping[str, Path], is_ours: Callable[[str], bool]) -> CommitInfo:
-    # Prepared anew for each try: after one whose response was lost, the Hub says that nothing is left to be done.
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    there = api.list_repo_files(to.id, revision=to.revision or None, repo_type=to.kind)
-    outdated = sorted({name for name in there if is_ours(name)} - set(files))
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
-        *(CommitOperationDelete(path_in_repo=name) for name in outdated),
-    ]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-        return api.create_commit(
-            to.id,
-            operations,
-            commit_message=f"Publish {'Space' if to.kind == 'space' else 'release'}",
-            repo_type=to.kind,
-            revision=to.revision or None,
-            create_pr=to.create_pr,
-        )
+    if to.kind == "dataset" and to.private and not api.repo_info(to.id, repo_type=to.kind).private:
+        raise PermissionError("this data set is public already; add --public to publish there, or name another one")
 
 
 def _tag(api: HfApi, to: Destination, commit: str) -> None:
@@ -259,8 +290,12 @@ def _reason(error: Exception) -> str:
     return f"the Hub fails (HTTP {status}); try again"
 
 
-REQUIRED = (CONFIG, WEIGHTS, METRICS, CARD)
-_NAMED = {*REQUIRED, OOD, PROCESSOR, *CODE, *(f"{FIGURES}/{name}.png" for name in SHOWN)}
+REQUIRED = (CONFIG, WEIGHTS, METRICS)
+RELEASE_PATTERNS = (
+    *(CONFIG, WEIGHTS, METRICS, CARD, OOD, PROCESSOR, *CODE),
+    *(f"{FIGURES}/{name}.png" for name in SHOWN),
+    f"{PREDICTIONS}/*.parquet",
+)
 
 
 def release_contents(release: Path) -> dict[str, Path]:
@@ -290,8 +325,7 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
 def is_release_file(name: str) -> bool:
     """Whether a path in a repository is one that a release may have; files of other kinds are never deleted."""
-    folder, _, file = name.rpartition("/")
-    return name in _NAMED or (folder == PREDICTIONS and file.endswith(".parquet"))
+    return any(fnmatchcase(name, pattern) for pattern in RELEASE_PATTERNS)
 
 
 def _require_predictions_only(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, resource_file
-from leukoscope.hub.publish import Destination, Published, folder_files, upload
+from leukoscope.hub.publish import Destination, Published, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CONFIG, WEIGHTS
 
@@ -153,9 +153,6 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     to = Destination(space, private=private, kind="space")
     to.require_usable()
 
-    def is_ours(name: str) -> bool:
-        """Whether this command writes it; other files of the Space's owner are never deleted."""
-        return name in (APP, LIST, REQUIREMENTS, "README.md", "LICENSE") or name.startswith(f"{PACKAGE}/")
-
-    hint = f"The Space is whole in {folder}; go on with: {again}"
-    return upload(folder_files(folder), to, is_ours=is_ours, hint=hint)
+    # Other files of the Space's owner are never deleted.
+    ours = (APP, LIST, REQUIREMENTS, "README.md", "LICENSE", f"{PACKAGE}/*")
+    return upload(folder, to, replaces=ours, hint=f"The Space is whole in {folder}; go on with: {again}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
@@ -22,6 +24,7 @@ from leukoscope.evaluation.plots import (
 from leukoscope.files import resource_file, write_atomic
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import hub_weights_name
+from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import (
     CARD,
@@ -33,13 +36,14 @@ from leukoscope.models.release_files import (
     folder_name,
     needs_code,
     read_metrics,
+    read_release,
 )
 from leukoscope.reports import formatting, release_tables
 from leukoscope.reports.release_tables import detailed_evaluation
-from leukoscope.training.plots import figures_folder, phantom_samples, structure_figure
+from leukoscope.training.plots import figures_folder, phantom_samples, phantoms_for, structure_figure
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
+    from huggingface_hub import EvalResult, ModelCardData
     from matplotlib.figure import Figure
 
 TEMPLATE = "model_card/template.md"
@@ -55,19 +59,23 @@ SHOWN = {
     "roc": "ROC curve of the out-of-fold predictions with the operating points",
     "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
 }
+EXAMPLES = "examples/phantom_*.png"  # what the Hub's page of a model offers to predict
+FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
-def render_card(release: Path, *, hub_id: str = "") -> str:
+def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     """Render the model card of a release, as Markdown with the Hub's YAML front matter.
 
     Args:
         release: a folder with config.json and metrics.json.
         hub_id: where it is published; its folder name stands in until then.
+        licence: of the weights, as the Hub names it ("mit"). Without it the card of a release of a data set that we
+            know says apache-2.0, and that of any other none.
 
     Raises:
         LeukoscopeError: no release, or no measurements in its metrics.json.
     """
-    from jinja2 import Environment, StrictUndefined
+    from huggingface_hub import ModelCard
 
     metrics = _measured(release)
     try:
@@ -75,14 +83,10 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
     name = hub_id.split("/")[-1] or folder_name(release)
-    # ModelCard.from_template would leave out without a word what metrics.json lacks; StrictUndefined does not.
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
-    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    return environment.from_string(resource_file(TEMPLATE).read_text()).render(
+    body = render_text(
+        TEMPLATE,
         **metrics | {"notice": RESEARCH_NOTICE},
         metrics=metrics,
-        front_matter=_front_matter(metrics, name, own_code=needs_code(config)),
         name=name,
         hub_id=hub_id,
         model=hub_id or f"path/to/{folder_name(release)}",
@@ -94,17 +98,41 @@ def render_card(release: Path, *, hub_id: str = "") -> str:
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
+    examples = [path.relative_to(release).as_posix() for path in sorted(release.glob(EXAMPLES))]
+    data = _card_data(metrics, name, own_code=needs_code(config), licence=licence, examples=examples)
+    return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def write_card(release: Path, *, hub_id: str = "") -> Path:
+def render_text(template: str, **values: Any) -> str:
+    """Render the text of a card, without its front matter.
+
+    `ModelCard.from_template` alone would leave out without a word what metrics.json lacks; StrictUndefined does not. It
+    gets the text as a value: rendered as a template, what stands in a release's metrics.json could run code.
+
+    Args:
+        template: its path among the files that come with Leukoscope.
+        values: by their names in the template.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
+    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
+    return environment.from_string(resource_file(template).read_text()).render(**values)
+
+
+def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     """Draw the release's plots and render the card into its README.md.
+
+    Args:
+        hub_id, licence: as for `render_card`.
 
     Raises:
         LeukoscopeError: as `render_card` and `draw_plots`.
     """
     _measured(release)  # raises before a plot is drawn
     draw_plots(release)
-    return write_atomic(release / CARD, render_card(release, hub_id=hub_id))
+    return write_atomic(release / CARD, render_card(release, hub_id=hub_id, licence=licence))
 
 
 def _measured(release: Path) -> dict[str, Any]:
@@ -114,28 +142,42 @@ def _measured(release: Path) -> dict[str, Any]:
             f"{release / METRICS}: missing, or without {missing[0]!r}; a card is rendered from the measurements that "
             "`leukoscope train` and `leukoscope experiment protocol` write there"
         )
+    if metrics["data"]["name"] == "imagefolder":
+        metrics["data"] |= {"title": "The author's own cells", "licence": ""}
     return metrics
 
 
-def _front_matter(metrics: Mapping[str, Any], name: str, *, own_code: bool) -> str:
+def _card_data(
+    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Sequence[str]
+) -> ModelCardData:
     """The YAML that the Hub reads: what the model is, and its test results."""
     from huggingface_hub import ModelCardData
 
-    library = "transformers" if own_code else "timm"
+    libraries = ["transformers"] if own_code else ["timm", "transformers"]
     dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
-        license="apache-2.0",
-        library_name=library,
+        license=licence or default_licence(metrics) or None,
+        library_name=libraries[0],
         pipeline_tag="image-classification",
-        tags=["image-classification", library, "leukoscope", "leukaemia", "blood-cells"],
+        tags=["image-classification", *libraries, "leukoscope", "leukaemia", "blood-cells"],
         datasets=[dataset] if dataset else None,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
         metrics=["f1", "accuracy", "roc_auc"],
         eval_results=results or None,
         model_name=name if results else None,
-    ).to_yaml()
+        widget=[{"src": file, "example_title": _example_title(file)} for file in examples] or None,
+    )
+
+
+def default_licence(metrics: Mapping[str, Any]) -> str:
+    """The licence of weights whose author named none: ours for data sets that we know, "" for anybody's own."""
+    return "apache-2.0" if metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
+
+
+def _example_title(file: str) -> str:
+    return f"synthetic cell, drawn as {Path(file).stem.removeprefix('phantom_')}"
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -145,7 +187,8 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
     weighing = f"each {data['unit']} weighing the same"
     kinds = (
         ("roc_auc", "auroc_by_subject", f"AUROC, {weighing}"),
-        ("accuracy", "balanced_accuracy_by_subject", f"balanced accuracy, {weighing}"),
+        ("balanced_accuracy", "balanced_accuracy_by_subject", f"balanced accuracy, {weighing}"),
+        ("balanced_accuracy", "balanced_accuracy", "balanced accuracy"),
         ("f1", "f1_weighted", "weighted F1"),
         ("accuracy", "accuracy", "accuracy"),
         ("roc_auc", "auroc", "AUROC"),
@@ -167,7 +210,13 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
 
 
 def _hub_dataset(name: str) -> str | None:
-    return DATASETS[name].hub_id if name in DATASETS else name
+    """The id of the data set on the Hub; None where there is none, as for a folder of parquet files."""
+    if name in DATASETS:
+        return DATASETS[name].hub_id
+    try:
+        return parse_hub_id(name)[0]
+    except LeukoscopeError:
+        return None
 
 
 def _base_model(metrics: Mapping[str, Any]) -> str | None:
@@ -177,6 +226,22 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     if started_from:
         return started_from["release"] if started_from["revision"] else None
     return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None
+
+
+def draw_examples(release: Path) -> list[Path]:
+    """Draw one synthetic cell a class, which the Hub's page of the model offers to predict; see `EXAMPLES`.
+
+    Raises:
+        LeukoscopeError: no release.
+    """
+    folder = (release / EXAMPLES).parent
+    folder.mkdir(exist_ok=True)
+    for label, pixels in phantoms_for(read_release(release)):
+        file = folder / f"phantom_{label}.png"
+        if file.exists():  # the classes come round again
+            break
+        Image.fromarray(pixels).save(file)
+    return sorted(release.glob(EXAMPLES))
 
 
 def draw_plots(release: Path) -> list[Path]:

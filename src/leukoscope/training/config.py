@@ -52,6 +52,10 @@ def check_choices(flags: Mapping[str, Any]) -> None:
         raise LeukoscopeError(f"--report_to {tracker}: unknown; choose {' or '.join(TRACKERS)}")
     if tracker and not flags["with_tracking"]:
         raise LeukoscopeError(f"--report_to {tracker}: has no effect alone; add --with_tracking")
+    if (space := flags["trackio_space_id"]) and (not flags["with_tracking"] or tracker not in (None, "trackio")):
+        raise LeukoscopeError(f"--trackio_space_id {space}: needs --with_tracking and no other tracker than trackio")
+    if flags["trackio_public"] and not space:
+        raise LeukoscopeError("--trackio_public: has no effect alone; name the Space with --trackio_space_id")
     steps = flags["checkpointing_steps"]
     if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
         raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
@@ -90,6 +94,7 @@ _RECIPE = "densenet121"
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
+    *("trackio_space_id", "trackio_public"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
 _PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
@@ -180,10 +185,16 @@ class RunArguments:
         nargs="?",
         const="latest",
     )
-    with_tracking: bool = _flag(False, "Log the run's metrics to a tracker; nothing leaves this machine.")
+    with_tracking: bool = _flag(
+        False, "Log the run's metrics to a tracker; without --trackio_space_id nothing leaves this machine."
+    )
     report_to: str | None = _flag(
         None, f"The tracker: {' or '.join(TRACKERS)} (default with --with_tracking: trackio)."
     )
+    trackio_space_id: str | None = _flag(
+        None, "Send the metrics to this Space on the Hub, owner/name; made if need be, and private."
+    )
+    trackio_public: bool = _flag(False, "Let everybody see that Space.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_revision: str = _flag("", "Branch of that repository (default: main).")

@@ -199,7 +199,7 @@ def phantom_samples(predictor: Predictor) -> Figure:
     Phantoms are drawn as ALL and HEM or, for a release of the four-class B-ALL set, as smears of its classes; where the
     release has none of these classes, its predictions are marked neither right nor wrong.
     """
-    phantoms = list(_phantoms_for(predictor.release))
+    phantoms = list(phantoms_for(predictor.release))
     predictions = predictor([image for _, image in phantoms])
     shown = [
         PredictedCell(
@@ -213,7 +213,7 @@ def phantom_samples(predictor: Predictor) -> Figure:
     return samples_plot(shown, "phantoms: synthetic cells, none of a patient; their predictions measure nothing")
 
 
-def _phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
+def phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
     """Label and picture of each phantom that a release is shown with."""
     if knows_smears(release.labels):
         for i, label in zip(range(SAMPLES), cycle(SMEAR_LABELS), strict=False):

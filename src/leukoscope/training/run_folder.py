@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
@@ -325,10 +325,11 @@ _SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "
 
 
 def check_tracking(config: TrainingConfig) -> None:
-    """Refuse, before anything is loaded, a tracker that could not start.
+    """Refuse, before anything is loaded, a tracker that could not start, or that would show more than was asked for.
 
     Raises:
-        LeukoscopeError: the tracker is not installed, or set to send metrics to a server.
+        LeukoscopeError: the tracker is not installed, or set by the environment to send metrics away; no token for the
+            Space, one that everybody sees already, or no network to look it up.
     """
     tracker = config.tracker
     if tracker is None:
@@ -343,29 +344,69 @@ def check_tracking(config: TrainingConfig) -> None:
         if os.environ.get(name):
             raise LeukoscopeError(
                 f"{name}={os.environ[name]}: trackio would send the run's metrics there; unset it, tracking here stays "
-                "on this machine"
+                "on this machine unless you name a Space with --trackio_space_id"
             )
+    if config.run.trackio_space_id:
+        _check_space(config.run.trackio_space_id, public=config.run.trackio_public)
+
+
+def _check_space(space: str, *, public: bool) -> None:
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+
+    flag = f"--trackio_space_id {space}"
+    if get_token() is None:
+        raise LeukoscopeError(f"{flag}: no Hub token found; run `hf auth login` or set HF_TOKEN")
+    try:
+        if "/" not in space:
+            raise HFValidationError
+        is_private = HfApi().space_info(space, timeout=10).private
+    except HFValidationError:
+        raise LeukoscopeError(f"{flag}: give the Space as owner/name") from None
+    except RepositoryNotFoundError:
+        return  # trackio will make it
+    except (HTTPError, OSError):
+        raise LeukoscopeError(f"{flag}: the Hub cannot be reached; check the network, or track without it") from None
+    if not is_private and not public:
+        raise LeukoscopeError(
+            f"{flag}: everybody can see this Space; add --trackio_public to show the metrics there, or name another one"
+        )
 
 
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
     """Start the run's tracker; does nothing without --with_tracking.
 
-    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
+    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them, or in the
+    Space of --trackio_space_id.
 
     Args:
         accelerator: made with `log_with=config.tracker` and `project_dir=config.output_dir`.
+
+    Raises:
+        LeukoscopeError: the Hub refused to make the Space.
     """
+    from huggingface_hub.errors import HTTPError
+
     if config.tracker is None:
         return
     # A resumed run logs its earlier epochs again: its curve is a new one, and complete.
     trackio = {"name": "/".join(config.output_dir.resolve().parts[-2:]), "resume": "never", "embed": False}
-    with _hub_offline():
-        accelerator.init_trackers(
-            # To TensorBoard this is the folder.
-            _PROJECT if config.tracker == "trackio" else config.tracker,
-            config=_flat({**config.as_dict(), "resolved_recipe": asdict(recipe)}),
-            init_kwargs={"trackio": trackio},
-        )
+    space = config.run.trackio_space_id
+    trackio |= {"space_id": space, "private": not config.run.trackio_public} if space else {}
+    try:
+        with nullcontext() if space else _hub_offline():
+            accelerator.init_trackers(
+                # To TensorBoard this is the folder.
+                _PROJECT if config.tracker == "trackio" else config.tracker,
+                config=_flat({**config.as_dict(), "resolved_recipe": asdict(recipe)}),
+                init_kwargs={"trackio": trackio},
+            )
+    except (HTTPError, OSError, ValueError) as error:
+        if not space:
+            raise
+        raise LeukoscopeError(
+            f"--trackio_space_id {space}: cannot be used ({str(error).splitlines()[0]}); check it, or track without it"
+        ) from None
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
