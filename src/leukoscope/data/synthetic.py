@@ -41,7 +41,7 @@ MAX_RADIUS = 212.0  # leaves a margin round the largest cell
 # Colours are means over 660 C-NMC 2019 training cells (folds 0 and 1, at most 16 a subject) with the
 # cell mask max(R, G, B) > 8; CHROMATIN and SHADE are the first principal directions of 431 cells' nuclei below and
 # above 16 px, in levels a unit; BASOPHILIC is the colour of cytoplasm where there is more of it than a rim, set by eye.
-NUCLEUS_RGB = np.array([65, 25, 76], np.float32)
+NUCLEUS_RGB = np.array([68, 27, 78], np.float32)
 CYTOPLASM_RGB = np.array([88, 56, 98], np.float32)
 BASOPHILIC_RGB = np.array([68, 56, 108], np.float32)
 CHROMATIN_RGB = np.array([7.6, 4.2, 2.6], np.float32)
@@ -285,11 +285,10 @@ def _draw_contour(rng: np.random.Generator, form: _Morphology, stain: _Stain) ->
     """An outline from random harmonics, sometimes indented."""
     angles = np.linspace(0, 2 * np.pi, ANGLES, endpoint=False)
     radius = form.radius * stain.size * np.exp(form.cell_spread * _bounded_normal(rng))
-    outline = _harmonics(rng, form.irregularity)
+    outline = _harmonics(rng, form, angles)
     notch, nuclear_notch = _indentation(rng, form, angles)
     outline *= 1 - notch
-    outline *= radius / np.sqrt(np.mean(outline**2))
-    outline = np.minimum(outline, MAX_RADIUS)
+    outline = np.minimum(outline * (radius / np.sqrt(np.mean(outline**2))), MAX_RADIUS)
     slope = np.gradient(np.concatenate([outline[-1:], outline, outline[:1]]))[1:-1] * ANGLES / (2 * np.pi)
     rim = _cytoplasm(rng, form, angles) + nuclear_notch * radius
     table = np.stack([outline, 1 / np.hypot(1, slope / outline), rim], axis=1)
@@ -297,18 +296,18 @@ def _draw_contour(rng: np.random.Generator, form: _Morphology, stain: _Stain) ->
     return _Contour((centre[0], centre[1]), np.concatenate([table, table[:1]]).astype(np.float32))
 
 
-def _harmonics(rng: np.random.Generator, irregularity: float) -> NDArray[np.float64]:
+def _harmonics(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Relative radius per angle; amplitudes fall nearly as in the outlines of C-NMC cells (.07 at order 2)."""
     order = np.arange(2, 65)
     scale = 0.068 * (2 / order) ** 1.7
     # Elongation (order 2) is nearly the same in both classes; irregularity acts on the finer orders.
-    scale[1:] *= irregularity * np.exp(0.35 * _bounded_normal(rng))
+    scale[1:] *= form.irregularity * np.exp(0.35 * _bounded_normal(rng))
     real, imaginary = rng.standard_normal((2, order.size)).clip(-2.5, 2.5) * scale
     spectrum = np.zeros(ANGLES // 2 + 1, complex)
     spectrum[order] = (real + 1j * imaginary) * ANGLES / 2
     smooth = np.where(np.arange(spectrum.size) < 9, spectrum, 0)
     # Segmentation leaves some cells ragged, on one side more than on the other.
-    one_sided = np.exp(np.cos(np.linspace(0, 2 * np.pi, ANGLES, endpoint=False) - 2 * np.pi * rng.random()))
+    one_sided = np.exp(np.cos(angles - 2 * np.pi * rng.random()))
     return 1 + np.fft.irfft(smooth, ANGLES) + 0.4 * one_sided * np.fft.irfft(spectrum - smooth, ANGLES)
 
 
@@ -626,12 +625,12 @@ def _beside(
 
 def _lay_discs(canvas: Floats, discs: Iterator[tuple[float, float, float]], colour: Floats, *, pallor: float) -> None:
     for y, x, radius in discs:
-        rows, columns = _window(canvas, y, x, radius + 2)
-        depth = radius - np.hypot(
-            np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x
-        )
-        cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
+        spans = [(max(0, int(at - radius - 2)), int(at + radius + 4)) for at in (y, x)]
+        rows, columns = (slice(*span) for span in spans)
         patch = canvas[rows, columns]
+        down, across = (np.arange(start, start + n) for (start, _), n in zip(spans, patch.shape, strict=False))
+        depth = radius - np.hypot(down[:, None] - y, across - x)
+        cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
         # Overlapping red cells darken as two layers of stain do.
         patch *= 1 - cover[..., None] * (1 - colour / PLASMA_RGB)
 
@@ -657,13 +656,6 @@ def _lay_cell(
     solid = np.clip(ndimage.distance_transform_edt(mask) - 0.5, 0, 1)[..., None]
     patch += solid * (pale - patch)
     labels[rows, columns][mask] = number
-
-
-def _window(canvas: Floats, y: float, x: float, reach: float) -> tuple[slice, slice]:
-    rows, columns = (
-        slice(max(0, int(at - reach)), min(n, int(at + reach) + 2)) for at, n in zip((y, x), canvas.shape, strict=False)
-    )
-    return rows, columns
 
 
 def _burn_scale_bar(image: Image.Image, um_per_pixel: float) -> None:
