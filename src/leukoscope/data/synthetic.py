@@ -308,7 +308,7 @@ def _harmonics(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.f
     smooth = np.where(np.arange(spectrum.size) < 9, spectrum, 0)
     # Segmentation leaves some cells ragged, on one side more than on the other.
     one_sided = np.exp(np.cos(angles - 2 * np.pi * rng.random()))
-    return 1 + np.fft.irfft(smooth, ANGLES) + 0.4 * one_sided * np.fft.irfft(spectrum - smooth, ANGLES)
+    return 1 + np.fft.irfft(smooth, ANGLES) + 0.6 * one_sided * np.fft.irfft(spectrum - smooth, ANGLES)
 
 
 def _indentation(
@@ -648,13 +648,14 @@ def _lay_cell(
     shown = cell[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     mask = ndimage.binary_fill_holes(shown.max(axis=-1) > BACKGROUND_LEVEL)
     outside = ndimage.distance_transform_edt(~mask)
-    fringe = np.clip(rim - outside + 0.5, 0, 1)[..., None]
+    fringe = np.clip((rim - outside) / 2 + 0.5, 0, 1)[..., None]
     patch = canvas[rows, columns]
     patch += fringe * (FRINGE_RGB - patch)
-    # The cut-out's outermost pixels fade to black, which on a slide they do not.
-    pale = 255 * (np.maximum(shown, 1) / 255) ** np.float32(STRENGTH)
-    solid = np.clip(ndimage.distance_transform_edt(mask) - 0.5, 0, 1)[..., None]
-    patch += solid * (pale - patch)
+    # The cut-out's outermost pixels fade to black, which on a slide they do not: they take the colour further in.
+    depth = ndimage.distance_transform_edt(mask)
+    y, x = ndimage.distance_transform_edt(depth < 2.5, return_distances=False, return_indices=True)
+    pale = 255 * (np.maximum(shown[y, x], 1) / 255) ** np.float32(STRENGTH)
+    patch += np.clip(depth / 2, 0, 1)[..., None] * (pale - patch)
     labels[rows, columns][mask] = number
 
 
