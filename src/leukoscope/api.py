@@ -46,7 +46,7 @@ def train(**flags: Any) -> Path:
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
     """
-    from leukoscope.training.config import TrainingConfig
+    from leukoscope.training.config import TrainingConfig, follow_start
     from leukoscope.training.train import train as train_network
 
     config = TrainingConfig()
@@ -55,7 +55,9 @@ def train(**flags: Any) -> Path:
         if part is None:
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
         config = replace(config, **{part.name: replace(getattr(config, part.name), **{name: value})})
-    return train_network(config)
+    # A recipe that is not given follows from what the run starts from.
+    model = follow_start(replace(config.model, recipe=flags.get("recipe")))  # type: ignore[arg-type]
+    return train_network(replace(config, model=model))
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES
 from leukoscope.models.build import StartWeights
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, with_overrides
-from leukoscope.training.finetune import follow_release
+from leukoscope.training.finetune import follow_model, follow_release
 
 TRACKERS = ("trackio", "tensorboard")
 _LEAST = {
@@ -133,6 +133,12 @@ class DataArguments:
 class ModelArguments:
     """Which network, and its start weights."""
 
+    model_name_or_path: str | None = _flag(
+        None,
+        "What to start from: a model of timm (timm/resnet50.a1_in1k, resnet50), a release or a folder or Hub "
+        "repository in timm's format. args.yaml records it as the flags that it stands for: --recipe, --init_from, "
+        "--pretrained_weights.",
+    )
     recipe: str = _flag(
         _RECIPE,
         f"A recipe: {', '.join(RECIPES)} (default: {_RECIPE}, or the one that made the release of --init_from).",
@@ -211,7 +217,8 @@ class TrainingConfig:
         if self.is_smoke_run:
             recipe = replace(
                 recipe,
-                image_size=96,
+                # 112 holds whole patches of 8, 14 and 16 px.
+                image_size=96 if recipe.name in RECIPES else 112,
                 num_train_epochs=12,
                 train_batch_size=16,
                 learning_rate=1e-3,
@@ -249,7 +256,7 @@ class TrainingConfig:
     @property
     def output_dir(self) -> Path:
         """The run folder."""
-        name = f"{self.data.dataset_name.replace('/', '--')}-{self.model.recipe}"
+        name = f"{self.data.dataset_name}-{self.model.recipe}".replace("/", "--")
         return Path(self.run.output_dir or Path("runs") / name)
 
     @property
@@ -321,12 +328,24 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
+    return TrainingConfig(data, follow_start(model), run)
+
+
+def follow_start(model: ModelArguments) -> ModelArguments:
+    """Fill in what --model_name_or_path and --init_from leave open.
+
+    Args:
+        model: its `recipe` is None where none was given.
+
+    Raises:
+        LeukoscopeError: a model or a release that cannot be started from, or flags that name two starts.
+    """
+    if model.model_name_or_path:
+        model = replace(model, model_name_or_path=None, **follow_model(model.model_name_or_path, asdict(model)))
     if model.init_from:
         check_one_start(asdict(model))
         model = replace(model, **follow_release(model.init_from, model.recipe, model.image_size))
-    elif model.recipe is None:
-        model = replace(model, recipe=_RECIPE)
-    return TrainingConfig(data, model, run)
+    return model if model.recipe is not None else replace(model, recipe=_RECIPE)
 
 
 def resume_hint(config: TrainingConfig) -> str:

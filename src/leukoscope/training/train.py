@@ -211,7 +211,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     """This recipe's preprocessing of this data set."""
     return Preprocessing(
-        recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std, framing=recipe.framing
+        recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std, recipe.framing
     )
 
 

@@ -25,6 +25,7 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.models.build import freeze
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.config import RunArguments
@@ -167,8 +168,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Freeze what the recipe freezes, and put everything that training needs on the device."""
         accelerator, recipe, network = self.accelerator, self.recipe, self.network
-        for name in recipe.frozen:
-            network.get_submodule(name).requires_grad_(False)
+        freeze(network, recipe.frozen)
         rows = self.cells.rows(self.split.train)
         self.inputs, learner = self._inputs_and_learner()
         train = CellDataset(self.inputs, self.cells.labels, rows)
@@ -243,8 +243,7 @@ class Trainer:
             # Evenly spread over the training side, whatever its order; for the network that is validated and kept.
             spread = evenly_spread(self.cells.rows(self.split.train), recipe.batch_norm_cells)
             self.eval_model.train()
-            for name in recipe.frozen:
-                state.eval_network.get_submodule(name).eval()
+            freeze(state.eval_network, recipe.frozen)
             recompute_batch_norm(self.eval_model, self.inputs, spread, accelerator, self.batch_size)
         if state.ema is not None and accelerator.num_processes > 1:
             # Each process saw batches of its own; what predicts, and what is kept, must be the same network.
@@ -316,8 +315,7 @@ class Trainer:
     def _train_mode(self) -> None:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
         self.learner.train()
-        for name in self.recipe.frozen:
-            self.network.get_submodule(name).eval()
+        freeze(self.network, self.recipe.frozen)
         if self.recipe.batch_norm_frozen:
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
