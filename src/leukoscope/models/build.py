@@ -37,12 +37,14 @@ class StartWeights:
         name: what the weights truly are, for the card; defaults to the file's name.
         may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
         from_scratch: start from random weights, without a download.
+        ignore_mismatched: leave out tensors of another shape than the network's.
     """
 
     file: Path | None = None
     name: str = ""
     may_miss: tuple[str, ...] = ()
     from_scratch: bool = False
+    ignore_mismatched: bool = False
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -125,8 +127,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone = network.backbone if isinstance(network, Classifier) else network
     if start.file is not None:
-        _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
-        return start.name or start.file.stem
+        left_out = _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
+        return (start.name or start.file.stem) + left_out
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -137,8 +139,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
             f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
             "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
-    _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start.may_miss)
-    return hub_weights_name(recipe.base_model)
+    left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
+    return hub_weights_name(recipe.base_model) + left_out
 
 
 def hub_weights_name(base_model: str) -> str:
@@ -158,9 +160,13 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _fill(
-    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
-) -> None:
-    """Copy tensors into a backbone; the classifier always stays new."""
+    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, start: StartWeights
+) -> str:
+    """Copy tensors into a backbone; the classifier always stays new.
+
+    Returns:
+        what was left out as of another shape, to follow the weights' name; "" for nothing.
+    """
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
     if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
         tensors = converted(tensors, network)
@@ -180,19 +186,22 @@ def _fill(
         unknown = [k for k in unknown if k not in above]
         given = {k: v for k, v in given.items() if k in wanted or k in unknown}
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
-    if unknown or reshaped:
+    left_out = reshaped if start.ignore_mismatched else []
+    wanted, given = ({k: v for k, v in tensors.items() if k not in left_out} for tensors in (wanted, given))
+    if unknown or len(reshaped) > len(left_out):
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
         raise LeukoscopeError(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
             f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
         )
-    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
+    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in start.may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
+    return f" without {len(left_out)} tensor(s) of another shape, e.g. {left_out[0]}" if left_out else ""
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:

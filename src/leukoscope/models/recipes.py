@@ -18,6 +18,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
+Schedule = Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "constant_with_warmup"]
+"""How the learning rate goes: cosine and constant are Leukoscope's own, the others are transformers'."""
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -105,7 +108,9 @@ class Recipe:
         penalty: added to the loss for the head's hidden layers.
         optimizer: AdamW decays weights apart from the gradient and spares biases and norms; the others add
             `weight_decay` times every parameter to its gradient (L2).
-        schedule: cosine with warm-up, or one rate throughout.
+        schedule: how the learning rate goes: constant has no warm-up, all others but constant_with_warmup fall to zero.
+        warmup_share: share of all steps over which the rate rises to its peak; `warmup_steps`, unless None, is their
+            number.
         plateau: cuts a constant rate when validation stops improving; its last improvement is the epoch kept.
         max_grad_norm: gradients are clipped to this norm; None leaves them alone.
         class_weighted: weigh the loss by inverse class frequency; prior systems did not.
@@ -145,7 +150,8 @@ class Recipe:
     head: Head | None = None
     penalty: Penalty = field(default_factory=Penalty)
     optimizer: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
+    warmup_steps: int | None = None
     plateau: Plateau | None = None
     max_grad_norm: float | None = 5.0
     class_weighted: bool = True
@@ -161,7 +167,7 @@ class Recipe:
     finetuned_by: str = ""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
 
 
 _DENSENET_EARLY = (
