@@ -70,7 +70,7 @@ def test_it_becomes_timms_network_with_the_same_numbers(
     state = network.state_dict()
     assert state.keys() == small.keys() - {"mask_token"}
     assert all(torch.equal(tensor, small[name]) for name, tensor in state.items())
-    assert network.pretrained_cfg["input_size"] == [3, 224, 224]
+    assert tuple(network.pretrained_cfg["input_size"]) == (3, 224, 224)
     assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 384)
 
 

@@ -295,6 +295,16 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
     assert BY_IMAGE in said
 
 
+def test_a_number_of_steps_takes_the_place_of_the_epochs(own_cells: Path, tmp_path: Path) -> None:
+    # 32 cells make eight steps of four an epoch.
+    run = train(
+        _own(own_cells, tmp_path / "run", "--split", "all", "--max_train_steps", "11", "--num_train_epochs", "9")
+    )
+    rows = _summary(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["learning_rate"]) < float(rows[0]["learning_rate"]), "the rate falls over these steps"
+
+
 def test_training_on_every_cell_claims_no_test_figure(own_cells: Path, tmp_path: Path) -> None:
     run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
     metrics = _metrics(run)

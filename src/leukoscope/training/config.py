@@ -410,7 +410,7 @@ def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
     defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
     arguments = []
     for name, value in content.items():
-        if name not in defaults or name == "config":
+        if name not in defaults or (name == "config" and value is not None):
             raise LeukoscopeError(f"--config {file}: {name} is no flag; `python train.py --help` lists them all")
         if isinstance(defaults[name], bool):
             arguments += [f"--{name}={value}"]
@@ -440,7 +440,8 @@ def complete(config: TrainingConfig) -> TrainingConfig:
     if model.init_from:
         check_one_start(asdict(model))
         model = replace(model, **follow_release(model.init_from, model.recipe, model.image_size))
-    model = replace(model, recipe=model.recipe or _RECIPE)
+    recipe = vars(model)["recipe"]
+    model = replace(model, recipe=_RECIPE if recipe is None else recipe)
     return replace(config, model=model, run=replace(run, hub_token=None))
 
 
