@@ -49,6 +49,7 @@ leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD -
 leukoscope release space owner/name@v1 --output my-space
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
 leukoscope release convert DinoBloom-S.pth dinobloom-s
+leukoscope release convert dinov2_vitb14_pretrain.pth dinov2-b
 leukoscope release list
 leukoscope release list runs --json
 leukoscope experiment protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
