@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,29 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(96, 350 / 450),
         metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
+    )
+
+
+@pytest.fixture(scope="session")
+def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision transformer of timm at another size than its own, with random weights, as training would save it."""
+    import torch
+
+    from leukoscope.data.preprocessing import Preprocessing
+    from leukoscope.models.build import build_network, model_args
+    from leukoscope.models.recipes import timm_recipe
+    from leukoscope.models.release import save_release
+
+    torch.manual_seed(0)
+    recipe = replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=64)
+    return save_release(
+        tmp_path_factory.mktemp("release") / "vit",
+        build_network(recipe, 2),
+        architecture=recipe.architecture,
+        model_args=model_args(recipe),
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
+        metrics={"schema_version": 2, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
     )
 
 

@@ -36,6 +36,7 @@ def test_a_launched_run_ends_with_a_release(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients." in lines
+    assert "precision no: accelerate launch; --mixed_precision chooses another" in lines
     assert "run folder: run" in lines
     release = tmp_path / "run" / "release"
     assert {path.name for path in release.iterdir()} >= {"config.json", "metrics.json", "model.safetensors"}

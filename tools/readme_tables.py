@@ -79,7 +79,63 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "ablation": ablation_table(read_results(results / "ablation")),
         "fields": fields_table(read_results(results, "fields.json")),
         "speed": speed_table(results / "benchmarks"),
+        "flags": flags_table(),
     }
+
+
+# The flags of transformers' examples/pytorch/image-classification/run_image_classification_no_trainer.py.
+HF_FLAGS = (
+    *("dataset_name", "train_dir", "validation_dir", "max_train_samples", "max_eval_samples", "train_val_split"),
+    *("model_name_or_path", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate"),
+    *("weight_decay", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "lr_scheduler_type"),
+    *("num_warmup_steps", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_token", "trust_remote_code"),
+    *("checkpointing_steps", "resume_from_checkpoint", "with_tracking", "report_to", "ignore_mismatched_sizes"),
+    *("image_column_name", "label_column_name"),
+)
+# Ours → those of timm's train.py that mean the same.
+TIMM_FLAGS = {
+    **{"dataset_name": "--dataset", "train_dir": "data_dir", "train_split": "--train-split"},
+    **{"validation_split": "--val-split", "model_name_or_path": "--model --pretrained", "image_size": "--img-size"},
+    **{"pretrained_weights": "--initial-checkpoint", "config": "--config", "num_train_epochs": "--epochs"},
+    **{"per_device_train_batch_size": "--batch-size", "per_device_eval_batch_size": "--validation-batch-size"},
+    **{"gradient_accumulation_steps": "--grad-accum-steps", "learning_rate": "--lr", "weight_decay": "--weight-decay"},
+    **{"lr_scheduler_type": "--sched", "num_warmup_steps": "--warmup-epochs", "mixed_precision": "--amp"},
+    **{"torch_compile": "--torchcompile", "seed": "--seed", "save_total_limit": "--checkpoint-hist"},
+    **{"resume_from_checkpoint": "--resume", "output_dir": "--output", "report_to": "--log-wandb"},
+    "override": "--opt --drop --drop-path --smoothing --mean --std --interpolation --model-ema-decay --clip-grad",
+}
+# Where a flag of the same name is not quite the same, and why one is missing.
+FLAG_REMARKS = {
+    "dataset_name": "A name known here or a Hub id; without it, phantoms.",
+    "train_dir": "Stands beside `--dataset_name imagefolder`, which says what the folder holds.",
+    "train_val_split": "For own splits without a validation split; other splits set their own share apart.",
+    "model_name_or_path": "Models of timm and releases; those of transformers alone are not trained here.",
+    "lr_scheduler_type": "Default: the recipe's, mostly cosine.",
+    "num_warmup_steps": "Default: a tenth of all steps.",
+    "seed": "Default: 0, so that every run can be repeated.",
+    "report_to": "trackio, tensorboard or wandb, one at a time.",
+    "checkpointing_steps": "Default: epoch; `no` for none.",
+    "resume_from_checkpoint": "`latest` finds the checkpoint by itself.",
+    "ignore_mismatched_sizes": "Not needed for other classes, which always get a new head.",
+    "hub_token": "Recorded nowhere.",
+    "trust_remote_code": "Code that comes with a model or a data set is never run.",
+}
+
+
+def flags_table() -> Table:
+    """The flags of `leukoscope train` beside those of Hugging Face's example script and of timm's train.py."""
+    from dataclasses import fields
+
+    from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
+
+    ours = [field.name for kind in (DataArguments, ModelArguments, RunArguments) for field in fields(kind)]
+    rows = []
+    for flag in (*ours, *(flag for flag in HF_FLAGS if flag not in ours)):
+        timm = " ".join(f"`{name}`" for name in TIMM_FLAGS.get(flag, "").split())
+        named = [f"`--{flag}`" if flag in known else "–" for known in (ours, HF_FLAGS)]
+        rows.append([*named, timm or "–", FLAG_REMARKS.get(flag, "")])
+    columns = ("leukoscope train", "run_image_classification_no_trainer.py", "timm's train.py", "remark")
+    return Table(columns, rows, text_columns=4)
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -46,16 +46,18 @@ def train(**flags: Any) -> Path:
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
     """
-    from leukoscope.training.config import TrainingConfig
+    from leukoscope.training.config import TrainingConfig, complete
     from leukoscope.training.train import train as train_network
 
     config = TrainingConfig()
     for name, value in flags.items():
         part = next((p for p in fields(config) if hasattr(getattr(config, p.name), name)), None)
-        if part is None:
+        if part is None or name == "config":
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
         config = replace(config, **{part.name: replace(getattr(config, part.name), **{name: value})})
-    return train_network(config)
+    # A recipe that is not given follows from what the run starts from.
+    model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
+    return train_network(complete(replace(config, model=model)))
 
 
 def evaluate(

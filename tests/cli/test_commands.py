@@ -43,7 +43,7 @@ COMMANDS = dict(commands())
 GROUPS = {
     "": "predict field patient score evaluate doctor demo",
     "data ": "check audit push",
-    "release ": "export push card recalibrate assess space list",
+    "release ": "export push convert card recalibrate assess space list",
     "experiment ": "protocol ablation leakage reproduce leaderboard",
 }
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell, smear_picture
+from leukoscope.inference.gradcam import NO_MAP
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -177,6 +178,16 @@ def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, c
         assert not np.array_equal(drawn, picture)
         assert drawn.text["Disclaimer"] == RESEARCH_NOTICE
         assert drawn.text["Title"].startswith(f"Grad-CAM for {answer['outcome']} (")
+
+
+def test_a_network_without_maps_is_said_to_have_none(vit_release, cells, tmp_path):
+    result = run("predict", "--model", vit_release, "--json", "--explain", tmp_path / "maps", cells / "a.png")
+
+    (answer,) = json.loads(result.stdout)
+    assert "overlay" not in answer
+    assert not (tmp_path / "maps").exists()
+    assert result.exit_code == 0
+    assert result.stderr == f"{vit_release}: {NO_MAP}; nothing is written to {tmp_path / 'maps'}\n"
 
 
 def test_explain_never_overwrites(tiny_release, tmp_path):

@@ -534,12 +534,159 @@ def test_hub_copy_without_folds_is_checked_by_its_sums(
     )
 
 
-def test_other_splits_of_a_hub_data_set_are_counted_and_named(tmp_path: Path) -> None:
+def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, datasets.Value("string"))
     shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
-    data = load_cells(hub_id)
-    assert len(data.train) == 2
+    monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
+    data = load_cells("cnmc2019")
+    assert (len(data.train), data.own_splits) == (2, {})
     assert data.report().splitlines()[-1] == "Hub split 'test' not used: 2 rows"
+
+
+# Splits of its own
+
+
+def _split_hub(folder: Path, **splits: list[object]) -> str:
+    """A Hub data set of several splits, each with these labels and subjects named after it."""
+    for name, labels in splits.items():
+        columns = {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}
+        _publish(folder / name, columns, datasets.Value("string"))
+        shutil.copy(folder / name / "train.parquet", folder / f"{name}.parquet")
+        shutil.rmtree(folder / name)
+    return str(folder)
+
+
+def test_a_hub_data_sets_own_splits_are_its_sides(tmp_path: Path) -> None:
+    hub_id = _split_hub(tmp_path / "hub", train=["ALL", "HEM", "ALL"], validation=["HEM", "ALL"], test=["ALL", "HEM"])
+    data = load_cells(hub_id)
+    assert data.own_splits == {"train": 3, "validation": 2, "test": 2}
+    assert data.train["fold"][:] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2
+    assert data.train["cell_id"][3:] == ["validation/row_000003", "validation/row_000004", "test/row_000005",
+                                         "test/row_000006"]  # fmt: skip
+    assert (
+        "splits of its own: train 3, validation 2, test 2 (taken by --split given, the default here)" in data.report()
+    )
+
+
+def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        rows = datasets.Dataset.from_dict(
+            {"picture": [Image.new("RGB", (16, 16))] * 2, "kind": ["ALL", "HEM"], "who": [f"{name}-a", f"{name}-b"]}
+        )
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        rows.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    (tmp_path / "hub" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("one", "two", "three"))
+        + "---\n"
+    )
+    hub_id = str(tmp_path / "hub")
+    columns = {"image_column_name": "picture", "label_column_name": "kind", "subject_column": "who"}
+    data = load_cells(hub_id, **columns, train_split="one", test_split="two")
+    assert data.own_splits == {"train": 2, "test": 2}
+    assert data.train["subject"][:] == ["one-a", "one-b", "two-a", "two-b"]
+    assert data.passed_over == ("Hub split 'three' not used: 2 rows",)
+    assert _refusal(load_cells, hub_id, **columns) == (
+        f"data set {hub_id}: has no split called train, only one, two, three; name it with --train_split"
+    )
+    assert _refusal(load_cells, hub_id, **columns, train_split="four") == (
+        f"--train_split four: data set {hub_id} has no such split, only one, two, three"
+    )
+    assert _refusal(load_cells, hub_id, **columns, train_split="one", test_split="one") == (
+        "--test_split one: is already the train side; name another split"
+    )
+    assert _refusal(load_cells, hub_id, **columns | {"subject_column": "person"}, train_split="one").startswith(
+        f"data set {hub_id}: lacks the column(s) person; has ["
+    )
+
+
+def test_a_hub_split_without_labels_is_not_used_and_named(tmp_path: Path) -> None:
+    labels = datasets.ClassLabel(names=["ALL", "HEM"])
+    folder = tmp_path / "hub"
+    for name, values in {"train": [0, 1], "test": [-1, -1]}.items():
+        _publish(folder / name, {"label": values}, labels)
+        shutil.move(folder / name / "train.parquet", folder / f"{name}.parquet")
+        (folder / name).rmdir()
+    data = load_cells(str(folder))
+    assert (data.own_splits, len(data.train)) == ({}, 2)
+    assert data.passed_over == ("Hub split 'test' not used: its 2 rows have no labels",)
+
+
+def test_a_hub_row_without_a_label_is_refused(tmp_path: Path) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": [0, 1, -1]}, datasets.ClassLabel(names=["ALL", "HEM"]))
+    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: cell row_000002 has no label; remove its row"
+
+
+@pytest.fixture
+def split_folder(tmp_path: Path) -> Path:
+    """Class folders below train/ (4 cells), val/ (2) and test/ (2), each cell of a subject of its own."""
+    root, number = tmp_path / "split", 0
+    for side, each in (("train", 2), ("val", 1), ("test", 1)):
+        for label in ("blast", "normal"):
+            for _ in range(each):
+                number += 1
+                _paint(root / side / label / f"p{number}_1.png", number)
+    return root
+
+
+def test_the_splits_of_a_folder_are_its_sides(split_folder: Path) -> None:
+    data = load_cells("imagefolder", split_folder, subject_pattern=r"(?P<subject>p\d)_")
+    assert data.info.labels == ("blast", "normal")
+    assert data.own_splits == {"train": 4, "validation": 2, "test": 2}
+    assert dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))["val/blast/p5_1"] == "validation"
+
+
+def test_a_folder_beside_the_splits_is_not_used_and_named(split_folder: Path) -> None:
+    _paint(split_folder / "later" / "blast" / "p9_1.png", 9)
+    data = load_cells("imagefolder", split_folder)
+    assert data.own_splits == {"train": 4, "validation": 2, "test": 2}
+    assert data.passed_over == ("folder 'later' not used: 1 image file(s), of no split",)
+    named = load_cells("imagefolder", split_folder, validation_split="later")
+    assert named.own_splits == {"train": 4, "validation": 1, "test": 2}
+    assert _refusal(load_cells, "imagefolder", split_folder, test_split="none").startswith(
+        f"--test_split none: {split_folder} has no such split, only later, test, train, val"
+    )
+
+
+def test_classes_named_like_splits_stay_classes(tmp_path: Path) -> None:
+    for label in ("train", "test"):
+        _paint(tmp_path / "cells" / label / "1.png", len(label))
+    data = load_cells("imagefolder", tmp_path / "cells")
+    assert (data.info.labels, data.own_splits) == (("test", "train"), {})
+
+
+def test_a_validation_folder_stands_beside_the_training_folder(own_cells: Path, split_folder: Path) -> None:
+    data = load_cells(
+        "imagefolder", own_cells, validation_dir=split_folder / "val", subject_pattern=r"(?P<subject>p\d)_"
+    )
+    assert data.own_splits == {"train": len(data.train) - 2, "validation": 2}
+    assert "validation/blast/p5_1" in data.train["cell_id"][:]
+    assert _refusal(load_cells, "imagefolder", split_folder, validation_dir=own_cells) == (
+        f"--validation_dir {own_cells}: {split_folder} has a validation folder of its own; leave one out"
+    )
+    assert _refusal(load_cells, "imagefolder", own_cells, validation_dir=own_cells / "none").startswith(
+        f"--validation_dir {own_cells / 'none'}: no such folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [
+        ("phantoms", "train_split", "train"),
+        ("cnmc2019", "test_split", "test"),
+        ("phantoms", "validation_dir", "folder"),
+        ("imagefolder", "image_column_name", "picture"),
+        ("imagefolder", "label_column_name", "kind"),
+        ("imagefolder", "subject_column", "who"),
+    ],
+)
+def test_flags_of_other_data_sets_are_refused(name: str, flag: str, value: str) -> None:
+    assert _refusal(load_cells, name, **{flag: value}) == (
+        f"--{flag} {value}: has no effect with --dataset_name {name}; leave it out"
+    )
+
+
+# Hub data sets that cannot be used
 
 
 def test_hub_data_of_one_class_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,16 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells, load_cells
 from leukoscope.data.registry import dataset_info
-from leukoscope.data.splits import BALL4_BLOCK, STRATEGIES, Split, groups_of, identical_files, load_split, make_split
+from leukoscope.data.splits import (
+    BALL4_BLOCK,
+    BY_IMAGE,
+    STRATEGIES,
+    Split,
+    groups_of,
+    identical_files,
+    load_split,
+    make_split,
+)
 
 SEEDS = (0, 1, 2, 3)
 SIDES = ("train", "validation", "test")
@@ -333,7 +342,7 @@ def test_data_without_subjects_cannot_be_split_by_subject(strategy: str) -> None
         make_split(data, strategy)
     assert str(refused.value) == (
         f"--split {strategy}: C-NMC 2019 (ISBI 2019 challenge) has no subject ids; give --subject_pattern or "
-        "--subject_csv, or use --split block or random (and say so when you report figures)"
+        f"--subject_csv, or use --split block or random ({BY_IMAGE})"
     )
 
 
@@ -474,3 +483,61 @@ def test_blocks_are_cross_validated_like_subjects(tmp_path: Path) -> None:
     for split in folds:
         assert split.group == "block"
         assert not {blocks[c] for c in split.train} & {blocks[c] for c in split.test}
+
+
+# A data set's own splits
+
+
+def _with_splits(sides: Mapping[str, str]) -> LoadedCells:
+    """Two cells a subject; subject → its side, or two sides with a comma."""
+    rows = []
+    for number, (subject, side) in enumerate(sides.items()):
+        first, *others = side.split(",")
+        rows += [
+            (("ALL", "HEM")[number % 2], subject, first),
+            (("ALL", "HEM")[number % 2], subject, (others or [first])[0]),
+        ]
+    return _loaded(rows)
+
+
+def test_a_data_sets_own_splits_are_the_default_and_taken_cell_for_cell() -> None:
+    data = _with_splits({"a": "train", "b": "train", "c": "validation", "d": "validation", "e": "test", "f": "test"})
+    split = make_split(data, None)
+    assert (split.strategy, split.group, split.detail) == ("given", "subject", "the data set's own splits")
+    fold_of = dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))
+    for side in ("train", "validation", "test"):
+        assert set(getattr(split, side)) == {cell for cell, fold in fold_of.items() if fold == side}
+    assert make_split(_loaded(_patients(8)), None).strategy == "subject", "without splits of its own"
+
+
+def test_a_subject_on_two_sides_of_the_given_splits_is_named_and_nothing_is_left_out() -> None:
+    data = _with_splits({"a": "train,test", "b": "train", "c": "validation", "d": "test"})
+    split = make_split(data, "given")
+    assert len(split.train) + len(split.validation) + len(split.test) == len(data.train)
+    assert split.group == "cell"
+    assert split.notes == (
+        "1 subject(s) stand on two sides of the data set's own splits, e.g. a; --split subject keeps each on one side",
+    )
+
+
+def test_validation_is_set_apart_by_subject_where_the_given_splits_have_none() -> None:
+    sides = {f"{i}": "train" for i in range(20)} | {"x": "test", "y": "test"}
+    data = _with_splits(sides)
+    split = make_split(data, "given", train_val_split=0.2)
+    assert split.group == "subject"
+    assert len(split.validation) == 8
+    assert split.detail == "the data set's own splits, 20% of train set apart for validation by subject"
+    assert make_split(data, "given", train_val_split=0).validation == ()
+    assert make_split(data, "given", validation=False).validation == ()
+
+
+def test_without_subjects_validation_is_set_apart_by_image() -> None:
+    rows = [(label, "", side) for label in ("ALL", "HEM") for side in ["train"] * 20 + ["test"] * 5]
+    split = make_split(_loaded(rows), "given")
+    assert (split.group, len(split.validation), len(split.test)) == ("cell", 6, 10)
+    assert split.detail == "the data set's own splits, 15% of train set apart for validation by image"
+
+
+def test_given_splits_are_refused_where_there_are_none(patients: LoadedCells) -> None:
+    with pytest.raises(LeukoscopeError, match="--split given: .* has no splits of its own; choose another --split"):
+        make_split(patients, "given")

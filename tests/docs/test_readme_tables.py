@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 from readme_tables import (
+    FLAG_REMARKS,
+    HF_FLAGS,
+    TIMM_FLAGS,
     fields_table,
+    flags_table,
     headline_table,
     leakage_table,
     markers,
@@ -22,6 +26,7 @@ from readme_tables import (
 )
 
 from leukoscope import LeukoscopeError
+from leukoscope.training.config import TrainingConfig
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))
@@ -223,3 +228,13 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
     assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
     assert fields_table([]) == "Not measured yet."
+
+
+def test_every_flag_of_hugging_faces_script_is_there_or_says_why_not() -> None:
+    parser_flags = set(TrainingConfig().as_dict())
+    missing = [flag for flag in HF_FLAGS if flag not in parser_flags]
+    assert missing == ["trust_remote_code"]
+    assert all(FLAG_REMARKS.get(flag, "").endswith(".") for flag in missing)
+    assert TIMM_FLAGS.keys() | FLAG_REMARKS.keys() <= parser_flags | set(HF_FLAGS)
+    table = str(flags_table())
+    assert all(f"`--{flag}`" in table for flag in (*HF_FLAGS, *parser_flags))

@@ -629,3 +629,12 @@ def test_a_disk_that_refuses_is_told_without_the_path_of_the_cache(hub_cache, mo
     assert str(error.value) == (
         "owner/name: cannot be fetched from the Hub (No such file or directory); try again, or give a release folder"
     )
+
+
+def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None:
+    picture = draw_cell("ALL", subject=0, cell=0, size=96).image
+    prediction = Predictor.from_pretrained(vit_release)(picture, explain=True)
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.heatmaps is None
+    with pytest.raises(LeukoscopeError, match="has no Grad-CAM map: the last features of its network are no map"):
+        prediction.overlay()

@@ -17,15 +17,17 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.build import (
     FROM_SCRATCH,
     StartWeights,
+    backbone_state,
     build_network,
     classifier_parameters,
     copy_weights,
+    freeze,
     head_parameters,
     load_start_weights,
     penalty,
     read_safetensors,
 )
-from leukoscope.models.recipes import Recipe, get_recipe
+from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
 
 Tensors = dict[str, torch.Tensor]
 
@@ -128,6 +130,20 @@ def test_a_tensor_of_another_shape_is_named(network: nn.Module, recipe: Recipe, 
     reshaped = donor | {"features.conv0.weight": torch.zeros(64, 3, 3, 3)}
     message = _refusal(network, recipe, _saved(reshaped, tmp_path / "w.safetensors"))
     assert "(0 unknown and 1 differently shaped tensors, e.g. features.conv0.weight has shape (64, 3, 3, 3))" in message
+
+
+def test_tensors_of_another_shape_are_left_out_where_asked_and_named(
+    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
+) -> None:
+    before = network.features.conv0.weight.clone()
+    reshaped = _saved(donor | {"features.conv0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.safetensors")
+    assert load_start_weights(network, recipe, replace(reshaped, ignore_mismatched=True)) == (
+        "w without 1 tensor(s) of another shape, e.g. features.conv0.weight"
+    )
+    assert torch.equal(network.features.conv0.weight, before)
+    assert torch.equal(network.features.norm0.weight, donor["features.norm0.weight"])
+    unknown = _saved(donor | {"other.weight": torch.zeros(1)}, tmp_path / "u.safetensors")
+    assert "(1 unknown and 0 differently shaped" in _refusal(network, recipe, replace(unknown, ignore_mismatched=True))
 
 
 def test_missing_tensors_are_refused_unless_declared(
@@ -344,3 +360,39 @@ def test_a_densenet_that_ends_early_takes_the_weights_of_the_whole_one(tmp_path:
     ours, theirs = network.state_dict(), whole.state_dict()
     blocks = [name for name in ours if "block" in name and "num_batches" not in name]
     assert len(blocks) > 100 and all(torch.equal(ours[name], theirs[name]) for name in blocks)
+
+
+# Any model of timm
+
+
+def test_position_embeddings_are_resampled_to_another_picture_size(tmp_path: Path) -> None:
+    import timm
+
+    recipe = replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=64)
+    donor = timm.create_model("test_vit", num_classes=7)
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    network = build_network(recipe, 2)
+    load_start_weights(network, recipe, StartWeights(file=tmp_path / "donor.safetensors"))
+    assert donor.pos_embed.shape[1] > network.pos_embed.shape[1] == 1 + 4 * 4
+    assert torch.equal(network.blocks[0].attn.qkv.weight, donor.blocks[0].attn.qkv.weight)
+    assert torch.equal(network.pos_embed[:, 0], donor.pos_embed[:, 0])
+
+
+@pytest.mark.parametrize(("name", "size", "said"), [
+    ("test_vit", 65, "its patches are 16 px wide: the size must be a multiple of that"),
+    ("swin_tiny_patch4_window7_224", 3, "its patches are 4 px wide"),
+])  # fmt: skip
+def test_a_size_that_a_model_of_timm_cannot_take_is_named(name: str, size: int, said: str) -> None:
+    recipe = replace(timm_recipe(name, "--model_name_or_path"), image_size=size)
+    with pytest.raises(LeukoscopeError, match=rf"cannot be built for pictures of {size} px \({said}"):
+        build_network(recipe, 2)
+
+
+def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:
+    network = build_network(replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=32), 2)
+    network.train()
+    freeze(network, ("backbone",))
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"head.weight", "head.bias"}
+    assert not network.blocks[0].training
+    assert backbone_state(network).keys() == network.state_dict().keys() - trained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import build_network, classifier_parameters, head_parameters
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, timm_recipe
 
 HOUSE = [name for name in RECIPES if not name.startswith("prior_")]
 
@@ -125,5 +126,47 @@ def test_efficientnet_is_the_tensorflow_twin() -> None:
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         get_recipe("resnet50")
-    assert str(refused.value) == f"--recipe resnet50: unknown; choose one of {', '.join(RECIPES)}"
+    assert str(refused.value) == (
+        f"--recipe resnet50: unknown; choose one of {', '.join(RECIPES)}, or any model of timm with "
+        "--model_name_or_path"
+    )
     assert ", ".join(RECIPES).startswith("efficientnet_b3, densenet121, densenet169, densenet201, densenet169_levels, ")
+
+
+# Any model of timm
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_tiny_patch16_224"])
+def test_a_model_of_timm_has_the_recipe_of_its_pretrained_cfg(name: str) -> None:
+    recipe = timm_recipe(name, "--recipe")
+    assert (recipe.architecture, recipe.base_model) == (
+        "vit_tiny_patch16_224",
+        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    )
+    assert recipe.name == recipe.base_model
+    assert get_recipe(recipe.name) == recipe, "what args.yaml and metrics.json record leads back to it"
+    assert (recipe.image_size, recipe.mean, recipe.std) == (224, (0.5,) * 3, (0.5,) * 3)
+    assert recipe.frozen == ()
+
+
+def test_other_weights_of_the_same_architecture_bring_their_own_settings() -> None:
+    assert timm_recipe("resnet50.a1_in1k", "--recipe").interpolation == "bicubic"
+    assert timm_recipe("timm/resnet50.tv_in1k", "--recipe").interpolation == "bilinear"
+
+
+def test_a_network_trained_without_classes_is_frozen_under_a_linear_head() -> None:
+    recipe = timm_recipe("vit_small_patch14_dinov2", "--recipe")
+    assert (recipe.frozen, recipe.augmentation.only_mirrors, recipe.drop_rate) == (("backbone",), True, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_225", " has no such model; give one that it has, like vit_tiny_patch16_224 or "),
+        ("timm/densenet169.none", "timm has no such weights; of densenet169 it has densenet169.tv_in1k"),
+    ],
+)
+def test_what_timm_does_not_have_is_named(name: str, message: str) -> None:
+    with pytest.raises(LeukoscopeError, match=re.escape(message)) as refused:
+        timm_recipe(name, "--model_name_or_path")
+    assert str(refused.value).startswith(f"--model_name_or_path {name}: ")

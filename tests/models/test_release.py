@@ -109,6 +109,13 @@ def test_four_ways_of_loading_give_one_answer_on_phantoms(tiny_release, phantoms
     assert_one_answer(tiny_release, phantoms)
 
 
+def test_four_ways_of_loading_give_one_answer_for_a_vision_transformer_at_another_size(vit_release, phantoms):
+    config = json.loads((vit_release / "config.json").read_text())
+    assert config["model_args"] == {"img_size": 64}
+    assert config["pretrained_cfg"]["fixed_input_size"] is True
+    assert_one_answer(vit_release, phantoms)
+
+
 def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample_cells):
     assert_one_answer(tiny_release, sample_cells)
 

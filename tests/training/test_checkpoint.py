@@ -481,9 +481,12 @@ def test_the_resume_command_is_the_one_that_was_given() -> None:
         ({}, "python train.py"),
         (
             {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"},
-            "accelerate launch --cpu --num_processes 1 ",
+            "accelerate launch --cpu --mixed_precision no --num_processes 1 ",
         ),
-        ({"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "4"}, "accelerate launch --num_processes 4 train.py"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16", "WORLD_SIZE": "4"},
+            "accelerate launch --mixed_precision bf16 --num_processes 4 train.py",
+        ),
         ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nproc_per_node 2 train.py"),
     ],
 )

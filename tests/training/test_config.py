@@ -11,6 +11,7 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
+from leukoscope.training.run_folder import write_args
 
 REAL = ["--dataset_name", "cnmc2019", "--train_dir", "cells"]
 
@@ -122,7 +123,21 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
     [
         (["--split", "patient"], "--split patient: unknown; choose one of subject, "),
         (["--from_scratch", "--pretrained_weights", "w"], "--from_scratch and --pretrained_weights exclude each other"),
-        (["--report_to", "wandb", "--with_tracking"], "--report_to wandb: unknown; choose trackio or tensorboard"),
+        (
+            ["--report_to", "mlflow", "--with_tracking"],
+            "--report_to mlflow: unknown; choose trackio or tensorboard or wandb",
+        ),
+        (
+            ["--lr_scheduler_type", "step"],
+            "--lr_scheduler_type step: unknown; choose one of cosine, constant, linear, ",
+        ),
+        (["--max_train_steps", "0"], "--max_train_steps 0: give 1 or more"),
+        (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: give 0 or more"),
+        (["--train_val_split", "1.0"], "--train_val_split 1.0: give a share of train from 0 to below 1"),
+        (
+            ["--train_val_split", "0.2", "--split", "subject"],
+            "--train_val_split 0.2: has no effect with --split subject, which sets its own share apart; leave one out",
+        ),
         (["--report_to", "tensorboard"], "--report_to tensorboard: has no effect alone; add --with_tracking"),
         (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
         (["--weight_decay", "-2"], "--weight_decay -2.0: give 0 or more"),
@@ -207,3 +222,62 @@ def test_an_image_too_small_for_its_network_is_refused(recipe: str, least: int) 
         parse_config(["--recipe", recipe, "--image_size", str(least - 1)]).resolve()
     assert str(refused.value) == f"--image_size {least - 1}: {architecture} needs {least} or more"
     assert parse_config(["--recipe", recipe, "--image_size", str(least)]).resolve().image_size == least
+
+
+def test_the_schedule_and_its_warm_up_reach_the_recipe() -> None:
+    config = parse_config(["--lr_scheduler_type", "linear", "--num_warmup_steps", "0"])
+    assert (config.resolve().schedule, config.resolve().warmup_steps) == ("linear", 0)
+
+
+def test_the_token_goes_to_the_hubs_client_and_is_recorded_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import get_token
+
+    monkeypatch.setenv("HF_TOKEN", "before")
+    config = parse_config(["--hub_token", "hf_secret"])
+    assert get_token() == "hf_secret"
+    assert "hf_secret" not in f"{config.as_dict()} {config.command()} {config.resume_command(['python', 'train.py'])}"
+
+
+# Flags from a file
+
+
+def _file(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_flags_come_from_a_file_and_those_given_beside_it_win(tmp_path: Path) -> None:
+    given = _file(
+        tmp_path / "run.yaml",
+        "dataset_name: cnmc2019\nlearning_rate: 1e-4\nmixed_precision: no\ncache_images: false\n"
+        "torch_compile: false\ntrain_folds: [fold_1, fold_2]\noutput_dir: runs/a\nseed: 3\nfold:\n",
+    )
+    config = parse_config([*given, "--seed", "4"])
+    assert (config.data.dataset_name, config.run.learning_rate) == ("cnmc2019", 1e-4)
+    assert config.run.mixed_precision == "no", "YAML reads a plain no as false"
+    assert (config.data.cache_images, config.data.train_folds) == (False, ["fold_1", "fold_2"])
+    assert config.run.seed == 4
+    assert config.run.config is None, "its flags are recorded, not its name"
+
+
+def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
+    config = parse_config(["--dataset_name", "cnmc2019", "--seed", "7", "--override", "mean=[0.1, 0.2, 0.3]"])
+    write_args(tmp_path / "args.yaml", config, config.resolve())
+    assert parse_config(["--config", str(tmp_path / "args.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "learning_rat is no flag; `python train.py --help` lists them all"),
+        ("- seed", "holds no flags; write one a line, like `learning_rate: 1e-4`"),
+        ("a: [", "cannot be read as YAML ("),
+    ],
+)
+def test_a_file_that_holds_no_flags_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    given = _file(tmp_path / "run.yaml", text)
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config(given)
+    assert str(refused.value).startswith(f"--config {tmp_path / 'run.yaml'}: {message}")
+    with pytest.raises(LeukoscopeError, match="none.yaml: cannot be read as YAML \\(No such file"):
+        parse_config(["--config", str(tmp_path / "none.yaml")])

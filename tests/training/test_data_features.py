@@ -19,7 +19,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe
+from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe, timm_recipe
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
     FeatureInputs,
@@ -243,3 +243,29 @@ def test_an_interrupted_computation_leaves_nothing(
         _kept(network, cells)
     handle.remove()
     assert not list(path.parent.glob("features-*"))
+
+
+# Models of timm with their own head
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_the_last_layer_of_a_timm_model_learns_on_kept_features_as_on_pixels(
+    architecture: str, cells: FramedCells, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    recipe = replace(
+        timm_recipe(architecture, "--recipe"), image_size=32, frozen=("backbone",), drop_rate=0.0,
+        augmentation=replace(MIRRORED, flips="none"), train_batch_size=4, num_train_epochs=4, epoch_cells=0,
+    )  # fmt: skip
+    assert can_cache_features(recipe)
+    assert not can_cache_features(replace(recipe, drop_rate=0.1)), "dropout strikes the features"
+    fitted = []
+    for cached in (True, False):
+        set_seed(0)
+        network = build_network(recipe, 2)
+        accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
+        trainer = Trainer(accelerator, cells, split, recipe, PREPROCESSING, RunArguments(), cache_features=cached)
+        list(trainer.fit(network))
+        assert isinstance(trainer.learner, HeadOnFeatures) is cached
+        fitted.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    assert all(torch.allclose(tensor, fitted[1][name], atol=1e-5) for name, tensor in fitted[0].items())

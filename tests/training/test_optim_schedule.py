@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from leukoscope.models.recipes import Plateau
-from leukoscope.training.optim import BestEpoch, EpochOutcome, PlateauController, cosine_with_warmup, gain
+from leukoscope.models.recipes import Plateau, Recipe, Schedule
+from leukoscope.training.optim import BestEpoch, EpochOutcome, PlateauController, cosine_with_warmup, gain, set_rates
 
 
 def test_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:
@@ -32,6 +33,32 @@ def test_rate_stays_within_0_and_1_never_jumps_up_and_reaches_its_peak(total: in
 def test_rate_is_nought_at_and_beyond_the_end() -> None:
     assert cosine_with_warmup(100, 100, 0.1) == pytest.approx(0)
     assert cosine_with_warmup(150, 100, 0.1) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", [0, 0.5, 1, 1, 1, 1]),
+        ("polynomial", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.8536, 0.5, 0.1464]),
+        ("cosine_with_restarts", [0, 0.5, 1, 0.8536, 0.5, 0.1464]),
+        ("constant", [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_every_schedule_of_hugging_faces_script_warms_up_and_falls(schedule: Schedule, shares: list[float]) -> None:
+    recipe = Recipe("r", "test_resnet", "", schedule=schedule, warmup_steps=2, learning_rate=0.1)
+    groups = [{"params": [torch.zeros(1)], "initial_lr": 0.1}, {"params": [torch.zeros(1)], "initial_lr": 0.4}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    rates = [set_rates(optimizer, recipe, step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.1 * share for share in shares], abs=1e-4)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(4 * rates[-1])
+
+
+def test_no_warm_up_starts_at_the_peak() -> None:
+    recipe = Recipe("r", "test_resnet", "", warmup_steps=0, learning_rate=0.1)
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "initial_lr": 0.1}], lr=0.1)
+    assert set_rates(optimizer, recipe, 0, 10) == pytest.approx(0.1)
 
 
 def _judged(best: BestEpoch, *scores: float) -> list[EpochOutcome]:

@@ -56,11 +56,11 @@ def test_without_the_flag_nothing_is_tracked_and_every_call_is_idle(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("tracker", ["trackio", "tensorboard"])
+@pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_refused_with_the_fix(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["mlflow"])
     with pytest.raises(LeukoscopeError) as refused:
         check_tracking(_config(tmp_path, "--report_to", tracker))
     assert str(refused.value) == (
@@ -108,6 +108,14 @@ def test_tensorboard_files_lie_in_the_run_folder(tmp_path: Path) -> None:
         "val_auroc": [(1, 0.5), (2, 0.875)],
         **{f"test_{name}": [(2, value)] for name, value in BLOCK["metrics"].items() if value is not None},
     }
+
+
+@_needs("wandb")
+def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _tracked(tmp_path, _config(tmp_path, "--report_to", "wandb"))
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert len(list(run.glob("*.wandb"))) == 1
 
 
 # trackio reads its folder once, when imported, and every connection is to be seen: a process of its own.

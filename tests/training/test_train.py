@@ -18,7 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import decode_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import load_split
+from leukoscope.data.splits import BY_IMAGE, load_split
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
@@ -275,6 +275,36 @@ def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Pa
     assert len(CellPredictions.load(run / "predictions.parquet").cell_ids) == 16
 
 
+def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they_are_by_image(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("ALL", "HEM"):
+        for path in sorted((own_cells / label).iterdir()):
+            side = own_cells / ("test" if f"{label}7_" in path.name else "train") / label
+            side.mkdir(parents=True, exist_ok=True)
+            path.rename(side / path.name)
+    flags = ("--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--image_size", "32", "--from_scratch")
+    data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--mixed_precision", "no")
+    run = train(parse_config([*data, *flags, "--output_dir", str(tmp_path / "run")]))
+    tested = CellPredictions.load(run / "predictions.parquet").cell_ids
+    assert sorted(tested) == sorted(f"test/{label}/{label}7_{n}" for label in ("ALL", "HEM") for n in (0, 1))
+    (block,) = _metrics(run)["evaluations"]
+    assert (block["split"]["strategy"], block["split"]["disjoint_by"]) == ("given", "cell")
+    said = capsys.readouterr().out
+    assert "splits of its own: train 28, test 4" in said
+    assert BY_IMAGE in said
+
+
+def test_a_number_of_steps_takes_the_place_of_the_epochs(own_cells: Path, tmp_path: Path) -> None:
+    # 32 cells make eight steps of four an epoch.
+    run = train(
+        _own(own_cells, tmp_path / "run", "--split", "all", "--max_train_steps", "11", "--num_train_epochs", "9")
+    )
+    rows = _summary(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["learning_rate"]) < float(rows[0]["learning_rate"]), "the rate falls over these steps"
+
+
 def test_training_on_every_cell_claims_no_test_figure(own_cells: Path, tmp_path: Path) -> None:
     run = train(_own(own_cells, tmp_path / "run", "--split", "all"))
     metrics = _metrics(run)
@@ -300,6 +330,44 @@ def test_bf16_after_full_precision_in_one_process(own_cells: Path, tmp_path: Pat
         config = _own(own_cells, tmp_path / precision, "--mixed_precision", precision)
         accelerator = loop.make_accelerator(config, config.resolve())
         assert accelerator.mixed_precision == precision
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has another default")
+@pytest.mark.parametrize(
+    ("flag", "launched", "precision", "said"),
+    [
+        ([], None, "bf16", "precision bf16: the recipe's default on a CPU; --mixed_precision chooses another"),
+        ([], "no", "no", "precision no: accelerate launch; --mixed_precision chooses another"),
+        ([], "bf16", "bf16", "precision bf16: accelerate launch; --mixed_precision chooses another"),
+        (["--mixed_precision", "no"], "bf16", "no", "precision no: --mixed_precision"),
+    ],
+)
+def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    flag: list[str], launched: str | None, precision: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--output_dir", str(tmp_path))
+    config = parse_config([*data, "--from_scratch", *flag])
+    assert config.resolve().cpu_precision == "bf16"
+    assert loop.make_accelerator(config, config.resolve()).mixed_precision == precision
+    assert capsys.readouterr().out == f"{said}\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_fp16_on_a_cpu_is_refused_whoever_asks_for_it(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _refusal(_own(own_cells, tmp_path / "run", "--mixed_precision", "fp16")) == (
+        "--mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
+    )
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    data = ("--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--output_dir", str(tmp_path / "run"))
+    assert _refusal(parse_config([*data, "--from_scratch"])) == (
+        "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
+    )
 
 
 # Interrupted and resumed
@@ -384,7 +452,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: P
 
 def test_mistyped_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     config = _own(tmp_path / "no such cells", tmp_path / "run", "--mixed_precision", "fp61")
-    assert _refusal(config) == "--mixed_precision fp61: give no or bf16"
+    assert _refusal(config) == "--mixed_precision fp61: unknown here; give one of no, fp16, bf16"
 
 
 def test_unwritable_run_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

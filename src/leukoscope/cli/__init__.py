@@ -19,7 +19,7 @@ from leukoscope.cli.doctor import demo, doctor
 from leukoscope.cli.experiment import ablation, evaluate, leaderboard, leakage, protocol, reproduce
 from leukoscope.cli.options import CommandGroup, ModelCommand
 from leukoscope.cli.predict import field, patient, predict, score
-from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
+from leukoscope.cli.release import assess, card, convert, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 
 EXAMPLES = """
@@ -51,6 +51,8 @@ leukoscope release assess my-release --dataset_name cnmc2019 --train_dir C-NMC_L
 leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD --healthy_dir PBC
 leukoscope release space owner/name@v1 --output my-space
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
+leukoscope release convert DinoBloom-S.pth dinobloom-s
+leukoscope release convert dinov2_vitb14_pretrain.pth dinov2-b
 leukoscope release list
 leukoscope release list runs --json
 leukoscope experiment protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
@@ -86,7 +88,7 @@ app = _group(
     "leukoscope", f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}"
 )
 data = _group("data", "Check data sets before anything is trained on them, and publish them.")
-release = _group("release", "Export, publish, describe, recalibrate and list releases.")
+release = _group("release", "Export, publish, describe, recalibrate and list releases; convert checkpoints.")
 experiment = _group("experiment", "Protocols of many training runs, and releases compared with each other.")
 
 
@@ -147,6 +149,7 @@ _add(data, push_data, "push", cls=TyperCommand)
 app.add_typer(release)
 _add(release, export, "export", old_flags={"out": "output"})
 _add(release, push, "push")
+_add(release, convert, "convert")
 _add(release, card, "card")
 _add(release, recalibrate, "recalibrate", old_flags={"output-dir": "output"})
 _add(release, assess, "assess")

@@ -65,6 +65,7 @@ def predict(
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
+    from leukoscope.inference.gradcam import NO_MAP
 
     files, problems = _image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
@@ -74,7 +75,7 @@ def predict(
             problems.append(prediction)
             continue
         row = prediction.to_dict()
-        if explain is not None:
+        if explain is not None and prediction.heatmaps is not None:
             row["overlay"] = str(_save_overlay(prediction, explain))
         rows.append(row)
 
@@ -82,6 +83,8 @@ def predict(
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
         _print_predictions(rows, predictor.labels)
+    if explain is not None and rows and not any("overlay" in row for row in rows):
+        typer.echo(f"{model}: {NO_MAP}; nothing is written to {explain}", err=True)
     for problem in problems:
         print_error(problem)
     if problems:

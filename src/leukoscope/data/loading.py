@@ -26,7 +26,7 @@ from leukoscope.data.registry import (
     passed_over,
     read_columns,
 )
-from leukoscope.data.splits import SUBJECT_FOLDS
+from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
 from leukoscope.data.synthetic import phantom_cells
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 PRELIMINARY_TEST = "preliminary_test"
 # What others call our columns.
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
+# What splits and their folders are called, as `datasets` reads them.
+_SIDE_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
 
 
@@ -65,6 +71,12 @@ class LoadedCells:
         """The labelled cells that splits are made from."""
         return self.cells["train"]
 
+    @property
+    def own_splits(self) -> dict[str, int]:
+        """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
+        counts = Counter(self.train["fold"][:])
+        return {side: counts[side] for side in SIDES if counts[side]} if counts.keys() <= set(SIDES) else {}
+
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
         """The same data less the cells found damaged, given as cell id → message."""
         if not problems:
@@ -89,6 +101,9 @@ class LoadedCells:
         lines = [f"{self.info.title} — {counts}" + (f", {subjects} subjects" if subjects else "")]
         if self.info.synthetic:
             lines.append("These cells are synthetic: metrics on them say nothing about patients.")
+        if self.own_splits:
+            sides = ", ".join(f"{side} {count:,}" for side, count in self.own_splits.items())
+            lines.append(f"splits of its own: {sides} (taken by --split given, the default here)")
         lines += [f"counts differ: {line}" for line in self.count_differences]
         lines += self.passed_over
         if self.unreadable:
@@ -104,8 +119,18 @@ def load_cells(
     subject_pattern: str | None = None,
     subject_csv: str | Path | None = None,
     image_size: int = 450,
+    validation_dir: str | Path | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    subject_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    test_split: str | None = None,
 ) -> LoadedCells:
     """Load a data set by registry name from a local folder, or from the Hub.
+
+    Splits of its own are kept in the column `fold`: a Hub data set's, those of class folders below `train/`,
+    `validation/` and `test/`, and `validation_dir` beside `train_dir`.
 
     Args:
         dataset_name: a key of `DATASETS`, or a Hub data-set id (`owner/name`).
@@ -114,10 +139,15 @@ def load_cells(
             `subject` (or first group) names the subject.
         subject_csv: `imagefolder` only: a CSV with columns `file` (path below `train_dir`) and `subject`.
         image_size: side in pixels of the phantoms.
+        validation_dir: `imagefolder` only: class folders of the validation side.
+        image_column_name, label_column_name: columns of a Hub data set.
+        subject_column: its column of subjects; None takes the first of `SUBJECT_COLUMNS` that it has.
+        train_split, validation_split, test_split: its splits, or the folders below `train_dir`; None takes those with
+            the usual names.
 
     Raises:
         LeukoscopeError: unknown data set, flags that exclude each other, missing or empty folder, bad pattern,
-            unreachable Hub data set.
+            unreachable Hub data set, or a split or a column that it lacks.
     """
     if "/" not in dataset_name:
         info = dataset_info(dataset_name)
@@ -148,16 +178,50 @@ def load_cells(
         raise LeukoscopeError(
             f"--subject_pattern {subject_pattern!r} --subject_csv {subject_csv}: both name the subjects; give one"
         )
+    named_sides = {"train": train_split, "validation": validation_split, "test": test_split}
+    columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
+    own_layout = info.name in DATASETS and info.name != "imagefolder"
+    on_hub, in_folder = "/" in dataset_name, dataset_name == "imagefolder" and train_dir is not None
+    for flag, value, has_effect in (
+        *((f"--{side}_split", name, not own_layout) for side, name in named_sides.items()),
+        ("--validation_dir", validation_dir, in_folder),
+        ("--image_column_name", image_column_name if image_column_name != "image" else None, on_hub),
+        ("--label_column_name", label_column_name if label_column_name != "label" else None, on_hub),
+        ("--subject_column", subject_column, on_hub),
+    ):
+        if value is not None and not has_effect:
+            data_set = f"--dataset_name {dataset_name}" + ("" if train_dir is None else f" --train_dir {train_dir}")
+            raise LeukoscopeError(f"{flag} {value}: has no effect with {data_set}; leave it out")
     if info.synthetic:
         cells = list(phantom_cells(size=image_size))
         # By their pixels: a new way of drawing them must not meet an old cache.
         rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
         return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
     if train_dir is not None:
-        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv)
+        validation = None if validation_dir is None else Path(validation_dir)
+        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv, validation, named_sides)
     if info.hub_id is None:
         raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
-    return _load_from_hub(info.hub_id, info)
+    return _load_from_hub(info.hub_id, info, columns, None if own_layout else named_sides)
+
+
+def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
+    """The splits that a data set has itself: name → side.
+
+    Args:
+        names: of its splits, or of the folders that may be some.
+        given: side → the name that a flag gives it, or None.
+    """
+    found: dict[str, str] = {}
+    for side, usual in _SIDE_NAMES.items():
+        if (wanted := given[side]) is not None and wanted not in names:
+            raise LeukoscopeError(f"--{side}_split {wanted}: {source} has no such split, only {', '.join(names)}")
+        taken = wanted or next((name for name in usual if name in names), None)
+        if taken in found:
+            raise LeukoscopeError(f"--{side}_split {taken}: is already the {found[taken]} side; name another split")
+        if taken is not None:
+            found[taken] = side
+    return found
 
 
 class _Row(NamedTuple):
@@ -220,18 +284,28 @@ def _images(values: list[object]) -> Dataset:
 
 
 def _load_from_folder(
-    info: DatasetInfo, root: Path, subject_pattern: str | None, subject_csv: str | Path | None
+    info: DatasetInfo,
+    root: Path,
+    subject_pattern: str | None,
+    subject_csv: str | Path | None,
+    validation_dir: Path | None,
+    sides: Mapping[str, str | None],
 ) -> LoadedCells:
-    if not root.is_dir():
-        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
-        raise LeukoscopeError(f"--train_dir {root}: no such folder; {fetch}correct the path")
-    assert info.find_cells is not None
-    found = list(info.find_cells(root))
-    not_used = list(passed_over(info, root, found))
-    if not found:
-        reasons = "; ".join(not_used or [f"expected {info.layout}"])
-        raise LeukoscopeError(f"--train_dir {root}: no cell of {info.title} found; {reasons}")
+    found, not_used = _found_in_folder(info, root, "--train_dir")
+    if info.name == "imagefolder":
+        found, left_out = _with_own_splits(found, root, sides)
+        not_used += left_out
     found = list(_with_subjects(found, root, subject_pattern, subject_csv))
+    if validation_dir is not None:
+        if any(cell.fold == "validation" for cell in found):
+            raise LeukoscopeError(
+                f"--validation_dir {validation_dir}: {root} has a validation folder of its own; leave one out"
+            )
+        more, left_out = _found_in_folder(info, validation_dir, "--validation_dir")
+        not_used += left_out
+        more = [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
+        more = list(_with_subjects(more, validation_dir, subject_pattern, subject_csv))
+        found = [*(replace(cell, fold=cell.fold or "train") for cell in found), *more]
     paths: dict[str, Path] = {}
     for cell in found:
         # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
@@ -248,6 +322,52 @@ def _load_from_folder(
     rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
     images = _images([str(c.path) for c in readable])
     return _assemble(info, images, rows, f"--train_dir {root}", unreadable=unreadable, passed_over=not_used)
+
+
+def _found_in_folder(info: DatasetInfo, root: Path, flag: str) -> tuple[list[CellFile], list[str]]:
+    """The cells of a folder, and one line a reason for which images are not among them."""
+    if not root.is_dir():
+        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
+        raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
+    assert info.find_cells is not None
+    found = list(info.find_cells(root))
+    not_used = list(passed_over(info, root, found))
+    if not found:
+        reasons = "; ".join(not_used or [f"expected {info.layout}"])
+        raise LeukoscopeError(f"{flag} {root}: no cell of {info.title} found; {reasons}")
+    return found, not_used
+
+
+def _with_own_splits(
+    cells: list[CellFile], root: Path, given: Mapping[str, str | None]
+) -> tuple[list[CellFile], list[str]]:
+    """Class folders with their own splits as folds, and one line a folder that belongs to none.
+
+    They have some where flags name them, or where `train` and another side lie directly below the folder.
+    """
+    tops: Counter[str] = Counter()
+    for cell in cells:
+        top, *below = cell.path.relative_to(root).parts
+        tops[top] += len(below) > 1
+    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(root))
+    if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
+        return cells, []
+    _require_train(side_of, tops, f"--train_dir {root}")
+    kept, left = [], Counter[str]()
+    for cell in cells:
+        top, *below = cell.path.relative_to(root).parts
+        if top in side_of and len(below) > 1:
+            kept.append(replace(cell, fold=side_of[top]))
+        else:
+            left[top] += 1
+    return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
+
+
+def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str) -> None:
+    if "train" not in side_of.values():
+        raise LeukoscopeError(
+            f"{source}: has no split called train, only {', '.join(names)}; name it with --train_split"
+        )
 
 
 def _with_subjects(
@@ -330,12 +450,19 @@ def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
     return digest.hexdigest()
 
 
-def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
-    """Load a Hub data set (or a local folder in the same layout) and give its columns our names."""
+def _load_from_hub(
+    hub_id: str, info: DatasetInfo, columns: Mapping[str, str], sides: Mapping[str, str | None] | None
+) -> LoadedCells:
+    """Load a Hub data set (or a local folder in the same layout) and give its columns our names.
+
+    Args:
+        columns: what its columns of images, labels and subjects are called.
+        sides: side → the name of its split, where a flag gives one; None loads the split `train` alone.
+    """
     from datasets import Image, concatenate_datasets, load_dataset
 
     try:
-        table = load_dataset(hub_id, split="train")
+        found = load_dataset(hub_id) if sides is not None else {"train": load_dataset(hub_id, split="train")}
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
         reason = str(error).splitlines()[0]
         name = "imagefolder" if "/" in info.name else info.name
@@ -343,24 +470,36 @@ def _load_from_hub(hub_id: str, info: DatasetInfo) -> LoadedCells:
             f"data set {hub_id}: cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
             f"check the id and the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
-    missing = {"image", "label"} - set(table.column_names)
-    if missing:
-        raise LeukoscopeError(
-            f"data set {hub_id}: lacks the column(s) {', '.join(sorted(missing))}; has {table.column_names}"
-        )
+    source = f"data set {hub_id}"
     if info.name not in DATASETS:
         info = _described(hub_id, info)
-    others = {name: split.num_examples for name, split in (table.info.splits or {}).items() if name != "train"}
-    if others.pop(PRELIMINARY_TEST, None):
-        table = concatenate_datasets([table, load_dataset(hub_id, split=PRELIMINARY_TEST)])
-    images = table.select_columns("image").cast_column("image", Image())
-    return _assemble(
-        info,
-        images,
-        _hub_rows(hub_id, info, table, images),
-        f"data set {hub_id}",
-        passed_over=[f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()],
-    )
+    side_of = {"train": "train"} if sides is None else _own_sides(found, sides, source)
+    _require_train(side_of, found, source)
+    first = next(iter(found.values()))
+    others = {name: split.num_examples for name, split in (first.info.splits or {}).items() if name not in side_of}
+    own_test = others.pop(PRELIMINARY_TEST, None)
+    not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()]
+    wanted = [columns["image"], columns["label"], *([columns["subject"]] if columns["subject"] else [])]
+    tables = {}
+    for name, side in side_of.items():
+        table = found[name]
+        if missing := [column for column in wanted if column not in table.column_names]:
+            raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
+        if side != "train" and {*table[columns["label"]]} <= {None, -1}:
+            not_used.append(f"Hub split {name!r} not used: its {len(table):,} rows have no labels")
+            continue
+        tables[side] = table
+    if own_test:
+        tables["train"] = concatenate_datasets([tables["train"], load_dataset(hub_id, split=PRELIMINARY_TEST)])
+    rows: list[_Row] = []
+    images = []
+    for side, table in tables.items():
+        pictures = table.select_columns(columns["image"])
+        pictures = pictures.rename_columns({columns["image"]: "image"}).cast_column("image", Image())
+        fold = side if len(tables) > 1 else ""
+        rows += _hub_rows(hub_id, table, pictures, columns, fold, len(rows))
+        images.append(pictures)
+    return _assemble(info, concatenate_datasets(images), _spelled(hub_id, info, rows), source, passed_over=not_used)
 
 
 def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
@@ -387,7 +526,10 @@ def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
     )
 
 
-def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -> list[_Row]:
+def _hub_rows(
+    hub_id: str, table: Dataset, images: Dataset, columns: Mapping[str, str], side: str, first: int
+) -> list[_Row]:
+    """The rows of one split; a side other than train goes before its cell ids, `first` is the number of its first."""
     from datasets import ClassLabel
 
     def column(names: Sequence[str]) -> list[Any] | None:
@@ -398,29 +540,43 @@ def _hub_rows(hub_id: str, info: DatasetInfo, table: Dataset, images: Dataset) -
         ids = [x.removesuffix(end) if (end := Path(x).suffix).lower() in IMAGE_SUFFIXES else x for x in named]
     else:
         files = column(ID_COLUMNS)
-        ids = [f"row_{i:06d}" for i in range(len(table))] if files is None else [Path(str(x)).stem for x in files]
+        ids = (
+            [f"row_{first + i:06d}" for i in range(len(table))] if files is None else [Path(str(x)).stem for x in files]
+        )
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(
             f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id"
         )
-    feature = table.features["label"]
+    feature = table.features[columns["label"]]
     name_of = feature.int2str if isinstance(feature, ClassLabel) else str
-    names = [name_of(label) for label in table["label"]]
-    labels = info.labels or tuple(sorted(set(names)))
-    spelled = {label.casefold(): label for label in labels}
-    for name in names:
-        if name.casefold() not in spelled:
-            raise LeukoscopeError(f"data set {hub_id}: unknown label {name!r}; expected one of {', '.join(labels)}")
-    subjects = column(SUBJECT_COLUMNS)
+    names = []
+    for cell, label in zip(ids, table[columns["label"]], strict=True):
+        if label in (None, -1):
+            raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no label; remove its row")
+        names.append(name_of(label))
+    subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:
         subjects = [match["subject"] if (match := CNMC_NAME.match(cell)) else "" for cell in ids]
-    folds = column(["fold"]) or [""] * len(ids)
-    columns = zip(ids, names, subjects, _hub_contents(hub_id, images, ids), folds, strict=True)
+    folds = [side] * len(ids) if side else column(["fold"]) or [""] * len(ids)
+    prefix = "" if side in ("", "train") else f"{side}/"
+    made = zip(ids, names, subjects, _hub_contents(hub_id, images, ids), folds, strict=True)
     return [
-        _Row(cell, spelled[name.casefold()], *("" if x is None else str(x) for x in (subject, content, fold)))
-        for cell, name, subject, content, fold in columns
+        _Row(prefix + cell.removeprefix(prefix), name, *("" if x is None else str(x) for x in (subject, content, fold)))
+        for cell, name, subject, content, fold in made
     ]
+
+
+def _spelled(hub_id: str, info: DatasetInfo, rows: Sequence[_Row]) -> list[_Row]:
+    """The rows with their labels as the registry's entry spells them."""
+    labels = info.labels or tuple(sorted({row.label for row in rows}))
+    spelled = {label.casefold(): label for label in labels}
+    for row in rows:
+        if row.label.casefold() not in spelled:
+            raise LeukoscopeError(
+                f"data set {hub_id}: unknown label {row.label!r}; expected one of {', '.join(labels)}"
+            )
+    return [row._replace(label=spelled[row.label.casefold()]) for row in rows]
 
 
 def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]:
@@ -512,6 +668,8 @@ class FolderReport:
     @property
     def split_flags(self) -> list[str]:
         """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
+        if self.partitions.keys() <= set(SIDES):
+            return []
         fewest = min(self.training_subjects.values())
         if fewest >= SUBJECT_FOLDS:
             return []

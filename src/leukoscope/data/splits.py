@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from leukoscope.data.loading import LoadedCells
 
-Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all"]
+Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
@@ -33,6 +33,12 @@ BALL4_BLOCK = 37
 LARGEST_SHARE = 0.4
 # Deals that a split is chosen from: enough to avoid such sides where the data allow it, few enough for seeds to differ.
 _DEALS = 20
+TRAIN_VAL_SPLIT = 0.15
+"""Share of train that is set apart for validation where a data set's own splits have none."""
+BY_IMAGE = "a split by image may have cells of one person on two sides: its metrics do not hold for a new person"
+"""What is said of every split by image."""
+SIDES = ("train", "validation", "test")
+"""The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
 SUBJECT_FOLDS = 7
 
@@ -111,7 +117,7 @@ def load_split(path: str | Path, data: LoadedCells) -> Split:
 
 def make_split(
     data: LoadedCells,
-    strategy: str,
+    strategy: str | None,
     *,
     seed: int = 0,
     fold: int = 0,
@@ -119,6 +125,7 @@ def make_split(
     validation: bool = True,
     train_folds: Sequence[str] = ("fold_0",),
     test_folds: Sequence[str] = ("fold_1",),
+    train_val_split: float = TRAIN_VAL_SPLIT,
 ) -> Split:
     """Draw a split and assert that its sides are disjoint.
 
@@ -127,22 +134,33 @@ def make_split(
             subject; `fold` is tested), `official` (the publisher's named folds), `random` (70/15/15 by image,
             stratified: the prior systems' protocol), `random-cv` (class-stratified k-fold by image), `block` (like
             `subject`, by blocks of neighbouring images), `block-cv` (like `subject-cv`, by blocks), `all` (train on
-            everything, test on nothing: for a final release).
+            everything, test on nothing: for a final release), `given` (the data set's own splits, cell for cell);
+            None takes `given` where the data set has splits of its own, else `subject`.
         validation: set part of the training side apart to choose the checkpoint.
+        train_val_split: `given` without a validation split: which share of train that part is, 0–1.
 
     Raises:
         LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
     """
+    strategy = strategy or ("given" if data.own_splits else "subject")
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
         raise LeukoscopeError(
             f"--split {strategy}: {data.info.title} has no subject ids; give --subject_pattern or --subject_csv, "
-            "or use --split block or random (and say so when you report figures)"
+            f"or use --split block or random ({BY_IMAGE})"
         )
     group = {"random": "cell", "random-cv": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(
         strategy, "subject"
     )
+    on_two_sides: list[str] = []
+    if strategy == "given":
+        if not data.own_splits:
+            raise LeukoscopeError(
+                f"--split given: {data.info.title} has no splits of its own; choose another --split, or name its "
+                "splits with --train_split, --validation_split and --test_split"
+            )
+        group, on_two_sides = _group_of_own_splits(data)
     drawing = _Drawing(data, group, seed)
     if strategy == "random":
         train, rest = drawing.by_image(drawing.everything, 0.30)
@@ -158,6 +176,12 @@ def make_split(
         train, test = drawing.named(train_folds), drawing.named(test_folds)
         train, val = drawing.set_validation_apart(train) if validation else (train, [])
         detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
+    elif strategy == "given":
+        train, val, test = ([i for i, fold in enumerate(drawing.folds) if fold == side] for side in SIDES)
+        detail = "the data set's own splits"
+        if not val and validation and train_val_split:
+            train, val = drawing.validation_share(train, train_val_split)
+            detail += f", {train_val_split:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
     elif strategy in ("subject-cv", "block-cv"):
         train, test = drawing.fold(fold, num_folds)
         train, val = drawing.set_validation_apart(train) if validation else (train, [])
@@ -166,7 +190,20 @@ def make_split(
         train, test = drawing.fold(0, SUBJECT_FOLDS)
         train, val = drawing.set_validation_apart(train)
         detail = f"about 70/15/15 by {group}"
-    return drawing.finish(strategy, train, val, test, detail)
+    split = drawing.finish(strategy, train, val, test, detail)
+    if on_two_sides:
+        note = f"{len(on_two_sides)} subject(s) stand on two sides of the data set's own splits, e.g. {on_two_sides[0]}"
+        split = replace(split, notes=(*split.notes, f"{note}; --split subject keeps each on one side"))
+    return split
+
+
+def _group_of_own_splits(data: LoadedCells) -> tuple[str, list[str]]:
+    """What a data set's own splits keep on one side, "subject" or "cell", and the subjects on two sides."""
+    sides: defaultdict[str, set[str]] = defaultdict(set)
+    for subject, side in zip(data.train["subject"][:], data.train["fold"][:], strict=True):
+        sides[subject].add(side)
+    both = sorted(subject for subject, on in sides.items() if subject and len(on) > 1)
+    return "cell" if both or "" in sides else "subject", both
 
 
 class _Drawing:
@@ -216,6 +253,13 @@ class _Drawing:
         without = "subject-cv or official" if self.group == "subject" else "block-cv"
         advice = f"use --split {without} with --no_validation, or gather more {self.group}s"
         return self._grouped_folds(train, SUBJECT_FOLDS - 1, advice)[0]
+
+    def validation_share(self, train: list[int], share: float) -> tuple[list[int], list[int]]:
+        """The rows without about that share of them, by whole groups, and that share."""
+        if self.group == "cell":
+            return self.by_image(train, share)
+        advice = f"give another --train_val_split (0 for no validation), or gather more {self.group}s"
+        return self._grouped_folds(train, max(2, round(1 / share)), advice)[0]
 
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
         """Deal whole groups out to folds, stratified by class and by size, as the seed decides.

@@ -21,7 +21,7 @@ from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.backends import TorchBackend
-from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.gradcam import NO_MAP, share_on_cell
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import Release
 
@@ -74,7 +74,7 @@ def explanation_blocks(
     where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
 
     Args:
-        release: of a convolutional network.
+        release: of any network.
         pixels: (N, S, S, 3) uint8, framed for the release; may be memory-mapped.
         labels: (N,) int, true classes in the release's order.
         subjects: N subject ids, "" where unknown.
@@ -85,14 +85,17 @@ def explanation_blocks(
 
     Returns:
         `heat_maps`: every check. `evidence_scale`: the usual maximum of a map, and its usual share on a cell on black.
+        {} for a network without Grad-CAM maps.
 
     Raises:
-        LeukoscopeError: fewer than two cells, or a network without a feature map.
+        LeukoscopeError: fewer than two cells.
     """
     rows = even_sample(labels, subjects, sample, seed)
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
+    if TorchBackend(release.network, release.preprocessing)(cells[:1], explain=True).maps is None:
+        return {}
     probabilities, maps = predict_with_maps(release, release.network, cells)
     predicted = probabilities.argmax(axis=1)
     own = maps[np.arange(len(rows)), predicted]
@@ -184,10 +187,15 @@ def predict_with_maps(release: Release, network: nn.Module, pixels: np.ndarray) 
 
     Returns:
         probabilities (N, K) float64 and maps (N, K, h, w) float32.
+
+    Raises:
+        LeukoscopeError: a network without Grad-CAM maps.
     """
     backend = TorchBackend(network, release.preprocessing, str(next(network.parameters()).device))
     found = [backend(batch, explain=True) for batch in _batches(pixels)]
     maps = [one.maps for one in found if one.maps is not None]
+    if not maps:
+        raise LeukoscopeError(f"{release.name}: {NO_MAP}; check those of a convolutional network")
     return softmax(np.concatenate([one.logits for one in found])), np.concatenate(maps)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.gradcam import explain_features
+from leukoscope.inference.gradcam import explain_features, is_map_of_channels
 from leukoscope.inference.graph import (
     BF16,
     F32,
@@ -74,7 +74,7 @@ class TorchBackend:
 
         Args:
             pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
-            explain: add every class's Grad-CAM map.
+            explain: add every class's Grad-CAM map, where the network's last features are a map of channels.
         """
         import torch
 
@@ -82,7 +82,7 @@ class TorchBackend:
             # Copied: torch must not be given the read-only memory of a file.
             inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
             features = self.network.forward_features(self._normalise(inputs))  # type: ignore[operator]
-            if not explain:
+            if not explain or not is_map_of_channels(self.network, features):
                 logits = self.network.forward_head(features)  # type: ignore[operator]
                 return NetworkOutput(logits.float().cpu().numpy())
         logits, maps = explain_features(self.network, features)

@@ -27,6 +27,9 @@ _COLORMAP, _COLDEST = "inferno", 0.35
 # Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
 _FRAME_RGB = (0, 114, 178)
 _OUTLINE_RGB = (86, 180, 233)
+NO_MAP = (
+    "has no Grad-CAM map: the last features of its network are no map of channels (a vision transformer's are tokens)"
+)
 BLACK_SHARE = 0.05
 """Of a picture at least; with less, it shows no cell cut out on black."""
 
@@ -49,8 +52,7 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
     """
     import torch
 
-    channels = getattr(network, "num_features", None)
-    if features.ndim != 4 or (channels is not None and features.shape[1] != channels):
+    if not is_map_of_channels(network, features):
         raise LeukoscopeError(
             f"{type(network).__name__}: its last features have shape {tuple(features.shape)}, Grad-CAM needs "
             "(batch, channels, height, width); explain with a convolutional network"
@@ -65,6 +67,12 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
             (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
             maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
     return logits.detach().float(), torch.stack(maps, dim=1)
+
+
+def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
+    """Whether a network's last features are (B, C, h, w), as Grad-CAM needs them; a transformer's tokens are not."""
+    channels = getattr(network, "num_features", None)
+    return features.ndim == 4 and channels in (None, features.shape[1])
 
 
 def linear_head_maps(features: np.ndarray, class_weights: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.inference.gradcam import HeatMap, overlay
+from leukoscope.inference.gradcam import NO_MAP, HeatMap, overlay
 
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"
@@ -205,7 +205,8 @@ class Prediction:
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
         seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
             before it was predicted.
-        heatmaps: class → Grad-CAM map, with `explain=True`.
+        heatmaps: class → Grad-CAM map, with `explain=True`; None where the network has none to give: a vision
+            transformer's features are no map of channels.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         checks: what the decision rests on beside the probabilities.
         picture: the upright RGB picture, with `explain=True`.
@@ -247,10 +248,12 @@ class Prediction:
             RGB, the size of the upright picture.
 
         Raises:
-            LeukoscopeError: `explain` was not set, or no such class.
+            LeukoscopeError: `explain` was not set, a network without Grad-CAM maps, or no such class.
         """
-        if self.picture is None or self.heatmaps is None:
+        if self.picture is None:
             raise LeukoscopeError(f"{self.source}: has no Grad-CAM map; predict it with explain=True")
+        if self.heatmaps is None:
+            raise LeukoscopeError(f"{self.model}: {NO_MAP}; explain with a convolutional network")
         label = self.most_probable if label is None else label
         if label not in self.heatmaps:
             raise LeukoscopeError(f"{self.source}: label {label!r} is none of {', '.join(self.heatmaps)}; name one")

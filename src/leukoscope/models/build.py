@@ -7,6 +7,7 @@ half random without anyone knowing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import Recipe
+from leukoscope.models.recipes import RECIPES, Recipe
 from leukoscope.models.release_files import load_safetensors
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
 
@@ -36,12 +37,14 @@ class StartWeights:
         name: what the weights truly are, for the card; defaults to the file's name.
         may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
         from_scratch: start from random weights, without a download.
+        ignore_mismatched: leave out tensors of another shape than the network's.
     """
 
     file: Path | None = None
     name: str = ""
     may_miss: tuple[str, ...] = ()
     from_scratch: bool = False
+    ignore_mismatched: bool = False
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -49,20 +52,32 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
 
     Returns:
         A timm model, or an `OwnNetwork` that offers the same where the head or the architecture is not timm's.
+
+    Raises:
+        LeukoscopeError: a model of timm that takes no picture of this size, or not this recipe's arguments.
     """
     import timm
 
     # DenseNet takes no drop_path_rate at all.
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
     network: nn.Module
-    if recipe.head is not None:
-        network = Classifier(recipe.architecture, num_classes, asdict(recipe.head), **depth)
-    elif recipe.architecture in OWN_ARCHITECTURES:
-        network = OWN_ARCHITECTURES[recipe.architecture](num_classes, recipe.drop_rate)
-    else:
-        network = timm.create_model(
-            recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
-        )
+    try:
+        if recipe.head is not None:
+            network = Classifier(recipe.architecture, num_classes, asdict(recipe.head), **depth)
+        elif recipe.architecture in OWN_ARCHITECTURES:
+            network = OWN_ARCHITECTURES[recipe.architecture](num_classes, recipe.drop_rate)
+        else:
+            network = timm.create_model(
+                recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
+            )
+        if recipe.name not in RECIPES:
+            _try_picture(network, recipe.image_size)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LeukoscopeError(
+            f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({reason}); give another "
+            "--image_size, or leave out what --override changes"
+        ) from None
     # timm initialises EfficientNet's head within ±1/√outputs: with two classes and 1,536 features that starts
     # confidently wrong, and a short fine-tuning spends its first epoch on unlearning it. torch's usual bound is
     # ±1/√inputs.
@@ -73,9 +88,25 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def _try_picture(network: nn.Module, image_size: int) -> None:
+    """Predict one empty picture: what a recipe was not written for may not fit it."""
+    _, side = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
+    if image_size % side:
+        raise ValueError(f"its patches are {side} px wide: the size must be a multiple of that")
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 3, image_size, image_size))
+    network.train()
+
+
 def model_args(recipe: Recipe) -> dict[str, Any]:
     """What `timm.create_model` builds the recipe's network with besides, as a release's config.json keeps it."""
-    return {"block_config": list(recipe.block_config)} if recipe.block_config else {}
+    from timm.models import get_pretrained_cfg
+
+    args: dict[str, Any] = {"block_config": list(recipe.block_config)} if recipe.block_config else {}
+    own = recipe.architecture in OWN_ARCHITECTURES
+    cfg = None if own else get_pretrained_cfg(recipe.architecture)
+    # To timm a fixed size means that the model has an argument for it (vision transformers, for one).
+    return args | ({"img_size": recipe.image_size} if cfg is not None and cfg.fixed_input_size else {})
 
 
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
@@ -96,8 +127,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone = network.backbone if isinstance(network, Classifier) else network
     if start.file is not None:
-        _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start.may_miss)
-        return start.name or start.file.stem
+        left_out = _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
+        return (start.name or start.file.stem) + left_out
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -108,8 +139,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
             f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
             "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
-    _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start.may_miss)
-    return hub_weights_name(recipe.base_model)
+    left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
+    return hub_weights_name(recipe.base_model) + left_out
 
 
 def hub_weights_name(base_model: str) -> str:
@@ -129,9 +160,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _fill(
-    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, may_miss: Sequence[str]
-) -> None:
-    """Copy tensors into a backbone; the classifier always stays new."""
+    network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, start: StartWeights
+) -> str:
+    """Copy tensors into a backbone; the classifier always stays new.
+
+    Returns:
+        what was left out as of another shape, to follow the weights' name; "" for nothing.
+    """
+    # timm's own reading of published files: position embeddings for another picture size, other projects' names.
+    if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
+        tensors = converted(tensors, network)
     head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
     wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
@@ -148,19 +186,22 @@ def _fill(
         unknown = [k for k in unknown if k not in above]
         given = {k: v for k, v in given.items() if k in wanted or k in unknown}
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
-    if unknown or reshaped:
+    left_out = reshaped if start.ignore_mismatched else []
+    wanted, given = ({k: v for k, v in tensors.items() if k not in left_out} for tensors in (wanted, given))
+    if unknown or len(reshaped) > len(left_out):
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
         raise LeukoscopeError(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
             f"differently shaped tensors, e.g. {example}); give weights of {recipe.architecture}"
         )
-    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in may_miss))
+    missing = sorted(k for k in wanted if k not in given and not any(fnmatch(k, p) for p in start.may_miss))
     if missing:
         raise LeukoscopeError(
             f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
+    return f" without {len(left_out)} tensor(s) of another shape, e.g. {left_out[0]}" if left_out else ""
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
@@ -197,6 +238,34 @@ def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
     """All that is new in a network started from ImageNet: a head of its own as a whole, else the last linear layer."""
     return list(network.head.parameters()) if isinstance(network, Classifier) else classifier_parameters(network)
+
+
+def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and statistics of all but the head, by name."""
+    if isinstance(network, Classifier):
+        return network.backbone.state_dict()
+    last = tuple(f"{name}." for name in _classifier_names(network))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(last)}
+
+
+def frozen_modules(network: nn.Module, frozen: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules that a recipe's `frozen` names; "backbone" of a timm model is all but its last linear layer."""
+    if "backbone" not in frozen or hasattr(network, "backbone"):
+        return {name: network.get_submodule(name) for name in frozen}
+    last = [f"{name}." for name in _classifier_names(network)]
+    modules = network.named_modules()
+    return {name: module for name, module in modules if name and not any(one.startswith(f"{name}.") for one in last)}
+
+
+def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
+    """Keep the weights and statistics of what a recipe's `frozen` names; called after `network.train()`."""
+    for module in frozen_modules(network, frozen).values():
+        module.requires_grad_(False).eval()
+    if "backbone" in frozen:
+        # Some parameters are of no module within: a vision transformer's position embedding.
+        trained = {id(parameter) for parameter in head_parameters(network)}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
 
 
 def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Recipes: which network is built, how a cell is preprocessed, and how the network is trained.
 
 First the dataclasses of a recipe, then Leukoscope's own recipes, then published systems that are rebuilt here; all are
-entries of `RECIPES`. `--override` changes single fields; a run's `args.yaml` records what was used.
+entries of `RECIPES`. Any other model of timm has a recipe that follows from its `pretrained_cfg`. `--override` changes
+single fields; a run's `args.yaml` records what was used.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+Schedule = Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "constant_with_warmup"]
+"""How the learning rate goes: cosine and constant are Leukoscope's own, the others are transformers'."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +100,17 @@ class Recipe:
         learning_rate: peak rate of the pretrained layers.
         head_learning_rate: peak rate of the new head.
         drop_rate: dropout of the architecture's own head; a `head` has its own.
-        frozen: modules that keep their pretrained weights and statistics. Early filters carry over from photographs;
-            leaving them alone regularises (few patients, many cells) and saves the costliest part of a step.
-            Ignored when starting from scratch.
+        frozen: modules that keep their pretrained weights and statistics; "backbone" is all but the head. Early
+            filters carry over from photographs; leaving them alone regularises (few patients, many cells) and saves the
+            costliest part of a step. Ignored when starting from scratch.
         cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU (GPUs always use bf16).
         head: layers of its own; None keeps the architecture's own head.
         penalty: added to the loss for the head's hidden layers.
         optimizer: AdamW decays weights apart from the gradient and spares biases and norms; the others add
             `weight_decay` times every parameter to its gradient (L2).
-        schedule: cosine with warm-up, or one rate throughout.
+        schedule: how the learning rate goes: constant has no warm-up, all others but constant_with_warmup fall to zero.
+        warmup_share: share of all steps over which the rate rises to its peak; `warmup_steps`, unless None, is their
+            number.
         plateau: cuts a constant rate when validation stops improving; its last improvement is the epoch kept.
         max_grad_norm: gradients are clipped to this norm; None leaves them alone.
         class_weighted: weigh the loss by inverse class frequency; prior systems did not.
@@ -118,6 +125,7 @@ class Recipe:
         selected_by: without a plateau, the validation metric whose best epoch is kept; one by subject gives way to its
             pooled form where subjects are not known or a class is missing.
         mean, std: what pixels in 0–1 are standardised with.
+        interpolation: how pictures are resized: a filter of Pillow's by timm's name.
     """
 
     name: str
@@ -142,7 +150,8 @@ class Recipe:
     head: Head | None = None
     penalty: Penalty = field(default_factory=Penalty)
     optimizer: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
+    warmup_steps: int | None = None
     plateau: Plateau | None = None
     max_grad_norm: float | None = 5.0
     class_weighted: bool = True
@@ -158,6 +167,7 @@ class Recipe:
     finetuned_by: str = ""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
 
 
 _DENSENET_EARLY = (
@@ -455,11 +465,68 @@ PRIOR_SYSTEMS = (_A, _B, *_C, *_D, _E)
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_OWN, *PRIOR_SYSTEMS)}
 
 
+TIMM = "timm/"
+"""What the names of timm's models begin with on the Hub, and those of their recipes."""
+
+
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name; raises `LeukoscopeError` naming the known ones."""
+    """The recipe of that name: an entry of `RECIPES`, or for "timm/…" the one that `timm_recipe` gives.
+
+    Raises:
+        LeukoscopeError: neither.
+    """
+    if name.startswith(TIMM):
+        return timm_recipe(name, "--recipe")
     if name not in RECIPES:
-        raise LeukoscopeError(f"--recipe {name}: unknown; choose one of {', '.join(RECIPES)}")
+        raise LeukoscopeError(
+            f"--recipe {name}: unknown; choose one of {', '.join(RECIPES)}, or any model of timm with "
+            "--model_name_or_path"
+        )
     return RECIPES[name]
+
+
+def timm_recipe(name: str, flag: str) -> Recipe:
+    """A recipe for any model of timm, from its `pretrained_cfg`: weights, input size, standardisation, interpolation.
+
+    A network that was trained without classes (DINOv2, for one) is frozen, and a linear head is trained on its
+    features; any other is fine-tuned as a whole, at a lower rate where its input size is fixed, as a transformer's is.
+
+    Args:
+        name: a model of timm, with or without "timm/" and a tag: `timm/resnet50.a1_in1k`, `resnet50`.
+        flag: the flag that named it, for messages.
+
+    Raises:
+        LeukoscopeError: timm has no such model, or no such weights of it.
+    """
+    import timm
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    model = name.removeprefix(TIMM)
+    architecture = model.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=3) or ["resnet50", "convnext_tiny"]
+        raise LeukoscopeError(
+            f"{flag} {name}: timm {timm.__version__} has no such model; give one that it has, like {' or '.join(near)}"
+        )
+    try:
+        cfg = get_pretrained_cfg(model) or PretrainedCfg()
+    except RuntimeError:
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise LeukoscopeError(f"{flag} {name}: timm has no such weights; of {architecture} it has {known}") from None
+    base: dict[str, Any] = {
+        "name": TIMM + (f"{architecture}.{cfg.tag}" if cfg.tag else architecture),
+        "architecture": architecture,
+        "base_model": cfg.hf_hub_id or "",
+        "image_size": cfg.input_size[-1],
+        "mean": tuple(cfg.mean),
+        "std": tuple(cfg.std),
+        "interpolation": cfg.interpolation,
+    }
+    if cfg.num_classes == 0:
+        augmentation = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")
+        frozen: dict[str, Any] = {"frozen": ("backbone",), "augmentation": augmentation, "drop_rate": 0.0}
+        return Recipe(**base, **frozen, num_train_epochs=10, sampling="subjects")
+    return Recipe(**base, **_FOR_OTHER_PATIENTS, learning_rate=5e-5 if cfg.fixed_input_size else 2e-4)
 
 
 # Fields that cannot be overridden: they name a recipe.

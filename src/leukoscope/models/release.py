@@ -126,7 +126,9 @@ def save_release(
             "custom_load": False,
             "num_classes": len(labels),
             "pool_size": None,
-            "first_conv": source["first_conv"],
+            # To timm: the size is an argument of the model.
+            "fixed_input_size": bool(source.get("fixed_input_size")),
+            "first_conv": source.get("first_conv"),
             "classifier": source["classifier"],
             "description": description,
         },

@@ -174,7 +174,8 @@ def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     different = []
     for group, prefix in groups:
         made = {**defaults[group], **then[group]}
-        names = [k for k in now[group] if k not in (*NOT_THE_RESULT, "finetuned_by")]
+        # The cells of a split are compared by its fingerprint, whatever dealt them out.
+        names = [k for k in now[group] if k not in (*NOT_THE_RESULT, "finetuned_by", "split")]
         different += [
             f"{prefix}{k}: {made.get(k)}" for k in names if _still_known(made.get(k), now[group][k]) != now[group][k]
         ]
@@ -341,7 +342,10 @@ class TrainingState:
         if self.ema is not None:
             parts["average"] = self.ema.module.state_dict()
         tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
-        return Checkpoint(tensors, {"progress": self.progress.values(), "judge": self.judge.state_dict()})
+        values = {"progress": self.progress.values(), "judge": self.judge.state_dict()}
+        if (scaler := self.accelerator.scaler) is not None:
+            values["loss_scale"] = scaler.state_dict()  # of fp16
+        return Checkpoint(tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that as many processes made."""
@@ -352,6 +356,8 @@ class TrainingState:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.part("average"))
         self.judge.load_state_dict(checkpoint.values["judge"])
+        if self.accelerator.scaler is not None and "loss_scale" in checkpoint.values:
+            self.accelerator.scaler.load_state_dict(checkpoint.values["loss_scale"])
         batches = checkpoint.part("progress").get("figures")
         unbound = [] if batches is None else list(batches[mine].to(device).unbind())
         values, now = checkpoint.values["progress"], time.perf_counter()

@@ -10,23 +10,27 @@ import os
 import shlex
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.loading import SUBJECT_COLUMNS
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.splits import STRATEGIES
+from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, with_overrides
-from leukoscope.training.finetune import follow_release
+from leukoscope.models.recipes import RECIPES, Recipe, Schedule, get_recipe, with_overrides
+from leukoscope.training.finetune import follow_model, follow_release
 
-TRACKERS = ("trackio", "tensorboard")
+TRACKERS = ("trackio", "tensorboard", "wandb")
 _LEAST = {
     "max_train_samples": 1,
     "max_eval_samples": 1,
     "num_train_epochs": 1,
+    "max_train_steps": 1,
+    "num_warmup_steps": 0,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -45,7 +49,7 @@ def check_choices(flags: Mapping[str, Any]) -> None:
     Raises:
         LeukoscopeError: names the flag, its value and what to give instead.
     """
-    if flags["split"] not in STRATEGIES:
+    if flags["split"] not in (None, *STRATEGIES):
         raise LeukoscopeError(f"--split {flags['split']}: unknown; choose one of {', '.join(STRATEGIES)}")
     check_one_start(flags)
     if (tracker := flags["report_to"]) not in (None, *TRACKERS):
@@ -56,12 +60,22 @@ def check_choices(flags: Mapping[str, Any]) -> None:
         raise LeukoscopeError(f"--trackio_space_id {space}: needs --with_tracking and no other tracker than trackio")
     if flags["trackio_public"] and not space:
         raise LeukoscopeError("--trackio_public: has no effect alone; name the Space with --trackio_space_id")
+    if (schedule := flags["lr_scheduler_type"]) not in (None, *get_args(Schedule)):
+        raise LeukoscopeError(f"--lr_scheduler_type {schedule}: unknown; choose one of {', '.join(get_args(Schedule))}")
     steps = flags["checkpointing_steps"]
     if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
         raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
     for flag in ("learning_rate", "head_learning_rate"):
         if flags[flag] is not None and not flags[flag] > 0:
             raise LeukoscopeError(f"--{flag} {flags[flag]}: give a number above 0")
+    share = flags["train_val_split"]
+    if share is not None and not 0 <= share < 1:
+        raise LeukoscopeError(f"--train_val_split {share}: give a share of train from 0 to below 1")
+    if share is not None and flags["split"] not in (None, "given"):
+        raise LeukoscopeError(
+            f"--train_val_split {share}: has no effect with --split {flags['split']}, which sets its own share apart; "
+            "leave one out"
+        )
     if flags["weight_decay"] is not None and not flags["weight_decay"] >= 0:
         raise LeukoscopeError(f"--weight_decay {flags['weight_decay']}: give 0 or more")
     if flags["seed"] >= 2**32:
@@ -92,12 +106,12 @@ _RECIPE = "densenet121"
 # Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
 # `other_cells` compares the cells, `weights_name` the start weights.
 NOT_THE_RESULT = (
-    *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
+    *("output_dir", "train_dir", "validation_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
     *("trackio_space_id", "trackio_public"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
-_PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
+_PATHS = ("train_dir", "validation_dir", "split_file", "subject_csv", "pretrained_weights")
 _NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
 
 
@@ -118,7 +132,26 @@ class DataArguments:
         None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
     )
     subject_csv: str | None = _flag(None, "imagefolder: CSV with the columns file,subject.")
-    split: str = _flag("subject", f"How cells are dealt out: {', '.join(STRATEGIES)}.")
+    validation_dir: str | None = _flag(None, "imagefolder: class folders of the validation side, beside train_dir.")
+    image_column_name: str = _flag("image", "Hub data sets: the column of images.")
+    label_column_name: str = _flag("label", "Hub data sets: the column of labels.")
+    subject_column: str | None = _flag(
+        None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
+    )
+    train_split: str | None = _flag(
+        None, "The data set's split, or folder below train_dir, to train on (default: train, where it has splits)."
+    )
+    validation_split: str | None = _flag(None, "The one to validate on (default: validation, valid, val or dev).")
+    test_split: str | None = _flag(None, "The one to test on (default: test, testing, eval or evaluation).")
+    train_val_split: float | None = _flag(
+        None,
+        f"given, without a validation split: share of train for validation, 0–1 (default: {TRAIN_VAL_SPLIT}).",
+    )
+    split: str | None = _flag(
+        None,
+        f"How cells are dealt out: {', '.join(STRATEGIES)} (default: given, the data set's own splits, where it has "
+        "some; else subject).",
+    )
     split_file: str | None = _flag(None, "A split.json of an earlier run: use its very cells.")
     fold: int = _flag(0, "subject-cv, block-cv: the fold that is tested.")
     num_folds: int = _flag(5, "subject-cv, block-cv: number of folds.")
@@ -138,6 +171,12 @@ class DataArguments:
 class ModelArguments:
     """Which network, and its start weights."""
 
+    model_name_or_path: str | None = _flag(
+        None,
+        "What to start from: a model of timm (timm/resnet50.a1_in1k, resnet50), a release or a folder or Hub "
+        "repository in timm's format. args.yaml records it as the flags that it stands for: --recipe, --init_from, "
+        "--pretrained_weights.",
+    )
     recipe: str = _flag(
         _RECIPE,
         f"A recipe: {', '.join(RECIPES)} (default: {_RECIPE}, or the one that made the release of --init_from).",
@@ -148,6 +187,9 @@ class ModelArguments:
     )
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
+    ignore_mismatched_sizes: bool = _flag(
+        False, "Leave out start weights of another shape than the network's, and name them; the head is always new."
+    )
     from_scratch: bool = _flag(False, "Start from random weights, without a download.")
     override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: augmentation.scale=0.4 mixup=0.2 …")
     init_from: str | None = _flag(
@@ -160,7 +202,9 @@ class RunArguments:
     """How the network is trained, and what happens with the result."""
 
     output_dir: str | None = _flag(None, "The run folder (default: runs/<dataset>-<recipe>).")
+    config: str | None = _flag(None, "A YAML file of flags, such as an earlier run's args.yaml; flags given here win.")
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
+    max_train_steps: int | None = _flag(None, "Optimiser steps in all, in place of --num_train_epochs.")
     per_device_train_batch_size: int | None = _flag(None, "Training batch a process (default: the recipe's).")
     per_device_eval_batch_size: int = _flag(64, "Evaluation batch a process.")
     gradient_accumulation_steps: int = _flag(
@@ -169,10 +213,18 @@ class RunArguments:
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     head_learning_rate: float | None = _flag(None, "Peak learning rate of the head (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
+    lr_scheduler_type: str | None = _flag(
+        None, f"The learning rate's schedule: {', '.join(get_args(Schedule))} (default: the recipe's)."
+    )
+    num_warmup_steps: int | None = _flag(None, "Optimiser steps of linear warm-up (default: the recipe's share).")
     early_stopping_patience: int = _flag(
         8, "Stop after this many epochs without a better validation score (recipes with a plateau have their own rule)."
     )
-    mixed_precision: str | None = _flag(None, "no or bf16 (default: bf16 on a GPU, the recipe's choice on a CPU).")
+    mixed_precision: str | None = _flag(
+        None,
+        "no, fp16 or bf16 (default: that of accelerate launch or its configuration; else bf16 on a GPU, the recipe's "
+        "choice on a CPU).",
+    )
     torch_compile: bool = _flag(False, "Compile the network: quicker steps after minutes of waiting for the first.")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     checkpointing_steps: str = _flag(
@@ -186,10 +238,13 @@ class RunArguments:
         const="latest",
     )
     with_tracking: bool = _flag(
-        False, "Log the run's metrics to a tracker; without --trackio_space_id nothing leaves this machine."
+        False,
+        "Log the run's metrics to a tracker; nothing leaves this machine but by --trackio_space_id or --report_to wandb.",
     )
     report_to: str | None = _flag(
-        None, f"The tracker: {' or '.join(TRACKERS)} (default with --with_tracking: trackio)."
+        None,
+        f"The tracker: {', '.join(TRACKERS)} (default with --with_tracking: trackio). wandb sends the metrics to its "
+        "server, unless WANDB_MODE=offline is set.",
     )
     trackio_space_id: str | None = _flag(
         None, "Send the metrics to this Space on the Hub, owner/name; made if need be, and private."
@@ -197,6 +252,9 @@ class RunArguments:
     trackio_public: bool = _flag(False, "Let everybody see that Space.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
+    hub_token: str | None = _flag(
+        None, "Token for the Hub, of this run alone and recorded nowhere; HF_TOKEN keeps it out of the shell's history."
+    )
     hub_revision: str = _flag("", "Branch of that repository (default: main).")
     hub_private: bool = _flag(False, "Make that repository private.")
     hub_create_pr: bool = _flag(False, "Propose the release as a pull request instead of changing the repository.")
@@ -222,7 +280,8 @@ class TrainingConfig:
         if self.is_smoke_run:
             recipe = replace(
                 recipe,
-                image_size=96,
+                # 112 holds whole patches of 8, 14 and 16 px.
+                image_size=96 if recipe.name in RECIPES else 112,
                 num_train_epochs=12,
                 train_batch_size=16,
                 learning_rate=1e-3,
@@ -244,6 +303,8 @@ class TrainingConfig:
             "learning_rate": self.run.learning_rate,
             "head_learning_rate": self.run.head_learning_rate,
             "weight_decay": self.run.weight_decay,
+            "schedule": self.run.lr_scheduler_type,
+            "warmup_steps": self.run.num_warmup_steps,
         }
         return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
 
@@ -260,7 +321,7 @@ class TrainingConfig:
     @property
     def output_dir(self) -> Path:
         """The run folder."""
-        name = f"{self.data.dataset_name.replace('/', '--')}-{self.model.recipe}"
+        name = f"{self.data.dataset_name}-{self.model.recipe}".replace("/", "--")
         return Path(self.run.output_dir or Path("runs") / name)
 
     @property
@@ -276,6 +337,7 @@ class TrainingConfig:
             file=Path(file) if file else None,
             name=self.model.pretrained_name,
             may_miss=tuple(self.model.pretrained_may_miss),
+            ignore_mismatched=self.model.ignore_mismatched_sizes,
             from_scratch=self.model.from_scratch or (self.is_smoke_run and not file and not self.model.init_from),
         )
 
@@ -329,15 +391,68 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     # Only so can a recipe that was given be told from the default.
     parser.set_defaults(recipe=None)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    files = ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config")
+    if (file := files.parse_known_args(arguments)[0].config) is not None:
+        arguments = [*_arguments_of(Path(file), kinds), *arguments]
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
+    return complete(TrainingConfig(data, model, replace(run, config=None)))
+
+
+def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
+    """The flags that a YAML file holds, by name or under `flags` as in args.yaml, as parts of a command line.
+
+    Raises:
+        LeukoscopeError: no such file, no YAML, or a name that is no flag.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
+    content = content.get("flags", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise LeukoscopeError(f"--config {file}: holds no flags; write one a line, like `learning_rate: 1e-4`")
+    defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
+    arguments = []
+    for name, value in content.items():
+        if name not in defaults or (name == "config" and value is not None):
+            raise LeukoscopeError(f"--config {file}: {name} is no flag; `python train.py --help` lists them all")
+        if isinstance(defaults[name], bool):
+            arguments += [f"--{name}={value}"]
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None:
+            # YAML reads a plain `no` as false.
+            arguments += [f"--{name}={'no' if value is False else value}"]
+    return arguments
+
+
+def complete(config: TrainingConfig) -> TrainingConfig:
+    """Fill in what follows from the start that is named, and take the token for the Hub out.
+
+    Args:
+        config: `model.recipe` is None where none was given.
+
+    Raises:
+        LeukoscopeError: a model or a release that cannot be started from, or flags that name two starts.
+    """
+    model, run = config.model, config.run
+    if run.hub_token is not None:
+        # Where the Hub's client looks for it, and nowhere that a run records.
+        os.environ["HF_TOKEN"] = run.hub_token
+    if model.model_name_or_path:
+        model = replace(model, model_name_or_path=None, **follow_model(model.model_name_or_path, asdict(model)))
     if model.init_from:
         check_one_start(asdict(model))
         model = replace(model, **follow_release(model.init_from, model.recipe, model.image_size))
-    elif model.recipe is None:
-        model = replace(model, recipe=_RECIPE)
-    return TrainingConfig(data, model, run)
+    recipe = vars(model)["recipe"]
+    model = replace(model, recipe=_RECIPE if recipe is None else recipe)
+    return replace(config, model=model, run=replace(run, hub_token=None))
 
 
 def resume_hint(config: TrainingConfig) -> str:
@@ -353,7 +468,8 @@ def launch_command() -> list[str]:
     # What `accelerate launch` always sets for what it starts; and torchrun.
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         processes = os.environ.get("WORLD_SIZE", "1")
-        return ["accelerate", "launch", *["--cpu"] * on_cpu, "--num_processes", processes, sys.argv[0]]
+        precision = ["--mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"]]
+        return ["accelerate", "launch", *["--cpu"] * on_cpu, *precision, "--num_processes", processes, sys.argv[0]]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         processes = os.environ["LOCAL_WORLD_SIZE"]
         return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, sys.argv[0]]

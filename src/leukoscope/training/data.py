@@ -25,7 +25,9 @@ from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, write_atomic
+from leukoscope.models.build import backbone_state
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.remote.networks import Classifier
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
 _FEATURE_BATCH = 64
@@ -276,12 +278,16 @@ class HeadOnFeatures(nn.Module):
         self.network = network
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.network.head.from_pooled(features)  # type: ignore[operator,union-attr]
+        if isinstance(self.network, Classifier):
+            return self.network.head.from_pooled(features)
+        return self.network.get_classifier()(features)  # type: ignore[operator]
 
 
 def can_cache_features(recipe: Recipe) -> bool:
     """True where the whole backbone is frozen and no augmentation but mirroring changes its input."""
-    return "backbone" in recipe.frozen and recipe.augmentation.only_mirrors
+    # Dropout before timm's own last layer would strike the features.
+    constant = recipe.head is not None or not recipe.drop_rate
+    return "backbone" in recipe.frozen and recipe.augmentation.only_mirrors and constant
 
 
 def caching_pays_off(path: Path, cells: FramedCells, recipe: Recipe, passes: int) -> bool:
@@ -297,14 +303,15 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
     backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
     parts = (decoded, *backbone, recipe.augmentation.mirrorings)
-    key = hashlib.sha256(repr((*parts, str(network.head.pool))).encode()).hexdigest()[:16]  # type: ignore[union-attr]
+    pool = network.head.pool if isinstance(network, Classifier) else getattr(network, "global_pool", "")
+    key = hashlib.sha256(repr((*parts, str(pool))).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
 
 def backbone_hash(network: nn.Module) -> str:
     """sha256 over names, types, shapes and values of a backbone's weights and statistics."""
     digest = hashlib.sha256()
-    for name, tensor in network.get_submodule("backbone").state_dict().items():
+    for name, tensor in backbone_state(network).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -324,7 +331,7 @@ def frozen_features(
 
     Args:
         path: from `features_file`.
-        network: with `backbone` and `head`; used on the device it is on, in eval mode and float32.
+        network: a `Classifier` or a model of timm; used on the device it is on, in eval mode and float32.
         mirrorings: the V versions of a cell, as `Augmentation.mirrorings` lists them.
         say: receives one line on what was done.
         shows_progress: show a progress bar.
@@ -380,7 +387,9 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     network.eval()
     with torch.inference_mode():
         features = network.forward_features(inputs.to(device))  # type: ignore[operator]
-        return network.head.pool(features).flatten(1).float()  # type: ignore[operator,union-attr]
+        if isinstance(network, Classifier):
+            return network.head.pool(features).flatten(1).float()
+        return network.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:

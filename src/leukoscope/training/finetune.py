@@ -19,10 +19,12 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
 from leukoscope.models.build import StartWeights, copy_weights, load_start_weights
-from leukoscope.models.recipes import RECIPES, Recipe
+from leukoscope.models.hub_download import release_folder
+from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import Release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
 from leukoscope.models.remote.networks import OwnNetwork
@@ -63,6 +65,62 @@ def open_release(init_from: str) -> Release:
     return Release(**vars(predictor.release), network=predictor.backend.network)
 
 
+def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that --model_name_or_path stands for.
+
+    Args:
+        name: a model of timm, with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's
+            format (config.json and model.safetensors) whose network has no classes, such as a converted DinoBloom.
+        flags: those of `ModelArguments`.
+
+    Returns:
+        `recipe`; `init_from`; or `recipe`, `pretrained_weights`, `pretrained_name`, `image_size` and `override`.
+
+    Raises:
+        LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
+    """
+    import timm
+
+    starts = ("recipe", "init_from", "pretrained_weights")
+    if given := [f"--{flag}" for flag in starts if flags[flag]]:
+        raise LeukoscopeError(
+            f"--model_name_or_path {name} and {' and '.join(given)} exclude each other; leave one out"
+        )
+    if not Path(name).exists() and ("/" not in name or name.startswith(TIMM)):
+        return {"recipe": timm_recipe(name, "--model_name_or_path").name}
+    if Path(name).is_file():
+        raise LeukoscopeError(
+            f"--model_name_or_path {name}: is a file; give the folder of a release, or for weights alone --recipe and "
+            "--pretrained_weights. A checkpoint of DINOv2 or DinoBloom becomes such a folder by `leukoscope release "
+            f"convert {name} FOLDER`"
+        )
+    try:
+        folder = release_folder(name, (CONFIG, WEIGHTS))
+        config = json.loads((folder / CONFIG).read_text())
+    except (LeukoscopeError, OSError, ValueError) as error:
+        raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
+    if not isinstance(config, dict) or config.get("label_names"):
+        return {"init_from": name}
+    architecture, cfg = str(config.get("architecture")), config.get("pretrained_cfg")
+    if not isinstance(cfg, dict) or not timm.is_model(architecture):
+        raise LeukoscopeError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
+    try:
+        prepared = Preprocessing.from_pretrained_cfg(cfg)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise LeukoscopeError(f"--model_name_or_path {name}: its pretrained_cfg cannot be followed ({error})") from None
+    recipe = timm_recipe(architecture, "--model_name_or_path")
+    differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
+    settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
+    at = "" if Path(name).exists() else f"@{folder.name[:12]}"
+    return {
+        "recipe": recipe.name,
+        "pretrained_weights": str(folder / WEIGHTS),
+        "pretrained_name": flags["pretrained_name"] or f"{cfg.get('tag') or architecture} of {Path(name).name}{at}",
+        "image_size": flags["image_size"] or prepared.image_size,
+        "override": [*settings, *flags["override"]],
+    }
+
+
 def follow_release(init_from: str, recipe: str | None, image_size: int | None) -> dict[str, Any]:
     """Take from a release what the flags leave open: recipe, image size, and the Hub's commit.
 
@@ -77,12 +135,17 @@ def follow_release(init_from: str, recipe: str | None, image_size: int | None) -
     """
     release = open_release(init_from)
     made_by = release.metrics.get("recipe", {}).get("name")
-    if recipe is None and made_by not in RECIPES:
-        said = f"was made by the recipe {made_by}, unknown here" if made_by else "does not say which recipe made it"
-        raise LeukoscopeError(f"--init_from {init_from}: {said}; name one of its architecture with --recipe")
-    if recipe is None and RECIPES[made_by].finetuned_by and not isinstance(release.network, OwnNetwork):
-        # Rewritten for timm, it is no longer the network that the recipe builds.
-        made_by = RECIPES[made_by].finetuned_by
+    if recipe is None:
+        try:
+            followed = get_recipe(made_by or "")
+        except LeukoscopeError:
+            said = f"was made by the recipe {made_by}, unknown here" if made_by else "does not say which recipe made it"
+            raise LeukoscopeError(
+                f"--init_from {init_from}: {said}; name one of its architecture with --recipe"
+            ) from None
+        if followed.finetuned_by and not isinstance(release.network, OwnNetwork):
+            # Rewritten for timm, it is no longer the network that the recipe builds.
+            made_by = followed.finetuned_by
     return {
         "recipe": recipe or made_by,
         "image_size": image_size or release.preprocessing.image_size,

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import head_parameters
@@ -77,8 +78,16 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total
     Returns:
         the rate of the first group.
     """
-    constant = recipe.schedule == "constant"
-    share = cut * (1.0 if constant else cosine_with_warmup(step, total_steps, recipe.warmup_share))
+    warmup_share = recipe.warmup_share if recipe.warmup_steps is None else recipe.warmup_steps / total_steps
+    if recipe.schedule == "constant":
+        share = cut
+    elif recipe.schedule == "cosine":
+        share = cut * cosine_with_warmup(step, total_steps, warmup_share)
+    else:
+        # A scheduler of its own for every step: what it keeps would have to be in checkpoints.
+        aside = torch.optim.SGD([torch.zeros(1)], lr=recipe.learning_rate)
+        schedule = get_scheduler(recipe.schedule, aside, round(total_steps * warmup_share), total_steps)
+        share = cut * schedule.lr_lambdas[0](step)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * share
     return float(optimizer.param_groups[0]["lr"])

@@ -37,6 +37,7 @@ from leukoscope.evaluation.plots import (
 )
 from leukoscope.files import write_atomic
 from leukoscope.inference.predictor import Predictor
+from leukoscope.models.build import frozen_modules
 from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
 
 if TYPE_CHECKING:
@@ -289,10 +290,10 @@ def network_stages(network: nn.Module, image_size: int, frozen: Sequence[str] = 
         for hook in hooks:
             hook.remove()
     total = sum(p.numel() for p in network.parameters())
-    stages = []
+    still, stages = frozen_modules(network, frozen) if "backbone" in frozen else frozen, []
     for name, module in _rows(network, outputs, total):
         parameters = sum(p.numel() for p in module.parameters())
-        is_frozen = any(f"{name}.".startswith(f"{prefix}.") for prefix in frozen)
+        is_frozen = any(f"{name}.".startswith(f"{prefix}.") for prefix in still)
         trains = parameters > 0 and not is_frozen
         stages.append(Stage(name, type(module).__name__, outputs[module], parameters, trains))
     return stages

@@ -396,10 +396,10 @@ def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Rec
     try:
         with nullcontext() if space else _hub_offline():
             accelerator.init_trackers(
-                # To TensorBoard this is the folder.
-                _PROJECT if config.tracker == "trackio" else config.tracker,
+                # To TensorBoard this is the folder below the run's.
+                "tensorboard" if config.tracker == "tensorboard" else _PROJECT,
                 config=_flat({**config.as_dict(), "resolved_recipe": asdict(recipe)}),
-                init_kwargs={"trackio": trackio},
+                init_kwargs={"trackio": trackio, "wandb": {"name": trackio["name"], "dir": str(config.output_dir)}},
             )
     except (HTTPError, OSError, ValueError) as error:
         if not space:

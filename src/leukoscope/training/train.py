@@ -25,7 +25,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import Split, load_split, make_split
+from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
 from leukoscope.models.build import build_network, is_rewritable, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored, save_release
@@ -53,6 +53,7 @@ from leukoscope.training.run_folder import (
 )
 from leukoscope.training.trainer import Trainer
 
+PRECISIONS = ("no", "fp16", "bf16")
 # From these a network's channel statistics are measured before it is rewritten for timm.
 _MEASURED_CELLS = 64
 # glibc's malloc.h.
@@ -90,8 +91,10 @@ def train(config: TrainingConfig) -> Path:
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
     )
-    for note in split.notes:
+    for note in (*split.notes, *([BY_IMAGE] if split.group == "cell" and split.strategy != "all" else [])):
         say(f"  {note}")
+    if not split.test:
+        say("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
     if config.is_smoke_run:
         say("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
@@ -186,10 +189,27 @@ def train(config: TrainingConfig) -> Path:
 
 
 def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
-    """Make the accelerator for CPU, GPU or several; the precision is the flag's, else what suits the device."""
-    precision = config.run.mixed_precision or ("bf16" if torch.cuda.is_available() else recipe.cpu_precision)
-    if precision not in ("no", "bf16"):
-        raise LeukoscopeError(f"--mixed_precision {precision}: give no or bf16")
+    """Make the accelerator for CPU, GPU or several.
+
+    The precision is the flag's, else that of `accelerate launch` or its configuration, else what suits the device; it
+    is printed with what decided on it.
+
+    Raises:
+        LeukoscopeError: an unknown precision, or one that this device does not have.
+    """
+    # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    choices = (
+        (config.run.mixed_precision, "--mixed_precision", "--mixed_precision"),
+        (launched, "accelerate launch", "accelerate launch --mixed_precision"),
+        ("bf16", "the default on a GPU", "") if on_gpu else (recipe.cpu_precision, "the recipe's default on a CPU", ""),
+    )
+    precision, why, flag = next(choice for choice in choices if choice[0])
+    if precision not in PRECISIONS:
+        raise LeukoscopeError(f"{flag} {precision}: unknown here; give one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and not on_gpu:
+        raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -200,8 +220,9 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
     )
+    other = "" if why.startswith("--") else "; --mixed_precision chooses another"
+    accelerator.print(f"precision {precision}: {why}{other}", flush=True)
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
@@ -211,7 +232,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     """This recipe's preprocessing of this data set."""
     return Preprocessing(
-        recipe.image_size, data.info.crop_pct, mean=recipe.mean, std=recipe.std, framing=recipe.framing
+        recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std, recipe.framing
     )
 
 
@@ -229,6 +250,13 @@ def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accel
             subject_pattern=args.subject_pattern,
             subject_csv=args.subject_csv,
             image_size=2 * recipe.image_size,
+            validation_dir=args.validation_dir,
+            image_column_name=args.image_column_name,
+            label_column_name=args.label_column_name,
+            subject_column=args.subject_column,
+            train_split=args.train_split,
+            validation_split=args.validation_split,
+            test_split=args.test_split,
         )
 
         def progress(done: int, total: int) -> None:
@@ -253,6 +281,7 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             validation=not args.no_validation,
             train_folds=args.train_folds,
             test_folds=args.test_folds,
+            train_val_split=TRAIN_VAL_SPLIT if args.train_val_split is None else args.train_val_split,
         )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 

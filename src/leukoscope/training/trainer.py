@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.models.build import freeze
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.config import RunArguments
@@ -87,6 +89,8 @@ class Trainer:
     loader: DataLoader[Any]
     state: TrainingState
     steps_per_epoch: int
+    total_steps: int
+    epochs: int
     batch_size: int
 
     def __init__(
@@ -145,7 +149,7 @@ class Trainer:
         progress = self.state.progress
         yield from list(progress.rows)
         with self.stop if self.checkpoints else nullcontext():
-            while progress.epoch < self.recipe.num_train_epochs and not progress.stopped:
+            while progress.epoch < self.epochs and not progress.stopped:
                 yield self._epoch()
         self.epochs_run, self.seconds = progress.epoch, progress.seconds
         self.kept_epoch = progress.kept_epoch or self.epochs_run
@@ -167,8 +171,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Freeze what the recipe freezes, and put everything that training needs on the device."""
         accelerator, recipe, network = self.accelerator, self.recipe, self.network
-        for name in recipe.frozen:
-            network.get_submodule(name).requires_grad_(False)
+        freeze(network, recipe.frozen)
         rows = self.cells.rows(self.split.train)
         self.inputs, learner = self._inputs_and_learner()
         train = CellDataset(self.inputs, self.cells.labels, rows)
@@ -195,6 +198,8 @@ class Trainer:
             self.eval_model = HeadOnFeatures(ema.module) if isinstance(learner, HeadOnFeatures) else ema.module
         self.state = TrainingState(accelerator, network, self.optimizer, self.judge, ema)
         self.steps_per_epoch = len(self.loader) // accelerator.gradient_accumulation_steps
+        self.total_steps = self.run.max_train_steps or recipe.num_train_epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         if accelerator.process_index:
             # Dropout must not strike the same units in every process.
             torch.manual_seed(self.run.seed + accelerator.process_index)
@@ -243,8 +248,7 @@ class Trainer:
             # Evenly spread over the training side, whatever its order; for the network that is validated and kept.
             spread = evenly_spread(self.cells.rows(self.split.train), recipe.batch_norm_cells)
             self.eval_model.train()
-            for name in recipe.frozen:
-                state.eval_network.get_submodule(name).eval()
+            freeze(state.eval_network, recipe.frozen)
             recompute_batch_norm(self.eval_model, self.inputs, spread, accelerator, self.batch_size)
         if state.ema is not None and accelerator.num_processes > 1:
             # Each process saw batches of its own; what predicts, and what is kept, must be the same network.
@@ -294,6 +298,8 @@ class Trainer:
             if accelerator.sync_gradients:
                 progress.step += 1
                 self._after_step()
+                if self._steps_done == self.total_steps:
+                    break
         self._check_losses()
         # The mean over processes too: they must come to one decision.
         means = accelerator.reduce(torch.stack(progress.batches).mean(dim=0), "mean")
@@ -316,8 +322,7 @@ class Trainer:
     def _train_mode(self) -> None:
         """Training mode, but for frozen modules: those keep weights and batch statistics."""
         self.learner.train()
-        for name in self.recipe.frozen:
-            self.network.get_submodule(name).eval()
+        freeze(self.network, self.recipe.frozen)
         if self.recipe.batch_norm_frozen:
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
@@ -325,9 +330,8 @@ class Trainer:
 
     def _set_rates(self, step: int) -> float:
         """Set every parameter's learning rate for a step of this epoch; that of the first group."""
-        total = self.recipe.num_train_epochs * self.steps_per_epoch
         done = self.state.progress.epoch * self.steps_per_epoch
-        return set_rates(self.optimizer, self.recipe, done + step, total, self.judge.rate)
+        return set_rates(self.optimizer, self.recipe, done + step, self.total_steps, self.judge.rate)
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Train on one batch.
@@ -356,7 +360,7 @@ class Trainer:
             self.state.ema.update(self.network, step=self._steps_done)
         self._stop_if_asked(self._steps_done)
         # At the end of an epoch a checkpoint is written after validation.
-        within_epoch = self.state.progress.step < self.steps_per_epoch
+        within_epoch = self.state.progress.step < self.steps_per_epoch and self._steps_done < self.total_steps
         if self.checkpoints and self.checkpoints.due(self._steps_done) and within_epoch:
             self._save()
 

@@ -14,6 +14,7 @@ from io import BytesIO
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.web.text import MEANINGS, DecisionText, percent
 
 # For pictures whose cells can be opened: tells the server which was clicked; a button reacts to Enter and Space itself.
@@ -108,14 +109,18 @@ def decision(probabilities: Mapping[str, float], text: DecisionText) -> str:
 
 
 def pictures(
-    original: Image.Image, overlay: Image.Image, caption: str, label: str, peak: float, strength: str = ""
+    original: Image.Image, overlay: Image.Image | None, caption: str, label: str, peak: float, strength: str = ""
 ) -> str:
     """The cell over its Grad-CAM overlay, with a slider between them; for an element with `VIEW`.
 
     Args:
+        overlay: None shows the cell alone.
         peak: the Grad-CAM value at the upper end of the colour scale.
         strength: "weak", "usual" or "strong": this picture's map among those of the model; "" where not measured.
     """
+    if overlay is None:
+        whole = _img(original, f"The picture as given: {caption}")
+        return f"<figure>{whole}<figcaption>{escape(caption)}</figcaption></figure>"
     width, height = original.size
     buttons = "".join(
         f'<button type="button" {what} aria-label="{name}" title="{name}">{sign}</button>'
@@ -150,7 +155,7 @@ def _img(image: Image.Image, alt: str) -> str:
     return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
 
 
-def side_by_side(results: Sequence[tuple[str, str, Image.Image, str, float, str]]) -> str:
+def side_by_side(results: Sequence[tuple[str, str, Image.Image | None, str, float, str]]) -> str:
     """What several models predict of one picture.
 
     Args:
@@ -158,8 +163,12 @@ def side_by_side(results: Sequence[tuple[str, str, Image.Image, str, float, str]
     """
     columns = "".join(
         f"<section><h2>{escape(name)}</h2>{decided}"
-        f"<figure>{_img(overlay, f'Grad-CAM map of {name} for {label}')}</figure>{_scale(label, peak, strength)}"
-        "</section>"
+        + (
+            f"<figure>{_img(overlay, f'Grad-CAM map of {name} for {label}')}</figure>{_scale(label, peak, strength)}"
+            if overlay is not None
+            else f"<p>This model {escape(NO_MAP)}.</p>"
+        )
+        + "</section>"
         for name, decided, overlay, label, peak, strength in results
     )
     return f'<div class="lk-two">{columns}</div>'

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
-from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
+from leukoscope.inference.gradcam import NO_MAP, EvidenceScale, map_colours, overlay
 from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
@@ -77,8 +77,8 @@ class CellResult:
 
     @property
     def own_peak(self) -> float:
-        """The highest value of this picture's maps."""
-        return max(float(heat.max()) for heat in self.maps.values())
+        """The highest value of this picture's maps; 0 where the model has none."""
+        return max((float(heat.max()) for heat in self.maps.values()), default=0.0)
 
     def peak(self, common_scale: bool = False) -> float:
         """The upper end of the colour scale: this picture's, or the one for all pictures of the model."""
@@ -94,19 +94,26 @@ class CellResult:
             self.decision(point), self.prediction.probabilities, self.thresholds, self.prediction.checks
         )
 
-    def pictures(self, label: str, opacity: float, common_scale: bool = False) -> tuple[Image.Image, Image.Image]:
+    def pictures(
+        self, label: str, opacity: float, common_scale: bool = False
+    ) -> tuple[Image.Image, Image.Image | None]:
         """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
 
-        All classes of a picture share one colour scale, and all pictures of the model with `common_scale`.
+        All classes of a picture share one colour scale, and all pictures of the model with `common_scale`. A model
+        without Grad-CAM maps has no overlay.
         """
         shown = self.image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        if not self.maps:
+            return shown, None
         left, top, right, bottom = (edge * shown.width / self.image.width for edge in self.prediction.view_box)
         heat = (self.prediction.heatmaps or {})[label]
         return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=self.peak(common_scale))
 
     def map_text(self, label: str) -> str:
         """A class's Grad-CAM map in words."""
+        if not self.maps:
+            return f"This model {NO_MAP}."
         left, top, right, bottom = (round(edge) for edge in self.prediction.view_box)
         text = map_text(self.maps[label], self.image.crop((left, top, right, bottom)), label)
         return f"{text} {weak_map_text(self.maps, label, self.scale.weak)}".strip()
@@ -222,7 +229,7 @@ def result_image(
 ) -> Image.Image:
     """Cell and Grad-CAM map side by side, the colour scale, the probability bars and the whole text, as RGB."""
     pictures = []
-    for picture in result.pictures(label, opacity, common_scale):
+    for picture in filter(None, result.pictures(label, opacity, common_scale)):
         factor = SIDE / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
         pictures.append(picture.resize(size))
@@ -236,15 +243,16 @@ def result_image(
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(17)
 
     for column, (picture, caption) in enumerate(
-        zip(pictures, (result.caption, f"Grad-CAM map for {label}"), strict=True)
+        zip(pictures, (result.caption, f"Grad-CAM map for {label}"), strict=False)
     ):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
         pen.text((left, captions_at), textwrap.shorten(_plain(caption), 52), QUIET, font)
-    colours = map_colours(160)[None].repeat(12, axis=0)
-    drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
-    pen.text((left, captions_at + LINE), "0", QUIET, font)
-    pen.text((left + 186, captions_at + LINE), f"{result.peak(common_scale):.3g}", QUIET, font)
+    if result.maps:
+        colours = map_colours(160)[None].repeat(12, axis=0)
+        drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
+        pen.text((left, captions_at + LINE), "0", QUIET, font)
+        pen.text((left + 186, captions_at + LINE), f"{result.peak(common_scale):.3g}", QUIET, font)
 
     top = bars_at
     if not decided.has_class:

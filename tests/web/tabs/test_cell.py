@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
@@ -212,3 +214,24 @@ def test_what_was_forgotten_is_to_be_given_again() -> None:
     assert list(handlers["on_draw"](None, "ALL", 0.5, False).values()) == [panels.placeholder(told)]
     assert handlers["on_point"](None, "youden") == panels.placeholder(told)
     assert handlers["on_tta"](None) == panels.placeholder(told)
+
+
+# A network without Grad-CAM maps
+
+
+def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path) -> None:
+    result = predict_cell(ModelCache({"vit": vit_release}), *example(0), "vit")
+    shown = _tab().show(result, 0.5, "")
+    html = "".join(value for value in shown.values() if isinstance(value, str))
+    assert f"This model {NO_MAP}." in unescape(html)
+    assert "Grad-CAM map for" not in html
+    assert f"This model {NO_MAP}." in result.summary()
+    assert result_image(result, "ALL", 0.5).width > 0
+
+
+def test_the_endpoint_of_a_model_without_maps_gives_none(vit_release: Path, tmp_path: Path) -> None:
+    example(0)[0].save(tmp_path / "cell.png")
+    outcome, _, covered, text, _ = _predict({"vit": vit_release})(str(tmp_path / "cell.png"), "vit", "")
+    assert outcome in ("ALL", "HEM")
+    assert covered is None
+    assert NO_MAP in text

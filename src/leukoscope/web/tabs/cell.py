@@ -425,7 +425,7 @@ class CellTab(ResultTab):
 
         def predict(
             image: str | None, model: str | None, operating_point: str = ""
-        ) -> tuple[str, dict[str, float], Image.Image, str, dict[str, Any]]:
+        ) -> tuple[str, dict[str, float], Image.Image | None, str, dict[str, Any]]:
             """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
             with gradio_errors():
                 result = predict_cell(self.models, *read_upload(image), model)
@@ -439,7 +439,7 @@ class CellTab(ResultTab):
             _, covered = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
             text = result.summary(operating_point)
-            return decision["outcome"], predicted.probabilities, unshared_copy(covered), text, decision
+            return decision["outcome"], predicted.probabilities, covered and unshared_copy(covered), text, decision
 
         with gr.Group(visible=False):
             inputs = [cell_upload(label="image"), self.model, gr.Textbox("", label="operating_point")]

@@ -1,0 +1,109 @@
+"""Any model of timm trains, is released, and answers alike wherever it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from transformers import pipeline
+
+from leukoscope import LeukoscopeError, Predictor
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.training.config import parse_config
+from leukoscope.training.train import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "size", "has_map"),
+    [
+        ("resnet18", 64, True),
+        ("convnext_atto", 64, True),
+        ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", 64, False),
+        ("timm/tf_efficientnet_b3.ns_jft_in1k", 64, True),
+        ("densenet169", 64, True),
+    ],
+)
+def test_it_trains_an_epoch_is_released_and_answers_alike(
+    model: str, size: int, has_map: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
+    flags = ["--image_size", str(size), "--num_train_epochs", "1", "--max_train_samples", "48"]
+    small = ["--max_eval_samples", "16", "--output_dir", str(tmp_path / "run")]
+    release = train(parse_config(["--model_name_or_path", model, *flags, *small])) / "release"
+    metrics = json.loads((release / "metrics.json").read_text())
+    assert metrics["recipe"]["name"].startswith(f"timm/{model.removeprefix('timm/')}")
+    pictures = []
+    for label in ("ALL", "HEM"):
+        pictures.append(tmp_path / f"{label}.png")
+        Image.fromarray(draw_cell(label, subject=1, cell=1, size=200).image).save(pictures[-1])
+
+    predictions = Predictor.from_pretrained(release)(pictures, explain=True)
+    ours = np.array([list(prediction.probabilities.values()) for prediction in predictions])
+
+    classify = pipeline("image-classification", model=str(release), device=-1)
+    theirs = [{row["label"]: row["score"] for row in classify(str(picture))} for picture in pictures]
+    assert np.abs(ours - np.array([[row[k] for k in ("ALL", "HEM")] for row in theirs])).max() < 1e-4
+    network = timm.create_model(f"local-dir:{release}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config(model=network))
+    with torch.inference_mode():
+        logits = network(torch.stack([transform(Image.open(picture).convert("RGB")) for picture in pictures]))
+    assert np.abs(ours - logits.softmax(dim=1).numpy()).max() < 1e-4
+    assert (predictions[0].heatmaps is not None) is has_map
+
+    config = parse_config(["--model_name_or_path", str(release), "--dataset_name", "phantoms"])
+    assert config.model.init_from == str(release)
+    assert (config.model.recipe, config.model.image_size) == (metrics["recipe"]["name"], size)
+
+
+def _timm_folder(folder: Path, **config: object) -> Path:
+    """A network without classes in timm's format."""
+    network = timm.create_model("test_vit", num_classes=0, img_size=64)
+    cfg = {"input_size": [3, 64, 64], "interpolation": "bilinear", "crop_pct": 1.0, "mean": [0.1] * 3, "std": [0.2] * 3}
+    timm.models.save_for_hf(network, folder, safe_serialization=True)
+    made = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {"tag": "cells", **cfg}}
+    (folder / "config.json").write_text(json.dumps({**made, **config}))
+    return folder
+
+
+def test_a_folder_in_timms_format_gives_weights_size_and_standardisation(tmp_path: Path) -> None:
+    folder = _timm_folder(tmp_path / "cells-vit")
+    config = parse_config(["--model_name_or_path", str(folder), "--dataset_name", "imagefolder"])
+    assert config.model.pretrained_weights == str(folder / "model.safetensors")
+    assert config.model.pretrained_name == "cells of cells-vit"
+    recipe = config.resolve()
+    assert (recipe.architecture, recipe.image_size, recipe.interpolation) == ("test_vit", 64, "bilinear")
+    assert (recipe.mean, recipe.std) == ((0.1,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--recipe", "densenet121"], "resnet18 and --recipe exclude each other; leave one out"),
+        (["--init_from", "x", "--pretrained_weights", "y"], "and --init_from and --pretrained_weights exclude each"),
+    ],
+)
+def test_two_starts_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(LeukoscopeError, match=message):
+        parse_config(["--model_name_or_path", "resnet18", *flags])
+
+
+def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LeukoscopeError, match=r"--model_name_or_path .*empty: cannot be opened \(.*config.json"):
+        parse_config(["--model_name_or_path", str(tmp_path / "empty")])
+    unknown = _timm_folder(tmp_path / "unknown", architecture="no_such_net")
+    with pytest.raises(LeukoscopeError, match=r"unknown: its config.json names no model of timm"):
+        parse_config(["--model_name_or_path", str(unknown)])
+    oblong = _timm_folder(tmp_path / "oblong", pretrained_cfg={"input_size": [3, 64, 32]})
+    with pytest.raises(LeukoscopeError, match=r"oblong: its pretrained_cfg cannot be followed \(input_size is "):
+        parse_config(["--model_name_or_path", str(oblong)])
+    (tmp_path / "weights.pth").write_bytes(b"pickled")
+    with pytest.raises(LeukoscopeError, match="weights.pth: is a file; .* `leukoscope release convert "):
+        parse_config(["--model_name_or_path", str(tmp_path / "weights.pth")])
