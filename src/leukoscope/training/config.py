@@ -239,7 +239,7 @@ class RunArguments:
     )
     with_tracking: bool = _flag(
         False,
-        "Log the run's metrics to a tracker; nothing leaves this machine but by --trackio_space_id or --report_to wandb.",
+        "Log the run's metrics to a tracker; nothing leaves this machine but for --trackio_space_id or wandb.",
     )
     report_to: str | None = _flag(
         None,
