@@ -73,7 +73,7 @@ REFUSED = f"{OUT_OF_DISTRIBUTION} or {NOT_A_CELL}"
 # File → how to draw it, and what the release must say of it; "" where it may say anything.
 DRAWN: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "phantom-ALL.bmp": (lambda: phantom("ALL", 11, 1), "ALL"),
-    "phantom-ALL-unsure.png": (lambda: phantom("ALL", 0, 4), ABSTAIN),
+    "phantom-ALL-unsure.png": (lambda: phantom("ALL", 2, 12), ABSTAIN),
     "phantom-HEM.png": (lambda: phantom("HEM", 7, 3), "HEM"),
     "phantom-HEM-unsure.png": (lambda: phantom("HEM", 1, 4), ""),
     "smear.png": (smear, NOT_A_CELL),

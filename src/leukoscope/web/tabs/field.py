@@ -44,8 +44,9 @@ from leukoscope.web.upload import (
 if TYPE_CHECKING:
     from leukoscope.inference.field import FieldReading
 
-# Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, all are in distribution.
-EXAMPLES = ((1, ("ALL", "HEM", "ALL", "HEM", "ALL")), (5, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+# Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, each cell gets its class
+# from leukoscope-densenet169-cnmc.
+EXAMPLES = ((8, ("ALL", "HEM", "ALL", "HEM", "ALL")), (21, ("ALL", "HEM", "ALL", "HEM", "ALL")))
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
 
