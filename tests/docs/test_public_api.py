@@ -53,6 +53,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_an_unknown_flag_of_train_is_named() -> None:
     with pytest.raises(lk.LeukoscopeError, match=r"^train\(epochs=3\): no such flag; `leukoscope train --help`"):
         lk.train(epochs=3)
+    with pytest.raises(lk.LeukoscopeError, match="--model_name_or_path no_such_net: timm .* has no such model"):
+        lk.train(model_name_or_path="no_such_net")
 
 
 def test_the_lines_of_the_page_run(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class LoadedCells:
     def own_splits(self) -> dict[str, int]:
         """Cells on each side of the data set's own splits, in the order of `SIDES`; {} where it has none."""
         counts = Counter(self.train["fold"][:])
-        return {side: counts[side] for side in SIDES if counts[side]} if counts.keys() <= set(SIDES) else {}
+        several = len(counts) > 1 and counts.keys() <= set(SIDES)
+        return {side: counts[side] for side in SIDES if counts[side]} if several else {}
 
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
         """The same data less the cells found damaged, given as cell id → message."""

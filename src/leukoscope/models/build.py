@@ -90,7 +90,8 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
 
 def _try_picture(network: nn.Module, image_size: int) -> None:
     """Predict one empty picture: what a recipe was not written for may not fit it."""
-    _, side = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
+    side = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    side = side[-1] if isinstance(side, tuple) else side
     if image_size % side:
         raise ValueError(f"its patches are {side} px wide: the size must be a multiple of that")
     with torch.inference_mode():
@@ -265,7 +266,8 @@ def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
         # Some parameters are of no module within: a vision transformer's position embedding.
         trained = {id(parameter) for parameter in head_parameters(network)}
         for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)
 
 
 def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:

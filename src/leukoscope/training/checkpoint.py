@@ -356,7 +356,7 @@ class TrainingState:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.part("average"))
         self.judge.load_state_dict(checkpoint.values["judge"])
-        if self.accelerator.scaler is not None and "loss_scale" in checkpoint.values:
+        if "loss_scale" in checkpoint.values and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.values["loss_scale"])
         batches = checkpoint.part("progress").get("figures")
         unbound = [] if batches is None else list(batches[mine].to(device).unbind())
