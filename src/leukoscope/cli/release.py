@@ -133,21 +133,34 @@ def export(
     model: Model,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
     graph_format: Annotated[
-        str, typer.Option("--format", metavar="openvino|onnx", help="The runtime that is to compute it.")
+        str,
+        typer.Option("--format", metavar="openvino|onnx|transformers.js", help="What is to compute it."),
     ] = "openvino",
 ) -> None:
-    """Write a release as one graph: pixels in, logits and the feature map out, compared with torch on 8 images."""
+    """Write a release as a graph for another runtime, compared with torch on 8 images.
+
+    openvino and onnx take pixels and give logits and the feature map. transformers.js writes the layout that
+    transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
+    Grad-CAM maps.
+    """
     from leukoscope.inference.backends import require_package
-    from leukoscope.inference.graph import GRAPHS, REPORT
+    from leukoscope.inference.graph import (
+        GRAPHS,
+        ONNX,
+        REPORT,
+        TRANSFORMERS_JS,
+        WEB_GRAPH,
+        WEB_QUANTISED,
+        export_release,
+    )
     from leukoscope.models.release_files import read_release
 
-    if graph_format not in GRAPHS:
-        raise LeukoscopeError(f"--format {graph_format}: unknown; give {' or '.join(GRAPHS)}")
-    require_package(graph_format)
+    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH}
+    if graph_format not in files:
+        raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
+    require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
     if output.exists() and not (output / REPORT).is_file():
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
-    from leukoscope.inference.graph import export_release
-
     try:
         folder, name, revision = open_release(model)
         report = export_release(read_release(folder, name=name, revision=revision), graph_format, output)
@@ -155,12 +168,22 @@ def export(
         raise LeukoscopeError(
             f"--output {output}: cannot be written ({error.strerror or error}); name another folder"
         ) from None
+    of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / GRAPHS[graph_format]}: at most {report['probability_difference']:.1e} in probability and "
-        f"{report['heat_map_difference']:.1e} of a Grad-CAM map's peak from torch, on {report['compared_on']}"
+        f"{output / files[graph_format]}: at most {report['probability_difference']:.1e} in probability"
+        + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
+        + f" from torch, on {report['compared_on']}"
     )
-    if not report["like_torch"]:
+    if not report.get("like_torch", True):
         raise LeukoscopeError(f"{output}: that is more than {report['allowed']:g}; use the release with torch")
+    if graph_format == TRANSFORMERS_JS:
+        if quantised := report["quantised"]:
+            difference = f"at most {quantised['probability_difference']:.1e} in probability from torch"
+            typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
+        else:
+            typer.echo("no quantised file: rounded weights move this release's probabilities too far")
+        if report["framing"] == "cell":
+            typer.echo("no preprocessor_config.json: transformers.js cannot frame cells as this release needs them")
     typer.echo(RESEARCH_NOTICE)
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release import CODE, PROCESSOR
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.models.release import CODE
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, PROCESSOR, WEIGHTS
 from leukoscope.reports.card import SHOWN
 
 if TYPE_CHECKING:
