@@ -41,6 +41,7 @@ class Destination:
         create_pr: propose the release as a pull request to an existing repository instead of changing it.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
         kind: what the repository is.
+        sdk: what runs a Space.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Destination:
     create_pr: bool = False
     tag: str = ""
     kind: Literal["model", "space"] = "model"
+    sdk: Literal["gradio", "static"] = "gradio"
 
     def require_usable(self) -> None:
         """Refuse what is wrong without asking the Hub.
@@ -187,7 +189,7 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PermissionError(_MAY_NOT_WRITE)
         return
-    sdk = "gradio" if to.kind == "space" else None
+    sdk = to.sdk if to.kind == "space" else None
     api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
     # A repository that exists already is no proof: a token that only reads would have come as far.
     api.auth_check(to.id, repo_type=to.kind, write=True)

@@ -395,16 +395,17 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            self.register_buffer("weights", None if weights is None else torch.from_numpy(weights)[:, :, None, None])
+            if weights is not None:
+                self.register_buffer("weights", torch.from_numpy(weights)[:, :, None, None])
 
         def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
             features = self.network.forward_features(pixel_values)  # type: ignore[operator]
             logits = self.network.forward_head(features)  # type: ignore[operator]
-            if self.weights is None:
+            if weights is None:
                 return (logits,)
             # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
             places = features.shape[2] * features.shape[3]
-            return logits, nn.functional.conv2d(features, self.weights / places).relu()  # type: ignore[operator]
+            return logits, nn.functional.conv2d(features, self.weights / places).relu()
 
     whole, quantised = folder / WEB_GRAPH, folder / WEB_QUANTISED
     whole.parent.mkdir(parents=True)
