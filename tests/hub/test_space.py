@@ -107,14 +107,9 @@ def test_the_folder_holds_the_app_and_no_more_of_the_package_than_it_runs(space:
 
 def test_every_import_of_the_folder_is_in_the_folder_or_in_its_requirements(space: Path) -> None:
     listed = {re.split(r"[<>=\[]", line)[0] for line in (space / "requirements.txt").read_text().splitlines()}
-    named = {
-        "pil": "pillow",
-        "sklearn": "scikit-learn",
-        "yaml": "pyyaml",
-        "huggingface_hub": "huggingface-hub",
-    }
+    named = {"pil": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
     # Optional backends, what ZeroGPU brings, and what only functions that the demo never calls import.
-    optional = {"onnx", "onnxruntime", "spaces", "evaluate", "openpyxl"}
+    optional = {"onnx", "onnxruntime", "spaces", "evaluate", "openpyxl", "transformers"}
     for path in (space / "src").rglob("*.py"):
         for module in imported(ast.parse(path.read_text())):
             top = module.partition(".")[0].lower()
@@ -150,7 +145,7 @@ def test_requirements_are_ours_without_what_only_training_imports(gpu: bool) -> 
     ours = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     theirs = space_requirements((ROOT / "requirements.txt").read_text(), gpu=gpu).splitlines()
     gone = {re.split(r"[<>=]", line)[0] for line in ours} - {re.split(r"[<>=\[]", line)[0] for line in theirs}
-    assert gone >= {"accelerate", "evaluate"}
+    assert gone >= {"accelerate", "evaluate", "transformers"}
     changed = {f"gradio[mcp]=={version('gradio')}"}
     if gpu:
         changed |= {"torch>=2.8,<2.12", "torchvision>=0.23,<0.27"}
@@ -202,7 +197,7 @@ def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["a/b", "--model", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
+        (["--model", "a/b", "--model", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
         (["a/b", "--static", "--gpu"], "--static: --gpu given; name one model, without --gpu"),
         (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
     ],

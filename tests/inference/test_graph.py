@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from timm import create_model
 
-from leukoscope import Predictor
+from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import graph
 from leukoscope.inference.graph import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import save_release
-from leukoscope.models.release_files import CONFIG, PROCESSOR, read_release
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, read_release
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = pytest.mark.slow
@@ -114,6 +116,16 @@ def test_the_settings_name_classes_and_preprocessing(exported):
     assert config["id2label"] == {"0": "ALL", "1": "HEM"}
     assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 128}, {"height": 64, "width": 64})
     assert processor["resample"] == Image.Resampling.BICUBIC
+    _, front, page = (exported / CARD).read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers.js", "pipeline_tag": "image-classification"}
+    assert RESEARCH_NOTICE in page
+
+
+def test_a_release_that_frames_cells_gets_no_processor_that_cannot(release, tmp_path):
+    info = read_release(release)
+    framed = replace(info, preprocessing=replace(info.preprocessing, framing="cell"))
+    assert export_release(framed, TRANSFORMERS_JS, tmp_path / "web")["framing"] == "cell"
+    assert not (tmp_path / "web" / PROCESSOR).exists()
 
 
 def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):

@@ -27,7 +27,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release_files import CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PAGE, SCRIPT, SETTINGS, MODEL, EXAMPLES = "index.html", "leukoscope.js", "release.json", "model", "examples"
@@ -40,9 +40,10 @@ _OUR_FOLDERS = tuple(f"{name}/" for name in (PACKAGE, MODEL, EXAMPLES, "ort"))
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "experiments", "hub", "training"),
-    *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "ood_metrics.py", "tables.py", "thresholds.py"),
+    *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
+    *("tables.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "psutil", "rich", "tqdm", "typer")
+_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "rich", "tqdm", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
@@ -274,7 +275,8 @@ def write_static_space(
     }
     with _space_folder(out) as folder:
         write_transformers_js(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
-        (folder / MODEL / WEB_QUANTISED).unlink(missing_ok=True)  # the page does not load it
+        for file in (WEB_QUANTISED, CARD):  # the page does not load it; a Space has a README.md of its own
+            (folder / MODEL / file).unlink(missing_ok=True)
         (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
         (folder / EXAMPLES).mkdir()
         examples = [f"{EXAMPLES}/{label}.png" for label in PHANTOM_LABELS]

@@ -31,7 +31,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.files import atomic_folder, cache_root, write_atomic
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
-from leukoscope.models.release_files import CONFIG, PROCESSOR, WEIGHTS, read_arrays
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -477,6 +477,14 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         files[PROCESSOR] = processor
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    base = f"base_model: {release.name}\n" if release.revision else ""
+    (folder / CARD).write_text(
+        f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
+        f"# {release.name.rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
+        f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
+        f"`{'` and `'.join(outputs)}`. `{REPORT}` says how far each file lies from the release. Image processors of "
+        "other libraries resize and crop otherwise than the release does, and its probabilities then change.\n"
+    )
     return report
 
 
