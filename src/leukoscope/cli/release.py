@@ -143,7 +143,6 @@ def export(
     transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
     Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
-    from leukoscope.hub.space import HANDLER, write_endpoint
     from leukoscope.inference.backends import require_package
     from leukoscope.inference.graph import (
         GRAPHS,
@@ -157,18 +156,21 @@ def export(
     from leukoscope.models.release_files import read_release
 
     endpoint = "endpoint"
-    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: HANDLER}
+    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: "handler.py"}
     if graph_format not in files:
         raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
     if graph_format != endpoint:
         require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
-    if output.exists() and not (output / (HANDLER if graph_format == endpoint else REPORT)).is_file():
+    if output.exists() and not (output / (files[endpoint] if graph_format == endpoint else REPORT)).is_file():
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
     try:
         folder, name, revision = open_release(model)
         release = read_release(folder, name=name, revision=revision)
         if graph_format == endpoint:
-            typer.echo(f"{write_endpoint(folder, output) / HANDLER}: predicts by this release\n{RESEARCH_NOTICE}")
+            from leukoscope.hub.space import write_endpoint
+
+            write_endpoint(folder, output)
+            typer.echo(f"{output / files[endpoint]}: predicts by this release\n{RESEARCH_NOTICE}")
             return
         report = export_release(release, graph_format, output)
     except OSError as error:

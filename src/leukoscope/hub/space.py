@@ -30,13 +30,12 @@ from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_mo
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
-PAGE, SCRIPT, SETTINGS, MODEL, EXAMPLES = "index.html", "leukoscope.js", "release.json", "model", "examples"
+PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
+MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
 # What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
 ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
-_OUR_FILES = (APP, LIST, REQUIREMENTS, "README.md", "LICENSE", PAGE, SCRIPT, SETTINGS)
-_OUR_FOLDERS = tuple(f"{name}/" for name in (PACKAGE, MODEL, EXAMPLES, "ort"))
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "experiments", "hub", "training"),
@@ -283,9 +282,9 @@ def write_static_space(
         for label, file in zip(PHANTOM_LABELS, examples, strict=True):
             background: Literal["black", "smear"] = "smear" if release.takes_cut_outs is False else "black"
             Image.fromarray(draw_cell(label, subject=0, cell=0, background=background).image).save(folder / file)
-        (folder / "ort").mkdir()
+        (folder / RUNTIME).mkdir()
         for file, content in runtime_files.items():
-            (folder / "ort" / file).write_bytes(content)
+            (folder / RUNTIME / file).write_bytes(content)
         here = Path(__file__).parent
         shutil.copyfile(here / "static_space.js", folder / SCRIPT)
         megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
@@ -331,12 +330,15 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     Raises:
         LeukoscopeError: no token, or the Hub refused or could not be reached; the folder is only read.
     """
-    to = Destination(space, private=private, kind="space", sdk="static" if (folder / PAGE).is_file() else "gradio")
+    static = (folder / PAGE).is_file()
+    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
     to.require_usable()
+    files = (PAGE, SCRIPT, SETTINGS) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
+    folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)
 
     def is_ours(name: str) -> bool:
         """Whether this command writes it; other files of the Space's owner are never deleted."""
-        return name in _OUR_FILES or name.startswith(_OUR_FOLDERS)
+        return name in (*files, "README.md") or name.startswith(tuple(f"{folder}/" for folder in folders))
 
     hint = f"The Space is whole in {folder}; go on with: {again}"
     return upload(folder_files(folder), to, is_ours=is_ours, hint=hint)
