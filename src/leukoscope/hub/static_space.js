@@ -8,7 +8,10 @@ const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms
 const $ = (id) => document.getElementById(id)
 
 // Python rounds halves to the even number.
-const rint = (x) => { const low = Math.floor(x), rest = x - low; return low + (rest > 0.5 || (rest === 0.5 && low % 2 !== 0)) }
+const rint = (x) => {
+  const low = Math.floor(x), rest = x - low
+  return low + (rest > 0.5 || (rest === 0.5 && low % 2 !== 0))
+}
 const clip = (x, low, high) => Math.min(Math.max(x, low), high)
 const sum = (values) => { let total = 0; for (const value of values) total += value; return total }
 
@@ -44,9 +47,8 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
   const channels = image.data.length / (image.width * image.height), bytes = !(image.data instanceof Float32Array)
   // Of bytes Pillow sums whole numbers: weights times 2 ** 22, and a half for rounding.
   const one = 2 ** 22
-  const exact = (places) => bytes
-    ? places.map(({first, weights}) => ({first, weights: weights.map((w) => Math.trunc(w * one + (w < 0 ? -0.5 : 0.5)))}))
-    : places
+  const whole = (weight) => Math.trunc(weight * one + (weight < 0 ? -0.5 : 0.5))
+  const exact = (places) => places.map(({first, weights}) => ({first, weights: bytes ? weights.map(whole) : weights}))
   const finished = bytes ? (total) => clip(Math.floor((total + one / 2) / one), 0, 255) : (total) => total
   const make = (length) => bytes ? new Uint8Array(length) : new Float32Array(length)
 
@@ -54,7 +56,8 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
   exact(weightsOf(image.width, box[0], box[2], width, FILTERS[name])).forEach(({first, weights}, x) => {
     for (let y = 0; y < image.height; y++) for (let c = 0; c < channels; c++) {
       let total = 0
-      for (let k = 0; k < weights.length; k++) total += weights[k] * image.data[(y * image.width + first + k) * channels + c]
+      const start = (y * image.width + first) * channels + c
+      for (let k = 0; k < weights.length; k++) total += weights[k] * image.data[start + k * channels]
       rows[(y * width + x) * channels + c] = finished(total)
     }
   })
@@ -73,8 +76,8 @@ function resize(image, width, height, name, box = [0, 0, image.width, image.heig
 function crop(image, left, top, right, bottom) {
   const width = right - left, height = bottom - top, data = new Uint8Array(width * height * 3)
   for (let y = Math.max(top, 0); y < Math.min(bottom, image.height); y++) {
-    const from = Math.max(left, 0), to = Math.min(right, image.width)
-    data.set(image.data.subarray((y * image.width + from) * 3, (y * image.width + to) * 3), ((y - top) * width + from - left) * 3)
+    const from = Math.max(left, 0), to = Math.min(right, image.width), row = y * image.width
+    data.set(image.data.subarray((row + from) * 3, (row + to) * 3), ((y - top) * width + from - left) * 3)
   }
   return {width, height, data}
 }
@@ -85,7 +88,8 @@ const brightest = (data, pixel) => Math.max(data[3 * pixel], data[3 * pixel + 1]
 
 function cellBox({width, height, data}) {
   let count = 0, left = width, top = height, right = -1, bottom = -1
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) if (brightest(data, y * width + x) > BACKGROUND_LEVEL) {
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (brightest(data, y * width + x) <= BACKGROUND_LEVEL) continue
     count += 1
     left = Math.min(left, x); right = Math.max(right, x); top = Math.min(top, y); bottom = Math.max(bottom, y)
   }
@@ -99,12 +103,14 @@ export function frame(image, {image_size: size, resized_side: side, interpolatio
   const box = framing === 'cell' ? cellBox(image) : null
   if (box) {
     const left = Math.floor(Math.min(box[0], 0)), top = Math.floor(Math.min(box[1], 0))
-    const whole = crop(image, left, top, Math.ceil(Math.max(box[2], image.width)), Math.ceil(Math.max(box[3], image.height)))
+    const right = Math.ceil(Math.max(box[2], image.width)), bottom = Math.ceil(Math.max(box[3], image.height))
+    const whole = crop(image, left, top, right, bottom)
     const inside = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
     return {pixels: resize(whole, size, size, interpolation, inside), box}
   }
   const shorter = Math.min(image.width, image.height)
-  const [width, height] = [image.width, image.height].map((edge) => edge === shorter ? side : Math.trunc(side * edge / shorter))
+  const resized = (edge) => edge === shorter ? side : Math.trunc(side * edge / shorter)
+  const width = resized(image.width), height = resized(image.height)
   const [left, top] = [width, height].map((edge) => rint((edge - size) / 2))
   const pixels = crop(resize(image, width, height, interpolation), left, top, left + size, top + size)
   const seen = shorter * size / side, x = (image.width - seen) / 2, y = (image.height - seen) / 2
@@ -156,11 +162,14 @@ export function pictureStatistics({width: size, data}) {
   const nucleus = Math.max(1, sum(dark.flat()))
   const perimeter = (mask) => {
     let edges = 0
-    mask.forEach((row, j) => row.forEach((here, i) => { edges += (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here) }))
+    mask.forEach((row, j) => row.forEach((here, i) => {
+      edges += (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here)
+    }))
     return edges
   }
   const y = sum(points.map(([j]) => j / n)) / count, x = sum(points.map(([, i]) => i / n)) / count
-  const varY = sum(points.map(([j]) => (j / n - y) ** 2)) / count, varX = sum(points.map(([, i]) => (i / n - x) ** 2)) / count
+  const varY = sum(points.map(([j]) => (j / n - y) ** 2)) / count
+  const varX = sum(points.map(([, i]) => (i / n - x) ** 2)) / count
   const both = sum(points.map(([j, i]) => (j / n - y) * (i / n - x))) / count
   const spread = 2 * Math.hypot((varY - varX) / 2, both)
   let border = 0
@@ -169,7 +178,8 @@ export function pictureStatistics({width: size, data}) {
     border += at(0, place, c) + at(last, place, c) + at(place, 0, c) + at(place, last, c)
   }
   return [
-    ...mean, ...deviation.map(Math.log), ...skewness, correlation(0, 1), correlation(0, 2), correlation(1, 2), ...texture,
+    ...mean, ...deviation.map(Math.log), ...skewness,
+    correlation(0, 1), correlation(0, 2), correlation(1, 2), ...texture,
     Math.log(count / (n * n)),
     nucleus / count,
     Math.log(perimeter(dark) ** 2 / nucleus + 1),
@@ -234,19 +244,25 @@ function show(canvas, pixels) {
 // --- inference/prediction.py ----------------------------------------------------------------------------------------
 
 function softmax(logits) {
-  const largest = Math.max(...logits), raised = Array.from(logits, (logit) => Math.exp(logit - largest)), total = sum(raised)
+  const largest = Math.max(...logits), raised = Array.from(logits, (logit) => Math.exp(logit - largest))
+  const total = sum(raised)
   return raised.map((value) => value / total)
 }
 
-function decide(probabilities, ood, onCell, {abstain_below: abstainBelow, least_on_cell: leastOnCell, reasons: texts, labels}) {
-  const reason = (code, value, limit) => ({code, value, limit, text: texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g,
-    (_, name, digits, kind) => {
+function decide(probabilities, ood, onCell, release) {
+  const {abstain_below: abstainBelow, least_on_cell: leastOnCell, reasons: texts, labels} = release
+  const reason = (code, value, limit) => {
+    const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
       const number = name === 'value' ? value : limit
       return kind === '%' ? `${(100 * number).toFixed(digits)}%` : number.toFixed(digits)
-    })})
+    })
+    return {code, value, limit, text}
+  }
   if (ood && ood.score > 1) return {outcome: 'out of distribution', reasons: [reason(`ood_${ood.group}`, ood.score, 1)]}
   const confidence = Math.max(...probabilities), reasons = []
-  if (abstainBelow !== null && confidence < abstainBelow) reasons.push(reason('low_confidence', confidence, abstainBelow))
+  if (abstainBelow !== null && confidence < abstainBelow) {
+    reasons.push(reason('low_confidence', confidence, abstainBelow))
+  }
   const outcome = reasons.length ? 'abstain' : labels[probabilities.indexOf(confidence)]
   if (onCell !== null && leastOnCell !== null && onCell < leastOnCell) {
     reasons.push(reason('explanation_off_cell', onCell, leastOnCell))
@@ -256,7 +272,9 @@ function decide(probabilities, ood, onCell, {abstain_below: abstainBelow, least_
 
 // --- the page -------------------------------------------------------------------------------------------------------
 
-const tell = (text, problem = false) => { Object.assign($('status'), {textContent: text, className: problem ? 'problem' : ''}) }
+function tell(text, problem = false) {
+  Object.assign($('status'), {textContent: text, className: problem ? 'problem' : ''})
+}
 
 async function load() {
   ort.env.wasm.numThreads = 1 // more need headers that not every server sends
@@ -268,22 +286,27 @@ async function load() {
 }
 
 async function decode(blob, name) {
-  if (!TYPES.includes(blob.type)) throw new Error(`${name}: is no picture that is read here; give a PNG, JPEG, WebP or BMP file.`)
+  const fix = 'give a PNG, JPEG, WebP or BMP file.'
+  if (!TYPES.includes(blob.type)) throw new Error(`${name}: is no picture that is read here; ${fix}`)
   const options = {imageOrientation: 'from-image', colorSpaceConversion: 'none', premultiplyAlpha: 'none'}
   const bitmap = await createImageBitmap(blob, options).catch(() => {
-    throw new Error(`${name}: is no picture that this browser can open; give a PNG, JPEG, WebP or BMP file.`)
+    throw new Error(`${name}: is no picture that this browser can open; ${fix}`)
   })
   const {width, height} = bitmap, size = `${name}: is ${width}×${height} pixels`
-  if (Math.min(width, height) < MIN_SIDE) throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
+  if (Math.min(width, height) < MIN_SIDE) {
+    throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
+  }
   if (Math.max(width, height) > MAX_SIDE_RATIO * Math.min(width, height)) {
     throw new Error(`${size}, one side more than ${MAX_SIDE_RATIO} times the other; crop it to the cell.`)
   }
-  if (width * height > MAX_PIXELS) throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
+  if (width * height > MAX_PIXELS) {
+    throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
+  }
   const context = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true})
   context.drawImage(bitmap, 0, 0)
   const rgba = context.getImageData(0, 0, width, height)
   const data = new Uint8Array(3 * width * height)
-  for (let from = 0, to = 0; from < rgba.data.length; from += 4, to += 3) data.set(rgba.data.subarray(from, from + 3), to)
+  for (let pixel = 0; pixel < width * height; pixel++) data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
   return {image: {width, height, data}, rgba}
 }
 
@@ -312,11 +335,11 @@ async function predict({release, session}, {image, rgba}, name) {
 
 function present({release}, {image, rgba, map, peak, box, best, answer}) {
   $('outcome').textContent = answer.outcome
-  $('reasons').replaceChildren(...answer.reasons.map(({text}) => Object.assign(document.createElement('li'), {textContent: text})))
+  const element = (kind, text) => Object.assign(document.createElement(kind), {textContent: text})
+  $('reasons').replaceChildren(...answer.reasons.map(({text}) => element('li', text)))
   $('probabilities').tBodies[0].replaceChildren(...Object.entries(answer.probabilities).map(([label, share]) => {
     const row = document.createElement('tr')
-    row.append(Object.assign(document.createElement('th'), {textContent: label, scope: 'row'}),
-      Object.assign(document.createElement('td'), {textContent: share.toFixed(3)}))
+    row.append(Object.assign(element('th', label), {scope: 'row'}), element('td', share.toFixed(3)))
     return row
   }))
   $('refused').hidden = release.labels.includes(answer.outcome)
@@ -355,12 +378,12 @@ async function answer(blob, name) {
   }
 }
 
-$('file').addEventListener('change', ({target}) => { if (target.files[0]) answer(target.files[0], target.files[0].name) })
+$('file').addEventListener('change', ({target: {files: [file]}}) => { if (file) answer(file, file.name) })
 for (const button of $('examples').querySelectorAll('button')) {
   const name = button.dataset.file
   button.addEventListener('click', () => answer(fetch(name).then((found) => found.blob()), name))
 }
-document.addEventListener('paste', ({clipboardData}) => { if (clipboardData.files[0]) answer(clipboardData.files[0], clipboardData.files[0].name) })
+document.addEventListener('paste', ({clipboardData: {files: [file]}}) => { if (file) answer(file, file.name) })
 for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
   event.preventDefault()
   $('drop').classList.toggle('over', kind === 'dragover')
