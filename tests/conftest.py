@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +85,29 @@ def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
         metrics={"schema_version": 2, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
     )
+
+
+NPM_PACKAGES = ("@huggingface/transformers@4.3.1", "onnxruntime-web@1.30.0")
+
+
+@pytest.fixture(scope="session")
+def npm_packages() -> Path:
+    """A folder in which Node finds transformers.js and onnxruntime-web; installed by the first run of the tests."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs Node.js with npm: apt-get install npm")
+    folder = (
+        Path(tempfile.gettempdir()) / f"leukoscope-npm-{'-'.join(name.rpartition('@')[2] for name in NPM_PACKAGES)}"
+    )
+    if not folder.is_dir():
+        aside = Path(tempfile.mkdtemp(prefix="leukoscope-npm-"))
+        flags = ("--prefix", str(aside), "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0")
+        done = subprocess.run(["npm", "install", *flags, *NPM_PACKAGES], capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            shutil.rmtree(aside)
+            pytest.skip(f"npm cannot install {' and '.join(NPM_PACKAGES)}: {done.stderr.strip().splitlines()[-1]}")
+        with suppress(OSError):  # another worker was faster
+            aside.rename(folder)
+    return folder
 
 
 @pytest.fixture

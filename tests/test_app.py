@@ -247,21 +247,26 @@ def test_an_assistant_can_ask_through_mcp(address: str, tmp_path: Path) -> None:
     mcp = pytest.importorskip("mcp", reason="needs the extra mcp: pip install 'gradio[mcp]'")
     client = pytest.importorskip("mcp.client.streamable_http")
 
-    async def tools_and_metrics() -> tuple[list[str], str]:
+    async def tools_and_metrics() -> tuple[list[Any], str]:
         async with (
             client.streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _),
             mcp.ClientSession(read, write) as session,
         ):
             await session.initialize()
-            names = [tool.name for tool in (await session.list_tools()).tools]
-            called = await session.call_tool(next(n for n in names if n.endswith("evidence")), {"model": "tiny"})
-            return names, called.content[0].text
+            tools = (await session.list_tools()).tools
+            evidence = next(tool.name for tool in tools if tool.name.endswith("evidence"))
+            called = await session.call_tool(evidence, {"model": "tiny"})
+            return tools, called.content[0].text
 
     # In a thread of its own: a browser test run before may have left this one with an event loop.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        names, metrics = thread.submit(lambda: asyncio.run(tools_and_metrics())).result()
-    assert len(names) == 4
+        tools, metrics = thread.submit(lambda: asyncio.run(tools_and_metrics())).result()
+    assert len(tools) == 4
     assert "schema_version" in metrics
+    described = {tool.name.rpartition("_")[2]: tool.inputSchema["properties"] for tool in tools}
+    for name, parameters in described.items():
+        assert all(parameter.get("description") for parameter in parameters.values()), name
+    assert described["predict"]["operating_point"]["enum"] == ["", "sensitivity_95", "specificity_95", "youden"]
 
 
 @pytest.mark.slow

@@ -48,7 +48,10 @@ def test_a_release_from_the_hub_is_written_with_its_commit(tiny_release, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--format", "tflite"], "error: --format tflite: unknown; give openvino or onnx"),
+        (
+            ["--format", "tflite"],
+            "error: --format tflite: unknown; give one of openvino, onnx, transformers.js, endpoint",
+        ),
         (["--output", "."], "error: --output .: exists and is no earlier export; name a new folder"),
     ],
 )

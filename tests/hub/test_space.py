@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import http.server
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +25,15 @@ from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.hub.publish import Destination, publish
-from leukoscope.hub.space import SpaceModel, find_model, push_space, space_requirements, write_space
+from leukoscope.hub.space import (
+    SpaceModel,
+    find_model,
+    push_space,
+    space_requirements,
+    write_space,
+    write_static_space,
+)
+from leukoscope.models.release_files import read_release
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -80,11 +96,41 @@ def test_the_page_says_what_it_offers_and_what_it_is_for(space: Path) -> None:
     assert (space / "models.txt").read_text() == "lab/cells@v1\nlab/others\n"
 
 
-def test_the_folder_holds_the_app_and_the_whole_package(space: Path) -> None:
-    package = ROOT / "src" / "leukoscope"
-    ours = {f"src/leukoscope/{name}" for name in files(package) if "__pycache__" not in name and ".pyi" not in name}
-    assert files(space) == ours | {"README.md", "LICENSE", "app.py", "models.txt", "requirements.txt"}
+def test_the_folder_holds_the_app_and_no_more_of_the_package_than_it_runs(space: Path) -> None:
+    package = {name for name in files(space) if name.startswith("src/leukoscope/")}
+    assert files(space) - package == {"README.md", "LICENSE", "app.py", "models.txt", "requirements.txt"}
     assert (space / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
+    for part in ("training", "experiments", "cli", "hub", "audit.py", "api.py"):
+        assert not (space / "src/leukoscope" / part).exists()
+    assert (space / "src/leukoscope/data/smears.webp").is_file()
+
+
+def test_every_import_of_the_folder_is_in_the_folder_or_in_its_requirements(space: Path) -> None:
+    listed = {re.split(r"[<>=\[]", line)[0] for line in (space / "requirements.txt").read_text().splitlines()}
+    named = {"pil": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    # Optional backends, what ZeroGPU brings, and what only functions that the demo never calls import.
+    optional = {"onnx", "onnxruntime", "spaces", "evaluate", "openpyxl", "transformers"}
+    for path in (space / "src").rglob("*.py"):
+        for module in imported(ast.parse(path.read_text())):
+            top = module.partition(".")[0].lower()
+            if top == "leukoscope":
+                place = space / "src" / module.replace(".", "/")
+                known = place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+                assert known or module == "leukoscope.api", (path, module)
+            elif top not in sys.stdlib_module_names and top not in optional:
+                assert named.get(top, top) in listed, (path, module)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module imported at any depth but for types."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        yield from imported(node)
 
 
 def test_the_app_of_the_folder_needs_no_repository(space: Path) -> None:
@@ -94,13 +140,19 @@ def test_the_app_of_the_folder_needs_no_repository(space: Path) -> None:
     assert Path(found.stdout.strip()).resolve() == (space / "src/leukoscope/__init__.py").resolve()
 
 
-def test_requirements_are_ours_within_what_spaces_run() -> None:
-    ours = (ROOT / "requirements.txt").read_text()
-    theirs = space_requirements(ours).splitlines()
-    names = [re.split(r"[<>=]", line)[0] for line in theirs]
-    assert names == [re.split(r"[<>=]", line)[0] for line in ours.splitlines() if not line.startswith("#")]
-    changed = set(theirs) - set(ours.splitlines())
-    assert changed == {"torch>=2.8,<2.12", "torchvision>=0.23,<0.27", f"gradio=={version('gradio')}"}
+@pytest.mark.parametrize("gpu", [False, True])
+def test_requirements_are_ours_without_what_only_training_imports(gpu: bool) -> None:
+    ours = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    theirs = space_requirements((ROOT / "requirements.txt").read_text(), gpu=gpu).splitlines()
+    gone = {re.split(r"[<>=]", line)[0] for line in ours} - {re.split(r"[<>=\[]", line)[0] for line in theirs}
+    assert gone >= {"accelerate", "evaluate", "transformers"}
+    changed = {f"gradio[mcp]=={version('gradio')}"}
+    if gpu:
+        changed |= {"torch>=2.8,<2.12", "torchvision>=0.23,<0.27"}
+    else:
+        # torch's range is the project's; its wheels are those without GPU libraries.
+        changed.add("--extra-index-url https://download.pytorch.org/whl/cpu")
+    assert set(theirs) - set(ours) == changed
 
 
 def test_a_list_without_torch_is_refused() -> None:
@@ -137,6 +189,85 @@ def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.M
         write_space([FOLLOWED], space)
     assert files(space) == before
     assert not list(space.parent.glob(".space*"))
+
+
+# --- a static page --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--model", "a/b", "--model", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
+        (["a/b", "--static", "--gpu"], "--static: --gpu given; name one model, without --gpu"),
+        (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_named(tmp_path: Path, words: list[str], problem: str) -> None:
+    done = run(*words, "--output", str(tmp_path / "page"))
+    assert (done.exit_code, done.stderr) == (1, f"error: {problem}\n")
+
+
+@pytest.mark.parametrize("content", [None, b"another version"])
+def test_a_runtime_that_is_missing_or_another_is_refused(tiny_release: Path, tmp_path: Path, content: Any) -> None:
+    file = tmp_path / "node" / "dist" / "ort.wasm.bundle.min.mjs"
+    file.parent.mkdir(parents=True)
+    if content:
+        file.write_bytes(content)
+    reason = "is not the file of onnxruntime-web 1.30.0" if content else r"cannot be read \(No such file or directory\)"
+    with pytest.raises(LeukoscopeError, match=rf"^{file}: {reason}; npm install onnxruntime-web@1.30.0, and name"):
+        write_static_space(read_release(tiny_release), tmp_path / "page", runtime=tmp_path / "node")
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_filter_that_the_page_does_not_know_is_refused(tiny_release: Path, tmp_path: Path) -> None:
+    release = read_release(tiny_release)
+    release = replace(release, preprocessing=replace(release.preprocessing, interpolation="hamming"))
+    with pytest.raises(LeukoscopeError, match="resizes pictures by 'hamming'; the page knows bilinear, bicubic"):
+        write_static_space(release, tmp_path / "page")
+
+
+def test_the_runtime_is_downloaded_and_its_content_checked(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a server on this machine; of another content, nothing is written."""
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "ort.wasm.bundle.min.mjs").write_bytes(b"changed on the way")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "dist")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("leukoscope.hub.space.RUNTIME_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(LeukoscopeError, match=r"ort.wasm.bundle.min.mjs: is not the file of onnxruntime-web"):
+            write_static_space(read_release(tiny_release), tmp_path / "page")
+        known = {"ort.wasm.bundle.min.mjs": sha256(b"changed on the way").hexdigest(), "gone.wasm": ""}
+        monkeypatch.setattr("leukoscope.hub.space.RUNTIME_FILES", known)
+        with pytest.raises(LeukoscopeError, match=r"gone.wasm: cannot be read \(File not found\); npm install"):
+            write_static_space(read_release(tiny_release), tmp_path / "page")
+        server.shutdown()
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.slow
+def test_a_static_space_is_published_whole_and_as_static(
+    hub: Hub, whole_release: Path, npm_packages: Path, tmp_path: Path
+) -> None:
+    (whole_release / "ood.safetensors").unlink()
+    publish(whole_release, Destination("lab/cells", tag="v1"))
+    runtime = str(npm_packages / "node_modules" / "onnxruntime-web")
+    words = ["lab/cells@v1", "--static", "--onnxruntime_web", runtime, "--output", str(tmp_path / "page")]
+    done = run(*words, "--push", "lab/page")
+    assert done.exit_code == 0, done.output
+    assert f"space: {tmp_path / 'page'} (try it: cd {tmp_path / 'page'} && python -m http.server" in done.output
+    front = front_matter(tmp_path / "page")
+    assert (front["sdk"], front["app_file"], front["models"]) == ("static", "index.html", ["lab/cells"])
+    assert len(front["short_description"]) <= 60
+    assert set(hub.repository("spaces/lab/page").at("main").files) - {".gitattributes"} == files(tmp_path / "page")
+    settings = json.loads((tmp_path / "page" / "release.json").read_text())
+    assert (settings["model"], settings["notice"]) == ("lab/cells", RESEARCH_NOTICE)
+    assert settings["revision"] == hub.repository("lab/cells").tags["v1"]
+    assert "https://huggingface.co/lab/cells" in (tmp_path / "page" / "index.html").read_text()
+    # No path of the machine that made it.
+    for path in (tmp_path / "page").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text()
 
 
 # --- the models -----------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
+from leukoscope.evaluation.metrics import class_report
 from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.inference.ood import STATISTICS, OodDetector
 from leukoscope.models.recipes import get_recipe
 from leukoscope.reports.card import render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
-from leukoscope.training.plots import class_report
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))

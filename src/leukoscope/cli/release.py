@@ -142,34 +142,66 @@ def export(
     model: Model,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an older export there is replaced.")],
     graph_format: Annotated[
-        str, typer.Option("--format", metavar="openvino|onnx", help="The runtime that is to compute it.")
+        str,
+        typer.Option("--format", metavar="openvino|onnx|transformers.js|endpoint", help="What is to compute it."),
     ] = "openvino",
 ) -> None:
-    """Write a release as one graph: pixels in, logits and the feature map out, compared with torch on 8 images."""
+    """Write a release for another runtime, compared with torch on 8 images.
+
+    openvino and onnx take pixels and give logits and the feature map. transformers.js writes the layout that
+    transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
+    Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
+    """
     from leukoscope.inference.backends import require_package
-    from leukoscope.inference.graph import GRAPHS, REPORT
+    from leukoscope.inference.graph import (
+        GRAPHS,
+        ONNX,
+        REPORT,
+        TRANSFORMERS_JS,
+        WEB_GRAPH,
+        WEB_QUANTISED,
+        export_release,
+    )
     from leukoscope.models.release_files import read_release
 
-    if graph_format not in GRAPHS:
-        raise LeukoscopeError(f"--format {graph_format}: unknown; give {' or '.join(GRAPHS)}")
-    require_package(graph_format)
-    if output.exists() and not (output / REPORT).is_file():
+    endpoint = "endpoint"
+    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: "handler.py"}
+    if graph_format not in files:
+        raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
+    if graph_format != endpoint:
+        require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
+    if output.exists() and not (output / (files[endpoint] if graph_format == endpoint else REPORT)).is_file():
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
-    from leukoscope.inference.graph import export_release
-
     try:
         folder, name, revision = open_release(model)
-        report = export_release(read_release(folder, name=name, revision=revision), graph_format, output)
+        release = read_release(folder, name=name, revision=revision)
+        if graph_format == endpoint:
+            from leukoscope.hub.space import write_endpoint
+
+            write_endpoint(folder, output)
+            typer.echo(f"{output / files[endpoint]}: predicts by this release\n{RESEARCH_NOTICE}")
+            return
+        report = export_release(release, graph_format, output)
     except OSError as error:
         raise LeukoscopeError(
             f"--output {output}: cannot be written ({error.strerror or error}); name another folder"
         ) from None
+    of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / GRAPHS[graph_format]}: at most {report['probability_difference']:.1e} in probability and "
-        f"{report['heat_map_difference']:.1e} of a Grad-CAM map's peak from torch, on {report['compared_on']}"
+        f"{output / files[graph_format]}: at most {report['probability_difference']:.1e} in probability"
+        + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
+        + f" from torch, on {report['compared_on']}"
     )
-    if not report["like_torch"]:
+    if not report.get("like_torch", True):
         raise LeukoscopeError(f"{output}: that is more than {report['allowed']:g}; use the release with torch")
+    if graph_format == TRANSFORMERS_JS:
+        if quantised := report["quantised"]:
+            difference = f"at most {quantised['probability_difference']:.1e} in probability from torch"
+            typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
+        else:
+            typer.echo("no quantised file: rounded weights move this release's probabilities too far")
+        if report["framing"] == "cell":
+            typer.echo("no preprocessor_config.json: transformers.js cannot frame cells as this release needs them")
     typer.echo(RESEARCH_NOTICE)
 
 
@@ -244,23 +276,53 @@ def space(
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
     title: Annotated[str, typer.Option(help="Of the Space's page.")] = "Leukoscope",
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="A page that computes one model in the visitor's browser, without a server."),
+    ] = False,
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnxruntime_web", metavar="DIR", help="With --static: npm's onnxruntime-web (default: downloaded)."
+        ),
+    ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="For a borrowed GPU (ZeroGPU); otherwise torch is the CPU's.")
+    ] = False,
     push: Annotated[str, typer.Option(metavar="ID", help="Put it on the Hub as the Space owner/name.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
-    """Build the demo as a Hugging Face Space that pulls its models from the Hub.
+    """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with one model in it.
 
-    Nothing is uploaded without --push. Without a revision, the Space offers what the model's main branch holds when it
-    starts.
+    Nothing is uploaded without --push. Without a revision, the demo offers what the model's main branch holds when it
+    starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
-    from leukoscope.hub.space import find_model, push_space, write_space
+    from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
+    from leukoscope.inference.backends import require_package
+    from leukoscope.inference.graph import ONNX
+    from leukoscope.models.release_files import read_release
 
-    folder = write_space([find_model(name) for name in dict.fromkeys(models)], output, title=title)
-    typer.echo(f"space: {folder} (try it: cd {shlex.quote(str(folder))} && python app.py)")
+    if static and (len(models) > 1 or gpu):
+        raise LeukoscopeError(f"--static: {'--gpu' if gpu else ', '.join(models)} given; name one model, without --gpu")
+    if onnxruntime_web and not static:
+        raise LeukoscopeError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
+    if static:
+        require_package(ONNX)
+        folder, name, revision = open_release(models[0])
+        release = read_release(folder, name=name, revision=revision)
+        write_static_space(release, output, title=title, runtime=onnxruntime_web)
+        how = "python -m http.server --bind 127.0.0.1 8000"
+    else:
+        write_space([find_model(name) for name in dict.fromkeys(models)], output, title=title, gpu=gpu)
+        how = "python app.py"
+    typer.echo(f"space: {output} (try it: cd {shlex.quote(str(output))} && {how})")
     if push:
         named = (word for name in models for word in ("--model", name))
         words = ["leukoscope", "release", "space", *named, "--output", str(output)]
-        words += ["--title", title] * (title != "Leukoscope") + ["--push", push] + ["--private"] * private
-        typer.echo(f"published: {push_space(folder, push, private=private, again=shlex.join(words))}")
+        words += ["--title", title] * (title != "Leukoscope") + ["--static"] * static + ["--gpu"] * gpu
+        words += ["--onnxruntime_web", str(onnxruntime_web)] * (onnxruntime_web is not None)
+        words += ["--push", push] + ["--private"] * private
+        typer.echo(f"published: {push_space(output, push, private=private, again=shlex.join(words))}")
     typer.echo(RESEARCH_NOTICE)
 
 

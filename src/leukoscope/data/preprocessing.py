@@ -104,7 +104,7 @@ class Preprocessing:
         """
         if self.framing == "cell" and (box := cell_box(image)) is not None:
             return np.asarray(framed_cell(image, box, self.image_size, self.interpolation))
-        side, shorter = self._resized_side, min(image.size)
+        side, shorter = self.resized_side, min(image.size)
         width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
         left, top = (round((edge - self.image_size) / 2) for edge in (width, height))
         filter_ = Image.Resampling[self.interpolation.upper()]
@@ -141,12 +141,12 @@ class Preprocessing:
         if self.framing == "cell" and (box := cell_box(image)) is not None:
             return box
         width, height = image.size
-        side = min(width, height) * self.image_size / self._resized_side
+        side = min(width, height) * self.image_size / self.resized_side
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
 
     @property
-    def _resized_side(self) -> int:
+    def resized_side(self) -> int:
         """What the shorter side of a picture is resized to, in pixels."""
         return math.floor(self.image_size / self.crop_pct)
 

@@ -19,12 +19,11 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import entry_or_folders
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import CellPredictions, class_report, headline, measure, pooled
 from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells, pooled_predictions
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
-from leukoscope.training.plots import class_report
 from leukoscope.training.run_folder import plain
 
 PRIOR_RESULTS = Path("results/prior")

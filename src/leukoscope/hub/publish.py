@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release import CODE, PROCESSOR
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
+from leukoscope.models.release import CODE
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, PROCESSOR, WEIGHTS
 from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Destination:
         create_pr: propose the release as a pull request to an existing repository instead of changing it.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
         kind: what the repository is.
+        sdk: what runs a Space.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Destination:
     create_pr: bool = False
     tag: str = ""
     kind: Literal["model", "dataset", "space"] = "model"
+    sdk: Literal["gradio", "static"] = "gradio"
 
     def require_usable(self) -> None:
         """Refuse what is wrong without asking the Hub.
@@ -238,7 +240,7 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PermissionError(_MAY_NOT_WRITE)
         return
-    sdk = "gradio" if to.kind == "space" else None
+    sdk = to.sdk if to.kind == "space" else None
     api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
     # A repository that exists already is no proof: a token that only reads would have come as far.
     api.auth_check(to.id, repo_type=to.kind, write=True)

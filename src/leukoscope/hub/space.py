@@ -1,29 +1,61 @@
-"""Write the folder of a Space (demo, package, requirements, names of the Hub models) and publish it.
+"""Write the folder of a Space and publish it: the demo with what it needs of the package, or a static page.
 
-The folder runs anywhere by `pip install -r requirements.txt` and `python app.py`.
+The demo's folder runs anywhere by `pip install -r requirements.txt` and `python app.py`. The static page computes one
+release in the visitor's browser, so that no picture leaves it; any file server will do. The folder of an Inference
+Endpoint is written here as well: a release, its handler and the part of the package that predicts.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, resource_file
-from leukoscope.hub.publish import Destination, Published, upload
+from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
-from leukoscope.models.release_files import CONFIG, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
+PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
+MODEL, EXAMPLES, RUNTIME = "model", "examples", "ort"
 PYTHON_VERSION = "3.12"
 # What Spaces with a borrowed GPU (ZeroGPU) run; torchvision's minor version is torch's plus 15.
-TORCH = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyi")
+ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
+CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
+# What only training, measuring and the command line run.
+_LEFT_OUT = (
+    *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "experiments", "hub", "training"),
+    *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
+    *("tables.py", "thresholds.py"),
+)
+_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "rich", "tqdm", "transformers", "typer")
+# Of our requirements, what a prediction imports.
+_TO_PREDICT = (
+    *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
+    *("scipy", "numpy", "pillow", "matplotlib"),
+)
+HANDLER = "handler.py"
+ONNXRUNTIME_WEB = "1.30.0"
+RUNTIME_URL = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist"
+# SHA-256 of the two files of its npm package that a page loads.
+RUNTIME_FILES = {
+    "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
 
 
 @dataclass(frozen=True)
@@ -79,69 +111,217 @@ def find_model(name: str) -> SpaceModel:
     return SpaceModel(name, files, str(info.sha) if revision else "")
 
 
-def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope") -> Path:
-    """Write the folder of a Space, completely or not at all.
-
-    Args:
-        models: those to offer, the first one picked when the page opens.
-        out: a new or empty folder, or one that holds an earlier Space of ours.
-        title: of the Space's page.
-
-    Raises:
-        LeukoscopeError: `out` holds something else, or the disk refuses.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    is_space = all((out / name).exists() for name in (APP, LIST, PACKAGE))
+@contextmanager
+def _space_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out`, completely or not at all, where nothing but an earlier Space of ours is replaced."""
+    ours = ((APP, LIST, PACKAGE), (PAGE, SCRIPT, SETTINGS))
+    is_space = any(all((out / name).exists() for name in names) for names in ours)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out) as folder:
-            shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=_LEFT_OUT)
-            for name in (APP, "LICENSE"):
-                shutil.copyfile(resource_file(name), folder / name)
-            (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
-            (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text()))
-            template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-                resource_file("model_card/space.md").read_text()
-            )
-            page = template.render(
-                title=title,
-                notice=RESEARCH_NOTICE,
-                sdk_version=version("gradio"),
-                python_version=PYTHON_VERSION,
-                app_file=APP,
-                models=models,
-            )
-            (folder / "README.md").write_text(page)
+            yield folder
     except OSError as error:
         # Copying a tree collects what went wrong, file by file.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         raise LeukoscopeError(
             f"{out}: the Space cannot be written there ({reason}); free some space or name another folder"
         ) from None
+
+
+def _rendered(template: Path, **values: object) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=template.suffix == ".html"
+    )
+    return environment.from_string(template.read_text()).render(notice=RESEARCH_NOTICE, **values)
+
+
+def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:
+    """Write the folder of a Space that runs the demo, completely or not at all.
+
+    Args:
+        models: those to offer, the first one picked when the page opens.
+        out: a new or empty folder, or one that holds an earlier Space of ours.
+        title: of the Space's page.
+        gpu: whether it asks for a torch that computes on a borrowed GPU (ZeroGPU).
+
+    Raises:
+        LeukoscopeError: `out` holds something else, or the disk refuses.
+    """
+    with _space_folder(out) as folder:
+        shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        for name in (APP, "LICENSE"):
+            shutil.copyfile(resource_file(name), folder / name)
+        (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
+        (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(), gpu=gpu))
+        page = _rendered(
+            resource_file("model_card/space.md"),
+            title=title,
+            sdk_version=version("gradio"),
+            python_version=PYTHON_VERSION,
+            app_file=APP,
+            models=models,
+        )
+        (folder / "README.md").write_text(page)
     return out
 
 
-def space_requirements(ours: str) -> str:
-    """Our requirements within what Spaces run: torch's range is theirs, and Gradio's version that of the front matter.
+def space_requirements(ours: str, *, gpu: bool = False) -> str:
+    """What a Space installs: our requirements without those that the demo never imports.
+
+    Gradio's version is that of the front matter. On a CPU, torch comes without the gigabytes of its GPU libraries; for
+    a borrowed GPU, in the versions that ZeroGPU runs.
 
     Raises:
-        LeukoscopeError: one of these packages is not on our list.
+        LeukoscopeError: one of the packages that get another bound is not on our list.
     """
-    bounds = {**TORCH, "gradio": f"=={version('gradio')}"}
-    lines = [line for line in ours.splitlines() if line and not line.startswith("#")]
-    for package, bound in bounds.items():
+    bounds = {**(ZERO_GPU if gpu else {}), "gradio": f"[mcp]=={version('gradio')}"}
+    lines = [line for line in _requirements(ours) if re.split(r"[<>=]", line)[0] not in _NOT_NEEDED]
+    for package in ("torch", "torchvision", "gradio"):
         places = [place for place, line in enumerate(lines) if re.match(rf"{package}\b(?![-.])", line)]
         if not places:
             raise LeukoscopeError(f"{REQUIREMENTS}: does not name {package}; restore it from the repository")
-        lines[places[0]] = package + bound
-    return "\n".join(lines) + "\n"
+        if package in bounds:
+            lines[places[0]] = package + bounds[package]
+    return "\n".join([*([] if gpu else [CPU_WHEELS]), *lines]) + "\n"
+
+
+def _requirements(ours: str) -> list[str]:
+    return [line for line in ours.splitlines() if line and not line.startswith("#")]
+
+
+def write_endpoint(release: Path, out: Path) -> Path:
+    """Write the folder of a model repository for Inference Endpoints, completely or not at all.
+
+    It holds the release, handler.py, the part of the package that predicts, and what this needs on a CPU.
+
+    Args:
+        release: folder of a release.
+        out: a new folder, or one that holds an earlier one.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder:
+        ignored = shutil.ignore_patterns(*_LEFT_OUT, "evaluation", "reports", "web")
+        shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=ignored)
+        for name, path in folder_files(release).items():
+            if is_release_file(name):
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / name)
+        shutil.copyfile(Path(__file__).parent / HANDLER, folder / HANDLER)
+        lines = _requirements(resource_file(REQUIREMENTS).read_text())
+        needed = [line for line in lines if re.split(r"[<>=]", line)[0] in _TO_PREDICT]
+        (folder / REQUIREMENTS).write_text("\n".join([CPU_WHEELS, *needed]) + "\n")
+    return out
+
+
+def write_static_space(
+    release: ReleaseInfo, out: Path, *, title: str = "Leukoscope", runtime: Path | None = None
+) -> Path:
+    """Write the folder of a static Space, whose page computes one release in the visitor's browser.
+
+    Args:
+        release: a release that lies on this machine.
+        out, title: as for `write_space`.
+        runtime: folder of the npm package onnxruntime-web; None downloads its two files.
+
+    Raises:
+        LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
+            that the page does not know, or the runtime cannot be had.
+    """
+    from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+    from leukoscope.inference.gradcam import map_colours
+    from leukoscope.inference.graph import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
+    from leukoscope.inference.ood import GROUPS, OodDetector
+    from leukoscope.inference.prediction import REASON_TEXTS, Thresholds
+
+    assert release.folder is not None
+    preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
+    if preprocessing.interpolation not in ("bilinear", "bicubic", "lanczos"):
+        raise LeukoscopeError(
+            f"{release.name}: resizes pictures by {preprocessing.interpolation!r}; the page knows bilinear, bicubic "
+            "and lanczos — build a Space without --static"
+        )
+    runtime_files = {file: _runtime_file(file, runtime) for file in RUNTIME_FILES}
+    name = release.name if release.revision else folder_name(release.folder)
+    hub_id = release.name.partition("@")[0] if release.revision else ""
+    ood: dict[str, Any] | None = None
+    if (release.folder / OOD).is_file():
+        detector = OodDetector.load(release.folder / OOD)
+        correlation = detector.correlation.astype(np.float64)
+        groups = [
+            {"name": group, "first": some.start, "inverse": np.linalg.inv(correlation[some, some]).tolist()}
+            for group, some in GROUPS.items()
+        ]
+        ood = {key: getattr(detector, key).tolist() for key in ("mean", "deviation", "limit")}
+        ood |= {"inverse": np.linalg.inv(correlation).tolist(), "groups": groups}
+    settings = {
+        "model": name,
+        "revision": release.revision,
+        "notice": RESEARCH_NOTICE,
+        "labels": release.labels,
+        "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
+        "abstain_below": thresholds.abstain_below,
+        "least_on_cell": thresholds.least_on_cell,
+        "ood": ood,
+        "reasons": REASON_TEXTS,
+        "colours": map_colours(256).tolist(),
+    }
+    with _space_folder(out) as folder:
+        write_transformers_js(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
+        for file in (WEB_QUANTISED, CARD):  # the page does not load it; a Space has a README.md of its own
+            (folder / MODEL / file).unlink(missing_ok=True)
+        (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
+        (folder / EXAMPLES).mkdir()
+        examples = [f"{EXAMPLES}/{label}.png" for label in PHANTOM_LABELS]
+        for label, file in zip(PHANTOM_LABELS, examples, strict=True):
+            background: Literal["black", "smear"] = "smear" if release.takes_cut_outs is False else "black"
+            Image.fromarray(draw_cell(label, subject=0, cell=0, background=background).image).save(folder / file)
+        (folder / RUNTIME).mkdir()
+        for file, content in runtime_files.items():
+            (folder / RUNTIME / file).write_bytes(content)
+        here = Path(__file__).parent
+        shutil.copyfile(here / "static_space.js", folder / SCRIPT)
+        megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
+        card = f"https://huggingface.co/{hub_id}" if hub_id else ""
+        page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
+        (folder / PAGE).write_text(_rendered(here / "static_space.html", **page))
+        about = {
+            "title": title,
+            "model": name,
+            "hub_id": hub_id,
+            "revision": release.revision,
+            "runtime": ONNXRUNTIME_WEB,
+        }
+        (folder / "README.md").write_text(_rendered(here / "static_space.md", **about))
+    return out
+
+
+def _runtime_file(name: str, package: Path | None) -> bytes:
+    """One of `RUNTIME_FILES`, from an installed npm package or from the network, whose content is known."""
+    source = f"{RUNTIME_URL}/{name}" if package is None else str(package / "dist" / name)
+    fix = f"npm install onnxruntime-web@{ONNXRUNTIME_WEB}, and name its folder with --onnxruntime_web"
+    try:
+        if package is None:
+            with urllib.request.urlopen(source, timeout=60) as answer:
+                content = answer.read()
+        else:
+            content = Path(source).read_bytes()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or error  # a server's words, or the system's
+        raise LeukoscopeError(f"{source}: cannot be read ({reason}); {fix}") from None
+    if sha256(content).hexdigest() != RUNTIME_FILES[name]:
+        raise LeukoscopeError(f"{source}: is not the file of onnxruntime-web {ONNXRUNTIME_WEB}; {fix}")
+    return bytes(content)
 
 
 def push_space(folder: Path, space: str, *, private: bool = False, again: str) -> Published:
-    """Put a folder written by `write_space` on the Hub as a Space, in one commit.
+    """Put a folder written by `write_space` or `write_static_space` on the Hub as a Space, in one commit.
 
     Args:
         space: `owner/name`; made where it does not exist.
@@ -150,9 +330,12 @@ def push_space(folder: Path, space: str, *, private: bool = False, again: str) -
     Raises:
         LeukoscopeError: no token, or the Hub refused or could not be reached; the folder is only read.
     """
-    to = Destination(space, private=private, kind="space")
+    static = (folder / PAGE).is_file()
+    to = Destination(space, private=private, kind="space", sdk="static" if static else "gradio")
     to.require_usable()
+    files = (PAGE, SCRIPT, SETTINGS) if static else (APP, LIST, REQUIREMENTS, "LICENSE")
+    folders = (MODEL, EXAMPLES, RUNTIME) if static else (PACKAGE,)
 
     # Other files of the Space's owner are never deleted.
-    ours = (APP, LIST, REQUIREMENTS, "README.md", "LICENSE", f"{PACKAGE}/*")
+    ours = (*files, "README.md", *(f"{name}/*" for name in folders))
     return upload(folder, to, replaces=ours, hint=f"The Space is whole in {folder}; go on with: {again}")

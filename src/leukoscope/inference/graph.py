@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.files import atomic_folder, cache_root, write_atomic
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
-from leukoscope.models.release_files import CONFIG, WEIGHTS, read_arrays
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,15 @@ if TYPE_CHECKING:
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.release_files import ReleaseInfo
 
-OPENVINO, ONNX = "openvino", "onnx"
+OPENVINO, ONNX, TRANSFORMERS_JS = "openvino", "onnx", "transformers.js"
 F32, BF16 = "f32", "bf16"
 PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
 """The module each needs, and what installs it."""
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
+# Where transformers.js and optimum look for a model, and for the smaller copy of it.
+WEB_GRAPH, WEB_QUANTISED = "onnx/model.onnx", "onnx/model_quantized.onnx"
+# How far the probabilities of the quantised copy may lie from torch's; with eight bits, or else with sixteen.
+QUANTISED_ALLOWED = 0.02
 REPORT, HEAD = "export.json", "head.safetensors"
 # How far a graph's probabilities, and its Grad-CAM maps relative to their peak, may lie from torch's.
 ALLOWED = 1e-4
@@ -289,7 +293,11 @@ def export_release(release: ReleaseInfo, backend: str, folder: Path) -> dict[str
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as aside:
-        return write_graph(release, backend, aside)
+        return (
+            write_transformers_js(release, aside)
+            if backend == TRANSFORMERS_JS
+            else write_graph(release, backend, aside)
+        )
 
 
 def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, Any]:
@@ -309,46 +317,22 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
     """
     import torch
 
-    from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
-    from leukoscope.models.build import classifier_parameters
-    from leukoscope.models.release import load_release
-
-    assert release.folder is not None
-    network = load_release(release.folder, name=release.name, revision=release.revision).network
-    info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
-    # On a background it was never trained with, a network's activations can grow until rounding is seen.
-    known_black = info is not None and info.background == "black"
-    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if known_black else ("black", "smear")
-    kinds = product(PHANTOM_LABELS, range(_COMPARED // (2 * len(backgrounds))), backgrounds)
-    phantoms = [draw_cell(label, subject=subject, cell=0, background=on).image for label, subject, on in kinds]
-    pixels = np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
-    with torch.inference_mode():
-        inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        features = network.forward_features(inputs)  # type: ignore[operator]
+    pixels, _, network, features = _features_of_phantoms(release)
     try:
         logits, maps = (found.numpy() for found in explain_features(network, features))
     except LeukoscopeError as error:
         raise NoFeatureMap(f"{release.name}: no {backend} graph is made of it ({error}); use backend='torch'") from None
 
     folder.mkdir(parents=True)
-    try:
-        # The exporters call what torch means to drop; users can do nothing about it.
-        with warnings.catch_warnings(action="ignore"):
-            graph = _graph_module(network, release.preprocessing)
-            _WRITERS[backend](graph, torch.from_numpy(pixels[:2]), folder / GRAPHS[backend])
-    except OSError:
-        raise
-    except Exception as error:  # the exporters raise dozens of types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NoGraph(
-            f"{release.name}: cannot be made into a {backend} graph ({reason}); use backend='torch'"
-        ) from None
-    weights, biases = (one.detach().cpu().float().numpy() for one in classifier_parameters(network))
-    # Where the class weights alone give torch's maps, they are kept: then torch is not needed to explain.
-    if weights.shape[1] == features.shape[1] and np.allclose(
-        linear_head_maps(features.numpy(), weights), maps, rtol=ALLOWED, atol=ALLOWED * maps.max()
-    ):
+    with _export_errors_named(release, backend):
+        graph = _graph_module(network, release.preprocessing)
+        _WRITERS[backend](graph, torch.from_numpy(pixels[:2]), folder / GRAPHS[backend])
+    if (weights := _class_weights(network, features, maps)) is not None:
         from safetensors.numpy import save_file
+
+        from leukoscope.models.build import classifier_parameters
+
+        biases = classifier_parameters(network)[1].detach().cpu().float().numpy()
 
         save_file({"weights": weights, "biases": biases}, folder / HEAD)
 
@@ -372,6 +356,207 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _features_of_phantoms(release: ReleaseInfo) -> tuple[np.ndarray, torch.Tensor, nn.Module, torch.Tensor]:
+    """What a graph is compared on: pixels (8, S, S, 3), network input (8, 3, S, S), the network, its last features."""
+    import torch
+
+    from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+    from leukoscope.models.release import load_release
+
+    assert release.folder is not None
+    network = load_release(release.folder, name=release.name, revision=release.revision).network
+    info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
+    # On a background it was never trained with, a network's activations can grow until rounding is seen.
+    known_black = info is not None and info.background == "black"
+    backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if known_black else ("black", "smear")
+    kinds = product(PHANTOM_LABELS, range(_COMPARED // (2 * len(backgrounds))), backgrounds)
+    phantoms = [draw_cell(label, subject=subject, cell=0, background=on).image for label, subject, on in kinds]
+    pixels = np.stack([release.preprocessing.frame(Image.fromarray(phantom)) for phantom in phantoms])
+    with torch.inference_mode():
+        inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return pixels, inputs, network, network.forward_features(inputs)  # type: ignore[operator]
+
+
+def _class_weights(network: nn.Module, features: torch.Tensor, maps: np.ndarray) -> np.ndarray | None:
+    """The classifier's (K, C) weights where they alone give torch's maps of these features; else None."""
+    from leukoscope.models.build import classifier_parameters
+
+    weights = classifier_parameters(network)[0].detach().cpu().float().numpy()
+    if weights.shape[1] != features.shape[1]:
+        return None
+    ours = linear_head_maps(features.numpy(), weights)
+    return weights if np.allclose(ours, maps, rtol=ALLOWED, atol=ALLOWED * maps.max()) else None
+
+
+@contextmanager
+def _export_errors_named(release: ReleaseInfo, what: str) -> Iterator[None]:
+    try:
+        # The exporters call what torch means to drop; users can do nothing about it.
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except OSError:
+        raise
+    except Exception as error:  # the exporters raise dozens of types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NoGraph(f"{release.name}: cannot be made into a {what} graph ({reason}); use backend='torch'") from None
+
+
+def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
+    """Write a release in the layout that transformers.js and optimum load: two ONNX files and their settings.
+
+    The graphs take `pixel_values` (B, 3, S, S) float32, as `Preprocessing.normalise` gives them, and give `logits`
+    (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), the map of every
+    class. The quantised copy keeps the convolutions' weights as whole numbers, and computes in float32.
+
+    Args:
+        folder: a new one.
+
+    Returns:
+        the report that stands in export.json: how far each file lies from torch on 8 pictures.
+
+    Raises:
+        NoGraph: the network cannot be made into a graph, or the graph's output is not torch's.
+        LeukoscopeError: a damaged release.
+        OSError: the disk refuses.
+    """
+    import torch
+    from torch import nn
+
+    _, inputs, network, features = _features_of_phantoms(release)
+    try:
+        logits, maps = (found.numpy() for found in explain_features(network, features))
+        weights = _class_weights(network, features, maps)
+    except LeukoscopeError:  # no map of channels
+        with torch.inference_mode():
+            logits, weights = network.forward_head(features).numpy(), None  # type: ignore[operator]
+    outputs = ["logits"] if weights is None else ["logits", "grad_cam"]
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            if weights is not None:
+                self.register_buffer("weights", torch.from_numpy(weights)[:, :, None, None])
+
+        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            features = self.network.forward_features(pixel_values)  # type: ignore[operator]
+            logits = self.network.forward_head(features)  # type: ignore[operator]
+            if weights is None:
+                return (logits,)
+            # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
+            places = features.shape[2] * features.shape[3]
+            return logits, nn.functional.conv2d(features, self.weights / places).relu()
+
+    whole, quantised = folder / WEB_GRAPH, folder / WEB_QUANTISED
+    whole.parent.mkdir(parents=True)
+    with _export_errors_named(release, TRANSFORMERS_JS):
+        _write_onnx(Graph().eval(), inputs[:2].contiguous(), whole, "pixel_values", outputs)
+
+    def computed(path: Path) -> tuple[float, np.ndarray | None]:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = session.run(outputs, {"pixel_values": inputs.contiguous().numpy()})
+        return float(np.abs(softmax(found[0]) - softmax(logits)).max()), found[1] if len(found) > 1 else None
+
+    probability, drawn = computed(whole)
+    of_peak = None if drawn is None else float(np.abs(drawn - maps).max() / max(maps.max(), 1e-12))
+    if not max(probability, of_peak or 0) <= ALLOWED:
+        raise NoGraph(
+            f"{release.name}: its {TRANSFORMERS_JS} graph differs from torch by {probability:.1e} in probability, more "
+            f"than {ALLOWED:g}; use backend='torch'"
+        )
+    for bits in (8, 16):
+        _quantise(whole, quantised, bits)
+        moved, _ = computed(quantised)
+        if moved <= QUANTISED_ALLOWED:
+            break
+    else:
+        quantised.unlink()
+    pre, labels = release.preprocessing, dict(enumerate(release.labels))
+    config = {
+        # transformers.js and optimum look up by this name how a model is called; a ResNet is called as this one is.
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: k for k, label in labels.items()},
+        # In a browser transformers.js would take the quantised file unless it is told otherwise.
+        "transformers.js_config": {"dtype": "fp32"},
+    }
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": pre.resized_side},
+        "resample": Image.Resampling[pre.interpolation.upper()].value,
+        "do_center_crop": True,
+        "crop_size": {"height": pre.image_size, "width": pre.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": pre.mean,
+        "image_std": pre.std,
+    }
+    report = {
+        "backend": TRANSFORMERS_JS,
+        "compared_on": f"{_COMPARED} phantoms",
+        "probability_difference": probability,
+        "heat_map_difference": of_peak,
+        "quantised": {"bits": bits, "probability_difference": moved} if quantised.is_file() else None,
+        "framing": pre.framing,
+        "input": "pixel_values (B, 3, S, S) float32",
+        "outputs": outputs,
+        "labels": list(release.labels),
+        "model": release.name,
+        "revision": release.revision,
+        "notice": RESEARCH_NOTICE,
+    }
+    files = {CONFIG: config, REPORT: report}
+    if pre.framing == "picture":  # no processor of theirs frames cells: with this one, answers would be wrong
+        files[PROCESSOR] = processor
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    base = f"base_model: {release.name}\n" if release.revision else ""
+    (folder / CARD).write_text(
+        f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
+        f"# {release.name.rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
+        f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
+        f"`{'` and `'.join(outputs)}`. `{REPORT}` says how far each file lies from the release. Image processors of "
+        "other libraries resize and crop otherwise than the release does, and its probabilities then change.\n"
+    )
+    return report
+
+
+def _quantise(source: Path, target: Path, bits: int) -> None:
+    """Write a copy of an ONNX graph whose convolutions keep their weights as whole numbers, one scale a channel.
+
+    ONNX Runtime's own `quantize_dynamic` rounds the activations as well, which moved probabilities of a release by up
+    to 1. The classifier stays as it is: small, and of all layers the one where rounding shows most.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model, added = onnx.load(source), []
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in weights]:
+        values = numpy_helper.to_array(tensor)
+        if values.size < 1000:
+            continue
+        largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+        scale = np.maximum(largest, 1e-12).astype(np.float32) / (2 ** (bits - 1) - 1)
+        whole = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(f"int{bits}")
+        names = [f"{tensor.name}_quantised", f"{tensor.name}_scale"]
+        added.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=0))
+        model.graph.initializer.remove(tensor)
+        stored = zip((whole, scale), names, strict=True)
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for array, name in stored)
+    nodes = [*added, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
 
 
 def _graph_module(network: nn.Module, preprocessing: Preprocessing) -> nn.Module:
@@ -403,7 +588,13 @@ def _write_openvino(graph: nn.Module, example: torch.Tensor, path: Path) -> None
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path) -> None:
+def _write_onnx(
+    graph: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    entry: str = "pixels",
+    outputs: Sequence[str] = ("logits", "features"),
+) -> None:
     import torch
 
     with redirect_stdout(StringIO()):
@@ -412,9 +603,10 @@ def _write_onnx(graph: nn.Module, example: torch.Tensor, path: Path) -> None:
             (example,),
             path,
             dynamo=True,
-            input_names=["pixels"],
-            output_names=["logits", "features"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+            input_names=[entry],
+            output_names=outputs,
+            dynamic_shapes={entry: {0: torch.export.Dim("batch", min=1)}},
+            opset_version=21,  # the first whose DequantizeLinear takes 16 bits
             external_data=False,
         )
 

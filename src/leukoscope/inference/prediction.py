@@ -27,7 +27,7 @@ VIEWS_MAY_DISAGREE = 0.25
 FIELD_NEEDS = 0.5
 """Share of a field's cells that must be in distribution before any of them gets a class."""
 
-_TEXTS = {
+REASON_TEXTS = {
     "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
     "ood_colour": "its colours are unlike those of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "ood_texture": "its texture is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
@@ -45,7 +45,7 @@ class Reason:
     """One reason against giving a class, or for caution with it.
 
     Attributes:
-        code: a key of `_TEXTS`.
+        code: a key of `REASON_TEXTS`.
         value, limit: what was measured, and what it was compared with; None where there is no number.
     """
 
@@ -56,7 +56,7 @@ class Reason:
     @property
     def text(self) -> str:
         """The reason as a sentence."""
-        return _TEXTS[self.code].format(value=self.value, limit=self.limit)
+        return REASON_TEXTS[self.code].format(value=self.value, limit=self.limit)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -31,6 +31,7 @@ from leukoscope.models.release_files import (
     CONFIG,
     METRICS,
     MODEL_TYPE,
+    PROCESSOR,
     WEIGHTS,
     ReleaseInfo,
     needs_code,
@@ -43,7 +44,6 @@ from leukoscope.models.remote.networks import OWN_ARCHITECTURES, OwnNetwork, bui
 # Where each file that is copied into a release lies.
 _SOURCES = {"modeling_leukoscope.py": remote, "networks.py": remote, "framing.py": data}
 CODE = tuple(_SOURCES)
-PROCESSOR = "preprocessor_config.json"
 # The attribute that holds the network in transformers' model: what the names of its tensors begin with.
 NETWORK = "network."
 _AUTO_MAP = {

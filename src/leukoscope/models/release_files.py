@@ -24,6 +24,7 @@ CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.js
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
 MODEL_TYPE = "leukoscope"  # in config.json, of a release that brings its network's code
+PROCESSOR = "preprocessor_config.json"  # of a release that brings its code
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 
 # The parts of metrics.json that prediction needs, and their types. "!" marks what must not be missing or empty where

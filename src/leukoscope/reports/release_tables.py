@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leukoscope.evaluation.metrics import class_report
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -21,7 +22,6 @@ from leukoscope.reports.formatting import (
     with_interval,
     with_span,
 )
-from leukoscope.training.plots import class_report
 
 Metrics = Mapping[str, Any]
 

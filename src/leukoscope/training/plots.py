@@ -25,7 +25,7 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import entry_or_folders
 from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 from leukoscope.evaluation.explanation_metrics import even_sample
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import CellPredictions, class_report
 from leukoscope.evaluation.plots import (
     PredictedCell,
     confusion_plot,
@@ -111,49 +111,6 @@ def _is_number(value: str | None) -> bool:
         return value is not None and float(value) == float(value)
     except ValueError:
         return False
-
-
-def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure each class by itself and against all others.
-
-    One-vs-rest accuracy is that of deciding, for one class, whether a cell belongs to it. A wrong prediction is wrong
-    for two of the K classes and right for all others, so with four classes the mean shows half the error rate: a
-    published accuracy far above the recall beside it may be this metric.
-
-    Args:
-        metrics: of `measure`.
-
-    Returns:
-        notice, cells, accuracy, balanced_accuracy; `classes`: name → precision, recall (sensitivity), specificity, f1,
-        one_vs_rest_accuracy (shares, 0–1; specificity is None where all cells are of the class) and support; and
-        `mean` of those shares over the classes that were tested.
-    """
-    matrix, cells = metrics["confusion_matrix"], metrics["cells"]
-    classes = {}
-    for k, (name, of_class) in enumerate(metrics["per_class"].items()):
-        others, taken_for_it = cells - sum(matrix[k]), sum(row[k] for row in matrix) - matrix[k][k]
-        missed = sum(matrix[k]) - matrix[k][k]
-        classes[name] = {
-            **{key: of_class[key] for key in ("precision", "recall")},
-            "specificity": (others - taken_for_it) / others if others else None,
-            "f1": of_class["f1"],
-            "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
-            "support": of_class["support"],
-        }
-    return {
-        "notice": RESEARCH_NOTICE,
-        **{key: metrics[key] for key in ("cells", "accuracy", "balanced_accuracy")},
-        "classes": classes,
-        "mean": _mean([row for row in classes.values() if row["support"]]),
-    }
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    def over_classes(key: str) -> float | None:
-        known = [row[key] for row in rows if row[key] is not None]
-        return sum(known) / len(known) if known else None
-
-    return {key: over_classes(key) for key in rows[0] if key != "support"}
 
 
 def write_class_report(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:

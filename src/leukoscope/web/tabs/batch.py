@@ -251,7 +251,13 @@ class BatchTab(ResultTab):
         """The named endpoint /batch: files, model, pattern → every prediction, subjects and metrics as JSON."""
 
         def batch(files: list[str] | None, model: str | None, subject_pattern: str = "") -> dict[str, Any]:
-            """Classify many cells. `files` are pictures, zips of them, CSVs with the columns file, label, subject."""
+            """Classify many cells, with one prediction for each person where subjects are known. For research only.
+
+            Args:
+                files: pictures of single cells, zips of them, or CSV files with the columns file, label and subject.
+                model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+                subject_pattern: regular expression that finds the subject in a file's name; may be empty.
+            """
             with gradio_errors():
                 result = predict_files(self.models, files, model, subject_pattern)
             named, measured = columns(result), label_metrics(result)

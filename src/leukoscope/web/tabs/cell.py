@@ -426,7 +426,13 @@ class CellTab(ResultTab):
         def predict(
             image: str | None, model: str | None, operating_point: str = ""
         ) -> tuple[str, dict[str, float], Image.Image | None, str, dict[str, Any]]:
-            """Classify one cell. `model` is an embedded release or a Hub id owner/name[@revision]."""
+            """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
+
+            Args:
+                image: the picture of one cell, cut out or from a smear; PNG, JPEG, BMP, TIFF or WebP.
+                model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+                operating_point: threshold between two classes; empty decides for the most probable class.
+            """
             with gradio_errors():
                 result = predict_cell(self.models, *read_upload(image), model)
                 points = list(result.thresholds.operating_points)
@@ -442,7 +448,10 @@ class CellTab(ResultTab):
             return decision["outcome"], predicted.probabilities, covered and unshared_copy(covered), text, decision
 
         with gr.Group(visible=False):
-            inputs = [cell_upload(label="image"), self.model, gr.Textbox("", label="operating_point")]
+            # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.
+            points = ["", "sensitivity_95", "specificity_95", "youden"]
+            point = gr.Dropdown(points, value="", allow_custom_value=True, label="operating_point")
+            inputs = [cell_upload(label="image"), self.model, point]
             outputs = [
                 gr.Textbox(label="outcome"), gr.JSON(label="probabilities"),
                 gr.Image(label="grad_cam", format="png"), gr.Textbox(label="text"), gr.JSON(label="decision"),

@@ -100,7 +100,11 @@ def _add_endpoint(models: ModelCache, model: gr.Dropdown) -> None:
     """The named endpoint /evidence: model → its metrics.json."""
 
     def evidence(model: str | None) -> dict[str, Any]:
-        """Everything a release measured of itself: its metrics.json."""
+        """Everything a release measured of itself: its metrics.json.
+
+        Args:
+            model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+        """
         with gradio_errors():
             return dict(models.predictor(model).release.metrics)
 

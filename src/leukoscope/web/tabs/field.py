@@ -179,7 +179,13 @@ class FieldTab(ResultTab):
         def field(
             image: str | None, model: str | None, um_per_pixel: float | None = None
         ) -> tuple[dict[str, Any], Image.Image]:
-            """Find and classify the white cells of a smear. `um_per_pixel` is read from the red cells where it is 0."""
+            """Find and classify the white blood cells of a field of view. For research only.
+
+            Args:
+                image: the picture of a stained smear; PNG, JPEG, BMP, TIFF or WebP.
+                model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
+                um_per_pixel: micrometres a pixel; 0 has the scale read from the size of the red cells.
+            """
             with gradio_errors():
                 result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
             return result.reading.to_dict(), unshared_copy(draw_reading(result.image, result.reading))

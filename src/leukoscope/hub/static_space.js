@@ -1,0 +1,392 @@
+// A release in the browser: the steps of Leukoscope's Python code, in the same order and with the same numbers.
+// Which function of the package each one follows stands above it; `release.json` holds what they need of the release.
+import * as ort from './ort/ort.wasm.bundle.min.mjs'
+
+const BACKGROUND_LEVEL = 8, CELL_SIDE = 1.25, BLACK_SHARE = 0.05
+const MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
+const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms-bmp', '']
+const $ = (id) => document.getElementById(id)
+
+// Python rounds halves to the even number.
+const rint = (x) => {
+  const low = Math.floor(x), rest = x - low
+  return low + (rest > 0.5 || (rest === 0.5 && low % 2 !== 0))
+}
+const clip = (x, low, high) => Math.min(Math.max(x, low), high)
+const sum = (values) => { let total = 0; for (const value of values) total += value; return total }
+
+// --- Pillow's Image.resize ------------------------------------------------------------------------------------------
+
+const sinc = (x) => x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x)
+const FILTERS = {
+  bilinear: [1, (x) => Math.max(1 - Math.abs(x), 0)],
+  bicubic: [2, (x) => {
+    const a = -0.5
+    x = Math.abs(x)
+    return x < 1 ? ((a + 2) * x - (a + 3)) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0
+  }],
+  lanczos: [3, (x) => -3 <= x && x < 3 ? sinc(x) * sinc(x / 3) : 0],
+}
+
+function weightsOf(edge, from, to, size, [reach, filter]) {
+  // Pillow keeps the edges of a box in single precision.
+  from = Math.fround(from)
+  const scale = Math.fround(Math.fround(to) - from) / size, stretch = Math.max(scale, 1), support = reach * stretch
+  return Array.from({length: size}, (_, place) => {
+    const middle = from + (place + 0.5) * scale
+    const first = Math.max(0, Math.trunc(middle - support + 0.5))
+    const end = Math.min(edge, Math.trunc(middle + support + 0.5))
+    const weights = Array.from({length: end - first}, (_, k) => filter((k + first - middle + 0.5) / stretch))
+    const total = sum(weights)
+    return {first, weights: weights.map((weight) => weight / total)}
+  })
+}
+
+// image: {width, height, data}, any number of channels; box: [left, top, right, bottom] of it that becomes the result.
+function resize(image, width, height, name, box = [0, 0, image.width, image.height]) {
+  const channels = image.data.length / (image.width * image.height), bytes = !(image.data instanceof Float32Array)
+  // Of bytes Pillow sums whole numbers: weights times 2 ** 22, and a half for rounding.
+  const one = 2 ** 22
+  const whole = (weight) => Math.trunc(weight * one + (weight < 0 ? -0.5 : 0.5))
+  const exact = (places) => places.map(({first, weights}) => ({first, weights: bytes ? weights.map(whole) : weights}))
+  const finished = bytes ? (total) => clip(Math.floor((total + one / 2) / one), 0, 255) : (total) => total
+  const make = (length) => bytes ? new Uint8Array(length) : new Float32Array(length)
+
+  const rows = make(width * image.height * channels)
+  exact(weightsOf(image.width, box[0], box[2], width, FILTERS[name])).forEach(({first, weights}, x) => {
+    for (let y = 0; y < image.height; y++) for (let c = 0; c < channels; c++) {
+      let total = 0
+      const start = (y * image.width + first) * channels + c
+      for (let k = 0; k < weights.length; k++) total += weights[k] * image.data[start + k * channels]
+      rows[(y * width + x) * channels + c] = finished(total)
+    }
+  })
+  const data = make(width * height * channels), stride = width * channels
+  exact(weightsOf(image.height, box[1], box[3], height, FILTERS[name])).forEach(({first, weights}, y) => {
+    for (let x = 0; x < stride; x++) {
+      let total = 0
+      for (let k = 0; k < weights.length; k++) total += weights[k] * rows[(first + k) * stride + x]
+      data[y * stride + x] = finished(total)
+    }
+  })
+  return {width, height, data}
+}
+
+// Image.crop: black beyond the picture.
+function crop(image, left, top, right, bottom) {
+  const width = right - left, height = bottom - top, data = new Uint8Array(width * height * 3)
+  for (let y = Math.max(top, 0); y < Math.min(bottom, image.height); y++) {
+    const from = Math.max(left, 0), to = Math.min(right, image.width), row = y * image.width
+    data.set(image.data.subarray((row + from) * 3, (row + to) * 3), ((y - top) * width + from - left) * 3)
+  }
+  return {width, height, data}
+}
+
+// --- data/framing.py and data/preprocessing.py ----------------------------------------------------------------------
+
+const brightest = (data, pixel) => Math.max(data[3 * pixel], data[3 * pixel + 1], data[3 * pixel + 2])
+
+function cellBox({width, height, data}) {
+  let count = 0, left = width, top = height, right = -1, bottom = -1
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    if (brightest(data, y * width + x) <= BACKGROUND_LEVEL) continue
+    count += 1
+    left = Math.min(left, x); right = Math.max(right, x); top = Math.min(top, y); bottom = Math.max(bottom, y)
+  }
+  if (!count) return null
+  const half = CELL_SIDE * Math.sqrt(count) / 2, across = (left + right + 1) / 2, down = (top + bottom + 1) / 2
+  return [across - half, down - half, across + half, down + half]
+}
+
+// The pixels that the network sees, and the part of the picture that they show.
+export function frame(image, {image_size: size, resized_side: side, interpolation, framing}) {
+  const box = framing === 'cell' ? cellBox(image) : null
+  if (box) {
+    const left = Math.floor(Math.min(box[0], 0)), top = Math.floor(Math.min(box[1], 0))
+    const right = Math.ceil(Math.max(box[2], image.width)), bottom = Math.ceil(Math.max(box[3], image.height))
+    const whole = crop(image, left, top, right, bottom)
+    const inside = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
+    return {pixels: resize(whole, size, size, interpolation, inside), box}
+  }
+  const shorter = Math.min(image.width, image.height)
+  const resized = (edge) => edge === shorter ? side : Math.trunc(side * edge / shorter)
+  const width = resized(image.width), height = resized(image.height)
+  const [left, top] = [width, height].map((edge) => rint((edge - size) / 2))
+  const pixels = crop(resize(image, width, height, interpolation), left, top, left + size, top + size)
+  const seen = shorter * size / side, x = (image.width - seen) / 2, y = (image.height - seen) / 2
+  return {pixels, box: [x, y, x + seen, y + seen]}
+}
+
+function networkInput({width, data}, {mean, std}) {
+  const places = width * width, values = new Float32Array(3 * places)
+  for (let c = 0; c < 3; c++) for (let k = 0; k < places; k++) {
+    values[c * places + k] = (data[3 * k + c] - mean[c] * 255) / (std[c] * 255)
+  }
+  return new ort.Tensor('float32', values, [1, 3, width, width])
+}
+
+// --- inference/ood.py -----------------------------------------------------------------------------------------------
+
+const DENSITY = Float32Array.from({length: 256}, (_, level) => -Math.log((level + 1) / 256))
+
+export function pictureStatistics({width: size, data}) {
+  const step = Math.max(1, rint(size / 48)), places = []
+  for (let place = 0; place < size; place += step) places.push(place)
+  const n = places.length, at = (y, x, c) => data[(y * size + x) * 3 + c]
+  const cell = places.map((y) => places.map((x) => brightest(data, y * size + x) > BACKGROUND_LEVEL))
+  const points = []
+  cell.forEach((row, j) => row.forEach((inside, i) => { if (inside) points.push([j, i]) }))
+  const count = points.length
+  if (count < 20) return Array(22).fill(-10)
+
+  const density = [0, 1, 2].map((c) => points.map(([j, i]) => DENSITY[at(places[j], places[i], c)]))
+  const mean = density.map((values) => sum(values) / count)
+  const centred = density.map((values, c) => values.map((value) => value - mean[c]))
+  const covariance = centred.map((a) => centred.map((b) => sum(a.map((value, k) => value * b[k])) / count))
+  const deviation = covariance.map((row, c) => Math.sqrt(row[c]) + 1e-3)
+  const skewness = centred.map((values, c) => sum(values.map((value) => (value / deviation[c]) ** 3)) / count)
+  const correlation = (a, b) => covariance[a][b] / deviation[a] / deviation[b]
+
+  const texture = [1, 2, 4].map((apart) => {
+    let changes = 0, total = 0
+    places.forEach((y, j) => places.forEach((x, i) => {
+      if (x + apart >= size || !cell[j][i]) return
+      const neighbour = at(y, x + apart, 1)
+      if (neighbour > BACKGROUND_LEVEL) { total += Math.abs(DENSITY[neighbour] - DENSITY[at(y, x, 1)]); changes += 1 }
+    }))
+    return changes ? Math.log(total / changes + 1e-3) : 0
+  })
+
+  const dark = cell.map((row) => row.map(() => false))
+  points.forEach(([j, i], k) => { dark[j][i] = density[1][k] > mean[1] })
+  const nucleus = Math.max(1, sum(dark.flat()))
+  const perimeter = (mask) => {
+    let edges = 0
+    mask.forEach((row, j) => row.forEach((here, i) => {
+      edges += (j > 0 && mask[j - 1][i] !== here) + (i > 0 && row[i - 1] !== here)
+    }))
+    return edges
+  }
+  const y = sum(points.map(([j]) => j / n)) / count, x = sum(points.map(([, i]) => i / n)) / count
+  const varY = sum(points.map(([j]) => (j / n - y) ** 2)) / count
+  const varX = sum(points.map(([, i]) => (i / n - x) ** 2)) / count
+  const both = sum(points.map(([j, i]) => (j / n - y) * (i / n - x))) / count
+  const spread = 2 * Math.hypot((varY - varX) / 2, both)
+  let border = 0
+  for (const place of places) for (let c = 0; c < 3; c++) {
+    const last = places[n - 1]
+    border += at(0, place, c) + at(last, place, c) + at(place, 0, c) + at(place, last, c)
+  }
+  return [
+    ...mean, ...deviation.map(Math.log), ...skewness,
+    correlation(0, 1), correlation(0, 2), correlation(1, 2), ...texture,
+    Math.log(count / (n * n)),
+    nucleus / count,
+    Math.log(perimeter(dark) ** 2 / nucleus + 1),
+    Math.log(perimeter(cell) ** 2 / count + 1),
+    Math.log((varY + varX + spread) / Math.max(varY + varX - spread, 1e-6)),
+    Math.hypot(y - 0.5, x - 0.5),
+    border / (3 * n) / 1020,
+  ]
+}
+
+function oodChecks(pixels, {mean, deviation, inverse, limit, groups}) {
+  const standard = pictureStatistics(pixels).map((value, k) => (value - mean[k]) / deviation[k])
+  const squared = (values, matrix) => sum(values.map((a, i) => a * sum(values.map((b, j) => matrix[i][j] * b))))
+  const far = groups.map(({name, first, inverse: own}) => {
+    return [squared(standard.slice(first, first + own.length), own) / own.length, name]
+  })
+  return {score: Math.sqrt(squared(standard, inverse)) / limit, group: far.sort((a, b) => b[0] - a[0])[0][1]}
+}
+
+// --- inference/gradcam.py -------------------------------------------------------------------------------------------
+
+function shareOnCell(map, {width, data}) {
+  const cell = Array.from({length: width * width}, (_, pixel) => brightest(data, pixel) > BACKGROUND_LEVEL)
+  const inside = sum(cell)
+  if (sum(map.data) <= 0 || !inside || 1 - inside / cell.length < BLACK_SHARE) return null
+  const wide = resize(map, width, width, 'bilinear').data
+  return sum(wide.filter((_, pixel) => cell[pixel])) / sum(wide)
+}
+
+function drawOverlay(image, map, peak, [left, top, right, bottom], colours) {
+  const x0 = Math.max(0, rint(left)), x1 = Math.min(image.width, rint(right))
+  const y0 = Math.max(0, rint(top)), y1 = Math.min(image.height, rint(bottom))
+  const across = map.width / (right - left), down = map.height / (bottom - top)
+  const inMap = [(x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down]
+    .map((edge, k) => clip(edge, 0, k % 2 ? map.height : map.width))
+  const shares = map.data.map((value) => peak > 0 ? clip(value / peak, 0, 1) : 0)
+  const warmth = resize({...map, data: shares}, x1 - x0, y1 - y0, 'bilinear', inMap)
+  const drawn = new ImageData(image.width, image.height)
+  for (let y = 0; y < image.height; y++) for (let x = 0; x < image.width; x++) {
+    const pixel = y * image.width + x, [r, g, b] = image.data.subarray(3 * pixel, 3 * pixel + 3)
+    const grey = (r * 19595 + g * 38470 + b * 7471 + 32768) >> 16
+    const seen = x >= x0 && x < x1 && y >= y0 && y < y1
+    const warm = seen ? clip(warmth.data[(y - y0) * warmth.width + x - x0], 0, 1) : 0
+    const cover = 0.5 * Math.min(2 * warm, 1), colour = colours[rint(warm * 255)]
+    for (let c = 0; c < 3; c++) drawn.data[4 * pixel + c] = grey * (1 - cover) + colour[c] * cover
+    drawn.data[4 * pixel + 3] = 255
+  }
+  show($('overlay'), drawn)
+  if (x1 - x0 < image.width || y1 - y0 < image.height) {
+    const context = $('overlay').getContext('2d')
+    context.strokeStyle = 'rgb(0, 114, 178)'
+    context.lineWidth = Math.max(1, rint(Math.min(image.width, image.height) / 200))
+    context.strokeRect(x0, y0, x1 - x0, y1 - y0)
+  }
+}
+
+function show(canvas, pixels) {
+  Object.assign(canvas, {width: pixels.width, height: pixels.height})
+  canvas.getContext('2d').putImageData(pixels, 0, 0)
+}
+
+// --- inference/prediction.py ----------------------------------------------------------------------------------------
+
+function softmax(logits) {
+  const largest = Math.max(...logits), raised = Array.from(logits, (logit) => Math.exp(logit - largest))
+  const total = sum(raised)
+  return raised.map((value) => value / total)
+}
+
+function decide(probabilities, ood, onCell, release) {
+  const {abstain_below: abstainBelow, least_on_cell: leastOnCell, reasons: texts, labels} = release
+  const reason = (code, value, limit) => {
+    const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
+      const number = name === 'value' ? value : limit
+      return kind === '%' ? `${(100 * number).toFixed(digits)}%` : number.toFixed(digits)
+    })
+    return {code, value, limit, text}
+  }
+  if (ood && ood.score > 1) return {outcome: 'out of distribution', reasons: [reason(`ood_${ood.group}`, ood.score, 1)]}
+  const confidence = Math.max(...probabilities), reasons = []
+  if (abstainBelow !== null && confidence < abstainBelow) {
+    reasons.push(reason('low_confidence', confidence, abstainBelow))
+  }
+  const outcome = reasons.length ? 'abstain' : labels[probabilities.indexOf(confidence)]
+  if (onCell !== null && leastOnCell !== null && onCell < leastOnCell) {
+    reasons.push(reason('explanation_off_cell', onCell, leastOnCell))
+  }
+  return {outcome, reasons}
+}
+
+// --- the page -------------------------------------------------------------------------------------------------------
+
+function tell(text, problem = false) {
+  Object.assign($('status'), {textContent: text, className: problem ? 'problem' : ''})
+}
+
+async function load() {
+  ort.env.wasm.numThreads = 1 // more need headers that not every server sends
+  ort.env.wasm.wasmPaths = {wasm: new URL('ort/ort-wasm-simd-threaded.wasm', import.meta.url).href}
+  const release = await (await fetch('release.json')).json()
+  const session = await ort.InferenceSession.create('model/onnx/model.onnx', {executionProviders: ['wasm']})
+  tell('Ready.')
+  return {release, session}
+}
+
+async function decode(blob, name) {
+  const fix = 'give a PNG, JPEG, WebP or BMP file.'
+  if (!TYPES.includes(blob.type)) throw new Error(`${name}: is no picture that is read here; ${fix}`)
+  const options = {imageOrientation: 'from-image', colorSpaceConversion: 'none', premultiplyAlpha: 'none'}
+  const bitmap = await createImageBitmap(blob, options).catch(() => {
+    throw new Error(`${name}: is no picture that this browser can open; ${fix}`)
+  })
+  const {width, height} = bitmap, size = `${name}: is ${width}×${height} pixels`
+  if (Math.min(width, height) < MIN_SIDE) {
+    throw new Error(`${size}, too small for a cell; give at least ${MIN_SIDE}×${MIN_SIDE}.`)
+  }
+  if (Math.max(width, height) > MAX_SIDE_RATIO * Math.min(width, height)) {
+    throw new Error(`${size}, one side more than ${MAX_SIDE_RATIO} times the other; crop it to the cell.`)
+  }
+  if (width * height > MAX_PIXELS) {
+    throw new Error(`${size}, more than ${MAX_PIXELS / 1e6} megapixels; crop it to the cell.`)
+  }
+  const context = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true})
+  context.drawImage(bitmap, 0, 0)
+  const rgba = context.getImageData(0, 0, width, height)
+  const data = new Uint8Array(3 * width * height)
+  for (let pixel = 0; pixel < width * height; pixel++) data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
+  return {image: {width, height, data}, rgba}
+}
+
+async function predict({release, session}, {image, rgba}, name) {
+  const {pixels, box} = frame(image, release.preprocessing)
+  const {logits, grad_cam: maps} = await session.run({pixel_values: networkInput(pixels, release.preprocessing)})
+  const probabilities = softmax(logits.data), best = probabilities.indexOf(Math.max(...probabilities))
+  let map = null, peak = 0
+  if (maps) {
+    const [, , height, width] = maps.dims
+    map = {width, height, data: maps.data.slice(best * width * height, (best + 1) * width * height)}
+    peak = maps.data.reduce((a, b) => Math.max(a, b))
+  }
+  const ood = release.ood && oodChecks(pixels, release.ood)
+  const decision = decide(probabilities, ood, map && shareOnCell(map, pixels), release)
+  return {
+    image, rgba, map, peak, box, best,
+    answer: {
+      source: name, ...decision,
+      probabilities: Object.fromEntries(release.labels.map((label, k) => [label, probabilities[k]])),
+      ood_score: ood ? ood.score : null,
+      model: release.model, revision: release.revision, view_box: box, notice: release.notice,
+    },
+  }
+}
+
+function present({release}, {image, rgba, map, peak, box, best, answer}) {
+  $('outcome').textContent = answer.outcome
+  const element = (kind, text) => Object.assign(document.createElement(kind), {textContent: text})
+  $('reasons').replaceChildren(...answer.reasons.map(({text}) => element('li', text)))
+  $('probabilities').tBodies[0].replaceChildren(...Object.entries(answer.probabilities).map(([label, share]) => {
+    const row = document.createElement('tr')
+    row.append(Object.assign(element('th', label), {scope: 'row'}), element('td', share.toFixed(3)))
+    return row
+  }))
+  $('refused').hidden = release.labels.includes(answer.outcome)
+  show($('picture'), rgba)
+  $('picture').setAttribute('role', 'img')
+  $('picture').setAttribute('aria-label', answer.source)
+  $('map').hidden = !map
+  if (map) {
+    drawOverlay(image, map, peak, box, release.colours)
+    $('map-of').textContent = `Grad-CAM map of ${release.labels[best]}`
+    $('overlay').setAttribute('role', 'img')
+    $('overlay').setAttribute('aria-label', $('map-of').textContent)
+  }
+  URL.revokeObjectURL($('save').href)
+  $('save').href = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 1)], {type: 'application/json'}))
+  $('result').hidden = false
+  tell(map ? '' : 'This model has no Grad-CAM map.')
+}
+
+const loaded = load()
+loaded.catch((error) => tell(`The model cannot be loaded (${error.message}); load the page again.`, true))
+let asked = 0
+
+// Predicts a picture; of several given at once, the last one is shown.
+async function answer(blob, name) {
+  const turn = ++asked
+  $('result').hidden = true
+  tell('Predicting …')
+  try {
+    const picture = await decode(await blob, name), model = await loaded
+    await new Promise((done) => setTimeout(done)) // so that the line above is seen
+    const result = await predict(model, picture, name)
+    if (turn === asked) present(model, result)
+  } catch (error) {
+    if (turn === asked) tell(error.message, true)
+  }
+}
+
+$('file').addEventListener('change', ({target: {files: [file]}}) => { if (file) answer(file, file.name) })
+for (const button of $('examples').querySelectorAll('button')) {
+  const name = button.dataset.file
+  button.addEventListener('click', () => answer(fetch(name).then((found) => found.blob()), name))
+}
+document.addEventListener('paste', ({clipboardData: {files: [file]}}) => { if (file) answer(file, file.name) })
+for (const kind of ['dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
+  event.preventDefault()
+  $('drop').classList.toggle('over', kind === 'dragover')
+  const file = kind === 'drop' && event.dataTransfer.files[0]
+  if (file) answer(file, file.name)
+})

@@ -1,0 +1,220 @@
+"""The page of a static Space in Chromium: it decides as `Predictor` does, draws its map, and sends no picture."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope.data.images import open_image
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.hub.space import write_static_space
+from leukoscope.inference.ood import picture_statistics
+from leukoscope.inference.prediction import Prediction
+from leukoscope.models.release_files import read_release
+
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+RELEASE = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
+ANSWERED = "#result:not([hidden]), #status.problem"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Nothing: a test's output is pytest's."""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, npm_packages: Path) -> Iterator[str]:
+    """The folder of a static Space, served to this machine alone."""
+    folder = tmp_path_factory.mktemp("static") / "space"
+    runtime = npm_packages / "node_modules" / "onnxruntime-web"
+    write_static_space(read_release(RELEASE), folder, title="Cells & <mine>", runtime=runtime)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.from_pretrained(RELEASE, backend="torch")
+
+
+@pytest.fixture
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    elsewhere: list[str] = []
+    broken: list[str] = []
+    page.on("request", lambda request: elsewhere.append(request.url) if not is_here(request.url, address) else None)
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(address)
+    page.get_by_text("Ready.").wait_for()
+    yield page
+    context.close()
+    assert elsewhere == []
+    assert broken == []
+
+
+def is_here(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+def ask(page: Any, path: Path) -> dict[str, Any]:
+    """What the page answers for a file; its line of text where it gives no result."""
+    page.evaluate("document.querySelector('#status').className = ''; document.querySelector('#result').hidden = true")
+    page.locator("#file").set_input_files(str(path))
+    page.locator(ANSWERED).wait_for()
+    if not page.locator("#result").is_visible():
+        return {"problem": page.locator("#status").inner_text()}
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    return json.loads(Path(download.value.path()).read_text())
+
+
+def assert_alike(ours: dict[str, Any], theirs: Prediction) -> None:
+    assert ours["outcome"] == theirs.outcome.replace("not a cell", "out of distribution")
+    # Of a whole field of view the page says only that it is out of distribution.
+    reasons = [reason for reason in theirs.decision.reasons if reason.code != "field_of_view"]
+    assert [reason["code"] for reason in ours["reasons"]] == [reason.code for reason in reasons]
+    for found, reason in zip(ours["reasons"], reasons, strict=True):
+        assert found["value"] == pytest.approx(reason.value, rel=1e-3, abs=1e-3)
+        # But for the number's last digit.
+        assert re.sub(r"\d", "0", found["text"]) == re.sub(r"\d", "0", reason.text)
+    assert ours["probabilities"] == pytest.approx(theirs.probabilities, abs=1e-3)
+    assert ours["ood_score"] == pytest.approx(theirs.checks.ood_score, rel=1e-3)
+    assert ours["view_box"] == pytest.approx(theirs.view_box)
+    assert ours["notice"] == RESEARCH_NOTICE
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Cut-out cells, a smear, a blank page, sides that do not divide evenly, another format."""
+    made = {
+        "leukaemic.png": draw_cell("ALL", subject=4, cell=1).image,
+        "normal.bmp": draw_cell("HEM", subject=9, cell=2).image,
+        "wide.png": draw_cell("HEM", subject=2, cell=0, size=301).image[20:],
+        "smear.png": draw_cell("ALL", subject=1, cell=1, background="smear").image,
+        "blank.png": np.full((97, 333, 3), 250, np.uint8),
+        "lossless.webp": draw_cell("ALL", subject=7, cell=0).image,
+    }
+    for name, pixels in made.items():
+        Image.fromarray(pixels).save(folder / name, lossless=True)
+    return [folder / name for name in made]
+
+
+def test_the_page_predicts_and_decides_as_the_predictor_does(page: Any, predictor: Predictor, tmp_path: Path) -> None:
+    outcomes = set()
+    for path in pictures(tmp_path):
+        theirs = predictor(path, explain=True)
+        outcomes.add(theirs.outcome)
+        assert_alike(ask(page, path), theirs)
+        assert page.locator("#outcome").inner_text() == theirs.outcome.replace("not a cell", "out of distribution")
+        assert page.locator("#probabilities tr").count() == 2
+        assert page.locator(".notice").first.inner_text() == RESEARCH_NOTICE
+    assert len(outcomes) > 2
+
+
+def test_real_cells_have_the_predictors_probabilities(page: Any, predictor: Predictor, real_data: Path) -> None:
+    files = sorted((real_data / "cnmc2019").rglob("*.bmp"))[:12]
+    assert files
+    for path in files:
+        assert_alike(ask(page, path), predictor(path, explain=True))
+
+
+def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
+    page: Any, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = pictures(tmp_path)[0]
+    ask(page, path)
+    read = "(id) => { const c = document.querySelector(id); return [c.width, c.height, Array.from(c.getContext('2d')"
+    read += ".getImageData(0, 0, c.width, c.height).data)] }"
+    width, height, values = page.evaluate(read, "#overlay")
+    ours = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+    theirs = np.asarray(predictor(path, explain=True).overlay())
+    assert ours.shape == theirs.shape
+    # All but the thin lines, which the page draws otherwise or not at all.
+    assert (np.abs(ours.astype(int) - theirs).max(axis=2) <= 3).mean() > 0.95
+    assert (ours.max(axis=2) - ours.min(axis=2) > 60).mean() > 0.02
+    assert page.locator("#map-of").inner_text().startswith("Grad-CAM map of ")
+
+
+def test_each_way_of_framing_gives_the_pixels_of_python(page: Any, tmp_path: Path) -> None:
+    """A release with the framing "cell" brings its code; what the page does of it is compared by itself."""
+    ask_frame = """async ([bytes, settings]) => {
+      const {frame, pictureStatistics} = await import('./leukoscope.js')
+      const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)]), {colorSpaceConversion: 'none'})
+      const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext('2d')
+      context.drawImage(bitmap, 0, 0)
+      const rgba = context.getImageData(0, 0, bitmap.width, bitmap.height).data
+      const data = Uint8Array.from(rgba.filter((_, place) => place % 4 != 3))
+      const {pixels, box} = frame({width: bitmap.width, height: bitmap.height, data}, settings)
+      return [Array.from(pixels.data), box, pictureStatistics(pixels)]
+    }"""
+    base = Preprocessing(90, 0.7777)
+    kinds = [
+        replace(base, framing=framing, interpolation=interpolation, image_size=size)
+        for framing in ("picture", "cell")
+        for interpolation, size in (("bicubic", 96), ("bilinear", 331), ("lanczos", 65))
+    ]
+    for path in pictures(tmp_path):
+        for kind in kinds:
+            settings = vars(kind) | {"resized_side": kind.resized_side}
+            values, box, statistics = page.evaluate(ask_frame, [list(path.read_bytes()), settings])
+            image = open_image(path)
+            theirs = kind.frame(image)
+            assert np.array_equal(np.array(values, np.uint8).reshape(theirs.shape), theirs), (path.name, kind)
+            assert box == pytest.approx(kind.view_box(image))
+            assert statistics == pytest.approx(picture_statistics(theirs).tolist(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("notes.txt", b"no picture", "notes.txt: is no picture that is read here; give a PNG, JPEG, WebP or BMP file."),
+        ("cut.png", b"\x89PNG\r\n", "cut.png: is no picture that this browser can open; give a PNG, JPEG, WebP or BMP"),
+        ("tiny.png", (4, 4), "tiny.png: is 4×4 pixels, too small for a cell; give at least 8×8."),
+        ("strip.png", (400, 10), "strip.png: is 400×10 pixels, one side more than 10 times the other; crop it to"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: str, content: Any, told: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        Image.new("RGB", content).save(tmp_path / name)
+    (problem,) = ask(page, tmp_path / name).values()
+    assert problem.startswith(told)
+    assert problem.count("\n") == 0
+
+
+def test_an_example_is_predicted_by_a_click(page: Any) -> None:
+    page.locator("#examples button").nth(1).click()
+    page.locator(ANSWERED).wait_for()
+    assert page.locator("#outcome").inner_text() in {"ALL", "HEM", "abstain", "out of distribution"}
+
+
+def test_the_browser_refuses_every_request_to_another_server(page: Any, address: str) -> None:
+    # The address of this very server by another name: it would answer.
+    other = address.replace("127.0.0.1", "localhost")
+    refused = page.evaluate("(url) => fetch(url, {mode: 'no-cors'}).then(() => '', (error) => error.message)", other)
+    assert refused
+    assert page.evaluate("(url) => fetch(url).then((found) => found.ok)", address)
+
+
+def test_a_title_is_text(page: Any) -> None:
+    assert page.locator("h1").inner_text() == "Cells & <mine>"

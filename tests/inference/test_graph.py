@@ -1,0 +1,155 @@
+"""The layout of transformers.js: its two files give the release's probabilities and maps, in Python and in Node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from timm import create_model
+
+from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.inference import graph
+from leukoscope.inference.graph import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
+from leukoscope.inference.prediction import softmax
+from leukoscope.models.release import save_release
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, read_release
+
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytestmark = pytest.mark.slow
+# What a page with transformers.js does, on pixels that Python framed.
+IN_NODE = """
+import {env, AutoModelForImageClassification, AutoProcessor, pipeline, Tensor} from '@huggingface/transformers'
+import fs from 'node:fs'
+const [folder, name, pixels, side, picture] = process.argv.slice(2)
+env.allowRemoteModels = false
+env.localModelPath = folder
+const {buffer} = new Uint8Array(fs.readFileSync(pixels))
+const given = new Tensor('float32', new Float32Array(buffer), [1, 3, +side, +side])
+const answers = {}
+for (const dtype of ['fp32', 'q8']) {
+  const model = await AutoModelForImageClassification.from_pretrained(name, {dtype})
+  answers[dtype] = Array.from((await model({pixel_values: given})).logits.data)
+}
+const processed = await (await AutoProcessor.from_pretrained(name))(await (await import('@huggingface/transformers'))
+  .RawImage.read(picture))
+answers.dims = processed.pixel_values.dims
+answers.labels = (await (await pipeline('image-classification', name))(picture, {top_k: null})).map((row) => row.label)
+console.log(JSON.stringify(answers))
+"""
+
+
+def small_release(folder: Path, architecture: str = "resnet10t", **preprocessing: Any) -> Path:
+    torch.manual_seed(0)
+    return save_release(
+        folder,
+        create_model(architecture, num_classes=2).eval(),
+        architecture=architecture,
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(64, 0.5, **preprocessing),
+        metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
+    )
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_release(tmp_path_factory.mktemp("of-graph") / "small")
+
+
+@pytest.fixture(scope="module")
+def exported(release: Path) -> Path:
+    export_release(read_release(release), TRANSFORMERS_JS, release.parent / "web")
+    return release.parent / "web"
+
+
+@pytest.fixture
+def cell() -> Image.Image:
+    """One that no export compared itself on."""
+    return Image.fromarray(draw_cell("HEM", subject=7, cell=2).image)
+
+
+def pixel_values(release: Path, cell: Image.Image) -> np.ndarray:
+    preprocessing = read_release(release).preprocessing
+    framed = torch.from_numpy(preprocessing.frame(cell).copy())
+    return preprocessing.normalise(framed.permute(2, 0, 1)[None]).contiguous().numpy()
+
+
+@pytest.mark.parametrize("file", [WEB_GRAPH, WEB_QUANTISED])
+def test_a_file_gives_the_releases_probabilities_and_maps(release, exported, cell, file):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported / file)
+    logits, maps = session.run(["logits", "grad_cam"], {"pixel_values": pixel_values(release, cell)})
+    theirs = Predictor.from_pretrained(release, backend="torch")(cell, explain=True)
+    allowed = 1e-4 if file == WEB_GRAPH else graph.QUANTISED_ALLOWED
+    assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
+    if file == WEB_GRAPH:
+        for k, heatmap in enumerate(theirs.heatmaps.values()):
+            assert maps[0, k] == pytest.approx(heatmap.evidence, abs=1e-4 * max(heatmap.evidence.max(), 1))
+
+
+def test_the_quantised_file_is_much_smaller(exported):
+    assert (exported / WEB_QUANTISED).stat().st_size < 0.4 * (exported / WEB_GRAPH).stat().st_size
+    assert json.loads((exported / REPORT).read_text())["quantised"]["bits"] == 8
+
+
+@pytest.mark.parametrize("bits", [16, 0])
+def test_rounding_that_moves_probabilities_is_finer_or_not_done(release, tmp_path, monkeypatch, bits):
+    # Between what 8 and 16 bits move this release; nothing is as near as 0.
+    monkeypatch.setattr(graph, "QUANTISED_ALLOWED", 1e-5 if bits else -1)
+    report = export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
+    assert (report["quantised"] or {"bits": 0})["bits"] == bits
+    assert (tmp_path / "web" / WEB_QUANTISED).is_file() is bool(bits)
+
+
+def test_the_settings_name_classes_and_preprocessing(exported):
+    config, processor = (json.loads((exported / name).read_text()) for name in (CONFIG, PROCESSOR))
+    assert config["id2label"] == {"0": "ALL", "1": "HEM"}
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 128}, {"height": 64, "width": 64})
+    assert processor["resample"] == Image.Resampling.BICUBIC
+    _, front, page = (exported / CARD).read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers.js", "pipeline_tag": "image-classification"}
+    assert RESEARCH_NOTICE in page
+
+
+def test_a_release_that_frames_cells_gets_no_processor_that_cannot(release, tmp_path):
+    info = read_release(release)
+    framed = replace(info, preprocessing=replace(info.preprocessing, framing="cell"))
+    assert export_release(framed, TRANSFORMERS_JS, tmp_path / "web")["framing"] == "cell"
+    assert not (tmp_path / "web" / PROCESSOR).exists()
+
+
+def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
+    import onnxruntime
+
+    folder = small_release(tmp_path / "vit", "test_vit")
+    report = export_release(read_release(folder), TRANSFORMERS_JS, tmp_path / "web")
+    assert (report["outputs"], report["heat_map_difference"]) == (["logits"], None)
+    session = onnxruntime.InferenceSession(tmp_path / "web" / WEB_GRAPH)
+    assert [output.name for output in session.get_outputs()] == ["logits"]
+
+
+def test_transformers_js_loads_it_and_answers_alike(release, exported, cell, tmp_path, npm_packages):
+    theirs = Predictor.from_pretrained(release, backend="torch")(cell)
+    pixels = pixel_values(release, cell)
+    pixels.tofile(tmp_path / "pixels")
+    cell.save(tmp_path / "cell.png")
+    (npm_packages / "ask.mjs").write_text(IN_NODE)
+    words = [str(exported.parent), exported.name, str(tmp_path / "pixels"), "64", str(tmp_path / "cell.png")]
+    done = subprocess.run(["node", "ask.mjs", *words], cwd=npm_packages, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for dtype, allowed in (("fp32", 1e-4), ("q8", graph.QUANTISED_ALLOWED)):
+        shares = softmax(np.array([answers[dtype]]))[0]
+        assert shares == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
+    assert answers["dims"] == list(pixels.shape)
+    assert sorted(answers["labels"]) == ["ALL", "HEM"]
