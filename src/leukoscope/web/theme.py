@@ -29,9 +29,9 @@ footer .divider { display: none; }
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
   --color-accent: #b794e6; --lk-warn-ink: #ffe2a0; --lk-warn-fill: #3a2f14; --lk-warn-line: #8a6a1c; }
-.lk-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1rem; }
+.lk-head { display: flex; align-items: baseline; gap: 0 1rem; }
 .lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
-.lk-head p { margin: 0; color: var(--lk-quiet); }
+.lk-head p { flex: 1; margin: 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
 * + .lk-notice { margin-top: 0.75rem; }
@@ -56,8 +56,8 @@ footer .divider { display: none; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-short { display: inline-block; font-size: 1.2rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
-  border-radius: 2rem; color: #fff; background: #6b3fa0; }
+.lk-short { display: inline-block; font-size: 1.1rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
+  border-radius: 1rem; line-height: 1.35; color: #fff; background: #6b3fa0; }
 .lk-short.none { color: var(--lk-warn-ink); background: var(--lk-warn-fill); border: 1px solid var(--lk-warn-line); }
 .lk-checks { list-style: none; margin: 0 0 0.5rem !important; padding: 0 !important; display: flex; flex-wrap: wrap;
   gap: 0.1rem 1.1rem; font-size: 0.92rem; }
@@ -146,6 +146,7 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
 .gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
+  .lk-head { flex-wrap: wrap; justify-content: space-between; } .lk-head p { order: 2; flex-basis: 100%; }
   /* The result stands right below the upload, the examples below the result. */
   #cell-row > .column:first-child { display: contents; }
   #cell-row > .column:first-child > * { order: 2; }

@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage, check_header, open_image
-from leukoscope.web.text import RESULT_DELETED
+from leukoscope.web.text import Localised, in_english, t, translate
 
 MAX_BYTES = 20 * 1024 * 1024
 OWN_FOLDER = "upload-"
@@ -171,9 +171,10 @@ def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
 
 @contextmanager
 def gradio_errors() -> Iterator[None]:
-    """Turn what a visitor can fix into Gradio's own error, without a traceback."""
+    """Speak English to a program, and turn what it can fix into Gradio's own error, without a traceback."""
     try:
-        yield
+        with in_english():
+            yield
     except LeukoscopeError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
@@ -229,7 +230,7 @@ def safe_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
+def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
     """A button that saves what `make` returns for its inputs, the first of which is the result.
 
     An error is shown in passing, since there is no result to stand in its place; so is a result that was deleted.
@@ -239,10 +240,12 @@ def save_button(label: str, make: Callable[..., File], inputs: list[Any], **opti
     parcel = gr.JSON(container=False, elem_classes="lk-parcel")
 
     def pack(*values: Any) -> dict[str, str]:
-        with gradio_errors():
-            if values[0] is None:
-                raise LeukoscopeError(RESULT_DELETED)
+        if values[0] is None:
+            raise gr.Error(t("result_deleted"), print_exception=False)
+        try:
             return make(*values).to_dict()
+        except LeukoscopeError as error:
+            raise gr.Error(translate(str(error)), print_exception=False) from None
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     packed = button.click(pack, inputs, parcel, **hidden)
