@@ -45,8 +45,8 @@ AT_ONCE, QUEUE = 16, 64
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-# The page's language, for screen readers; Gradio knows only the browser's. Its accessible names of some buttons differ
-# from the text on them, which speech input needs.
+# The page's language, for screen readers and the style sheet; Gradio knows only the browser's. Its accessible names of
+# some buttons differ from the text on them, which speech input needs.
 NAMED_AS_WRITTEN = """() => {
   document.documentElement.lang = document.querySelector('.lk-head').dataset.lang
   const rename = () => document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')

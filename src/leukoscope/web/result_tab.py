@@ -39,6 +39,15 @@ def refusal(upload: str) -> str:
     return _REFUSAL.replace("UPLOAD", upload)
 
 
+def reveal(element: str) -> str:
+    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
+    return f"""() => {{
+  const shown = document.getElementById('{element}'), top = shown.getBoundingClientRect().top
+  const covered = document.getElementById('notice').getBoundingClientRect().bottom
+  if (top < covered || top > innerHeight * 0.7) shown.scrollIntoView({{behavior: 'smooth'}})
+}}"""
+
+
 class ResultTab:
     """A tab that shows one result at a time; each kind of result has its own subclass.
 

@@ -20,8 +20,12 @@ CSS = """
   padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
 /* What follows the tabs stays below the first screen while a result is awaited. */
 .gradio-container:not(:has(#cell-summary)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+/* Nothing is seen in one language and then replaced by the other. */
+.gradio-container:lang(de):not(:has([data-lang="de"])) .main { visibility: hidden; animation: lk-seen 0s 4s forwards; }
+@keyframes lk-seen { to { visibility: visible; } }
 .tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
 .gradio-container .html-container { padding: 0; }
+.gradio-container .html-container a { padding: 0; }
 /* Wide tables scroll within themselves; they never widen the page. */
 .gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
 footer .divider { display: none; }
@@ -52,7 +56,7 @@ footer .divider { display: none; }
 :is(#model, #compare-cell) input { text-overflow: ellipsis; padding-right: 1.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
-#cell-summary { scroll-margin-top: 5rem; }
+:is(#cell-summary, #field-summary, #batch-summary) { scroll-margin-top: 5rem; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
@@ -87,7 +91,7 @@ footer .divider { display: none; }
 .lk-tools { display: flex; align-items: center; gap: 0.4rem; margin-top: 0.3rem; font-size: 0.82rem; }
 .lk-tools input { flex: 1; min-width: 4rem; accent-color: var(--lk-accent); }
 .lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none;
-  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; }
+  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; font-weight: 400; }
 .lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
 .lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
 .lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }
@@ -152,7 +156,7 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
   #cell-row > .column:first-child > * { order: 2; }
   #cell-row > .column:last-child { order: 1; }
   #cell-row #upload { order: 0; }
-  #upload .wrap { min-height: 5rem; }
+  #upload .wrap { min-height: 5rem; } #about-model p { font-size: 0.85rem; }
 }
 @media (max-width: 480px) {
   .gradio-container .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }

@@ -115,7 +115,13 @@ def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
 
 
 def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """Open an uploaded picture and delete the file, whether it could be used or not.
+    """Open an uploaded picture as `open_upload` does, and delete the file, whether it could be used or not."""
+    with deleted_afterwards([path] if path else []):
+        return open_upload(path, most)
+
+
+def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
+    """Open an uploaded picture.
 
     Args:
         path: where Gradio put it; None where nothing was sent.
@@ -130,20 +136,19 @@ def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
     if path is None:
         raise UnreadableImage("image: no picture was sent; give one image file")
     file, name = Path(path), file_name(str(path))
-    with deleted_afterwards([path]):
-        try:
-            if file.is_file() and file.stat().st_size > MAX_BYTES:
-                raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
-            width, height = check_header(file)
-            if width * height > most.pixels:
-                raise UnreadableImage(
-                    f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
-                    f"{most.shows} may take here; {most.remedy}"
-                )
-            return open_image(file), name
-        except UnreadableImage as error:
-            # The cache's folders mean nothing to a visitor.
-            raise UnreadableImage(str(error).replace(str(path), name)) from None
+    try:
+        if file.is_file() and file.stat().st_size > MAX_BYTES:
+            raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
+        width, height = check_header(file)
+        if width * height > most.pixels:
+            raise UnreadableImage(
+                f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
+                f"{most.shows} may take here; {most.remedy}"
+            )
+        return open_image(file), name
+    except UnreadableImage as error:
+        # The cache's folders mean nothing to a visitor.
+        raise UnreadableImage(str(error).replace(str(path), name)) from None
 
 
 def file_name(path: str) -> str:

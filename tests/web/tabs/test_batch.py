@@ -287,9 +287,7 @@ def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_bes
     assert subject_rows(foreign)[1] == ("2", 3, 2, 1, 1, "0.687")
 
 
-@pytest.mark.parametrize(
-    ("order", "first"), [("most_confident", "=c"), ("least_confident", "b"), ("names", "=c")]
-)
+@pytest.mark.parametrize(("order", "first"), [("most_confident", "=c"), ("least_confident", "b"), ("names", "=c")])
 def test_the_gallery_is_sorted(order: str, first: str) -> None:
     assert min(RESULT.rows, key=ORDERS[order]).name == first
 

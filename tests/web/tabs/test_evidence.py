@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace

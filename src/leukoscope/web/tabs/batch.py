@@ -40,7 +40,7 @@ from leukoscope.web.batch_results import (
 )
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, reveal
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import (
     Localised,
@@ -150,6 +150,8 @@ class BatchTab(ResultTab):
             self.upload.upload(self._on_upload, [self.upload, model, *given], self.outputs, **runs),
             sample.click(self._on_sample, [model, self.order, self.point], self.outputs, **runs),
         ]
+        for event in (self.upload.upload, sample.click):
+            event(None, js=reveal("batch-summary"), **PRIVATE)
         stop.click(
             lambda: self.clear(panels.placeholder(t("stopped"))), None, self.outputs,
             cancels=running, **quiet,

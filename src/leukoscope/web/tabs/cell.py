@@ -32,9 +32,18 @@ from leukoscope.web.result import (
     save_result,
     smear_example,
 )
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
 from leukoscope.web.text import Localised, LocalisedChoices, localised, point_name, t, translate
-from leukoscope.web.upload import CELL, cell_upload, gradio_errors, read_upload, save_button, unshared_copy
+from leukoscope.web.upload import (
+    CELL,
+    cell_upload,
+    deleted_afterwards,
+    gradio_errors,
+    open_upload,
+    read_upload,
+    save_button,
+    unshared_copy,
+)
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
@@ -48,12 +57,6 @@ ADDRESS = """() => {
   const other = document.getElementById('language')
   to.searchParams.set('lang', other.lang)
   other.href = to
-}"""
-# On a phone the result stands below the examples; after a click in another tab, the page may be scrolled past it.
-REVEAL = """() => {
-  const summary = document.getElementById('cell-summary'), top = summary.getBoundingClientRect().top
-  const covered = document.getElementById('notice').getBoundingClientRect().bottom
-  if (top < covered || top > innerHeight / 2) summary.scrollIntoView({behavior: 'smooth'})
 }"""
 
 
@@ -238,7 +241,6 @@ class CellTab(ResultTab):
     def _predict(
         self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
     ) -> Updates:
-        # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
         return self.attempt(lambda: self.show(predict_cell(self.models, *read(), choice), opacity, point))
 
     def _wire_inputs(self) -> None:
@@ -247,7 +249,9 @@ class CellTab(ResultTab):
         def on_upload(path: str | None, choice: str | None, opacity: float, point: str | None) -> Updates:
             if path is None:
                 return {self.upload: None}
-            return {self.upload: None, **self._predict(lambda: read_upload(path), choice, opacity, point)}
+            # Deleted only now: the page asks for the file, to show it until the result is there.
+            with deleted_afterwards([path]):
+                return {self.upload: None, **self._predict(lambda: open_upload(path), choice, opacity, point)}
 
         def on_pick(gallery: gr.Gallery) -> Callable[..., Updates]:
             # Not a `partial`: Gradio passes what was picked by the function's own annotations.
@@ -321,7 +325,7 @@ class CellTab(ResultTab):
             inputs = [*chosen, self.real_data]
             given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **busy))
         for event in given:
-            self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+            self._afterwards(event.then(None, js=reveal("cell-summary"), **PRIVATE))
         self._afterwards(
             self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
         )
@@ -428,7 +432,7 @@ class CellTab(ResultTab):
             # The tab is shown first, so that the page does not seem dead while the model predicts.
             component.select(lambda: gr.Tabs(selected="cell"), None, tabs, show_progress="hidden", **PRIVATE)
             opened = component.select(on_cell, inputs, self.outputs, show_progress_on=[self.summary], **PRIVATE)
-            self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
+            self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
 
     def _add_endpoint(self) -> None:
         """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""

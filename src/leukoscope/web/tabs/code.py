@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from leukoscope.web import panels
 from leukoscope.web.result_tab import PRIVATE
 from leukoscope.web.text import Localised, localised, t
 
@@ -86,15 +87,14 @@ def snippets(address: str, model: str) -> dict[str, str]:
 
 
 def _endpoints() -> str:
-    rows = "\n".join(f"| `{name}` | {about} |" for name, about in ENDPOINTS.items())
-    head = f"| {t('endpoint')} | {t('inputs_outputs')} |\n|---|---|"
-    return f"{t('notice')}\n\n{head}\n{rows}\n\n{t('endpoints_note')}"
+    rows = panels.table((t("endpoint"), t("inputs_outputs")), list(ENDPOINTS.items()))
+    return panels.notice() + rows + panels.note(t("endpoints_note"))
 
 
 def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
     """Add the tab to the Blocks being built."""
     with gr.Tab(localised("tab_code"), id="code") as tab:
-        gr.Markdown(Localised(_endpoints))
+        gr.HTML(Localised(_endpoints), padding=False)
         # Long lines are wrapped: what scrolls sideways is out of a keyboard's reach. Line numbers
         # would then drift.
         code = partial(gr.Code, interactive=False, elem_classes="lk-code", wrap_lines=True, show_line_numbers=False)

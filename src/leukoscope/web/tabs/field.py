@@ -25,14 +25,16 @@ from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COL
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import Localised, about_model, localised, outcome_text, percent, t, translate
 from leukoscope.web.upload import (
     FIELD,
     File,
     cell_upload,
+    deleted_afterwards,
     gradio_errors,
+    open_upload,
     png_file,
     read_upload,
     safe_cell,
@@ -135,6 +137,8 @@ class FieldTab(ResultTab):
         self.upload.upload(self._on_upload, [self.upload, model, pitch], self.outputs, trigger_mode="multiple", **busy)
         for number, button in enumerate(examples):
             button.click(partial(self._on_example, number), model, self.outputs, **busy)
+            button.click(None, js=reveal("field-summary"), **PRIVATE)
+        self.upload.upload(None, js=reveal("field-summary"), **PRIVATE)
         self.clear_on_model_change()
         self.refuse_others()
         cell_tab.open_from([self.picture], self.result, tabs, self._cell)
@@ -147,7 +151,6 @@ class FieldTab(ResultTab):
         self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, um_per_pixel: float | None
     ) -> Updates:
         def show() -> Updates:
-            # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
             result = predict_field(self.models, *read(), choice, um_per_pixel)
             return {
                 self.result: result,
@@ -162,7 +165,9 @@ class FieldTab(ResultTab):
     def _on_upload(self, path: str | None, choice: str | None, um_per_pixel: float | None) -> Updates:
         if path is None:
             return {self.upload: None}
-        return self._predict(lambda: read_upload(path, FIELD), choice, um_per_pixel)
+        # Deleted only now: the page asks for the file, to show it until the result is there.
+        with deleted_afterwards([path]):
+            return self._predict(lambda: open_upload(path, FIELD), choice, um_per_pixel)
 
     def _on_example(self, number: int, choice: str | None) -> Updates:
         return self._predict(lambda: example(number), choice, EXAMPLE_PITCH)
