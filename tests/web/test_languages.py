@@ -227,7 +227,7 @@ def test_a_result_is_told_in_german_and_to_a_program_in_english(german: None, tm
     example(0)[0].save(tmp_path / "cell.png")
     (endpoint,) = (block.fn for block in build_demo(models).fns.values() if block.api_name == "predict")
     assert endpoint is not None
-    *_, told, decision = endpoint(str(tmp_path / "cell.png"), "cnmc")
+    *_, told, _ = endpoint(str(tmp_path / "cell.png"), "cnmc")
     assert told.startswith("The model predicts ALL") and told.endswith(RESEARCH_NOTICE)
     with pytest.raises(gradio.Error, match="is not an image; give one of BMP"):
         (tmp_path / "page.png").write_text("no picture")

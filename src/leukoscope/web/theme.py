@@ -25,7 +25,7 @@ CSS = """
 @keyframes lk-seen { to { visibility: visible; } }
 .tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
 .gradio-container .html-container { padding: 0; }
-.gradio-container .html-container a { padding: 0; }
+.gradio-container .html-container a { padding: 0; color: var(--lk-accent); }
 /* Wide tables scroll within themselves; they never widen the page. */
 .gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
 footer .divider { display: none; }
@@ -118,6 +118,7 @@ footer .divider { display: none; }
 .lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
 .lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
   background: #fff; color: #18181b; white-space: nowrap; border-radius: 2px; }
+.lk-box.right span { left: auto; right: -2px; }
 button.lk-box { cursor: pointer; }
 button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }
@@ -156,6 +157,7 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
   #cell-row > .column:first-child > * { order: 2; }
   #cell-row > .column:last-child { order: 1; }
   #cell-row #upload { order: 0; }
+  #cell-answer > .column { display: contents; } #cell-answer #morphology { order: 1; }
   #upload .wrap { min-height: 5rem; } #about-model p { font-size: 0.85rem; }
 }
 @media (max-width: 480px) {

@@ -57,7 +57,8 @@ from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_error
 
 # A batch holds hundreds of megabytes while it is read.
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
-SAMPLE_PERSONS, SAMPLE_CELLS = 3, 24
+# Enough cells of each for one prediction for a person, which needs 50 by the releases of C-NMC.
+SAMPLE_PERSONS, SAMPLE_CELLS = 2, 56
 MOST_PICTURED = 400
 """Rows of the table that show their cell; more would make the page heavy."""
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
@@ -73,7 +74,7 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 
 @lru_cache(maxsize=1)
 def sample_batch() -> Batch:
-    """Cells of three synthetic persons, drawn by a program: each of one class, from no patient."""
+    """Cells of two synthetic persons, drawn by a program: each of one class, from no patient."""
 
     def draw(person: int, cell: int) -> bytes:
         label = PHANTOM_LABELS[person % len(PHANTOM_LABELS)]

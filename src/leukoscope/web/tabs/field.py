@@ -207,6 +207,8 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
     for number, found in enumerate(reading.cells):
         left, top, right, bottom = found.cell.box
         outcome = found.outcome
+        # In the right half, the text ends where the box does: it would leave the picture.
+        side = "lk-box right" if left + right > width else "lk-box"
         colour = OTHER_COLOURS.get(outcome) or CLASS_COLOURS[reading.labels.index(outcome) % len(CLASS_COLOURS)]
         place = (
             f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
@@ -215,12 +217,12 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
         )
         text = f"{number + 1}: {outcome_text(outcome)}"
         if outcome == AT_EDGE:
-            marks += f'<span class="lk-box" style="{place}" title="{escape(text)}"></span>'
+            marks += f'<span class="{side}" style="{place}" title="{escape(text)}"></span>'
             continue
         share = found.prediction and percent(max(found.prediction.probabilities.values()))
         name = escape(t("open_cell", text=f"{text}, {share}" if share else text))
         marks += (
-            f'<button class="lk-box" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
+            f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
             f'title="{name}"><span aria-hidden="true">{escape(text)}</span></button>'
         )
     hint = panels.note(t("click_a_cell")) if reading.cells else ""
