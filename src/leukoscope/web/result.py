@@ -263,7 +263,7 @@ def result_image(
 
     top = bars_at
     if not decided.has_class:
-        pen.text((MARGIN, top), "Probabilities: no result for this picture", QUIET, font)
+        pen.text((MARGIN, top), _plain(t("folded_probabilities")), QUIET, font)
         top += LINE
     for rank, (name, share) in enumerate(shares):
         named = f"{name} ({meaning(name)})" if meaning(name) else name

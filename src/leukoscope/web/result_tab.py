@@ -39,13 +39,16 @@ def refusal(upload: str) -> str:
     return _REFUSAL.replace("UPLOAD", upload)
 
 
-def reveal(element: str) -> str:
-    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
-    return f"""() => {{
-  const shown = document.getElementById('{element}'), top = shown.getBoundingClientRect().top
+_REVEAL = """() => {
+  const shown = document.getElementById('SHOWN'), top = shown.getBoundingClientRect().top
   const covered = document.getElementById('notice').getBoundingClientRect().bottom
-  if (top < covered || top > innerHeight * 0.7) shown.scrollIntoView({{behavior: 'smooth'}})
-}}"""
+  if (top < covered || top > innerHeight * 0.7) shown.scrollIntoView({behavior: 'smooth'})
+}"""
+
+
+def reveal(shown: str) -> str:
+    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
+    return _REVEAL.replace("SHOWN", shown)
 
 
 class ResultTab:

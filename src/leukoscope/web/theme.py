@@ -118,7 +118,7 @@ footer .divider { display: none; }
 .lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
 .lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
   background: #fff; color: #18181b; white-space: nowrap; border-radius: 2px; }
-.lk-box.right span { left: auto; right: -2px; }
+.lk-right span { left: auto; right: -2px; }
 button.lk-box { cursor: pointer; }
 button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }

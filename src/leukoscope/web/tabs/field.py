@@ -208,7 +208,7 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
         left, top, right, bottom = found.cell.box
         outcome = found.outcome
         # In the right half, the text ends where the box does: it would leave the picture.
-        side = "lk-box right" if left + right > width else "lk-box"
+        side = "lk-box lk-right" if left + right > width else "lk-box"
         colour = OTHER_COLOURS.get(outcome) or CLASS_COLOURS[reading.labels.index(outcome) % len(CLASS_COLOURS)]
         place = (
             f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
@@ -254,7 +254,7 @@ def save_field(kind: str, result: FieldResult) -> File:
     reading = result.reading
     name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
-        title = f"{reading.source} read by {reading.model}: {reading.summary}"
+        title = t("field_title", source=reading.source, model=reading.model, summary=translate(reading.summary))
         drawn = draw_reading(result.image, reading)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
