@@ -106,8 +106,8 @@ def _docstrings(tree: ast.Module) -> set[int]:
 
 
 # What holds words, yet is no text: JavaScript, style sheets, programs to copy, and names of arguments to be typed.
-_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "NAMED_AS_WRITTEN", "_REFUSAL", "_REVEAL", "_SAVE", "_PYTHON", "_PYTHON_MORE",
-            "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS", "SNIPPETS"}  # fmt: skip
+_NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "NAMED_AS_WRITTEN", "_REFUSAL", "_REVEAL", "_SAVE", "_PYTHON",
+            "_PYTHON_MORE", "_JAVASCRIPT", "_CURL", "_MCP", "SYSTEM_FONTS", "ENDPOINTS", "SNIPPETS"}  # fmt: skip
 # Answers to a program, lines on the terminal, and what becomes part of an error.
 _NOT_ON_THE_PAGE = ("app.py: Leukoscope is ready at", "app.py: This server keeps", "batch_files.py: ",
                     "upload.py: one cell", "upload.py: crop it", "upload.py: a field", "upload.py: cut it",
@@ -246,14 +246,8 @@ def test_every_text_of_the_page_is_given_in_the_visitor_s_language() -> None:
     for block in demo.blocks.values():
         for name in ("label", "info", "placeholder", "value", "choices"):
             value = block.constructor_args.get(name)
-            plain = (
-                isinstance(value, str)
-                and not isinstance(value, Localised)
-                and re.search(r"[a-z]{2}", re.sub("<.*?>", "", value))
-            )
-            if (plain or (value and name == "choices" and not isinstance(value, LocalisedChoices))) and _is_shown(
-                block
-            ):
+            words = re.search(r"[a-z]{2}", re.sub("<.*?>", "", value)) if isinstance(value, str) else name == "choices"
+            if value and words and not isinstance(value, Localised | LocalisedChoices) and _is_shown(block):
                 english.append(value)
     # The summary starts with the hint, which no visitor sees before the example's result; names stay as they are.
     names = {"cnmc", "names", "Python", "Python: fields and batches", "JavaScript", "curl"}
