@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -201,16 +202,26 @@ def check_views(models: ModelCache, result: CellResult) -> str:
     return tta_text(result.prediction.most_probable, average, share, disagreement)
 
 
+@cache
+def _cell(label: str, subject: int, cell: int) -> Image.Image:
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
+
+
 def example(number: int) -> tuple[Image.Image, str]:
-    """One of the six synthetic cells and its caption; drawn, never stored."""
+    """One of the six synthetic cells and its caption; drawn, never stored on disk."""
     label, subject, cell = EXAMPLES[number]
-    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), t("synthetic_cell", label=label)
+    return _cell(label, subject, cell), t("synthetic_cell", label=label)
+
+
+@cache
+def _smear(label: str, row: int) -> Image.Image:
+    return Image.fromarray(smear_picture(label, row))
 
 
 def smear_example(number: int) -> tuple[Image.Image, str]:
     """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
     label, row = SMEAR_EXAMPLES[number]
-    return Image.fromarray(smear_picture(label, row)), t("synthetic_smear", label=label)
+    return _smear(label, row), t("synthetic_smear", label=label)
 
 
 # The saved picture, in pixels; LETTERS fit into a line.

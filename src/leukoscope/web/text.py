@@ -46,6 +46,8 @@ _for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
 # Placeholders of messages whose values are names, which are never translated.
 _NAMES = {"entry", "file", "hub_id", "label", "model", "name", "names", "path", "pattern", "table", "url"}
 _NUMBER = re.compile(r"[-+–<>()\d.,/%×\s]*\d(?: to [-+\d.,%]+)?[)%\s]*")
+# Letters; what a stranger's release says may be of any length, and takes its time to match.
+LONGEST_MESSAGE = 1000
 # Probabilities from which a prediction counts as firm, and as leaning to its class.
 FIRM, LEANING = 0.9, 0.65
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -53,7 +55,7 @@ ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 def language() -> str:
     """The language of the page whose event is being handled; English where there is none, and for the API."""
-    request = LocalContext.request.get(None)
+    request = LocalContext.request.get(None)  # Gradio's, of the event that this thread handles
     if request is None or _for_a_program.get():
         return LANGUAGES[0]
     # What the address asks for comes first; a browser lists its languages in the order that its user prefers.
@@ -81,6 +83,8 @@ def translate(message: str) -> str:
 
     Numbers get the decimal comma in German. Some messages differ on the page from those of the command line in English.
     """
+    if len(message) > LONGEST_MESSAGE:
+        return message
     for pattern, texts in _patterns():
         if match := pattern.fullmatch(message):
             values = {name: value if name in _NAMES else translate(value) for name, value in match.groupdict().items()}
