@@ -19,7 +19,7 @@ CSS = """
 .gradio-container .main.app { width: 100%; max-width: none; margin: 0;
   padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
 /* What follows the tabs stays below the first screen while a result is awaited. */
-.gradio-container:not(:has(#cell-summary)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+.gradio-container:not(:has(#cell-summary):has(#upload)) :is(.tabs, #about, .wrap) { visibility: hidden; }
 /* Nothing is seen in one language and then replaced by the other. */
 .gradio-container:lang(de):not(:has([data-lang="de"])) .main { visibility: hidden; animation: lk-seen 0s 4s forwards; }
 @keyframes lk-seen { to { visibility: visible; } }
@@ -33,6 +33,8 @@ footer .divider { display: none; }
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
   --color-accent: #b794e6; --lk-warn-ink: #ffe2a0; --lk-warn-fill: #3a2f14; --lk-warn-line: #8a6a1c; }
+/* Gradio draws the empty part of a slider nearly white on dark, too. */
+.dark input[type="range"] { --neutral-200: var(--lk-track); }
 .lk-head { display: flex; align-items: baseline; gap: 0 1rem; }
 .lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
 .lk-head p { flex: 1; margin: 0; color: var(--lk-quiet); }
