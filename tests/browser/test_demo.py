@@ -526,7 +526,7 @@ def test_another_model_is_loaded_without_a_percentage_and_a_smear_is_sent_to_it(
 def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.page.get_by_role("button", name="Download a few real cells").click()
-    visit.page.get_by_text("cannot be streamed from the Hub").wait_for()
+    visit.page.get_by_text("cannot be loaded from the Hub just now").wait_for()
     visit.pick_example()
 
 

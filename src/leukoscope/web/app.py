@@ -130,7 +130,8 @@ def describe(models: ModelCache, choice: str | None) -> str:
         return ""  # the tabs say what is wrong
     on_hub = f"https://huggingface.co/{str(choice).split('@')[0]}"
     # The card's measurements are those of the tab; an embedded release has no page of its own.
-    more = f"?{urlencode({'model': choice, 'tab': 'evidence'})}" if choice in models.releases else on_hub
+    here = f"?{urlencode({'model': choice, 'tab': 'evidence', 'lang': language()})}"
+    more = here if choice in models.releases else on_hub
     text = escape(model_text(release.metrics))
     return f'<p class="lk-note">{text}{" · " if text else ""}<a href="{escape(more)}">{t("model_card")}</a></p>'
 
