@@ -72,7 +72,9 @@ def test_an_example_is_answered_before_any_click(visits: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("browser", ["de-AT", "en-US"])
-def test_the_page_speaks_the_visitor_s_language_and_can_be_switched(visits: Callable[..., Any], browser: str) -> None:
+def test_the_page_speaks_the_visitor_s_language_and_can_be_switched(
+    visits: Callable[..., Any], tmp_path: Path, browser: str
+) -> None:
     visit = visits(locale=browser, viewport={"width": 390, "height": 844})
 
     def spoken() -> str:
@@ -97,8 +99,9 @@ def test_the_page_speaks_the_visitor_s_language_and_can_be_switched(visits: Call
     second = spoken()
     assert {first, second} == {"de", "en"}
     # What follows is in the language that was chosen, not in the browser's.
-    upload(visit, Path(__file__))
-    refused = {"de": "test_demo.py: ist kein Bild", "en": "test_demo.py: is not an image"}[second]
+    (tmp_path / "text.png").write_bytes(b"not a picture")
+    upload(visit, tmp_path / "text.png")
+    refused = {"de": "text.png: ist kein Bild", "en": "text.png: is not an image"}[second]
     visit.page.locator("#cell-summary .lk-message", has_text=refused).wait_for()
 
 

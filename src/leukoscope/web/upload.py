@@ -92,7 +92,8 @@ def cell_upload(**options: Any) -> gr.Image:
     """An image input (drop, paste or choose) that gives its handler the path of the file exactly as it was sent.
 
     Its preprocessing is replaced on the one component: Gradio writes a stub file into the source tree for every
-    subclass of a component.
+    subclass of a component. Its properties must therefore never be updated, for which Gradio would make it anew: what
+    is written on it is Gradio's own, in the browser's language.
     """
     upload = gr.Image(type="filepath", image_mode=None, **options)
     upload.preprocess = lambda payload: payload.path if payload else None  # type: ignore
