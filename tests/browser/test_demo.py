@@ -254,7 +254,7 @@ def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert not visit.page.locator("#examples").is_visible()
     visit.pick_example(3, "smear-examples")
-    assert visit.page.locator("#pictures figcaption").first.inner_text() == "Synthetic smear, Pro"
+    visit.page.locator("#pictures figcaption", has_text="Synthetic smear, Pro").wait_for()
     assert "Pro" in visit.page.locator("#cell-summary .lk-headline").inner_text()
     assert "Out of distribution" not in visit.page.locator("#cell-summary").inner_text()
 

@@ -120,7 +120,7 @@ class BatchTab(ResultTab):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    self.upload = files_upload(height=160, elem_id="batch-upload")
+                    self.upload = files_upload(show_label=False, height=160, elem_id="batch-upload")
                 with gr.Column(scale=3, min_width=280):
                     self.pattern = gr.Textbox(
                         "",

@@ -73,7 +73,9 @@ class CellTab(ResultTab):
         with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
                 with gr.Column(scale=2, min_width=240):
-                    self.upload = cell_upload(sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload")
+                    self.upload = cell_upload(
+                        show_label=False, sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
+                    )
                     gr.HTML(Localised(lambda: panels.note(t("pick_one"))), padding=False)
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],

@@ -107,7 +107,11 @@ class FieldTab(ResultTab):
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
                     self.upload = cell_upload(
-                        sources=["upload", "clipboard"], height=160, buttons=[], elem_id="field-upload"
+                        show_label=False,
+                        sources=["upload", "clipboard"],
+                        height=160,
+                        buttons=[],
+                        elem_id="field-upload",
                     )
                 with gr.Column(scale=3, min_width=280):
                     pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
