@@ -9,8 +9,9 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from leukoscope.web.app import PRIVACY, build_demo, routes
+from leukoscope.web.app import build_demo, routes
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.text import t
 
 
 @pytest.fixture
@@ -40,6 +41,6 @@ def test_it_lives(app: App) -> None:
 def test_the_privacy_text_is_folded() -> None:
     (about,) = (block for block in build_demo(ModelCache({})).blocks.values() if block.elem_id == "about")
     before, folded = about.value.split("<summary>Privacy</summary>")
-    assert before.endswith("<details>") and PRIVACY not in before
-    assert escape(PRIVACY) in folded.split("</details>")[0]
+    assert before.endswith("<details>") and t("privacy_text") not in before
+    assert escape(t("privacy_text")) in folded.split("</details>")[0]
     assert "Apache Licence" in folded.split("</details>")[1]

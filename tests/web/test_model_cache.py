@@ -141,7 +141,7 @@ def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
 
 
 def test_it_says_how_to_get_a_model() -> None:
-    with pytest.raises(LeukoscopeError, match="No model is embedded. Train one with `accelerate launch train.py`"):
+    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Type the Hub id of one"):
         ModelCache({}).predictor(None)
     with pytest.raises(LeukoscopeError, match="No model is chosen"):
         ModelCache({"x": Path("x")}).predictor(" ")

@@ -242,9 +242,15 @@ def test_a_decision_has_plain_words_and_what_was_checked() -> None:
         ("looks at the cell: 40\u00a0% of the map", True),
     )
     unsure = told(0.6, ood_score=0.5, on_cell=0.1)
+    assert [check for check, _ in unsure.checks[1:]] == [
+        "not confident: 60\u00a0%",
+        "looks beside the cell: only 10\u00a0% of the map is on it",
+    ]
     assert unsure.short == "Not sure" and [holds for _, holds in unsure.checks] == [True, False, False]
     unknown = told(0.9, ood_score=1.5, on_cell=0.4)
-    assert unknown.short == "Not a cell this model knows" and unknown.checks == (("like its training cells", False),)
+    assert unknown.short == "Not a cell this model knows" and unknown.checks == (
+        ("not like its training cells", False),
+    )
     assert told(0.9, ood_score=1.5, field_of_view=True).short == "Not a single cell"
     plain = decision_text(Thresholds().decide({"Early": 0.9, "Pro": 0.1}), {"Early": 0.9, "Pro": 0.1}, Thresholds())
     assert plain.short == "Looks like an early pre-B blast" and plain.checks == ()

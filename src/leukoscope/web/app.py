@@ -8,10 +8,12 @@ offline unless a visitor types a Hub id or wants real cells.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from html import escape
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -24,13 +26,13 @@ from leukoscope import LeukoscopeError, __version__
 from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
-from leukoscope.web.model_cache import HOW_TO_GET_A_MODEL, ModelCache, find_releases, listed_models
+from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
 from leukoscope.web.result_tab import PRIVATE
 from leukoscope.web.tabs import code, evidence
 from leukoscope.web.tabs.batch import BatchTab
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.tabs.field import FieldTab
-from leukoscope.web.text import model_text
+from leukoscope.web.text import LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
 from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import keep_uploads_apart
 
@@ -43,63 +45,81 @@ AT_ONCE, QUEUE = 16, 64
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-HEAD = """<div class="lk-head"><h1>Leukoscope</h1>
-<p>Is this white blood cell a leukaemic blast? What a classifier predicts, where it looks, how far to trust it.</p>
-</div>"""
-PRIVACY = (
-    "What you upload lies on this server's disk until it has been read, and is then deleted. An upload that breaks "
-    "off, a picture that the API gets by a web address or from an assistant, and a picture that the API returns are "
-    "deleted within two hours. In memory, the pictures and predictions of your visit are kept for half an "
-    "hour after the last prediction, or for an hour if you close the page; what the page shows, your picture among it, "
-    "stays in the server's memory until later visitors' sessions replace yours or the server stops. What you save goes "
-    "to your browser without touching the server's disk. No log of visits is written. No picture is sent elsewhere: "
-    "the server requests from the Hugging Face Hub only a model named by Hub id, which stays in its Hub cache on disk, "
-    "and a few real cells when a visitor wants them."
-)
-# Gradio's accessible names of some buttons differ from the text on them, which speech input needs.
+# The page's language, for screen readers and the style sheet; Gradio knows only the browser's. Its accessible names of
+# some buttons differ from the text on them, which speech input needs.
 NAMED_AS_WRITTEN = """() => {
+  document.documentElement.lang = document.querySelector('.lk-head').dataset.lang
   const rename = () => document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
     .forEach((button) => button.removeAttribute('aria-label'))
   new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
   rename()
 }"""
-CREDITS = (
-    'Leukoscope is open software under the <a href="https://www.apache.org/licenses/LICENSE-2.0">Apache Licence '
-    "2.0</a>. What each model was trained on, its licence and how to cite it stand under “Evidence”."
-)
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
     """The page with all its tabs, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
-        gr.HTML(HEAD, padding=False)
-        gr.HTML(panels.notice(), elem_id="notice", padding=False)
+        gr.HTML(Localised(_head), elem_id="head", padding=False)
+        gr.HTML(Localised(panels.notice), elem_id="notice", padding=False)
         with gr.Row(equal_height=True):
             model = gr.Dropdown(
-                models.choices(),
+                LocalisedChoices(models.choices),
                 value=next(iter(models.names), None),
                 allow_custom_value=True,
-                label="Model, or a Hub id: owner/name@revision",
+                label=localised("model"),
                 elem_id="model",
                 scale=2,
                 min_width=260,
             )
             with gr.Column(scale=3, min_width=280):
-                about = gr.HTML(describe(models, model.value), elem_id="about-model", padding=False)
+                about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
         model.change(partial(describe, models), model, about, show_progress="hidden", **PRIVATE)
         if not models.names:
-            gr.HTML(panels.message("No model yet", HOW_TO_GET_A_MODEL), padding=False)
+            gr.HTML(Localised(lambda: panels.message(t("no_model_yet"), t("get_a_model"))), padding=False)
         with gr.Tabs() as tabs:
             cell_tab = CellTab(models, model)
             FieldTab(models, model, tabs, cell_tab)
             BatchTab(models, model, tabs, cell_tab)
             evidence.build_tab(models, model)
             code.build_tab(demo, model)
-        privacy = panels.details("Privacy", panels.note(PRIVACY))
-        gr.HTML(f'<div class="lk-note">{privacy}<p>{CREDITS}</p></div>', elem_id="about", padding=False)
+        gr.HTML(Localised(_credits), elem_id="about", padding=False)
+        _localise_on_load(demo)
         cell_tab.open_on_load(demo, tabs)
-        demo.load(None, js=NAMED_AS_WRITTEN, **PRIVATE)
     return demo.queue(default_concurrency_limit=AT_ONCE, max_size=QUEUE, api_open=False)
+
+
+def _head() -> str:
+    """Title, purpose, and the link to the page in the other language."""
+    other = next(one for one in LANGUAGES if one != language())
+    link = f'<a id="language" href="?lang={other}" lang="{other}" hreflang="{other}">{t("other_language")}</a>'
+    return (
+        f'<div class="lk-head" data-lang="{language()}"><h1>Leukoscope</h1><p>{escape(t("subtitle"))}</p>{link}</div>'
+    )
+
+
+def _credits() -> str:
+    privacy = panels.details(t("privacy"), panels.note(t("privacy_text")))
+    return f'<div class="lk-note">{privacy}<p>{t("credits")}</p></div>'
+
+
+def _localise_on_load(demo: gr.Blocks) -> None:
+    """Give every component's texts anew to a visitor of another language than English.
+
+    Gradio's own `gr.I18n` follows the browser only: a page cannot switch it, and choices of a menu stay as they are.
+    """
+    texts: dict[gr.blocks.Block, dict[str, Callable[[], Any]]] = {}
+    for block in demo.blocks.values():
+        for name, value in block.constructor_args.items():
+            if isinstance(value, Localised | LocalisedChoices):
+                texts.setdefault(block, {})[name] = value.make
+
+    def localise() -> list[Any]:
+        if language() == LANGUAGES[0]:
+            return [gr.skip()] * len(texts)
+        return [gr.update(**{name: make() for name, make in found.items()}) for found in texts.values()]
+
+    shown = demo.load(localise, None, list(texts), show_progress="hidden", queue=False, **PRIVATE)
+    shown.then(None, js=NAMED_AS_WRITTEN, **PRIVATE)
 
 
 def describe(models: ModelCache, choice: str | None) -> str:
@@ -110,9 +130,10 @@ def describe(models: ModelCache, choice: str | None) -> str:
         return ""  # the tabs say what is wrong
     on_hub = f"https://huggingface.co/{str(choice).split('@')[0]}"
     # The card's measurements are those of the tab; an embedded release has no page of its own.
-    more = f"?{urlencode({'model': choice, 'tab': 'evidence'})}" if choice in models.releases else on_hub
+    here = f"?{urlencode({'model': choice, 'tab': 'evidence', 'lang': language()})}"
+    more = here if choice in models.releases else on_hub
     text = escape(model_text(release.metrics))
-    return f'<p class="lk-note">{text}{" · " if text else ""}<a href="{escape(more)}">Model card</a></p>'
+    return f'<p class="lk-note">{text}{" · " if text else ""}<a href="{escape(more)}">{t("model_card")}</a></p>'
 
 
 def routes() -> list[Route]:

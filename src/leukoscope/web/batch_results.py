@@ -18,6 +18,7 @@ from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.text import t, translate
 from leukoscope.web.upload import CELL, File, safe_cell
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
         outcomes = [row.decision.outcome for row in cells]
         known = sum(outcome not in REFUSED for outcome in outcomes)
         mean = float(np.mean([row.probabilities[result.positive] for row in cells]))
-        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), f"{mean:.3f}"))
+        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), translate(f"{mean:.3f}")))
     return table
 
 
@@ -239,27 +240,23 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         np.asarray([[row.probabilities[label] for label in result.classes] for row in rows]),
         result.classes,
     )
-    notes = [f"{len(rows)} cells with a known class, each counted with its most probable class."]
+    notes = [t("with_a_class", number=len(rows))]
     try:
         intervals = subject_intervals(cells)
-        notes.append("95 % intervals from bootstrap samples of subjects: what to expect of other patients.")
+        notes.append(t("intervals_by_subject"))
     except LeukoscopeError as error:
         intervals = cell_intervals(cells)
-        reason = (
-            "not every cell has a subject: give a pattern that finds it, a folder for each, or a CSV"
-            if "" in subjects
-            else error
-        )
-        notes.append(f"95 % intervals from bootstrap samples of cells, far too narrow for new patients ({reason}).")
+        reason = t("not_every_subject") if "" in subjects else translate(str(error))
+        notes.append(t("intervals_by_cell", reason=reason))
     source = result.metrics.get("data", {}).get("name", "")
     trained_on = {same_person(source, str(one)) for one in result.metrics.get("training", {}).get("subjects", ())}
     if seen := sorted(one for one in set(subjects) if same_person(source, one) in trained_on):
-        notes.insert(0, f"This model was trained on cells of {', '.join(seen)}: the metrics are too good.")
+        notes.insert(0, t("too_good", subjects=", ".join(seen)))
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
         span = f"{interval['low']:.2f}–{interval['high']:.2f}" if interval else "–"
-        found.append((metric_name(name), f"{value:.3f}", span))
+        found.append((translate(metric_name(name)), translate(f"{value:.3f}"), translate(span)))
     return LabelMetrics(tuple(found), tuple(notes))
 
 

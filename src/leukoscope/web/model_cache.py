@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release_files import WEIGHTS
-from leukoscope.web.text import purpose
+from leukoscope.web.text import purpose, t
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,10 +38,6 @@ MOST_CELLS = 500  # of one field: half a minute of a small machine
 GPU_SECONDS = 15
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-HOW_TO_GET_A_MODEL = (
-    "No model is embedded. Train one with `accelerate launch train.py` and copy its release folder to "
-    "model_card/<name>/, or type a Hub id such as owner/name above."
-)
 
 
 def find_releases(root: Path) -> dict[str, Path]:
@@ -148,10 +144,10 @@ class ModelCache:
             return None
 
     def choices(self) -> list[tuple[str, str]]:
-        """For a menu of the models offered: what each is for with its name, and its name."""
+        """For a menu of the models offered: what each is for and its name, and its name."""
         found = ((name, self.embedded(name)) for name in self.names)
         return [
-            (f"{name} · {purpose(release.labels, release.takes_cut_outs)}" if release else name, name)
+            (f"{purpose(release.labels, release.takes_cut_outs)} · {name}" if release else name, name)
             for name, release in found
         ]
 
@@ -184,7 +180,7 @@ class ModelCache:
         from leukoscope.models.hub_download import parse_hub_id
 
         if not name:
-            raise LeukoscopeError("No model is chosen: pick one." if self.names else HOW_TO_GET_A_MODEL)
+            raise LeukoscopeError("No model is chosen: pick one." if self.names else t("get_a_model"))
         try:
             if name not in self.releases:
                 parse_hub_id(name)

@@ -13,9 +13,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE
-from leukoscope.inference.gradcam import NO_MAP
-from leukoscope.web.text import MEANINGS, DecisionText, percent
+from leukoscope.web.text import DecisionText, meaning, outcome_text, percent, t, translate
 
 # For pictures whose cells can be opened: tells the server which was clicked; a button reacts to Enter and Space itself.
 CLICK = """element.addEventListener('click', (event) => {
@@ -66,7 +64,7 @@ draw()"""
 
 def notice() -> str:
     """The research-only notice."""
-    return f'<p class="lk-notice" role="note">{escape(RESEARCH_NOTICE)}</p>'
+    return f'<p class="lk-notice" role="note">{escape(t("notice"))}</p>'
 
 
 def message(title: str, text: str) -> str:
@@ -88,19 +86,19 @@ def decision(probabilities: Mapping[str, float], text: DecisionText) -> str:
     """The decision in words over one bar a label, the most probable first; without a class the bars are folded."""
     bars = ""
     for rank, (label, share) in enumerate(sorted(probabilities.items(), key=lambda item: -item[1])):
-        meaning = f" <span>{escape(MEANINGS[label])}</span>" if label in MEANINGS else ""
+        stands_for = f" <span>{escape(meaning(label))}</span>" if meaning(label) else ""
         bars += (
-            f'<li class="{"" if rank else "first"}"><div class="name"><div><b>{escape(label)}</b>{meaning}</div>'
+            f'<li class="{"" if rank else "first"}"><div class="name"><div><b>{escape(label)}</b>{stands_for}</div>'
             f'<data value="{share:.6f}">{percent(share)}</data></div>'
             f'<div class="lk-track" aria-hidden="true"><i style="width:{share:.2%}"></i></div></li>'
         )
     bars = f'<ul class="lk-bars">{bars}</ul>'
     if not text.has_class:
-        bars = details("Probabilities: no result for this picture", bars)
+        bars = details(t("folded_probabilities"), bars)
     because = f'<p class="lk-because">{escape(text.because)}</p>' if text.because else ""
     held = "".join(
         f'<li class="{"" if holds else "not"}"><span aria-hidden="true">{"✓" if holds else "✗"}</span> '
-        f"{'' if holds else '<b>not</b> '}{escape(check)}</li>"
+        f"{escape(check)}</li>"
         for check, holds in text.checks
     )
     short = f'<p class="lk-short{"" if text.has_class else " none"}">{escape(text.short)}</p>' if text.short else ""
@@ -125,27 +123,28 @@ def pictures(
     buttons = "".join(
         f'<button type="button" {what} aria-label="{name}" title="{name}">{sign}</button>'
         for what, name, sign in (
-            ('data-zoom="1.5"', "Zoom in", "+"),
-            ('data-zoom="0.667"', "Zoom out", "−"),
-            ("data-full", "Full screen", "full"),
+            ('data-zoom="1.5"', t("zoom_in"), "+"),
+            ('data-zoom="0.667"', t("zoom_out"), "−"),
+            ("data-full", t("full_screen"), t("full")),
         )
     )
     return (
         f'<figure class="lk-view"><div class="lk-stage" tabindex="0" role="group" style="aspect-ratio:{width}/{height};'
-        f'max-width:{24 * min(1, width / height):.1f}rem" aria-label="Cell and map; + and − zoom, arrow keys move">'
-        f"{_img(original, f'The picture as given: {caption}')}"
-        f"<div>{_img(overlay, f'Grad-CAM map for {label}, drawn over the cell; described in words below')}</div></div>"
-        '<div class="lk-tools"><span aria-hidden="true">cell</span><input type="range" min="0" max="100" value="50" '
-        f'aria-label="Share of the width that shows the cell rather than its map"><span aria-hidden="true">map</span>'
+        f'max-width:{24 * min(1, width / height):.1f}rem" aria-label="{t("stage")}">'
+        f"{_img(original, t('picture_as_given', caption=caption))}"
+        f"<div>{_img(overlay, t('map_alt', label=label))}</div></div>"
+        f'<div class="lk-tools"><span aria-hidden="true">{t("cell")}</span><input type="range" min="0" max="100" '
+        f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span>'
         f"{buttons}</div><figcaption>{escape(caption)}</figcaption></figure>{_scale(label, peak, strength)}"
     )
 
 
 def _scale(label: str, peak: float, strength: str) -> str:
     """The overlay's colours, one scale for all classes."""
-    chip = f'<b class="lk-chip">{escape(strength)} map</b>' if strength else ""
+    chip = f'<b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
     return (
-        f'<p class="lk-scale">Grad-CAM map for {escape(label)} <span>0 <i aria-hidden="true"></i> {peak:.3g}</span> '
+        f'<p class="lk-scale">{escape(t("map_title", label=label))} <span>0 <i aria-hidden="true"></i> '
+        f"{translate(f'{peak:.3g}')}</span> "
         f"{chip}</p>"
     )
 
@@ -164,9 +163,9 @@ def side_by_side(results: Sequence[tuple[str, str, Image.Image | None, str, floa
     columns = "".join(
         f"<section><h2>{escape(name)}</h2>{decided}"
         + (
-            f"<figure>{_img(overlay, f'Grad-CAM map of {name} for {label}')}</figure>{_scale(label, peak, strength)}"
+            f"<figure>{_img(overlay, t('map_of_model', model=name, label=label))}</figure>{_scale(label, peak, strength)}"
             if overlay is not None
-            else f"<p>This model {escape(NO_MAP)}.</p>"
+            else f"<p>{escape(t('no_map'))}</p>"
         )
         + "</section>"
         for name, decided, overlay, label, peak, strength in results
@@ -186,13 +185,13 @@ def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> 
     for index, (image, caption) in enumerate(cells):
         small = image.copy()
         small.thumbnail((96, 96))
-        name = escape(f"Show again: {caption}")
+        name = escape(t("show_again", caption=caption))
         shown += (
             f'<li><button type="button" data-cell="{index}" aria-label="{name}" title="{name}">'
             f'<img src="{data_uri(small)}" alt="" width="{small.width}" height="{small.height}"></button>'
             f"<span>{escape(caption)}</span></li>"
         )
-    strip = f'{note("In this visit:")}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
+    strip = f'{note(t("in_this_visit"))}<ul class="lk-cells">{shown}</ul>' if len(cells) > 1 else ""
     example = f' data-example="{number}"' if number else ""
     return f'<div data-model="{escape(model)}"{example}>{strip}</div>'
 
@@ -206,7 +205,7 @@ def data_uri(image: Image.Image) -> str:
 
 def explanation(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -> str:
     """Warnings, the Grad-CAM map in words, the facts of the prediction, and the research notice."""
-    shown = "".join(message("Warning", warning) for warning in warnings)
+    shown = "".join(message(t("warning"), warning) for warning in warnings)
     return f'<div class="lk-explanation">{shown}<p>{escape(text)}</p>{pairs(facts)}{notice()}</div>'
 
 
@@ -218,7 +217,7 @@ def pairs(values: Mapping[str, str]) -> str:
 
 def counts(numbers: Mapping[str, int]) -> str:
     """How many cells have each outcome."""
-    rows = "".join(f"<div><dt>{escape(outcome)}</dt><dd>{count}</dd></div>" for outcome, count in numbers.items())
+    rows = "".join(f"<div><dt>{escape(outcome_text(one))}</dt><dd>{count}</dd></div>" for one, count in numbers.items())
     return f'<dl class="lk-counts">{rows}</dl>'
 
 

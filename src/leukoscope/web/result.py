@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
-from leukoscope.inference.gradcam import NO_MAP, EvidenceScale, map_colours, overlay
+from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
 from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
-    MEANINGS,
     DecisionText,
+    about_model,
     decision_text,
     map_text,
+    meaning,
     milliseconds,
     morphology_text,
     percent,
+    t,
+    translate,
     tta_text,
     warnings,
     weak_map_text,
@@ -34,6 +37,7 @@ from leukoscope.web.text import (
 from leukoscope.web.upload import File, png_file, safe_stem
 
 if TYPE_CHECKING:
+    from leukoscope.evaluation.morphology import Morphology
     from leukoscope.inference.prediction import Prediction
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
@@ -54,9 +58,9 @@ class CellResult:
         model: the name picked for the model.
         thresholds: what that model decides by.
         scale: how strong its Grad-CAM maps usually are.
-        warnings: what must be said beside the prediction, most important first.
-        morphology: name of a measurement of the cell → its value and place among the training cells, in words; empty
-            where the picture is no cell cut out on black.
+        metrics: the metrics.json of its release.
+        measured: the cell's measurements; None where the picture is no cell cut out on black.
+        um_per_pixel: the picture's scale, where it is known.
         example: number of the synthetic picture, from 1; 0 for any other.
     """
 
@@ -66,8 +70,9 @@ class CellResult:
     prediction: Prediction
     thresholds: Thresholds
     scale: EvidenceScale
-    warnings: tuple[str, ...]
-    morphology: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any]
+    measured: Morphology | None = None
+    um_per_pixel: float | None = None
     example: int = 0
 
     @property
@@ -110,10 +115,20 @@ class CellResult:
         heat = (self.prediction.heatmaps or {})[label]
         return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=self.peak(common_scale))
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said beside the prediction, most important first."""
+        return warnings(self.metrics, has_detector=self.prediction.checks.ood_score is not None)
+
+    @property
+    def morphology(self) -> dict[str, str]:
+        """Name of a measurement of the cell → its value and place among the training cells, in words."""
+        return morphology_text(self.measured, self.metrics.get("morphology") or {}, self.um_per_pixel)
+
     def map_text(self, label: str) -> str:
         """A class's Grad-CAM map in words."""
         if not self.maps:
-            return f"This model {NO_MAP}."
+            return t("no_map")
         left, top, right, bottom = (round(edge) for edge in self.prediction.view_box)
         text = map_text(self.maps[label], self.image.crop((left, top, right, bottom)), label)
         return f"{text} {weak_map_text(self.maps, label, self.scale.weak)}".strip()
@@ -121,26 +136,26 @@ class CellResult:
     def facts(self) -> dict[str, str]:
         """How the prediction was made: the model, its revision, the time it took and the part of the picture it saw."""
         left, top, right, bottom = self.prediction.view_box
-        seen = f"{round(right - left)} × {round(bottom - top)} of {self.image.width} × {self.image.height} pixels"
+        width, height = round(right - left), round(bottom - top)
+        seen = t("seen", width=width, height=height, full_width=self.image.width, full_height=self.image.height)
         return {
-            "Model": self.model,
-            "Revision": self.prediction.revision[:12] or "local files",
-            "Time": milliseconds(self.prediction.seconds),
-            "Seen by the model": seen + (", framed in blue" if (right - left) < self.image.width else ""),
+            t("fact_model"): self.model,
+            t("fact_revision"): self.prediction.revision[:12] or t("local_files"),
+            t("fact_time"): milliseconds(self.prediction.seconds),
+            t("fact_seen"): t("seen_framed", seen=seen) if (right - left) < self.image.width else seen,
         }
 
     def summary(self, point: str = "") -> str:
         """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice."""
         predicted, decided = self.prediction, self.decision_text(point)
-        version = f"revision {predicted.revision[:12]}" if predicted.revision else "local files"
         lines = (
             decided.headline,
             decided.because,
             *self.warnings,
             self.map_text(predicted.most_probable),
             "; ".join(f"{name}: {value}" for name, value in self.morphology.items()),
-            f"Model {self.model}, {version}; {milliseconds(predicted.seconds)}.",
-            RESEARCH_NOTICE,
+            f"{about_model(self.model, predicted.revision)}; {milliseconds(predicted.seconds)}.",
+            t("notice"),
         )
         return "\n".join(line for line in lines if line)
 
@@ -176,8 +191,9 @@ def predict_cell(
         prediction.in_field(field_share, thresholds),
         thresholds,
         EvidenceScale.from_metrics(metrics),
-        warnings(metrics, has_detector=prediction.checks.ood_score is not None),
-        morphology_text(measure_cell(image), metrics.get("morphology") or {}, um_per_pixel),
+        metrics,
+        measure_cell(image),
+        um_per_pixel,
     )
 
 
@@ -193,16 +209,26 @@ def check_views(models: ModelCache, result: CellResult) -> str:
     return tta_text(result.prediction.most_probable, average, share, disagreement)
 
 
+@cache
+def _cell(label: str, subject: int, cell: int) -> Image.Image:
+    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image)
+
+
 def example(number: int) -> tuple[Image.Image, str]:
-    """One of the six synthetic cells and its caption; drawn, never stored."""
+    """One of the six synthetic cells and its caption; drawn, never stored on disk."""
     label, subject, cell = EXAMPLES[number]
-    return Image.fromarray(draw_cell(label, subject=subject, cell=cell).image), f"Synthetic {label}"
+    return _cell(label, subject, cell), t("synthetic_cell", label=label)
+
+
+@cache
+def _smear(label: str, row: int) -> Image.Image:
+    return Image.fromarray(smear_picture(label, row))
 
 
 def smear_example(number: int) -> tuple[Image.Image, str]:
     """One of the four synthetic smears, for models that read a field as one picture, and its caption."""
     label, row = SMEAR_EXAMPLES[number]
-    return Image.fromarray(smear_picture(label, row)), f"Synthetic smear, {label}"
+    return _smear(label, row), t("synthetic_smear", label=label)
 
 
 # The saved picture, in pixels; LETTERS fit into a line.
@@ -217,7 +243,7 @@ def save_result(
     return png_file(
         f"leukoscope-{safe_stem(result.caption) or 'cell'}.png",
         result_image(result, label, opacity, point or "", common_scale),
-        title=f"{result.caption}, predicted by {result.model}",
+        title=t("saved_title", caption=result.caption, model=result.model),
         model=result.model,
         revision=result.prediction.revision,
         description=result.summary(point or ""),
@@ -243,7 +269,7 @@ def result_image(
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(17)
 
     for column, (picture, caption) in enumerate(
-        zip(pictures, (result.caption, f"Grad-CAM map for {label}"), strict=False)
+        zip(pictures, (result.caption, t("map_title", label=label)), strict=False)
     ):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
@@ -252,15 +278,15 @@ def result_image(
         colours = map_colours(160)[None].repeat(12, axis=0)
         drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
         pen.text((left, captions_at + LINE), "0", QUIET, font)
-        pen.text((left + 186, captions_at + LINE), f"{result.peak(common_scale):.3g}", QUIET, font)
+        pen.text((left + 186, captions_at + LINE), translate(f"{result.peak(common_scale):.3g}"), QUIET, font)
 
     top = bars_at
     if not decided.has_class:
-        pen.text((MARGIN, top), "Probabilities: no result for this picture", QUIET, font)
+        pen.text((MARGIN, top), _plain(t("folded_probabilities")), QUIET, font)
         top += LINE
     for rank, (name, share) in enumerate(shares):
-        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
-        pen.text((MARGIN, top), _plain(f"{name}{meaning}"), INK, font)
+        named = f"{name} ({meaning(name)})" if meaning(name) else name
+        pen.text((MARGIN, top), _plain(named), INK, font)
         pen.text((width - MARGIN, top), _plain(percent(share)), INK, font, anchor="ra")
         track = (MARGIN, top + LINE, width - MARGIN, top + LINE + 10)
         pen.rectangle(track, TRACK)

@@ -10,6 +10,7 @@ import gradio as gr
 from leukoscope import LeukoscopeError
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.text import t, translate
 from leukoscope.web.upload import file_name
 
 SESSION_SECONDS = 1800
@@ -38,6 +39,18 @@ def refusal(upload: str) -> str:
     return _REFUSAL.replace("UPLOAD", upload)
 
 
+_REVEAL = """() => {
+  const shown = document.getElementById('SHOWN'), top = shown.getBoundingClientRect().top
+  const covered = document.getElementById('notice').getBoundingClientRect().bottom
+  if (top < covered || top > innerHeight * 0.7) shown.scrollIntoView({behavior: 'smooth'})
+}"""
+
+
+def reveal(shown: str) -> str:
+    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
+    return _REVEAL.replace("SHOWN", shown)
+
+
 class ResultTab:
     """A tab that shows one result at a time; each kind of result has its own subclass.
 
@@ -46,10 +59,10 @@ class ResultTab:
         model: the picker that all tabs share.
 
     Attributes:
+        hint: key of the text that says what to do for a result.
         result: the result shown; lives in a visitor's session, in memory only.
         summary: the result in a sentence, or a message in its place.
         outputs: every component that a new result changes.
-        hint: what to do for a result.
     """
 
     hint: str
@@ -69,14 +82,13 @@ class ResultTab:
         try:
             return predict()
         except LeukoscopeError as error:
-            return self.clear(panels.message("This did not work", str(error)))
+            return self.clear(panels.message(t("failed"), translate(str(error))))
 
     def refuse_others(self) -> None:
         """Say in the result's place that a file is no picture; the summary has the JavaScript of `refusal`."""
 
         def refuse(given: gr.EventData) -> Updates:
-            text = f"{file_name(str(given.value))}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
-            return self.clear(panels.message("This did not work", text))
+            return self.clear(panels.message(t("failed"), t("not_an_image", name=file_name(str(given.value)))))
 
         self.summary.select(refuse, None, self.outputs, show_progress="hidden", **PRIVATE)
 
@@ -88,6 +100,6 @@ class ResultTab:
         """
 
         def clear(choice: str | None) -> Updates:
-            return self.clear(panels.placeholder(f"The model is now {choice}. {self.hint}"))
+            return self.clear(panels.placeholder(t("model_is_now", model=choice, hint=t(self.hint))))
 
         self.model.change(clear, self.model, self.outputs, cancels=list(running), show_progress="hidden", **PRIVATE)

@@ -1,25 +1,32 @@
-"""A result in words: the decision, what the Grad-CAM map shows, and what the model was trained on.
+"""The demo's texts in the visitor's language, and a result in words: the decision, its map, its model.
 
-Pure functions from numbers to sentences, shared by the page and the API. Each picture of a result has its text
-equivalent here, so that nobody needs to see a Grad-CAM map to know what it shows.
+All texts stand in `texts.json`, in English and German: "texts" by key, for `t`; "messages" that other packages write
+in English, for `translate`. The page speaks the language that its address (`lang`) or the browser asks for, the API
+English.
+Each picture of a result has its text equivalent here: nobody needs to see a Grad-CAM map to know what it shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gradio.context import LocalContext
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
 from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
-    ABSTAIN,
     NOT_A_CELL,
-    OUT_OF_DISTRIBUTION,
     REFUSED,
     VIEWS_MAY_DISAGREE,
     Checks,
@@ -31,37 +38,115 @@ from leukoscope.inference.predictor import VIEWS
 if TYPE_CHECKING:
     from leukoscope.evaluation.morphology import Morphology
 
-# Registered data sets name their classes by these labels.
-MEANINGS = {
-    "ALL": "leukaemic blast",
-    "HEM": "normal precursor",
-    "Benign": "benign haematogone",
-    "Early": "early pre-B blast",
-    "Pre": "pre-B blast",
-    "Pro": "pro-B blast",
-}
-# Shown beside the boxes of a field: at an operating point, the same cell may get another class.
-MOST_PROBABLE_NOTE = "A cell gets its most probable class; in the tab “Cell” another operating point can be chosen."
-RESULT_DELETED = "This result was deleted after half an hour without use; upload again."
+LANGUAGES = ("en", "de")
+_TABLE = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
+TEXTS: dict[str, dict[str, str]] = _TABLE["texts"]
+MESSAGES: dict[str, dict[str, str]] = _TABLE["messages"]
+_for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
+# Placeholders of messages whose values are names, which are never translated.
+_NAMES = {"entry", "file", "hub_id", "label", "model", "name", "names", "path", "pattern", "table", "url"}
+_NUMBER = re.compile(r"[-+–<>()\d.,/%×\s]*\d(?: to [-+\d.,%]+)?[)%\s]*")
+# Letters; what a stranger's release says may be of any length, and takes its time to match.
+LONGEST_MESSAGE = 1000
 # Probabilities from which a prediction counts as firm, and as leaning to its class.
 FIRM, LEANING = 0.9, 0.65
-# Operating points as a release names them.
-POINTS = {
-    "sensitivity_95": "95\u00a0%-sensitivity",
-    "specificity_95": "95\u00a0%-specificity",
-    "youden": "Youden",
-}
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-_SHORT = {
-    ABSTAIN: "Not sure",
-    OUT_OF_DISTRIBUTION: "Not a cell this model knows",
-    NOT_A_CELL: "Not a single cell",
-}
-_WITHOUT_CLASS = {
-    ABSTAIN: "No class: the model abstains.",
-    OUT_OF_DISTRIBUTION: "Out of distribution: no class is given.",
-    NOT_A_CELL: "Not a cell: no class is given.",
-}
+
+
+def language() -> str:
+    """The language of the page whose event is being handled; English where there is none, and for the API."""
+    request = LocalContext.request.get(None)  # Gradio's, of the event that this thread handles
+    if request is None or _for_a_program.get():
+        return LANGUAGES[0]
+    # What the address asks for comes first; a browser lists its languages in the order that its user prefers.
+    wanted = [request.query_params.get("lang") or "", *(request.headers.get("accept-language") or "").split(",")]
+    return next((found for one in wanted if (found := one.strip()[:2].lower()) in LANGUAGES), LANGUAGES[0])
+
+
+@contextmanager
+def in_english() -> Iterator[None]:
+    """Speak English within, whatever the visitor's browser asks for."""
+    token = _for_a_program.set(True)
+    try:
+        yield
+    finally:
+        _for_a_program.reset(token)
+
+
+def t(key: str, /, **values: object) -> str:
+    """The text of a key in the visitor's language, its placeholders filled in."""
+    return TEXTS[key][language()].format(**values)
+
+
+def translate(message: str) -> str:
+    """What another package says in English, in the visitor's language; unchanged where the table lacks it.
+
+    Numbers get the decimal comma in German. Some messages differ on the page from those of the command line in English.
+    """
+    if len(message) > LONGEST_MESSAGE:
+        return message
+    for pattern, texts in _patterns():
+        if match := pattern.fullmatch(message):
+            values = {name: value if name in _NAMES else translate(value) for name, value in match.groupdict().items()}
+            return texts.get(language(), texts["match"]).format(**values)
+    if language() == "de" and _NUMBER.fullmatch(message):
+        swapped = re.sub(r"(?<=\d)[.,](?=\d)", lambda sign: "," if sign[0] == "." else ".", message)
+        return swapped.replace(" to ", " bis ")
+    return message
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], dict[str, str]]]:
+    """What matches each message, the most specific first."""
+
+    def length(texts: dict[str, str]) -> int:
+        return len(re.sub(r"{\w+}", "", texts["match"]))
+
+    found = sorted(MESSAGES.values(), key=length, reverse=True)
+    return [
+        (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(texts["match"])), re.DOTALL), texts)
+        for texts in found
+    ]
+
+
+class Localised(str):
+    """A text of a component in English, which a page in another language has made again as it loads."""
+
+    make: Callable[[], str]
+
+    def __new__(cls, make: Callable[[], str]) -> Localised:
+        text = super().__new__(cls, make())
+        text.make = make
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)  # Gradio copies what it sends to a page
+
+
+class LocalisedChoices(list[tuple[str, str]]):
+    """The choices of a menu, as `Localised`."""
+
+    def __init__(self, make: Callable[[], list[tuple[str, str]]]) -> None:
+        super().__init__(make())
+        self.make = make
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def localised(key: str) -> Localised:
+    """The text of a key for a component."""
+    return Localised(partial(t, key))
+
+
+def meaning(label: str) -> str:
+    """What a label of a registered data set stands for; "" for any other."""
+    return t(key) if (key := f"class_{label}") in TEXTS else ""
+
+
+def outcome_text(outcome: str) -> str:
+    """A class as it is, or why there is none."""
+    return t(key) if (key := f"outcome_{outcome}") in TEXTS else outcome
 
 
 @dataclass(frozen=True)
@@ -94,7 +179,12 @@ def percent(share: float) -> str:
 
 def point_name(point: str) -> str:
     """An operating point as a person reads it."""
-    return POINTS.get(point) or point.replace("_", " ")
+    return t(key) if (key := f"point_{point}") in TEXTS else point.replace("_", " ")
+
+
+def about_model(model: str, revision: str) -> str:
+    """Which model, and which version of it."""
+    return t("about_revision", model=model, revision=revision[:12]) if revision else t("about_local", model=model)
 
 
 def milliseconds(seconds: float) -> str:
@@ -113,47 +203,45 @@ def decision_text(
         checks: what else was measured of the picture.
     """
     held = checks_held(decision, probabilities, thresholds, checks or Checks())
-    reasons = " ".join(f"{reason.text[0].upper()}{reason.text[1:]}." for reason in decision.reasons)
+    said = [translate(reason.text) for reason in decision.reasons]
+    reasons = " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
     if decision.outcome == NOT_A_CELL:
-        reasons += " If it is a smear, open it in the tab “Field”, or send it to /field."
+        reasons += f" {t('open_in_field')}"
     if decision.label is None:
-        return DecisionText(_WITHOUT_CLASS[decision.outcome], reasons, False, _SHORT[decision.outcome], held)
-    short = _looks_like(decision.label)
+        without, short = t(f"without_{decision.outcome}"), t(f"short_{decision.outcome}")
+        return DecisionText(without, reasons, False, short, held)
+    name = decision.label
+    short = t(key) if (key := f"looks_like_{name}") in TEXTS else t("looks_like", label=name)
     if not decision.operating_point:
         return DecisionText(class_text(probabilities), reasons, True, short, held)
-    label, point, positive = decision.label, decision.operating_point, thresholds.positive_label
-    side, meaning = "above" if label == positive else "below", f", {MEANINGS[label]}" if label in MEANINGS else ""
+    point, positive = decision.operating_point, thresholds.positive_label
+    named = f"{name}, {meaning(name)}" if meaning(name) else name
     limit = percent(thresholds.operating_points[point])
-    return DecisionText(
-        f"{label}{meaning}: {side} the {point_name(point)} threshold.",
-        f"{positive} has {percent(probabilities[positive])}; the threshold lies at {limit}. {reasons}".strip(),
-        True,
-        short,
-        held,
-    )
+    because = t("threshold_lies", label=positive, share=percent(probabilities[positive]), limit=limit)
+    side = "above_point" if name == positive else "below_point"
+    headline = t(side, named=named, point=point_name(point))
+    return DecisionText(headline, f"{because} {reasons}".strip(), True, short, held)
 
 
 def checks_held(
     decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds, checks: Checks
 ) -> tuple[tuple[str, bool], ...]:
-    """What a decision rests on, in a few words each, and whether it holds; without what was not measured."""
-    held = []
+    """What was checked of a picture, each as it turned out in a few words, and whether it holds."""
+    held: list[tuple[str, bool]] = []
+
+    def add(holds: bool, text: str, otherwise: str, **values: str) -> None:
+        held.append((t(text if holds else otherwise, **values), holds))
+
+    known = decision.outcome not in REFUSED
     if checks.ood_score is not None:
-        held.append(("like its training cells", decision.outcome not in REFUSED))
-    if thresholds.abstain_below is not None and decision.outcome not in REFUSED:
+        add(known, "check_known", "check_unknown")
+    if thresholds.abstain_below is not None and known:
         confidence = max(probabilities.values())
-        held.append((f"confident: {percent(confidence)}", confidence >= thresholds.abstain_below))
-    if checks.on_cell is not None and thresholds.least_on_cell is not None and decision.outcome not in REFUSED:
-        on_cell = f"looks at the cell: {percent(checks.on_cell)} of the map"
-        held.append((on_cell, checks.on_cell >= thresholds.least_on_cell))
+        add(confidence >= thresholds.abstain_below, "check_confident", "check_unsure", share=percent(confidence))
+    if checks.on_cell is not None and thresholds.least_on_cell is not None and known:
+        enough = checks.on_cell >= thresholds.least_on_cell
+        add(enough, "check_on_cell", "check_off_cell", share=percent(checks.on_cell))
     return tuple(held)
-
-
-def _looks_like(label: str) -> str:
-    meaning = MEANINGS.get(label)
-    if meaning is None:
-        return f"Looks like {label}"
-    return f"Looks like {'an' if meaning[0] in 'aeiou' else 'a'} {meaning}"
 
 
 def morphology_text(
@@ -170,17 +258,18 @@ def morphology_text(
     if cell is None:
         return {}
 
-    def place(name: str, value: float) -> str:
+    def place(name: str, value: float, text: str) -> str:
         share = percentile(known, name, value)
-        return "" if share is None else f"; larger than in {percent(share)} of the training cells"
+        return text if share is None else t("larger_than", value=text, share=percent(share))
 
-    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else f"{round(cell.area):,} pixels"
+    pixels = t("pixels", area=translate(f"{round(cell.area):,}"))
+    area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else pixels
     like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
-    alike = "" if like is None else f"; so have {percent(like)} of the training cells"
+    lobes = str(cell.lobes)
     return {
-        "Area": area + place("area", cell.area),
-        "Nucleus to cell": percent(cell.nucleus_share) + place("nucleus_share", cell.nucleus_share),
-        "Nuclear lobes": f"{cell.lobes}{alike}",
+        t("area"): place("area", cell.area, area),
+        t("nucleus_to_cell"): place("nucleus_share", cell.nucleus_share, percent(cell.nucleus_share)),
+        t("lobes"): lobes if like is None else t("so_have", value=lobes, share=percent(like)),
     }
 
 
@@ -190,21 +279,23 @@ def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
     Args:
         takes_cut_outs: whether it reads cells cut out on black; None where that is not known.
     """
-    read = {True: "single cells", False: "pictures of a smear", None: "pictures"}[takes_cut_outs]
-    return f"{read}: {' or '.join(MEANINGS.get(label, label) for label in labels)}"
+    read = {True: "reads_cells", False: "reads_smears", None: "reads_pictures"}[takes_cut_outs]
+    return t(read, classes=f" {t('or')} ".join(meaning(label) or label for label in labels))
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, how good it is on unseen people, and the data's licence."""
     data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
     subjects = len((metrics.get("training") or {}).get("subjects") or ())
-    people = f", {subjects} people" if subjects and data.get("unit") == "subject" else ""
-    parts = [f"Trained on {data['title']}{people}" if data.get("title") else ""]
+    people, title = subjects and data.get("unit") == "subject", data.get("title")
+    parts = []
+    if title:
+        parts.append(t("trained_on_people", title=title, number=subjects) if people else t("trained_on", title=title))
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
     if found is not None and people:
-        parts.append(f"AUROC by subject {found:.2f} on people it has not seen")
+        parts.append(t("auroc_unseen", value=translate(f"{found:.2f}")))
     elif data.get("unit") == "block":
-        parts.append("not measured on unseen people: its data names no patients")
+        parts.append(t("not_on_people"))
     parts.append(str(data.get("licence") or ""))
     return " · ".join(part for part in parts if part)
 
@@ -216,12 +307,10 @@ def class_text(probabilities: Mapping[str, float]) -> str:
         probabilities: label → probability, at least two labels, summing to 1.
     """
     (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
-    named = {label: f"{label} ({MEANINGS[label]})" if label in MEANINGS else label for label in (first, second)}
-    if p >= FIRM:
-        return f"The model predicts {named[first]}: {percent(p)}."
-    if p >= LEANING:
-        return f"The model leans towards {named[first]}, {percent(p)}, and is not firm about it."
-    return f"The model is undecided: {named[first]} {percent(p)}, {named[second]} {percent(q)}."
+    named = {one: f"{one} ({meaning(one)})" if meaning(one) else one for one in (first, second)}
+    if p < LEANING:
+        return t("undecided", first=named[first], share=percent(p), second=named[second], other=percent(q))
+    return t("predicts" if p >= FIRM else "leans", first=named[first], share=percent(p))
 
 
 def tta_text(label: str, average: str, share: float, disagreement: float) -> str:
@@ -233,16 +322,14 @@ def tta_text(label: str, average: str, share: float, disagreement: float) -> str
         disagreement: share of the views whose class is not `average`.
     """
     if disagreement == 0:
-        return f"All {VIEWS} turned and mirrored views are predicted {label}; their average gives it {percent(share)}."
+        return t("views_agree", views=VIEWS, label=label, share=percent(share))
     others = round(disagreement * VIEWS)
-    text = (
-        f"{others} of {VIEWS} turned and mirrored views {'is' if others == 1 else 'are'} not predicted {average}, "
-        f"which has {percent(share)} in their average."
-    )
+    key = "view_differs" if others == 1 else "views_differ"
+    text = t(key, others=others, views=VIEWS, label=average, share=percent(share))
     if average != label:
-        text += f" Their average predicts {average}, the upright view {label}."
+        text += f" {t('average_differs', average=average, label=label)}"
     if disagreement > VIEWS_MAY_DISAGREE:
-        text += f" More than {percent(VIEWS_MAY_DISAGREE)} differ: with all views, the model abstains."
+        text += f" {t('views_abstain', share=percent(VIEWS_MAY_DISAGREE))}"
     return text
 
 
@@ -259,28 +346,24 @@ def map_text(heat: np.ndarray, view: Image.Image, label: str) -> str:
         map is, and where.
     """
     if float(heat.sum()) <= 0:
-        return f"The Grad-CAM map for {label} is empty: nothing that the model saw speaks for it."
+        return t("map_empty", label=label)
     cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         on_cell, filled = share_within(heat, cell), float(cell.mean())
-        return (
-            f"{percent(on_cell)} of the Grad-CAM map for {label} lies on the cell, {percent(1 - on_cell)} on "
-            f"background; the cell fills {percent(filled)} of what the model saw."
-        )
+        shares = {"inside": percent(on_cell), "outside": percent(1 - on_cell), "filled": percent(filled)}
+        return t("map_on_cell", label=label, **shares)
     stain = measure_stain(view)
     if not stain.problem and stain.holds_nuclei:
         nuclei = stain.nuclear(np.asarray(view)) > stain.threshold
-        return (
-            f"{percent(share_within(heat, nuclei))} of the Grad-CAM map for {label} lies on what is stained like "
-            f"nuclei, which fills {percent(float(nuclei.mean()))} of what the model saw."
-        )
+        inside, filled = share_within(heat, nuclei), float(nuclei.mean())
+        return t("map_on_nuclei", label=label, inside=percent(inside), filled=percent(filled))
     # How small a part of the view holds half of the map, and where its centre lies.
-    shares = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
-    half = (int(np.searchsorted(shares, 0.5)) + 1) / heat.size
+    sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
+    half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size
     y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
-    place = f"{ROWS[min(2, int(y * 3))]} {COLUMNS[min(2, int(x * 3))]}".replace("middle centre", "centre")
-    return f"Half of the Grad-CAM map for {label} lies in {percent(half)} of what the model saw, around its {place}."
+    place = t(f"place_{ROWS[min(2, int(y * 3))]}_{COLUMNS[min(2, int(x * 3))]}")
+    return t("map_place", label=label, half=percent(half), place=place)
 
 
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:
@@ -291,13 +374,12 @@ def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None
         weak: the highest value that one cell in twenty stays below; None where that is not known.
     """
     if weak is not None and max(float(heat.max()) for heat in maps.values()) < weak:
-        return "Little evidence for any class: of the cells this model was checked on, 95\u00a0% have more."
+        return t("weak_for_all")
     strengths = {name: float(heat.sum()) for name, heat in maps.items()}
     strongest = max(strengths, key=strengths.__getitem__)
     if strongest == label or strengths[label] >= strengths[strongest]:
         return ""
-    share = percent(strengths[label] / strengths[strongest])
-    return f"Little evidence: it amounts to {share} of what speaks for {strongest}."
+    return t("weaker_than", share=percent(strengths[label] / strengths[strongest]), label=strongest)
 
 
 def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ...]:
@@ -307,15 +389,6 @@ def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ..
         metrics: of the model's release.
         has_detector: whether the release has an OOD detector.
     """
-    found = []
-    if (metrics.get("data") or {}).get("synthetic"):
-        found.append(
-            "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside "
-            "them."
-        )
-    missing = [] if metrics.get("calibration") else ["no calibration: its percentages are not how often it is right"]
-    if not has_detector:
-        missing.append("no OOD detector: it gives a class to any picture, even one without a cell")
-    if missing:
-        found.append(f"This model has {'; and '.join(missing)}.")
-    return tuple(found)
+    found = [t("warn_synthetic")] if (metrics.get("data") or {}).get("synthetic") else []
+    missing = ["no_calibration"] * (not metrics.get("calibration")) + ["no_detector"] * (not has_detector)
+    return (*found, t("_".join(missing))) if missing else tuple(found)

@@ -19,9 +19,13 @@ CSS = """
 .gradio-container .main.app { width: 100%; max-width: none; margin: 0;
   padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
 /* What follows the tabs stays below the first screen while a result is awaited. */
-.gradio-container:not(:has(#cell-summary)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+.gradio-container:not(:has(#cell-summary):has(#upload)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+/* Nothing is seen in one language and then replaced by the other. */
+.gradio-container:lang(de):not(:has([data-lang="de"])) .main { visibility: hidden; animation: lk-seen 0s 4s forwards; }
+@keyframes lk-seen { to { visibility: visible; } }
 .tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
 .gradio-container .html-container { padding: 0; }
+.gradio-container .html-container a { padding: 0; color: var(--lk-accent); }
 /* Wide tables scroll within themselves; they never widen the page. */
 .gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
 footer .divider { display: none; }
@@ -29,9 +33,11 @@ footer .divider { display: none; }
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
   --color-accent: #b794e6; --lk-warn-ink: #ffe2a0; --lk-warn-fill: #3a2f14; --lk-warn-line: #8a6a1c; }
-.lk-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1rem; }
+/* Gradio draws the empty part of a slider nearly white on dark, too. */
+.dark input[type="range"] { --neutral-200: var(--lk-track); }
+.lk-head { display: flex; align-items: baseline; gap: 0 1rem; }
 .lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
-.lk-head p { margin: 0; color: var(--lk-quiet); }
+.lk-head p { flex: 1; margin: 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
 * + .lk-notice { margin-top: 0.75rem; }
@@ -52,12 +58,12 @@ footer .divider { display: none; }
 :is(#model, #compare-cell) input { text-overflow: ellipsis; padding-right: 1.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
-#cell-summary { scroll-margin-top: 5rem; }
+:is(#cell-summary, #field-summary, #batch-summary) { scroll-margin-top: 5rem; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-short { display: inline-block; font-size: 1.2rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
-  border-radius: 2rem; color: #fff; background: #6b3fa0; }
+.lk-short { display: inline-block; font-size: 1.1rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
+  border-radius: 1rem; line-height: 1.35; color: #fff; background: #6b3fa0; }
 .lk-short.none { color: var(--lk-warn-ink); background: var(--lk-warn-fill); border: 1px solid var(--lk-warn-line); }
 .lk-checks { list-style: none; margin: 0 0 0.5rem !important; padding: 0 !important; display: flex; flex-wrap: wrap;
   gap: 0.1rem 1.1rem; font-size: 0.92rem; }
@@ -87,7 +93,7 @@ footer .divider { display: none; }
 .lk-tools { display: flex; align-items: center; gap: 0.4rem; margin-top: 0.3rem; font-size: 0.82rem; }
 .lk-tools input { flex: 1; min-width: 4rem; accent-color: var(--lk-accent); }
 .lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none;
-  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; }
+  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; font-weight: 400; }
 .lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
 .lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
 .lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }
@@ -114,6 +120,7 @@ footer .divider { display: none; }
 .lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
 .lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
   background: #fff; color: #18181b; white-space: nowrap; border-radius: 2px; }
+.lk-right span { left: auto; right: -2px; }
 button.lk-box { cursor: pointer; }
 button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-counts { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0.5rem 0; }
@@ -146,12 +153,14 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
 .gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
+  .lk-head { flex-wrap: wrap; justify-content: space-between; } .lk-head p { order: 2; flex-basis: 100%; }
   /* The result stands right below the upload, the examples below the result. */
   #cell-row > .column:first-child { display: contents; }
   #cell-row > .column:first-child > * { order: 2; }
   #cell-row > .column:last-child { order: 1; }
   #cell-row #upload { order: 0; }
-  #upload .wrap { min-height: 5rem; }
+  #cell-answer > .column { display: contents; } #cell-answer #morphology { order: 1; }
+  #upload .wrap { min-height: 5rem; } #about-model p { font-size: 0.85rem; }
 }
 @media (max-width: 480px) {
   .gradio-container .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }

@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage, check_header, open_image
-from leukoscope.web.text import RESULT_DELETED
+from leukoscope.web.text import Localised, in_english, t, translate
 
 MAX_BYTES = 20 * 1024 * 1024
 OWN_FOLDER = "upload-"
@@ -92,7 +92,8 @@ def cell_upload(**options: Any) -> gr.Image:
     """An image input (drop, paste or choose) that gives its handler the path of the file exactly as it was sent.
 
     Its preprocessing is replaced on the one component: Gradio writes a stub file into the source tree for every
-    subclass of a component.
+    subclass of a component. Its properties must therefore never be updated, for which Gradio would make it anew: what
+    is written on it is Gradio's own, in the browser's language.
     """
     upload = gr.Image(type="filepath", image_mode=None, **options)
     upload.preprocess = lambda payload: payload.path if payload else None  # type: ignore
@@ -115,7 +116,13 @@ def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
 
 
 def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
-    """Open an uploaded picture and delete the file, whether it could be used or not.
+    """Open an uploaded picture as `open_upload` does, and delete the file, whether it could be used or not."""
+    with deleted_afterwards([path] if path else []):
+        return open_upload(path, most)
+
+
+def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:
+    """Open an uploaded picture.
 
     Args:
         path: where Gradio put it; None where nothing was sent.
@@ -130,20 +137,19 @@ def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
     if path is None:
         raise UnreadableImage("image: no picture was sent; give one image file")
     file, name = Path(path), file_name(str(path))
-    with deleted_afterwards([path]):
-        try:
-            if file.is_file() and file.stat().st_size > MAX_BYTES:
-                raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
-            width, height = check_header(file)
-            if width * height > most.pixels:
-                raise UnreadableImage(
-                    f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
-                    f"{most.shows} may take here; {most.remedy}"
-                )
-            return open_image(file), name
-        except UnreadableImage as error:
-            # The cache's folders mean nothing to a visitor.
-            raise UnreadableImage(str(error).replace(str(path), name)) from None
+    try:
+        if file.is_file() and file.stat().st_size > MAX_BYTES:
+            raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {most.remedy}")
+        width, height = check_header(file)
+        if width * height > most.pixels:
+            raise UnreadableImage(
+                f"{name}: is {width}×{height} pixels, more than the {most.pixels // 1_000_000} megapixels "
+                f"{most.shows} may take here; {most.remedy}"
+            )
+        return open_image(file), name
+    except UnreadableImage as error:
+        # The cache's folders mean nothing to a visitor.
+        raise UnreadableImage(str(error).replace(str(path), name)) from None
 
 
 def file_name(path: str) -> str:
@@ -171,9 +177,10 @@ def deleted_afterwards(paths: Iterable[str | Path]) -> Iterator[None]:
 
 @contextmanager
 def gradio_errors() -> Iterator[None]:
-    """Turn what a visitor can fix into Gradio's own error, without a traceback."""
+    """Speak English to a program, and turn what it can fix into Gradio's own error, without a traceback."""
     try:
-        yield
+        with in_english():
+            yield
     except LeukoscopeError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
@@ -229,7 +236,7 @@ def safe_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def save_button(label: str, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
+def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
     """A button that saves what `make` returns for its inputs, the first of which is the result.
 
     An error is shown in passing, since there is no result to stand in its place; so is a result that was deleted.
@@ -239,10 +246,12 @@ def save_button(label: str, make: Callable[..., File], inputs: list[Any], **opti
     parcel = gr.JSON(container=False, elem_classes="lk-parcel")
 
     def pack(*values: Any) -> dict[str, str]:
-        with gradio_errors():
-            if values[0] is None:
-                raise LeukoscopeError(RESULT_DELETED)
+        if values[0] is None:
+            raise gr.Error(t("result_deleted"), print_exception=False)
+        try:
             return make(*values).to_dict()
+        except LeukoscopeError as error:
+            raise gr.Error(translate(str(error)), print_exception=False) from None
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     packed = button.click(pack, inputs, parcel, **hidden)

@@ -28,7 +28,7 @@ from leukoscope.web.result import (
     smear_example,
 )
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import RESULT_DELETED, DecisionText
+from leukoscope.web.text import DecisionText, t
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -201,7 +201,7 @@ def test_what_was_forgotten_is_to_be_given_again() -> None:
     from leukoscope.web.app import build_demo
 
     blocks = [block for block in build_demo(ModelCache({})).fns.values() if hasattr(block.fn, "__qualname__")]
-    told = RESULT_DELETED
+    told = t("result_deleted")
     saves = [block for block in blocks if block.fn.__name__ == "pack"]
     assert len(saves) == 8
     for save in saves:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +147,7 @@ def test_measurements_that_are_not_whole_are_told(said: dict[str, object], probl
         def predictor(self, choice: str | None) -> Predictor:
             return SimpleNamespace(release=release(None, said))  # type: ignore[return-value]
 
-    page, about = evidence._shown(partial(evidence.evidence_of, One({})), "a", 0.95, 0.5)
+    page, about = evidence._shown(lambda choice, language: evidence.evidence_of(One({}), choice), "a", 0.95, 0.5)
     assert problem in page and about == ""
 
 
@@ -195,4 +194,4 @@ def test_missing_mcp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not use_from_code.serves_mcp()
     demo = build_demo(ModelCache({}))
     texts = [str(getattr(block, "value", "")) for block in demo.blocks.values()]
-    assert any("pip install 'gradio[mcp]'" in text for text in texts)
+    assert any("does not offer the Model Context Protocol" in text for text in texts)

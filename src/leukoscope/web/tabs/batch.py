@@ -7,6 +7,7 @@ visitor's session. The same steps serve the API at /batch.
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from leukoscope.inference.patient import PatientPrediction
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.web import panels
-from leukoscope.web.batch_files import MAX_FILES, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
     BatchResult,
     BatchRow,
@@ -39,31 +40,41 @@ from leukoscope.web.batch_results import (
 )
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, reveal
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import RESULT_DELETED, percent, point_name
+from leukoscope.web.text import (
+    Localised,
+    LocalisedChoices,
+    about_model,
+    localised,
+    outcome_text,
+    percent,
+    point_name,
+    t,
+    translate,
+)
 from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_errors, save_button
 
 # A batch holds hundreds of megabytes while it is read.
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
-MOST_PROBABLE = "most probable class"
-SAMPLE_PERSONS, SAMPLE_CELLS = 3, 24
+# Enough cells of each for one prediction for a person, which needs 50 by the releases of C-NMC.
+SAMPLE_PERSONS, SAMPLE_CELLS = 2, 56
 MOST_PICTURED = 400
 """Rows of the table that show their cell; more would make the page heavy."""
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
-# How a visitor may order the gallery → what each order sorts by.
+# How a visitor may order the gallery, by the end of its text's key → what each order sorts by.
 ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
-    "names, A to Z": lambda row: (row.name,),
-    "the most confident": lambda row: (-row.confidence,),
-    "the least confident": lambda row: (row.confidence,),
-    "the highest OOD score": lambda row: (-(row.checks.ood_score or 0.0),),
+    "names": lambda row: (row.name,),
+    "most_confident": lambda row: (-row.confidence,),
+    "least_confident": lambda row: (row.confidence,),
+    "ood": lambda row: (-(row.checks.ood_score or 0.0),),
     "subjects": lambda row: (row.subject, row.name),
 }
 
 
 @lru_cache(maxsize=1)
 def sample_batch() -> Batch:
-    """Cells of three synthetic persons, drawn by a program: each of one class, from no patient."""
+    """Cells of two synthetic persons, drawn by a program: each of one class, from no patient."""
 
     def draw(person: int, cell: int) -> bytes:
         label = PHANTOM_LABELS[person % len(PHANTOM_LABELS)]
@@ -101,32 +112,29 @@ class BatchTab(ResultTab):
         tabs, cell_tab: where a cell of the batch is opened.
     """
 
-    hint = (
-        f"Drop up to {MAX_FILES:,} pictures of single cells, or one zip of them, or try the sample: the predictions "
-        "appear here. Persons come from the file names or folders; labels from the folders of a zip (ALL/…, HEM/…); "
-        "both from a CSV with the columns file, label, subject."
-    )
+    hint = "batch_hint"
 
     def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
         super().__init__(models, model)
-        with gr.Tab("Patients", id="patients"):
+        with gr.Tab(localised("tab_patients"), id="patients"):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    self.upload = files_upload(label="Your cells", height=160, elem_id="batch-upload")
+                    self.upload = files_upload(show_label=False, height=160, elem_id="batch-upload")
                 with gr.Column(scale=3, min_width=280):
                     self.pattern = gr.Textbox(
                         "",
-                        label="Subject within the file name",
-                        info="A regular expression; empty: suggested from the names. A CSV's column subject goes first",
+                        label=localised("pattern"),
+                        info=localised("pattern_info"),
                         elem_id="batch-pattern",
                     )
                     with gr.Row():
-                        sample = gr.Button("Try a sample: three synthetic persons", size="sm", elem_id="batch-sample")
-                        stop = gr.Button("Stop", size="sm", min_width=80, elem_id="batch-stop")
+                        sample = gr.Button(localised("sample"), size="sm", elem_id="batch-sample")
+                        stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
             self.summary = gr.HTML(
-                panels.placeholder(self.hint), js_on_load=panels.CLICK, elem_id="batch-summary", padding=False
-            )
+                Localised(lambda: panels.placeholder(t(self.hint))), js_on_load=panels.CLICK,
+                elem_id="batch-summary", padding=False,
+            )  # fmt: skip
             with gr.Column(visible=False) as self.shown:
                 self._build_result()
             self._add_endpoint()
@@ -143,8 +151,10 @@ class BatchTab(ResultTab):
             self.upload.upload(self._on_upload, [self.upload, model, *given], self.outputs, **runs),
             sample.click(self._on_sample, [model, self.order, self.point], self.outputs, **runs),
         ]
+        for event in (self.upload.upload, sample.click):
+            event(None, js=reveal("batch-summary"), **PRIVATE)
         stop.click(
-            lambda: self.clear(panels.placeholder("Stopped. Nothing of it was kept.")), None, self.outputs,
+            lambda: self.clear(panels.placeholder(t("stopped"))), None, self.outputs,
             cancels=running, **quiet,
         )  # fmt: skip
         self.clear_on_model_change(running)
@@ -157,30 +167,38 @@ class BatchTab(ResultTab):
         with gr.Row():
             for kind in ("CSV", "Parquet"):
                 save_button(
-                    f"Save cells as {kind}", partial(save_cells, kind), [self.result],
+                    Localised(partial(t, "save_cells", kind=kind)), partial(save_cells, kind), [self.result],
                     elem_id=f"save-batch-{kind.lower()}",
                 )  # fmt: skip
-            save_button("Save persons as CSV", save_persons, [self.result], elem_id="save-persons")
+            save_button(localised("save_persons"), save_persons, [self.result], elem_id="save-persons")
         with gr.Row(visible=False) as self.reports:
-            self.person = gr.Dropdown([], label="Report on", elem_id="report-person")
-            name = gr.Textbox("", label="Name in the report", info="Empty: nobody is named", elem_id="report-name")
+            self.person = gr.Dropdown([], label=localised("report_on"), elem_id="report-person")
+            name = gr.Textbox(
+                "", label=localised("report_name"), info=localised("report_name_info"), elem_id="report-name"
+            )
             save_button(
-                "Save the report", partial(save_report, self.models), [self.result, self.person, name],
+                localised("save_report"), partial(save_report, self.models), [self.result, self.person, name],
                 elem_id="save-report",
             )  # fmt: skip
         with gr.Row():
-            self.order = gr.Dropdown(list(ORDERS), value=next(iter(ORDERS)), label="Show first", elem_id="batch-order")
+            self.order = gr.Dropdown(
+                LocalisedChoices(lambda: [(t(f"order_{name}"), name) for name in ORDERS]), value=next(iter(ORDERS)),
+                label=localised("show_first"), elem_id="batch-order",
+            )  # fmt: skip
             self.point = gr.Dropdown(
-                [(MOST_PROBABLE, "")], value="", label="Operating point of the cells", elem_id="batch-point"
-            )
+                LocalisedChoices(lambda: [(t("most_probable_class"), "")]), value="",
+                label=localised("cells_point"), elem_id="batch-point",
+            )  # fmt: skip
         self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
-        self.table = gr.Dataframe(interactive=False, wrap=True, max_height=420, label="Every cell", buttons=[])
+        self.table = gr.Dataframe(
+            interactive=False, wrap=True, max_height=420, label=localised("every_cell"), buttons=[]
+        )
 
     def show(self, result: BatchResult, order: str, point: str) -> Updates:
         """Updates that show a result, decided at an operating point where the release has it."""
         point, decided = point if point in result.points else "", result.at_point(point)
         persons = [person.patient for person in decided.persons]
-        points = [(MOST_PROBABLE, ""), *((point_name(one), one) for one in decided.points)]
+        points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
         return {
             self.result: decided,
             self.summary: batch_summary(decided, point),
@@ -215,7 +233,7 @@ class BatchTab(ResultTab):
                 else:
                     yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
         except LeukoscopeError as error:
-            yield self.clear(panels.message("This did not work", str(error)))
+            yield self.clear(panels.message(t("failed"), translate(str(error))))
 
     def _on_upload(
         self, paths: list[str] | None, choice: str | None, pattern: str, order: str, point: str
@@ -235,13 +253,13 @@ class BatchTab(ResultTab):
         try:
             return self.show(result.with_subjects(pattern.strip()), order, point)
         except LeukoscopeError as error:
-            return {self.summary: panels.message("This pattern cannot be used", str(error))}
+            return {self.summary: panels.message(t("pattern_unusable"), translate(str(error)))}
 
     def _on_point(self, result: BatchResult | None, order: str, point: str) -> Updates:
-        return self.show(result, order, point) if result else self.clear(panels.placeholder(RESULT_DELETED))
+        return self.show(result, order, point) if result else self.clear(panels.placeholder(t("result_deleted")))
 
     def _on_order(self, result: BatchResult | None, order: str) -> str:
-        return gallery(result, order) if result else panels.placeholder(RESULT_DELETED)
+        return gallery(result, order) if result else panels.placeholder(t("result_deleted"))
 
     def _cell(self, result: BatchResult, number: int) -> CellResult:
         row = result.rows[number]
@@ -260,10 +278,11 @@ class BatchTab(ResultTab):
             """
             with gradio_errors():
                 result = predict_files(self.models, files, model, subject_pattern)
-            named, measured = columns(result), label_metrics(result)
+                measured, subjects = label_metrics(result), subject_rows(result)
+            named = columns(result)
             return {
                 "cells": [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)],
-                "subjects": [list(row) for row in subject_rows(result)],
+                "subjects": [list(row) for row in subjects],
                 "patients": [person.to_dict() for person in result.persons],
                 "figures": [list(row) for row in measured.rows] if measured else [],
                 "notes": [*(measured.notes if measured else ()), *result.problems],
@@ -278,12 +297,14 @@ class BatchTab(ResultTab):
 def _table(result: BatchResult) -> gr.Dataframe:
     shares = [f"p_{label}" for label in result.classes]
     shown = {name: columns(result)[name] for name in ("file", "subject", "label", "outcome", *shares)}
+    shown["outcome"] = [outcome_text(outcome) for outcome in shown["outcome"]]
     data = []
     for i, values in enumerate(zip(*shown.values(), strict=True)):
         picture = thumbnail(result.rows[i], 48) if i < MOST_PICTURED else ""
         data.append([picture, *(round(value, 3) if isinstance(value, float) else value for value in values)])
     types: Any = ["html", *["str"] * 4, *["number"] * len(shares)]
-    return gr.Dataframe({"headers": ["cell", *shown], "data": data}, datatype=types)
+    heads = [t(f"column_{name}") for name in ("cell", "file", "subject", "label", "outcome")]
+    return gr.Dataframe({"headers": [*heads, *shares], "data": data}, datatype=types)
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
@@ -293,9 +314,10 @@ def progress(done: int, total: int, seconds: float, subjects: str) -> str:
         seconds: since the start.
         subjects: what is known of its subjects.
     """
-    left = f", about {max(1, round(seconds / done * (total - done)))} s left" if done else ""
+    left = max(1, round(seconds / done * (total - done))) if done else None
+    text = t("progress_left" if left else "progress", done=done, total=total, seconds=left)
     return (
-        f'<p class="lk-headline" role="status">{done} of {total} pictures predicted{left}.</p>'
+        f'<p class="lk-headline" role="status">{text}</p>'
         f'<progress max="{total}" value="{done}"></progress>{panels.note(subjects)}'
     )
 
@@ -303,16 +325,14 @@ def progress(done: int, total: int, seconds: float, subjects: str) -> str:
 def subjects_found(subjects: Sequence[str], pattern: str) -> str:
     """What a pattern finds, in words."""
     counts = Counter(one for one in subjects if one)
-    if not counts and pattern:
-        return f"No subjects: the pattern {pattern} finds none in the file names. Cells are predicted one by one."
     if not counts:
-        return "No subjects: no pattern is given, and the file names suggest none. Cells are predicted one by one."
+        return t("no_subjects_pattern", pattern=pattern) if pattern else t("no_subjects")
     named = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
-    more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-    without = len(subjects) - sum(counts.values())
-    rest = f"; {without} files without a subject" if without else ""
-    by = f" by the pattern {pattern}" if pattern else ""
-    return f"{len(counts)} subject{'' if len(counts) == 1 else 's'}{by}, with their cells: {named}{more}{rest}."
+    rest = t("and_more", number=len(counts) - 8) if len(counts) > 8 else ""
+    if without := len(subjects) - sum(counts.values()):
+        rest += t("files_without", number=without)
+    key = f"{'one_subject' if len(counts) == 1 else 'subjects'}{'_pattern' if pattern else ''}"
+    return t(key, number=len(counts), pattern=pattern, named=named, rest=rest)
 
 
 def batch_summary(result: BatchResult, point: str = "") -> str:
@@ -322,27 +342,28 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
         point: the operating point that its decisions were made at.
     """
     found = Counter(row.decision.outcome for row in result.rows)
-    about = f"Model {result.model}, " + (f"revision {result.revision[:12]}" if result.revision else "local files")
-    rule = f"is decided at the {point_name(point)} operating point" if point else "gets its most probable class"
+    about = about_model(result.model, result.revision)
+    rule = t("rule_point", about=about, point=point_name(point)) if point else t("rule_most_probable", about=about)
+    predicted = t("one_cell_predicted") if len(result.rows) == 1 else t("cells_predicted", number=len(result.rows))
     html = (
-        f'<p class="lk-headline" role="status">{len(result.rows)} cell{"" if len(result.rows) == 1 else "s"} '
-        f"predicted.</p>{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
-        f"{panels.note(f'{about}. Each cell {rule}.')}{_persons(result, point)}"
+        f'<p class="lk-headline" role="status">{predicted}</p>'
+        f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
+        f"{panels.note(rule)}{_persons(result, point)}"
     )
     if measured := label_metrics(result):
         notes = "".join(map(panels.note, measured.notes))
-        html += f"<h2>Measured on your labels</h2>{notes}"
-        html += panels.table(("metric", "value", "95 % interval"), measured.rows)
+        html += f"<h2>{t('measured_on_labels')}</h2>{notes}"
+        html += panels.table((t("metric"), t("value"), t("interval")), measured.rows)
     if wrong := wrong_rows(result):
         number = {row.name: i for i, row in enumerate(result.rows)}
         shown = _cells([(number[row.name], row) for row in wrong[:SHOWN_WRONG]])
-        html += f"<h2>Wrong, the most confident first ({len(wrong)})</h2>{shown}"
+        html += f"<h2>{t('wrong', number=len(wrong))}</h2>{shown}"
     if result.problems:
-        lines = [*result.problems[:SHOWN_PROBLEMS]]
+        lines = [translate(line) for line in result.problems[:SHOWN_PROBLEMS]]
         if (more := len(result.problems) - SHOWN_PROBLEMS) > 0:
-            lines.append(f"and {more} more")
+            lines.append(t("and_more_lines", number=more))
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-        html += panels.details(f"{len(result.problems)} not used", f"<ul>{items}</ul>", is_open=True)
+        html += panels.details(t("not_used", number=len(result.problems)), f"<ul>{items}</ul>", is_open=True)
     return html + panels.notice()
 
 
@@ -350,27 +371,23 @@ def _persons(result: BatchResult, point: str) -> str:
     """One prediction for each subject with all its cells; without a rule for persons, counts by subject."""
     if not result.persons:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
-        heads = ("subject", "cells", "in distribution", *result.classes, f"mean probability of {result.positive}")
-        return f"<h2>By subject</h2>{panels.table(heads, rows)}" if rows else ""
-    first, rows = result.persons[0], []
+        mean = t("mean_probability", label=result.positive)
+        heads = (t("person"), t("cells"), t("in_distribution"), *result.classes, mean)
+        return f"<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
+    positive, rows = result.persons[0].positive_label, []
     for one in result.persons:
-        share = "–" if one.probability is None else f"{one.probability:.3f}"
-        span = "–" if one.interval is None else "{:.3f} to {:.3f}".format(*one.interval)
-        rows.append((one.patient, one.outcome, share, span, *map(str, (one.cells, one.refused, one.abstained))))
-    heads = ("person", "outcome", f"probability of {first.positive_label}", "95 % interval", "cells", "refused",
-             "abstained")  # fmt: skip
-    rule = (
-        f"Rule: {first.rule.text}. The interval is of the cells of one person; it does not say how persons differ. An "
-        "operating point changes cells, not persons."
-    )
-    dots = (
-        f"A dot is a cell, sorted by its probability of {first.positive_label}; refused cells are grey. Click a dot to "
-        "open the cell."
-    )
+        share = "–" if one.probability is None else translate(f"{one.probability:.3f}")
+        low, high = (translate(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
+        span = "–" if one.interval is None else t("span", low=low, high=high)
+        numbers = map(str, (one.cells, one.refused, one.abstained))
+        rows.append((one.patient, outcome_text(one.outcome), share, span, *numbers))
+    heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
+             t("abstained"))  # fmt: skip
+    rule = t("person_rule", rule=translate(result.persons[0].rule.text))
     strips = "".join(_strip(result, one, point) for one in result.persons)
     return (
-        f"<h2>One prediction for a person</h2>{panels.table(heads, rows, 'Persons')}{panels.note(rule)}"
-        f"<h2>Every cell of a person</h2>{panels.note(dots)}{strips}"
+        f"<h2>{t('one_for_a_person')}</h2>{panels.table(heads, rows, t('persons'))}{panels.note(rule)}"
+        f"<h2>{t('cells_of_a_person')}</h2>{panels.note(t('dots', label=positive))}{strips}"
     )
 
 
@@ -382,19 +399,21 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
         threshold=result.thresholds.operating_points.get(point, 0.5),
         cells=numbers,
     )
-    reason = f": {one.reason}" if one.reason else ""
+    drawn = re.sub(r'(?<=aria-label=")[^"]+|(?<=<title>)[^<]+', lambda found: translate(found[0]), drawn)
+    reason = f": {translate(one.reason)}" if one.reason else ""
     return (
-        f'<section class="lk-person"><h3>{escape(one.patient)}</h3>{panels.note(f"{one.outcome}{reason}")}{drawn}'
+        f'<section class="lk-person"><h3>{escape(one.patient)}</h3>'
+        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
         "</section>"
     )
 
 
 def gallery(result: BatchResult, order: str) -> str:
     """The first 120 cells in one of `ORDERS`, each a button that opens it."""
-    key = ORDERS.get(order, ORDERS["names, A to Z"])
+    key = ORDERS.get(order, ORDERS["names"])
     rows = sorted(enumerate(result.rows), key=lambda numbered: key(numbered[1]))
     more = len(rows) - SHOWN
-    return _cells(rows[:SHOWN]) + (panels.note(f"{more} more are in the table below.") if more > 0 else "")
+    return _cells(rows[:SHOWN]) + (panels.note(t("more_below", number=more)) if more > 0 else "")
 
 
 def _cells(rows: Sequence[tuple[int, BatchRow]]) -> str:
@@ -402,13 +421,13 @@ def _cells(rows: Sequence[tuple[int, BatchRow]]) -> str:
 
 
 def _cell(number: int, row: BatchRow) -> str:
-    truth = f", is {row.truth}" if row.truth and row.truth != row.most_probable else ""
+    truth = t("is_truly", label=row.truth) if row.truth and row.truth != row.most_probable else ""
     share = f" {percent(row.confidence)}" if row.decision.label else ""
-    text = f"{row.decision.outcome}{share}{truth}"
+    text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
     picture = thumbnail(row)
     if row.picture:
-        name = escape(f"{row.name}: {text}; open it")
+        name = escape(t("open_file", name=row.name, text=text))
         picture = f'<button type="button" data-cell="{number}" aria-label="{name}">{picture}</button>'
     return f'<li{wrong}>{picture}<b>{escape(text)}</b><span title="{escape(row.name)}">{escape(row.name)}</span></li>'
 

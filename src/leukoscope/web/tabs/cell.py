@@ -32,63 +32,69 @@ from leukoscope.web.result import (
     save_result,
     smear_example,
 )
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
-from leukoscope.web.text import RESULT_DELETED, point_name
-from leukoscope.web.upload import CELL, cell_upload, gradio_errors, read_upload, save_button, unshared_copy
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
+from leukoscope.web.text import Localised, LocalisedChoices, localised, point_name, t, translate
+from leukoscope.web.upload import (
+    CELL,
+    cell_upload,
+    deleted_afterwards,
+    gradio_errors,
+    open_upload,
+    read_upload,
+    save_button,
+    unshared_copy,
+)
 
-NO_OTHER = "no other model"
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
 # Model, tab and example go to the page's address, which opens them again.
 ADDRESS = """() => {
   const to = new URL(location), shown = document.querySelector('#visit [data-model]')?.dataset ?? {}
-  const tab = document.querySelector('[role=tab][aria-selected=true]')?.innerText.trim().toLowerCase()
+  const tab = document.querySelector('[role=tab][aria-selected=true]')?.dataset.tabId
   for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example}))
     value ? to.searchParams.set(name, value) : to.searchParams.delete(name)
   history.replaceState(null, '', to)
-}"""
-# On a phone the result stands below the examples; after a click in another tab, the page may be scrolled past it.
-REVEAL = """() => {
-  const summary = document.getElementById('cell-summary'), top = summary.getBoundingClientRect().top
-  const covered = document.getElementById('notice').getBoundingClientRect().bottom
-  if (top < covered || top > innerHeight / 2) summary.scrollIntoView({behavior: 'smooth'})
+  const other = document.getElementById('language')
+  to.searchParams.set('lang', other.lang)
+  other.href = to
 }"""
 
 
 class CellTab(ResultTab):
     """The tab, added to the Blocks being built; other tabs open their cells in it."""
 
-    hint = "Drop a cell, or pick a synthetic one: the result appears here."
+    hint = "cell_hint"
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         super().__init__(models, model)
         self.reads_smears = [name for name in models.names if _reads_smears(models, name)]
         smears = model.value in self.reads_smears
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
-        with gr.Tab("Cell", id="cell"):
+        with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
                 with gr.Column(scale=2, min_width=240):
                     self.upload = cell_upload(
-                        label="Your cell", sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
+                        show_label=False, sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
                     )
-                    gr.HTML(
-                        panels.note("Or pick one drawn by a program (shown: the first):"),
-                        padding=False,
-                    )
+                    gr.HTML(Localised(lambda: panels.note(t("pick_one"))), padding=False)
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-                        label="Synthetic cells", columns=3, visible=not smears, elem_id="examples", **quiet,
+                        label=localised("synthetic_cells"), columns=3, visible=not smears, elem_id="examples", **quiet,
                     )  # fmt: skip
                     self.smears = gr.Gallery(
                         _smears() if smears else None,
-                        label="Synthetic smears", columns=4, visible=smears, elem_id="smear-examples", **quiet,
+                        label=localised("synthetic_smears"), columns=4, visible=smears,
+                        elem_id="smear-examples", **quiet,
                     )  # fmt: skip
-                    self.ask_real = gr.Button(
-                        "Download a few real cells from the Hugging Face Hub", size="sm", elem_id="ask-real-cells"
-                    )
+                    self.ask_real = gr.Button(localised("ask_real"), size="sm", elem_id="ask-real-cells")
                     self.real_data = gr.State("")  # name of the data set whose cells are shown
                     self.real = gr.Gallery(
-                        label="Real cells", columns=3, visible=False, format="png", elem_id="real-cells", **quiet
+                        label=localised("real_cells"),
+                        columns=3,
+                        visible=False,
+                        format="png",
+                        elem_id="real-cells",
+                        **quiet,
                     )
                     self.real_note = gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note")
                 with gr.Column(scale=5, min_width=280, elem_id="cell-result"):
@@ -119,11 +125,11 @@ class CellTab(ResultTab):
                 tabs: gr.Tabs(selected=tab) if tab in known else gr.skip(),
             }
             if not named:
-                return {**opened, **self.clear(panels.placeholder(self.hint))}
+                return {**opened, **self.clear(panels.placeholder(t(self.hint)))}
 
             def first() -> Updates:
                 result = self._example(named, int(number) if number.isdecimal() else 1)
-                return self.show(replace(result, caption=f"{result.caption} (an example)"), opacity, None)
+                return self.show(replace(result, caption=t("an_example", caption=result.caption)), opacity, None)
 
             return {**opened, **self.attempt(first)}
 
@@ -144,9 +150,9 @@ class CellTab(ResultTab):
         name = str(choice)
         smears = knows_smears(self.models.predictor(choice).labels)
         number = min(max(number, 1), len(SMEAR_EXAMPLES if smears else EXAMPLES))
-        if (name, number) in self._examples:
-            return self._examples[name, number]
         image, caption = smear_example(number - 1) if smears else example(number - 1)
+        if (name, number) in self._examples:
+            return replace(self._examples[name, number], caption=caption)
         result = replace(predict_cell(self.models, image, caption, choice), example=number)
         if name in self.models.names:
             self._examples[name, number] = result
@@ -158,7 +164,10 @@ class CellTab(ResultTab):
         with gr.Row(elem_id="cell-answer"):
             with gr.Column(min_width=260):
                 self.summary = gr.HTML(
-                    panels.placeholder(self.hint), js_on_load=refusal("upload"), elem_id="cell-summary", padding=False
+                    panels.placeholder(t(self.hint)),
+                    js_on_load=refusal("upload"),
+                    elem_id="cell-summary",
+                    padding=False,
                 )
                 self.morphology = gr.HTML(elem_id="morphology", padding=False)
             with gr.Column(min_width=260):
@@ -166,22 +175,22 @@ class CellTab(ResultTab):
         self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
         with gr.Column(visible=False, elem_id="cell-controls") as self.controls:
             with gr.Row():
-                self.label = gr.Radio([], label="Show the Grad-CAM map for", min_width=120)
-                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", min_width=120)
-            self.common_scale = gr.Checkbox(False, label="Same colour scale for every picture of this model")
+                self.label = gr.Radio([], label=localised("map_for"), min_width=120)
+                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label=localised("opacity"), min_width=120)
+            self.common_scale = gr.Checkbox(False, label=localised("common_scale"))
             with gr.Row():
                 self.point = gr.Dropdown(
-                    [], label="Decide at", info="Thresholds come from the model's predictions for unseen patients",
+                    [], label=localised("decide_at"), info=localised("decide_at_info"), min_width=220
+                )
+                self.other = gr.Dropdown(
+                    LocalisedChoices(lambda: [(t("no_other_model"), ""), *self.models.choices()]), value="",
+                    label=localised("compare_with"), info=localised("compare_info"), elem_id="compare-cell",
                     min_width=220,
                 )  # fmt: skip
-                self.other = gr.Dropdown(
-                    [NO_OTHER, *self.models.choices()], value=NO_OTHER, label="Compare with",
-                    info="Another model's prediction of the same picture", elem_id="compare-cell", min_width=220,
-                )  # fmt: skip
             with gr.Row():
-                self.ask_tta = gr.Button("Predict again, turned and mirrored", size="sm", min_width=120)
+                self.ask_tta = gr.Button(localised("predict_views"), size="sm", min_width=120)
                 shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
-                save_button("Save as one PNG", save_result, shown, elem_id="save-result")
+                save_button(localised("save_png"), save_result, shown, elem_id="save-result")
         self.compared = gr.HTML(elem_id="compared", padding=False)
         self.explanation = gr.HTML(elem_id="explanation", padding=False)
         self.tta = gr.HTML(elem_id="tta", padding=False)
@@ -190,7 +199,10 @@ class CellTab(ResultTab):
         """Updates that show a result, opened at the most probable class and, where it has it, the same point."""
         points, labels = list(result.thresholds.operating_points), list(result.prediction.probabilities)
         point = point if point in points else ""
-        offered = [("the most probable class", ""), *((f"{point_name(name)} threshold", name) for name in points)]
+        offered = [
+            (t("most_probable_class"), ""),
+            *((t("threshold_of", point=point_name(name)), name) for name in points),
+        ]
         return {
             self.result: result,
             self.summary: self._summary(result, point),
@@ -207,7 +219,7 @@ class CellTab(ResultTab):
     def _summary(self, result: CellResult, point: str) -> str:
         decided = panels.decision(result.prediction.probabilities, result.decision_text(point))
         if result.decision(point).outcome == NOT_A_CELL and self.reads_smears:
-            decided += panels.note(f"A model for pictures of a smear: {self.reads_smears[0]}; choose it above.")
+            decided += panels.note(t("smear_model", model=self.reads_smears[0]))
         return decided
 
     def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
@@ -228,7 +240,6 @@ class CellTab(ResultTab):
     def _predict(
         self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
     ) -> Updates:
-        # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
         return self.attempt(lambda: self.show(predict_cell(self.models, *read(), choice), opacity, point))
 
     def _wire_inputs(self) -> None:
@@ -237,7 +248,9 @@ class CellTab(ResultTab):
         def on_upload(path: str | None, choice: str | None, opacity: float, point: str | None) -> Updates:
             if path is None:
                 return {self.upload: None}
-            return {self.upload: None, **self._predict(lambda: read_upload(path), choice, opacity, point)}
+            # Deleted only now: the page asks for the file, to show it until the result is there.
+            with deleted_afterwards([path]):
+                return {self.upload: None, **self._predict(lambda: open_upload(path), choice, opacity, point)}
 
         def on_pick(gallery: gr.Gallery) -> Callable[..., Updates]:
             # Not a `partial`: Gradio passes what was picked by the function's own annotations.
@@ -261,19 +274,19 @@ class CellTab(ResultTab):
         ) -> Iterator[Updates]:
             if choice not in self.models.loaded:
                 # The result of the model before must not stand below the name of this one.
-                yield self.clear(panels.placeholder(f"Loading {choice} and predicting; a first time takes seconds."))
+                yield self.clear(panels.placeholder(t("loading_model", model=choice)))
             yield on_loaded(choice, opacity, point, result)
 
         def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
             try:
                 smears = knows_smears(self.models.predictor(choice).labels)
             except LeukoscopeError as error:
-                return self.clear(panels.message("This model cannot be used", str(error)))
+                return self.clear(panels.message(t("model_unusable"), translate(str(error))))
             # Smears are drawn when a model first asks for them.
             fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
             offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
             if result is None:
-                return {**offered, **self.clear(panels.placeholder(f"{choice} is ready. {self.hint}"))}
+                return {**offered, **self.clear(panels.placeholder(t("model_ready", model=choice, hint=t(self.hint))))}
             if result.model == choice:  # opened by the page's address
                 return {**offered, **self.show(result, opacity, point)}
             if result.example:
@@ -288,7 +301,7 @@ class CellTab(ResultTab):
                 info = source_of(self.models, choice)
                 pictures = [(unshared_copy(cell.image), cell.label) for cell in real_cells.of(info)]
             except LeukoscopeError as error:
-                failed = panels.message("This did not work", str(error))
+                failed = panels.message(t("failed"), translate(str(error)))
                 return {self.real: gr.Gallery(visible=False), self.real_note: failed}
             return {
                 self.real_data: info.name,
@@ -298,7 +311,7 @@ class CellTab(ResultTab):
 
         def read_real(number: int, data: str) -> tuple[Image.Image, str]:
             cell = real_cells.of(DATASETS[data])[number]
-            return cell.image, f"Real {cell.label}"
+            return cell.image, t("real_cell", label=cell.label)
 
         busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
         chosen = [self.model, self.opacity, self.point]
@@ -311,7 +324,7 @@ class CellTab(ResultTab):
             inputs = [*chosen, self.real_data]
             given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **busy))
         for event in given:
-            self._afterwards(event.then(None, js=REVEAL, **PRIVATE))
+            self._afterwards(event.then(None, js=reveal("cell-summary"), **PRIVATE))
         self._afterwards(
             self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
         )
@@ -344,12 +357,12 @@ class CellTab(ResultTab):
 
     def _compare(self, result: CellResult | None, other: str | None) -> str:
         """The result beside what another model predicts of the same picture, as HTML; "" without one."""
-        if result is None or other in (None, "", NO_OTHER, result.model):
+        if result is None or other in (None, "", result.model):
             return ""
         try:
             both = (result, predict_cell(self.models, result.image, result.caption, other))
         except LeukoscopeError as error:
-            return panels.message("This model cannot be used", str(error))
+            return panels.message(t("model_unusable"), translate(str(error)))
         shown = []
         for one in both:
             predicted, label = one.prediction, one.prediction.most_probable
@@ -363,26 +376,26 @@ class CellTab(ResultTab):
 
         def on_kept(kept: list[CellResult] | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
             if not kept:
-                return self.clear(panels.placeholder(RESULT_DELETED))
+                return self.clear(panels.placeholder(t("result_deleted")))
             return self.show(kept[picked.index], opacity, point)
 
         def on_draw(result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
             if result is None:
-                return {self.summary: panels.placeholder(RESULT_DELETED)}
+                return {self.summary: panels.placeholder(t("result_deleted"))}
             return self._draw(result, label, opacity, common_scale)
 
         def on_point(result: CellResult | None, point: str | None) -> str:
             if result is None:
-                return panels.placeholder(RESULT_DELETED)
+                return panels.placeholder(t("result_deleted"))
             return self._summary(result, point or "")
 
         def on_tta(result: CellResult | None) -> str:
             if result is None:
-                return panels.placeholder(RESULT_DELETED)
+                return panels.placeholder(t("result_deleted"))
             try:
                 return f'<div role="status">{panels.note(check_views(self.models, result))}</div>'
             except LeukoscopeError as error:
-                return panels.message("This did not work", str(error))
+                return panels.message(t("failed"), translate(str(error)))
 
         quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
         for control in (self.label, self.opacity, self.common_scale):
@@ -410,7 +423,7 @@ class CellTab(ResultTab):
 
         def on_cell(shown: Any, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
             if shown is None:
-                return self.clear(panels.placeholder(RESULT_DELETED))
+                return self.clear(panels.placeholder(t("result_deleted")))
             return self.attempt(lambda: self.show(cell_of(shown, picked.index), opacity, point))
 
         inputs = [result, self.opacity, self.point]
@@ -418,7 +431,7 @@ class CellTab(ResultTab):
             # The tab is shown first, so that the page does not seem dead while the model predicts.
             component.select(lambda: gr.Tabs(selected="cell"), None, tabs, show_progress="hidden", **PRIVATE)
             opened = component.select(on_cell, inputs, self.outputs, show_progress_on=[self.summary], **PRIVATE)
-            self._afterwards(opened.then(None, js=REVEAL, **PRIVATE))
+            self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
 
     def _add_endpoint(self) -> None:
         """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""
@@ -441,10 +454,10 @@ class CellTab(ResultTab):
                         f"operating point {operating_point!r}: {result.model} has {', '.join(points) or 'none'}; give "
                         "one of these, or none"
                     )
+                text = result.summary(operating_point)
             predicted = result.prediction
             _, covered = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
-            text = result.summary(operating_point)
             return decision["outcome"], predicted.probabilities, covered and unshared_copy(covered), text, decision
 
         with gr.Group(visible=False):
@@ -505,8 +518,5 @@ def source_of(models: ModelCache, choice: str | None) -> DatasetInfo:
 
 def attribution(info: DatasetInfo) -> str:
     """Where the cells come from, and what predictions for them are worth; Markdown."""
-    return (
-        f"Real cells of {info.title}, from [{info.hub_id}](https://huggingface.co/datasets/{info.hub_id}); "
-        f"{info.licence}. {info.citation} The model was trained on such cells, perhaps on these: its predictions for "
-        "them prove nothing."
-    )
+    link = f"[{info.hub_id}](https://huggingface.co/datasets/{info.hub_id})"
+    return t("attribution", title=info.title, link=link, licence=info.licence, citation=info.citation)

@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope.web import panels
 from leukoscope.web.result_tab import PRIVATE
+from leukoscope.web.text import Localised, localised, t
 
 # Name → its inputs and outputs.
 ENDPOINTS = {
@@ -65,10 +66,6 @@ SNIPPETS: tuple[tuple[str, Any, str], ...] = (
 )
 _MCP = """{{"mcpServers": {{"leukoscope": {{"url": "{address}gradio_api/mcp/"}}}}}}
 """
-_NO_MCP = (
-    "This copy runs without the Model Context Protocol: install it with `pip install 'gradio[mcp]'` and start the demo "
-    "again."
-)
 
 
 def serves_mcp() -> bool:
@@ -89,21 +86,21 @@ def snippets(address: str, model: str) -> dict[str, str]:
     return {title: text.format(address=address, model=model) for title, _, text in SNIPPETS}
 
 
+def _endpoints() -> str:
+    rows = panels.table((t("endpoint"), t("inputs_outputs")), list(ENDPOINTS.items()))
+    return panels.notice() + rows + panels.note(t("endpoints_note"))
+
+
 def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
     """Add the tab to the Blocks being built."""
-    with gr.Tab("Code", id="code") as tab:
-        rows = "\n".join(f"| `{name}` | {about} |" for name, about in ENDPOINTS.items())
-        gr.Markdown(
-            f"{RESEARCH_NOTICE}\n\n| endpoint | inputs → outputs |\n|---|---|\n{rows}\n\n"
-            "`operating_point` and `subject_pattern` may be empty, `um_per_pixel` 0. `/healthz` reports whether the "
-            "server runs."
-        )
+    with gr.Tab(localised("tab_code"), id="code") as tab:
+        gr.HTML(Localised(_endpoints), padding=False)
         # Long lines are wrapped: what scrolls sideways is out of a keyboard's reach. Line numbers
         # would then drift.
         code = partial(gr.Code, interactive=False, elem_classes="lk-code", wrap_lines=True, show_line_numbers=False)
         codes = [code(language=language, label=title) for title, language, _ in SNIPPETS]
-        gr.Markdown("**Tools for assistants (MCP).**" + ("" if serves_mcp() else f" {_NO_MCP}"))
-        protocol = code(language="json", label="MCP client", visible=serves_mcp())
+        gr.Markdown(Localised(lambda: t("mcp_title") + ("" if serves_mcp() else f" {t('no_mcp')}")))
+        protocol = code(language="json", label=localised("mcp_client"), visible=serves_mcp())
 
     def fill(choice: str | None, visit: gr.Request) -> list[str]:
         assert visit.request is not None

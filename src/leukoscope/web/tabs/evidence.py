@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -17,39 +17,39 @@ from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result_tab import PRIVATE
-from leukoscope.web.text import percent, point_name
+from leukoscope.web.text import LocalisedChoices, language, localised, percent, point_name, t, translate
 from leukoscope.web.upload import gradio_errors
 
 if TYPE_CHECKING:
     from leukoscope.reports.html import Section
 
 SENSITIVITY, PREVALENCE = 0.95, 0.5
-NO_OTHER = "no other release"
 
 
 def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
     """Add the tab to the Blocks being built."""
-    load = lru_cache(maxsize=8)(partial(evidence_of, models))
-    with gr.Tab("Evidence", id="evidence") as tab:
+    # The second argument is the language of the HTML that is kept.
+    load = lru_cache(maxsize=8)(lambda choice, language: evidence_of(models, choice))
+    with gr.Tab(localised("tab_evidence"), id="evidence") as tab:
         other = gr.Dropdown(
-            [NO_OTHER, *models.names], value=NO_OTHER, allow_custom_value=True, label="Compare with", elem_id="compare"
-        )
+            LocalisedChoices(lambda: [(t("no_other_release"), ""), *((name, name) for name in models.names)]), value="",
+            allow_custom_value=True, label=localised("compare_with"), elem_id="compare",
+        )  # fmt: skip
         with gr.Row():
-            sensitivity = gr.Slider(0.5, 1, SENSITIVITY, step=0.01, label="Sensitivity wanted", min_width=220)
-            prevalence = gr.Slider(
-                0.01, 0.99, PREVALENCE, step=0.01, label="Share of cells that are positive where it is used",
-                min_width=220,
-            )  # fmt: skip
+            sensitivity = gr.Slider(
+                0.5, 1, SENSITIVITY, step=0.01, label=localised("sensitivity_wanted"), min_width=220
+            )
+            prevalence = gr.Slider(0.01, 0.99, PREVALENCE, step=0.01, label=localised("prevalence"), min_width=220)
         # One below the other: side by side, the tables would not fit.
         points = gr.HTML(elem_id="evidence-points", padding=False)
         other_points = gr.HTML(elem_id="compare-points", padding=False)
-        about = gr.HTML(panels.placeholder("Loading the release's metrics …"), elem_id="evidence", padding=False)
+        about = gr.HTML(panels.placeholder("…"), elem_id="evidence", padding=False)
         other_about = gr.HTML(elem_id="compare-evidence", padding=False)
         _add_endpoint(models, model)
 
     def on_choice(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
         first = _shown(load, choice, wanted, share)
-        if compared in (None, "", NO_OTHER):
+        if compared in (None, ""):
             return first[0], "", first[1], ""
         second = _shown(load, compared, wanted, share)
         titles = [f"<h2>{escape(name or '')}</h2>" for name in (choice, compared)]
@@ -81,18 +81,19 @@ def evidence_of(models: ModelCache, choice: str) -> tuple[dict[str, Any], Scores
     return dict(release.metrics), scores_of(release), evidence_page(choice, release.metrics)
 
 
-def _shown(load: Callable[[str], Any], choice: str | None, sensitivity: float, prevalence: float) -> tuple[str, str]:
+def _shown(
+    load: Callable[[str, str], Any], choice: str | None, sensitivity: float, prevalence: float
+) -> tuple[str, str]:
     """The operating points and all other evidence of a release, as HTML; or why there is none."""
     try:
-        metrics, scores, about = load(choice or "")
+        metrics, scores, about = load(choice or "", language())
         points = points_table(metrics, scores, sensitivity, prevalence)
     except LeukoscopeError as error:
-        return panels.message("This model cannot be used", str(error)), ""
+        return panels.message(t("model_unusable"), translate(str(error))), ""
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # A stranger's metrics.json may hold less than a whole report.
-        problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-        text = f"{choice}: its metrics.json {problem}; restore it from the release"
-        return panels.message("These measurements cannot be shown", text), ""
+        key = "metrics_lack" if isinstance(error, KeyError) else "metrics_damaged"
+        return panels.message(t("measurements_unusable"), t(key, model=choice, what=error, error=error)), ""
     return f"<h2>{escape(choice or '')}</h2>{points}", about
 
 
@@ -123,19 +124,22 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     with _drawing:
         sections = evidence_sections(metrics)
     if not sections:
-        return panels.note(f"{name} has no measurements of its own (metrics.json).") + panels.notice()
+        return panels.note(t("no_measurements", model=name)) + panels.notice()
     return "".join(map(_section, sections)) + panels.notice()
 
 
 def _section(section: Section) -> str:
-    html = f"<h3>{escape(section.heading)}</h3>{''.join(map(panels.note, section.text))}"
+    heading = translate(section.heading)
+    html = f"<h3>{escape(heading)}</h3>{''.join(panels.note(translate(text)) for text in section.text)}"
     if section.table:
-        html += panels.table(section.table.columns, section.table.rows, label=section.heading)
+        columns, *rows = ([*map(translate, row)] for row in (section.table.columns, *section.table.rows))
+        html += panels.table(columns, rows, label=heading)
     if section.terms:
-        terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(about)}</dd>" for term, about in section.terms.items())
-        html += panels.details("What each check means", f"<dl>{terms}</dl>")
+        named = [(translate(term), translate(about)) for term, about in section.terms.items()]
+        terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(about)}</dd>" for term, about in named)
+        html += panels.details(t("what_checks_mean"), f"<dl>{terms}</dl>")
     for picture in section.pictures:
-        html += f'<img class="lk-figure" src="{picture.source}" alt="{escape(picture.alt)}">'
+        html += f'<img class="lk-figure" src="{picture.source}" alt="{escape(translate(picture.alt))}">'
     return f"<section>{html}</section>"
 
 
@@ -194,19 +198,15 @@ def points_table(metrics: Mapping[str, Any], scores: Scores | None, sensitivity:
     """The named operating points and, where the predictions are there, the one with the wanted sensitivity."""
     named = metrics.get("decisions", {}).get("operating_points", {}).get("points", {})
     if not named:
-        return panels.note("This release names no operating points: they need two classes.")
+        return panels.note(t("no_points"))
     rows = [_row(point_name(name), _named(point), prevalence) for name, point in named.items()]
     if scores:
         rows.insert(
-            0, _row(f"{percent(sensitivity)} sensitivity, chosen", scores.at_sensitivity(sensitivity), prevalence)
+            0, _row(t("chosen_point", share=percent(sensitivity)), scores.at_sensitivity(sensitivity), prevalence)
         )
-    heads = ("operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV")
-    note = (
-        "The chosen one is fitted to and judged on the same cells of unseen subjects; the named ones are cross-fitted."
-        if scores
-        else "This copy of the release has no predictions of its own, so only its named points can be shown."
-    )
-    return panels.table(heads, rows, "Operating points") + panels.note(note)
+    heads = [t(key) for key in ("operating_point", "threshold", "sensitivity", "specificity", "ppv", "npv")]
+    note = t("chosen_note" if scores else "only_named")
+    return panels.table(heads, rows, t("operating_points")) + panels.note(note)
 
 
 def _named(point: Mapping[str, Any]) -> Rates:
@@ -216,4 +216,4 @@ def _named(point: Mapping[str, Any]) -> Rates:
 
 def _row(name: str, rates: Rates, prevalence: float) -> tuple[str, ...]:
     values = (rates.threshold, rates.sensitivity, rates.specificity, *rates.predictive_values(prevalence))
-    return (name, *("–" if value is None else f"{value:.3f}" for value in values))
+    return (name, *("–" if value is None else translate(f"{value:.3f}") for value in values))

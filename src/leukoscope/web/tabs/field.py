@@ -25,14 +25,16 @@ from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COL
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal
+from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import MOST_PROBABLE_NOTE, percent
+from leukoscope.web.text import Localised, about_model, localised, outcome_text, percent, t, translate
 from leukoscope.web.upload import (
     FIELD,
     File,
     cell_upload,
+    deleted_afterwards,
     gradio_errors,
+    open_upload,
     png_file,
     read_upload,
     safe_cell,
@@ -79,11 +81,15 @@ def predict_field(
 
 
 @lru_cache(maxsize=len(EXAMPLES))
-def example(number: int) -> tuple[Image.Image, str]:
-    """One of the synthetic fields and its caption."""
+def _drawn(number: int) -> Image.Image:
     seed, classes = EXAMPLES[number]
     drawn = draw_field(classes, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, scale_bar=False, seed=seed)
-    return Image.fromarray(drawn.image), f"Synthetic field {number + 1}"
+    return Image.fromarray(drawn.image)
+
+
+def example(number: int) -> tuple[Image.Image, str]:
+    """One of the synthetic fields and its caption."""
+    return _drawn(number), t("synthetic_field", number=number + 1)
 
 
 class FieldTab(ResultTab):
@@ -93,36 +99,39 @@ class FieldTab(ResultTab):
         tabs, cell_tab: where a cell of the field is opened.
     """
 
-    hint = "Drop a photograph of a stained smear, or take a synthetic one: its white cells are classified here."
+    hint = "field_hint"
 
     def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
         super().__init__(models, model)
-        with gr.Tab("Field", id="field"):
+        with gr.Tab(localised("tab_field"), id="field"):
             self.result = gr.State(None, time_to_live=SESSION_SECONDS)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
                     self.upload = cell_upload(
-                        label="Your field", sources=["upload", "clipboard"], height=160, buttons=[],
+                        show_label=False,
+                        sources=["upload", "clipboard"],
+                        height=160,
+                        buttons=[],
                         elem_id="field-upload",
-                    )  # fmt: skip
-                with gr.Column(scale=3, min_width=280):
-                    pitch = gr.Number(
-                        0, label="Micrometres a pixel", info="0: to be read from the red cells", step=0.01
                     )
+                with gr.Column(scale=3, min_width=280):
+                    pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
                     with gr.Row():
                         examples = [
-                            gr.Button(f"Synthetic field {number + 1}", size="sm", min_width=120)
+                            gr.Button(
+                                Localised(partial(t, "synthetic_field", number=number + 1)), size="sm", min_width=120
+                            )
                             for number in range(len(EXAMPLES))
                         ]
             self.summary = gr.HTML(
-                panels.placeholder(self.hint), js_on_load=refusal("field-upload"), elem_id="field-summary",
-                padding=False,
+                Localised(lambda: panels.placeholder(t(self.hint))), js_on_load=refusal("field-upload"),
+                elem_id="field-summary", padding=False,
             )  # fmt: skip
             self.picture = gr.HTML(js_on_load=panels.CLICK, elem_id="field-picture", padding=False)
             with gr.Row(visible=False) as self.exports:
                 for kind in ("PNG", "CSV", "JSON"):
                     save_button(
-                        f"Save as {kind}", partial(save_field, kind), [self.result],
+                        Localised(partial(t, "save_as", kind=kind)), partial(save_field, kind), [self.result],
                         elem_id=f"save-field-{kind.lower()}",
                     )  # fmt: skip
             self._add_endpoint()
@@ -132,6 +141,8 @@ class FieldTab(ResultTab):
         self.upload.upload(self._on_upload, [self.upload, model, pitch], self.outputs, trigger_mode="multiple", **busy)
         for number, button in enumerate(examples):
             button.click(partial(self._on_example, number), model, self.outputs, **busy)
+            button.click(None, js=reveal("field-summary"), **PRIVATE)
+        self.upload.upload(None, js=reveal("field-summary"), **PRIVATE)
         self.clear_on_model_change()
         self.refuse_others()
         cell_tab.open_from([self.picture], self.result, tabs, self._cell)
@@ -144,7 +155,6 @@ class FieldTab(ResultTab):
         self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, um_per_pixel: float | None
     ) -> Updates:
         def show() -> Updates:
-            # Reading an upload deletes its file, which must happen whatever becomes of the model: it comes first.
             result = predict_field(self.models, *read(), choice, um_per_pixel)
             return {
                 self.result: result,
@@ -159,7 +169,9 @@ class FieldTab(ResultTab):
     def _on_upload(self, path: str | None, choice: str | None, um_per_pixel: float | None) -> Updates:
         if path is None:
             return {self.upload: None}
-        return self._predict(lambda: read_upload(path, FIELD), choice, um_per_pixel)
+        # Deleted only now: the page asks for the file, to show it until the result is there.
+        with deleted_afterwards([path]):
+            return self._predict(lambda: open_upload(path, FIELD), choice, um_per_pixel)
 
     def _on_example(self, number: int, choice: str | None) -> Updates:
         return self._predict(lambda: example(number), choice, EXAMPLE_PITCH)
@@ -168,7 +180,7 @@ class FieldTab(ResultTab):
         reading = result.reading
         assert reading.field.scale is not None  # a field without a scale has no cells
         image = cut_out(result.image, reading.cells[number].cell, reading.field.scale.um_per_pixel)
-        caption = f"Cell {number + 1} of {reading.source}"
+        caption = t("cell_of", number=number + 1, source=reading.source)
         return predict_cell(
             self.models, image, caption, reading.model, field_share=reading.in_distribution, um_per_pixel=CUT_OUT_PITCH
         )
@@ -205,24 +217,26 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
     for number, found in enumerate(reading.cells):
         left, top, right, bottom = found.cell.box
         outcome = found.outcome
+        # In the right half, the text ends where the box does: it would leave the picture.
+        side = "lk-box lk-right" if left + right > width else "lk-box"
         colour = OTHER_COLOURS.get(outcome) or CLASS_COLOURS[reading.labels.index(outcome) % len(CLASS_COLOURS)]
         place = (
             f"left:{left / width:.3%};top:{top / height:.3%};width:{(right - left) / width:.3%};"
             f"height:{(bottom - top) / height:.3%};border-color:{colour};"
             f"border-style:{'dashed' if outcome in DASHED else 'solid'}"
         )
-        text = f"{number + 1}: {outcome}"
+        text = f"{number + 1}: {outcome_text(outcome)}"
         if outcome == AT_EDGE:
-            marks += f'<span class="lk-box" style="{place}" title="{escape(text)}"></span>'
+            marks += f'<span class="{side}" style="{place}" title="{escape(text)}"></span>'
             continue
         share = found.prediction and percent(max(found.prediction.probabilities.values()))
-        name = escape(f"Cell {text}{f', {share}' if share else ''}; open it")
+        name = escape(t("open_cell", text=f"{text}, {share}" if share else text))
         marks += (
-            f'<button class="lk-box" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
+            f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
             f'title="{name}"><span aria-hidden="true">{escape(text)}</span></button>'
         )
-    hint = panels.note(f"Click a cell to open it in “Cell”. {MOST_PROBABLE_NOTE}") if reading.cells else ""
-    alt = escape(f"{reading.source}; {len(reading.cells)} cells are boxed, each a button with its outcome")
+    hint = panels.note(t("click_a_cell")) if reading.cells else ""
+    alt = escape(t("field_alt", source=reading.source, number=len(reading.cells)))
     return (
         f'{hint}<div class="lk-field"><img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" '
         f'height="{shown.height}">{marks}</div>'
@@ -232,13 +246,13 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
 def field_summary(reading: FieldReading) -> str:
     """What was found in words, how many cells of each outcome, and how it was read, as HTML."""
     scale = reading.field.scale
-    facts = [f"Model {reading.model}", f"revision {reading.revision[:12]}" if reading.revision else "local files"]
-    facts += [f"{scale.um_per_pixel:.3f} µm a pixel ({scale.source})"] if scale else []
-    notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes)
-    return (
-        f'<p class="lk-headline" role="status">{escape(reading.summary)}</p>{panels.counts(reading.counts)}{notes}'
-        f"{panels.note('; '.join(facts) + '.')}{panels.notice()}"
-    )
+    about = f"{about_model(reading.model, reading.revision)}."
+    if scale:
+        pitch = translate(f"{scale.um_per_pixel:.3f}")
+        about = t("scale_from", about=about[:-1], scale=pitch, source=translate(scale.source))
+    notes = "".join(f"<p>{escape(translate(note))}</p>" for note in reading.field.notes)
+    headline = f'<p class="lk-headline" role="status">{escape(translate(reading.summary))}</p>'
+    return f"{headline}{panels.counts(reading.counts)}{notes}{panels.note(about)}{panels.notice()}"
 
 
 def save_field(kind: str, result: FieldResult) -> File:
@@ -250,7 +264,7 @@ def save_field(kind: str, result: FieldResult) -> File:
     reading = result.reading
     name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
-        title = f"{reading.source} read by {reading.model}: {reading.summary}"
+        title = t("field_title", source=reading.source, model=reading.model, summary=translate(reading.summary))
         drawn = draw_reading(result.image, reading)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
