@@ -163,7 +163,8 @@ def side_by_side(results: Sequence[tuple[str, str, Image.Image | None, str, floa
     columns = "".join(
         f"<section><h2>{escape(name)}</h2>{decided}"
         + (
-            f"<figure>{_img(overlay, t('map_of_model', model=name, label=label))}</figure>{_scale(label, peak, strength)}"
+            f"<figure>{_img(overlay, t('map_of_model', model=name, label=label))}</figure>"
+            f"{_scale(label, peak, strength)}"
             if overlay is not None
             else f"<p>{escape(t('no_map'))}</p>"
         )
