@@ -89,7 +89,7 @@ _RECIPE = "densenet121"
 # `other_cells` compares the cells, `weights_name` the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "cache_images"),
-    *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
+    *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to", "quiet"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
 _PATHS = ("train_dir", "split_file", "subject_csv", "pretrained_weights")
@@ -184,6 +184,7 @@ class RunArguments:
     report_to: str | None = _flag(
         None, f"The tracker: {' or '.join(TRACKERS)} (default with --with_tracking: trackio)."
     )
+    quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_revision: str = _flag("", "Branch of that repository (default: main).")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.recipes import Recipe
+from leukoscope.progress import duration, note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.config import RunArguments
 from leukoscope.training.data import (
@@ -43,7 +43,6 @@ from leukoscope.training.data import (
     prediction_loader,
     read,
     ready_batches,
-    shows_progress,
     training_loader,
 )
 from leukoscope.training.losses import LossMonitor, TrainingLoss
@@ -144,6 +143,12 @@ class Trainer:
             self.state.restore(resumed)
         progress = self.state.progress
         yield from list(progress.rows)
+        epochs = 0 if progress.stopped else self.recipe.num_train_epochs - progress.epoch
+        # A batch is predicted in about a third of the time that it is trained on in.
+        batches = len(self.loader) + len(self.split.validation) / self.batch_size / 3
+        if epochs:
+            left = duration(epochs * batches * self._step_seconds)
+            note(f"training takes about {left}: {epochs} epoch(s) of {len(self.loader):,} batches, going by one batch")
         with self.stop if self.checkpoints else nullcontext():
             while progress.epoch < self.recipe.num_train_epochs and not progress.stopped:
                 yield self._epoch()
@@ -152,7 +157,7 @@ class Trainer:
         network.load_state_dict(self.state.kept or self.state.eval_network.state_dict())
         self.eval_model = self.learner
         if self.state.kept:
-            self.accelerator.print(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
+            note(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
         self.loss.undo_class_weights(network)
 
     def predict(self, cell_ids: tuple[str, ...]) -> CellPredictions:
@@ -173,6 +178,7 @@ class Trainer:
         self.inputs, learner = self._inputs_and_learner()
         train = CellDataset(self.inputs, self.cells.labels, rows)
         self.batch_size = self._fitting_batch_size(learner, train)
+        self._step_seconds = self._timed_step(learner, train)
         shown = min(recipe.epoch_cells or len(train), len(train))
         sampler: Sampler[int] = RandomSampler(train, num_samples=shown)
         if recipe.sampling != "cells":
@@ -219,8 +225,7 @@ class Trainer:
                 cells,
                 self.preprocessing,
                 recipe.augmentation.mirrorings,
-                say=partial(accelerator.print, flush=True),
-                shows_progress=shows_progress(accelerator),
+                say=note,
             )
         return FeatureInputs(features, augment), HeadOnFeatures(self.network)
 
@@ -232,6 +237,18 @@ class Trainer:
         items, _, rows = train.__getitems__(list(range(recipe.train_batch_size)))
         batch = self.inputs.for_training(items.to(accelerator.device), rows, epoch=0)
         return find_batch_size(accelerator, recipe, lambda cells: try_step(accelerator, learner, recipe, batch[:cells]))
+
+    def _timed_step(self, learner: nn.Module, train: CellDataset) -> float:
+        """Seconds that a batch takes, measured on a copy of the network; the training to come is not changed by it."""
+        accelerator = self.accelerator
+        items, _, rows = train.__getitems__(list(range(min(self.batch_size, len(train)))))
+        for _ in range(2):  # the first one is slower
+            started = time.perf_counter()
+            batch = self.inputs.for_training(items.to(accelerator.device), rows, epoch=0)
+            try_step(accelerator, learner, self.recipe, batch)
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize(accelerator.device)
+        return time.perf_counter() - started
 
     # One epoch
 
@@ -259,17 +276,15 @@ class Trainer:
         progress.epoch, progress.step, progress.batches = progress.epoch + 1, 0, []
         progress.stopped = bool(outcome and outcome.stop_reason)
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        accelerator.print("  ".join(shown), flush=True)
+        note("  ".join(shown))
         if outcome and outcome.stop_reason:
-            accelerator.print(f"{outcome.stop_reason}: stopped")
+            note(f"{outcome.stop_reason}: stopped")
         if self.checkpoints and (self.checkpoints.each_epoch or self.checkpoints.due(self._steps_done)):
             self._save()
         return row
 
     def _train_epoch(self) -> dict[str, Any]:
         """Train on the training side once, or on what is left of it after resuming; its columns of summary.csv."""
-        from tqdm.auto import tqdm
-
         progress, accelerator = self.state.progress, self.accelerator
         if not progress.step:
             progress.epoch_started, progress.waited = time.perf_counter(), 0.0
@@ -277,12 +292,13 @@ class Trainer:
         seen = progress.step * accelerator.gradient_accumulation_steps
         # The order follows from seed and epoch.
         self.loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
-        left = tqdm(
+        # Counted over all epochs, so that the time left is that of the whole training.
+        batches, epochs = len(self.loader), self.recipe.num_train_epochs
+        left = track(
             skip_first_batches(self.loader, seen) if seen else self.loader,
-            desc=f"epoch {progress.epoch + 1}",
-            initial=seen,
-            disable=not shows_progress(accelerator),
-            leave=False,
+            f"epoch {progress.epoch + 1} of {epochs}",
+            batches * epochs,
+            done=batches * progress.epoch + seen,
         )
         device, epoch = accelerator.device, progress.epoch
         for inputs, labels, rows in ready_batches(left, self.inputs, device, epoch, progress.add_waiting):
