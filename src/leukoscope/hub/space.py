@@ -14,7 +14,7 @@ from pathlib import Path
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_folder, resource_file
+from leukoscope.files import atomic_folder, remedy, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CONFIG, WEIGHTS
@@ -119,7 +119,7 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
         # Copying a tree collects what went wrong, file by file.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         raise LeukoscopeError(
-            f"{out}: the Space cannot be written there ({reason}); free some space or name another folder"
+            f"{out}: the Space cannot be written there ({reason}); {remedy(error, 'name another folder')}"
         ) from None
     return out
 
