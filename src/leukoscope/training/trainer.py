@@ -241,11 +241,11 @@ class Trainer:
     def _timed_step(self, learner: nn.Module, train: CellDataset) -> float:
         """Seconds that a batch takes, measured on a copy of the network; the training to come is not changed by it."""
         accelerator = self.accelerator
-        items, _, rows = train.__getitems__(list(range(min(self.batch_size, len(train)))))
+        items, *_ = train.__getitems__(list(range(min(self.batch_size, len(train)))))
         for _ in range(2):  # the first one is slower
             started = time.perf_counter()
-            batch = self.inputs.for_training(items.to(accelerator.device), rows, epoch=0)
-            try_step(accelerator, learner, self.recipe, batch)
+            # Not augmented, which takes little beside the step.
+            try_step(accelerator, learner, self.recipe, self.inputs.for_prediction(items.to(accelerator.device)))
             if accelerator.device.type == "cuda":
                 torch.cuda.synchronize(accelerator.device)
         return time.perf_counter() - started
