@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.progress import progress
 
 
 def check(
@@ -127,7 +128,8 @@ def audit(
         make_split(data, split)  # raises now rather than after every image is read
     seen = scan_cells(data)
     chosen = load_split(split_file, seen.data) if split_file else make_split(seen.data, split) if split else None
-    findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
+    with progress("searching for copies and shortcuts"):
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from leukoscope.cli.options import (
     print_table,
 )
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on, framed, open_release
+from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
@@ -131,7 +132,8 @@ def evaluate(
     elif compare is not None:
         second = predictions_in_file(Path(compare))
         second = replace(second, predictions=keep_cells(second.predictions, ids))
-    evaluation = build_evaluation(first, cells, compared=second, seed=seed)
+    with progress("computing metrics and intervals"):
+        evaluation = build_evaluation(first, cells, compared=second, seed=seed)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
     page = write_evaluation(folder, evaluation, first.predictions)
     if as_json:

@@ -403,13 +403,18 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
         )
     ids = tuple(cells.data.train["cell_id"])
     rows, backend = cells.rows(ids), float32_backend(release)
-    firsts = track(range(0, len(rows), BATCH), "predicting cells")
+    batches = []
+    with progress("predicting cells", len(rows)) as advance:
+        for first in range(0, len(rows), BATCH):
+            pixels = cells.pixels[rows[first : first + BATCH]]
+            batches.append(softmax(backend(pixels).logits))
+            advance(len(pixels))
     own_order = np.asarray([release.labels.index(label) for label in theirs])
     return CellPredictions(
         ids,
         tuple(cells.subjects[row] for row in rows),
         own_order[cells.labels[rows]],
-        np.concatenate([softmax(backend(cells.pixels[rows[first : first + BATCH]]).logits) for first in firsts]),
+        np.concatenate(batches),
         release.labels,
         cells.areas_of(rows),
         cells.hashes_of(rows),
