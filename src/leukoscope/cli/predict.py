@@ -218,8 +218,10 @@ def field(
         path: next((path.parent.relative_to(f.parent) for f in folders if f in path.parents), Path(path.parent.name))
         for path in fields
     }
+    told = "given"
     if um_per_pixel is None and (one_scale or folders):
         um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
+        told = "one for all, the median of what their red cells say"
     overlays = iter(_overlay_paths(output, fields) if output is not None else ())
     readings: list[FieldReading] = []
     single: list[Path] = []
@@ -247,7 +249,7 @@ def field(
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_fields(readings, slides if folders else {})
+        _print_fields(readings, slides if folders else {}, told)
     if single and not quiet:
         typer.echo(
             f"passed over: {len(single):,} picture(s) of single cut-out cells, for example {single[0]}; leukoscope "
@@ -286,9 +288,9 @@ def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
         yield out.with_name(name)
 
 
-def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path]) -> None:
-    """Print a table of the fields, and one of the slides where these are named."""
-    counts = sum((Counter(reading.counts) for reading in readings), Counter())
+def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], told: str) -> None:
+    """Print a table of the fields, and one of the slides where these are named; `told`: whence a given scale is."""
+    counts = sum((Counter(reading.counts) for reading in readings), Counter[str]())
     # Kinds of no class that no field has would make the table too wide for a terminal.
     shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or counts[outcome]]
     rows = []
@@ -297,11 +299,16 @@ def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path])
         scale = reading.field.scale
         found = {"cells": len(reading.cells), **{outcome: reading.counts[outcome] for outcome in shown}}
         size = f"{scale.um_per_pixel:.3f}" if scale else "–"
-        rows.append([shown_name(reading.source), *map(str, found.values()), size, scale.source if scale else "–"])
+        rows.append([shown_name(reading.source), *map(str, found.values()), size])
         if slides:
             name = shown_name(str(slides[Path(reading.source)]))
             of_slide.setdefault(name, Counter()).update({"fields": 1, **found})
-    print_table(["field", "cells", *shown, "µm/px", "scale from"], rows)
+    print_table(["field", "cells", *shown, "µm/px"], rows)
+    sources = Counter(reading.field.scale.source for reading in readings if reading.field.scale)
+    named = {told if source == "given" else source: count for source, count in sources.items()}
+    if named:
+        whence = [f"{name} ({count} fields)" if len(named) > 1 else name for name, count in named.items()]
+        typer.echo(f"scale: {', '.join(whence)}")
     if of_slide:
         columns = ["fields", "cells", *shown]
         print_table(["slide", *columns], [[name, *(str(c[k]) for k in columns)] for name, c in of_slide.items()])
