@@ -402,7 +402,7 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
             "rename the class folders to the release's labels"
         )
     ids = tuple(cells.data.train["cell_id"])
-    rows, backend = cells.rows(ids), float32_backend(release)
+    rows, backend = cells.rows(ids), float32_backend(release, len(ids))
     batches = []
     with progress("predicting cells", len(rows)) as advance:
         for first in range(0, len(rows), BATCH):

@@ -97,7 +97,7 @@ def explanation_blocks(
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
-    backend = float32_backend(release)
+    backend = float32_backend(release, 4 * len(rows) + 64 * min(perturbed, len(rows)))
     probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
     own = maps[np.arange(len(rows)), predicted]

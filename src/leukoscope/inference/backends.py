@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 AUTO, TORCH = "auto", "torch"
 BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
 _log = logging.getLogger("leukoscope")
+# Cells that torch computes in about the time that OpenVINO's graph is made in.
+_GRAPH_PAYS_OFF = 200
 
 
 class TorchBackend:
@@ -128,13 +130,13 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO) -
     return TorchBackend(release.network, release.preprocessing, device)
 
 
-def float32_backend(release: Release) -> Backend:
-    """The fastest backend that computes a release's network in float32 on the CPU: OpenVINO, else torch.
+def float32_backend(release: Release, cells: int) -> Backend:
+    """The fastest backend to compute a release's network for so many cells in float32 on the CPU: OpenVINO, or torch.
 
     Args:
         release: its folder, if it has one, holds the very weights of its network.
     """
-    if release.folder and find_spec(PACKAGES[OPENVINO][0]):
+    if cells >= _GRAPH_PAYS_OFF and release.folder and find_spec(PACKAGES[OPENVINO][0]):
         try:
             return ExportedBackend(kept_graph(release, OPENVINO), release)
         except NoGraph as reason:
