@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from leukoscope.files import atomic_file, atomic_folder, restore_replaced, write_atomic
+from leukoscope.files import atomic_file, atomic_folder, remedy, restore_replaced, write_atomic
 
 
 def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -71,3 +72,16 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
     assert (target / "weights").read_text() == "kept"
     restore_replaced(target)
     assert (target / "weights").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space or name another folder"),
+        (RuntimeError("Error while serializing: No space left on device"), "free some space or name another folder"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "name another folder"),
+        (PermissionError(errno.EACCES, "Permission denied"), "name another folder"),
+    ],
+)
+def test_space_is_asked_for_only_where_the_disk_is_full(error: Exception, advice: str) -> None:
+    assert remedy(error, "name another folder") == advice

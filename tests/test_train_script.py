@@ -38,6 +38,10 @@ def test_a_launched_run_ends_with_a_release(tmp_path: Path) -> None:
     assert "Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients." in lines
     assert "precision no: accelerate launch; --mixed_precision chooses another" in lines
     assert "run folder: run" in lines
+    assert lines[-1] == "release:    run/release", "said when it is complete, with its card"
+    assert (tmp_path / "run" / "release" / "README.md").is_file()
+    (estimate,) = (number for number, line in enumerate(lines) if line.startswith("training takes about "))
+    assert estimate < next(number for number, line in enumerate(lines) if line.startswith("epoch 1 "))
     release = tmp_path / "run" / "release"
     assert {path.name for path in release.iterdir()} >= {"config.json", "metrics.json", "model.safetensors"}
     assert json.loads((release / "config.json").read_text())["label_names"] == ["ALL", "HEM"]

@@ -9,7 +9,7 @@ on what `picture_key` keeps of each image (3 KB), so a data set of any size is c
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from leukoscope.data.splits import Split, groups_of
 from leukoscope.evaluation.baselines import cross_validation, shortcut_metrics, split_unit, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.predictor import VIEWS, turned
+from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +50,9 @@ ODDITIES = {
     "cut off": "the cell reaches the border of the picture",
     "size": "differs in width or height from nearly all others",
 }
+# Features that do not lie in the cell; from this share of the way from chance to perfect they are a shortcut.
+OUTSIDE_THE_CELL = ("background", "corner", "picture size")
+SHORTCUT_SHARE = 0.2
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # What a duplicate may cross. A split must keep each of the units on one side.
 _CROSSED = ("subjects", "classes", "official_folds", "split_sides", "units")
@@ -230,12 +234,8 @@ class ScannedCells:
         return concatenate_datasets(list(self.data.cells.values())).cast_column("image", ImageFeature(decode=False))
 
 
-def scan_cells(data: LoadedCells, *, progress: Callable[[int, int], None] | None = None) -> ScannedCells:
-    """Open every image once.
-
-    Args:
-        progress: called with (done, total) after each image.
-    """
+def scan_cells(data: LoadedCells) -> ScannedCells:
+    """Open every image once."""
     rows = ScannedCells(data, ()).rows
     ids = rows["cell_id"][:]
 
@@ -247,13 +247,11 @@ def scan_cells(data: LoadedCells, *, progress: Callable[[int, int], None] | None
 
     scans, problems = [], {}
     with ThreadPoolExecutor() as pool:
-        for row, scanned in enumerate(pool.map(scan, range(len(ids)))):
+        for cell, scanned in zip(ids, track(pool.map(scan, range(len(ids))), "reading images", len(ids)), strict=True):
             if isinstance(scanned, str):
-                problems[ids[row]] = scanned
+                problems[cell] = scanned
             else:
                 scans.append(scanned)
-            if progress:
-                progress(row + 1, len(ids))
     return ScannedCells(data.without(problems), scans)
 
 
@@ -308,7 +306,8 @@ def audit_cells(
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
 
     Returns:
-        `inflating` (one sentence each; empty for a data set fit to be measured on), `unreadable`, `counts`,
+        `inflating` (one sentence each; empty for a data set fit to be measured on), `warnings` (the same of shortcuts
+        outside the cell), `unreadable`, `counts`,
         `classes`, `subjects`, `picture_sizes`, `subjects_in_two_classes`, `units_on_two_sides` (of the split),
         `duplicates`, `subject_aliases`, `odd_pictures` and `shortcuts`.
     """
@@ -334,7 +333,7 @@ def audit_cells(
     labels_of = {subject: Counter(cells["classes"][row] for row in own) for subject, own in sorted(rows_of.items())}
     mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
     pairs = _pairs(scanned, cells)
-    findings = {
+    findings: dict[str, Any] = {
         "schema_version": AUDIT_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
         "leukoscope": __version__,
@@ -375,7 +374,7 @@ def audit_cells(
         "odd_pictures": _odd_pictures(scanned, cells),
         "shortcuts": _shortcuts(scanned, cells, split),
     }
-    return findings | {"inflating": _inflating(findings)}
+    return findings | {"inflating": _inflating(findings), "warnings": _shortcut_warnings(findings["shortcuts"])}
 
 
 def _area_quantiles(scanned: ScannedCells, rows: Sequence[int]) -> list[float] | None:
@@ -492,6 +491,20 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
         "cells": sum(len(test) for _, test in folds),
         "features": shortcut_metrics(features, folds, truth),
     }
+
+
+def _shortcut_warnings(shortcuts: Mapping[str, Any]) -> list[str]:
+    """One sentence for each feature outside the cell that separates the classes far better than chance."""
+    chance, lines = shortcuts["chance_balanced_accuracy"], []
+    for name in OUTSIDE_THE_CELL:
+        measured = shortcuts.get("features", {}).get(name)
+        if measured and measured["balanced_accuracy"] >= chance + SHORTCUT_SHARE * (1 - chance):
+            lines.append(
+                f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f} (chance "
+                f"{chance:.3f}): a network can learn it instead of the cell; take the pictures of all classes alike, "
+                "or cut the cells out"
+            )
+    return lines
 
 
 def _inflating(findings: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -13,6 +14,13 @@ from pathlib import Path
 from leukoscope import LeukoscopeError
 
 _BETWEEN_RENAMES = 5.0  # seconds
+
+
+def remedy(error: Exception, otherwise: str) -> str:
+    """What helps where the disk refuses: `otherwise`, and free space only where it is full."""
+    # Of safetensors' own errors there is nothing but the text.
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return f"free some space or {otherwise}" if full else otherwise
 
 
 def cache_root() -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli import train as train_command
 from leukoscope.cli.options import MOVED_COMMANDS, print_table
+from leukoscope.data.synthetic import draw_cell
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
 
 LINES = EXAMPLES.strip().splitlines()
@@ -180,7 +182,19 @@ def test_a_table_keeps_names_and_numbers_whole(monkeypatch: pytest.MonkeyPatch, 
     assert any(all(cell in line for cell in row) for line in shown(100))
     narrow = shown(66)
     assert max(map(len, narrow)) <= 66
-    (line,) = (line for line in narrow if "cell_1.png" in line)
-    assert "…" in line and "a-long" not in line and "0.1234" in line and "12 (0.1–0.2)" in line
+    (line,) = (line for line in narrow if "0.1234" in line)
+    assert "12 (0.1–0.2)" in line
+    cells = "".join(line.split("│")[1].strip() for line in narrow if line.startswith("│"))
+    assert cells == row[0], "a long name goes on in the next line"
     assert any("of these" in line and "refused" not in line for line in narrow), "a heading may be broken"
     assert shown(40) == [row[0], "  outcome out of distribution, ALL 0.1234, of these refused 12 (0.1–0.2)"]
+
+
+def test_no_color_is_honoured(tmp_path: Path) -> None:
+    """By a command that prints a coloured line; a test's own stream is no terminal, so colour is asked for."""
+    for label in ("ALL", "HEM"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(draw_cell(label, size=64).image).save(tmp_path / label / "1.png")
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        result = CliRunner(env=environment).invoke(app, ["data", "check", str(tmp_path)], color=True)
+        assert result.stdout.splitlines()[-1].endswith("\x1b[0m") == coloured

@@ -54,3 +54,22 @@ def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 1
     assert result.stderr.strip().endswith("nowhere: no such folder; give the folder that a data set was unpacked to")
+
+
+def test_too_few_cells_of_a_class_are_said(folder: Path) -> None:
+    said = run(folder).stdout
+    assert "problem: ALL: 2 cell(s); fewer than 10 leave a side of the split without any, gather more" in said
+
+
+def test_one_cell_of_a_class_cannot_be_trained_on(folder: Path) -> None:
+    (folder / "HEM" / "P0_1.png").unlink()
+    result = run(folder)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "cannot be trained on: a class has 1 cell(s)"
+    assert run(folder, "--json").exit_code == 1
+
+
+def test_a_pattern_is_told_as_it_was_typed(folder: Path) -> None:
+    r"""Printed as Python writes it, \d would be \\d, which matches nothing when it is copied."""
+    result = run(folder, "--subject_pattern", r"(?P<subject>Q\d)_")
+    assert result.stderr.startswith(r"error: --subject_pattern '(?P<subject>Q\d)_': does not match 'ALL/P0_1.png'")

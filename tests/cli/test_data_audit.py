@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -100,3 +101,36 @@ def test_help_documents_the_exit_codes() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert "Exit code: 0 nothing found that would inflate metrics" in " ".join(result.stdout.replace("│", " ").split())
+
+
+@pytest.fixture
+def shortcut(tree: Path) -> Path:
+    """The same cells, one class photographed in other light."""
+    for path in (tree / "ALL").iterdir():
+        pixels = np.asarray(Image.open(path)) * 0.8
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tree
+
+
+def test_a_background_that_gives_the_class_away_ends_the_summary(shortcut: Path, tmp_path: Path) -> None:
+    result = run_on(shortcut, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "nothing found" not in result.stdout
+    assert any("chance" in line and "0.500" in line for line in result.stdout.splitlines())
+    *_, last, _, _ = result.stdout.splitlines()
+    assert last.startswith("shortcut: background alone reaches a balanced accuracy of ") and "(chance 0.500)" in last
+    (found,) = json.loads((tmp_path / "out/audit.json").read_text())["warnings"]
+    assert found in last and found.partition(":")[0] in (tmp_path / "out/audit.html").read_text()
+
+
+def test_own_cells_cut_out_on_black_are_recognised(tmp_path: Path) -> None:
+    for label in ("ALL", "HEM"):
+        (tmp_path / "own" / label).mkdir(parents=True)
+        for subject in range(2):
+            for cell in range(3):
+                image = draw_cell(label, subject=subject, cell=cell, size=64).image
+                Image.fromarray(image).save(tmp_path / "own" / label / f"{label}{subject}_{cell}.webp", quality=95)
+    result = run_on(tmp_path / "own", "--output", tmp_path / "out")
+    features = json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["features"]
+    assert "size" in features and "background" not in features
+    assert "no cell is cut out" not in result.stdout and "shortcut:" not in result.stdout

@@ -96,10 +96,11 @@ def test_a_narrow_terminal_keeps_the_file_name_and_the_numbers(tiny_release, tmp
 
     assert result.exit_code == 0, result.output
     rows = [line for line in result.stdout.splitlines() if line.startswith("│") and "cell_" in line]
+    assert f"in {paths[0].parent}:" in result.stdout.splitlines(), "the folder that all share is printed once"
     assert len(rows) == 2 and all(len(row) <= 80 for row in rows)
     for row, path in zip(rows, paths, strict=True):
         shown, _, *numbers = (cell.strip() for cell in row.strip("│").split("│"))
-        assert shown.startswith("…") and str(path).endswith(shown[1:]) and shown.endswith(f"/{path.name}")
+        assert shown == path.name
         assert len(numbers) == 3 and all(len(number) == 6 for number in numbers[:2]), row
 
 
@@ -209,7 +210,7 @@ def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
     result = run("predict", "--model", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
 
     assert error_lines(result) == [
-        f"error: {cells / 'notes.txt'}: cannot write there (File exists); free some space or name another folder"
+        f"error: {cells / 'notes.txt'}: cannot write there (File exists); name another folder"
     ]
     assert result.exit_code == 1
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_field
+from leukoscope.data.images import is_cut_out, open_image
+from leukoscope.data.synthetic import draw_cell, draw_field
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -36,7 +37,7 @@ def test_table_shows_counts_scale_and_notice(tiny_release, smear):
     result = run("field", smear, "--model", tiny_release, "--um_per_pixel", 0.2)
 
     assert result.exit_code == 0, result.output
-    assert "0.200 (given)" in result.stdout
+    assert "0.200" in result.stdout and "scale: given" in result.stdout.splitlines()
     assert "3 nucleated cell(s), 3 of them whole" in " ".join(result.stdout.split())
     assert RESEARCH_NOTICE in result.stdout
 
@@ -127,3 +128,55 @@ def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
         assert bool(cell["reasons"]) == bool(cell["probabilities"]) == (cell["ood_score"] is not None)
     assert "no cell gets a class" in " ".join(shown.stdout.split())
     assert shown.exit_code == 0
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides of two fields each, one of them with a cut-out cell beside its fields."""
+    root = tmp_path_factory.mktemp("lab") / "slides"
+    for slide in ("first", "second"):
+        (root / slide / "cells").mkdir(parents=True)
+        for number in range(2):
+            image = draw_field(size=(300, 380), um_per_pixel=0.2, seed=number).image
+            Image.fromarray(image).save(root / slide / f"a-field-{number}.png")
+    Image.fromarray(draw_cell("ALL", subject=1).image).save(root / "first" / "cells" / "one.png")
+    return root
+
+
+def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, slides, tmp_path):
+    crops = tmp_path / "crops"
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        app, [str(a) for a in ("field", tiny_release, slides, "--crops", crops)]
+    )
+
+    assert result.exit_code == 0, result.output
+    tables = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    assert max(map(len, tables)) <= 80
+    fields = [line for line in tables if "a-field-" in line]
+    assert len(fields) == 4 and len({line.split("│")[-2] for line in fields}) == 1, "one scale for the folder"
+    assert "scale: one for all, the median of what their red cells say" in result.stdout.splitlines()
+    (row,) = (line for line in tables if "slides/second" in line and "a-field" not in line)
+    counts = [int(cell) for cell in row.strip("│").split("│")[1:]]
+    readings = json.loads(run("field", tiny_release, slides, "--json").stdout)
+    cells = [reading["cells"] for reading in readings if "second" in reading["source"]]
+    assert counts[:2] == [2, sum(map(len, cells))]
+    whole = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.png"))
+    assert whole == sorted(
+        f"slides/{Path(reading['source']).parent.name}/{Path(reading['source']).stem}-{number}.png"
+        for reading in readings
+        for number, cell in enumerate(reading["cells"])
+        if cell["outcome"] != "cut by the edge"
+    )
+    assert is_cut_out(open_image(crops / whole[0]))
+    assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
+
+
+def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):
+    fields = sorted(slides.rglob("a-field*.png"))
+    readings = json.loads(run("field", tiny_release, *fields, "--json").stdout)
+    assert all(reading["scale_from"] == "red cells" for reading in readings)
+
+
+def test_a_folder_without_a_field_is_one_line(tiny_release, tmp_path):
+    result = run("field", tiny_release, tmp_path)
+    assert result.exit_code == 1 and "this folder holds no image" in result.stderr

@@ -290,7 +290,7 @@ def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
         "--subject_pattern '(p': not a regular expression ("
     )
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"p\d") == (
-        "--subject_pattern 'p\\\\d': has no group; write the subject's part as (?P<subject>…)"
+        "--subject_pattern 'p\\d': has no group; write the subject's part as (?P<subject>…)"
     )
     assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p[12])") == (
         "--subject_pattern '(p[12])': does not match 'normal/p3_1.png'; it must match every image"

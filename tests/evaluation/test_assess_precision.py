@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, progress
 from leukoscope.data.images import open_image
 from leukoscope.evaluation import assess
 from leukoscope.evaluation.assess import bf16_loses_nothing, bf16_on_unseen, precision_block
@@ -29,12 +29,14 @@ def pixels_of(real_data: Path, every: int) -> np.ndarray:
     return np.stack([frame(open_image(file)) for file in files])
 
 
-def test_what_bf16_changes_on_real_cells_is_counted(real_data):
+def test_what_bf16_changes_on_real_cells_is_counted(real_data, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.001)
     if not computes_bf16():
         pytest.skip("needs a processor with bfloat16")
     block = precision_block(RELEASE, pixels_of(real_data, 97))
 
     assert set(block["changed"]) == {"label", "outcome", "sensitivity_95", "specificity_95", "youden"}
+    assert "comparing bfloat16 with float32: " in capsys.readouterr().err
     assert block["largest_move"] > 0, "equal to the last digit: it was not computed in bfloat16"
     assert len(block["logit_shift"]) == 2
     assert block["default"] == ("f32" if any(block["changed"].values()) or block["largest_move"] >= 0.02 else "bf16")

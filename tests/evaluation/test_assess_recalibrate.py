@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leukoscope import LeukoscopeError
+from leukoscope import LeukoscopeError, progress
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -59,10 +59,23 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_laboratory_gets_a_release_of_its_own(released: Path, tmp_path: Path) -> None:
+def test_a_laboratory_gets_a_release_of_its_own(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.001)
     cells = _laboratory(tmp_path / "cells", subjects=5, cells=12)
     source = load_release(released)
     new = load_release(recalibrate(released, cells, tmp_path / "ours", name="owner/released@v1"))
+    told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
+    assert told >= {
+        *("decoding", "predicting cells", "fitting temperature, thresholds and the rule for a person"),
+        *(
+            "fitting and measuring the OOD detector",
+            "Grad-CAM maps of random networks",
+            "Grad-CAM maps of turned cells",
+        ),
+        "deletion and insertion along Grad-CAM maps",
+    }, "no step is silent"
     about = new.metrics["recalibration"]
     assert (about["from"], about["cells"], about["subjects"]) == ("owner/released@v1", 120, 10)
     picture = torch.rand(2, 3, SIZE, SIZE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from leukoscope import progress
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.evaluation.assess import tta_gain
@@ -52,9 +53,12 @@ def test_it_compares_one_view_with_the_average_of_all_on_the_test_cells_of_each_
     folds: list[CellPredictions],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(progress, "EVERY", 0.001)
     found = tta_gain([(tiny_release, fold) for fold in folds], cells)
+    assert "test-time augmentation, fold 2 of 2: " in capsys.readouterr().err
 
     references = np.concatenate([fold.references for fold in folds])
     pixels = np.concatenate([cells.pixels[cells.rows(fold.cell_ids)] for fold in folds])

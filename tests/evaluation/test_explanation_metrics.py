@@ -23,6 +23,7 @@ from leukoscope.evaluation.explanation_metrics import (
     rank_correlation,
     scale_bar_corner,
 )
+from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import share_on_cell
 from leukoscope.models.release import Release
 
@@ -112,6 +113,10 @@ def release(network: nn.Module) -> Release:
     return Release(("ALL", "HEM"), preprocessing, {}, "toy", network=network.eval().requires_grad_(False))
 
 
+def backend(network: nn.Module) -> TorchBackend:
+    return TorchBackend(network, release(network).preprocessing)
+
+
 def patched_pictures(number: int = 12, seed: int = 0) -> np.ndarray:
     """Dim noise with one bright tile away from the centre."""
     rng = np.random.default_rng(seed)
@@ -128,7 +133,7 @@ def noise_pictures(number: int = 24) -> np.ndarray:
 
 def own_maps(network: nn.Module, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ModelPredictions class, its map, and all probabilities."""
-    probabilities, maps = checks.predict_with_maps(release(network), network, pictures)
+    probabilities, maps = checks.predict_with_maps(backend(network), pictures)
     predicted = probabilities.argmax(axis=1)
     return predicted, maps[np.arange(len(maps)), predicted], probabilities
 
@@ -137,7 +142,7 @@ def perturbed(network: nn.Module) -> dict[str, dict[str, np.ndarray]]:
     pictures = patched_pictures()
     predicted, own, _ = own_maps(network, pictures)
     assert (predicted == 0).all(), "the planted patch must decide the answer"
-    return checks.perturbation(release(network), pictures, predicted, own, seed=0)
+    return checks.perturbation(backend(network), pictures, predicted, own, seed=0)
 
 
 def test_along_a_true_map_deletion_drops_and_insertion_rises_before_all_rivals() -> None:
@@ -162,7 +167,7 @@ def test_a_flat_map_goes_through_no_deletion() -> None:
     pictures = patched_pictures(3)
     flat = np.ones((3, GRID, GRID), np.float32)
 
-    found = checks.perturbation(release(PatchNetwork()), pictures, np.zeros(3, int), flat, seed=0)
+    found = checks.perturbation(backend(PatchNetwork()), pictures, np.zeros(3, int), flat, seed=0)
 
     assert np.isnan(found["deletion"]["map"]).all() and np.isnan(found["insertion"]["better_than_random"]).all()
 
@@ -216,7 +221,7 @@ def test_randomisation_starts_at_the_last_layer() -> None:
 def test_maps_of_a_network_without_up_and_down_turn_with_the_picture() -> None:
     network, pictures = PatchNetwork(), patched_pictures()
 
-    found = checks.rotation(release(network), pictures, *_in_order(own_maps(network, pictures)))
+    found = checks.rotation(backend(network), pictures, *_in_order(own_maps(network, pictures)))
 
     assert found["correlation"] == pytest.approx(np.ones(12))
     assert found["probability_change"] == pytest.approx(np.zeros(12), abs=1e-5)
@@ -226,7 +231,7 @@ def test_maps_of_a_network_without_up_and_down_turn_with_the_picture() -> None:
 def test_a_network_that_sees_one_side_is_unstable_under_rotation() -> None:
     network, pictures = OneSidedNetwork(), patched_pictures()
 
-    found = checks.rotation(release(network), pictures, *_in_order(own_maps(network, pictures)))
+    found = checks.rotation(backend(network), pictures, *_in_order(own_maps(network, pictures)))
 
     assert found["answer_changes"].mean() > 0.3
     assert found["probability_change"].mean() > 0.3
@@ -364,7 +369,7 @@ def test_the_evidence_scale_is_that_of_the_strongest_map_of_each_cell() -> None:
     found = scale_block(toy, pictures, sample=8)
 
     rows = checks.even_sample(np.zeros(len(pictures), int), [""] * len(pictures), 8, 0)
-    strongest = [float(checks.predict_with_maps(toy, toy.network, pictures[[row]])[1].max()) for row in rows]
+    strongest = [float(checks.predict_with_maps(backend(toy.network), pictures[[row]])[1].max()) for row in rows]
     assert (found["cells"], found["median"]) == (8, pytest.approx(np.median(strongest), rel=1e-5))
     assert found["p05"] <= found["median"] <= found["p95"] <= max(strongest) * (1 + 1e-5)
 
@@ -379,7 +384,7 @@ def test_the_evidence_scale_says_how_much_of_the_predictions_map_lies_on_the_cel
 
     found = scale_block(toy, pictures)
 
-    probabilities, maps = checks.predict_with_maps(toy, toy.network, pictures)
+    probabilities, maps = checks.predict_with_maps(backend(toy.network), pictures)
     shares = [share_on_cell(maps[i, probabilities[i].argmax()], pictures[i]) for i in range(8)]
     assert min(shares) > 0.3 and max(shares) > 0.99
     quantiles = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()

@@ -383,4 +383,4 @@ def test_a_folder_that_is_not_there_is_named(detector, tmp_path):
     with pytest.raises(LeukoscopeError) as error:
         detector.save(path)
     assert str(error.value).startswith(f"{path}: cannot be written there (")
-    assert str(error.value).endswith("); free some space")
+    assert str(error.value).endswith("); check who may write there")

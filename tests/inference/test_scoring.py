@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import open_bytes, open_image
 from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
@@ -96,7 +99,16 @@ class Backend:
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
     source = open_source(str(cells), subject_pattern=BY_NAME)
-    return score_cells(predictor, source, output, **{"cells_per_shard": 4, "batch_size": 3} | more)
+    listener = more.pop("progress", lambda done, total: None)
+
+    @contextmanager
+    def progress(label: str, total: int, *, done: int) -> Iterator[Callable[[], None]]:
+        counts = count(done + 1)
+        yield lambda: listener(next(counts), total)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "progress", progress)
+        return score_cells(predictor, source, output, **{"cells_per_shard": 4, "batch_size": 3} | more)
 
 
 def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path):
@@ -343,7 +355,7 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
 def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); free some"
+        LeukoscopeError, match=r"file/out.parquet.parts: cannot be read or written \(Not a directory\); name another"
     ):
         score(predictor, cells, tmp_path / "file" / "out.parquet")
 

@@ -53,7 +53,7 @@ def test_figures_alone_give_the_confusion_matrix(release: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(release: Path) -> None:
     (release / "figures").write_text("a file where the folder should be")
-    with pytest.raises(LeukoscopeError, match=r"figures: the plots cannot be written there \(.*\); free some space$"):
+    with pytest.raises(LeukoscopeError, match=r"plots cannot be written there \(.*\); check who may write there$"):
         draw_plots(release)
 
 

@@ -129,7 +129,7 @@ def test_a_run_draws_what_it_wrote_down(run: Path, cells: FramedCells) -> None:
 
 def test_figures_that_cannot_be_written_end_in_one_line(run: Path, cells: FramedCells) -> None:
     (run / "figures").write_text("a file where the folder should be")
-    with pytest.raises(LeukoscopeError, match=r"figures: the plots cannot be written there \(.*\); free some space$"):
+    with pytest.raises(LeukoscopeError, match=r"plots cannot be written there \(.*\); check who may write there$"):
         draw_run(run, small_network(), cells)
 
 

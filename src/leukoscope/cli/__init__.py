@@ -26,7 +26,7 @@ EXAMPLES = """
 leukoscope predict my-release cell.bmp
 leukoscope predict my-release cells/ --explain overlays --json
 leukoscope field my-release smear.jpg --output overlay.png
-leukoscope field my-release smear.jpg --um_per_pixel 0.12 --json
+leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells
 leukoscope patient my-release my_cells --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet

@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table, progress_bar
+from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.progress import progress
 
 
 def check(
@@ -28,10 +29,11 @@ def check(
     Reads names and file headers only; `leukoscope data audit` reads the images. Exit code: 0 the cells can be trained
     on, whatever problems are listed; 1 they cannot.
     """
-    from leukoscope.data.loading import inspect_folder
+    from leukoscope.data.loading import LEAST_CELLS, inspect_folder
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
     info = report.info
+    fewest = min(sum(cells.get(label, 0) for cells in report.partitions.values()) for label in info.labels)
     flags = ["--dataset_name", info.name, "--train_dir", str(folder)]
     flags += ["--subject_pattern", subject_pattern] if subject_pattern else []
     flags += ["--subject_csv", str(subject_csv)] if subject_csv else []
@@ -46,6 +48,8 @@ def check(
             "flags": [*flags, *report.split_flags],
         }
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        if fewest < LEAST_CELLS:
+            raise typer.Exit(1)
         return
     typer.echo(info.title)
     partitions = sorted(report.partitions.items())
@@ -63,6 +67,9 @@ def check(
         typer.echo(f"problem: {problem}")
     typer.echo(f"licence: {info.licence}")
     typer.echo(f"look closer: leukoscope data audit {shlex.join(flags)}")
+    if fewest < LEAST_CELLS:
+        typer.secho(f"cannot be trained on: a class has {fewest} cell(s)", fg="red", bold=True)
+        raise typer.Exit(1)
     typer.echo(f"train on it: leukoscope train {shlex.join([*flags, *report.split_flags])}")
 
 
@@ -103,7 +110,8 @@ def audit(
     Writes audit.json and audit.html. Exit code: 0 nothing found that would inflate metrics; 1 the audit could not be
     made (a wrong flag, no such folder); 2 found: an image in two subjects, two classes or on two sides of a split, a
     subject in two classes, or a split that divides subjects. Copies that every split by subject (or by block) keeps
-    on one side, known subject aliases among them, are listed but do not count; neither do shortcuts and odd images.
+    on one side, known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts:
+    where a feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
@@ -118,10 +126,10 @@ def audit(
         typer.echo(data.report(), err=True)
     if split:
         make_split(data, split)  # raises now rather than after every image is read
-    with progress_bar("images", disable=quiet) as show:
-        seen = scan_cells(data, progress=show)
+    seen = scan_cells(data)
     chosen = load_split(split_file, seen.data) if split_file else make_split(seen.data, split) if split else None
-    findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
+    with progress("searching for copies and shortcuts"):
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,14 +162,18 @@ def _print_summary(findings: Mapping[str, Any]) -> None:
     shortcuts = findings["shortcuts"]
     if "features" in shortcuts:
         rows = [[name, *metric_cells(measured)] for name, measured in shortcuts["features"].items()]
+        rows.append(["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"])
         print_table(["shortcut", "balanced accuracy", "weighted F1", "AUROC"], rows)
+        typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")
     odd = findings["odd_pictures"]["counts"]
     typer.echo(f"odd images: {', '.join(f'{count} {name}' for name, count in odd.items())}")
     for line in findings["inflating"]:
         typer.secho(f"inflates metrics: {line}", fg="red", bold=True)
-    if not findings["inflating"]:
+    for line in findings["warnings"]:
+        typer.secho(f"shortcut: {line}", fg="yellow", bold=True)
+    if not (findings["inflating"] or findings["warnings"]):
         typer.secho("nothing found that would inflate metrics", fg="green")
 
 
@@ -211,9 +223,9 @@ def push(
     check_can_publish(to)
     if not quiet:
         typer.echo(data.report(), err=True)
-    with progress_bar("images", disable=quiet) as show:
-        seen = scan_cells(data, progress=show)
-    findings = audit_cells(seen, subjects=published_subjects(seen.data, folder))
+    seen = scan_cells(data)
+    with progress("searching for copies and shortcuts"):
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder))
     if not quiet:
         _print_summary(findings)
         cell = seen.rows[0]

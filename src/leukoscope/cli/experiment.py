@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +23,7 @@ from leukoscope.cli.options import (
     print_table,
 )
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on, framed, open_release
+from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
@@ -112,15 +112,8 @@ def evaluate(
         return open_classifier(model, device=device, trust_remote_code=trust_remote_code)
 
     def predict(classifier: Classifier, cells: SelectedCells | None) -> ModelPredictions:
-        from rich.console import Console
-        from rich.progress import track
-
-        def progress(stream: Iterable[Any], total: int) -> Iterable[Any]:
-            label = f"predicting with {classifier.name}"
-            return track(stream, label, total=total, console=Console(stderr=True), disable=quiet)
-
         assert cells is not None  # a model is given with a data set only
-        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size, progress=progress)
+        return predictions_of_model(classifier, cells, label_map=names, batch_size=batch_size)
 
     # Models first: an error about one is shown at once, not after the data set is read.
     classifier, other = opened(model), opened(compare)
@@ -139,7 +132,8 @@ def evaluate(
     elif compare is not None:
         second = predictions_in_file(Path(compare))
         second = replace(second, predictions=keep_cells(second.predictions, ids))
-    evaluation = build_evaluation(first, cells, compared=second, seed=seed)
+    with progress("computing metrics and intervals"):
+        evaluation = build_evaluation(first, cells, compared=second, seed=seed)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
     page = write_evaluation(folder, evaluation, first.predictions)
     if as_json:
@@ -171,6 +165,7 @@ def protocol(
     fields_dir: FieldsDir = None,
     other_dir: OtherDir = None,
     healthy_dir: HealthyDir = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a recipe on unseen subjects, then train its release. Takes the flags of train (--num_folds …) as well.
 
@@ -198,6 +193,7 @@ def protocol(
             Path(data.train_dir) if data.train_dir else None,
             data.subject_pattern,
             Path(data.subject_csv) if data.subject_csv else None,
+            quiet,
         )
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
@@ -207,6 +203,7 @@ def leakage(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
     seeds: Annotated[int, typer.Option(help="How many splits by patient are made, each with its own seed.")] = 3,
+    quiet: Quiet = False,
 ) -> None:
     """Measure what splitting by image is worth: the same cells tested with their patients seen and unseen in training.
 
@@ -231,6 +228,7 @@ def ablation(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Make this setting's runs and compare nothing; repeatable.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare settings by cross-validation on the same subjects; the first of the grid is the reference.
 
@@ -267,6 +265,7 @@ def reproduce(
     table: Annotated[
         bool, typer.Option("--table", help="Train nothing: print the table of the rows there are.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Rebuild the prior systems: what their authors claim, what a split by image gives, what unseen patients give.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from leukoscope import LeukoscopeError
+from leukoscope.progress import quiet
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
@@ -45,7 +45,19 @@ Device = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Cells that are predicted at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors are still printed.")]
+
+
+def _without_progress(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.with_resource(quiet(wanted))
+    return wanted
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No progress and no notes; errors are still printed.", callback=_without_progress
+    ),
+]
 TrainDir = Annotated[
     Path | None, typer.Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
 ]
@@ -88,6 +100,8 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        if os.environ.get("NO_COLOR"):  # https://no-color.org; click does not look at it
+            ctx.color = False
         try:
             return super().invoke(ctx)
         except LeukoscopeError as error:
@@ -155,7 +169,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     """Print a table that keeps file names and numbers whole; one too wide for the terminal is printed row by row.
 
     Args:
-        rows: as many cells each as there are columns; a path in the first one loses its first folders if need be.
+        rows: as many cells each as there are columns; where paths in the first one need it, the folder that they
+            share is printed once, above the table.
         texts: how many columns, from the left, hold text; the others hold numbers.
     """
     from rich.cells import cell_len
@@ -164,6 +179,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     from rich.text import Text
 
     console, table = Console(highlight=False), Table()
+    folders = [os.path.dirname(first) for first, *_ in rows]
+    one_root = all(folders) and len(set(map(os.path.isabs, folders))) == 1
+    common = os.path.commonpath(folders) if one_root else ""
+
+    def width_of(rows: Sequence[Sequence[str]]) -> int:
+        return sum(max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)) + 3 * len(columns) + 1
+
+    if os.path.isdir(common) and width_of(rows) > console.width:
+        typer.echo(f"in {common}:")
+        rows = [[os.path.relpath(first, common), *others] for first, *others in rows]
     whole = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
     # A heading and a text may be broken between words, a number never.
     words = [
@@ -183,21 +208,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
         width = None if fits else words[place] if place else min(room, whole[0])
         table.add_column(name, justify="right" if place >= texts else "left", overflow="fold", width=width)
     for first, *others in rows:
-        if not fits and cell_len(first) > room:
-            name = Path(first).name
-            first = f"…{first[1 - room :]}" if len(name) < room else name
         # Text, because square brackets would be read as markup.
         table.add_row(Text(first), *map(Text, others))
     console.print(table)
-
-
-@contextmanager
-def progress_bar(label: str, *, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the time that is left; call the value with (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=disable, transient=True) as bars:
-        bar = bars.add_task("", total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)

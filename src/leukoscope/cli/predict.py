@@ -7,7 +7,7 @@ import re
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,15 +28,14 @@ from leukoscope.cli.options import (
     open_predictor,
     print_error,
     print_table,
-    progress_bar,
     shown_name,
 )
-from leukoscope.files import atomic_file, write_atomic
+from leukoscope.files import atomic_file, remedy, write_atomic
+from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from leukoscope.data.images import UnreadableImage
     from leukoscope.inference.field import FieldReading
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
@@ -91,13 +90,13 @@ def predict(
         raise typer.Exit(1)
 
 
-def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[UnreadableImage]]:
+def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
     """The files meant by files and folders, in the order given, and a problem for each folder without an image."""
     from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage
     from leukoscope.data.registry import image_files
 
     files: list[Path] = []
-    problems = []
+    problems: list[LeukoscopeError] = []
     for path in named:
         inside = list(image_files(path)) if path.is_dir() else [path]
         files += inside
@@ -172,13 +171,19 @@ def _save_png(image: Image, path: Path, title: str) -> None:
             image.save(temporary, format="PNG", pnginfo=about)
     except OSError as error:
         raise LeukoscopeError(
-            f"{path.parent}: cannot write there ({error.strerror or error}); free some space or name another folder"
+            f"{path.parent}: cannot write there ({error.strerror or error}); {remedy(error, 'name another folder')}"
         ) from None
 
 
 def field(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Fields of view: photographs of stained smears.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMG",
+            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
@@ -188,8 +193,18 @@ def field(
     ] = None,
     one_scale: Annotated[
         bool,
-        typer.Option("--one_scale", help="The fields are of one microscope: use the median of their scales."),
+        typer.Option(
+            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
+        ),
     ] = False,
+    crops: Annotated[
+        Path | None,
+        typer.Option(
+            "--crops",
+            metavar="DIR",
+            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png.",
+        ),
+    ] = None,
     backend: Backend = "",
     precision: Precision = "auto",
     device: Device = "cpu",
@@ -197,45 +212,73 @@ def field(
     quiet: Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
-    from leukoscope.data.images import open_field
+    from leukoscope.data.fields import cut_out
+    from leukoscope.data.images import is_cut_out, open_field
     from leukoscope.inference.field import draw_reading, read_field, series_scale
 
     predictor = open_predictor(model, backend, device, precision)
-    readings, failed = [], False
-    if one_scale and um_per_pixel is None:
-        um_per_pixel = series_scale(_opened(images))
-    overlays = iter(_overlay_paths(output, images) if output is not None else ())
-    for path in images:
+    folders = [path for path in images if path.is_dir()]
+    fields, problems = _image_paths(images)
+    # Named from the folder that was given on, so that a slide's name does not depend on where that lies.
+    slides = {
+        path: next((path.parent.relative_to(f.parent) for f in folders if f in path.parents), Path(path.parent.name))
+        for path in fields
+    }
+    told = "given"
+    if um_per_pixel is None and (one_scale or folders):
+        um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
+        told = "one for all, the median of what their red cells say"
+    overlays = iter(_overlay_paths(output, fields) if output is not None else ())
+    readings: list[FieldReading] = []
+    single: list[Path] = []
+    for path in track(fields, "reading fields"):
         overlay = next(overlays, None)
         try:
             image = open_field(path)
-            readings.append(read_field(predictor, image, str(path), um_per_pixel=um_per_pixel))
+            if path not in images and is_cut_out(image):
+                single.append(path)
+                continue
+            reading = read_field(predictor, image, str(path), um_per_pixel=um_per_pixel)
+            readings.append(reading)
+            scale = reading.field.scale
+            for number, one in enumerate(reading.cells):
+                if crops is not None and scale is not None and one.cell.whole:
+                    name = crops / slides[path] / f"{path.stem}-{number}.png"
+                    _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{reading.source}: {one.outcome}")
             if overlay is not None:
-                reading = readings[-1]
                 title = f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}"
                 _save_png(draw_reading(image, reading), overlay, title)
                 if not quiet:
                     typer.echo(f"overlay: {overlay}", err=True)
         except LeukoscopeError as error:
-            print_error(error)
-            failed = True
+            problems.append(error)
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_fields(readings)
-    if failed:
+        _print_fields(readings, slides if folders else {}, told)
+    if single and not quiet:
+        typer.echo(
+            f"passed over: {len(single):,} picture(s) of single cut-out cells, for example {single[0]}; leukoscope "
+            "predict classifies them",
+            err=True,
+        )
+    for problem in problems:
+        print_error(problem)
+    if problems:
         raise typer.Exit(1)
 
 
-def _opened(images: Sequence[Path]) -> Iterator[Image]:
+def _opened(images: Iterable[Path]) -> Iterator[Image]:
     """The fields that can be read, one at a time; what is wrong with the others is told when they are read."""
-    from leukoscope.data.images import open_field
+    from leukoscope.data.images import is_cut_out, open_field
 
     for path in images:
         try:
-            yield open_field(path)
+            image = open_field(path)
         except LeukoscopeError:
             continue
+        if not is_cut_out(image):
+            yield image
 
 
 def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
@@ -251,15 +294,33 @@ def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
         yield out.with_name(name)
 
 
-def _print_fields(readings: Sequence[FieldReading]) -> None:
+def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], told: str) -> None:
+    """Print a table of the fields, and one of the slides where these are named; `told`: whence a given scale is."""
+    counts = sum((Counter(reading.counts) for reading in readings), Counter[str]())
+    # Kinds of no class that no field has would make the table too wide for a terminal.
+    shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or counts[outcome]]
     rows = []
+    of_slide: dict[str, Counter[str]] = {}
     for reading in readings:
         scale = reading.field.scale
-        size = f"{scale.um_per_pixel:.3f} ({scale.source})" if scale else "–"
-        rows.append([shown_name(reading.source), *map(str, (len(reading.cells), *reading.counts.values())), size])
-    print_table(["field", "cells", *readings[0].counts, "µm/px"], rows)
-    for reading in readings:
-        typer.echo(f"{shown_name(reading.source)}: {' '.join((reading.summary, *reading.field.notes))}")
+        found = {"cells": len(reading.cells), **{outcome: reading.counts[outcome] for outcome in shown}}
+        size = f"{scale.um_per_pixel:.3f}" if scale else "–"
+        rows.append([shown_name(reading.source), *map(str, found.values()), size])
+        if slides:
+            name = shown_name(str(slides[Path(reading.source)]))
+            of_slide.setdefault(name, Counter()).update({"fields": 1, **found})
+    print_table(["field", "cells", *shown, "µm/px"], rows)
+    sources = Counter(reading.field.scale.source for reading in readings if reading.field.scale)
+    named = {told if source == "given" else source: count for source, count in sources.items()}
+    if named:
+        whence = [f"{name} ({count} fields)" if len(named) > 1 else name for name, count in named.items()]
+        typer.echo(f"scale: {', '.join(whence)}")
+    if of_slide:
+        columns = ["fields", "cells", *shown]
+        print_table(["slide", *columns], [[name, *(str(c[k]) for k in columns)] for name, c in of_slide.items()])
+    explained = [reading for reading in readings if len(readings) <= MOST_EXPLAINED or reading.field.notes]
+    for reading in explained:
+        typer.echo(f"{shown_name(Path(reading.source).name)}: {' '.join((reading.summary, *reading.field.notes))}")
     typer.echo(RESEARCH_NOTICE)
 
 
@@ -316,17 +377,15 @@ def score(
     if worker.is_main and cells.report and not quiet:
         typer.echo(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
-    with progress_bar("cells", disable=quiet or not worker.is_main) as show:
-        scored = score_cells(
-            predictor,
-            cells,
-            output,
-            by_subject=by_subject,
-            cells_per_shard=cells_per_shard,
-            batch_size=batch_size,
-            worker=worker,
-            progress=show,
-        )
+    scored = score_cells(
+        predictor,
+        cells,
+        output,
+        by_subject=by_subject,
+        cells_per_shard=cells_per_shard,
+        batch_size=batch_size,
+        worker=worker,
+    )
     if scored is None:  # a helper process of a launcher
         return
     counts = {"cells": scored.cells, "refused": scored.refused, "abstained": scored.abstained}
@@ -399,8 +458,7 @@ def patient(
         typer.echo(f"{report}\n{RESEARCH_NOTICE}")
         return
     patient_rule(predictor)  # raises now rather than after all cells are read
-    with progress_bar("cells", disable=quiet) as show:
-        persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size, progress=show)
+    persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
     if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
         persons = [persons[0].named(Path(source).resolve().name)]
     if output is not None:

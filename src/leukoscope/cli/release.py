@@ -122,12 +122,9 @@ def framed(
     quiet: bool = False,
 ) -> FramedCells:
     """Load a data set and frame its cells for a network; a summary of it goes to stderr."""
-    from datasets import disable_progress_bars
-
     from leukoscope.data.loading import load_cells
     from leukoscope.data.pixel_cache import frame_cells
 
-    disable_progress_bars()
     size = 2 * preprocessing.image_size
     data = load_cells(
         dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv, image_size=size

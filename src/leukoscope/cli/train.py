@@ -41,6 +41,7 @@ def run(config: TrainingConfig) -> None:
     from accelerate import PartialState
 
     from leukoscope.hub.publish import Destination, check_can_publish, publish
+    from leukoscope.progress import quiet
     from leukoscope.reports.card import write_card
     from leukoscope.training.checkpoint import Interrupted
     from leukoscope.training.config import resume_hint
@@ -53,7 +54,8 @@ def run(config: TrainingConfig) -> None:
     if flags.push_to_hub:
         check_can_publish(to)
     try:
-        release = train_network(config) / "release"
+        with quiet(flags.quiet):
+            release = train_network(config) / "release"
     except Interrupted:
         if PartialState().is_main_process:
             print("resume with:", resume_hint(config), flush=True)
@@ -61,6 +63,7 @@ def run(config: TrainingConfig) -> None:
         raise
     if PartialState().is_main_process:
         write_card(release, hub_id=to.id)
+        print("release:   ", release, flush=True)
         if flags.push_to_hub:
             print("published:", publish(release, to))
     # Left to the end of the process, it sometimes aborts.

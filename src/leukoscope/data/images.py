@@ -207,6 +207,13 @@ def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
     return np.asarray([np.mean(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
 
 
+def is_cut_out(image: Image.Image) -> bool:
+    """Whether an RGB picture shows a cell cut out on black: at least half of its border is black, and not all of it."""
+    bright = np.asarray(image).max(axis=2) > BACKGROUND_LEVEL
+    border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
+    return bool(border.mean() <= 0.5 and bright.any())
+
+
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
     """Make an RGB image from pixels.
 

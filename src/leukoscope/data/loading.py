@@ -8,32 +8,45 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage, check_header, open_bytes
+from leukoscope.data.images import (
+    IMAGE_SUFFIXES,
+    UnreadableImage,
+    check_header,
+    is_cut_out,
+    open_bytes,
+    open_encoded,
+)
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
     CellFile,
     DatasetInfo,
     dataset_info,
+    find_class_folders,
     passed_over,
     read_columns,
 )
 from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
 from leukoscope.data.synthetic import phantom_cells
+from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from PIL import Image as Picture
 
 PRELIMINARY_TEST = "preliminary_test"
+_BACKGROUND_SAMPLE = 24
 # What others call our columns.
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
 # What splits and their folders are called, as `datasets` reads them.
@@ -177,7 +190,8 @@ def load_cells(
         )
     if subject_pattern and subject_csv:
         raise LeukoscopeError(
-            f"--subject_pattern {subject_pattern!r} --subject_csv {subject_csv}: both name the subjects; give one"
+            f"--subject_pattern {shlex.quote(subject_pattern)} --subject_csv {subject_csv}: both name the subjects; "
+            "give one"
         )
     named_sides = {"train": train_split, "validation": validation_split, "test": test_split}
     columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
@@ -203,7 +217,8 @@ def load_cells(
         return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv, validation, named_sides)
     if info.hub_id is None:
         raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
-    return _load_from_hub(info.hub_id, info, columns, None if own_layout else named_sides)
+    with progress(f"loading data set {info.hub_id}"):
+        return _load_from_hub(info.hub_id, info, columns, None if own_layout else named_sides)
 
 
 def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
@@ -268,6 +283,8 @@ def _assemble(
     parts = {"train": table.select([i for i, row in enumerate(rows) if row.fold != PRELIMINARY_TEST])}
     if held_out:
         parts[PRELIMINARY_TEST] = table.select(held_out)
+    if info.name not in DATASETS or info.find_cells is find_class_folders:
+        info = replace(info, background=_background(images))
     return LoadedCells(
         replace(info, labels=labels),
         DatasetDict(parts),
@@ -276,6 +293,20 @@ def _assemble(
         tuple(_compare_counts(info, rows)),
         tuple(passed_over),
     )
+
+
+def _background(images: Dataset) -> Literal["black", "smear"]:
+    """What surrounds the cells of a data set that no entry describes, by an even sample of them."""
+    from datasets import Image
+
+    sample = images.select(np.linspace(0, len(images) - 1, min(len(images), _BACKGROUND_SAMPLE)).astype(int))
+    found = []
+    for row in sample.cast_column("image", Image(decode=False)):
+        try:
+            found.append(is_cut_out(open_encoded(row["image"], "")))
+        except UnreadableImage:  # named when all are decoded
+            continue
+    return "black" if found and np.mean(found) > 0.9 else "smear"
 
 
 def _images(values: list[object]) -> Dataset:
@@ -404,17 +435,19 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
     try:
         rule = re.compile(pattern)
     except re.error as error:
-        raise LeukoscopeError(f"--subject_pattern {pattern!r}: not a regular expression ({error})") from None
+        raise LeukoscopeError(f"--subject_pattern {shlex.quote(pattern)}: not a regular expression ({error})") from None
     if not rule.groups:
         raise LeukoscopeError(
-            f"--subject_pattern {pattern!r}: has no group; write the subject's part as (?P<subject>…)"
+            f"--subject_pattern {shlex.quote(pattern)}: has no group; write the subject's part as (?P<subject>…)"
         )
 
     def subject_of(file: str) -> str:
         match = rule.search(file)
         subject = match and match["subject" if "subject" in rule.groupindex else 1]
         if not subject:
-            raise LeukoscopeError(f"--subject_pattern {pattern!r}: does not match {file!r}; it must match every image")
+            raise LeukoscopeError(
+                f"--subject_pattern {shlex.quote(pattern)}: does not match {file!r}; it must match every image"
+            )
         return subject
 
     return subject_of
@@ -460,8 +493,9 @@ def _load_from_hub(
         columns: what its columns of images, labels and subjects are called.
         sides: side → the name of its split, where a flag gives one; None loads the split `train` alone.
     """
-    from datasets import Image, concatenate_datasets, load_dataset
+    from datasets import Image, concatenate_datasets, disable_progress_bars, load_dataset
 
+    disable_progress_bars()  # ours says how long it takes
     try:
         found = load_dataset(hub_id) if sides is not None else {"train": load_dataset(hub_id, split="train")}
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
@@ -645,6 +679,10 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
 # What a folder is, before anything is trained on it: which data set, how many cells of whom, what is odd. Only names
 # and file headers are read, so that it is quick; `leukoscope data audit` reads every pixel.
 
+FEW_CELLS = 10
+"""Of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more."""
+LEAST_CELLS = 2
+"""Of a class: one to train on and one to test on."""
 _SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
 
 
@@ -700,7 +738,14 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_cs
             subjects[label][subject] += 1
     met = {(label, subject) for _, label, subject in _rows(data.info, data.train) if subject}
     training = {label: sum(one == label for one, _ in met) for label in data.info.labels}
-    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *_subject_problems(data.info, training))
+    counts = Counter(label for _, label, _ in _rows(data.info, data.train))
+    few = [
+        f"{label}: {counts[label]} cell(s); fewer than {FEW_CELLS} leave a side of the split without any, gather more"
+        for label in data.info.labels
+        if counts[label] < FEW_CELLS
+    ]
+    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *few)
+    problems += tuple(_subject_problems(data.info, training))
     return FolderReport(data.info, partitions, subjects, training, problems)
 
 

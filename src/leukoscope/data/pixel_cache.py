@@ -26,7 +26,8 @@ from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pi
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
-from leukoscope.files import atomic_file, cache_root, write_atomic
+from leukoscope.files import atomic_file, cache_root, remedy, write_atomic
+from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,14 +125,12 @@ def frame_cells(
     preprocessing: Preprocessing,
     *,
     keep: bool = True,
-    progress: Callable[[int, int], None] | None = None,
 ) -> FramedCells:
     """Frame a whole data set, its publisher's test set included.
 
     Args:
         keep: decode every cell now and keep the pixels on disk; damaged cells are reported and left out. Without it
             cells are decoded when they are indexed.
-        progress: called with (done, total) now and then, while decoding.
     """
     from datasets import concatenate_datasets
 
@@ -141,7 +140,7 @@ def frame_cells(
     hashes: list[str] | None = None
     areas: np.ndarray | None = None
     if keep:
-        pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint, progress=progress)
+        pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
     ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
@@ -159,15 +158,12 @@ def decode_cells(
     cells: Dataset,
     preprocessing: Preprocessing,
     fingerprint: str,
-    *,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
     """Frame every cell, from the cache where it was done before.
 
     Args:
         cells: rows with `image` and `cell_id`.
         fingerprint: of the data set the rows belong to.
-        progress: called with (done, total) now and then.
 
     Returns:
         (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
@@ -186,14 +182,14 @@ def decode_cells(
             require_space(pixels_path.parent, int(np.prod(shape)))
             # Its temporary file goes in any case: it is as large as the data set.
             with atomic_file(pixels_path) as temporary:
-                found = _decode_to(temporary, shape, cells, preprocessing, progress)
+                found = _decode_to(temporary, shape, cells, preprocessing)
             # What was found is written last: its presence says that the pixels are complete.
             write_atomic(found_path, json.dumps(found))
         except OSError as error:
             needed = int(np.prod(shape)) / 1e6
             raise LeukoscopeError(
                 f"{pixels_path.parent}: cannot keep the decoded cells there ({error.strerror or error}; "
-                f"{needed:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
+                f"{needed:.0f} MB needed); {remedy(error, 'set LEUKOSCOPE_CACHE to another folder')}"
             ) from None
     found = json.loads(found_path.read_text())
     pixels = np.load(pixels_path, mmap_mode="r")
@@ -221,7 +217,6 @@ def _decode_to(
     shape: tuple[int, ...],
     cells: Dataset,
     preprocessing: Preprocessing,
-    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Write the framed cells to a file; what was found besides, for the cache's other file."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -240,12 +235,12 @@ def _decode_to(
     areas: list[float] = []
     problems = {}
     with ThreadPoolExecutor() as pool:
-        for done, (pixels, area, problem) in enumerate(pool.map(decode, range(shape[0])), start=1):
+        for cell, (pixels, area, problem) in zip(
+            ids, track(pool.map(decode, range(shape[0])), "decoding", shape[0]), strict=True
+        ):
             hashes.append(pixels)
             areas.append(round(area, 6))
             if problem:
-                problems[ids[done - 1]] = problem
-            if progress and (done % 100 == 0 or done == shape[0]):
-                progress(done, shape[0])
+                problems[cell] = problem
     array.flush()
     return {"unreadable": problems, "pixel_hashes": hashes, "areas": areas}

@@ -37,7 +37,7 @@ from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_
 from leukoscope.evaluation.patients import patients_block, persons_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.files import cache_root
-from leukoscope.inference.backends import TorchBackend, open_backend
+from leukoscope.inference.backends import float32_backend, open_backend
 from leukoscope.inference.graph import (
     BF16,
     F32,
@@ -61,6 +61,7 @@ from leukoscope.models.release_files import (
     read_release,
     write_json,
 )
+from leukoscope.progress import progress, track
 
 BATCH = 8
 """Of cells; the network gets eight images for each."""
@@ -121,8 +122,10 @@ def assess(
     # What an older Leukoscope did not write.
     metrics["schema_version"] = SCHEMA_VERSION
     metrics["data"]["unit"] = cells.data.info.group
-    metrics["evaluations"] = [_with_intervals(block, directory) for block in metrics["evaluations"]]
-    metrics["evaluations"][0]["shortcut_baselines"] = _shortcut_baselines(cells, predictions, first["folds"])
+    blocks = track(metrics["evaluations"], "intervals of evaluations")
+    metrics["evaluations"] = [_with_intervals(block, directory) for block in blocks]
+    with progress("measuring shortcut baselines"):
+        metrics["evaluations"][0]["shortcut_baselines"] = _shortcut_baselines(cells, predictions, first["folds"])
     with edit_release(directory) as aside:
         earlier = metrics.get("calibration", {}).get("temperature", 1.0)
         fit_and_measure(aside, metrics, predictions, cells, earlier_temperature=earlier, others=others, healthy=healthy)
@@ -169,6 +172,7 @@ def fit_and_measure(
     estimates: str = OUT_OF_FOLD,
     others: Mapping[str, np.ndarray] | None = None,
     healthy: Mapping[str, Path] | None = None,
+    **checks: int,
 ) -> None:
     """Fit temperature, thresholds and OOD detector, and write weights, detector and metrics.json.
 
@@ -180,14 +184,17 @@ def fit_and_measure(
         earlier_temperature: by how much the weights are already scaled compared with the networks behind `predictions`.
         estimates: what metrics of `predictions` estimate.
         others, healthy: as for `assess`.
+        checks: `sample` and `perturbed` of `explanation_blocks`.
     """
     unit = cells.data.info.group
-    metrics["calibration"] = calibration_block(predictions, estimates=estimates, unit=unit)
-    metrics["decisions"] = decision_block(predictions, metrics["positive_label"], estimates=estimates, unit=unit)
-    temperature = metrics["calibration"]["temperature"]
-    metrics.pop("patients", None)
-    if patients := patients_block(predictions, metrics["positive_label"], temperature=temperature, estimates=estimates):
-        metrics["patients"] = patients
+    with progress("fitting temperature, thresholds and the rule for a person"):
+        metrics["calibration"] = calibration_block(predictions, estimates=estimates, unit=unit)
+        metrics["decisions"] = decision_block(predictions, metrics["positive_label"], estimates=estimates, unit=unit)
+        temperature = metrics["calibration"]["temperature"]
+        metrics.pop("patients", None)
+        positive = metrics["positive_label"]
+        if patients := patients_block(predictions, positive, temperature=temperature, estimates=estimates):
+            metrics["patients"] = patients
     release = load_release(directory)
     rescale_classifier(release.network, temperature / earlier_temperature)
     save_weights(release.network, directory)
@@ -195,16 +202,18 @@ def fit_and_measure(
     pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
     metrics.pop("guard", None)  # of releases made before
     (directory / "guard.safetensors").unlink(missing_ok=True)
-    detector, metrics["ood"] = fit_and_measure_detector(
-        release.preprocessing, pixels, units, background=background, others=others
-    )
+    with progress("fitting and measuring the OOD detector"):
+        detector, metrics["ood"] = fit_and_measure_detector(
+            release.preprocessing, pixels, units, background=background, others=others
+        )
     detector.save(directory / OOD)
-    metrics |= explanation_blocks(release, pixels, cells.labels[rows], units, background=background)
+    metrics |= explanation_blocks(release, pixels, cells.labels[rows], units, background=background, **checks)
     # Thresholds and detector must be in the folder before the decisions made with them are measured.
     write_json(directory / METRICS, metrics)
     if healthy:
         predictor = Predictor.from_pretrained(directory, backend="torch", device="cpu")
-        metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in healthy.items()}
+        groups = track(healthy.items(), "predicting healthy people's cells")
+        metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in groups}
     metrics["precision"] = precision_block(directory, pixels, metrics.get("precision", {}).get("unseen"))
     write_json(directory / METRICS, metrics)
 
@@ -234,11 +243,12 @@ def tta_gain(
     ends = np.cumsum([0, *(len(fold.cell_ids) for _, fold in folds)])
     chosen = np.sort(np.random.default_rng(0).permutation(ends[-1])[:sample])
     one_view, all_views, apart = [], [], []
-    for (folder, fold), first, last in zip(folds, ends, ends[1:], strict=False):
+    for number, ((folder, fold), first, last) in enumerate(zip(folds, ends, ends[1:], strict=False), 1):
         some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
         backend, rows = open_backend(read_release(folder), device=device), cells.rows(some.cell_ids)
         parts = []
-        for start in range(0, len(rows), BATCH):
+        label = f"test-time augmentation, fold {number} of {len(folds)}"
+        for start in track(range(0, len(rows), BATCH), label):
             pixels = np.asarray(cells.pixels[rows[start : start + BATCH]])
             parts.append(softmax(backend(tta_views(pixels)).logits).reshape(len(pixels), VIEWS, -1))
         each = np.concatenate(parts)
@@ -300,7 +310,7 @@ def precision_block(folder: Path, pixels: np.ndarray, unseen: Mapping[str, Any] 
     thresholds = Thresholds.from_metrics(release.metrics)
     changed: dict[str, int] = {}
     largest, done = 0.0, 0
-    for first in range(0, len(pixels), 32):
+    for first in track(range(0, len(pixels), 32), "comparing bfloat16 with float32"):
         batch = np.asarray(pixels[first : first + 32])
         in_f32, in_bf16 = softmax(exact(batch).logits), softmax(fast(batch).logits)
         largest = max(largest, float(np.abs(in_f32 - in_bf16).max()))
@@ -451,7 +461,8 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     metrics["evaluations"] = [*metrics["evaluations"], evaluation]
     metrics["recalibration"] = _about(release, cells, predictions, name or source.name)
     with edit_release(source, target) as aside:
-        fit_and_measure(aside, metrics, predictions, cells, estimates=estimates)
+        # Fewer cells than in an assessment: the weights, and with them the maps, are those that were assessed.
+        fit_and_measure(aside, metrics, predictions, cells, estimates=estimates, sample=40, perturbed=8)
     return target
 
 
@@ -481,14 +492,19 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
             "rename the class folders to the release's labels"
         )
     ids = tuple(cells.data.train["cell_id"])
-    rows, backend = cells.rows(ids), TorchBackend(release.network, release.preprocessing)
-    batches = [cells.pixels[rows[first : first + 64]] for first in range(0, len(rows), 64)]
+    rows, backend = cells.rows(ids), float32_backend(release, len(ids))
+    batches = []
+    with progress("predicting cells", len(rows)) as advance:
+        for first in range(0, len(rows), BATCH):
+            pixels = cells.pixels[rows[first : first + BATCH]]
+            batches.append(softmax(backend(pixels).logits))
+            advance(len(pixels))
     own_order = np.asarray([release.labels.index(label) for label in theirs])
     return CellPredictions(
         ids,
         tuple(cells.subjects[row] for row in rows),
         own_order[cells.labels[rows]],
-        np.concatenate([softmax(backend(batch).logits) for batch in batches]),
+        np.concatenate(batches),
         release.labels,
         cells.areas_of(rows),
         cells.hashes_of(rows),

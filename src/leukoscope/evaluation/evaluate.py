@@ -6,7 +6,7 @@ have trained it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,7 @@ from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.foreign import Classifier, predict_cells
 from leukoscope.models.release_files import PREDICTIONS, read_metrics
+from leukoscope.progress import track
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,6 @@ def predictions_of_model(
     *,
     label_map: Mapping[str, str] | None = None,
     batch_size: int = 16,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda stream, total: stream,
 ) -> ModelPredictions:
     """Predict the selected cells with a Leukoscope release or any other classifier.
 
@@ -133,7 +133,6 @@ def predictions_of_model(
 
     Args:
         classifier, cells, label_map, batch_size: as for `predict_cells`.
-        progress: iterates over a stream of so many predictions and shows how many are done.
 
     Raises:
         LeukoscopeError: its classes are not those of the data set; see `predict_cells`.
@@ -146,7 +145,8 @@ def predictions_of_model(
     stream = predict_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
     damaged: list[str] = []
     found: list[tuple[int, np.ndarray, float, str]] = []
-    for row, (_, outcome, area, pixel_hash) in enumerate(progress(stream, len(rows))):
+    name = _public_name(classifier.name)
+    for row, (_, outcome, area, pixel_hash) in enumerate(track(stream, f"predicting with {name}", len(rows))):
         if isinstance(outcome, np.ndarray):
             found.append((row, outcome, area, pixel_hash))
         else:
@@ -161,7 +161,7 @@ def predictions_of_model(
         np.asarray([area for _, _, area, _ in found]) if cells.data.info.background == "black" else None,
         tuple(pixel_hash for *_, pixel_hash in found),
     )
-    metrics, name = classifier.metrics, _public_name(classifier.name)
+    metrics = classifier.metrics
     overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
     return ModelPredictions(predictions, name, classifier.revision, "these weights", overlap, tuple(damaged), metrics)
 

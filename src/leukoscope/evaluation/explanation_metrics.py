@@ -20,12 +20,16 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.backends import TorchBackend
+from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
 from leukoscope.inference.gradcam import NO_MAP, share_on_cell
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import Release
+from leukoscope.progress import progress, track
 
 BATCH = 32
+"""Cells that share one random network."""
+AT_ONCE = 8
+"""Cells computed at once; of more, the activations do not fit a processor's cache."""
 # A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
 STEPS = 8
 RANDOM_MAPS = 2
@@ -94,9 +98,10 @@ def explanation_blocks(
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
-    if TorchBackend(release.network, release.preprocessing)(cells[:1], explain=True).maps is None:
+    backend = float32_backend(release, 4 * len(rows) + 64 * min(perturbed, len(rows)))
+    if backend(cells[:1], explain=True).maps is None:
         return {}
-    probabilities, maps = predict_with_maps(release, release.network, cells)
+    probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
     own = maps[np.arange(len(rows)), predicted]
     sampled = tuple(subjects[row] for row in rows)
@@ -113,9 +118,9 @@ def explanation_blocks(
         place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
-        **perturbation(release, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
+        **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
         place: heat_share(own, regions),
-        "rotation": rotation(release, cells, predicted, probabilities, own),
+        "rotation": rotation(backend, cells, predicted, probabilities, own),
     }
     checks = {
         "estimates": ESTIMATES,
@@ -178,12 +183,11 @@ def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | in
     return {"mean": mean, **(interval or {"low": None, "high": None}), "cells": int(known.sum())}
 
 
-def predict_with_maps(release: Release, network: nn.Module, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute probabilities and every class's Grad-CAM map, with the release's preprocessing.
+def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute probabilities and every class's Grad-CAM map.
 
     Args:
-        network: the release's own, or a changed copy of it.
-        pixels: (N, S, S, 3), 0–255.
+        pixels: (N, S, S, 3) uint8.
 
     Returns:
         probabilities (N, K) float64 and maps (N, K, h, w) float32.
@@ -191,16 +195,15 @@ def predict_with_maps(release: Release, network: nn.Module, pixels: np.ndarray) 
     Raises:
         LeukoscopeError: a network without Grad-CAM maps.
     """
-    backend = TorchBackend(network, release.preprocessing, str(next(network.parameters()).device))
-    found = [backend(batch, explain=True) for batch in _batches(pixels)]
+    found = [backend(batch, explain=True) for batch in _batches(pixels, AT_ONCE)]
     maps = [one.maps for one in found if one.maps is not None]
     if not maps:
-        raise LeukoscopeError(f"{release.name}: {NO_MAP}; check those of a convolutional network")
+        raise LeukoscopeError(f"this model {NO_MAP}; check those of a convolutional network")
     return softmax(np.concatenate([one.logits for one in found])), np.concatenate(maps)
 
 
-def _batches(cells: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(cells, -(-len(cells) // BATCH))
+def _batches(cells: np.ndarray, most: int) -> list[np.ndarray]:
+    return np.array_split(cells, -(-len(cells) // most))
 
 
 def randomisation(
@@ -215,13 +218,18 @@ def randomisation(
     depths = {"last_layer": 1, "later_half": max(1, layers // 2), "all_layers": layers}
     found = {"another_cell": rank_correlation(own, np.roll(own, 1, axis=0))}
     generator = torch.Generator().manual_seed(seed)
-    for name, depth in depths.items():
-        # A new random network for each batch: one alone could resemble the trained one by chance.
-        parts = [
-            predict_with_maps(release, _randomised(release.network, depth, generator), cells)[1]
-            for cells in _batches(pixels)
-        ]
-        found[name] = rank_correlation(own, np.concatenate(parts)[np.arange(len(own)), predicted])
+    batches = _batches(pixels, BATCH)
+    with progress("Grad-CAM maps of random networks", len(depths) * len(batches)) as advance:
+        for name, depth in depths.items():
+            parts = []
+            for cells in batches:
+                # A new random network for each batch: one alone could resemble the trained one by chance.
+                network = _randomised(release.network, depth, generator)
+                maps = TorchBackend(network, release.preprocessing)(cells, explain=True).maps
+                assert maps is not None
+                parts.append(maps)
+                advance()
+            found[name] = rank_correlation(own, np.concatenate(parts)[np.arange(len(own)), predicted])
     return found
 
 
@@ -244,7 +252,7 @@ def _randomised(network: nn.Module, depth: int, generator: torch.Generator) -> n
 
 
 def perturbation(
-    release: Release, pixels: np.ndarray, predicted: np.ndarray, own: np.ndarray, seed: int
+    backend: Backend, pixels: np.ndarray, predicted: np.ndarray, own: np.ndarray, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measure deletion and insertion along the maps, along random ones and from the centre; see `DEFINITIONS`.
 
@@ -257,12 +265,13 @@ def perturbation(
     y, x = (np.linspace(-1, 1, side) for side in grid)
     centre = -(y[:, None] ** 2 + x**2)
     areas = np.full((2, len(pixels), 2 + RANDOM_MAPS), np.nan)
-    for i in np.flatnonzero(~is_flat(own)):
+    for i in track(np.flatnonzero(~is_flat(own)).tolist(), "deletion and insertion along Grad-CAM maps"):
         # Where the map is flat in places, chance decides, as smoothly as for the maps it is compared with.
         evidence = own[i] / own[i].max() + 1e-6 * rng.random(grid)
         maps = np.stack([evidence, centre, *rng.random((RANDOM_MAPS, *grid))])
         pictures = _perturbed(pixels[i], enlarged(maps, len(pixels[i])))
-        probabilities, _ = predict_with_maps(release, release.network, pictures.reshape(-1, *pixels[i].shape))
+        batches = _batches(pictures.reshape(-1, *pixels[i].shape), AT_ONCE)
+        probabilities = softmax(np.concatenate([backend(batch).logits for batch in batches]))
         areas[:, i] = probabilities[:, predicted[i]].reshape(2, len(maps), STEPS).mean(axis=2)
     found = {}
     # A small area is good for deletion, a large one for insertion.
@@ -280,14 +289,14 @@ def perturbation(
 
 
 def _perturbed(cell: np.ndarray, evidence: np.ndarray) -> np.ndarray:
-    """Deletion and insertion along M maps (M, S, S) of an image (S, S, 3): (2, M, STEPS, S, S, 3) float32."""
+    """Deletion and insertion along M maps (M, S, S) of an image (S, S, 3): (2, M, STEPS, S, S, 3) uint8."""
     maps = len(evidence)
     order = np.argsort(-evidence.reshape(maps, -1), axis=1, kind="stable")
     rank = np.argsort(order, axis=1).reshape(maps, 1, *cell.shape[:2], 1)
     # The middles of equal steps, so that the mean over steps is the area under the curve.
     shares = (np.arange(STEPS) + 0.5) / STEPS
     first = rank < shares.reshape(-1, 1, 1, 1) * cell[..., 0].size
-    blurred = blurred_copy(cell)
+    blurred = blurred_copy(cell).round().astype(np.uint8)
     return np.stack([np.where(first, blurred, cell), np.where(first, cell, blurred)])
 
 
@@ -302,7 +311,7 @@ def blurred_copy(cell: np.ndarray) -> np.ndarray:
 
 
 def rotation(
-    release: Release, pixels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, own: np.ndarray
+    backend: Backend, pixels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, own: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Measure what turning the image by right angles does to the map and to the prediction; see `DEFINITIONS`.
 
@@ -312,8 +321,8 @@ def rotation(
     """
     rows = np.arange(len(pixels))
     turns = []
-    for quarters in (1, 2, 3):
-        after, maps = predict_with_maps(release, release.network, np.rot90(pixels, quarters, axes=(1, 2)))
+    for quarters in track((1, 2, 3), "Grad-CAM maps of turned cells"):
+        after, maps = predict_with_maps(backend, np.rot90(pixels, quarters, axes=(1, 2)))
         back = np.rot90(maps[rows, predicted], -quarters, axes=(1, 2))
         change = np.abs(after - probabilities)[rows, predicted]
         turns.append((rank_correlation(own, back), change, after.argmax(axis=1) != predicted))

@@ -31,6 +31,7 @@ from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted,
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.experiments.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions
 from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.progress import progress
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import plain
 
@@ -121,7 +122,8 @@ def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:
     for setting in settings:
         finish(list(setting.runs))
         finished.append(setting)
-        comparison = compare_settings(finished)
+        with progress("comparing settings"):
+            comparison = compare_settings(finished)
         if PartialState().is_main_process:
             results.parent.mkdir(parents=True, exist_ok=True)
             write_json(partial, comparison)

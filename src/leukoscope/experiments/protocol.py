@@ -29,6 +29,7 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure, po
 from leukoscope.inference.graph import BF16, F32
 from leukoscope.models.release import edit_release
 from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
+from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.train import preprocessing_for, train
@@ -147,9 +148,9 @@ def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
     """Make every run that is not finished yet; an interrupted run is resumed where it stopped."""
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
-            print(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept", flush=True)
+            note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
             continue
-        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+        note(f"[{number}/{len(runs)}] {run.name}")
         which = LATEST if checkpoints_in(run.folder / FOLDER) else None
         try:
             train(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))

@@ -24,7 +24,7 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_folder, resource_file
+from leukoscope.files import atomic_folder, remedy, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
@@ -126,7 +126,7 @@ def _space_folder(out: Path) -> Iterator[Path]:
         # Copying a tree collects what went wrong, file by file.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         raise LeukoscopeError(
-            f"{out}: the Space cannot be written there ({reason}); free some space or name another folder"
+            f"{out}: the Space cannot be written there ({reason}); {remedy(error, 'name another folder')}"
         ) from None
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.files import atomic_folder, cache_root, write_atomic
+from leukoscope.files import atomic_folder, cache_root, remedy, write_atomic
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, read_arrays
@@ -241,8 +241,8 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
             _make(release, backend, folder)
         except OSError as error:
             raise NoGraph(
-                f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); free some space, or "
-                "name a folder with LEUKOSCOPE_CACHE"
+                f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); "
+                f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
             ) from None
         used = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
         for report in used[:-MOST_GRAPHS]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.files import atomic_file
+from leukoscope.files import atomic_file, remedy
 from leukoscope.models.release_files import read_arrays
 
 METHOD = (
@@ -166,7 +166,8 @@ class OodDetector:
                 temporary.chmod(0o644)  # safetensors leaves the file readable by its owner alone
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise LeukoscopeError(f"{path}: cannot be written there ({reason}); free some space") from None
+            advice = remedy(error, "check who may write there")
+            raise LeukoscopeError(f"{path}: cannot be written there ({reason}); {advice}") from None
         return path
 
     @classmethod

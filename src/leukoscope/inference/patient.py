@@ -6,7 +6,7 @@ How cells are pooled, from how many, and what the result is worth on unseen pers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import PurePath
@@ -17,6 +17,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
+from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
@@ -250,15 +251,11 @@ def predict_patients(
     source: CellSource,
     *,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
     """One prediction for each person of a source, in the order of their names.
 
     Cells without a subject belong to the person of their top folder, or, outside any folder, to "". Cells are opened
     and predicted batch by batch, and only their probabilities are kept.
-
-    Args:
-        progress: called with (done, total) cells.
 
     Returns:
         the predictions, and what could not be read.
@@ -272,7 +269,7 @@ def predict_patients(
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
     cells, pictures = tee(source.read([range(source.count)]))
     predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-    for done, (cell, prediction) in enumerate(zip(cells, predictions, strict=True), 1):
+    for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
         if isinstance(prediction, UnreadableImage):
             unreadable.append(prediction)
         else:
@@ -280,8 +277,6 @@ def predict_patients(
             name = cell.subject or (folders[0] if folders and not source.has_subjects else "")
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)
-        if progress:
-            progress(done, source.count)
     if not outcomes:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
     persons = [rule.predict(np.array(probabilities[name]), outcomes[name], patient=name) for name in sorted(outcomes)]

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
@@ -25,10 +25,11 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage
-from leukoscope.files import atomic_file, write_atomic
+from leukoscope.files import atomic_file, remedy, write_atomic
 from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
+from leukoscope.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,7 +117,6 @@ def score_cells(
     cells_per_shard: int = CELLS_PER_SHARD,
     batch_size: int = 32,
     worker: Worker = Worker(),
-    progress: Callable[[int, int], None] | None = None,
 ) -> Scored | None:
     """Predict every cell of a source; resumes where an earlier run with the same model and cells was interrupted.
 
@@ -125,7 +125,6 @@ def score_cells(
             that could not be read are listed in `unreadable_list(output)`.
         by_subject: table with one row a subject: the prediction for the person, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
-        progress: called with (done, total) cells of this process.
 
     Returns:
         what was scored; None in any but the main process.
@@ -154,7 +153,7 @@ def score_cells(
         if not _begin_or_resume(parts, manifest, output, worker):
             return None
         own = dict(islice(shards.items(), worker.number, None, worker.count))
-        _score_missing(predictor, source, own, batch_size, progress)
+        _score_missing(predictor, source, own, batch_size)
         if not worker.is_main:
             return None
         while not all(shard.exists() for shard in shards):
@@ -167,8 +166,9 @@ def score_cells(
             # The main process has joined all shards and taken their folder away.
             return None
         raise LeukoscopeError(
-            f"{error.filename or output}: cannot be read or written ({error.strerror or error}); free some "
-            "space or check who may write there, and give the same command again: finished shards are kept"
+            f"{error.filename or output}: cannot be read or written ({error.strerror or error}); "
+            f"{remedy(error, 'name another folder')}; what was scored is kept beside the output, and the same command "
+            "resumes there"
         ) from None
 
 
@@ -206,7 +206,6 @@ def _score_missing(
     source: CellSource,
     shards: Mapping[Path, range],
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Predict the shards that are not there yet."""
     import pyarrow.parquet as pq
@@ -215,18 +214,17 @@ def _score_missing(
     total = sum(map(len, shards.values()))
     done = total - sum(map(len, missing.values()))
     cells = source.read(list(missing.values()))
-    for shard, wanted in missing.items():
-        # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
-        named, pictures = tee(islice(cells, len(wanted)))
-        predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-        rows = []
-        for row in zip(named, predictions, strict=True):
-            rows.append(row)
-            done += 1
-            if progress:
-                progress(done, total)
-        with atomic_file(shard) as temporary:
-            pq.write_table(_shard_table(rows, predictor.labels, predictor.thresholds), temporary)
+    with progress("scoring cells", total, done=done) as advance:
+        for shard, wanted in missing.items():
+            # Shard by shard, so that a resumed run has the batches, and to the last bit the numbers, of a whole one.
+            named, pictures = tee(islice(cells, len(wanted)))
+            predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+            rows = []
+            for row in zip(named, predictions, strict=True):
+                rows.append(row)
+                advance()
+            with atomic_file(shard) as temporary:
+                pq.write_table(_shard_table(rows, predictor.labels, predictor.thresholds), temporary)
 
 
 def _shard_table(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -144,8 +145,8 @@ def _subject_column(table: Path, names: Sequence[str], subject_pattern: str | No
     column = next((name for name in SUBJECT_COLUMNS if name in names), "")
     if column and subject_pattern:
         raise LeukoscopeError(
-            f"--input {table} --subject_pattern {subject_pattern!r}: its column {column!r} names the subjects as well; "
-            "leave the pattern out, or the column"
+            f"--input {table} --subject_pattern {shlex.quote(subject_pattern)}: its column {column!r} names the "
+            "subjects as well; leave the pattern out, or the column"
         )
     return column
 
@@ -227,8 +228,8 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
 
     if subject_pattern:
         raise LeukoscopeError(
-            f"--input {path} --subject_pattern {subject_pattern!r}: its pictures have no paths to match; give it a "
-            "column 'subject' instead"
+            f"--input {path} --subject_pattern {shlex.quote(subject_pattern)}: its pictures have no paths to match; "
+            "give it a column 'subject' instead"
         )
     id_column = next((name for name in ID_COLUMNS if name in names), "")
     subject = _subject_column(path, names, None)

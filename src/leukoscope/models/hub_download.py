@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, WEIGHTS
+from leukoscope.progress import is_quiet, progress
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -176,18 +179,26 @@ def _snapshot(
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import tqdm
 
+    class Hidden(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    # On a terminal the client shows bars of its own, elsewhere nothing.
+    bars = sys.stderr.isatty() and not is_quiet()
     try:
-        return Path(
-            snapshot_download(
+        with nullcontext() if bars else progress(f"downloading {hub_id}"):
+            folder = snapshot_download(
                 hub_id,
                 revision=revision,
                 allow_patterns=list(patterns),
                 etag_timeout=HUB_TIMEOUT,
                 local_files_only=cached_only,
                 token=False if anonymous else None,
+                tqdm_class=tqdm if bars else Hidden,
             )
-        )
+        return Path(folder)
     except (HfHubHTTPError, LocalEntryNotFoundError):
         raise
     except (HTTPError, OSError) as error:

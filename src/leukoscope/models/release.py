@@ -24,7 +24,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError, data
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.files import atomic_folder, write_atomic
+from leukoscope.files import atomic_folder, remedy, write_atomic
 from leukoscope.models import remote
 from leukoscope.models.build import classifier_parameters, read_safetensors
 from leukoscope.models.release_files import (
@@ -198,7 +198,8 @@ def _atomic_release(target: Path) -> Iterator[Path]:
             yield folder
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); free some space") from None
+        advice = remedy(error, "name another folder")
+        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); {advice}") from None
 
 
 def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:

@@ -52,6 +52,8 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     scope = f"the split given ({split['strategy']}, {split['detail']})" if split else f"splits by {unit}"
     nothing = f"Nothing was found that would inflate metrics on {scope}."
     yield Section("What would inflate metrics", lines or [nothing], verdict="bad" if lines else "good")
+    if findings["warnings"]:
+        yield Section("Shortcuts outside the cell", findings["warnings"], verdict="warning")
 
     if groups := findings["subject_aliases"]["groups"]:
         for group in groups:

@@ -107,7 +107,7 @@ _RECIPE = "densenet121"
 # `other_cells` compares the cells, `weights_name` the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "validation_dir", "pretrained_weights", "cache_images"),
-    *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to"),
+    *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to", "quiet"),
     *("trackio_space_id", "trackio_public"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
@@ -250,6 +250,7 @@ class RunArguments:
         None, "Send the metrics to this Space on the Hub, owner/name; made if need be, and private."
     )
     trackio_public: bool = _flag(False, "Let everybody see that Space.")
+    quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(False, "Publish the release on the Hugging Face Hub when training ends.")
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_token: str | None = _flag(

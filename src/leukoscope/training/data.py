@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -24,10 +23,11 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_file, cache_root, write_atomic
+from leukoscope.files import atomic_file, cache_root, remedy, write_atomic
 from leukoscope.models.build import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.remote.networks import Classifier
+from leukoscope.progress import track
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
 _FEATURE_BATCH = 64
@@ -207,11 +207,6 @@ def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 
-def shows_progress(accelerator: Accelerator) -> bool:
-    """Progress bars are for a person at a terminal; a log file keeps one line an epoch."""
-    return accelerator.is_main_process and sys.stderr.isatty()
-
-
 # Sampling
 
 
@@ -325,7 +320,6 @@ def frozen_features(
     mirrorings: Sequence[tuple[int, ...]],
     *,
     say: Callable[[str], None] = print,
-    shows_progress: bool = False,
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
@@ -334,7 +328,6 @@ def frozen_features(
         network: a `Classifier` or a model of timm; used on the device it is on, in eval mode and float32.
         mirrorings: the V versions of a cell, as `Augmentation.mirrorings` lists them.
         say: receives one line on what was done.
-        shows_progress: show a progress bar.
 
     Returns:
         (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
@@ -342,7 +335,6 @@ def frozen_features(
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission).
     """
-    from tqdm.auto import trange
 
     def batch(start: int) -> torch.Tensor:
         pixels = np.ascontiguousarray(cells.pixels[start : start + _FEATURE_BATCH].transpose(0, 3, 1, 2))
@@ -361,8 +353,7 @@ def frozen_features(
         require_space(path.parent, needed)
         with atomic_file(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            hidden = not shows_progress
-            for start in trange(0, shape[0], _FEATURE_BATCH, desc="frozen features", disable=hidden, leave=False):
+            for start in track(range(0, shape[0], _FEATURE_BATCH), "features of the frozen backbone"):
                 inputs = batch(start)
                 for number, axes in enumerate(mirrorings):
                     features = _pooled(network, inputs.flip(axes)).cpu().numpy()
@@ -375,7 +366,7 @@ def frozen_features(
     except OSError as error:
         raise LeukoscopeError(
             f"{path.parent}: cannot keep the frozen backbone's features there ({error.strerror or error}; "
-            f"{needed / 1e6:.0f} MB needed); free some space or set LEUKOSCOPE_CACHE to another folder"
+            f"{needed / 1e6:.0f} MB needed); {remedy(error, 'set LEUKOSCOPE_CACHE to another folder')}"
         ) from None
     say(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
     return np.load(path, mmap_mode="r")

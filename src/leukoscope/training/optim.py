@@ -309,6 +309,9 @@ def try_step(accelerator: Accelerator, learner: nn.Module, recipe: Recipe, input
     device = accelerator.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         copy = deepcopy(learner).to(device).train()
+        for name, module in copy.named_modules():
+            if f".{name}".endswith(tuple(f".{frozen}" for frozen in recipe.frozen)):
+                module.eval()
         optimizer = make_optimizer(copy, recipe)
         with accelerator.autocast():
             logits = copy(inputs)

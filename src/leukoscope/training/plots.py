@@ -35,7 +35,7 @@ from leukoscope.evaluation.plots import (
     samples_plot,
     save_plot,
 )
-from leukoscope.files import write_atomic
+from leukoscope.files import remedy, write_atomic
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import frozen_modules
 from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
@@ -82,7 +82,8 @@ def figures_folder(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LeukoscopeError(
-            f"{folder}: the plots cannot be written there ({error.strerror or error}); free some space"
+            f"{folder}: the plots cannot be written there ({error.strerror or error}); "
+            f"{remedy(error, 'check who may write there')}"
         ) from None
 
 

@@ -12,7 +12,6 @@ import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,10 @@ from leukoscope.models.build import build_network, is_rewritable, model_args, re
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
+from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
-from leukoscope.training.data import evenly_spread, require_whole_step, shows_progress
+from leukoscope.training.data import evenly_spread, require_whole_step
 from leukoscope.training.finetune import start_network
 from leukoscope.training.losses import BAD_BATCH, LossMonitor
 from leukoscope.training.plots import draw_run
@@ -71,7 +71,6 @@ def train(config: TrainingConfig) -> Path:
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    say = partial(accelerator.print, flush=True)
     resume = config.run.resume_from_checkpoint
     check_resume(config.output_dir, resume)
     out = config.output_dir
@@ -85,22 +84,22 @@ def train(config: TrainingConfig) -> Path:
     set_seed(config.run.seed)
 
     cells = load_framed_cells(config, recipe, accelerator)
-    say(cells.data.report())
+    note(cells.data.report())
     split = choose_split(config, cells.data)
-    say(
+    note(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
     )
-    for note in (*split.notes, *([BY_IMAGE] if split.group == "cell" and split.strategy != "all" else [])):
-        say(f"  {note}")
+    for line in (*split.notes, *([BY_IMAGE] if split.group == "cell" and split.strategy != "all" else [])):
+        note(f"  {line}")
     if not split.test:
-        say("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
+        note("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
     if config.is_smoke_run:
-        say("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
+        note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
     network = build_network(recipe, len(cells.data.info.labels))
     start = start_network(network, recipe, config.model.init_from, config.start_weights, cells, split)
-    say(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
+    note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     require_validation(split, recipe)
     batches_per_step = config.run.gradient_accumulation_steps
     require_whole_step(len(split.train), recipe.train_batch_size, accelerator.num_processes, batches_per_step)
@@ -109,7 +108,7 @@ def train(config: TrainingConfig) -> Path:
     notes = (*start.notes, *missing_classes(cells, split))
     split = replace(split, notes=(*split.notes, *notes))
     for line in (*start.remarks, *notes):
-        say(f"  {line}")
+        note(f"  {line}")
     preprocessing = preprocessing_for(recipe, cells.data)
     # Named as a person would look for it: beside the flags, what determines the result.
     settings = {
@@ -125,7 +124,7 @@ def train(config: TrainingConfig) -> Path:
         limit=config.run.save_total_limit,
     )
     if resume:
-        checkpoints.resume(resume, say)
+        checkpoints.resume(resume, note)
     monitor = LossMonitor(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
     trainer = Trainer(
         accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, monitor=monitor
@@ -160,7 +159,7 @@ def train(config: TrainingConfig) -> Path:
         if predictions is not None:
             block = evaluate_predictions(out, predictions, cells, split)
             metrics["evaluations"].append(block)
-            say(result_lines(block))
+            accelerator.print(result_lines(block), flush=True)
             track_result(accelerator, block, epoch=trainer.kept_epoch)
         write_json(out / METRICS, metrics)
         released, built_with = network, model_args(recipe)
@@ -181,7 +180,7 @@ def train(config: TrainingConfig) -> Path:
         )
         draw_run(out, network, cells)
         checkpoints.remove()
-        say(f"run folder: {out}\nrelease:    {out / 'release'}")
+        accelerator.print(f"run folder: {out}", flush=True)
     complete_environment(out, accelerator, trainer.seconds, batch_size=trainer.batch_size)
     finish_tracking(accelerator)
     accelerator.wait_for_everyone()
@@ -238,12 +237,8 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
 
 def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
     """Load the data set and decode it once; the main process does it first, the others read its cache."""
-    from datasets import disable_progress_bars
-    from tqdm.auto import tqdm
-
-    disable_progress_bars()
     args = config.data
-    with accelerator.main_process_first(), tqdm(disable=not shows_progress(accelerator), leave=False) as bar:
+    with accelerator.main_process_first():
         data = load_cells(
             args.dataset_name,
             args.train_dir,
@@ -258,12 +253,7 @@ def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accel
             validation_split=args.validation_split,
             test_split=args.test_split,
         )
-
-        def progress(done: int, total: int) -> None:
-            bar.desc, bar.total = "decoding", total
-            bar.update(done - bar.n)
-
-        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images, progress=progress)
+        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import freeze
 from leukoscope.models.recipes import Recipe
+from leukoscope.progress import duration, note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.config import RunArguments
 from leukoscope.training.data import (
@@ -45,7 +45,6 @@ from leukoscope.training.data import (
     prediction_loader,
     read,
     ready_batches,
-    shows_progress,
     training_loader,
 )
 from leukoscope.training.losses import LossMonitor, TrainingLoss
@@ -148,6 +147,12 @@ class Trainer:
             self.state.restore(resumed)
         progress = self.state.progress
         yield from list(progress.rows)
+        epochs = 0 if progress.stopped else self.recipe.num_train_epochs - progress.epoch
+        # A batch is predicted in about a third of the time that it is trained on in.
+        batches = len(self.loader) + len(self.split.validation) / self.batch_size / 3
+        if epochs:
+            left = duration(epochs * batches * self._step_seconds)
+            note(f"training takes about {left}: {epochs} epoch(s) of {len(self.loader):,} batches, going by one batch")
         with self.stop if self.checkpoints else nullcontext():
             while progress.epoch < self.epochs and not progress.stopped:
                 yield self._epoch()
@@ -156,7 +161,7 @@ class Trainer:
         network.load_state_dict(self.state.kept or self.state.eval_network.state_dict())
         self.eval_model = self.learner
         if self.state.kept:
-            self.accelerator.print(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
+            note(f"kept epoch {self.kept_epoch}: {progress.kept_for}")
         self.loss.undo_class_weights(network)
 
     def predict(self, cell_ids: tuple[str, ...]) -> CellPredictions:
@@ -176,6 +181,7 @@ class Trainer:
         self.inputs, learner = self._inputs_and_learner()
         train = CellDataset(self.inputs, self.cells.labels, rows)
         self.batch_size = self._fitting_batch_size(learner, train)
+        self._step_seconds = self._timed_step(learner, train)
         shown = min(recipe.epoch_cells or len(train), len(train))
         sampler: Sampler[int] = RandomSampler(train, num_samples=shown)
         if recipe.sampling != "cells":
@@ -224,8 +230,7 @@ class Trainer:
                 cells,
                 self.preprocessing,
                 recipe.augmentation.mirrorings,
-                say=partial(accelerator.print, flush=True),
-                shows_progress=shows_progress(accelerator),
+                say=note,
             )
         return FeatureInputs(features, augment), HeadOnFeatures(self.network)
 
@@ -237,6 +242,18 @@ class Trainer:
         items, _, rows = train.__getitems__(list(range(recipe.train_batch_size)))
         batch = self.inputs.for_training(items.to(accelerator.device), rows, epoch=0)
         return find_batch_size(accelerator, recipe, lambda cells: try_step(accelerator, learner, recipe, batch[:cells]))
+
+    def _timed_step(self, learner: nn.Module, train: CellDataset) -> float:
+        """Seconds that a batch takes, measured on a copy of the network; the training to come is not changed by it."""
+        accelerator = self.accelerator
+        items, *_ = train.__getitems__(list(range(min(self.batch_size, len(train)))))
+        for _ in range(2):  # the first one is slower
+            started = time.perf_counter()
+            # Not augmented, which takes little beside the step.
+            try_step(accelerator, learner, self.recipe, self.inputs.for_prediction(items.to(accelerator.device)))
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize(accelerator.device)
+        return time.perf_counter() - started
 
     # One epoch
 
@@ -263,17 +280,15 @@ class Trainer:
         progress.epoch, progress.step, progress.batches = progress.epoch + 1, 0, []
         progress.stopped = bool(outcome and outcome.stop_reason)
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        accelerator.print("  ".join(shown), flush=True)
+        note("  ".join(shown))
         if outcome and outcome.stop_reason:
-            accelerator.print(f"{outcome.stop_reason}: stopped")
+            note(f"{outcome.stop_reason}: stopped")
         if self.checkpoints and (self.checkpoints.each_epoch or self.checkpoints.due(self._steps_done)):
             self._save()
         return row
 
     def _train_epoch(self) -> dict[str, Any]:
         """Train on the training side once, or on what is left of it after resuming; its columns of summary.csv."""
-        from tqdm.auto import tqdm
-
         progress, accelerator = self.state.progress, self.accelerator
         if not progress.step:
             progress.epoch_started, progress.waited = time.perf_counter(), 0.0
@@ -281,12 +296,13 @@ class Trainer:
         seen = progress.step * accelerator.gradient_accumulation_steps
         # The order follows from seed and epoch.
         self.loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
-        left = tqdm(
+        # Counted over all epochs, so that the time left is that of the whole training.
+        batches, epochs = len(self.loader), self.recipe.num_train_epochs
+        left = track(
             skip_first_batches(self.loader, seen) if seen else self.loader,
-            desc=f"epoch {progress.epoch + 1}",
-            initial=seen,
-            disable=not shows_progress(accelerator),
-            leave=False,
+            f"epoch {progress.epoch + 1} of {epochs}",
+            batches * epochs,
+            done=batches * progress.epoch + seen,
         )
         device, epoch = accelerator.device, progress.epoch
         for inputs, labels, rows in ready_batches(left, self.inputs, device, epoch, progress.add_waiting):

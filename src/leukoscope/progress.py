@@ -1,0 +1,137 @@
+"""How far long work is, on stderr: on a terminal a bar with the time left, elsewhere a line every 30 seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+EVERY = 30.0
+"""Seconds between two lines where stderr is no terminal."""
+
+_T = TypeVar("_T")
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+# Two bars at a time would draw over each other: work within other work shows none of its own.
+_shown: ContextVar[bool] = ContextVar("shown", default=False)
+
+
+@contextmanager
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Show no progress within the block, where that is `wanted`."""
+    before = _quiet.set(wanted or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
+
+
+def is_quiet() -> bool:
+    """Whether this is within `quiet`."""
+    return _quiet.get()
+
+
+@contextmanager
+def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show how far the work within the block is.
+
+    Nothing is shown when `quiet`, within another such block, and in all but the first process of a launcher.
+
+    Args:
+        label: what is done, as in "decoding".
+        total: its number of parts; None where that is not known, and only the time so far is shown.
+        done: how many of them were done before.
+
+    Yields:
+        a function to call after each part, or after so many: `advance(by=1)`.
+    """
+    count, started = done, time.monotonic()
+
+    def advance(by: int = 1) -> None:
+        nonlocal count
+        count += by
+        if bars is not None:
+            bars.update(bar, completed=count)
+
+    def line() -> str:
+        seconds = time.monotonic() - started
+        if total is None:
+            return f"{label}: {duration(seconds)} so far"
+        left = f", about {duration(seconds * (total - count) / (count - done))} left" if count > done else ""
+        return f"{label}: {count:,} of {total:,}{left}"
+
+    def speak() -> None:
+        while not ended.wait(EVERY):
+            print(line(), file=sys.stderr, flush=True)
+
+    bars: Progress | None = None
+    bar: Any = None
+    ended = threading.Event()
+    if _quiet.get() or _shown.get() or not _is_first():
+        yield advance
+        return
+    before = _shown.set(True)
+    try:
+        if sys.stderr.isatty():
+            bars = _bars(total)
+            bar = bars.add_task(label, total=total, completed=done)
+            with bars:
+                yield advance
+        else:
+            threading.Thread(target=speak, daemon=True).start()
+            yield advance
+    finally:
+        ended.set()
+        _shown.reset(before)
+
+
+def _bars(total: int | None) -> Progress:
+    from rich import progress as shown
+    from rich.console import Console
+
+    times = [shown.TimeElapsedColumn()] if total is None else [shown.MofNCompleteColumn(), shown.TimeRemainingColumn()]
+    columns = (shown.TextColumn("{task.description}", markup=False), shown.BarColumn(), *times)
+    # What is printed to stdout meanwhile must not end on stderr, unless both are the terminal.
+    both = sys.stdout.isatty()
+    return shown.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both)
+
+
+def track(items: Iterable[_T], label: str, total: int | None = None, *, done: int = 0) -> Iterator[_T]:
+    """Iterate over items and show how many are done; see `progress`.
+
+    Args:
+        total: how many there are in all; None takes their length.
+        done: how many were done before these.
+    """
+    if total is None and isinstance(items, Sized):
+        total = done + len(items)
+    with progress(label, total, done=done) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def note(text: str) -> None:
+    """Print a line about work under way; nothing when `quiet`, and in all but the first process of a launcher."""
+    if not _quiet.get() and _is_first():
+        print(text, flush=True)
+
+
+def _is_first() -> bool:
+    # As torchrun and accelerate launch number their processes.
+    return os.environ.get("RANK", "0") == "0"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, as "40 s", "12 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

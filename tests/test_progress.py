@@ -1,0 +1,129 @@
+"""Long work says how far it is: a line now and then in a pipe, a bar on a terminal, nothing when quiet."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from leukoscope import progress
+from leukoscope.cli import app
+
+ON_A_TERMINAL = (
+    "import sys, time; from leukoscope.progress import track\n"
+    "for number in track(range(40), 'counting'):\n    time.sleep(.03)\nprint('result')"
+)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+
+
+def slowly(capsys: pytest.CaptureFixture[str], **options: int) -> str:
+    for _ in progress.track(range(4), "counting", **options):
+        time.sleep(0.06)
+    return capsys.readouterr().err
+
+
+def test_a_pipe_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = slowly(capsys).splitlines()
+    assert 1 < len(lines) < 6, lines
+    assert re.fullmatch(r"counting: [0-4] of 4(, about \d+ s left)?", lines[0])
+    assert "left" in lines[-1]
+
+
+def test_nothing_more_is_printed_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    slowly(capsys)
+    time.sleep(0.12)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_done_before_counts_but_says_nothing_of_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    first = slowly(capsys, total=1004, done=1000).splitlines()[0]
+    assert first.startswith("counting: 1,00") and "of 1,004" in first
+
+
+def test_of_unknown_length_the_time_so_far_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("downloading"):
+        time.sleep(0.12)
+    assert capsys.readouterr().err.splitlines()[0] == "downloading: 0 s so far"
+
+
+def test_quiet_says_nothing_and_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.quiet():
+        assert slowly(capsys) == ""
+        progress.note("a note")
+    with progress.quiet(False):
+        assert slowly(capsys) != ""
+    assert capsys.readouterr().out == ""
+
+
+def test_only_the_first_process_of_a_launcher_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    progress.note("a note")
+    assert slowly(capsys) == "" and capsys.readouterr().out == ""
+
+
+def test_work_within_other_work_shows_no_second_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("outer"):
+        said = slowly(capsys)
+    assert "outer" in said and "counting" not in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (100, "2 min"), (5340, "89 min"), (12000, "3 h 20 min")]
+)
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+def on_a_terminal(**environment: str) -> str:
+    """What a terminal of 80 columns receives on stderr, and on stdout after it."""
+    ours, theirs = pty.openpty()
+    variables = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    variables.pop("NO_COLOR", None) if "NO_COLOR" not in environment else None
+    child = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL], stderr=theirs, stdout=subprocess.PIPE, env=variables, text=True
+    )
+    os.close(theirs)
+    seen = b""
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            if not (part := os.read(ours, 4096)):
+                break
+            seen += part
+        except OSError:  # the child closed its side
+            break
+    assert child.communicate()[0] == "result\n", "results stay on stdout while a bar is shown"
+    os.close(ours)
+    return seen.decode()
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
+    seen = on_a_terminal()
+    assert "counting" in seen and "━" in seen and re.search(r"\d+/40", seen) and "0:00:0" in seen
+    assert re.search(r"\x1b\[[\d;]*3\dm|\x1b\[38;", seen), "the bar is coloured"
+
+
+def test_no_color_is_honoured() -> None:
+    seen = on_a_terminal(NO_COLOR="1")
+    assert "counting" in seen and not re.search(r"\x1b\[[\d;]*3\dm|\x1b\[38;", seen)
+
+
+def test_every_long_command_can_be_quiet() -> None:
+    for command in (
+        *("train", "score", "evaluate", "patient", "field", "data audit", "release recalibrate", "release assess"),
+        *(f"experiment {name}" for name in ("protocol", "ablation", "leakage", "reproduce")),
+    ):
+        shown = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"}).invoke(app, [*command.split(), "--help"])
+        assert "--quiet" in shown.output, command
