@@ -19,7 +19,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import backends
-from leukoscope.inference.backends import gpu_or_cpu, kept_graph, open_backend
+from leukoscope.inference.backends import float32_backend, gpu_or_cpu, kept_graph, open_backend
 from leukoscope.inference.graph import (
     ALLOWED,
     GRAPHS,
@@ -32,7 +32,7 @@ from leukoscope.inference.graph import (
 )
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import save_release
+from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import ReleaseInfo, read_release
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
@@ -335,3 +335,11 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran.stderr
+
+
+def test_many_cells_are_computed_in_float32_by_a_graph_and_few_by_torch(cache, tiny_release):
+    release = load_release(tiny_release)
+    few, many = float32_backend(release, 10), float32_backend(release, 1000)
+    assert (few.name, many.name, many.precision) == ("torch", "openvino", "f32")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    assert np.allclose(few(pixels).logits, many(pixels).logits, atol=1e-4)
