@@ -102,7 +102,6 @@ FLAG_REMARKS = {
     "num_warmup_steps": "Default: a tenth of all steps.",
     "seed": "Default: 0, so that every run can be repeated.",
     "report_to": "trackio, tensorboard or wandb, one at a time.",
-    "with_tracking": "With wandb the metrics are sent to its server, unless `WANDB_MODE=offline` is set.",
     "checkpointing_steps": "Default: epoch; `no` for none.",
     "resume_from_checkpoint": "`latest` finds the checkpoint by itself.",
     "ignore_mismatched_sizes": "Not needed for other classes, which always get a new head.",
