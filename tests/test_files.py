@@ -71,3 +71,10 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
     assert (target / "weights").read_text() == "kept"
     restore_replaced(target)
     assert (target / "weights").read_text() == "kept"
+
+
+def test_the_current_folder_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of "." there is no name to look for what was replaced."""
+    monkeypatch.chdir(tmp_path)
+    restore_replaced(Path("."))
+    assert list(tmp_path.iterdir()) == []
