@@ -85,3 +85,10 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(
 )
 def test_space_is_asked_for_only_where_the_disk_is_full(error: Exception, advice: str) -> None:
     assert remedy(error, "name another folder") == advice
+
+
+def test_the_current_folder_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of "." there is no name to look for what was replaced."""
+    monkeypatch.chdir(tmp_path)
+    restore_replaced(Path("."))
+    assert list(tmp_path.iterdir()) == []

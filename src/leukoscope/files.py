@@ -96,6 +96,7 @@ def restore_replaced(target: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
+    target = target.absolute()  # "." has no name
     old = target.with_name(f".{target.name}.old")
     # A process that still runs needs less than a second for the other rename; the first one set this time.
     if not target.exists() and old.exists() and time.time() - old.stat().st_ctime > _BETWEEN_RENAMES:
