@@ -53,7 +53,7 @@ def test_the_hub_finds_it_by_both_libraries_and_reads_its_results(release: Path)
 
 @pytest.mark.parametrize(
     ("name", "on_the_hub"),
-    [("lab/cells", ["lab/cells"]), ("ball4", None), ("imagefolder", None), ("/home/ann/parquet", None), ("./p", None)],
+    [("lab/cells", ["lab/cells"]), ("ball4", None), ("imagefolder", None), ("/data/ann/parquet", None), ("./p", None)],
 )
 def test_only_an_id_of_the_hub_is_named_as_data_set(
     release: Path, release_metrics: dict[str, Any], name: str, on_the_hub: list[str] | None
