@@ -13,6 +13,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
 from leukoscope.data.loading import PRELIMINARY_TEST, recognise
 from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.data.splits import SIDES
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
 from leukoscope.reports.audit_page import copy_rows, metric_cells
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 TEMPLATE = "model_card/dataset.md"
 LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
 PARQUET = "data/*.parquet"
-SIDES = ("train", "validation", "test")
 SHARD_BYTES = 500_000_000  # of pictures in one parquet file, as `datasets` does it
 
 
