@@ -8,6 +8,7 @@ on what `picture_key` keeps of each image (3 KB), so a data set of any size is c
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -496,9 +497,12 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
 def _shortcut_warnings(shortcuts: Mapping[str, Any]) -> list[str]:
     """One sentence for each feature outside the cell that separates the classes far better than chance."""
     chance, lines = shortcuts["chance_balanced_accuracy"], []
+    # Of few cells, guessing also gets many right: two standard deviations more than on average once in forty.
+    by_luck = 2 * math.sqrt(chance * (1 - chance) / max(1, shortcuts.get("cells", 1)))
+    least = chance + max(SHORTCUT_SHARE * (1 - chance), by_luck)
     for name in OUTSIDE_THE_CELL:
         measured = shortcuts.get("features", {}).get(name)
-        if measured and measured["balanced_accuracy"] >= chance + SHORTCUT_SHARE * (1 - chance):
+        if measured and measured["balanced_accuracy"] >= least:
             lines.append(
                 f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f} (chance "
                 f"{chance:.3f}): a network can learn it instead of the cell; take the pictures of all classes alike, "

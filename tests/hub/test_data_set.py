@@ -203,7 +203,7 @@ def test_aliases_written_into_the_card_are_joined_on_loading(data_hub: Hub, own_
         ((), "under which licence may others use these cells? Give it with --licence, such as cc-by-4.0"),
         (TERMS[:2], "how are these cells to be cited? Give it with --citation, such as"),
         (("--licence", "all mine", *TERMS[2:]), "--licence all mine: not as the Hub names licences; give one such as"),
-        ((*TERMS, "--subject_pattern", "nothing"), "--subject_pattern 'nothing': has no group"),
+        ((*TERMS, "--subject_pattern", "nothing"), "--subject_pattern nothing: has no group"),
     ],
 )
 def test_what_is_missing_is_asked_for_before_anything_is_sent(

@@ -197,9 +197,9 @@ def test_a_message_of_the_command_line_is_another_on_the_page() -> None:
 
 
 def test_every_reason_of_a_decision_is_translated(german: None) -> None:
-    from leukoscope.inference.prediction import _TEXTS
+    from leukoscope.inference.prediction import REASON_TEXTS
 
-    for code in _TEXTS:
+    for code in REASON_TEXTS:
         said = Reason(code, 0.38, 0.25).text
         assert translate(said) != said and "{" not in translate(said), code
 

@@ -42,11 +42,11 @@ _LEFT_OUT = (
     *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
     *("tables.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "rich", "tqdm", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "tqdm", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
-    *("scipy", "numpy", "pillow", "matplotlib"),
+    *("scipy", "numpy", "pillow", "matplotlib", "rich"),
 )
 HANDLER = "handler.py"
 ONNXRUNTIME_WEB = "1.30.0"

@@ -22,7 +22,7 @@ from transformers import get_scheduler
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import head_parameters
 from leukoscope.models.recipes import Plateau, Recipe
-from leukoscope.training.data import Inputs
+from leukoscope.training.data import HeadOnFeatures, Inputs
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -312,7 +312,7 @@ def try_step(accelerator: Accelerator, learner: nn.Module, recipe: Recipe, input
         for name, module in copy.named_modules():
             if f".{name}".endswith(tuple(f".{frozen}" for frozen in recipe.frozen)):
                 module.eval()
-        optimizer = make_optimizer(copy, recipe)
+        optimizer = make_optimizer(copy.network if isinstance(copy, HeadOnFeatures) else copy, recipe)
         with accelerator.autocast():
             logits = copy(inputs)
         F.cross_entropy(logits.float(), torch.zeros(len(inputs), dtype=torch.long, device=device)).backward()

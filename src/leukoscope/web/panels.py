@@ -117,7 +117,7 @@ def pictures(
         strength: "weak", "usual" or "strong": this picture's map among those of the model; "" where not measured.
     """
     if overlay is None:
-        whole = _img(original, f"The picture as given: {caption}")
+        whole = _img(original, t("picture_as_given", caption=caption))
         return f"<figure>{whole}<figcaption>{escape(caption)}</figcaption></figure>"
     width, height = original.size
     buttons = "".join(
