@@ -143,11 +143,12 @@ def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: P
 def test_outside_the_repository_the_command_that_trains_is_one(installed: Path, tmp_path: Path) -> None:
     for label in ("ALL", "HEM"):
         (tmp_path / "cells" / label).mkdir(parents=True)
-        Image.fromarray(draw_cell(label).image).save(tmp_path / "cells" / label / "1.png")
+        for cell in range(2):
+            Image.fromarray(draw_cell(label, cell=cell).image).save(tmp_path / "cells" / label / f"{cell}.png")
     checked = _run(installed / "leukoscope", "data", "check", "cells", cwd=tmp_path)
     command = checked.stdout.splitlines()[-1].removeprefix("train on it: ")
     assert command.startswith("leukoscope train --dataset_name ")
-    # Two cells are enough for no run.
+    # Four cells are enough for no run.
     launched = _run("bash", "-c", f"{installed}/{command} --from_scratch", cwd=tmp_path)
     assert "error: " in launched.stderr and "Traceback" not in launched.stderr, launched.stderr
     assert "Your own class folders" in launched.stdout, launched.stderr
