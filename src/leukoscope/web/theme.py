@@ -54,6 +54,8 @@ footer .divider { display: none; }
 #examples .thumbnail-lg { aspect-ratio: 1.4; }
 :is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
   height: auto; }
+/* In a narrow column the words of an upload take two lines instead of being cut. */
+#upload :is(.prompt, .prompt *) { white-space: normal !important; }
 .gradio-container .tab-container button { padding: 0 0.6rem; }
 :is(#model, #compare-cell) input { text-overflow: ellipsis; padding-right: 1.6rem; }
 #about-model { margin: auto 0; } #about-model p { margin: 0; }
