@@ -48,8 +48,9 @@ def test_the_logit_shift_takes_back_most_of_what_bf16_moves(real_data):
     release, pixels = read_release(RELEASE), pixels_of(real_data, 71)
     graph = kept_graph(release, "openvino")
     fitting, tested = pixels[::2], pixels[1::2]
-    shift = bf16_logit_shift(graph, release, fitting)
-    expected = softmax(ExportedBackend(graph, release)(tested).logits)
+    exact = ExportedBackend(graph, release)
+    shift = bf16_logit_shift(exact, ExportedBackend(graph, release, precision="bf16"), fitting)
+    expected = softmax(exact(tested).logits)
 
     def moved(shift: np.ndarray | None) -> float:
         backend = ExportedBackend(graph, release, precision="bf16", logit_shift=shift)

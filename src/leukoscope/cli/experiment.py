@@ -19,7 +19,6 @@ from leukoscope.cli.options import (
     SubjectCsv,
     SubjectPattern,
     TrainDir,
-    computing_device,
     print_table,
 )
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on, framed, open_release
@@ -100,11 +99,12 @@ def evaluate(
         predictions_of_model,
         select_cells,
     )
+    from leukoscope.inference.backends import gpu_or_cpu
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation, write_evaluation
     from leukoscope.reports.release_tables import metrics_table, worst_first
 
-    device = computing_device("torch") if device == "auto" else device
+    device = gpu_or_cpu() if device == "auto" else device
 
     def opened(model: str | None) -> Classifier | None:
         if model is None or model.endswith(".parquet"):

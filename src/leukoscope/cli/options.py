@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,24 +143,10 @@ def shown_name(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-def computing_device(backend: str) -> str:
-    """This process's GPU where torch may compute on one; torch, slow to load, is imported only if a driver is found."""
-    if backend not in ("auto", "torch"):
-        return "cpu"
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
-        return "cpu"
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """A model with a backend ("" for the default) on a device ("auto" for a GPU if there is one)."""
-    from leukoscope.inference.predictor import Predictor, default_backend
+    from leukoscope.inference.predictor import Predictor
 
-    backend = backend or default_backend()
-    if device == "auto" and precision != "fast":
-        device = computing_device(backend)
     return Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
 
 

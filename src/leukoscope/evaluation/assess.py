@@ -301,12 +301,12 @@ def precision_block(folder: Path, pixels: np.ndarray, unseen: Mapping[str, Any] 
     release = read_release(folder)
     try:
         graph = kept_graph(release, OPENVINO)
-        shift = bf16_logit_shift(graph, release, evenly(pixels, SHIFT_CELLS))
+        exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
     except NoGraph as reason:
         # Published with the release, whose folder has another name on other machines.
         why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
         return {"default": F32, "not_measured": why}
-    exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16, logit_shift=shift)
+    fast.logit_shift = shift = bf16_logit_shift(exact, fast, evenly(pixels, SHIFT_CELLS))
     thresholds = Thresholds.from_metrics(release.metrics)
     changed: dict[str, int] = {}
     largest, done = 0.0, 0
@@ -355,10 +355,9 @@ def bf16_on_unseen(
     for folder, fold in folds:
         release, tested = read_release(folder), cells.rows(fold.cell_ids)
         graph = kept_graph(release, OPENVINO)
+        exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
         others = np.setdiff1d(every, tested)
-        shift = bf16_logit_shift(graph, release, cells.pixels[evenly(others, SHIFT_CELLS)])
-        exact = ExportedBackend(graph, release)
-        fast = ExportedBackend(graph, release, precision=BF16, logit_shift=shift)
+        fast.logit_shift = bf16_logit_shift(exact, fast, cells.pixels[evenly(others, SHIFT_CELLS)])
         parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for first in range(0, len(tested), BATCH):
             pixels = np.asarray(cells.pixels[tested[first : first + BATCH]])

@@ -117,7 +117,7 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
     if precision == FAST:
         return _open_fast(release, wanted, device)
     if device == AUTO:
-        device = gpu_or_cpu() if wanted in (AUTO, TORCH) else "cpu"
+        device = computing_device(wanted)
     if wanted == AUTO and device == "cpu":
         for name in PACKAGES:
             if find_spec(PACKAGES[name][0]):
@@ -150,6 +150,11 @@ def float32_backend(release: Release, cells: int) -> Backend:
         except NoGraph as reason:
             _log.warning("%s; torch is used", reason)
     return TorchBackend(release.network, release.preprocessing)
+
+
+def computing_device(backend: str) -> str:
+    """This process's GPU where torch may compute on one, else "cpu"."""
+    return gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
 
 
 def gpu_or_cpu() -> str:

@@ -95,6 +95,9 @@ class ExportedBackend:
             computed in bfloat16, the last linear layer in float32.
         logit_shift: (K,), added to the logits in bfloat16; see `bf16_logit_shift`.
 
+    Attributes:
+        logit_shift: (K,) as given, zeros without; may be set anew.
+
     Raises:
         NoGraph: a damaged graph, or bfloat16 of a network whose logits are not one linear layer of pooled features.
     """
@@ -108,11 +111,9 @@ class ExportedBackend:
         # (K, C) and (K,), there where one linear layer after average pooling makes the logits.
         head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else {}
         self._class_weights, self._class_biases = head.get("weights"), head.get("biases")
-        if precision == BF16:
-            if self._class_weights is None or self._class_biases is None:
-                raise NoGraph(f"{release.name}: its head is not one linear layer of pooled features; use float32")
-            if logit_shift is not None:
-                self._class_biases = self._class_biases + np.asarray(logit_shift, np.float32)
+        if precision == BF16 and (self._class_weights is None or self._class_biases is None):
+            raise NoGraph(f"{release.name}: its head is not one linear layer of pooled features; use float32")
+        self.logit_shift = np.asarray(0.0 if logit_shift is None else logit_shift, np.float32)
         # As many as torch would use.
         threads = os.environ.get("OMP_NUM_THREADS", "")
         wanted = int(threads) if threads.isdecimal() and int(threads) else usable_cores()
@@ -127,6 +128,7 @@ class ExportedBackend:
         logits, features = self._run(np.ascontiguousarray(pixels))
         if self.precision == BF16:
             logits = features.mean(axis=(2, 3)) @ self._class_weights.T + self._class_biases  # type: ignore[union-attr]
+            logits = logits + self.logit_shift
         if not explain:
             return NetworkOutput(logits)
         if self._class_weights is not None:
@@ -143,7 +145,7 @@ class ExportedBackend:
         return load_release(self._release.folder).network
 
 
-def bf16_logit_shift(graph: Path, release: ReleaseInfo, pixels: np.ndarray) -> np.ndarray:
+def bf16_logit_shift(exact: ExportedBackend, lower: ExportedBackend, pixels: np.ndarray) -> np.ndarray:
     """Compute by how much bfloat16 lowers a network's logits on average.
 
     Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
@@ -151,16 +153,12 @@ def bf16_logit_shift(graph: Path, release: ReleaseInfo, pixels: np.ndarray) -> n
     Nagel et al. 2019, arXiv:1906.04721).
 
     Args:
-        graph: folder of the release's OpenVINO graph.
+        exact, lower: the network in float32 and in bfloat16, without a shift.
         pixels: (N, S, S, 3) uint8, cells framed by the release; may be memory-mapped.
 
     Returns:
         (K,) mean difference, float32 less bfloat16.
-
-    Raises:
-        NoGraph: as `ExportedBackend`.
     """
-    exact, lower = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
     differences = []
     for first in range(0, len(pixels), _COMPARED):
         batch = np.asarray(pixels[first : first + _COMPARED])
@@ -333,7 +331,6 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
         from leukoscope.models.build import classifier_parameters
 
         biases = classifier_parameters(network)[1].detach().cpu().float().numpy()
-
         save_file({"weights": weights, "biases": biases}, folder / HEAD)
 
     ours = ExportedBackend(folder, release)(pixels, explain=True)
