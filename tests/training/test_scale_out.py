@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
@@ -183,3 +184,5 @@ if __name__ == "__main__":
     _result = _learn(_cells, 1)
     _process = os.environ["RANK"]
     _out.with_suffix(f".{_process}.json").write_text(json.dumps(_result))
+    # As the command does: a process that ends with the connection open is sometimes aborted by its own threads.
+    PartialState().destroy_process_group()
