@@ -32,7 +32,9 @@ def _leukoscope(turn: dict[str, Any]) -> System:
     from leukoscope.data.images import open_bytes
     from leukoscope.inference.predictor import Predictor
 
-    predictor = Predictor.from_pretrained(turn["release"], backend=turn["backend"])
+    predictor = Predictor.from_pretrained(
+        turn["release"], backend=turn["backend"], device=turn["device"], precision=turn["precision"]
+    )
 
     return System(
         one=lambda file: list(predictor(open_bytes(file, "cell")).probabilities.values()),
@@ -45,7 +47,7 @@ def _leukoscope(turn: dict[str, Any]) -> System:
 def _pipeline(turn: dict[str, Any]) -> System:
     from transformers import pipeline
 
-    pipe = pipeline("image-classification", model=turn["release"], device="cpu")
+    pipe = pipeline("image-classification", model=turn["release"], device=turn["device"])
     labels = _labels(turn)
 
     def one(file: bytes) -> list[float]:
@@ -69,7 +71,7 @@ def _timm(turn: dict[str, Any]) -> System:
         shares: list[list[float]] = []
         for first in range(0, len(pictures), batch_size):
             batch = torch.stack([transform(picture) for picture in pictures[first : first + batch_size]])
-            shares += network(batch).softmax(dim=1).tolist()
+            shares += network(batch.to(turn["device"])).softmax(dim=1).tolist()
         return shares
 
     return System(
@@ -87,7 +89,7 @@ def _grad_cam(turn: dict[str, Any]) -> System:
 
     def explained(file: bytes) -> tuple[np.ndarray, list[float]]:
         """The map of the most probable class; every other one would cost as much again."""
-        heat = cam(transform(Image.open(BytesIO(file)).convert("RGB"))[None], targets=None)
+        heat = cam(transform(Image.open(BytesIO(file)).convert("RGB"))[None].to(turn["device"]), targets=None)
         return heat, cam.outputs.detach().softmax(dim=1)[0].tolist()
 
     return System(one=lambda file: explained(file)[1], explained=explained)
@@ -98,7 +100,7 @@ def _plain_network(turn: dict[str, Any]) -> tuple[Any, Callable[[Image.Image], A
     import timm
     from timm.data import create_transform, resolve_data_config
 
-    network = timm.create_model(f"local-dir:{turn['release']}", pretrained=True).eval()
+    network = timm.create_model(f"local-dir:{turn['release']}", pretrained=True).eval().to(turn["device"])
     return network, create_transform(**resolve_data_config({}, model=network))
 
 

@@ -1,8 +1,8 @@
-"""What prior systems use: Keras's EfficientNetB3 and DenseNet121, asked as benchmarks/inference.py asks all others.
+"""What prior systems use: Keras's EfficientNetB3 and DenseNets, asked as benchmarks/inference.py asks all others.
 
 Runs under the Python of another environment, which has TensorFlow and Pillow but not Leukoscope:
 
-    python benchmarks/keras_example.py '{"network": "densenet121", "call": "predict", "image_size": 160, …}'
+    python benchmarks/keras_example.py '{"network": "DenseNet121", "call": "predict", "image_size": 160, …}'
 
 The weights are random, which costs as much time as any others.
 """
@@ -23,12 +23,6 @@ import tensorflow as tf
 from PIL import Image
 from timing import System, run_turn
 
-# EfficientNet's network scales and standardises by itself.
-_NETWORKS = {
-    "efficientnet_b3": (tf.keras.applications.EfficientNetB3, tf.keras.applications.efficientnet.preprocess_input),
-    "densenet121": (tf.keras.applications.DenseNet121, tf.keras.applications.densenet.preprocess_input),
-}
-
 
 def main() -> None:
     """Take the turn that the command line describes."""
@@ -39,9 +33,11 @@ def main() -> None:
 
 
 def _system(turn: dict[str, Any]) -> System:
-    make, scale = _NETWORKS[turn["network"]]
-    size = turn["image_size"]
-    network = make(weights=None, input_shape=(size, size, 3), classes=turn["classes"])
+    of_keras, size = tf.keras.applications, turn["image_size"]
+    network = getattr(of_keras, turn["network"])(weights=None, input_shape=(size, size, 3), classes=turn["classes"])
+    # EfficientNet's network scales and standardises by itself.
+    module = of_keras.densenet if turn["network"].startswith("DenseNet") else of_keras.efficientnet
+    scale = module.preprocess_input
 
     def framed(file: BytesIO | str) -> np.ndarray:
         picture = Image.open(file).convert("RGB")
