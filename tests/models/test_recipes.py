@@ -52,7 +52,7 @@ def expected_dropouts(recipe: Recipe) -> Iterator[float]:
         yield from (layer.dropout for layer in recipe.head.hidden if layer.dropout)
     elif recipe.drop_rate:
         # AlexNet and VGG drop before (after) each of their two dense layers.
-        yield from [recipe.drop_rate] * (2 if recipe.architecture in ("alexnet", "vgg16") else 1)
+        yield from [recipe.drop_rate] * (2 if recipe.architecture in ("alexnet", "vgg16_bn") else 1)
 
 
 def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tuple[Recipe, nn.Module]) -> None:

@@ -123,6 +123,7 @@ def test_c_alexnet_is_torchvisions_layer_by_layer() -> None:
 def test_c_vgg16_has_thirteen_convolutions_and_two_layers_of_4096() -> None:
     network = on_paper("prior_c_vgg16")
     assert sum(isinstance(m, nn.Conv2d) for m in network.features.modules()) == 13
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.features.modules()) == 13
     assert (network.pre_logits.fc1.out_channels, network.pre_logits.fc2.out_channels) == (4096, 4096)
 
 
