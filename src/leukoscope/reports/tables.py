@@ -69,8 +69,8 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         notes.append("Compare each row of C-NMC with the two at the foot, which need no network.")
     if any("folds" not in row["training"] for row in results):
         notes.append(
-            "Rows *of one split* are older: one training, tested on the few subjects that are named; they say little "
-            "about others."
+            "What is *of one split* is no result yet: one training, tested on the few subjects that are named; it says "
+            "little about others."
         )
     notes += _conclusion(measured)
     return f"{Table(columns, [*rows, *without_network], text_columns=len(columns))}\n\n{' '.join(notes)}"
@@ -99,10 +99,10 @@ def _set_up(row: Mapping[str, Any] | None) -> str:
     recipe, described = row["recipe"], get_recipe(row["claim"]["recipe"])
     start = row["training"]["start_weights"]
     parts = ["random start weights" if start.startswith("random") else start]
-    for key, unit in (("image_size", "px"), ("num_train_epochs", "epoch(s)")):
+    for key, unit in (("architecture", ""), ("image_size", " px"), ("num_train_epochs", " epoch(s)")):
         now, then = recipe.get(key, getattr(described, key)), getattr(described, key)
         if now != then:
-            parts.append(f"{now} {unit} instead of {then}")
+            parts.append(f"{now}{unit} instead of {then}")
     return "; ".join(parts)
 
 
@@ -168,10 +168,11 @@ def _measured(row: Mapping[str, Any] | None) -> str:
         shown.append(f"one-vs-rest {share(metrics['one_vs_rest_accuracy'])}")
     if row["protocol"] != RANDOM:
         shown.append(f"{metrics['subjects']} {unit}s")
+    reason = f"under-trained: {row['under_trained']}" if row.get("under_trained") else ""
     if "folds" not in row["training"]:
-        shown.append("*of one split*")
-    if reason := row.get("under_trained"):
-        return f"*under-trained: {reason} ({' · '.join(shown).replace('*', '')})*"
+        reason = "of one split, not cross-validated yet"
+    if reason:
+        return f"*{reason} ({' · '.join(shown).replace('*', '')})*"
     return " · ".join(shown)
 
 
