@@ -73,7 +73,11 @@ def _with_todays_libraries(adapted: list[str], image_size: int) -> None:
     if not hasattr(huggingface_hub, "Repository"):
         # Only imported: it would be used to push.
         huggingface_hub.Repository = None
-    datasets.load_dataset = _leaving_out(datasets.load_dataset, "trust_remote_code", "task", "cache_dir")
+    load = _leaving_out(datasets.load_dataset, "trust_remote_code", "task", "cache_dir")
+    # Older copies name a task, which renamed the column of labels.
+    datasets.load_dataset = lambda *args, **kwargs: (
+        load(*args, **kwargs).rename_column("label", "labels") if "task" in kwargs else load(*args, **kwargs)
+    )
     network = transformers.AutoModelForImageClassification
     network.from_pretrained = _leaving_out(network.from_pretrained, "from_tf")
     processor = transformers.AutoImageProcessor

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of
@@ -168,7 +168,7 @@ def _similar_hashes(ones: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.n
 
 def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Difference in grey levels and correlation of M pairs of (S, S, 3) pictures, where either shows a cell."""
-    cell = (ones.max(axis=3) > BACKGROUND_LEVEL) | (others.max(axis=3) > BACKGROUND_LEVEL)
+    cell = foreground(ones) | foreground(others)
     count = np.maximum(cell.sum(axis=(1, 2)), 1)
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -279,7 +279,7 @@ def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterato
     if np.ptp(small, axis=2).max() <= GREY_DISTANCE:
         yield "grey"
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if background == "black" and (border.max(axis=1) > BACKGROUND_LEVEL).mean() > BORDER_SHARE:
+    if background == "black" and foreground(border).mean() > BORDER_SHARE:
         yield "cut off"
 
 

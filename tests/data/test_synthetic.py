@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from leukoscope.data.registry import DATASETS
 from leukoscope.data.synthetic import PHANTOM_LABELS, PhantomCell, draw_cell, phantom_cells
 
 
@@ -227,6 +228,10 @@ def test_subjects_differ_in_colour_more_than_their_cells_do(cohort):
 def test_a_wrong_argument_is_named_with_its_fix(arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_cell(**{"label": "ALL", **arguments})
+
+
+def test_phantoms_have_the_classes_that_their_data_set_names():
+    assert DATASETS["phantoms"].labels == PHANTOM_LABELS
 
 
 @pytest.mark.parametrize("name", ["subjects_per_class", "cells_per_subject"])

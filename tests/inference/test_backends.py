@@ -304,6 +304,7 @@ def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(cache,
 import sys
 from leukoscope import Predictor
 predictor = Predictor.from_pretrained({str(tiny_release)!r}, backend="openvino")
+assert "scipy" not in sys.modules  # needed only for a picture that may be a smear
 prediction = predictor({str(tmp_path / "cell.png")!r}, explain=True)
 assert prediction.heatmaps
 heavy = {{"torch", "timm", "transformers", "datasets", "gradio", "sklearn", "pandas"}} & set(sys.modules)
@@ -311,6 +312,14 @@ assert not heavy, heavy
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_compiled_graph_is_kept_beside_the_graph(cache, tiny_release):
+    first, again = (Predictor.from_pretrained(tiny_release, backend="openvino") for _ in range(2))
+
+    assert list(kept_graph(read_release(tiny_release), "openvino").glob("*.blob"))
+    cell = draw_cell("ALL", subject=0, cell=0).image
+    assert first(cell).probabilities == again(cell).probabilities
 
 
 def test_maps_of_a_linear_head_are_the_weighted_channels():

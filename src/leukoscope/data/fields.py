@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -120,7 +120,7 @@ def looks_like_smear(image: Image.Image) -> bool:
     small = image.copy()
     small.thumbnail((256, 256))
     pixels = np.asarray(small)
-    black = float((pixels.max(axis=-1) <= BACKGROUND_LEVEL).mean())
+    black = float((~foreground(pixels)).mean())
     plasma = _plasma(pixels)
     if black >= 0.05 or _background_problem(pixels, plasma):
         return False

@@ -15,7 +15,6 @@ from typing import Literal
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
-from leukoscope.data.synthetic import PHANTOM_LABELS
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ DATASETS: dict[str, DatasetInfo] = {
         DatasetInfo(
             name="phantoms",
             title="Phantoms: synthetic cells drawn by Leukoscope",
-            labels=PHANTOM_LABELS,
+            labels=("ALL", "HEM"),
             positive_label="ALL",
             licence="Apache-2.0",
             citation="Synthetic cells drawn by Leukoscope; they show no patient.",

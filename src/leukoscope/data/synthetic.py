@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from leukoscope.data.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 
 Background = Literal["black", "smear"]
 Floats = NDArray[np.floating]  # float32 wherever a whole image is at stake: half the time of float64
@@ -582,7 +582,7 @@ def draw_field(
 
 
 def _radius(cell: NDArray[np.uint8]) -> float:
-    return float(np.sqrt((cell.max(axis=-1) > BACKGROUND_LEVEL).sum() / np.pi))
+    return float(np.sqrt((foreground(cell)).sum() / np.pi))
 
 
 def _places(
@@ -647,7 +647,7 @@ def _lay_cell(
     top, left = (round(at - len(cell) / 2) for at in place)
     rows, columns = (slice(max(0, at), min(n, at + len(cell))) for at, n in zip((top, left), labels.shape, strict=True))
     shown = cell[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    mask = ndimage.binary_fill_holes(shown.max(axis=-1) > BACKGROUND_LEVEL)
+    mask = ndimage.binary_fill_holes(foreground(shown))
     outside = ndimage.distance_transform_edt(~mask)
     fringe = np.clip((rim - outside) / 2 + 0.5, 0, 1)[..., None]
     patch = canvas[rows, columns]

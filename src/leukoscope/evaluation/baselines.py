@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 from leukoscope.data.images import cell_areas
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of, make_split
@@ -58,8 +58,8 @@ def log_areas(areas: np.ndarray) -> np.ndarray:
 
 
 def _black_features(cell: np.ndarray) -> dict[str, np.ndarray]:
-    foreground = cell[cell.max(axis=2) > BACKGROUND_LEVEL]
-    colour = foreground.mean(axis=0) if len(foreground) else np.zeros(3)
+    inside = cell[foreground(cell)]
+    colour = inside.mean(axis=0) if len(inside) else np.zeros(3)
     return {"size": log_areas(cell_areas([cell])), "mean colour": colour}
 
 

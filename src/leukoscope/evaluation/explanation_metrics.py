@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
@@ -341,7 +341,7 @@ def cell_masks(pixels: np.ndarray) -> np.ndarray:
     """
     from scipy.ndimage import binary_fill_holes
 
-    return np.stack([binary_fill_holes(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in pixels])
+    return np.stack([binary_fill_holes(foreground(cell)) for cell in pixels])
 
 
 def scale_bar_corner(size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +85,9 @@ def linear_head_maps(features: np.ndarray, class_weights: np.ndarray) -> np.ndar
     Returns:
         (B, K, h, w) float32, ≥ 0, as `explain_features` gives.
     """
-    batch, channels, height, width = features.shape
-    places = height * width
-    maps = (class_weights / places) @ features.reshape(batch, channels, places)
-    return np.maximum(maps, 0).reshape(batch, -1, height, width).astype(np.float32)
+    # Not `@`: the threads of numpy's matrix library stay busy afterwards, on the cores that the network needs next.
+    maps = np.einsum("kc,bchw->bkhw", class_weights / features[0, 0].size, features)
+    return np.maximum(maps, 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
     Returns:
         0–1; None for a map that is zero everywhere, and for a picture that is not mostly a cell on black.
     """
-    cell = pixels.max(axis=2) > BACKGROUND_LEVEL
+    cell = foreground(pixels)
     if float(heatmap.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
         return None
     return share_within(heatmap, cell)
@@ -196,7 +195,7 @@ def overlay(
     cover = Image.fromarray(np.rint(opacity * np.clip(2 * warmth, 0, 1) * 255).astype(np.uint8))
     drawn = image.convert("L").convert("RGB")
     drawn.paste(colours.convert("RGB"), (columns.start, rows.start), cover)
-    cell = np.asarray(image.convert("RGB")).max(axis=2) > BACKGROUND_LEVEL
+    cell = foreground(np.asarray(image.convert("RGB")))
     if cell.any() and (~cell).mean() >= BLACK_SHARE:
         mask = Image.fromarray(cell)
         width = 3 + 2 * (min(image.size) // 300)

@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
 from leukoscope.inference.backends import AUTO, Backend, open_backend
 from leukoscope.inference.gradcam import EvidenceScale, HeatMap, share_on_cell
@@ -233,6 +232,9 @@ class Predictor:
         if self.ood is not None:
             checks = Checks(ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
+                # Here, because scipy takes as long to import as a first prediction takes.
+                from leukoscope.data.fields import looks_like_smear
+
                 smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
         return _Framed(pixels, source, box, checks, upright if keep else None)
