@@ -187,8 +187,8 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
 
     def slow(release: ReleaseInfo, backend: str, folder: Path) -> None:
         theirs = folder.parents[1] / folder.parent.name.split(".")[1]
-        for made in (folder, theirs):
-            write_graph(release, backend, made)
+        write_graph(release, backend, folder)
+        shutil.copytree(folder, theirs)
         (theirs / "theirs").touch()
 
     monkeypatch.setattr("leukoscope.inference.graph.write_graph", slow)
@@ -198,7 +198,7 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
 
 
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
-    export_release(read_release(tiny_release), "openvino", tmp_path / "graph")
+    shutil.copytree(kept_graph(read_release(tiny_release), "openvino"), tmp_path / "graph")
     (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")
 
     with pytest.raises(LeukoscopeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -398,8 +399,13 @@ def test_batch_statistics_are_taken_anew_before_every_validation(
     assert batches and set(batches) == {12 // 4}
 
 
+# The compiler of C++ takes a minute: without -m slow, what was traced is computed by torch.
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "ema"])
-def test_a_compiled_network_learns_the_same_under_its_names(trainer_for: MakeTrainer, change: dict[str, Any]) -> None:
+def test_a_compiled_network_learns_the_same_under_its_names(
+    trainer_for: MakeTrainer, change: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it apart.
     recipe = replace(RECIPE, num_train_epochs=1, **change)
     networks, rows, answers = [], [], []
