@@ -4,8 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m pip install)
-# A worker for each core; a file's tests stay with one worker, which shares the releases and servers they use.
-PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# A worker for each core. Each begins with files of its own, whose tests share releases and servers; who is done takes
+# tests from the end of another's list, so that none waits for the longest file.
+PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
 .PHONY: help demo test test-slow quality style docs screenshots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -11,10 +12,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hub_server import WRITE_TOKEN, Hub, serving
+
+if TYPE_CHECKING:
+    from leukoscope.data.loading import LoadedCells
 
 # Offline by construction: a test that asks the Hub fails at once instead of waiting for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,6 +33,17 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     # Two that compile the same network would read each other's half-written libraries.
     own = f"torchinductor-{os.environ['PYTEST_XDIST_WORKER']}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / own))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of later garbage collections what collecting the tests imported, which stays: they are much shorter."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """What is frozen at its end, an extension module would report as leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -44,24 +60,47 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it."""
+    """A densenet121 ALL/HEM release at 96 px with random weights (seed 0), as training would save it.
+
+    Of each of its four blocks it has two layers: computed, exported and copied many times as fast as with all 58.
+    """
     import torch
 
     from leukoscope.data.preprocessing import Preprocessing
-    from leukoscope.models.build import build_network
+    from leukoscope.models.build import build_network, model_args
     from leukoscope.models.recipes import get_recipe
     from leukoscope.models.release import save_release
 
     torch.manual_seed(0)
-    recipe = get_recipe("densenet121")
+    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
     return save_release(
         tmp_path_factory.mktemp("release") / "tiny",
         build_network(recipe, 2),
         architecture=recipe.architecture,
+        model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(96, 350 / 450),
         metrics={"schema_version": 2, "labels": ["ALL", "HEM"]},
     )
+
+
+@pytest.fixture(scope="session")
+def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny release with an OOD detector fitted on 60 phantoms of six subjects."""
+    import numpy as np
+    from PIL import Image
+
+    from leukoscope.data.synthetic import phantom_cells
+    from leukoscope.inference.ood import fit_detector, picture_statistics
+    from leukoscope.models.release_files import OOD, read_release
+
+    folder = tmp_path_factory.mktemp("watched") / "tiny"
+    shutil.copytree(tiny_release, folder)
+    frame = read_release(folder).preprocessing.frame
+    phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
+    statistics = np.stack([picture_statistics(frame(Image.fromarray(phantom.image))) for phantom in phantoms])
+    fit_detector(statistics, [phantom.subject for phantom in phantoms])[0].save(folder / OOD)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +124,23 @@ def vit_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing=Preprocessing(64, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
         metrics={"schema_version": 2, "labels": ["ALL", "HEM"], "recipe": {"name": recipe.name}},
     )
+
+
+@pytest.fixture(scope="session")
+def phantom_data() -> LoadedCells:
+    """All phantoms at 64 px, which take seconds to draw; for reading only."""
+    from leukoscope.data.loading import load_cells
+
+    return load_cells("phantoms", image_size=64)
+
+
+@pytest.fixture
+def kept_graphs(tmp_path_factory: pytest.TempPathFactory, cache_in_tmp: pytest.MonkeyPatch) -> Path:
+    """The cache of all tests that ask for it, of every worker: each embedded release's graph is made once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kept-graphs"
+    cache_in_tmp.setenv("LEUKOSCOPE_CACHE", str(folder))
+    return folder
 
 
 NPM_PACKAGES = ("@huggingface/transformers@4.3.1", "onnxruntime-web@1.30.0")
@@ -138,9 +194,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoded cells of a test never reach the user's cache."""
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+def cache_in_tmp(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Decoded cells of a test never reach the user's cache, not even after its `monkeypatch.undo()`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "leukoscope-cache"))
+        yield patch
 
 
 @pytest.fixture

@@ -12,6 +12,12 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import stream_cells
 
 
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits five seconds after each stream of Parquet, for threads that would disturb a process's end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 def _published(folder: Path, labels: list[str], label: datasets.ClassLabel | datasets.Value) -> str:
     pictures = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(len(labels))]
     rows = datasets.Dataset.from_dict({"image": pictures, "label": labels, "subject": labels})

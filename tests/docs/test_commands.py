@@ -34,6 +34,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = "# not run by the tests: "
 ADDED = ("# into ", "# a new file, ")  # pieces of a walk-through: test_walkthroughs.py puts them where they belong
 TINY = "--image_size 32 --num_train_epochs 1 --max_train_samples 32 --max_eval_samples 16 --mixed_precision no"
+TINY_ARGUMENTS = "image_size=32, num_train_epochs=1, max_train_samples=32, max_eval_samples=16, mixed_precision='no'"
 TRAINING_FLAGS = {
     f"--{field.name}" for group in (DataArguments, ModelArguments, RunArguments) for field in fields(group)
 }
@@ -189,6 +190,8 @@ def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Pat
             script = block.text.replace("owner/", f"{USER}/")
             if block.language == "sh":
                 script = "\n".join(map(_tiny, script.replace("\\\n", " ").splitlines()))
+            else:
+                script = script.replace("lk.train(", f"lk.train({TINY_ARGUMENTS}, ")
             command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
             done = subprocess.run(
                 [*command, script], cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS

@@ -25,7 +25,7 @@ from leukoscope.evaluation.ood_metrics import healthy_outcomes
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models import release as release_module
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import PREDICTIONS, write_json
@@ -48,14 +48,15 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
 def made_release(tmp_path: Path, cells: FramedCells) -> Path:
     """What a protocol leaves: untrained weights, and overconfident out-of-fold predictions, 8 in 10 of them right."""
     torch.manual_seed(0)
-    network, data = build_network(get_recipe("densenet121"), 2), cells.data
+    recipe, data = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2)), cells.data
     predictions = _predictions(cells)
     folds = [sorted(set(predictions.subjects))[first::2] for first in (0, 1)]
     metrics = _metrics(cells, predictions, folds)
     folder = save_release(
         tmp_path / "made",
-        network,
+        build_network(recipe, 2),
         architecture="densenet121",
+        model_args=model_args(recipe),
         labels=data.info.labels,
         preprocessing=Preprocessing(SIZE, 350 / 450),
         metrics=metrics,

@@ -29,11 +29,11 @@ def pixels_of(real_data: Path, every: int) -> np.ndarray:
     return np.stack([frame(open_image(file)) for file in files])
 
 
-def test_what_bf16_changes_on_real_cells_is_counted(real_data, monkeypatch, capsys):
+def test_what_bf16_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.001)
     if not computes_bf16():
         pytest.skip("needs a processor with bfloat16")
-    block = precision_block(RELEASE, pixels_of(real_data, 97))
+    block = precision_block(RELEASE, pixels_of(real_data, 291))
 
     assert set(block["changed"]) == {"label", "outcome", "sensitivity_95", "specificity_95", "youden"}
     assert "comparing bfloat16 with float32: " in capsys.readouterr().err
@@ -42,10 +42,10 @@ def test_what_bf16_changes_on_real_cells_is_counted(real_data, monkeypatch, caps
     assert block["default"] == ("f32" if any(block["changed"].values()) or block["largest_move"] >= 0.02 else "bf16")
 
 
-def test_the_logit_shift_takes_back_most_of_what_bf16_moves(real_data):
+def test_the_logit_shift_takes_back_most_of_what_bf16_moves(real_data, kept_graphs):
     if not computes_bf16():
         pytest.skip("needs a processor with bfloat16")
-    release, pixels = read_release(RELEASE), pixels_of(real_data, 71)
+    release, pixels = read_release(RELEASE), pixels_of(real_data, 213)
     graph = kept_graph(release, "openvino")
     fitting, tested = pixels[::2], pixels[1::2]
     exact = ExportedBackend(graph, release)
@@ -59,10 +59,10 @@ def test_the_logit_shift_takes_back_most_of_what_bf16_moves(real_data):
     assert moved(shift) < moved(None) / 2
 
 
-def test_on_unseen_subjects_both_ways_are_measured_and_compared(real_data):
+def test_on_unseen_subjects_both_ways_are_measured_and_compared(real_data, kept_graphs):
     if not computes_bf16():
         pytest.skip("needs a processor with bfloat16")
-    release, pixels = read_release(RELEASE), pixels_of(real_data, 97)
+    release, pixels = read_release(RELEASE), pixels_of(real_data, 291)
     count = len(pixels)
     exact = softmax(ExportedBackend(kept_graph(release, "openvino"), release)(pixels).logits)
     ids = tuple(f"cell-{n}" for n in range(count))
@@ -90,7 +90,9 @@ def test_bf16_is_the_default_only_where_it_loses_nothing(low, high, changed, exp
     assert bf16_loses_nothing(measured) is expected
 
 
-def test_fast_is_what_the_user_asks_for_and_refused_where_it_was_not_measured(tiny_release, tmp_path, monkeypatch):
+def test_fast_is_what_the_user_asks_for_and_refused_where_it_was_not_measured(
+    tiny_release, kept_graphs, tmp_path, monkeypatch
+):
     release = tmp_path / "release"
     shutil.copytree(tiny_release, release)
     (release / METRICS).write_text(json.dumps({"precision": {"default": "f32", "logit_shift": [0.5, -0.5]}}))
@@ -133,7 +135,7 @@ def test_a_release_without_a_graph_measures_nothing(tiny_release, monkeypatch):
 
 
 @pytest.mark.parametrize("default", ["f32", "bf16"])
-def test_a_release_is_computed_as_it_was_measured(tiny_release, tmp_path, default):
+def test_a_release_is_computed_as_it_was_measured(tiny_release, kept_graphs, tmp_path, default):
     if not computes_bf16():
         pytest.skip("needs a processor with bfloat16")
     release = tmp_path / "release"
@@ -149,7 +151,7 @@ def test_a_release_is_computed_as_it_was_measured(tiny_release, tmp_path, defaul
     assert (apart > 1e-4) == (default == "bf16")
 
 
-def test_a_processor_without_it_computes_in_float32(tiny_release, tmp_path, monkeypatch):
+def test_a_processor_without_it_computes_in_float32(tiny_release, kept_graphs, tmp_path, monkeypatch):
     release = tmp_path / "release"
     shutil.copytree(tiny_release, release)
     (release / METRICS).write_text(json.dumps({"precision": {"default": "bf16"}}))

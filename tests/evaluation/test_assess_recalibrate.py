@@ -18,7 +18,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import phantom_cells
 from leukoscope.evaluation.assess import _about, predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import OOD
@@ -40,6 +40,7 @@ def _laboratory(folder: Path, *, subjects: int, cells: int, labels: tuple[str, s
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained release whose metrics say that it was trained elsewhere."""
     torch.manual_seed(0)
+    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
     metrics = {
         "schema_version": 2,
         "positive_label": "ALL",
@@ -50,8 +51,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     return save_release(
         tmp_path_factory.mktemp("released") / "released",
-        build_network(get_recipe("densenet121"), 2),
+        build_network(recipe, 2),
         architecture="densenet121",
+        model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(SIZE, 350 / 450),
         metrics=metrics,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from leukoscope import progress
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.metrics import CellPredictions
@@ -18,8 +18,8 @@ from leukoscope.models.release import load_release
 
 
 @pytest.fixture(scope="module")
-def cells(tiny_release: Path) -> FramedCells:
-    return frame_cells(load_cells("phantoms"), load_release(tiny_release).preprocessing, keep=False)
+def cells(tiny_release: Path, phantom_data: LoadedCells) -> FramedCells:
+    return frame_cells(phantom_data, load_release(tiny_release).preprocessing, keep=False)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,10 @@ def test_it_compares_one_view_with_the_average_of_all_on_the_test_cells_of_each_
     tiny_release: Path,
     cells: FramedCells,
     folds: list[CellPredictions],
-    tmp_path: Path,
+    kept_graphs: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     monkeypatch.setattr(progress, "EVERY", 0.001)
     found = tta_gain([(tiny_release, fold) for fold in folds], cells)
     assert "test-time augmentation, fold 2 of 2: " in capsys.readouterr().err
@@ -78,9 +77,7 @@ def test_of_many_cells_a_sample_is_predicted(
     tiny_release: Path,
     cells: FramedCells,
     folds: list[CellPredictions],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kept_graphs: Path,
 ) -> None:
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     found = tta_gain([(tiny_release, fold) for fold in folds], cells, sample=18)
     assert found["cells"] == found["agreeing_cells"]["cells"] + found["disagreeing_cells"]["cells"] == 18

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from datasets import DatasetDict
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.baselines import (
@@ -86,8 +89,8 @@ def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing(
     assert predictions.predicted.tolist() == [1, 0]
 
 
-def test_the_folds_are_those_of_a_network() -> None:
-    data = load_cells("phantoms", image_size=32)
+def test_the_folds_are_those_of_a_network(phantom_data: LoadedCells) -> None:
+    data = phantom_data
     assert split_unit(data) == "subject"
     splits = cross_validation(data)
     wanted = [make_split(data, "subject-cv", fold=k, validation=False) for k in range(5)]
@@ -95,10 +98,10 @@ def test_the_folds_are_those_of_a_network() -> None:
     assert sorted(cell for split in splits for cell in split.test) == sorted(data.train["cell_id"])
 
 
-def test_a_class_of_one_subject_cannot_be_cross_validated() -> None:
-    data = load_cells("phantoms", image_size=32)
-    one = [i for i, subject in enumerate(data.train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
-    data.cells["train"] = data.train.select(one)
+def test_a_class_of_one_subject_cannot_be_cross_validated(phantom_data: LoadedCells) -> None:
+    train = phantom_data.train
+    one = [i for i, subject in enumerate(train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
+    data = replace(phantom_data, cells=DatasetDict(train=train.select(one)))
     with pytest.raises(LeukoscopeError, match=r"class HEM has 1 subject\(s\); two or more are needed"):
         cross_validation(data)
 

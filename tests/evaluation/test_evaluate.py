@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
@@ -29,8 +29,8 @@ from leukoscope.models.release_files import write_json
 
 
 @pytest.fixture(scope="module")
-def phantoms() -> LoadedCells:
-    return load_cells("phantoms", image_size=48)
+def phantoms(phantom_data) -> LoadedCells:
+    return phantom_data
 
 
 @pytest.fixture(scope="module")

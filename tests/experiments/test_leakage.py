@@ -20,8 +20,8 @@ from leukoscope.training.config import parse_config
 
 
 @pytest.fixture(scope="module")
-def phantoms() -> LoadedCells:
-    return load_cells("phantoms", image_size=32)
+def phantoms(phantom_data: LoadedCells) -> LoadedCells:
+    return phantom_data
 
 
 def _labels(data: LoadedCells) -> dict[str, int]:

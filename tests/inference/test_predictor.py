@@ -18,11 +18,10 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
-from leukoscope.data.synthetic import draw_cell, draw_field, phantom_cells
+from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
-from leukoscope.models.release_files import OOD, read_release
+from leukoscope.models.release_files import OOD
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -272,18 +271,6 @@ def test_an_impossible_device_is_refused(tiny_release, device):
 
 
 # What is decided
-
-
-@pytest.fixture(scope="module")
-def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny release with an OOD detector fitted on 60 phantoms of six subjects."""
-    folder = tmp_path_factory.mktemp("watched") / "tiny"
-    shutil.copytree(tiny_release, folder)
-    frame = read_release(folder).preprocessing.frame
-    phantoms = list(phantom_cells(subjects_per_class=3, cells_per_subject=10))
-    statistics = np.stack([picture_statistics(frame(Image.fromarray(phantom.image))) for phantom in phantoms])
-    fit_detector(statistics, [phantom.subject for phantom in phantoms])[0].save(folder / OOD)
-    return folder
 
 
 @pytest.fixture

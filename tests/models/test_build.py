@@ -235,7 +235,7 @@ def test_from_scratch_changes_nothing_and_asks_no_network(network: nn.Module, re
 def test_an_unreachable_hub_ends_in_one_clear_message_at_once(network: nn.Module, recipe: Recipe) -> None:
     started = time.monotonic()
     message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (")
     assert message.endswith(
         "; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
 from leukoscope.models.release_files import read_release
@@ -123,7 +123,7 @@ def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample
 @pytest.mark.skipif(not EMBEDDED, reason="no release lies in model_card/ yet")
 @pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
 def test_embedded_releases_give_one_answer_on_real_cells(release, sample_cells):
-    assert_one_answer(release, sample_cells)
+    assert_one_answer(release, sample_cells[::3])
 
 
 def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, tmp_path):
@@ -279,7 +279,7 @@ def test_arguments_that_read_files_or_build_any_size_are_refused(copy, argument)
 
 
 def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(copy):
-    change_config(copy, architecture="vit_giant_patch14_dinov2")
+    change_config(copy, architecture="vit_giant_patch14_dinov2", model_args={})
     started = time.perf_counter()
     message = refusal(copy)
     assert "vit_giant_patch14_dinov2 has 1," in message and "restore both from one release" in message
@@ -331,7 +331,7 @@ def test_a_config_of_another_head_is_named(copy):
 
 
 def test_weights_of_another_architecture_are_named(copy):
-    change_config(copy, architecture="densenet169")
+    change_config(copy, architecture="densenet169", model_args={})
 
     assert refusal(copy).startswith(f"{copy / 'model.safetensors'}: not the weights of densenet169 with 2 labels (")
 
@@ -421,7 +421,8 @@ def save_tiny(directory: Path, **changes: object) -> Path:
         "metrics": {},
         **changes,
     }
-    return save_release(directory, build_network(get_recipe("densenet121"), 2), **arguments)
+    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
+    return save_release(directory, build_network(recipe, 2), model_args=model_args(recipe), **arguments)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -456,33 +457,19 @@ def test_metrics_that_cannot_be_written_leave_the_older_release_alone(copy):
     assert content(copy.parent) == before
 
 
-SAVE_ON_A_FULL_DISK = """
-import resource, signal, sys
-from leukoscope import LeukoscopeError
-from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.models.build import build_network
-from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import save_release
-
-network = build_network(get_recipe("densenet121"), 2)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-how = {"architecture": "densenet121", "labels": ("ALL", "HEM"), "preprocessing": Preprocessing(96, 1.0), "metrics": {}}
-try:
-    save_release(sys.argv[1], network, **how)
-except LeukoscopeError as error:
-    print(error)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes, which makes writes fail")
 def test_a_full_disk_leaves_the_older_release_alone(copy):
-    before = content(copy.parent)
+    import resource
 
-    done = subprocess.run([sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(copy)], capture_output=True, text=True)
+    before, limits = content(copy.parent), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(LeukoscopeError) as error:
+            save_tiny(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    assert done.returncode == 0, done.stderr[-800:]
-    assert done.stdout.startswith(f"{copy}: the release cannot be written there (")
+    assert str(error.value).startswith(f"{copy}: the release cannot be written there (")
     assert content(copy.parent) == before
 
 

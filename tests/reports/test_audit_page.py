@@ -9,7 +9,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.audit import audit_cells, published_subjects, scan_cells
-from leukoscope.data.loading import load_cells
+from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.reports.audit_page import areas_figure, cells_figure, copy_rows, write_audit_page
 
@@ -49,8 +49,8 @@ def test_a_page_shows_the_findings_and_their_pictures(cells: Path, tmp_path: Pat
     assert "fold_1 ALL: 0 cells here, 2,418 published" in text
 
 
-def test_a_page_without_findings_says_so(tmp_path: Path) -> None:
-    seen = scan_cells(load_cells("phantoms", image_size=64))
+def test_a_page_without_findings_says_so(tmp_path: Path, phantom_data: LoadedCells) -> None:
+    seen = scan_cells(phantom_data)
     findings = audit_cells(seen)
     text = write_audit_page(tmp_path / "audit.html", findings, seen).read_text()
     assert "Nothing was found that would inflate metrics on splits by subject." in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from leukoscope.data.splits import Split, make_split
 from leukoscope.data.synthetic import draw_cell
 
 
-@pytest.fixture
-def own_cells(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of small phantoms: 8 subjects a class, 2 cells each, `<class>/<subject>_<n>.png`."""
-    root = tmp_path / "cells"
+    root = tmp_path_factory.mktemp("drawn") / "cells"
     for label in ("ALL", "HEM"):
         (root / label).mkdir(parents=True)
         for subject in range(8):
@@ -25,6 +26,12 @@ def own_cells(tmp_path: Path) -> Path:
                 image = draw_cell(label, subject=subject, cell=cell, size=32).image
                 Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
     return root
+
+
+@pytest.fixture
+def own_cells(drawn_cells: Path, tmp_path: Path) -> Path:
+    """A copy of `drawn_cells`, free to be changed."""
+    return shutil.copytree(drawn_cells, tmp_path / "cells")
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,15 +69,19 @@ def test_a_damaged_cell_met_by_the_loader_ends_in_one_line(own_cells: Path) -> N
     assert "\n" not in str(refused.value)
 
 
-def test_waiting_is_what_batches_take_to_come_and_to_be_augmented(own_cells: Path) -> None:
+def test_waiting_is_what_batches_take_to_come_and_to_be_augmented(
+    own_cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("leukoscope.training.data.time", SimpleNamespace(perf_counter=lambda: now[0]))
     cells = frame_cells(load_cells("imagefolder", str(own_cells)), PREPROCESSING)
     rows = _rows(cells)
 
     def loader() -> Iterator[Batch]:
         for number in range(3):
-            time.sleep(0.05)
+            now[0] += 0.05
             yield rows.__getitems__([number, number + 1])
-        time.sleep(0.05)
+        now[0] += 0.05
 
     waited: list[float] = []
     for shown, labels, numbers in ready_batches(loader(), rows.inputs, torch.device("cpu"), 2, waited.append):
@@ -85,6 +89,5 @@ def test_waiting_is_what_batches_take_to_come_and_to_be_augmented(own_cells: Pat
         assert torch.equal(shown, expected)
         assert shown.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(labels.numpy(), cells.labels[numbers.numpy()])
-        time.sleep(0.2)
-    assert len(waited) == 4
-    assert all(0.05 <= seconds < 0.15 for seconds in waited[1:]), "the network's own time is none of it"
+        now[0] += 0.2
+    assert waited == pytest.approx([0.05] * 4), "the network's own time is none of it"

@@ -148,7 +148,7 @@ def test_trackio_keeps_the_metrics_on_this_machine_and_works_offline(tmp_path: P
     environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_TOKEN": "hf_" + "a" * 34}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(leukoscope.__file__).parents[1]), *sys.path])
     command = [sys.executable, "-c", TRACKED, __file__, str(tmp_path / "runs" / "mine")]
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    subprocess.run(command, env=environment, check=True, timeout=300)
     # How trackio lays out its database is its own affair; what it was told must be in there.
     kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").glob("leukoscope*"))
     assert all(name in kept for name in (b"runs/mine", b"train_loss", b"test_accuracy", b"resolved_recipe.image_size"))
@@ -232,7 +232,7 @@ def test_a_space_that_trackio_makes_is_private_unless_the_flag_says_otherwise(tm
         environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(leukoscope.__file__).parents[1]), *sys.path])
         command = [sys.executable, "-c", SENT, __file__, str(tmp_path / "run"), *BOARD, *["--trackio_public"] * public]
-        done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
         made = {name: repository.private for name, repository in hub.storage.repositories.items()}
     assert made == {"spaces/lab/board": not public, "buckets/lab/board-bucket": not public}
     assert set(json.loads(done.stdout.rpartition("asked: ")[2])) <= {"lab-board.hf.space"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16
 def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
     trainer_for: MakeTrainer, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(get_recipe("densenet121"), image_size=32, train_batch_size=8, drop_rate=0.0, sampling="cells")
+    small = {"block_config": (2, 2, 2, 2), "image_size": 32, "train_batch_size": 8}
+    recipe = replace(get_recipe("densenet121"), **small, drop_rate=0.0, sampling="cells")
     trainer, batches = trainer_for(recipe, split="all"), []
     augmented = Augmenter.__call__
 
@@ -161,8 +163,9 @@ def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
 
 def test_early_layers_that_are_frozen_record_no_gradients(trainer_for: MakeTrainer) -> None:
     early = get_recipe("densenet201").frozen
-    recipe = replace(get_recipe("densenet121"), frozen=early, image_size=32, train_batch_size=8, num_train_epochs=1)
-    trainer, network = trainer_for(recipe, split="all"), build_network(get_recipe("densenet121"), 2)
+    small = {"block_config": (2, 2, 2, 2), "image_size": 32, "train_batch_size": 8}
+    recipe = replace(get_recipe("densenet121"), **small, frozen=early, num_train_epochs=1)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
     seen: list[tuple[bool, bool]] = []
     last = network.get_submodule("features.transition2")
     last.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
@@ -396,8 +399,13 @@ def test_batch_statistics_are_taken_anew_before_every_validation(
     assert batches and set(batches) == {12 // 4}
 
 
+# The compiler of C++ takes a minute: without -m slow, what was traced is computed by torch.
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", [{}, {"ema_decay": 0.9, "frozen": ("backbone.conv1",)}], ids=["plain", "ema"])
-def test_a_compiled_network_learns_the_same_under_its_names(trainer_for: MakeTrainer, change: dict[str, Any]) -> None:
+def test_a_compiled_network_learns_the_same_under_its_names(
+    trainer_for: MakeTrainer, change: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     # Compiled arithmetic rounds differently, and every step carries that on: one epoch is enough to tell it apart.
     recipe = replace(RECIPE, num_train_epochs=1, **change)
     networks, rows, answers = [], [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -52,7 +54,7 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
     load = models._load
 
     def slow_load(name: str) -> Any:
-        arrived.wait(60)
+        arrived.wait(300)
         return load("tiny")
 
     monkeypatch.setattr(models, "_load", slow_load)
@@ -61,7 +63,7 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
         slow = [pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)]
         slow += [pool.submit(models.predict, f"slow/{number}", [picture]) for number in range(PREDICTIONS_AT_ONCE)]
         try:
-            (prediction,) = pool.submit(models.predict, "tiny", [picture]).result(timeout=60)
+            (prediction,) = pool.submit(models.predict, "tiny", [picture]).result(timeout=300)
         finally:
             arrived.set()
     assert prediction.most_probable in ("ALL", "HEM")
@@ -90,13 +92,12 @@ def test_two_predictions_are_computed_at_a_time() -> None:
 def test_a_hub_model_too_large_for_a_visitor_is_not_downloaded(
     hub: Hub, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.storage.create("owner/tiny", private=False)
-    repository = hub.repository("owner/tiny")
-    files = {path.name: hub.storage.keep(path.read_bytes(), large=False) for path in tiny_release.iterdir()}
-    repository.branches["main"] = repository.add(files, "a release", repository.branches["main"]).oid
+    heavy = shutil.copytree(tiny_release, tmp_path / "heavy")
+    (heavy / "metrics.json").write_text(json.dumps({"schema_version": 2, "notes": "x" * 3 * 2**20}))
+    publish(hub, "owner/tiny", heavy)
     monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOAD", 2**20)
     with pytest.raises(
-        LeukoscopeError, match=r"^owner/tiny: holds 13 MB, more than the 1 MB downloaded for a visitor; run"
+        LeukoscopeError, match=r"^owner/tiny: holds 3 MB, more than the 1 MB downloaded for a visitor; run"
     ):
         ModelCache({}).predictor("owner/tiny")
     assert not (tmp_path / "hub-cache").exists()
@@ -118,7 +119,8 @@ def test_what_visitors_had_downloaded_leaves_the_disk_but_not_what_lay_there_bef
         publish(hub, name, tiny_release)
     ModelCache({}, ["owner/mine"]).predictor("owner/mine")
     models = ModelCache({}, capacity=1)
-    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", 30 * 2**20)
+    one = sum(path.stat().st_size for path in tiny_release.iterdir())
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", int(2.5 * one))
     for name in names:
         assert models.predictor(name).labels == ("ALL", "HEM")
     assert [cached_repository(name).exists() for name in names] == [True, False, True, True]
