@@ -28,6 +28,7 @@ from leukoscope.files import atomic_folder, remedy, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.reports.formatting import rendered
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
@@ -130,15 +131,6 @@ def _space_folder(out: Path) -> Iterator[Path]:
         ) from None
 
 
-def _rendered(template: Path, **values: object) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=template.suffix == ".html"
-    )
-    return environment.from_string(template.read_text()).render(notice=RESEARCH_NOTICE, **values)
-
-
 def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:
     """Write the folder of a Space that runs the demo, completely or not at all.
 
@@ -157,7 +149,7 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
             shutil.copyfile(resource_file(name), folder / name)
         (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
         (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(), gpu=gpu))
-        page = _rendered(
+        page = rendered(
             resource_file("model_card/space.md"),
             title=title,
             sdk_version=version("gradio"),
@@ -290,15 +282,16 @@ def write_static_space(
         megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
-        (folder / PAGE).write_text(_rendered(here / "static_space.html", **page))
-        about = {
-            "title": title,
-            "model": name,
-            "hub_id": hub_id,
-            "revision": release.revision,
-            "runtime": ONNXRUNTIME_WEB,
-        }
-        (folder / "README.md").write_text(_rendered(here / "static_space.md", **about))
+        (folder / PAGE).write_text(rendered(here / "static_space.html", **page))
+        readme = rendered(
+            here / "static_space.md",
+            title=title,
+            model=name,
+            hub_id=hub_id,
+            revision=release.revision,
+            runtime=ONNXRUNTIME_WEB,
+        )
+        (folder / "README.md").write_text(readme)
     return out
 
 

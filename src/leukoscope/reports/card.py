@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
 from leukoscope.evaluation.metrics import CellPredictions
@@ -22,6 +22,7 @@ from leukoscope.evaluation.plots import (
     subject_strip,
 )
 from leukoscope.files import resource_file, write_atomic
+from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "model_card/template.md"
-_FILTERS = ("count", "minutes", "pooling", "share", "span", "with_interval")
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # The alt text of each plot of the card, in the order of the card.
 SHOWN = {
@@ -83,9 +83,12 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
     name = hub_id.split("/")[-1] or folder_name(release)
-    body = render_text(
-        TEMPLATE,
-        **metrics | {"notice": RESEARCH_NOTICE},
+    # `ModelCard.from_template` alone would leave out without a word what metrics.json lacks. It gets the text as a
+    # value: rendered as a template, what stands in a release's metrics.json could run code.
+    body = formatting.rendered(
+        resource_file(TEMPLATE),
+        **{key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")},
+        **{key: value for key, value in metrics.items() if key != "notice"},
         metrics=metrics,
         name=name,
         hub_id=hub_id,
@@ -95,6 +98,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         tested=detailed_evaluation(metrics),
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
         own_code=needs_code(config),
+        has_map="heat_maps" in metrics or not (release / WEIGHTS).is_file() or _gives_map(release),
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
@@ -103,22 +107,15 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def render_text(template: str, **values: Any) -> str:
-    """Render the text of a card, without its front matter.
+def _gives_map(release: Path) -> bool:
+    """Whether a release's network has a Grad-CAM map, as a vision transformer has not."""
+    import torch
 
-    `ModelCard.from_template` alone would leave out without a word what metrics.json lacks; StrictUndefined does not. It
-    gets the text as a value: rendered as a template, what stands in a release's metrics.json could run code.
-
-    Args:
-        template: its path among the files that come with Leukoscope.
-        values: by their names in the template.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
-    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    return environment.from_string(resource_file(template).read_text()).render(**values)
+    loaded = load_release(release)
+    side = loaded.preprocessing.image_size
+    with torch.inference_mode():
+        features = loaded.network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    return is_map_of_channels(loaded.network, features)
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:

@@ -33,7 +33,7 @@ from leukoscope.evaluation.patients import measure_patient_rule
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip
 from leukoscope.files import write_atomic
 from leukoscope.models.release_files import write_json
-from leukoscope.reports.formatting import Table, count, fraction, metric_name, share, span
+from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
 from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
 
 if TYPE_CHECKING:
@@ -116,12 +116,8 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     Raises:
         OSError: the file cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Path(__file__).with_name("page.html").read_text()
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    shown = page.render(title=title, lead=lead, sections=sections, notice=RESEARCH_NOTICE, version=__version__)
-    return write_atomic(path, shown)
+    template = Path(__file__).with_name("page.html")
+    return write_atomic(path, rendered(template, title=title, lead=lead, sections=sections))
 
 
 def build_evaluation(
