@@ -237,14 +237,21 @@ class ScannedCells:
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
     """Open every image once."""
-    rows = ScannedCells(data, ()).rows
+    from PIL.Image import Resampling
+
+    rows, background = ScannedCells(data, ()).rows, data.info.background
     ids = rows["cell_id"][:]
 
     def scan(row: int) -> CellScan | str:
         try:
-            return _scan(open_cell(rows[row]), data.info.background)
+            image = open_cell(rows[row])
         except UnreadableImage as error:
             return str(error)
+        small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
+        features = {name: values[0] for name, values in trivial_features([small], background).items()}
+        area = float(cell_areas([small])[0]) if background == "black" else None
+        oddities = tuple(_oddities(np.asarray(image), small, background))
+        return CellScan(picture_key(image), image.size, features, area, oddities)
 
     scans, problems = [], {}
     with ThreadPoolExecutor() as pool:
@@ -259,16 +266,6 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
 def open_cell(row: Mapping[str, Any]) -> Image:
     """Open the image of one of `ScannedCells.rows`."""
     return open_encoded(row["image"], row["cell_id"])
-
-
-def _scan(image: Image, background: Any) -> CellScan:
-    from PIL.Image import Resampling
-
-    small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
-    features = {name: values[0] for name, values in trivial_features([small], background).items()}
-    area = float(cell_areas([small])[0]) if background == "black" else None
-    oddities = tuple(_oddities(np.asarray(image), small, background))
-    return CellScan(picture_key(image), image.size, features, area, oddities)
 
 
 def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_folder, remedy, resource_file
+from leukoscope.files import atomic_folder, disk_errors, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
@@ -119,16 +119,10 @@ def _space_folder(out: Path) -> Iterator[Path]:
     is_space = any(all((out / name).exists() for name in names) for names in ours)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
-    try:
+    with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out) as folder:
             yield folder
-    except OSError as error:
-        # Copying a tree collects what went wrong, file by file.
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        raise LeukoscopeError(
-            f"{out}: the Space cannot be written there ({reason}); {remedy(error, 'name another folder')}"
-        ) from None
 
 
 def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:

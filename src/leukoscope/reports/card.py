@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from leukoscope.evaluation.plots import (
     save_plot,
     subject_strip,
 )
-from leukoscope.files import resource_file, write_atomic
+from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import hub_weights_name
@@ -41,7 +41,7 @@ from leukoscope.models.release_files import (
 )
 from leukoscope.reports import formatting, release_tables
 from leukoscope.reports.release_tables import detailed_evaluation
-from leukoscope.training.plots import figures_folder, phantom_samples, phantoms_for, structure_figure
+from leukoscope.training.plots import phantom_samples, phantoms_for, structure_figure
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -102,7 +102,8 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
-    examples = [path.relative_to(release).as_posix() for path in sorted(release.glob(EXAMPLES))]
+    drawn = sorted(release.glob(EXAMPLES))
+    examples = {path.relative_to(release).as_posix(): path.stem.removeprefix("phantom_") for path in drawn}
     data = _card_data(metrics, name, own_code=needs_code(config), licence=licence, examples=examples)
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
@@ -145,7 +146,7 @@ def _measured(release: Path) -> dict[str, Any]:
 
 
 def _card_data(
-    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Sequence[str]
+    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Mapping[str, str]
 ) -> ModelCardData:
     """The YAML that the Hub reads: what the model is, and its test results."""
     from huggingface_hub import ModelCardData
@@ -164,17 +165,17 @@ def _card_data(
         metrics=["f1", "accuracy", "roc_auc"],
         eval_results=results or None,
         model_name=name if results else None,
-        widget=[{"src": file, "example_title": _example_title(file)} for file in examples] or None,
+        widget=[
+            {"src": file, "example_title": f"synthetic cell, drawn as {drawn_as}"}
+            for file, drawn_as in examples.items()
+        ]
+        or None,
     )
 
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
     """The licence of weights whose author named none: ours for data sets that we know, "" for anybody's own."""
     return "apache-2.0" if metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
-
-
-def _example_title(file: str) -> str:
-    return f"synthetic cell, drawn as {Path(file).stem.removeprefix('phantom_')}"
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -251,7 +252,8 @@ def draw_plots(release: Path) -> list[Path]:
         LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
     """
     folder, plots = release / FIGURES, dict(_plots(release))
-    with figures_folder(folder):
+    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
+        folder.mkdir(exist_ok=True)
         return [save_plot(plot, folder / f"{name}.png") for name, plot in plots.items()]
 
 

@@ -31,7 +31,7 @@ from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.patients import measure_patient_rule
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip
-from leukoscope.files import write_atomic
+from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.release_files import write_json
 from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
 from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
@@ -186,16 +186,12 @@ def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: C
     Raises:
         LeukoscopeError: the folder cannot be written.
     """
-    try:
+    with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         predictions.save(folder / "predictions.parquet")
         write_json(folder / "evaluation.json", evaluation)
         title = f"{evaluation['model']['name']} — evaluation"
         return write_page(folder / "evaluation.html", title, _lead(evaluation), list(_sections(evaluation)))
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{folder}: the evaluation cannot be written there ({error.strerror or error}); name another --output"
-        ) from None
 
 
 def _lead(evaluation: Mapping[str, Any]) -> list[str]:
