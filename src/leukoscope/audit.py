@@ -237,14 +237,21 @@ class ScannedCells:
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
     """Open every image once."""
-    rows = ScannedCells(data, ()).rows
+    from PIL.Image import Resampling
+
+    rows, background = ScannedCells(data, ()).rows, data.info.background
     ids = rows["cell_id"][:]
 
     def scan(row: int) -> CellScan | str:
         try:
-            return _scan(open_cell(rows[row]), data.info.background)
+            image = open_cell(rows[row])
         except UnreadableImage as error:
             return str(error)
+        small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
+        features = {name: values[0] for name, values in trivial_features([small], background).items()}
+        area = float(cell_areas([small])[0]) if background == "black" else None
+        oddities = tuple(_oddities(np.asarray(image), small, background))
+        return CellScan(picture_key(image), image.size, features, area, oddities)
 
     scans, problems = [], {}
     with ThreadPoolExecutor() as pool:
@@ -259,16 +266,6 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
 def open_cell(row: Mapping[str, Any]) -> Image:
     """Open the image of one of `ScannedCells.rows`."""
     return open_encoded(row["image"], row["cell_id"])
-
-
-def _scan(image: Image, background: Any) -> CellScan:
-    from PIL.Image import Resampling
-
-    small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
-    features = {name: values[0] for name, values in trivial_features([small], background).items()}
-    area = float(cell_areas([small])[0]) if background == "black" else None
-    oddities = tuple(_oddities(np.asarray(image), small, background))
-    return CellScan(picture_key(image), image.size, features, area, oddities)
 
 
 def _oddities(pixels: np.ndarray, small: np.ndarray, background: str) -> Iterator[str]:
@@ -307,10 +304,10 @@ def audit_cells(
         split: sides that no duplicate may cross; baselines are then measured on it rather than cross-validated.
 
     Returns:
-        `inflating` (one sentence each; empty for a data set fit to be measured on), `warnings` (the same of shortcuts
-        outside the cell), `unreadable`, `counts`,
-        `classes`, `subjects`, `picture_sizes`, `subjects_in_two_classes`, `units_on_two_sides` (of the split),
-        `duplicates`, `subject_aliases`, `odd_pictures` and `shortcuts`.
+        `inflating` (one sentence each; empty for a data set fit to be measured on), `warnings` (a sentence on shortcuts
+        outside the cell, if there are any), `unreadable`, `counts`, `classes`, `subjects`, `picture_sizes`,
+        `subjects_in_two_classes`, `units_on_two_sides` (of the split), `duplicates`, `subject_aliases`, `odd_pictures`
+        and `shortcuts`.
     """
     data, info, rows = scanned.data, scanned.data.info, scanned.rows
     ids, unit = rows["cell_id"][:], split_unit(data)
@@ -495,20 +492,21 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
 
 
 def _shortcut_warnings(shortcuts: Mapping[str, Any]) -> list[str]:
-    """One sentence for each feature outside the cell that separates the classes far better than chance."""
-    chance, lines = shortcuts["chance_balanced_accuracy"], []
+    """One sentence on the features outside the cell that separate the classes far better than chance; [] without."""
+    chance, found = shortcuts["chance_balanced_accuracy"], []
     # Of few cells, guessing also gets many right: two standard deviations more than on average once in forty.
     by_luck = 2 * math.sqrt(chance * (1 - chance) / max(1, shortcuts.get("cells", 1)))
     least = chance + max(SHORTCUT_SHARE * (1 - chance), by_luck)
     for name in OUTSIDE_THE_CELL:
         measured = shortcuts.get("features", {}).get(name)
         if measured and measured["balanced_accuracy"] >= least:
-            lines.append(
-                f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f} (chance "
-                f"{chance:.3f}): a network can learn it instead of the cell; take the pictures of all classes alike, "
-                "or cut the cells out"
-            )
-    return lines
+            found.append(f"{name} alone reaches a balanced accuracy of {measured['balanced_accuracy']:.3f}")
+    if not found:
+        return []
+    return [
+        f"{', '.join(found)} (chance {chance:.3f}): a network can learn that instead of the cell; take the pictures of "
+        "all classes alike, or cut the cells out"
+    ]
 
 
 def _inflating(findings: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,29 @@ def remedy(error: Exception, otherwise: str) -> str:
     return f"free some space or {otherwise}" if full else otherwise
 
 
+@contextmanager
+def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> Iterator[None]:
+    """Name what cannot be written where the disk refuses it within the block.
+
+    Args:
+        problem: the place and what cannot be done there, as "runs/a: cannot be written".
+        otherwise: what helps, unless the disk is full.
+        needed: bytes.
+
+    Raises:
+        LeukoscopeError: the problem, the system's reason and what helps.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # Copying a tree collects what went wrong, file by file.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else getattr(error, "strerror", None) or error
+        space = "" if needed is None else f"; {needed / 1e6:.0f} MB needed"
+        raise LeukoscopeError(f"{problem} ({reason}{space}); {remedy(error, otherwise)}") from None
+
+
 def cache_root() -> Path:
     """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
     return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))

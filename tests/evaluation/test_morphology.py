@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from morphology import morphology_block
 from PIL import Image, ImageDraw
 
-from leukoscope.evaluation.morphology import measure_cell, morphology_block, percentile
+from leukoscope.evaluation.morphology import measure_cell, percentile
 
 CYTOPLASM, NUCLEUS = (200, 150, 210), (90, 40, 120)
 

@@ -262,8 +262,8 @@ def test_a_disk_that_refuses_is_named(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
     refused = push(own_cells, *TERMS, "--quiet")
     assert refused.stderr == (
-        f"error: {tmp_path / 'full'}: the upload cannot be prepared there (No such file or directory); free some "
-        "space, or set TMPDIR to another folder\n"
+        f"error: {tmp_path / 'full'}: the upload cannot be prepared there (No such file or directory); set "
+        "TMPDIR to another folder\n"
     )
     assert not [request for request in data_hub.requests if "/commit/" in request]
 

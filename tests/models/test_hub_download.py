@@ -15,7 +15,7 @@ from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.foreign import open_classifier
-from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, release_folder
+from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release
 
 ID = "lab/cells"
 
@@ -64,9 +64,9 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Pat
     (tmp_path / "new" / "metrics.json").write_text("{}")
     new = put(online, tmp_path / "new")
     for revision in ("v1", old, old[:8], "feature/x"):
-        assert release_folder(f"{ID}@{revision}").name == old
-    assert release_folder(ID).name == new
-    assert json.loads((release_folder(ID) / "metrics.json").read_text()) == {}
+        assert find_release(f"{ID}@{revision}")[0].name == old
+    assert find_release(ID)[0].name == new
+    assert json.loads((find_release(ID)[0] / "metrics.json").read_text()) == {}
 
 
 def test_the_commit_stands_in_every_prediction(online: Hub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def test_front_matter_says_which_estimate_each_figure_is(release: Path) -> None:
     assert f1["C-NMC 2019 — 2-fold cross-validation by subject"]["value"] == 0.833
     assert "estimates: recipe (cross-validated)" in f1["C-NMC 2019 — 2-fold cross-validation by subject"]["name"]
     assert "patients on both sides" in f1["C-NMC 2019 — 70/15/15 by image"]["name"]
+
+
+def test_a_network_without_a_map_is_not_said_to_have_one(
+    release: Path, release_metrics: dict[str, Any], vit_release: Path, tmp_path: Path
+) -> None:
+    promised = ("A Grad-CAM map shows where", "explain=True")
+    assert all(text in render_card(release) for text in promised)
+
+    copy = shutil.copytree(vit_release, tmp_path / "vit")
+    unmeasured = {key: block for key, block in release_metrics.items() if key != "heat_maps"}
+    (copy / "metrics.json").write_text(json.dumps(unmeasured))
+    card = render_card(copy)
+    assert "It gives no Grad-CAM map" in card
+    assert not any(text in card for text in promised)
 
 
 def test_the_hub_finds_it_by_both_libraries_and_reads_its_results(release: Path) -> None:

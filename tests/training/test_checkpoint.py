@@ -80,7 +80,7 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
     path = checkpoints.save(STATE, epoch=2, step=5)
     assert path.name == "00001-epoch-2-step-5"
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}, "nothing that could run code"
-    checkpoints.resume("latest", say=lambda text: None)
+    checkpoints.resume("latest")
     assert checkpoints.resumed is not None
     assert checkpoints.resumed.values == STATE.values
     assert checkpoints.resumed.part("network").keys() == {"weight"}
@@ -100,17 +100,16 @@ def test_only_the_last_ones_are_kept_and_nothing_half_written(checkpoints: Check
     "damage", [lambda data: data[:-7], lambda data: data.replace(b"0.1", b"0.2"), lambda data: b""]
 )
 def test_a_damaged_one_gives_way_to_the_one_before(
-    checkpoints: Checkpoints, file: str, damage: Callable[[bytes], bytes]
+    checkpoints: Checkpoints, file: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints.save(replace(STATE, values={"n": 1}), epoch=1, step=0)
     last = checkpoints.save(STATE, epoch=2, step=0)
     content = (last / file).read_bytes()
     # Of the tensors, the last number is changed.
     (last / file).write_bytes(damage(content) if damage(content) != content else content[:-1] + b"\x7f")
-    said: list[str] = []
-    checkpoints.resume("latest", said.append)
+    checkpoints.resume("latest")
     assert checkpoints.resumed is not None and checkpoints.resumed.values == {"n": 1}
-    assert said == [
+    assert capsys.readouterr().out.splitlines() == [
         f"{last}: a damaged checkpoint; skipped for the one before it",
         f"resuming from {checkpoints.folder / '00001-epoch-1-step-0'}",
     ]
@@ -118,11 +117,12 @@ def test_a_damaged_one_gives_way_to_the_one_before(
         checkpoints.resume(str(last))
 
 
-def test_without_a_whole_one_the_run_starts_at_the_beginning(checkpoints: Checkpoints) -> None:
-    said: list[str] = []
-    checkpoints.resume("latest", said.append)
+def test_without_a_whole_one_the_run_starts_at_the_beginning(
+    checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints.resume("latest")
     assert checkpoints.resumed is None
-    assert said == [f"{checkpoints.folder}: no whole checkpoint; starting at the beginning"]
+    assert capsys.readouterr().out == f"{checkpoints.folder}: no whole checkpoint; starting at the beginning\n"
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(

@@ -61,9 +61,9 @@ def network() -> nn.Module:
     return build_network(RECIPE, 2)
 
 
-def _kept(network: nn.Module, cells: FramedCells, said: list[str] | None = None) -> tuple[Path, np.ndarray]:
-    path, say = features_file(network, cells, RECIPE), (said if said is not None else []).append
-    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.mirrorings, say=say)
+def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
+    path = features_file(network, cells, RECIPE)
+    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.mirrorings)
 
 
 def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, list[dict]]:
@@ -167,15 +167,17 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients
 # Kept once, and served only when they are the ones asked for
 
 
-def test_a_second_run_reads_what_the_first_one_kept(cells: FramedCells, network: nn.Module) -> None:
-    said: list[str] = []
-    path, first = _kept(network, cells, said)
+def test_a_second_run_reads_what_the_first_one_kept(
+    cells: FramedCells, network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    path, first = _kept(network, cells)
     written = path.stat().st_mtime_ns
-    _, second = _kept(network, cells, said)
+    _, second = _kept(network, cells)
     assert path.stat().st_mtime_ns == written
     assert np.array_equal(first, second)
     assert isinstance(second, np.memmap)
-    assert said == [
+    assert capsys.readouterr().out.splitlines() == [
         f"frozen backbone: features of 32 cells in 2 mirrored version(s) kept in {path}",
         f"frozen backbone: features of 32 cells read from {path}",
     ]
@@ -198,7 +200,9 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "without its digest"])
-def test_a_damaged_file_is_computed_again_and_said_so(network: nn.Module, cells: FramedCells, damage: str) -> None:
+def test_a_damaged_file_is_computed_again_and_said_so(
+    network: nn.Module, cells: FramedCells, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, features = _kept(network, cells)
     expected, content = features.copy(), path.read_bytes()
     if damage == "truncated":
@@ -209,9 +213,9 @@ def test_a_damaged_file_is_computed_again_and_said_so(network: nn.Module, cells:
         path.write_bytes(b"")
     else:
         path.with_suffix(".sha256").unlink()
-    said: list[str] = []
-    _, again = _kept(network, cells, said)
-    assert said[0] == f"{path}: damaged; the features are computed again"
+    capsys.readouterr()
+    _, again = _kept(network, cells)
+    assert capsys.readouterr().out.splitlines()[0] == f"{path}: damaged; the features are computed again"
     assert np.array_equal(again, expected)
 
 

@@ -19,8 +19,8 @@ from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.models.build import build_network, classifier_parameters, is_rewritable, rewrite_for_timm
 from leukoscope.models.recipes import Head, Hidden, Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
-from leukoscope.training.config import ModelArguments, TrainingConfig, parse_config
-from leukoscope.training.finetune import NetworkStart, follow_release, matching_outputs, start_network
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.finetune import NetworkStart, follow_release, matching_outputs, start_from_release
 from leukoscope.training.losses import restore_class_frequencies
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
@@ -51,8 +51,7 @@ def _network(seed: int, recipe: Recipe = RECIPE, classes: int = 2) -> nn.Module:
 def _start(
     network: nn.Module, release: Path, cells: FramedCells, split: Split, recipe: Recipe = RECIPE
 ) -> NetworkStart:
-    config = TrainingConfig(model=ModelArguments(init_from=str(release)))
-    return start_network(network, recipe, config.model.init_from, config.start_weights, cells, split)
+    return start_from_release(network, recipe, str(release), cells, split)
 
 
 def _refusal(*args: Any, **named: Any) -> str:
@@ -178,13 +177,6 @@ def test_the_name_tells_the_whole_chain_and_no_folder(tmp_path: Path, cells: Fra
     assert (record["release"], record["revision"]) == ("my-run", "")
     assert len(record["weights_sha256"]) == 64
     assert str(tmp_path) not in repr(started)
-
-
-def test_without_the_flag_it_starts_as_ever(cells: FramedCells, split: Split) -> None:
-    config = TrainingConfig(model=ModelArguments(from_scratch=True))
-    assert start_network(_network(2), RECIPE, None, config.start_weights, cells, split) == NetworkStart(
-        "random initialisation (no pretrained weights)"
-    )
 
 
 def test_what_earlier_releases_of_the_chain_saw_is_passed_on(tmp_path: Path, cells: FramedCells, split: Split) -> None:

@@ -74,7 +74,7 @@ def run(tmp_path: Path, cells: FramedCells) -> Path:
     """A run folder as training leaves it, with every cell tested."""
     out = tmp_path / "run"
     out.mkdir()
-    (out / "summary.csv").write_text("epoch,train_loss,val_accuracy,note\n1,0.9,0.5,\n2,0.4,0.7,slow\n")
+    (out / "summary.csv").write_text("epoch,train_loss,val_accuracy,val_auroc\n1,0.9,0.5,\n2,0.4,0.7,nan\n")
     ids = tuple(sorted(cells.row_of))
     references = cells.labels[cells.rows(ids)]
     CellPredictions(ids, ("",) * len(ids), references, np.eye(4)[references], NAMES).save(out / "predictions.parquet")

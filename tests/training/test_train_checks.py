@@ -86,8 +86,8 @@ def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch:
     with pytest.raises(LeukoscopeError) as refused:
         require_disk_space(tmp_path, network, RECIPE, 2)
     assert str(refused.value) == (
-        f"--output_dir {tmp_path}: no space for the results (No space left on device; up to {needed / 1e6:.0f} MB "
-        "needed); free some space or give a folder on another disk"
+        f"--output_dir {tmp_path}: no space for the results (No space left on device; {needed / 1e6:.0f} MB needed); "
+        "free some space or give a folder on another disk"
     )
     # Without checkpoints it fits.
     require_disk_space(tmp_path, network, RECIPE, 0)

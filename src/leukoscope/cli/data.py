@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
 
@@ -131,14 +132,10 @@ def audit(
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
-    try:
+    with disk_errors(f"--output {folder}: cannot write there", "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", findings)
         page = write_audit_page(folder / "audit.html", findings, seen)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"--output {folder}: cannot write there ({error.strerror or error}); name another folder"
-        ) from None
     if as_json:
         typer.echo((folder / "audit.json").read_text())
     else:

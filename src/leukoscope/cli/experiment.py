@@ -21,7 +21,7 @@ from leukoscope.cli.options import (
     TrainDir,
     print_table,
 )
-from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on, framed, open_release
+from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def protocol(
     """
     from accelerate import PartialState
 
+    from leukoscope.data.pixel_cache import frame_cells
     from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
@@ -180,21 +181,14 @@ def protocol(
     from leukoscope.training.config import parse_config
 
     # Checked now rather than after hours of training.
-    check_release_folder(output, flag="--output")
+    check_release_folder(output)
     resource_file(TEMPLATE)
     config = parse_config(ctx.args)
     runs = run_protocol(config)
     if PartialState().is_main_process:
         compose_release(runs, output)
-        data = config.data
-        cells = framed(
-            read_release(output).preprocessing,
-            data.dataset_name,
-            Path(data.train_dir) if data.train_dir else None,
-            data.subject_pattern,
-            Path(data.subject_csv) if data.subject_csv else None,
-            quiet,
-        )
+        preprocessing = read_release(output).preprocessing
+        cells = frame_cells(config.data.load(preprocessing.image_size), preprocessing)
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
 
@@ -307,6 +301,7 @@ def leaderboard(
     seed: Annotated[int, typer.Option(help="Of the bootstrap samples.", min=0)] = 0,
 ) -> None:
     """Rank releases on the cells that all of them predicted for, with intervals for the differences between them."""
+    from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
     from leukoscope.reports.leaderboard import (
         COLUMNS,
@@ -319,7 +314,7 @@ def leaderboard(
 
     compared = []
     for release in releases:
-        folder, name, revision = open_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
+        folder, name, revision = find_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
         # The path of a local folder is private; its name is not.
         name = name if revision else folder_name(folder)
         compared.append(recorded_predictions(folder, evaluation, name=name, revision=revision))

@@ -168,19 +168,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     one_root = all(folders) and len(set(map(os.path.isabs, folders))) == 1
     common = os.path.commonpath(folders) if one_root else ""
 
-    def width_of(rows: Sequence[Sequence[str]]) -> int:
-        return sum(max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)) + 3 * len(columns) + 1
+    def widths() -> list[int]:
+        return [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
 
-    if os.path.isdir(common) and width_of(rows) > console.width:
+    borders = 3 * len(columns) + 1
+    if os.path.isdir(common) and sum(widths()) + borders > console.width:
         typer.echo(f"in {common}:")
         rows = [[os.path.relpath(first, common), *others] for first, *others in rows]
-    whole = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    whole = widths()
     # A heading and a text may be broken between words, a number never.
     words = [
         max(map(cell_len, [*name.split(), *(cells if place >= texts else " ".join(cells).split())]))
         for place, (name, *cells) in enumerate(zip(columns, *rows, strict=True))
     ]
-    borders = 3 * len(columns) + 1
     # What is left for the first column when all others are as narrow as their words.
     room = console.width - borders - sum(words[1:])
     fits = sum(whole) + borders <= console.width

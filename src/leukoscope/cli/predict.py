@@ -30,7 +30,7 @@ from leukoscope.cli.options import (
     print_table,
     shown_name,
 )
-from leukoscope.files import atomic_file, remedy, write_atomic
+from leukoscope.files import atomic_file, disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
@@ -165,14 +165,10 @@ def _save_png(image: Image, path: Path, title: str) -> None:
     about = PngInfo()
     about.add_itxt("Title", title)
     about.add_itxt("Disclaimer", RESEARCH_NOTICE)
-    try:
+    with disk_errors(f"{path.parent}: cannot write there", "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             image.save(temporary, format="PNG", pnginfo=about)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{path.parent}: cannot write there ({error.strerror or error}); {remedy(error, 'name another folder')}"
-        ) from None
 
 
 def field(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Model, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.files import disk_errors
 
 if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
@@ -102,12 +102,12 @@ def recalibrate(
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.experiments.protocol import check_release_folder
-    from leukoscope.models.hub_download import release_folder
+    from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import load_release
     from leukoscope.reports.card import write_card
 
-    check_release_folder(output, flag="--output")
-    folder = release_folder(model)
+    check_release_folder(output)
+    folder = find_release(model)[0]
     cells = framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv, quiet)
     recalibrate_release(folder, cells, output, name=model)
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
@@ -119,7 +119,7 @@ def framed(
     train_dir: Path | None,
     subject_pattern: str | None,
     subject_csv: Path | None,
-    quiet: bool = False,
+    quiet: bool,
 ) -> FramedCells:
     """Load a data set and frame its cells for a network; a summary of it goes to stderr."""
     from leukoscope.data.loading import load_cells
@@ -159,6 +159,7 @@ def export(
         WEB_QUANTISED,
         export_release,
     )
+    from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import read_release
 
     endpoint = "endpoint"
@@ -169,8 +170,8 @@ def export(
         require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
     if output.exists() and not (output / (files[endpoint] if graph_format == endpoint else REPORT)).is_file():
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
-    try:
-        folder, name, revision = open_release(model)
+    with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+        folder, name, revision = find_release(model)
         release = read_release(folder, name=name, revision=revision)
         if graph_format == endpoint:
             from leukoscope.hub.space import write_endpoint
@@ -179,10 +180,6 @@ def export(
             typer.echo(f"{output / files[endpoint]}: predicts by this release\n{RESEARCH_NOTICE}")
             return
         report = export_release(release, graph_format, output)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"--output {output}: cannot be written ({error.strerror or error}); name another folder"
-        ) from None
     of_map = report["heat_map_difference"]
     typer.echo(
         f"{output / files[graph_format]}: at most {report['probability_difference']:.1e} in probability"
@@ -200,21 +197,6 @@ def export(
         if report["framing"] == "cell":
             typer.echo("no preprocessor_config.json: transformers.js cannot frame cells as this release needs them")
     typer.echo(RESEARCH_NOTICE)
-
-
-def open_release(release: str, patterns: Sequence[str] | None = None) -> tuple[Path, str, str]:
-    """Folder of a release, its name as given, and its Hub commit ("" for a local folder).
-
-    Args:
-        patterns: the files that are needed from the Hub; None for all of the release.
-    """
-    from leukoscope.models.hub_download import parse_hub_id, release_folder
-
-    folder = release_folder(release) if patterns is None else release_folder(release, tuple(patterns))
-    if Path(release).exists():
-        return folder, release, ""
-    # The Hub's snapshots are called by their commit.
-    return folder, parse_hub_id(release)[0], folder.name
 
 
 def card(
@@ -297,6 +279,7 @@ def space(
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.backends import require_package
     from leukoscope.inference.graph import ONNX
+    from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import read_release
 
     if static and (len(models) > 1 or gpu):
@@ -305,7 +288,7 @@ def space(
         raise LeukoscopeError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
         require_package(ONNX)
-        folder, name, revision = open_release(models[0])
+        folder, name, revision = find_release(models[0])
         release = read_release(folder, name=name, revision=revision)
         write_static_space(release, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"

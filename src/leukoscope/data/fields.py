@@ -386,7 +386,6 @@ def cut_out(
     um_per_pixel: float,
     *,
     pitch: float = CUT_OUT_PITCH,
-    side: int = CUT_OUT_SIDE,
 ) -> Image.Image:
     """A cell as cut-out classifiers know it: alone on black, at their scale; its stain is left as it is.
 
@@ -394,10 +393,9 @@ def cut_out(
         image: the field.
         um_per_pixel: the field's scale.
         pitch: micrometres a pixel in the cells the classifier learnt from.
-        side: of the square frame, pixels; a larger cell is cut off at its rim.
 
     Returns:
-        (side, side) RGB, exactly 0 outside the cell.
+        (450, 450) RGB, exactly 0 outside the cell; a larger cell is cut off at its rim.
     """
     left, top, right, bottom = cell.box
     factor = um_per_pixel / pitch
@@ -406,8 +404,8 @@ def cut_out(
     # The finder's outline is as coarse as the pitch it works at.
     coarse = Image.fromarray(cell.mask.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     mask = _without_plasma(ndimage.gaussian_filter(np.asarray(coarse), 0.15 / pitch) > 0.5, pixels, pitch)
-    frame = Image.new("RGB", (side, side))
-    place = ((side - size[0]) // 2, (side - size[1]) // 2)
+    frame = Image.new("RGB", (CUT_OUT_SIDE, CUT_OUT_SIDE))
+    place = ((CUT_OUT_SIDE - size[0]) // 2, (CUT_OUT_SIDE - size[1]) // 2)
     frame.paste(pixels, place, Image.fromarray(mask.astype(np.uint8) * 255))
     return frame
 

@@ -137,18 +137,13 @@ def _require_content(size: int, name: str | Path) -> None:
 def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read and found usable, its pixels not yet decoded."""
     with ExitStack() as stack:
-        try:
-            image = stack.enter_context(Image.open(source, formats=_FORMATS))
+        with _damage_named(name, "cannot be read as an image"):
+            try:
+                image = stack.enter_context(Image.open(source, formats=_FORMATS))
+            except UnidentifiedImageError:
+                formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
+                raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
             _check_kind(image, name, max_pixels)
-        except UnidentifiedImageError:
-            formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
-            raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
-        except _BOMBS:
-            raise UnreadableImage(_too_large(name)) from None
-        except _NO_DAMAGE:
-            raise
-        except Exception as error:
-            raise UnreadableImage(f"{name}: cannot be read as an image ({error}); copy or export it again") from None
         yield image
 
 
@@ -163,8 +158,8 @@ def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXE
 
 
 @contextmanager
-def _damage_named(name: str | Path) -> Iterator[None]:
-    """Raise `UnreadableImage` for whatever decoding raises."""
+def _damage_named(name: str | Path, problem: str = "the image is damaged or cut short") -> Iterator[None]:
+    """Raise `UnreadableImage` for whatever Pillow raises."""
     try:
         yield
     except _BOMBS:
@@ -172,7 +167,7 @@ def _damage_named(name: str | Path) -> Iterator[None]:
     except _NO_DAMAGE:
         raise
     except Exception as error:
-        raise UnreadableImage(f"{name}: the image is damaged or cut short ({error}); copy or export it again") from None
+        raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:

@@ -26,7 +26,7 @@ from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pi
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
-from leukoscope.files import atomic_file, cache_root, remedy, write_atomic
+from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
@@ -175,35 +175,29 @@ def decode_cells(
     """
     size = preprocessing.image_size
     shape = (len(cells), size, size, 3)
-    pixels_path, found_path = _cache_files(cells, preprocessing, fingerprint)
-    if not (found_path.exists() and pixels_path.exists()):
-        try:
-            pixels_path.parent.mkdir(parents=True, exist_ok=True)
-            require_space(pixels_path.parent, int(np.prod(shape)))
-            # Its temporary file goes in any case: it is as large as the data set.
-            with atomic_file(pixels_path) as temporary:
-                found = _decode_to(temporary, shape, cells, preprocessing)
-            # What was found is written last: its presence says that the pixels are complete.
-            write_atomic(found_path, json.dumps(found))
-        except OSError as error:
-            needed = int(np.prod(shape)) / 1e6
-            raise LeukoscopeError(
-                f"{pixels_path.parent}: cannot keep the decoded cells there ({error.strerror or error}; "
-                f"{needed:.0f} MB needed); {remedy(error, 'set LEUKOSCOPE_CACHE to another folder')}"
-            ) from None
-    found = json.loads(found_path.read_text())
-    pixels = np.load(pixels_path, mmap_mode="r")
-    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
 
-
-def _cache_files(cells: Dataset, preprocessing: Preprocessing, fingerprint: str) -> tuple[Path, Path]:
     def changed(path: str | None) -> int:
         # Cells exported anew often keep name and size; their time of writing tells.
         return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
-    return cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
+    pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
+    if not (found_path.exists() and pixels_path.exists()):
+        folder, needed = pixels_path.parent, int(np.prod(shape))
+        problem = f"{folder}: cannot keep the decoded cells there"
+        with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
+            folder.mkdir(parents=True, exist_ok=True)
+            require_space(folder, needed)
+            # Its temporary file goes in any case: it is as large as the data set.
+            with atomic_file(pixels_path) as temporary:
+                found = _decode_to(temporary, shape, cells, preprocessing)
+            # What was found is written last: its presence says that the pixels are complete.
+            write_atomic(found_path, json.dumps(found))
+
+    found = json.loads(found_path.read_text())
+    pixels = np.load(pixels_path, mmap_mode="r")
+    return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -220,8 +214,8 @@ def _decode_to(
 ) -> dict[str, Any]:
     """Write the framed cells to a file; what was found besides, for the cache's other file."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    frame = preprocessing.frame
-    encoded, ids = _encoded(cells), cells["cell_id"][:]
+
+    frame, encoded, ids = preprocessing.frame, _encoded(cells), cells["cell_id"][:]
 
     def decode(i: int) -> tuple[str, float, str]:
         try:

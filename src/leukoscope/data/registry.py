@@ -132,13 +132,11 @@ def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
 
     A copy of a cell kept outside the folds (samples in another format, say) is passed over.
     """
-    cells = list(_cnmc_files(root))
-    in_folds = {cell.cell_id for cell in cells if cell.fold}
-    yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
-
-
-def _cnmc_files(root: Path) -> Iterator[CellFile]:
-    preliminary = _cnmc_preliminary_names(root)
+    # Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list.
+    lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
+    named = read_columns(lists[0], "new_names", "Patient_ID") if lists else []
+    preliminary = {Path(name).stem: Path(cell).stem for name, cell in named}
+    cells = []
     for path in image_files(root):
         if _is_preliminary(path):
             original, fold = preliminary.get(path.stem, ""), "preliminary_test"
@@ -146,19 +144,13 @@ def _cnmc_files(root: Path) -> Iterator[CellFile]:
             original = path.stem
             fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
         if match := CNMC_NAME.match(original):
-            yield CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold)
+            cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
+    in_folds = {cell.cell_id for cell in cells if cell.fold}
+    yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
 
 
 def _is_preliminary(path: Path) -> bool:
     return "prelim" in path.parent.name
-
-
-def _cnmc_preliminary_names(root: Path) -> dict[str, str]:
-    """Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list."""
-    lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
-    if not lists:
-        return {}
-    return {Path(name).stem: Path(cell).stem for name, cell in read_columns(lists[0], "new_names", "Patient_ID")}
 
 
 BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")

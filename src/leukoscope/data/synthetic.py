@@ -228,8 +228,9 @@ def phantom_cells(
     Raises:
         ValueError: at the call, not at the first cell, when an argument is out of range.
     """
-    _check_count("subjects_per_class", subjects_per_class)
-    _check_count("cells_per_subject", cells_per_subject)
+    for name, value in (("subjects_per_class", subjects_per_class), ("cells_per_subject", cells_per_subject)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; ask for at least 1")
     _check_frame(size, background, seed)
     return (
         draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
@@ -252,11 +253,6 @@ def _check_frame(size: int, background: str, seed: int) -> None:
         raise ValueError(f"background is {background!r}; choose one of {', '.join(get_args(Background))}")
     if seed < 0:
         raise ValueError(f"seed is {seed}; use 0 or a positive number")
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; ask for at least 1")
 
 
 def _generator(*key: int, stream: int | None = None) -> np.random.Generator:

@@ -33,7 +33,7 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
 from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
+from leukoscope.evaluation.ood_metrics import evenly, fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.patients import patients_block, persons_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.files import cache_root
@@ -383,11 +383,6 @@ def bf16_on_unseen(
         "map_correlation": float(np.median(correlations)) if correlations else None,
         "difference": paired_difference(fast_ones, exactly),
     }
-
-
-def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """Take at most `count` of (N, …), evenly spaced."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
 
 
 def _changes(thresholds: Thresholds, labels: Sequence[str], a: np.ndarray, b: np.ndarray) -> dict[str, int]:

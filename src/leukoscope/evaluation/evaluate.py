@@ -19,7 +19,7 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.foreign import Classifier, predict_cells
-from leukoscope.models.release_files import PREDICTIONS, read_metrics
+from leukoscope.models.release_files import PREDICTIONS, folder_name, read_metrics
 from leukoscope.progress import track
 
 
@@ -351,10 +351,7 @@ def _with_subjects_of(predictions: CellPredictions, data: LoadedCells, path: Pat
 
 def _public_name(model: str) -> str:
     """The last name of a folder or file (of a run's `release` that of the run): its location is private."""
-    if not Path(model).exists():
-        return model
-    path = Path(model).resolve()
-    return path.parent.name if path.name == "release" else path.name
+    return folder_name(Path(model)) if Path(model).exists() else model
 
 
 # Shorter names, such as 12.png, are given to other cells again.

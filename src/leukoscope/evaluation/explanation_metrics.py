@@ -6,8 +6,7 @@ with the image. Each check gives metrics with intervals and, for comparison, tho
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import foreground
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
 from leukoscope.inference.gradcam import NO_MAP, share_on_cell
 from leukoscope.inference.prediction import softmax
@@ -148,28 +147,6 @@ def explanation_blocks(
         **quantiles(maps.max(axis=(1, 2, 3)), "p05", "median", "p95"),
     }
     return {"heat_maps": checks, "evidence_scale": scale}
-
-
-def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
-    """Sample cells evenly over classes and, within a class, over subjects; every first part of the sample is even too.
-
-    Returns:
-        (min(size, N),) rows.
-    """
-
-    def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
-        """For each entry, how many of its group came before."""
-        seen: Counter[Hashable] = Counter()
-        ranks = []
-        for group in groups:
-            ranks.append(seen[group])
-            seen[group] += 1
-        return ranks
-
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(rank_in_group([(labels[i], subjects[i]) for i in order]), kind="stable")]
-    order = order[np.argsort(rank_in_group([labels[i] for i in order]), kind="stable")]
-    return order[:size]
 
 
 def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | int | None]:

@@ -10,7 +10,8 @@ averaged with the number of pairs of each decile as weight; it shows what a netw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,28 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
         np.concatenate(areas) if len(areas) == len(parts) else None,
         tuple(h for one in hashes for h in one) if len(hashes) == len(parts) else None,
     )
+
+
+def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Sample cells evenly over classes and, within a class, over subjects; every first part of the sample is even too.
+
+    Returns:
+        (min(size, N),) rows.
+    """
+
+    def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
+        """For each entry, how many of its group came before."""
+        seen: Counter[Hashable] = Counter()
+        ranks = []
+        for group in groups:
+            ranks.append(seen[group])
+            seen[group] += 1
+        return ranks
+
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(rank_in_group([(labels[i], subjects[i]) for i in order]), kind="stable")]
+    order = order[np.argsort(rank_in_group([labels[i] for i in order]), kind="stable")]
+    return order[:size]
 
 
 def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
@@ -278,17 +301,11 @@ def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
             "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
             "support": of_class["support"],
         }
+    tested = [row for row in classes.values() if row["support"]]
+    known = {key: [row[key] for row in tested if row[key] is not None] for key in tested[0] if key != "support"}
     return {
         "notice": RESEARCH_NOTICE,
         **{key: metrics[key] for key in ("cells", "accuracy", "balanced_accuracy")},
         "classes": classes,
-        "mean": _mean([row for row in classes.values() if row["support"]]),
+        "mean": {key: sum(values) / len(values) if values else None for key, values in known.items()},
     }
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    def over_classes(key: str) -> float | None:
-        known = [row[key] for row in rows if row[key] is not None]
-        return sum(known) / len(known) if known else None
-
-    return {key: over_classes(key) for key in rows[0] if key != "support"}

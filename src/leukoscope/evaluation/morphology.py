@@ -5,7 +5,7 @@ Size alone explains much of the public data sets, so a prediction is shown besid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,6 @@ from leukoscope.data.fields import otsu_threshold
 from leukoscope.data.framing import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE
 
-DEFINITION = (
-    "area: pixels of the largest connected part brighter than black, holes filled; nucleus_share: share of it that is "
-    "darker in green than Otsu's threshold after smoothing, holes filled; lobes: connected parts of that, each at "
-    "least a tenth of it; quantiles over cells from 0 to 1 in steps of 0.05"
-)
-_QUANTILES = np.linspace(0, 1, 21)
 _SIDE = 256  # a larger picture is reduced before it is measured
 _SMOOTHING, _RIM = 0.015, 0.01  # of the side: chromatin is not told from cytoplasm, nor the cell's dark rim
 _LEAST_LOBE = 0.1
@@ -72,29 +66,6 @@ def measure_cell(image: Image.Image) -> Morphology | None:
     sizes = np.bincount(parts[nucleus])
     lobes = int((sizes >= _LEAST_LOBE * nucleus.sum()).sum())
     return Morphology(float(cell.sum()) * factor**2, float(nucleus.sum() / cell.sum()), max(1, lobes))
-
-
-def morphology_block(images: Iterable[Image.Image]) -> dict[str, Any]:
-    """Make the "morphology" block of metrics.json.
-
-    Args:
-        images: the training cells; those that cannot be measured are left out.
-
-    Returns:
-        definition, cells, quantiles of area (pixels) and nucleus_share, and the share of cells with each number of
-        lobes.
-    """
-    cells = [found for found in map(measure_cell, images) if found]
-    lobes, counts = np.unique([cell.lobes for cell in cells], return_counts=True)
-    return {
-        "definition": DEFINITION,
-        "cells": len(cells),
-        "area": [round(float(x)) for x in np.quantile([cell.area for cell in cells], _QUANTILES)],
-        "nucleus_share": [round(float(x), 4) for x in np.quantile([cell.nucleus_share for cell in cells], _QUANTILES)],
-        "lobes": {
-            str(number): round(float(count) / len(cells), 4) for number, count in zip(lobes, counts, strict=True)
-        },
-    }
 
 
 def percentile(block: Mapping[str, Any], name: str, value: float) -> float | None:

@@ -172,7 +172,7 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
         kinds.setdefault(path.parent.name, []).append(path)
     found = {}
     for kind, paths in kinds.items():
-        chosen = _evenly(paths, pictures)
+        chosen = evenly(np.asarray(paths), pictures)
         shown = [cell for path in chosen for cell in _cells_of(predictor, path)]
         predictions = predictor(shown)
         outcomes = Counter(one.outcome for one in predictions)
@@ -251,7 +251,7 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
         UnreadableImage: an image of the sample is damaged.
     """
     frame = preprocessing.frame
-    return np.stack([frame(open_image(path)) for path in _evenly(_image_files(folder), pictures)])
+    return np.stack([frame(open_image(path)) for path in evenly(np.asarray(_image_files(folder)), pictures)])
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -261,6 +261,6 @@ def _image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _evenly(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most that many of some files, from the first to the last."""
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)]
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """Take at most `count` of (N, …), evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]

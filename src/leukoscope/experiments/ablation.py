@@ -159,31 +159,30 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
     # Aligned: folds in another order would average predictions of different cells.
     probabilities = np.mean([aligned(one, reference).probabilities for one in predictions], axis=0)
     first = read_metrics(settings[0].runs[0].folder)
-    folds = len(settings[0].runs)
+    folds, rows = len(settings[0].runs), []
+    for setting, its_own in zip(settings, predictions, strict=True):
+        made, config = [read_metrics(run.folder) for run in setting.runs], setting.runs[0].config
+        row = {
+            "name": setting.name,
+            "command": config.command(),
+            "recipe": plain(asdict(config.resolve())),
+            "start_weights": made[0]["training"]["start_weights"],
+            "train_cells": [metrics["training"]["cells"] for metrics in made],
+            **_measured(its_own, reference),
+            "fold_f1_weighted": [metrics["evaluations"][0]["metrics"]["f1_weighted"] for metrics in made],
+            "training_seconds": sum(metrics["training"]["seconds"] for metrics in made),
+        }
+        rows.append(row)
     return {
         "notice": RESEARCH_NOTICE,
         "estimates": f"recipe ({folds}-fold cross-validation by {first['data']['unit']}, pooled)",
         "compared_with": settings[0].name,
         "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
         "intervals": {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0, "drawn": first["data"]["unit"]},
-        "settings": [_one_setting(setting, one, reference) for setting, one in zip(settings, predictions, strict=True)],
+        "settings": rows,
         "together": _measured(replace(reference, probabilities=probabilities), reference),
         "hardware": first["training"]["hardware"],
         "versions": first["training"]["versions"],
-    }
-
-
-def _one_setting(setting: Setting, predictions: CellPredictions, reference: CellPredictions) -> dict[str, Any]:
-    made = [read_metrics(run.folder) for run in setting.runs]
-    return {
-        "name": setting.name,
-        "command": setting.runs[0].config.command(),
-        "recipe": plain(asdict(setting.runs[0].config.resolve())),
-        "start_weights": made[0]["training"]["start_weights"],
-        "train_cells": [metrics["training"]["cells"] for metrics in made],
-        **_measured(predictions, reference),
-        "fold_f1_weighted": [metrics["evaluations"][0]["metrics"]["f1_weighted"] for metrics in made],
-        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made),
     }
 
 

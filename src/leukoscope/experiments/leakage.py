@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
 from leukoscope.experiments.protocol import ProtocolRun, finish
@@ -88,20 +88,13 @@ def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[Proto
     """List the runs of a comparison; their splits are made and written below the configuration's output folder."""
     if config.data.split_file:
         raise LeukoscopeError("--split_file: leakage is measured on splits of its own; leave it out")
-    args = config.data
-    data = load_cells(
-        args.dataset_name,
-        args.train_dir,
-        subject_pattern=args.subject_pattern,
-        subject_csv=args.subject_csv,
-        image_size=2 * config.resolve().image_size,
-    )
+    data = config.data.load(config.resolve().image_size)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        for side, split in leakage_pair(data, seed, max_train_cells=args.max_train_samples).items():
+        for side, split in leakage_pair(data, seed, max_train_cells=config.data.max_train_samples).items():
             file = config.output_dir / f"{side}-{seed}.json"
             split.save(file)
-            its_data = replace(args, split_file=str(file), max_train_samples=None)
+            its_data = replace(config.data, split_file=str(file), max_train_samples=None)
             run = replace(config.run, output_dir=str(config.output_dir / f"{side}-{seed}"), seed=seed)
             yield ProtocolRun(f"{side}-{seed}", TrainingConfig(its_data, config.model, run))
 
@@ -114,7 +107,16 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
         difference; and `difference`, the mean over seeds with the smallest and largest.
     """
     made = {run.name: read_metrics(run.folder) for run in runs}
-    seeds = [_one_seed(int(name.split("-")[1]), made) for name in made if name.startswith(UNSEEN)]
+    seeds, train_cells = [], []
+    for name in (name for name in made if name.startswith(UNSEEN)):
+        seed = int(name.split("-")[1])
+        metrics = {side: made[f"{side}-{seed}"]["evaluations"][0]["metrics"] for side in (UNSEEN, SEEN)}
+        sides = {side: headline(measured) for side, measured in metrics.items()}
+        known = [key for key, value in sides[UNSEEN].items() if None not in (value, sides[SEEN][key])]
+        difference = {key: sides[SEEN][key] - sides[UNSEEN][key] for key in known}
+        seeds.append({"seed": seed, "test_cells": metrics[UNSEEN]["cells"], **sides, "difference": difference})
+        train_cells.append(made[name]["training"]["cells"])
+    values = {key: [seed["difference"][key] for seed in seeds] for key in seeds[0]["difference"]}
     first = next(iter(made.values()))
     return {
         "notice": RESEARCH_NOTICE,
@@ -122,29 +124,16 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
         "recipe": first["recipe"],
         "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
         "start_weights": first["training"]["start_weights"],
-        "train_cells": [metrics["training"]["cells"] for name, metrics in made.items() if name.startswith(UNSEEN)],
+        "train_cells": train_cells,
         "seeds": seeds,
-        "difference": {name: _spread([seed["difference"][name] for seed in seeds]) for name in seeds[0]["difference"]},
+        "difference": {
+            key: {"mean": float(np.mean(each)), "smallest": min(each), "largest": max(each)}
+            for key, each in values.items()
+        },
         "training_seconds": sum(metrics["training"]["seconds"] for metrics in made.values()),
         "hardware": first["training"]["hardware"],
         "versions": first["training"]["versions"],
     }
-
-
-def _one_seed(seed: int, made: dict[str, Any]) -> dict[str, Any]:
-    sides = {side: headline(made[f"{side}-{seed}"]["evaluations"][0]["metrics"]) for side in (UNSEEN, SEEN)}
-    known = [name for name, value in sides[UNSEEN].items() if None not in (value, sides[SEEN][name])]
-    cells = made[f"{UNSEEN}-{seed}"]["evaluations"][0]["metrics"]["cells"]
-    return {
-        "seed": seed,
-        "test_cells": cells,
-        **sides,
-        "difference": {name: sides[SEEN][name] - sides[UNSEEN][name] for name in known},
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "smallest": min(values), "largest": max(values)}
 
 
 def measure_leakage(config: TrainingConfig, seeds: Sequence[int], results: Path) -> dict[str, Any]:

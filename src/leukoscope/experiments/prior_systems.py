@@ -23,7 +23,7 @@ from leukoscope.evaluation.metrics import CellPredictions, class_report, headlin
 from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells, pooled_predictions
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
-from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
+from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig, file_name
 from leukoscope.training.run_folder import plain
 
 PRIOR_RESULTS = Path("results/prior")
@@ -133,7 +133,7 @@ class Row:
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
         wanted, then = _flags(self.config), {**made["flags"], **_weights_in(made["training"]["command"])}
-        if weights := self.config.weights_name:
+        if weights := file_name(self.config.model.pretrained_weights):
             wanted["pretrained_weights"] = weights
         different = [f"{k}: {then.get(k)}" for k in sorted(wanted.keys() | then) if wanted.get(k) != then.get(k)]
         different += other_cells(made["data"], self.config)

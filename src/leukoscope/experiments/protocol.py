@@ -85,7 +85,7 @@ def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
     args = config.data
     if args.train_dir is None or not Path(args.train_dir).is_dir():
         return []
-    data = _loaded(args.dataset_name, args.train_dir, args.subject_pattern, args.subject_csv)
+    data = _loaded(**args.source)
     if then["fingerprint"] != data.fingerprint and then["cells"] < sum(map(len, data.cells.values())):
         # Damaged pictures, which only decoding finds, are no part of a run's fingerprint.
         data = frame_cells(data, preprocessing_for(config.resolve(), data), keep=args.cache_images).data
@@ -93,9 +93,9 @@ def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, folder: str, subject_pattern: str | None, subject_csv: str | None) -> LoadedCells:
+def _loaded(**source: Any) -> LoadedCells:
     """Loaded once for all the runs of a protocol."""
-    return load_cells(name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    return load_cells(**source)
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
@@ -217,12 +217,12 @@ def measure_on_folds(runs: list[ProtocolRun], directory: Path, cells: FramedCell
     write_json(directory / METRICS, metrics)
 
 
-def check_release_folder(directory: Path, *, flag: str = "--release") -> None:
+def check_release_folder(output: Path) -> None:
     """Refuse to replace a folder that is no release; also called before hours of training."""
-    if not directory.name:
-        raise LeukoscopeError(f"{flag} {directory}: give the release a folder of its own, e.g. model_card/my-model")
-    if directory.exists() and not (directory / CONFIG).is_file():
-        raise LeukoscopeError(f"{flag} {directory}: exists, is no release and would be replaced; name another folder")
+    if not output.name:
+        raise LeukoscopeError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
+    if output.exists() and not (output / CONFIG).is_file():
+        raise LeukoscopeError(f"--output {output}: exists, is no release and would be replaced; name another folder")
 
 
 def _cross_validation(folds: list[ProtocolRun], predictions: Path) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
 from leukoscope.data.loading import PRELIMINARY_TEST, recognise
 from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.data.splits import SIDES
+from leukoscope.files import resource_file
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
 from leukoscope.reports.audit_page import copy_rows, metric_cells
-from leukoscope.reports.card import FRONT_AND_TEXT, render_text
-from leukoscope.reports.formatting import Table, count
+from leukoscope.reports.card import FRONT_AND_TEXT
+from leukoscope.reports.formatting import Table, count, rendered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,11 +104,9 @@ def _write_parquet(seen: ScannedCells, folder: Path, *, scratch: Path) -> None:
 
 def _splits(seen: ScannedCells) -> dict[str, Dataset]:
     """The cells by the Hub's splits, without the columns that say nothing there."""
-    parts, folds = dict(seen.data.cells), seen.data.train["fold"][:]
-    own_splits = {*folds} <= {*SIDES}
-    if own_splits:
-        sides = {side: [row for row, fold in enumerate(folds) if fold == side] for side in SIDES}
-        parts |= {side: seen.data.train.select(rows) for side, rows in sides.items() if rows}
+    parts, own_splits, folds = dict(seen.data.cells), seen.data.own_splits, seen.data.train["fold"][:]
+    for side in own_splits:
+        parts[side] = seen.data.train.select([row for row, fold in enumerate(folds) if fold == side])
     empty = {name for name in ("subject", "fold") if not any(seen.rows[name][:])}
     left_out = sorted(empty | ({"fold"} if own_splits else set()))
     return {name: cells.remove_columns(left_out) for name, cells in parts.items()}
@@ -135,9 +133,8 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
     aliases = {alias: of for alias, of in info.subject_aliases.items() if alias in findings["subjects"]}
     kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
     shortcuts = findings["shortcuts"].get("features", {})
-    text = render_text(
-        TEMPLATE,
-        notice=RESEARCH_NOTICE,
+    text = rendered(
+        resource_file(TEMPLATE),
         title=title,
         hub_id=hub_id,
         train_command=train_command(seen, hub_id),

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from leukoscope import LeukoscopeError
+from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
 from leukoscope.models.release import CODE
 from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, PROCESSOR, WEIGHTS
@@ -174,14 +175,9 @@ def scratch_folder() -> Iterator[Path]:
     Raises:
         LeukoscopeError: the disk refuses.
     """
-    try:
-        with TemporaryDirectory(prefix="leukoscope-") as name:
-            yield Path(name)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{gettempdir()}: the upload cannot be prepared there ({error.strerror or error}); free some space, or set "
-            "TMPDIR to another folder"
-        ) from None
+    problem = f"{gettempdir()}: the upload cannot be prepared there"
+    with disk_errors(problem, "set TMPDIR to another folder"), TemporaryDirectory(prefix="leukoscope-") as name:
+        yield Path(name)
 
 
 def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str) -> Published:

@@ -24,10 +24,11 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_folder, remedy, resource_file
+from leukoscope.files import atomic_folder, disk_errors, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
+from leukoscope.reports.formatting import rendered
 
 APP, LIST, REQUIREMENTS, PACKAGE = "app.py", "models.txt", "requirements.txt", "src/leukoscope"
 PAGE, SCRIPT, SETTINGS = "index.html", "leukoscope.js", "release.json"
@@ -118,25 +119,10 @@ def _space_folder(out: Path) -> Iterator[Path]:
     is_space = any(all((out / name).exists() for name in names) for names in ours)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
-    try:
+    with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out) as folder:
             yield folder
-    except OSError as error:
-        # Copying a tree collects what went wrong, file by file.
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
-        raise LeukoscopeError(
-            f"{out}: the Space cannot be written there ({reason}); {remedy(error, 'name another folder')}"
-        ) from None
-
-
-def _rendered(template: Path, **values: object) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=template.suffix == ".html"
-    )
-    return environment.from_string(template.read_text()).render(notice=RESEARCH_NOTICE, **values)
 
 
 def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukoscope", gpu: bool = False) -> Path:
@@ -157,7 +143,7 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
             shutil.copyfile(resource_file(name), folder / name)
         (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
         (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(), gpu=gpu))
-        page = _rendered(
+        page = rendered(
             resource_file("model_card/space.md"),
             title=title,
             sdk_version=version("gradio"),
@@ -290,15 +276,16 @@ def write_static_space(
         megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
-        (folder / PAGE).write_text(_rendered(here / "static_space.html", **page))
-        about = {
-            "title": title,
-            "model": name,
-            "hub_id": hub_id,
-            "revision": release.revision,
-            "runtime": ONNXRUNTIME_WEB,
-        }
-        (folder / "README.md").write_text(_rendered(here / "static_space.md", **about))
+        (folder / PAGE).write_text(rendered(here / "static_space.html", **page))
+        readme = rendered(
+            here / "static_space.md",
+            title=title,
+            model=name,
+            hub_id=hub_id,
+            revision=release.revision,
+            runtime=ONNXRUNTIME_WEB,
+        )
+        (folder / "README.md").write_text(readme)
     return out
 
 

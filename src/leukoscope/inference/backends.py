@@ -24,6 +24,7 @@ from leukoscope.inference.graph import (
     PACKAGES,
     ExportedBackend,
     NetworkOutput,
+    NoFeatureMap,
     NoGraph,
     computes_bf16,
     kept_graph,
@@ -123,6 +124,9 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
             if find_spec(PACKAGES[name][0]):
                 try:
                     return _open_exported(release, name, precision)
+                except NoFeatureMap:  # no other runtime can have one either
+                    _log.warning("%s: computed by torch, as its last features are no map of channels", release.name)
+                    break
                 except NoGraph as reason:
                     _log.warning("%s; another backend is used", reason)
     elif wanted not in (AUTO, TORCH):

@@ -195,18 +195,17 @@ DASHED = (*REFUSED, AT_EDGE)
 DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
 
 
-def draw_reading(image: Image.Image, reading: FieldReading, *, side: int = DRAWN_SIDE) -> Image.Image:
+def draw_reading(image: Image.Image, reading: FieldReading) -> Image.Image:
     """Draw every cell's box and outcome, and a legend below.
 
     Args:
         image: the field that was read.
-        side: longest side of the drawing of the field, pixels; at least 800, where a small field is drawn larger.
 
     Returns:
-        RGB. Classes have full lines, cells abstained from a thin one, the others are dashed; those out of
-        distribution are crossed out.
+        RGB, the field 800 to 1600 pixels at its longest side. Classes have full lines, cells abstained from a thin one,
+        the others are dashed; those out of distribution are crossed out.
     """
-    factor = min(side, max(SMALLEST_SIDE, *image.size)) / max(image.size)
+    factor = min(DRAWN_SIDE, max(SMALLEST_SIDE, *image.size)) / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     line, font_size = max(2, round(max(size) / 400)), max(11, round(max(size) / 60))
     font, step = ImageFont.load_default(font_size), int(font_size * 1.5)

@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.inference.backends import AUTO, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.hub_download import fetch_files, parse_hub_id
+from leukoscope.models.hub_download import fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 
 if TYPE_CHECKING:
@@ -64,14 +64,16 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
         LeukoscopeError: no such model, no network and no cached copy, pickled weights only, a model that wants to run
             code of its own, or one that is no image classifier.
     """
-    if Path(model).exists():
-        folder, name, revision = Path(model), str(model), ""
-    else:
-        name, wanted = parse_hub_id(str(model))
-        folder = fetch_files(name, wanted)
-        revision = folder.name
+    folder, name, revision = find_release(str(model))
     if _is_release(folder):
-        return _from_release(Predictor(read_release(folder, name=name, revision=revision), device=device))
+        release = read_release(folder, name=name, revision=revision)
+        predictor = Predictor(release, device=device)
+
+        def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+            predictions = predictor(list(pictures), batch_size=len(pictures))
+            return np.asarray([list(prediction.probabilities.values()) for prediction in predictions])
+
+        return Classifier(name, revision, release.labels, release.metrics, probabilities, folder)
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
         fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
@@ -166,32 +168,7 @@ def _is_release(folder: Path) -> bool:
     return isinstance(config, dict) and config.keys() >= _RELEASE_KEYS
 
 
-def _from_release(predictor: Predictor) -> Classifier:
-    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
-        predictions = predictor(list(pictures), batch_size=len(pictures))
-        return np.asarray([list(prediction.probabilities.values()) for prediction in predictions])
-
-    release = predictor.release
-    return Classifier(release.name, release.revision, predictor.labels, release.metrics, probabilities, release.folder)
-
-
 def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_remote_code: bool) -> Classifier:
-    pipe = _pipeline(folder, name, device, trust_remote_code)
-    config = pipe.model.config
-    labels = tuple(dict.fromkeys(str(label) for _, label in sorted(config.id2label.items())))
-
-    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
-        options = {"top_k": config.num_labels, "function_to_apply": "softmax"}
-        found = np.zeros((len(pictures), len(labels)))
-        for row, outputs in zip(found, pipe(list(pictures), batch_size=len(pictures), **options), strict=True):
-            for output in outputs:  # two outputs of one name count together
-                row[labels.index(str(output["label"]))] += output["score"]
-        return found
-
-    return Classifier(name, revision, labels, {}, probabilities)
-
-
-def _pipeline(folder: Path, name: str, device: str, trust_remote_code: bool) -> Any:
     import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -211,20 +188,28 @@ def _pipeline(folder: Path, name: str, device: str, trust_remote_code: bool) -> 
             folder, config=config, trust_remote_code=trust_remote_code, **safe
         )
     except Exception as error:  # the loaders raise a dozen unrelated types, safetensors' own among them
-        raise LeukoscopeError(_not_opened(str(error) or type(error).__name__, folder, name)) from None
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0].replace(str(folder), name)
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = "it wants to run Python code of its own, which is only run with --trust_remote_code"
+        raise LeukoscopeError(
+            f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
+            "pipeline('image-classification') opens"
+        ) from None
     if missing := sorted(loaded["missing_keys"]):
         raise LeukoscopeError(
             f"{name}: its weights lack {missing[0]} ({len(missing)} tensor(s) in all), which would be random; give a "
             "model that was trained to classify"
         )
-    return pipeline("image-classification", model=network, image_processor=processor, device=device)
+    pipe: Any = pipeline("image-classification", model=network, image_processor=processor, device=device)
+    config = pipe.model.config
+    labels = tuple(dict.fromkeys(str(label) for _, label in sorted(config.id2label.items())))
 
+    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+        options = {"top_k": config.num_labels, "function_to_apply": "softmax"}
+        found = np.zeros((len(pictures), len(labels)))
+        for row, outputs in zip(found, pipe(list(pictures), batch_size=len(pictures), **options), strict=True):
+            for output in outputs:  # two outputs of one name count together
+                row[labels.index(str(output["label"]))] += output["score"]
+        return found
 
-def _not_opened(reason: str, folder: Path, name: str) -> str:
-    reason = reason.strip().splitlines()[0].replace(str(folder), name)
-    if "trust_remote_code" in reason or "custom code" in reason:
-        reason = "it wants to run Python code of its own, which is only run with --trust_remote_code"
-    return (
-        f"{name}: transformers cannot open it as an image classifier ({reason}); give a model that "
-        "pipeline('image-classification') opens"
-    )
+    return Classifier(name, revision, labels, {}, probabilities)

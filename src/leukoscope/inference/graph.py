@@ -249,7 +249,7 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
         os.utime(folder / REPORT)  # when it was last used
     compared = json.loads((folder / REPORT).read_text())
     if "impossible" in compared:
-        raise NoGraph(f"{release.name}: {compared['impossible']}")
+        raise NoFeatureMap(f"{release.name}: {compared['impossible']}")
     if not compared["like_torch"]:
         differences = {
             "in probability": compared["probability_difference"],
@@ -318,8 +318,10 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
     pixels, _, network, features = _features_of_phantoms(release)
     try:
         logits, maps = (found.numpy() for found in explain_features(network, features))
-    except LeukoscopeError as error:
-        raise NoFeatureMap(f"{release.name}: no {backend} graph is made of it ({error}); use backend='torch'") from None
+    except LeukoscopeError:
+        raise NoFeatureMap(
+            f"{release.name}: has no graph, because its last features are no map of channels; use backend='torch'"
+        ) from None
 
     folder.mkdir(parents=True)
     with _export_errors_named(release, backend):

@@ -18,7 +18,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.files import atomic_file, remedy
+from leukoscope.files import atomic_file, disk_errors
 from leukoscope.models.release_files import read_arrays
 
 METHOD = (
@@ -155,19 +155,14 @@ class OodDetector:
         Raises:
             LeukoscopeError: the disk refuses.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         about = {"format": "pt", "method": METHOD, "kept_share": str(KEPT_SHARE)}
         arrays = {field.name: np.array(getattr(self, field.name), np.float32, order="C") for field in fields(self)}
-        try:
-            with atomic_file(path) as temporary:
-                save_file(arrays, temporary, about)
-                temporary.chmod(0o644)  # safetensors leaves the file readable by its owner alone
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            advice = remedy(error, "check who may write there")
-            raise LeukoscopeError(f"{path}: cannot be written there ({reason}); {advice}") from None
+        problem = f"{path}: cannot be written there"
+        with disk_errors(problem, "check who may write there"), atomic_file(path) as temporary:
+            save_file(arrays, temporary, about)
+            temporary.chmod(0o644)  # safetensors leaves the file readable by its owner alone
         return path
 
     @classmethod

@@ -74,7 +74,8 @@ class Predictor:
     def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = AUTO, precision: str = AUTO):
         self.release = release
         self.labels = release.labels
-        self.backend: Backend = open_backend(release, backend or default_backend(), device, precision)
+        backend = backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
+        self.backend: Backend = open_backend(release, backend, device, precision)
         self.thresholds = Thresholds.from_metrics(release.metrics)
         path = release.folder and release.folder / OOD
         self.ood = OodDetector.load(path) if path and path.exists() else None
@@ -292,11 +293,6 @@ class Predictor:
         cells = self(images, batch_size=batch_size)
         probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
         return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
-
-
-def default_backend() -> str:
-    """The backend that LEUKOSCOPE_BACKEND names, else "auto"."""
-    return os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
 
 
 def turned(pixels: np.ndarray, view: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_folder
+from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.models.release_files import CONFIG, WEIGHTS, write_json
 
 # Width of the features → timm's architecture.
@@ -72,13 +72,10 @@ def convert_dinov2(checkpoint: Path, folder: Path) -> Path:
         "model_args": {"img_size": size},
         "pretrained_cfg": {"tag": checkpoint.stem.lower(), "custom_load": False, **cfg, **layers},
     }
-    try:
-        with atomic_folder(folder) as aside:
-            aside.mkdir(parents=True)
-            save_file({k: v.contiguous() for k, v in tensors.items()}, aside / WEIGHTS, metadata={"format": "pt"})
-            write_json(aside / CONFIG, config, exact=True)
-    except OSError as error:
-        raise LeukoscopeError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from None
+    with disk_errors(f"{folder}: cannot be written", "name another folder"), atomic_folder(folder) as aside:
+        aside.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, aside / WEIGHTS, metadata={"format": "pt"})
+        write_json(aside / CONFIG, config, exact=True)
     return folder
 
 

@@ -34,17 +34,24 @@ class HubUnreachable(Exception):
     """The Hub cannot be reached or has an error of its own; the text is the reason."""
 
 
-def release_folder(model: str, patterns: Sequence[str] = RELEASE_FILES) -> Path:
-    """The folder of a release, downloaded first where it is named by Hub id.
+def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[Path, str, str]:
+    """Find a release, downloaded first where it is named by Hub id.
 
     Args:
         model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
         patterns: which files to download.
 
+    Returns:
+        its folder; the folder as given, or the Hub id without a revision; and its Hub commit, "" for a local folder.
+
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`.
     """
-    return Path(model) if Path(model).exists() else fetch_files(*parse_hub_id(model), patterns)
+    if Path(model).exists():
+        return Path(model), model, ""
+    hub_id, revision = parse_hub_id(model)
+    folder = fetch_files(hub_id, revision, patterns)
+    return folder, hub_id, folder.name
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:

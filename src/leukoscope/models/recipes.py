@@ -170,6 +170,8 @@ class Recipe:
     interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
 
 
+_UNCHANGED = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0, rotation=0.0, flips="none")
+
 _DENSENET_EARLY = (
     "features.conv0",
     "features.norm0",
@@ -237,7 +239,7 @@ _OWN = (
         drop_rate=0.0,
         head=Head(pooling="avg_std", batch_norm=True, levels=(1, 2)),
         frozen=("backbone",),
-        augmentation=Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none"),
+        augmentation=_UNCHANGED,
         sampling="subjects",
     ),
     # The same idea as a network that timm builds and plain `pipeline()` opens: whole pictures, one feature map.
@@ -250,7 +252,7 @@ _OWN = (
         drop_rate=0.0,
         head=Head(batch_norm=True, levels=(2,)),
         frozen=("backbone",),
-        augmentation=Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none"),
+        augmentation=_UNCHANGED,
         sampling="subjects",
         finetuned_by="densenet169_block2_finetuned",
     ),
@@ -275,7 +277,6 @@ _OWN = (
 # `about` names the system and separates the two. They are rebuilt as described, without the mistakes of their code, so
 # that one protocol can measure them beside each other.
 
-_UNCHANGED = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0, rotation=0.0, flips="none")
 _MIRRORED = replace(_UNCHANGED, flips="horizontal")
 # Keras's BatchNormalization(momentum=0.99, epsilon=1e-3): its momentum is the share of the old statistics.
 _keras_head = partial(Head, batch_norm=True, eps=1e-3, momentum=0.01)
@@ -525,8 +526,7 @@ def timm_recipe(name: str, flag: str) -> Recipe:
         "interpolation": cfg.interpolation,
     }
     if cfg.num_classes == 0:
-        augmentation = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")
-        frozen: dict[str, Any] = {"frozen": ("backbone",), "augmentation": augmentation, "drop_rate": 0.0}
+        frozen: dict[str, Any] = {"frozen": ("backbone",), "augmentation": _UNCHANGED, "drop_rate": 0.0}
         return Recipe(**base, **frozen, num_train_epochs=10, sampling="subjects")
     return Recipe(**base, **_FOR_OTHER_PATIENTS, learning_rate=5e-5 if cfg.fixed_input_size else 2e-4)
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError, data
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.files import atomic_folder, remedy, write_atomic
+from leukoscope.files import atomic_folder, disk_errors, write_atomic
 from leukoscope.models import remote
 from leukoscope.models.build import classifier_parameters, read_safetensors
 from leukoscope.models.release_files import (
@@ -191,15 +191,9 @@ def edit_release(source: Path, target: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _atomic_release(target: Path) -> Iterator[Path]:
-    from safetensors import SafetensorError
-
-    try:
-        with atomic_folder(target) as folder:
-            yield folder
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        advice = remedy(error, "name another folder")
-        raise LeukoscopeError(f"{target}: the release cannot be written there ({reason}); {advice}") from None
+    problem = f"{target}: the release cannot be written there"
+    with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
+        yield folder
 
 
 def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
 from leukoscope.evaluation.metrics import CellPredictions
@@ -21,7 +21,8 @@ from leukoscope.evaluation.plots import (
     save_plot,
     subject_strip,
 )
-from leukoscope.files import resource_file, write_atomic
+from leukoscope.files import disk_errors, resource_file, write_atomic
+from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
@@ -40,14 +41,13 @@ from leukoscope.models.release_files import (
 )
 from leukoscope.reports import formatting, release_tables
 from leukoscope.reports.release_tables import detailed_evaluation
-from leukoscope.training.plots import figures_folder, phantom_samples, phantoms_for, structure_figure
+from leukoscope.training.plots import phantom_samples, phantoms_for, structure_figure
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
     from matplotlib.figure import Figure
 
 TEMPLATE = "model_card/template.md"
-_FILTERS = ("count", "minutes", "pooling", "share", "span", "with_interval")
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # The alt text of each plot of the card, in the order of the card.
 SHOWN = {
@@ -83,9 +83,12 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     except (OSError, ValueError) as error:
         raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
     name = hub_id.split("/")[-1] or folder_name(release)
-    body = render_text(
-        TEMPLATE,
-        **metrics | {"notice": RESEARCH_NOTICE},
+    # `ModelCard.from_template` alone would leave out without a word what metrics.json lacks. It gets the text as a
+    # value: rendered as a template, what stands in a release's metrics.json could run code.
+    body = formatting.rendered(
+        resource_file(TEMPLATE),
+        **{key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")},
+        **{key: value for key, value in metrics.items() if key != "notice"},
         metrics=metrics,
         name=name,
         hub_id=hub_id,
@@ -95,30 +98,25 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         tested=detailed_evaluation(metrics),
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
         own_code=needs_code(config),
+        has_map="heat_maps" in metrics or not (release / WEIGHTS).is_file() or _gives_map(release),
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
-    examples = [path.relative_to(release).as_posix() for path in sorted(release.glob(EXAMPLES))]
+    drawn = sorted(release.glob(EXAMPLES))
+    examples = {path.relative_to(release).as_posix(): path.stem.removeprefix("phantom_") for path in drawn}
     data = _card_data(metrics, name, own_code=needs_code(config), licence=licence, examples=examples)
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def render_text(template: str, **values: Any) -> str:
-    """Render the text of a card, without its front matter.
+def _gives_map(release: Path) -> bool:
+    """Whether a release's network has a Grad-CAM map, as a vision transformer has not."""
+    import torch
 
-    `ModelCard.from_template` alone would leave out without a word what metrics.json lacks; StrictUndefined does not. It
-    gets the text as a value: rendered as a template, what stands in a release's metrics.json could run code.
-
-    Args:
-        template: its path among the files that come with Leukoscope.
-        values: by their names in the template.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters |= {name: getattr(formatting, name) for name in _FILTERS}
-    environment.globals |= {key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")}
-    return environment.from_string(resource_file(template).read_text()).render(**values)
+    loaded = load_release(release)
+    side = loaded.preprocessing.image_size
+    with torch.inference_mode():
+        features = loaded.network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    return is_map_of_channels(loaded.network, features)
 
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
@@ -148,7 +146,7 @@ def _measured(release: Path) -> dict[str, Any]:
 
 
 def _card_data(
-    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Sequence[str]
+    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Mapping[str, str]
 ) -> ModelCardData:
     """The YAML that the Hub reads: what the model is, and its test results."""
     from huggingface_hub import ModelCardData
@@ -167,17 +165,17 @@ def _card_data(
         metrics=["f1", "accuracy", "roc_auc"],
         eval_results=results or None,
         model_name=name if results else None,
-        widget=[{"src": file, "example_title": _example_title(file)} for file in examples] or None,
+        widget=[
+            {"src": file, "example_title": f"synthetic cell, drawn as {drawn_as}"}
+            for file, drawn_as in examples.items()
+        ]
+        or None,
     )
 
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
     """The licence of weights whose author named none: ours for data sets that we know, "" for anybody's own."""
     return "apache-2.0" if metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
-
-
-def _example_title(file: str) -> str:
-    return f"synthetic cell, drawn as {Path(file).stem.removeprefix('phantom_')}"
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -254,7 +252,8 @@ def draw_plots(release: Path) -> list[Path]:
         LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
     """
     folder, plots = release / FIGURES, dict(_plots(release))
-    with figures_folder(folder):
+    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
+        folder.mkdir(exist_ok=True)
         return [save_plot(plot, folder / f"{name}.png") for name, plot in plots.items()]
 
 

@@ -35,7 +35,8 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
     """
     if not metrics.get("evaluations"):
         return []
-    unit = data_unit(metrics)
+    # What the test sets are disjoint by: blocks of neighbouring images where patients are unknown.
+    unit = "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
     sections = [_evaluations(metrics, unit)]
     if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
         sections.append(_subjects(subjects, metrics["labels"], unit))
@@ -66,11 +67,6 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
     if metrics.get("training"):
         sections.append(_training(metrics, unit))
     return [*sections, Section("Limits", _limits(metrics, unit))]
-
-
-def data_unit(metrics: Metrics) -> str:
-    """What the test sets are disjoint by: "subject", or "block" of neighbouring images where patients are unknown."""
-    return "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
 
 
 def _evaluations(metrics: Metrics, unit: str) -> Section:

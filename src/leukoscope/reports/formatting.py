@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import DATASETS
 from leukoscope.inference.patient import POOLINGS
 
@@ -19,6 +21,22 @@ _METRIC_NAMES = {
     "subject_auroc": "AUROC of subjects",
 }
 _BY_SUBJECT = "_by_subject"
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """Render a Jinja template, in which a name without a value is an error; values are escaped in .html alone.
+
+    Args:
+        template: it may use the functions below as filters, `notice` and `version`.
+        values: by their names in the template.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    escape = template.suffix == ".html"
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=escape)
+    environment.filters |= {one.__name__: one for one in (count, minutes, pooling, share, span, with_interval)}
+    text = environment.from_string(template.read_text())
+    return text.render({"notice": RESEARCH_NOTICE, "version": __version__} | values)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.patients import measure_patient_rule
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip
-from leukoscope.files import write_atomic
+from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.release_files import write_json
-from leukoscope.reports.formatting import Table, count, fraction, metric_name, share, span
+from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
 from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
 
 if TYPE_CHECKING:
@@ -116,12 +116,8 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
     Raises:
         OSError: the file cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Path(__file__).with_name("page.html").read_text()
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    shown = page.render(title=title, lead=lead, sections=sections, notice=RESEARCH_NOTICE, version=__version__)
-    return write_atomic(path, shown)
+    template = Path(__file__).with_name("page.html")
+    return write_atomic(path, rendered(template, title=title, lead=lead, sections=sections))
 
 
 def build_evaluation(
@@ -190,16 +186,12 @@ def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: C
     Raises:
         LeukoscopeError: the folder cannot be written.
     """
-    try:
+    with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
         predictions.save(folder / "predictions.parquet")
         write_json(folder / "evaluation.json", evaluation)
         title = f"{evaluation['model']['name']} — evaluation"
         return write_page(folder / "evaluation.html", title, _lead(evaluation), list(_sections(evaluation)))
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{folder}: the evaluation cannot be written there ({error.strerror or error}); name another --output"
-        ) from None
 
 
 def _lead(evaluation: Mapping[str, Any]) -> list[str]:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import EncodedImage, open_bytes, open_image
 from leukoscope.inference.gradcam import overlay
 from leukoscope.inference.patient import patient_rule
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.models.release_files import folder_name
-from leukoscope.reports.formatting import fraction, share, span, with_span
+from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SHOWN = 6
 """Cells most, and cells least like the positive class."""
 SHOWN_REFUSED = 12
 _SIDE = 160
-_TEMPLATE = Path(__file__).with_name("patient_report.html")
+
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
 _USED, _REFUSED = "#0072B2", "#9aa0a6"
 
@@ -157,8 +157,6 @@ def patient_report(
         model, revision: what predicted.
         metrics: the release's metrics.json.
     """
-    from jinja2 import Environment, StrictUndefined
-
     most, least, refused = shown
     positive, data = person.positive_label, metrics["data"]
     maps = [cell.prediction.heatmaps[positive] for cell in (*most, *least) if cell.prediction.heatmaps is not None]
@@ -192,10 +190,9 @@ def patient_report(
         RESEARCH_NOTICE,
     ]
     citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text())
-    return template.render(
+    return rendered(
+        Path(__file__).with_name("patient_report.html"),
         title=f"Report on the cells of {person.patient}" if person.patient else "Report on the cells of one person",
-        notice=RESEARCH_NOTICE,
         person=person,
         headline=headline,
         facts=facts,
@@ -207,7 +204,6 @@ def patient_report(
         refused=[_figure(cell, positive, None) for cell in refused],
         trust=trust,
         citation=citation,
-        version=__version__,
         date=date.today().isoformat(),
     )
 

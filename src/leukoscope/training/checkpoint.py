@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import METRICS
+from leukoscope.progress import note
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, file_name
 from leukoscope.training.optim import BestEpoch, PlateauController
 from leukoscope.training.run_folder import plain
@@ -121,12 +122,11 @@ class Checkpoints:
             shutil.rmtree(path)
         return target
 
-    def resume(self, which: str, say: Callable[[str], None] = print) -> None:
+    def resume(self, which: str) -> None:
         """Read the checkpoint to resume from into `resumed`.
 
         Args:
             which: "latest" or the folder of one; with "latest", a damaged one is skipped for the one before it.
-            say: receives one line on what was found.
 
         Raises:
             LeukoscopeError: the checkpoint named is damaged, or the run is another one.
@@ -136,7 +136,7 @@ class Checkpoints:
             if (found := _read(path)) is None:
                 if which != LATEST:
                     raise LeukoscopeError(f"{path}: a damaged checkpoint")
-                say(f"{path}: a damaged checkpoint; skipped for the one before it")
+                note(f"{path}: a damaged checkpoint; skipped for the one before it")
                 continue
             checkpoint, settings = found
             if different := other_settings(settings, self.settings):
@@ -145,9 +145,9 @@ class Checkpoints:
                     "start a new run in another --output_dir"
                 )
             self.resumed = checkpoint
-            say(f"resuming from {path}")
+            note(f"resuming from {path}")
             return
-        say(f"{self.folder}: no whole checkpoint; starting at the beginning")
+        note(f"{self.folder}: no whole checkpoint; starting at the beginning")
 
     def remove(self) -> None:
         """Remove all checkpoints of a complete run."""

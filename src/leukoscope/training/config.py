@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import SUBJECT_COLUMNS
+from leukoscope.data.loading import SUBJECT_COLUMNS, LoadedCells, load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
@@ -104,7 +104,7 @@ def check_one_start(flags: Mapping[str, Any]) -> None:
 
 _RECIPE = "densenet121"
 # Paths, tracking, checkpoints and publishing do not change what a run computes. What a folder or a file holds does:
-# `other_cells` compares the cells, `weights_name` the start weights.
+# `other_cells` compares the cells, `other_settings` the name of the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "validation_dir", "pretrained_weights", "cache_images"),
     *("checkpointing_steps", "save_total_limit", "resume_from_checkpoint", "with_tracking", "report_to", "quiet"),
@@ -165,6 +165,23 @@ class DataArguments:
     cache_images: bool = _flag(
         True, "Decode every cell once and keep the pixels on disk; without, nothing is written and each epoch decodes."
     )
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The flags that say which cells are loaded, as `load_cells` takes them."""
+        names = (
+            *("dataset_name", "train_dir", "validation_dir", "subject_pattern", "subject_csv", "subject_column"),
+            *("image_column_name", "label_column_name", "train_split", "validation_split", "test_split"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, image_size: int) -> LoadedCells:
+        """Load the cells for pictures of `image_size` pixels.
+
+        Raises:
+            LeukoscopeError: as `load_cells`.
+        """
+        return load_cells(**self.source, image_size=2 * image_size)
 
 
 @dataclass(frozen=True)
@@ -324,11 +341,6 @@ class TrainingConfig:
         """The run folder."""
         name = f"{self.data.dataset_name}-{self.model.recipe}".replace("/", "--")
         return Path(self.run.output_dir or Path("runs") / name)
-
-    @property
-    def weights_name(self) -> str | None:
-        """The name of the file it starts from, without its folder; None without --pretrained_weights."""
-        return file_name(self.model.pretrained_weights)
 
     @property
     def start_weights(self) -> StartWeights:

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_convert
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_file, cache_root, remedy, write_atomic
+from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.models.build import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.remote.networks import Classifier
-from leukoscope.progress import track
+from leukoscope.progress import note, track
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
 _FEATURE_BATCH = 64
@@ -141,17 +141,13 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
     cores = (os.cpu_count() or 1) // local_processes
     return DataLoader(
         cells,
-        collate_fn=_identity,
+        collate_fn=default_convert,  # a batch is one already
         num_workers=min(max(cores // 2, 1), _MAX_WORKERS) if cells.inputs.decodes else 0,
         pin_memory=accelerator.device.type == "cuda",
         # A generator of its own: iterating must not change the one that dropout uses.
         generator=torch.Generator(),
         **how,
     )
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def require_whole_step(cells: int, batch_size: int, processes: int = 1, batches: int = 1) -> None:
@@ -318,8 +314,6 @@ def frozen_features(
     cells: FramedCells,
     preprocessing: Preprocessing,
     mirrorings: Sequence[tuple[int, ...]],
-    *,
-    say: Callable[[str], None] = print,
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
@@ -327,7 +321,6 @@ def frozen_features(
         path: from `features_file`.
         network: a `Classifier` or a model of timm; used on the device it is on, in eval mode and float32.
         mirrorings: the V versions of a cell, as `Augmentation.mirrorings` lists them.
-        say: receives one line on what was done.
 
     Returns:
         (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
@@ -344,11 +337,11 @@ def frozen_features(
     shape = (len(cells.pixels), len(mirrorings), width)
     if path.exists():
         if (kept := _read(path, shape)) is not None:
-            say(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
+            note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
             return kept
-        say(f"{path}: damaged; the features are computed again")
-    needed = int(np.prod(shape)) * 4
-    try:
+        note(f"{path}: damaged; the features are computed again")
+    needed, problem = int(np.prod(shape)) * 4, f"{path.parent}: cannot keep the frozen backbone's features there"
+    with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, needed)
         with atomic_file(path) as temporary:
@@ -363,12 +356,8 @@ def frozen_features(
             # An older file and its digest must never be taken for each other: without one, a file is computed again.
             path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{path.parent}: cannot keep the frozen backbone's features there ({error.strerror or error}; "
-            f"{needed / 1e6:.0f} MB needed); {remedy(error, 'set LEUKOSCOPE_CACHE to another folder')}"
-        ) from None
-    say(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
+
+    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
     return np.load(path, mmap_mode="r")
 
 

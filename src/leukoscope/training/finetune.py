@@ -1,4 +1,4 @@
-"""Start weights of a run: ImageNet's, or those of a release that is fine-tuned on a user's own cells.
+"""Start weights of a run from a release, which is fine-tuned on a user's own cells.
 
 The release lies in a folder or on the Hub and is rebuilt by our own code from config.json and safetensors; no code that
 comes with it is run. The same classes keep its head, other classes get a new one. What the release was trained on is
@@ -22,10 +22,10 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
-from leukoscope.models.build import StartWeights, copy_weights, load_start_weights
-from leukoscope.models.hub_download import release_folder
+from leukoscope.models.build import copy_weights
+from leukoscope.models.hub_download import find_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import Release, rescale_classifier
+from leukoscope.models.release import Release, load_release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
 from leukoscope.models.remote.networks import OwnNetwork
 from leukoscope.training.losses import restore_class_frequencies
@@ -54,15 +54,11 @@ def open_release(init_from: str) -> Release:
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
     """
-    from leukoscope.inference.backends import TorchBackend
-    from leukoscope.inference.predictor import Predictor
-
     try:
-        predictor = Predictor.from_pretrained(init_from, backend="torch", device="cpu")
+        folder, name, revision = find_release(init_from)
+        return load_release(folder, name=name, revision=revision)
     except LeukoscopeError as error:
         raise LeukoscopeError(f"--init_from {error}") from None
-    assert isinstance(predictor.backend, TorchBackend)
-    return Release(**vars(predictor.release), network=predictor.backend.network)
 
 
 def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +91,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
             f"convert {name} FOLDER`"
         )
     try:
-        folder = release_folder(name, (CONFIG, WEIGHTS))
+        folder = find_release(name, (CONFIG, WEIGHTS))[0]
         config = json.loads((folder / CONFIG).read_text())
     except (LeukoscopeError, OSError, ValueError) as error:
         raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
@@ -153,26 +149,19 @@ def follow_release(init_from: str, recipe: str | None, image_size: int | None) -
     }
 
 
-def start_network(
-    network: nn.Module,
-    recipe: Recipe,
-    init_from: str | None,
-    start_weights: StartWeights,
-    cells: FramedCells,
-    split: Split,
+def start_from_release(
+    network: nn.Module, recipe: Recipe, init_from: str, cells: FramedCells, split: Split
 ) -> NetworkStart:
-    """Load the weights that the flags name into a new network.
+    """Load the weights of a release into a new network.
 
     Args:
         network: as `build_network` made it for `recipe` and the classes of `cells`; changed in place.
-        init_from: the release to fine-tune; None loads `start_weights`.
+        init_from: the release to fine-tune.
 
     Raises:
-        LeukoscopeError: as `load_start_weights`; a release of another network or standardisation than the recipe's;
-            or one that was trained on subjects of this run's test side.
+        LeukoscopeError: a release of another network or standardisation than the recipe's; or one that was trained on
+            subjects of this run's test side.
     """
-    if not init_from:
-        return NetworkStart(load_start_weights(network, recipe, start_weights))
     release = open_release(init_from)
     assert release.folder is not None, "it was opened from files"
     _require_same_build(release, network, recipe)

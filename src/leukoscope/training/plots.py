@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import entry_or_folders
 from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
-from leukoscope.evaluation.explanation_metrics import even_sample
-from leukoscope.evaluation.metrics import CellPredictions, class_report
+from leukoscope.evaluation.metrics import CellPredictions, class_report, even_sample
 from leukoscope.evaluation.plots import (
     PredictedCell,
     confusion_plot,
@@ -35,7 +33,7 @@ from leukoscope.evaluation.plots import (
     samples_plot,
     save_plot,
 )
-from leukoscope.files import remedy, write_atomic
+from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import frozen_modules
 from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
@@ -64,32 +62,18 @@ def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
     """
     folder = out / FIGURES
     shutil.rmtree(folder, ignore_errors=True)
-    with figures_folder(folder):
+    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
+        folder.mkdir(exist_ok=True)
         saved = [save_plot(figure, folder / f"{name}.png") for name, figure in _plots(out, network, cells)]
         tested = read_metrics(out)["evaluations"]
         return saved + (write_class_report(folder, tested[0]["metrics"]) if tested else [])
 
 
-@contextmanager
-def figures_folder(folder: Path) -> Iterator[None]:
-    """Make the folder for the plots saved inside the `with` block.
-
-    Raises:
-        LeukoscopeError: it, or a file in it, cannot be written.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-        yield
-    except OSError as error:
-        raise LeukoscopeError(
-            f"{folder}: the plots cannot be written there ({error.strerror or error}); "
-            f"{remedy(error, 'check who may write there')}"
-        ) from None
-
-
 def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(out)
-    yield "curves", curves_plot(_epochs(out / "summary.csv"), metrics["training"]["kept_epoch"])
+    with (out / "summary.csv").open(newline="") as file:
+        epochs = [{k: float(v) for k, v in row.items() if v not in (None, "", "nan")} for row in csv.DictReader(file)]
+    yield "curves", curves_plot(epochs, metrics["training"]["kept_epoch"])
     yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])
     if not metrics["evaluations"]:
         yield "samples", phantom_samples(Predictor.from_pretrained(out / "release"))
@@ -99,19 +83,6 @@ def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[
     if len(metrics["labels"]) > 2:
         yield "one_vs_rest", one_vs_rest_plot(class_report(tested)["classes"])
     yield "samples", tested_samples(CellPredictions.load(out / "predictions.parquet"), cells)
-
-
-def _epochs(summary: Path) -> list[dict[str, float]]:
-    """summary.csv as numbers, without empty values."""
-    with summary.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if _is_number(v)} for row in csv.DictReader(file)]
-
-
-def _is_number(value: str | None) -> bool:
-    try:
-        return value is not None and float(value) == float(value)
-    except ValueError:
-        return False
 
 
 def write_class_report(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:

@@ -25,6 +25,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import nn
+from transformers.utils import flatten_dict
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.loading import LoadedCells
@@ -32,7 +33,7 @@ from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
-from leukoscope.files import write_atomic
+from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import SCHEMA_VERSION, write_json
 from leukoscope.training.config import TrainingConfig
@@ -48,13 +49,8 @@ _OPTIMIZER_NUMBERS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
 def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoints: int) -> None:
     """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints."""
     needed = disk_space_needed(network, recipe, checkpoints)
-    try:
+    with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
         require_space(out, needed)
-    except OSError as error:
-        raise LeukoscopeError(
-            f"--output_dir {out}: no space for the results ({error.strerror}; up to {needed / 1e6:.0f} MB needed); "
-            "free some space or give a folder on another disk"
-        ) from None
 
 
 def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> int:
@@ -199,7 +195,7 @@ def write_environment(
     if not accelerator.is_main_process:
         return
     path = out / ENVIRONMENT
-    before = _read(path) if resumed else {}
+    before = json.loads(path.read_text()) if resumed and path.is_file() else {}
     now = {
         "notice": RESEARCH_NOTICE,
         "started": _now(),
@@ -236,7 +232,7 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *,
     path = out / ENVIRONMENT
     batch = {"cells": batch_size, "batches_a_step": accelerator.gradient_accumulation_steps}
     ended = {"finished": _now(), "wall_seconds": seconds, "batch": batch, "peak_memory": peaks}
-    write_json(path, _read(path) | ended, exact=True)
+    write_json(path, json.loads(path.read_text()) | ended, exact=True)
 
 
 def peak_memory() -> tuple[int, int]:
@@ -309,10 +305,6 @@ def _checkout() -> dict[str, Any]:
         # No git on this machine, or a folder it does not trust.
         return {}
     return {"commit": commit, "changed_since": bool(changes)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _now() -> str:
@@ -440,12 +432,10 @@ def _hub_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+def _flat(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
     """Nested settings under dotted names, in the plain values that trackers take; what is unset is left out."""
-    flat: dict[str, bool | int | float | str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[prefix + name] = value if isinstance(value, bool | int | float) else str(value)
-    return flat
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in flatten_dict(settings).items()
+        if value not in (None, {})
+    }

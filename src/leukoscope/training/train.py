@@ -21,11 +21,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
-from leukoscope.models.build import build_network, is_rewritable, model_args, rewrite_for_timm
+from leukoscope.files import disk_errors
+from leukoscope.models.build import build_network, is_rewritable, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
@@ -33,7 +34,7 @@ from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.data import evenly_spread, require_whole_step
-from leukoscope.training.finetune import start_network
+from leukoscope.training.finetune import NetworkStart, start_from_release
 from leukoscope.training.losses import BAD_BATCH, LossMonitor
 from leukoscope.training.plots import draw_run
 from leukoscope.training.run_folder import (
@@ -74,13 +75,11 @@ def train(config: TrainingConfig) -> Path:
     resume = config.run.resume_from_checkpoint
     check_resume(config.output_dir, resume)
     out = config.output_dir
-    try:
-        if accelerator.is_main_process:
+    if accelerator.is_main_process:
+        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").write_text("")
             (out / ".writable").unlink()
-    except OSError as error:
-        raise _unwritable(out, error) from None
     set_seed(config.run.seed)
 
     cells = load_framed_cells(config, recipe, accelerator)
@@ -98,7 +97,10 @@ def train(config: TrainingConfig) -> Path:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
     network = build_network(recipe, len(cells.data.info.labels))
-    start = start_network(network, recipe, config.model.init_from, config.start_weights, cells, split)
+    if config.model.init_from:
+        start = start_from_release(network, recipe, config.model.init_from, cells, split)
+    else:
+        start = NetworkStart(load_start_weights(network, recipe, config.start_weights))
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     require_validation(split, recipe)
     batches_per_step = config.run.gradient_accumulation_steps
@@ -124,7 +126,7 @@ def train(config: TrainingConfig) -> Path:
         limit=config.run.save_total_limit,
     )
     if resume:
-        checkpoints.resume(resume, note)
+        checkpoints.resume(resume)
     monitor = LossMonitor(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
     trainer = Trainer(
         accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, monitor=monitor
@@ -237,23 +239,9 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
 
 def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
     """Load the data set and decode it once; the main process does it first, the others read its cache."""
-    args = config.data
     with accelerator.main_process_first():
-        data = load_cells(
-            args.dataset_name,
-            args.train_dir,
-            subject_pattern=args.subject_pattern,
-            subject_csv=args.subject_csv,
-            image_size=2 * recipe.image_size,
-            validation_dir=args.validation_dir,
-            image_column_name=args.image_column_name,
-            label_column_name=args.label_column_name,
-            subject_column=args.subject_column,
-            train_split=args.train_split,
-            validation_split=args.validation_split,
-            test_split=args.test_split,
-        )
-        return frame_cells(data, preprocessing_for(recipe, data), keep=args.cache_images)
+        data = config.data.load(recipe.image_size)
+        return frame_cells(data, preprocessing_for(recipe, data), keep=config.data.cache_images)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
@@ -300,17 +288,11 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
 
 def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
     """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
-    try:
-        for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
-            shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
+        shutil.rmtree(out / name, ignore_errors=True)
+    with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
         for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
             (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(out, error) from None
-
-
-def _unwritable(out: Path, error: OSError) -> LeukoscopeError:
-    return LeukoscopeError(f"--output_dir {out}: cannot be written ({error.strerror}); give another folder")
 
 
 def keep_freed_memory() -> None:
