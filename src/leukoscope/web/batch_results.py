@@ -13,7 +13,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.evaluation.evaluate import same_person
+from leukoscope.evaluation.evaluate import same_person, trainings_of
 from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.web.batch_files import Batch, subjects_of
@@ -248,10 +248,12 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         intervals = cell_intervals(cells)
         reason = t("not_every_subject") if "" in subjects else translate(str(error))
         notes.append(t("intervals_by_cell", reason=reason))
-    source = result.metrics.get("data", {}).get("name", "")
-    trained_on = {same_person(source, str(one)) for one in result.metrics.get("training", {}).get("subjects", ())}
-    if seen := sorted(one for one in set(subjects) if same_person(source, one) in trained_on):
-        notes.insert(0, t("too_good", subjects=", ".join(seen)))
+    seen = set()
+    for past in trainings_of({"data": {}, **result.metrics}):
+        trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
+        seen |= {one for one in subjects if same_person(past["name"], one) in trained}
+    if seen:
+        notes.insert(0, t("too_good", subjects=", ".join(sorted(seen))))
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
