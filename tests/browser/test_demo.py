@@ -91,6 +91,9 @@ def test_the_page_speaks_the_visitor_s_language_and_can_be_switched(
 
     first = spoken()
     assert first == browser[:2]
+    # Gradio names some buttons in English only.
+    upload_name = visit.page.locator("#upload [aria-label$='hochladen'], #upload [aria-label='Upload file']")
+    assert upload_name.first.get_attribute("aria-label") == {"de": "Datei hochladen", "en": "Upload file"}[first]
     assert visit.page.evaluate("window.shifted") < 0.1 and visit.width() <= 390
     visit.page.locator("#examples button").nth(1).click()
     visit.page.wait_for_url("**example=2**")
@@ -170,16 +173,21 @@ def test_an_address_opens_model_tab_and_example_and_a_visit_keeps_its_cells(visi
     visit.page.locator("#pictures figcaption", has_text="Synthetic smear, Early").wait_for()
 
 
-@pytest.mark.parametrize("width", [360, 390, 1280])
-def test_all_tabs_are_seen_at_every_width(visits: Callable[..., Any], width: int) -> None:
-    visit = visits(viewport={"width": width, "height": 740})
+@pytest.mark.parametrize(("width", "browser"), [(360, "en"), (360, "de"), (390, "en"), (1280, "en")])
+def test_all_tabs_are_seen_at_every_width(visits: Callable[..., Any], width: int, browser: str) -> None:
+    visit = visits(viewport={"width": width, "height": 740}, locale=browser)
     shown = visit.page.get_by_role("tab").locator("visible=true").all_inner_texts()
-    assert [name.strip() for name in shown] == list(TABS)
+    named = TABS if browser == "en" else ("Zelle", "Bildfeld", "Patienten", "Evidenz", "Code")
+    assert [name.strip() for name in shown] == list(named)
     assert visit.width() <= width
     assert visit.page.locator(".lk-head p").bounding_box()["width"] > 300, "not one letter a line"
     # The decision and what it rests on are on the first screen of a phone, too.
     box = visit.page.locator("#cell-summary .lk-checks").bounding_box()
     assert box["y"] + box["height"] < 740
+    # So are the examples: who has no picture of a cell at hand can go on.
+    box = visit.page.locator("#examples button").last.bounding_box()
+    assert box["y"] + box["height"] < 740
+    assert visit.page.evaluate("window.shifted") < 0.1
 
 
 def test_an_upload_is_judged_and_shown(visits: Callable[..., Any], cell: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_decision_has_plain_words_and_what_was_checked() -> None:
     assert good.short == "Looks like a leukaemic blast"
     assert good.checks == (
         ("like its training cells", True),
-        ("confident: 90\u00a0%", True),
+        ("confident enough: 90\u00a0%", True),
         ("looks at the cell: 40\u00a0% of the map", True),
     )
     unsure = told(0.6, ood_score=0.5, on_cell=0.1)

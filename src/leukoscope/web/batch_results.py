@@ -18,7 +18,7 @@ from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import t, translate
+from leukoscope.web.text import language, t, translate, translate_html
 from leukoscope.web.upload import CELL, File, safe_cell
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     for chosen in cells_to_show(positive, outcomes):
         images = [rows[i].open() for i in chosen]
         predictions = models.predict(result.model, images, explain=True) if images else []
-        names = [f"cell {i + 1}" for i in chosen]
+        names = [t("cell_number", number=i + 1) for i in chosen]
         shown.append([ShownCell(*one) for one in zip(images, predictions, names, strict=True)])
     html = patient_report(
         replace(person, patient=name.strip()),
@@ -354,4 +354,5 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
+    html = translate_html(html).replace('<html lang="en">', f'<html lang="{language()}">', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

@@ -265,7 +265,7 @@ def save_field(kind: str, result: FieldResult) -> File:
     name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
         title = t("field_title", source=reading.source, model=reading.model, summary=translate(reading.summary))
-        drawn = draw_reading(result.image, reading)
+        drawn = draw_reading(result.image, reading, translate=translate)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
         return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
