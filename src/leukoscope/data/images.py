@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import cell_mask
 
 
 class UnreadableImage(LeukoscopeError):
@@ -204,12 +204,12 @@ def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
     Returns:
         (N,) float, 0–1; 0 for an empty picture.
     """
-    return np.asarray([np.mean(cell.max(axis=2) > BACKGROUND_LEVEL) for cell in cells])
+    return np.asarray([np.mean(cell_mask(cell)) for cell in cells])
 
 
 def is_cut_out(image: Image.Image) -> bool:
     """Whether an RGB picture shows a cell cut out on black: at least half of its border is black, and not all of it."""
-    bright = np.asarray(image).max(axis=2) > BACKGROUND_LEVEL
+    bright = cell_mask(np.asarray(image))
     border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     return bool(border.mean() <= 0.5 and bright.any())
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope.data.fields import otsu_threshold
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import cell_mask
 from leukoscope.inference.gradcam import BLACK_SHARE
 
 DEFINITION = (
@@ -55,7 +55,7 @@ def measure_cell(image: Image.Image) -> Morphology | None:
 
     factor = -(-max(image.size) // _SIDE)
     pixels = np.asarray(image.convert("RGB").reduce(factor))
-    bright = pixels.max(axis=2) > BACKGROUND_LEVEL
+    bright = cell_mask(pixels)
     if not bright.any() or (~bright).mean() < BLACK_SHARE:
         return None
     parts, _ = label(bright)

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import cell_mask
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
     Returns:
         0–1; None for a map that is zero everywhere, and for a picture that is not mostly a cell on black.
     """
-    cell = pixels.max(axis=2) > BACKGROUND_LEVEL
+    cell = cell_mask(pixels)
     if float(heatmap.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
         return None
     return share_within(heatmap, cell)
@@ -177,6 +177,8 @@ def overlay(
     Returns:
         RGB, the size of `image`.
     """
+    from scipy.ndimage import minimum_filter
+
     left, top, right, bottom = view_box
     columns = slice(max(0, round(left)), min(image.width, round(right)))
     rows = slice(max(0, round(top)), min(image.height, round(bottom)))
@@ -196,12 +198,10 @@ def overlay(
     cover = Image.fromarray(np.rint(opacity * np.clip(2 * warmth, 0, 1) * 255).astype(np.uint8))
     drawn = image.convert("L").convert("RGB")
     drawn.paste(colours.convert("RGB"), (columns.start, rows.start), cover)
-    cell = np.asarray(image.convert("RGB")).max(axis=2) > BACKGROUND_LEVEL
+    cell = cell_mask(np.asarray(image.convert("RGB")))
     if cell.any() and (~cell).mean() >= BLACK_SHARE:
-        mask = Image.fromarray(cell)
-        width = 3 + 2 * (min(image.size) // 300)
-        inside = mask.convert("L").filter(ImageFilter.MinFilter(width)).convert("1")
-        drawn.paste(_OUTLINE_RGB, mask=ImageChops.logical_xor(mask.convert("1"), inside))
+        outline = cell & ~minimum_filter(cell, 3 + 2 * (min(image.size) // 300))
+        drawn.paste(_OUTLINE_RGB, mask=Image.fromarray(outline))
     if right - left <= image.width - 1 or bottom - top <= image.height - 1:
         corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
         ImageDraw.Draw(drawn).rectangle(corners, outline=_FRAME_RGB, width=max(1, round(min(drawn.size) / 200)))

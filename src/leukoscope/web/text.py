@@ -24,7 +24,7 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import cell_mask
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
     NOT_A_CELL,
@@ -363,7 +363,7 @@ def map_text(heat: np.ndarray, view: Image.Image, label: str) -> str:
     """
     if float(heat.sum()) <= 0:
         return t("map_empty", label=label)
-    cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
+    cell = cell_mask(np.asarray(view))
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         on_cell, filled = share_within(heat, cell), float(cell.mean())
