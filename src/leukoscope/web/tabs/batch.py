@@ -305,7 +305,7 @@ def _table(result: BatchResult) -> gr.Dataframe:
     types: Any = ["html", *["str"] * 4, *["number"] * len(shares)]
     heads = [t(f"column_{name}") for name in ("cell", "file", "subject", "label", "outcome")]
     # Else a phone squeezes the pictures to nothing.
-    widths: list[str | int] = ["72px", "240px", "140px", "110px", "150px", *["90px"] * len(shares)]
+    widths: list[str | int] = ["72px", "300px", "160px", "130px", "170px", *["90px"] * len(shares)]
     return gr.Dataframe({"headers": [*heads, *shares], "data": data}, datatype=types, column_widths=widths)
 
 
