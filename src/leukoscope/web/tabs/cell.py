@@ -458,7 +458,8 @@ class CellTab(ResultTab):
             predicted = result.prediction
             _, covered = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
-            return decision["outcome"], predicted.probabilities, covered and png_answer(covered), text, decision
+            grad_cam = png_answer(covered) if covered else None
+            return decision["outcome"], predicted.probabilities, grad_cam, text, decision
 
         with gr.Group(visible=False):
             # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from leukoscope.web.upload import gradio_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
     from leukoscope.reports.html import Picture, Section
 
@@ -130,6 +131,10 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     return "".join(map(_section, sections)) + panels.notice()
 
 
+def _tick(ticks: Formatter, value: float, place: int) -> str:
+    return translate(ticks(value, place))
+
+
 def _draw(figure: Figure, alt: str) -> Picture:
     """A plot in the visitor's language."""
     from matplotlib.text import Text
@@ -141,9 +146,9 @@ def _draw(figure: Figure, alt: str) -> Picture:
         axes = {id(one.major): one for panel in figure.axes for one in (panel.xaxis, panel.yaxis)}
         for axis in axes.values():
             ticks = axis.get_major_formatter()
-            ticks.set_locs(axis.get_majorticklocs())
+            ticks.set_locs(axis.get_majorticklocs().tolist())
             # What stands at a tick is made as it is drawn.
-            axis.set_major_formatter(lambda value, place, ticks=ticks: translate(ticks(value, place)))
+            axis.set_major_formatter(partial(_tick, ticks))
         for text in figure.findobj(Text):
             text.set_text(translate(text.get_text()))
     return plot_picture(figure, alt)
