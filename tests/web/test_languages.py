@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import base64
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,18 @@ from gradio.context import LocalContext
 from starlette.requests import Request
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.inference.field import drawing_font
 from leukoscope.inference.prediction import Reason
 from leukoscope.reports.evidence import evidence_sections
 from leukoscope.web.app import build_demo
 from leukoscope.web.batch_files import MAX_FILES
+from leukoscope.web.batch_results import BatchResult, predict_batch, save_report
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import example, predict_cell
+from leukoscope.web.tabs.batch import sample_batch
+from leukoscope.web.tabs.evidence import evidence_page
 from leukoscope.web.text import (
+    GRADIO,
     LANGUAGES,
     MESSAGES,
     TEXTS,
@@ -87,6 +95,7 @@ def test_both_languages_have_every_text_with_the_same_placeholders() -> None:
         # Some say less on the page than on the command line, never more.
         assert all(set(PLACEHOLDER.findall(text)) <= given for text in texts.values()), key
         assert texts["de"] and set(texts) <= {"match", *LANGUAGES}, key
+    assert all(set(texts) == set(LANGUAGES) for texts in GRADIO.values())
     assert t("notice") == RESEARCH_NOTICE
     assert f"{MAX_FILES:,}" in t("batch_hint")
 
@@ -209,13 +218,40 @@ def test_the_evidence_of_every_release_is_translated(german: None, name: str) ->
     from leukoscope.models.release_files import read_metrics
 
     same = set()
-    for section in evidence_sections(read_metrics(CNMC.parent / f"leukoscope-{name}")):
+    metrics = read_metrics(CNMC.parent / f"leukoscope-{name}")
+    for section in evidence_sections(metrics):
         table = [section.table.columns, *section.table.rows] if section.table else []
         said = [section.heading, *section.text, *(one for row in table for one in row), *section.terms.values()]
+        said += [picture.alt for picture in section.pictures]
         same |= {one for one in said if re.search(r"[a-z]{3}", one) and translate(one) == one}
     # Names: of the data, its licence and citation, folds, networks and machines.
     names = r"C-NMC|CC BY|ODbL|B-ALL|Gupta|Ghaderzadeh|fold_|densenet|tf_eff|ImageNet|stem and|channels|\d+ epochs"
     assert [one for one in same if not re.match(names, one)] == []
+    # An SVG names each text that it draws in a comment.
+    pictures = re.findall(r'svg\+xml;base64,([^"]+)"', evidence_page(name, metrics))
+    drawn = [one for svg in pictures for one in re.findall(r"<!-- (.+?) -->", base64.b64decode(svg).decode())]
+    assert "Genauigkeit (Anteil der Zellen)" in drawn and "0,8" in drawn
+    assert [
+        one for one in drawn if re.search(r"\d\.\d|\b(of|the|cells|subjects?|blocks?|persons|share|as)\b", one)
+    ] == []
+
+
+def test_the_saved_report_and_pictures_are_german_too(german: None) -> None:
+    models, cells = ModelCache({"cnmc": CNMC}), sample_batch()
+    some = replace(cells, files=[*cells.files[:3], *cells.files[-3:]])
+    *_, few = predict_batch(models, some, "cnmc", r"synthetic-(\d)")
+    assert isinstance(few, BatchResult)
+    rule = {**few.metrics["patients"], "least_cells": 2}
+    for result in (few, replace(few, metrics={**few.metrics, "patients": rule})):
+        report = save_report(models, result, "1", "Probe 7").content.decode()
+        assert '<html lang="de">' in report and "Bericht über die Zellen von Probe 7" in report
+        said = unescape(re.sub(r"(?s)<style>.*?</style>", "", report))
+        said = " ".join([re.sub(r"<[^>]*>", " ", said), *re.findall(r'(?:alt|aria-label)="([^"]+)"', report)])
+        said = said.replace(few.metrics["data"]["citation"], "")
+        assert re.findall(r"\b(?:of|the|cells?|in use|and|not|with|shown?|the|probability)\b", said) == []
+    assert "Keine Klasse: zu wenige Zellen" in save_report(models, few, "1", "").content.decode()
+    missing = drawing_font(15).getmask("\uffff")
+    assert all(bytes(drawing_font(15).getmask(letter)) != bytes(missing) for letter in "äöüÄÖÜßé–µ²")
 
 
 def test_a_result_is_told_in_german_and_to_a_program_in_english(german: None, tmp_path: Path) -> None:
@@ -250,7 +286,7 @@ def test_every_text_of_the_page_is_given_in_the_visitor_s_language() -> None:
             if value and words and not isinstance(value, Localised | LocalisedChoices) and _is_shown(block):
                 english.append(value)
     # The summary starts with the hint, which no visitor sees before the example's result; names stay as they are.
-    names = {"cnmc", "names", "Python", "Python: fields and batches", "JavaScript", "curl"}
+    names = {"cnmc", "names", "Python", "JavaScript", "curl"}
     assert {one for one in english if t("cell_hint") not in one} <= names
 
     (localise,) = (fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") == "localise")

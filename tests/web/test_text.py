@@ -53,7 +53,7 @@ def text_of(p_all: float, point: str = "", **checks: object) -> DecisionText:
         (0.93, "specificity_95", "ALL, leukaemic blast: above the 95 %-specificity threshold.", "lies at 92 %."),
         (0.78, "specificity_95", "HEM, normal precursor: below the 95 %-specificity threshold.", "ALL has 78 %;"),
         (0.78, "sensitivity_95", "ALL, leukaemic blast: above the 95 %-sensitivity threshold.", "lies at 35 %."),
-        (0.78, "", "The model leans towards ALL (leukaemic blast), 78 %, and is not firm about it.", ""),
+        (0.78, "", "The model leans towards ALL (leukaemic blast): 78 %.", ""),
     ],
 )
 def test_a_class_is_told_at_the_operating_point(probability: float, point: str, headline: str, because: str) -> None:
@@ -131,7 +131,7 @@ def test_evidence_weaker_than_in_nearly_all_cells_is_said_of_every_class() -> No
     ("probability", "opening"),
     [
         (0.97, "The model predicts ALL (leukaemic blast): 97\u00a0%."),
-        (0.75, "The model leans towards ALL (leukaemic blast), 75\u00a0%, and is not firm"),
+        (0.75, "The model leans towards ALL (leukaemic blast): 75\u00a0%."),
         (0.55, "The model is undecided: ALL (leukaemic blast) 55\u00a0%, HEM (normal precursor) 45\u00a0%."),
     ],
 )

@@ -7,7 +7,7 @@ field most of whose cells are out of distribution gets no class at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -195,11 +195,12 @@ DASHED = (*REFUSED, AT_EDGE)
 DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
 
 
-def draw_reading(image: Image.Image, reading: FieldReading) -> Image.Image:
+def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callable[[str], str] = str) -> Image.Image:
     """Draw every cell's box and outcome, and a legend below.
 
     Args:
         image: the field that was read.
+        translate: gives the legend's outcomes and the research notice in another language.
 
     Returns:
         RGB, the field 800 to 1600 pixels at its longest side. Classes have full lines, cells abstained from a thin one,
@@ -208,7 +209,7 @@ def draw_reading(image: Image.Image, reading: FieldReading) -> Image.Image:
     factor = min(DRAWN_SIDE, max(SMALLEST_SIDE, *image.size)) / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     line, font_size = max(2, round(max(size) / 400)), max(11, round(max(size) / 60))
-    font, step = ImageFont.load_default(font_size), int(font_size * 1.5)
+    font, step = drawing_font(round(0.9 * font_size)), int(font_size * 1.5)
     field = image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(field)
     colours = {label: CLASS_COLOURS[k % len(CLASS_COLOURS)] for k, label in enumerate(reading.labels)} | OTHER_COLOURS
@@ -231,11 +232,18 @@ def draw_reading(image: Image.Image, reading: FieldReading) -> Image.Image:
     drawn.paste(field, (0, 0))
     pen, x, y = ImageDraw.Draw(drawn), 6.0, size[1] + 4
     for outcome, count in reading.counts.items():
-        text = f"{outcome}: {count}"
+        text = f"{translate(outcome)}: {count}"
         pen.text((x, y), text, colours[outcome], font)
         x += pen.textlength(text, font) + 2 * font_size
-    pen.text((6, y + step), RESEARCH_NOTICE, "#3c3c41", font)
+    pen.text((6, y + step), translate(RESEARCH_NOTICE), "#3c3c41", font)
     return drawn
+
+
+def drawing_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans from matplotlib, at a size in pixels; Pillow's own font lacks umlauts, among others."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _draw_dashes(

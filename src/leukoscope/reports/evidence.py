@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from leukoscope.evaluation.plots import patients_curve, reliability_diagram, subject_strip
 from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, pooling, share
-from leukoscope.reports.html import Section, plot_picture
+from leukoscope.reports.html import Picture, Section, plot_picture
 from leukoscope.reports.release_tables import (
     RESULT_METRICS,
     baselines_table,
@@ -17,14 +17,18 @@ from leukoscope.reports.release_tables import (
     tta_table,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Metrics = Mapping[str, Any]
 
 
-def evidence_sections(metrics: Metrics) -> list[Section]:
+def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] = plot_picture) -> list[Section]:
     """Everything that the Evidence tab shows of a release, one section a question.
 
     Args:
         metrics: the content of metrics.json.
+        draw: makes a picture of a plot and its text equivalent; the demo translates the plot first.
 
     Returns:
         sections for each block that was measured; none without evaluations. Plots are drawn with matplotlib, so only
@@ -39,14 +43,14 @@ def evidence_sections(metrics: Metrics) -> list[Section]:
     unit = "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
     sections = [_evaluations(metrics, unit)]
     if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
-        sections.append(_subjects(subjects, metrics["labels"], unit))
+        sections.append(_subjects(subjects, metrics["labels"], unit, draw))
     if block := metrics.get("patients"):
-        sections.append(_persons(block))
+        sections.append(_persons(block, draw))
     if block := metrics.get("calibration"):
         before, after = (share(block[side]["ece"]) for side in ("before", "after"))
         alt = f"Reliability diagram: expected calibration error {before} as trained, {after} when temperature-scaled"
         text = f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."
-        picture = plot_picture(reliability_diagram(block), alt)
+        picture = draw(reliability_diagram(block), alt)
         sections.append(Section("Are its probabilities calibrated?", [text], pictures=[picture]))
     if metrics["evaluations"][0].get("shortcut_baselines"):
         table = baselines_table(metrics["evaluations"][0])
@@ -85,7 +89,7 @@ def _evaluations(metrics: Metrics, unit: str) -> Section:
     return Section(f"Unseen {unseen} beside the random split", text, Table(columns, rows, text_columns=2))
 
 
-def _subjects(subjects: Metrics, labels: list[str], unit: str) -> Section:
+def _subjects(subjects: Metrics, labels: list[str], unit: str, draw: Callable[[Figure, str], Picture]) -> Section:
     name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
     alt = (
         f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
@@ -98,10 +102,10 @@ def _subjects(subjects: Metrics, labels: list[str], unit: str) -> Section:
         if len(labels) > 2:  # over narrow panels, titles of one line run into each other
             title = title.replace(" · ", "\n")
         axes.set_title(title, loc="left", fontsize=9)
-    return Section(f"{unit.capitalize()} by {unit}", [f"{alt}."], pictures=[plot_picture(figure, alt)])
+    return Section(f"{unit.capitalize()} by {unit}", [f"{alt}."], pictures=[draw(figure, alt)])
 
 
-def _persons(block: Metrics) -> Section:
+def _persons(block: Metrics, draw: Callable[[Figure, str], Picture]) -> Section:
     few, many = block["curve"][0], block["curve"][-1]
     alt = (
         f"Balanced accuracy over persons against the number of cells used: {share(few['balanced_accuracy'])} with "
@@ -114,9 +118,7 @@ def _persons(block: Metrics) -> Section:
         f"{block['measured']['persons']} persons of one laboratory, each of one class only: nothing here applies to "
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
-    return Section(
-        "One prediction for a person", text, persons_table(block), [plot_picture(patients_curve(block), alt)]
-    )
+    return Section("One prediction for a person", text, persons_table(block), [draw(patients_curve(block), alt)])
 
 
 def _maps(block: Metrics, unit: str) -> Section:

@@ -7,6 +7,7 @@ offline unless a visitor types a Hub id or wants real cells.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,7 @@ from leukoscope.web.tabs import code, evidence
 from leukoscope.web.tabs.batch import BatchTab
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.tabs.field import FieldTab
-from leukoscope.web.text import LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
+from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
 from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import keep_uploads_apart
 
@@ -46,11 +47,18 @@ AT_ONCE, QUEUE = 16, 64
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
 # The page's language, for screen readers and the style sheet; Gradio knows only the browser's. Its accessible names of
-# some buttons differ from the text on them, which speech input needs.
+# some buttons differ from the text on them, which speech input needs; others it has in English only.
 NAMED_AS_WRITTEN = """() => {
-  document.documentElement.lang = document.querySelector('.lk-head').dataset.lang
-  const rename = () => document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
-    .forEach((button) => button.removeAttribute('aria-label'))
+  const {lang, names} = document.querySelector('.lk-head').dataset
+  document.documentElement.lang = lang
+  const rename = () => {
+    document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
+      .forEach((button) => button.removeAttribute('aria-label'))
+    for (const [theirs, ours] of Object.entries(JSON.parse(names)))
+      for (const kind of ['aria-label', 'title'])
+        document.querySelectorAll(`[${kind}^="${theirs}"]`)
+          .forEach((one) => one.setAttribute(kind, one.getAttribute(kind).replace(theirs, ours)))
+  }
   new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
   rename()
 }"""
@@ -92,8 +100,10 @@ def _head() -> str:
     """Title, purpose, and the link to the page in the other language."""
     other = next(one for one in LANGUAGES if one != language())
     link = f'<a id="language" href="?lang={other}" lang="{other}" hreflang="{other}">{t("other_language")}</a>'
+    names = {} if language() == LANGUAGES[0] else {text[LANGUAGES[0]]: text[language()] for text in GRADIO.values()}
     return (
-        f'<div class="lk-head" data-lang="{language()}"><h1>Leukoscope</h1><p>{escape(t("subtitle"))}</p>{link}</div>'
+        f'<div class="lk-head" data-lang="{language()}" data-names="{escape(json.dumps(names))}"><h1>Leukoscope</h1>'
+        f"<p>{escape(t('subtitle'))}</p>{link}</div>"
     )
 
 
@@ -175,7 +185,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
             state_session_capacity=SESSIONS,
             theme=build_theme(),
             css=CSS,
-            footer_links=["api"],
+            footer_links=[],
             run_history=False,
             enable_monitoring=False,
             prevent_thread_lock=True,

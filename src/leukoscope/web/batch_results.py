@@ -13,12 +13,12 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.evaluation.evaluate import same_person
+from leukoscope.evaluation.evaluate import same_person, trainings_of
 from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import t, translate
+from leukoscope.web.text import language, t, translate, translate_html
 from leukoscope.web.upload import CELL, File, safe_cell
 
 if TYPE_CHECKING:
@@ -248,10 +248,12 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         intervals = cell_intervals(cells)
         reason = t("not_every_subject") if "" in subjects else translate(str(error))
         notes.append(t("intervals_by_cell", reason=reason))
-    source = result.metrics.get("data", {}).get("name", "")
-    trained_on = {same_person(source, str(one)) for one in result.metrics.get("training", {}).get("subjects", ())}
-    if seen := sorted(one for one in set(subjects) if same_person(source, one) in trained_on):
-        notes.insert(0, t("too_good", subjects=", ".join(seen)))
+    seen = set()
+    for past in trainings_of({"data": {}, **result.metrics}):
+        trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
+        seen |= {one for one in subjects if same_person(past["name"], one) in trained}
+    if seen:
+        notes.insert(0, t("too_good", subjects=", ".join(sorted(seen))))
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
@@ -341,7 +343,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     for chosen in cells_to_show(positive, outcomes):
         images = [rows[i].open() for i in chosen]
         predictions = models.predict(result.model, images, explain=True) if images else []
-        names = [f"cell {i + 1}" for i in chosen]
+        names = [t("cell_number", number=i + 1) for i in chosen]
         shown.append([ShownCell(*one) for one in zip(images, predictions, names, strict=True)])
     html = patient_report(
         replace(person, patient=name.strip()),
@@ -352,4 +354,5 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
+    html = translate_html(html).replace('<html lang="en">', f'<html lang="{language()}">', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

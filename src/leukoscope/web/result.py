@@ -13,9 +13,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
+from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
 from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
@@ -261,19 +262,19 @@ def result_image(
         pictures.append(picture.resize(size))
     shares = sorted(result.prediction.probabilities.items(), key=lambda item: -item[1])
     decided = result.decision_text(point)
-    lines = [line for text in result.summary(point).splitlines() for line in textwrap.wrap(_plain(text), LETTERS)]
+    lines = [line for text in result.summary(point).splitlines() for line in textwrap.wrap(text, LETTERS)]
     width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4
     bars_at = captions_at + 2 * LINE + MARGIN
     text_at = bars_at + (2 * len(shares) + (not decided.has_class)) * LINE + MARGIN
     drawn = Image.new("RGB", (width, text_at + len(lines) * LINE + MARGIN), "white")
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(17)
+    pen, font = ImageDraw.Draw(drawn), drawing_font(15)
 
     for column, (picture, caption) in enumerate(
         zip(pictures, (result.caption, t("map_title", label=label)), strict=False)
     ):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
-        pen.text((left, captions_at), textwrap.shorten(_plain(caption), 52), QUIET, font)
+        pen.text((left, captions_at), textwrap.shorten(caption, 52), QUIET, font)
     if result.maps:
         colours = map_colours(160)[None].repeat(12, axis=0)
         drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
@@ -282,12 +283,12 @@ def result_image(
 
     top = bars_at
     if not decided.has_class:
-        pen.text((MARGIN, top), _plain(t("folded_probabilities")), QUIET, font)
+        pen.text((MARGIN, top), t("folded_probabilities"), QUIET, font)
         top += LINE
     for rank, (name, share) in enumerate(shares):
         named = f"{name} ({meaning(name)})" if meaning(name) else name
-        pen.text((MARGIN, top), _plain(named), INK, font)
-        pen.text((width - MARGIN, top), _plain(percent(share)), INK, font, anchor="ra")
+        pen.text((MARGIN, top), named, INK, font)
+        pen.text((width - MARGIN, top), percent(share), INK, font, anchor="ra")
         track = (MARGIN, top + LINE, width - MARGIN, top + LINE + 10)
         pen.rectangle(track, TRACK)
         if share * (width - 2 * MARGIN) >= 1:
@@ -296,10 +297,5 @@ def result_image(
         top += 2 * LINE
     for number, line in enumerate(lines):
         place = (MARGIN, text_at + number * LINE)
-        pen.text(place, line, INK, ImageFont.load_default(20) if number == 0 else font)
+        pen.text(place, line, INK, drawing_font(18) if number == 0 else font)
     return drawn
-
-
-def _plain(text: str) -> str:
-    """Without what the drawing font lacks."""
-    return text.replace("\u00a0", " ").encode("latin-1", "replace").decode("latin-1")

@@ -1,8 +1,8 @@
 """The demo's texts in the visitor's language, and a result in words: the decision, its map, its model.
 
 All texts stand in `texts.json`, in English and German: "texts" by key, for `t`; "messages" that other packages write
-in English, for `translate`. The page speaks the language that its address (`lang`) or the browser asks for, the API
-English.
+in English, for `translate`; "gradio" with how names begin that Gradio gives to buttons. The page
+speaks the language that its address (`lang`) or the browser asks for, the API English.
 Each picture of a result has its text equivalent here: nobody needs to see a Grad-CAM map to know what it shows.
 """
 
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
     NOT_A_CELL,
@@ -42,6 +43,7 @@ LANGUAGES = ("en", "de")
 _TABLE = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
 TEXTS: dict[str, dict[str, str]] = _TABLE["texts"]
 MESSAGES: dict[str, dict[str, str]] = _TABLE["messages"]
+GRADIO: dict[str, dict[str, str]] = _TABLE["gradio"]
 _for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
 # Placeholders of messages whose values are names, which are never translated.
 _NAMES = {"entry", "file", "hub_id", "label", "model", "name", "names", "path", "pattern", "table", "url"}
@@ -93,6 +95,20 @@ def translate(message: str) -> str:
         swapped = re.sub(r"(?<=\d)[.,](?=\d)", lambda sign: "," if sign[0] == "." else ".", message)
         return swapped.replace(" to ", " bis ")
     return message
+
+
+def translate_html(page: str) -> str:
+    """What another package says within its HTML, in the visitor's language: between tags, and for screen readers."""
+
+    def translated(found: re.Match[str]) -> str:
+        said = unescape(found[0])
+        told = translate(said)
+        if told == said and said.endswith("."):  # a reason, made a sentence
+            reason = f"{said[0].lower()}{said[1:-1]}"
+            told = said if (told := translate(reason)) == reason else f"{told[0].upper()}{told[1:]}."
+        return found[0] if told == said else escape(told)
+
+    return re.sub(r'(?<=>)[^<>]+(?=<)|(?<=alt=")[^"]+|(?<=aria-label=")[^"]+', translated, page)
 
 
 @cache
@@ -347,7 +363,7 @@ def map_text(heat: np.ndarray, view: Image.Image, label: str) -> str:
     """
     if float(heat.sum()) <= 0:
         return t("map_empty", label=label)
-    cell = np.asarray(view).max(axis=2) > BACKGROUND_LEVEL
+    cell = foreground(np.asarray(view))
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
         on_cell, filled = share_within(heat, cell), float(cell.mean())

@@ -28,7 +28,6 @@ CSS = """
 .gradio-container .html-container a { padding: 0; color: var(--lk-accent); }
 /* Wide tables scroll within themselves; they never widen the page. */
 .gradio-container :is(.main, .wrap, .contain, .column, .tabitem, .html-container) { min-width: 0; max-width: 100%; }
-footer .divider { display: none; }
 :root, .dark { --lk-accent: #6b3fa0; --lk-track: #e7e4ee; --lk-line: #d3d0db; --lk-quiet: #55515f;
   --lk-warn-ink: #5c3d00; --lk-warn-fill: #fff4d6; --lk-warn-line: #d9a520; }
 .dark { --lk-accent: #b794e6; --lk-track: #37333f; --lk-line: #4a4553; --lk-quiet: #b9b4c4;
@@ -150,22 +149,30 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
 .lk-scroll tbody th { font-weight: 500; }
 /* Gradio's colours for code are too pale to be read on a light ground. */
+#save-report { align-self: end; }
+/* Nothing but a mark to fold a line, as high as the program was before it was filled in. */
+.lk-code .cm-gutters { display: none !important; }
 .lk-code .cm-content span { color: var(--body-text-color) !important; }
 .lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
 .gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .lk-head { flex-wrap: wrap; justify-content: space-between; } .lk-head p { order: 2; flex-basis: 100%; }
-  /* The result stands right below the upload, the examples below the result. */
+  /* The result stands right below the upload and the examples. */
   #cell-row > .column:first-child { display: contents; }
   #cell-row > .column:first-child > * { order: 2; }
   #cell-row > .column:last-child { order: 1; }
-  #cell-row #upload { order: 0; }
+  #cell-row :is(#upload, #examples, #smear-examples) { order: 0; }
+  /* One row of small examples, and a low upload: the decision stays on the first screen. */
+  #cell-row #examples .grid-container { grid-template: none / repeat(6, minmax(0, 1fr)) !important; gap: 0.3rem;
+    grid-auto-rows: auto; }
+  #examples { min-height: 4.4rem; } #cell-row #examples .thumbnail-lg { aspect-ratio: 1; height: auto; }
+  #examples .caption-label { font-size: 0.6rem; padding: 0 0.2rem; }
   #cell-answer > .column { display: contents; } #cell-answer #morphology { order: 1; }
-  #upload .wrap { min-height: 5rem; } #about-model p { font-size: 0.85rem; }
+  #upload { height: 6rem !important; } #upload .wrap { min-height: 3.5rem; } #about-model p { font-size: 0.85rem; }
 }
 @media (max-width: 480px) {
-  .gradio-container .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }
+  .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }
   .lk-box span { font-size: 0.6rem; }
   .lk-facts { grid-template-columns: 1fr; }
   .lk-facts dd { margin-bottom: 0.3rem; }

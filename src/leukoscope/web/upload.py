@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
-from uuid import uuid4
 
 import gradio as gr
 from gradio import route_utils
@@ -260,12 +259,18 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
     return button
 
 
-def unshared_copy(image: Image.Image) -> Image.Image:
-    """A copy whose file in Gradio's cache no other response uses, and that carries the research notice.
+def png_answer(image: Image.Image) -> str:
+    """Write a picture as a PNG that carries the research notice, in a folder of its own of Gradio's cache.
 
-    Gradio names a picture's file by its bytes, PNG texts among them, and writes an equal one anew, which breaks off the
-    download of whoever is being sent it.
+    Gradio sends it from there and deletes it once it is old. Its own files take three times as long to compress, and
+    have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
+
+    Returns:
+        its path.
     """
-    copy = image.copy()
-    copy.info |= {"Disclaimer": RESEARCH_NOTICE, "Response": uuid4().hex}
-    return copy
+    about = PngInfo()
+    about.add_text("Disclaimer", RESEARCH_NOTICE)
+    path = Path(get_upload_folder()) / secrets.token_hex(16) / "image.png"
+    path.parent.mkdir(parents=True)
+    image.save(path, pnginfo=about, compress_level=1)
+    return str(path)

@@ -254,6 +254,19 @@ def test_a_trained_subject_is_known_under_its_other_ids() -> None:
     assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
 
 
+def test_subjects_of_the_release_that_it_was_fine_tuned_from_are_known_too() -> None:
+    earlier = {"name": "cnmc2019", "fingerprint": "a", "unit": "subject", "subjects": ["51"]}
+    training = {"subjects": ["2"], "started_from": {"seen": [earlier]}}
+    rows = tuple(replace(row, subject={"1": "78", "2": "2"}[row.subject]) for row in RESULT.rows)
+    own = {"name": "imagefolder", "title": "own"}
+    measured = label_metrics(replace(RESULT, rows=rows, metrics={"data": own, "training": training}))
+    assert measured is not None
+    assert measured.notes[0] == "This model was trained on cells of 2, 78: the metrics are too good."
+    other = tuple(replace(row, subject="9") for row in RESULT.rows)
+    measured = label_metrics(replace(RESULT, rows=other, metrics={"training": training}))  # a stranger's, without data
+    assert measured is not None and not any("too good" in note for note in measured.notes)
+
+
 def test_cells_without_a_subject_are_told_about_in_the_page_s_own_terms() -> None:
     measured = label_metrics(replace(RESULT, rows=tuple(replace(one, subject="") for one in RESULT.rows)))
     assert measured is not None

@@ -7,7 +7,6 @@ visitor's session. The same steps serve the API at /batch.
 from __future__ import annotations
 
 import base64
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +51,7 @@ from leukoscope.web.text import (
     point_name,
     t,
     translate,
+    translate_html,
 )
 from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_errors, save_button
 
@@ -304,7 +304,9 @@ def _table(result: BatchResult) -> gr.Dataframe:
         data.append([picture, *(round(value, 3) if isinstance(value, float) else value for value in values)])
     types: Any = ["html", *["str"] * 4, *["number"] * len(shares)]
     heads = [t(f"column_{name}") for name in ("cell", "file", "subject", "label", "outcome")]
-    return gr.Dataframe({"headers": [*heads, *shares], "data": data}, datatype=types)
+    # Else a phone squeezes the pictures to nothing.
+    widths: list[str | int] = ["72px", "300px", "160px", "130px", "170px", *["90px"] * len(shares)]
+    return gr.Dataframe({"headers": [*heads, *shares], "data": data}, datatype=types, column_widths=widths)
 
 
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
@@ -399,11 +401,10 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
         threshold=result.thresholds.operating_points.get(point, 0.5),
         cells=numbers,
     )
-    drawn = re.sub(r'(?<=aria-label=")[^"]+|(?<=<title>)[^<]+', lambda found: translate(found[0]), drawn)
     reason = f": {translate(one.reason)}" if one.reason else ""
     return (
         f'<section class="lk-person"><h3>{escape(one.patient)}</h3>'
-        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
+        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{translate_html(drawn)}"
         "</section>"
     )
 

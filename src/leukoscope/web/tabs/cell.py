@@ -40,9 +40,9 @@ from leukoscope.web.upload import (
     deleted_afterwards,
     gradio_errors,
     open_upload,
+    png_answer,
     read_upload,
     save_button,
-    unshared_copy,
 )
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
@@ -299,7 +299,7 @@ class CellTab(ResultTab):
         def on_ask_real(choice: str | None) -> Updates:
             try:
                 info = source_of(self.models, choice)
-                pictures = [(unshared_copy(cell.image), cell.label) for cell in real_cells.of(info)]
+                pictures = [(png_answer(cell.image), cell.label) for cell in real_cells.of(info)]
             except LeukoscopeError as error:
                 failed = panels.message(t("failed"), translate(str(error)))
                 return {self.real: gr.Gallery(visible=False), self.real_note: failed}
@@ -438,7 +438,7 @@ class CellTab(ResultTab):
 
         def predict(
             image: str | None, model: str | None, operating_point: str = ""
-        ) -> tuple[str, dict[str, float], Image.Image | None, str, dict[str, Any]]:
+        ) -> tuple[str, dict[str, float], str | None, str, dict[str, Any]]:
             """Classify one white blood cell, with a Grad-CAM map of the most probable class. For research only.
 
             Args:
@@ -458,7 +458,8 @@ class CellTab(ResultTab):
             predicted = result.prediction
             _, covered = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
-            return decision["outcome"], predicted.probabilities, covered and unshared_copy(covered), text, decision
+            grad_cam = png_answer(covered) if covered else None
+            return decision["outcome"], predicted.probabilities, grad_cam, text, decision
 
         with gr.Group(visible=False):
             # The names that `evaluation.thresholds` gives; clients and assistants see them as an enumeration.

@@ -98,7 +98,10 @@ def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
         # Long lines are wrapped: what scrolls sideways is out of a keyboard's reach. Line numbers
         # would then drift.
         code = partial(gr.Code, interactive=False, elem_classes="lk-code", wrap_lines=True, show_line_numbers=False)
-        codes = [code(language=language, label=title) for title, language, _ in SNIPPETS]
+        codes = [
+            code(language=language, label=localised("python_more") if text == _PYTHON_MORE else title)
+            for title, language, text in SNIPPETS
+        ]
         gr.Markdown(Localised(lambda: t("mcp_title") + ("" if serves_mcp() else f" {t('no_mcp')}")))
         protocol = code(language="json", label=localised("mcp_client"), visible=serves_mcp())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result_tab import PRIVATE
-from leukoscope.web.text import LocalisedChoices, language, localised, percent, point_name, t, translate
+from leukoscope.web.text import LANGUAGES, LocalisedChoices, language, localised, percent, point_name, t, translate
 from leukoscope.web.upload import gradio_errors
 
 if TYPE_CHECKING:
-    from leukoscope.reports.html import Section
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
+
+    from leukoscope.reports.html import Picture, Section
 
 SENSITIVITY, PREVALENCE = 0.95, 0.5
 
@@ -122,10 +125,33 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     from leukoscope.reports.evidence import evidence_sections
 
     with _drawing:
-        sections = evidence_sections(metrics)
+        sections = evidence_sections(metrics, _draw)
     if not sections:
         return panels.note(t("no_measurements", model=name)) + panels.notice()
     return "".join(map(_section, sections)) + panels.notice()
+
+
+def _tick(ticks: Formatter, value: float, place: int) -> str:
+    return translate(ticks(value, place))
+
+
+def _draw(figure: Figure, alt: str) -> Picture:
+    """A plot in the visitor's language."""
+    from matplotlib.text import Text
+
+    from leukoscope.reports.html import plot_picture
+
+    if language() != LANGUAGES[0]:
+        # Panels that share an axis share what formats its ticks.
+        axes = {id(one.major): one for panel in figure.axes for one in (panel.xaxis, panel.yaxis)}
+        for axis in axes.values():
+            ticks = axis.get_major_formatter()
+            ticks.set_locs(axis.get_majorticklocs().tolist())
+            # What stands at a tick is made as it is drawn.
+            axis.set_major_formatter(partial(_tick, ticks))
+        for text in figure.findobj(Text):
+            text.set_text(translate(text.get_text()))
+    return plot_picture(figure, alt)
 
 
 def _section(section: Section) -> str:

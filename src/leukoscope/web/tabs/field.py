@@ -35,12 +35,12 @@ from leukoscope.web.upload import (
     deleted_afterwards,
     gradio_errors,
     open_upload,
+    png_answer,
     png_file,
     read_upload,
     safe_cell,
     safe_stem,
     save_button,
-    unshared_copy,
 )
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class FieldTab(ResultTab):
 
         def field(
             image: str | None, model: str | None, um_per_pixel: float | None = None
-        ) -> tuple[dict[str, Any], Image.Image]:
+        ) -> tuple[dict[str, Any], str]:
             """Find and classify the white blood cells of a field of view. For research only.
 
             Args:
@@ -200,7 +200,7 @@ class FieldTab(ResultTab):
             """
             with gradio_errors():
                 result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
-            return result.reading.to_dict(), unshared_copy(draw_reading(result.image, result.reading))
+            return result.reading.to_dict(), png_answer(draw_reading(result.image, result.reading))
 
         with gr.Group(visible=False):
             inputs = [cell_upload(label="image"), self.model, gr.Number(0, label="um_per_pixel")]
@@ -265,7 +265,7 @@ def save_field(kind: str, result: FieldResult) -> File:
     name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
         title = t("field_title", source=reading.source, model=reading.model, summary=translate(reading.summary))
-        drawn = draw_reading(result.image, reading)
+        drawn = draw_reading(result.image, reading, translate=translate)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
         return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
