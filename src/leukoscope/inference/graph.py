@@ -127,6 +127,7 @@ class ExportedBackend:
         logits, features = self._run(np.ascontiguousarray(pixels))
         if self.precision == BF16:
             # Not `@`, as in `linear_head_maps`.
+            assert self._class_weights is not None
             logits = np.einsum("bc,kc->bk", features.mean(axis=(2, 3)), self._class_weights)
             logits = logits + self._class_biases + self.logit_shift
         if not explain:
