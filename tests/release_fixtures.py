@@ -119,7 +119,8 @@ def release(tmp_path: Path) -> Path:
     folder = tmp_path / "leukoscope-test"
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(METRICS))
-    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 350 / 450}}))
+    config = {"architecture": "densenet121", "num_classes": 2, "label_names": ["ALL", "HEM"]}
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": {"crop_pct": 350 / 450}}))
     return folder
 
 

@@ -11,7 +11,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.reports.audit_page import areas_figure, cells_figure, copy_rows, write_audit_page
+from leukoscope.reports.audit_page import areas_figure, cells_figure, copies_table, write_audit_page
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,13 @@ def test_a_page_without_findings_says_so(tmp_path: Path, phantom_data: LoadedCel
     assert "Nothing was found that would inflate metrics on splits by subject." in text
     assert "These cells are synthetic" in text
     assert "Subjects under several ids" not in text
-    assert [name for name, _ in copy_rows(findings)] == ["pairs", "subjects", "classes", "units", "inflates"]
+    assert [name for name, *_ in copies_table(findings).rows] == [
+        "pairs",
+        "across subjects, as published",
+        "across classes",
+        "across what splits keep together",
+        "would inflate metrics",
+    ]
 
 
 def test_figures_name_every_subject_below_its_class(cells: Path) -> None:

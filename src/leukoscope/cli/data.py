@@ -146,21 +146,19 @@ def audit(
 
 
 def _print_summary(findings: Mapping[str, Any]) -> None:
-    from leukoscope.reports.audit_page import copy_rows, metric_cells
+    from leukoscope.reports.audit_page import copies_table, shortcuts_table
 
-    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
-    rows = [[text, *(f"{kind[name]:,}" for kind in kinds)] for name, text in copy_rows(findings)]
-    print_table(["copies", "identical", "near-identical"], rows)
+    copies, measured = copies_table(findings), shortcuts_table(findings)
+    print_table(copies.columns, copies.rows)
     for group in findings["subject_aliases"]["groups"]:
         shared = sum(link["identical"] + link["near"] for link in group["links"])
         new = f"propose as subject_aliases; not joined yet: {', '.join(group['unjoined'])}"
         state = "already joined when loading" if group["known"] else new
         typer.echo(f"one person: {' = '.join(group['subjects'])}, {shared} shared image(s); {state}")
     shortcuts = findings["shortcuts"]
-    if "features" in shortcuts:
-        rows = [[name, *metric_cells(measured)] for name, measured in shortcuts["features"].items()]
-        rows.append(["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"])
-        print_table(["shortcut", "balanced accuracy", "weighted F1", "AUROC"], rows)
+    if measured.rows:
+        chance = ["chance", f"{shortcuts['chance_balanced_accuracy']:.3f}", "–", "0.500"]
+        print_table(["shortcut", *measured.columns[1:]], [*measured.rows, chance])
         typer.echo(f"not measured — {shortcuts['left_out']}")
     else:
         typer.echo(f"shortcuts not measured: {shortcuts['not_measured']}")

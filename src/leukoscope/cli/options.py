@@ -138,6 +138,14 @@ def print_error(error: Exception) -> None:
     typer.echo(f"error: {error}", err=True)
 
 
+def end_with(problems: Sequence[Exception]) -> None:
+    """Print what was wrong with single files, and end with 1 where there was something."""
+    for problem in problems:
+        print_error(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
 def shown_name(name: str) -> str:
     """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
     return os.fsencode(name).decode(errors="replace")

@@ -25,8 +25,8 @@ from leukoscope.cli.options import (
     Quiet,
     SubjectPattern,
     TrainDir,
+    end_with,
     open_predictor,
-    print_error,
     print_table,
     shown_name,
 )
@@ -84,10 +84,7 @@ def predict(
         _print_predictions(rows, predictor.labels)
     if explain is not None and rows and not any("overlay" in row for row in rows):
         typer.echo(f"{model}: {NO_MAP}; nothing is written to {explain}", err=True)
-    for problem in problems:
-        print_error(problem)
-    if problems:
-        raise typer.Exit(1)
+    end_with(problems)
 
 
 def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
@@ -258,10 +255,7 @@ def field(
             "predict classifies them",
             err=True,
         )
-    for problem in problems:
-        print_error(problem)
-    if problems:
-        raise typer.Exit(1)
+    end_with(problems)
 
 
 def _opened(images: Iterable[Path]) -> Iterator[Image]:
@@ -463,10 +457,7 @@ def patient(
         typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
     else:
         _print_persons(persons, model=predictor.release.name, output=output)
-    for problem in unreadable:
-        print_error(problem)
-    if unreadable:
-        raise typer.Exit(1)
+    end_with(unreadable)
 
 
 def _print_persons(persons: list[PatientPrediction], *, model: str, output: Path | None) -> None:

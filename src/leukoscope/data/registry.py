@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
@@ -72,6 +72,11 @@ class DatasetInfo:
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
         return self.subject_aliases.get(subject, subject)
+
+    def about(self) -> dict[str, Any]:
+        """What a report names of it, ready for JSON."""
+        named = {key: getattr(self, key) for key in ("name", "title", "licence", "citation", "synthetic")}
+        return {**named, "unit": self.group}
 
 
 def image_files(root: Path) -> Iterator[Path]:

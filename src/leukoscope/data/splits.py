@@ -69,6 +69,11 @@ class Split:
         sides = json.dumps([sorted(self.train), sorted(self.validation), sorted(self.test)])
         return sha256(sides.encode()).hexdigest()
 
+    def about(self) -> dict[str, Any]:
+        """What a report names of it, ready for JSON."""
+        named = {key: getattr(self, key) for key in ("strategy", "detail", "seed", "fingerprint")}
+        return {**named, "disjoint_by": self.group}
+
     def at_most(self, train: int | None, evaluation: int | None) -> Split:
         """The split with at most so many training cells, and validation and test cells each, sampled by its seed."""
 

@@ -524,11 +524,7 @@ def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
 
 
 def _require_enough(predictions: CellPredictions, unit: str) -> None:
-    if "" in predictions.subjects:
-        raise LeukoscopeError(
-            f"cell {predictions.cell_ids[predictions.subjects.index('')]}: its subject is not known; recalibration is "
-            "measured subject by subject, so give --subject_pattern or --subject_csv"
-        )
+    predictions.require_subjects("recalibration is measured subject by subject")
     subjects = np.asarray(predictions.subjects)
     for k, label in enumerate(predictions.label_names):
         mine = predictions.references == k

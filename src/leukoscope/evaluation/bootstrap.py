@@ -156,12 +156,7 @@ def bootstrap_subjects(
     Raises:
         LeukoscopeError: cells of unknown subject, or a class with a single one.
     """
-    if "" in predictions.subjects:
-        cell = predictions.cell_ids[predictions.subjects.index("")]
-        raise LeukoscopeError(
-            f"cell {cell}: its subject is not known; intervals by subject need a subject id for every cell "
-            "(for class folders: --subject_pattern or --subject_csv)"
-        )
+    predictions.require_subjects("intervals by subject need a subject id for every cell")
     names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
     cells = np.zeros((len(names), len(predictions.label_names)), dtype=int)
     np.add.at(cells, (unit_of_cell, predictions.references), 1)

@@ -110,12 +110,7 @@ def leave_one_subject_out(predictions: CellPredictions) -> tuple[LeftOut, ...]:
     Raises:
         LeukoscopeError: subjects unknown, or fewer than `SUBJECTS_NEEDED` of a class.
     """
-    if "" in predictions.subjects:
-        unknown = predictions.cell_ids[predictions.subjects.index("")]
-        raise LeukoscopeError(
-            f"cell {unknown}: its subject is not known; calibration and thresholds are measured on unseen subjects and "
-            "need a subject id for every cell"
-        )
+    predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
     for label, count in who_fitted(predictions)["subjects"].items():
         if count < SUBJECTS_NEEDED:
             raise LeukoscopeError(

@@ -33,26 +33,10 @@ class SelectedCells:
 
     def about(self) -> dict[str, Any]:
         """Return the blocks `data` and `split` of evaluation.json."""
-        info, split = self.data.info, self.split
+        counts = {"cells": len(self.split.test), "drawn_from": len(self.whole.test)}
         return {
-            "data": {
-                "name": info.name,
-                "title": info.title,
-                "licence": info.licence,
-                "citation": info.citation,
-                "fingerprint": self.data.fingerprint,
-                "synthetic": info.synthetic,
-                "unit": info.group,
-            },
-            "split": {
-                "strategy": split.strategy,
-                "detail": split.detail,
-                "disjoint_by": split.group,
-                "seed": split.seed,
-                "fingerprint": self.whole.fingerprint,
-                "cells": len(split.test),
-                "drawn_from": len(self.whole.test),
-            },
+            "data": {**self.data.info.about(), "fingerprint": self.data.fingerprint},
+            "split": {**self.split.about(), "fingerprint": self.whole.fingerprint, **counts},
         }
 
 

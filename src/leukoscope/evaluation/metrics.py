@@ -55,6 +55,14 @@ class CellPredictions:
         if not len(self.cell_ids) == len(self.subjects) == len(self.references) == len(self.probabilities):
             raise LeukoscopeError("predictions: ids, subjects, references and probabilities differ in length")
 
+    def require_subjects(self, why: str) -> None:
+        """Raise `LeukoscopeError` with `why` subjects are needed, where a cell's subject is not known."""
+        if "" in self.subjects:
+            raise LeukoscopeError(
+                f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
+                "--subject_pattern or --subject_csv"
+            )
+
     @property
     def predicted(self) -> np.ndarray:
         """(N,) int, the most probable class."""

@@ -16,7 +16,7 @@ from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import resource_file
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload
 from leukoscope.models.release_files import CARD
-from leukoscope.reports.audit_page import copy_rows, metric_cells
+from leukoscope.reports.audit_page import copies_table, shortcuts_table
 from leukoscope.reports.card import FRONT_AND_TEXT
 from leukoscope.reports.formatting import Table, count, rendered
 
@@ -131,8 +131,6 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
     ]
     # The findings count subjects as published, hence an alias and whom it stands for.
     aliases = {alias: of for alias, of in info.subject_aliases.items() if alias in findings["subjects"]}
-    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
-    shortcuts = findings["shortcuts"].get("features", {})
     text = rendered(
         resource_file(TEMPLATE),
         title=title,
@@ -145,14 +143,8 @@ def render_data_card(seen: ScannedCells, findings: Mapping[str, Any], info: Data
         own_test=PRELIMINARY_TEST if PRELIMINARY_TEST in seen.data.cells else "",
         has_folds="fold" in splits["train"].column_names,
         classes=Table(("class", "cells", "subjects"), classes),
-        copies=Table(
-            ("copies", "identical", "near-identical"),
-            [(shown, *(count(kind[name]) for kind in kinds)) for name, shown in copy_rows(findings)],
-        ),
-        shortcuts=Table(
-            ("predicted from", "balanced accuracy", "weighted F1", "AUROC"),
-            [(name, *metric_cells(measured)) for name, measured in shortcuts.items()],
-        ),
+        copies=copies_table(findings),
+        shortcuts=shortcuts_table(findings),
     )
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     data = DatasetCardData(

@@ -75,7 +75,6 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
 
     duplicates = findings["duplicates"]
     kinds, criteria = (duplicates["identical"], duplicates["near"]), duplicates["criteria"]
-    rows = [(shown, *(count(kind[name]) for kind in kinds)) for name, shown in copy_rows(findings)]
     text = [
         "Identical means every pixel. Near-identical pictures have perceptual hashes that differ in at most "
         f"{criteria['hash_bits_at_most']} of 255 bits and, reduced to 32 × 32, differ by at most "
@@ -84,7 +83,7 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
         f"Splits keep a {unit} on one side; a pair within one does no harm there.",
     ]
     verdict = "bad" if any(kind["inflates"] for kind in kinds) else ""
-    yield Section("Copies", text, Table(("", "identical", "near-identical"), rows), verdict=verdict)
+    yield Section("Copies", text, copies_table(findings), verdict=verdict)
     for heading, identical in (("Identical pictures", True), ("Near-identical pictures", False)):
         if pairs := _telling([pair for pair in duplicates["pairs"] if pair["identical"] == identical]):
             shown = min(_SHOWN_PAIRS, len(pairs))
@@ -103,9 +102,9 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
             f"{tested['disjoint_by']}. Chance: balanced accuracy {shortcuts['chance_balanced_accuracy']:.3f}. "
             f"Left out — {shortcuts['left_out']}.",
         ]
-        rows = [(name, *metric_cells(measured), FEATURES[name]) for name, measured in shortcuts["features"].items()]
-        names = ("feature", "balanced accuracy", "weighted F1", "AUROC", "what it is")
-        yield Section("Shortcuts", text, Table(names, rows))
+        table = shortcuts_table(findings)
+        rows = [(*row, FEATURES[row[0]]) for row in table.rows]
+        yield Section("Shortcuts", text, Table((*table.columns, "what it is"), rows))
 
     mixed, subjects, text = findings["subjects_in_two_classes"], findings["subjects"], []
     if mixed["subjects"]:
@@ -157,14 +156,25 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     yield Section("Files and counts", lines or [nothing], verdict="warning" if lines else "good")
 
 
-def copy_rows(findings: Findings) -> list[tuple[str, str]]:
-    """Keys of a summary of copies and their names, without those that could not be counted."""
+def copies_table(findings: Findings) -> Table:
+    """What copies of a picture cross, without what could not be counted."""
     known = {
         "subjects": findings["subjects"],
         "official_folds": findings["data"]["official_folds"],
         "split_sides": findings["split"],
     }
-    return [(name, text) for name, text in _CROSSED.items() if known.get(name, True)]
+    kinds = [findings["duplicates"][kind] for kind in ("identical", "near")]
+    crossed = {name: text for name, text in _CROSSED.items() if known.get(name, True)}
+    rows = [(text, *(count(kind[name]) for kind in kinds)) for name, text in crossed.items()]
+    return Table(("copies", "identical", "near-identical"), rows)
+
+
+def shortcuts_table(findings: Findings) -> Table:
+    """What each feature alone predicts; "–" for what could not be measured, without rows where nothing was."""
+    keys = ("balanced_accuracy", "f1_weighted", "auroc")
+    features = findings["shortcuts"].get("features", {})
+    rows = [(name, *(share(measured[key]) for key in keys)) for name, measured in features.items()]
+    return Table(("predicted from", "balanced accuracy", "weighted F1", "AUROC"), rows)
 
 
 def _telling(pairs: Sequence[Findings]) -> list[Findings]:
@@ -189,11 +199,6 @@ def _pair_picture(pair: Findings, seen: ScannedCells) -> Picture:
     how = "identical" if pair["identical"] else f"{pair['difference']:.1f} grey levels apart"
     caption = f"{pair['cells'][0]} / {pair['cells'][1]}: {how}{', turned' if pair['turned'] else ''}"
     return cell_picture(both, f"Two pictures of one cell, {names}", caption, side=2 * _SIDE + 4)
-
-
-def metric_cells(measured: Mapping[str, Any]) -> list[str]:
-    """Balanced accuracy, weighted F1 and AUROC as they are shown; "–" for what could not be measured."""
-    return [share(measured[name]) for name in ("balanced_accuracy", "f1_weighted", "auroc")]
 
 
 def cells_figure(findings: Findings) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +28,13 @@ from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import (
     CARD,
-    CONFIG,
     FIGURES,
     METRICS,
     PREDICTIONS,
     WEIGHTS,
     folder_name,
     needs_code,
+    read_config,
     read_metrics,
     read_release,
 )
@@ -77,11 +76,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     """
     from huggingface_hub import ModelCard
 
-    metrics = _measured(release)
-    try:
-        config = json.loads((release / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise LeukoscopeError(f"{release / CONFIG}: cannot be read ({error}); give the folder of a release") from None
+    metrics, config = _measured(release), read_config(release)
     name = hub_id.split("/")[-1] or folder_name(release)
     # `ModelCard.from_template` alone would leave out without a word what metrics.json lacks. It gets the text as a
     # value: rendered as a template, what stands in a release's metrics.json could run code.

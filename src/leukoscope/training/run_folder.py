@@ -88,15 +88,7 @@ def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, An
     return {
         "name": "test",
         "estimates": THESE_WEIGHTS,
-        "split": {
-            "strategy": split.strategy,
-            "detail": split.detail,
-            "disjoint_by": split.group,
-            "seed": split.seed,
-            "fingerprint": split.fingerprint,
-            "train_cells": len(split.train),
-            "notes": list(split.notes),
-        },
+        "split": {**split.about(), "train_cells": len(split.train), "notes": list(split.notes)},
         "thresholds_fitted_on": None,
         "metrics": measure(predictions),
     }
@@ -116,16 +108,11 @@ def describe_run(
         "labels": list(data.info.labels),
         "positive_label": data.info.positive_label,
         "data": {
-            "name": data.info.name,
-            "title": data.info.title,
-            "licence": data.info.licence,
-            "citation": data.info.citation,
+            **data.info.about(),
             "fingerprint": data.fingerprint,
             "cells": sum(len(rows) for rows in data.cells.values()),
             "unreadable": len(data.unreadable),
             "count_differences": list(data.count_differences),
-            "synthetic": data.info.synthetic,
-            "unit": data.info.group,
         },
         "training": {
             "cells": len(split.train),

@@ -313,6 +313,7 @@ class Trainer:
         self._check_losses()
         # The mean over processes too: they must come to one decision.
         means = accelerator.reduce(torch.stack(progress.batches).mean(dim=0), "mean")
+        self._require_finite("loss", means[0])
         loss, accuracy = means.tolist()
         resident, on_gpu = peak_memory()
         seconds = progress.epoch_seconds
@@ -434,11 +435,11 @@ class Trainer:
         assert self.checkpoints is not None
         self._check_losses()
         checkpoint, progress = self.state.checkpoint(), self.state.progress
-        # The processes share the weights, so that all come to the same conclusion.
-        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
-            raise LeukoscopeError(
-                f"epoch {progress.epoch + 1}: a weight is no finite number; lower --learning_rate and start again"
-            )
+        # Losses of all processes, and weights, which they share: all come to the same conclusion.
+        for batches in checkpoint.part("progress").values():
+            self._require_finite("loss", batches[..., 0])
+        for weight in self.network.parameters():
+            self._require_finite("weight", weight.detach())
         if self.accelerator.is_main_process:
             self.checkpoints.save(checkpoint, progress.epoch + 1, progress.step)
 
@@ -453,3 +454,9 @@ class Trainer:
     def _check_losses(self) -> None:
         if self.monitor:
             self.monitor.check(self.state.progress.epoch, len(self.state.progress.batches) - 1)
+
+    def _require_finite(self, what: str, values: torch.Tensor) -> None:
+        """Stop before what is no number is written anywhere."""
+        if not bool(values.isfinite().all()):
+            value, epoch = float(values.float().mean()), self.state.progress.epoch + 1
+            raise LeukoscopeError(f"epoch {epoch}: the {what} is {value}; lower --learning_rate and start again")
