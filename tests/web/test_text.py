@@ -99,7 +99,7 @@ def test_a_smear_is_sent_to_where_its_cells_are_found() -> None:
     assert text.because.startswith(
         "The picture is no single cell cut out on black, which is what this model was trained on"
     )
-    assert text.because.endswith("If it is a smear, open it in the tab “Field”, or send it to /field.")
+    assert text.because.endswith("If it is a smear, open it in the tab “Field” (in the API: /field).")
 
 
 def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None:

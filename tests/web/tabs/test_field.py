@@ -120,7 +120,7 @@ def test_a_smear_given_as_one_cell_is_not_a_cell_and_is_sent_to_this_tab() -> No
         text = seen.decision_text(point)
         assert text.headline == "Not a cell: no class is given." and not text.has_class
         assert text.because.startswith("The picture is no single cell cut out on black")
-        assert "If it is a smear, open it in the tab “Field”, or send it to /field." in text.because
+        assert "If it is a smear, open it in the tab “Field” (in the API: /field)." in text.because
     assert seen.summary().startswith("Not a cell: no class is given.\n")
 
 
