@@ -193,6 +193,7 @@ def build_theme() -> gr.themes.Base:
         body_text_color="*neutral_900",
         body_text_color_subdued="*neutral_600",
         block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
         block_info_text_color="*neutral_700",
         block_shadow="none",
         color_accent="*primary_700",
