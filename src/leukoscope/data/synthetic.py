@@ -578,7 +578,7 @@ def draw_field(
 
 
 def _radius(cell: NDArray[np.uint8]) -> float:
-    return float(np.sqrt((foreground(cell)).sum() / np.pi))
+    return float(np.sqrt(foreground(cell).sum() / np.pi))
 
 
 def _places(

@@ -290,7 +290,7 @@ def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     training = metrics.get("training")
     if not training:
         return []
-    own = {key: metrics["data"].get(key) for key in ("name", "fingerprint", "unit")}
+    own = {key: metrics.get("data", {}).get(key) for key in ("name", "fingerprint", "unit")}
     own["subjects"] = training.get("subjects", [])
     return [own, *training.get("started_from", {}).get("seen", [])]
 

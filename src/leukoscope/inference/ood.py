@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.models.release_files import read_arrays
 
@@ -52,8 +52,7 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     """
     step = max(1, round(len(pixels) / _GRID))
     points = pixels[::step, ::step]
-    bright = points > BACKGROUND_LEVEL
-    cell = bright[..., 0] | bright[..., 1] | bright[..., 2]
+    cell = foreground(points)
     count = int(np.count_nonzero(cell))
     if count < _FEWEST:
         return np.full(STATISTICS, _EMPTY, np.float32)

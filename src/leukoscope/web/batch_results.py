@@ -249,7 +249,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         reason = t("not_every_subject") if "" in subjects else translate(str(error))
         notes.append(t("intervals_by_cell", reason=reason))
     seen = set()
-    for past in trainings_of({"data": {}, **result.metrics}):
+    for past in trainings_of(result.metrics):
         trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
         seen |= {one for one in subjects if same_person(past["name"], one) in trained}
     if seen:

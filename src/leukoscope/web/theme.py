@@ -148,10 +148,10 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-scroll caption { text-align: left; padding: 0 0.6rem; }
 .lk-scroll thead th { color: var(--lk-quiet); font-weight: 600; }
 .lk-scroll tbody th { font-weight: 500; }
-/* Gradio's colours for code are too pale to be read on a light ground. */
 #save-report { align-self: end; }
 /* Nothing but a mark to fold a line, as high as the program was before it was filled in. */
 .lk-code .cm-gutters { display: none !important; }
+/* Gradio's colours for code are too pale to be read on a light ground. */
 .lk-code .cm-content span { color: var(--body-text-color) !important; }
 .lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
