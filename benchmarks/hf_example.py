@@ -96,7 +96,7 @@ def _leaving_out(function: Callable[..., Any], *names: str) -> Callable[..., Any
 def _naming_size(load: Callable[..., Any], image_size: int) -> Callable[..., Any]:
     def loaded(*args: Any, **kwargs: Any) -> Any:
         processor = load(*args, **kwargs)
-        config = processor.data_config
+        config = getattr(processor, "data_config", None) or processor.pretrained_cfg
         processor.size = {"height": image_size, "width": image_size}
         processor.image_mean, processor.image_std = config["mean"], config["std"]
         return processor

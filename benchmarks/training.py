@@ -228,6 +228,7 @@ def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
         "per_device_eval_batch_size": flags.batch_size,
         "num_train_epochs": flags.epochs,
         "seed": 0,
+        "trust_remote_code": True,  # a recipe that ends early brings its own code, written just above
     }
     argv = [str(word) for flag, value in values.items() for word in (f"--{flag}", value)]
     result = run_script(flags.hf_script, argv, flags.image_size)

@@ -21,6 +21,9 @@ _T = TypeVar("_T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 # Two bars at a time would draw over each other: work within other work shows none of its own.
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
+# When the last line was printed and when the last work ended: many short steps, one after the other, say something
+# every 30 seconds, too.
+_last_line = _last_end = float("-inf")
 
 
 @contextmanager
@@ -52,6 +55,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
     Yields:
         a function to call after each part, or after so many: `advance(by=1)`.
     """
+    global _last_line, _last_end
     count, started = done, time.monotonic()
 
     def advance(by: int = 1) -> None:
@@ -68,8 +72,10 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         return f"{label}: {count:,} of {total:,}{left}"
 
     def speak() -> None:
-        while not ended.wait(EVERY):
+        global _last_line
+        while not ended.wait(max(0, _last_line + EVERY - time.monotonic())):
             print(line(), file=sys.stderr, flush=True)
+            _last_line = time.monotonic()
 
     bars: Progress | None = None
     bar: Any = None
@@ -85,10 +91,13 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
             with bars:
                 yield advance
         else:
+            if started > _last_end + EVERY:
+                _last_line = started
             threading.Thread(target=speak, daemon=True).start()
             yield advance
     finally:
         ended.set()
+        _last_end = time.monotonic()
         _shown.reset(before)
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 from time import sleep
 from typing import Any
 
@@ -87,6 +87,30 @@ def test_two_predictions_are_computed_at_a_time() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: models.predict("any", []), range(8)))
     assert models.most == PREDICTIONS_AT_ONCE == 2
+
+
+def test_who_asks_again_waits_behind_those_who_wait() -> None:
+    answered: list[int] = []
+
+    class Recorded(ModelCache):
+        def predictor(self, choice: str | None) -> Any:
+            return None
+
+        def _predict(self, choice: str, *args: Any, **options: Any) -> Any:
+            sleep(0.01)
+            answered.append(int(choice))
+
+    models, visitors, questions = Recorded({}), 6, 20
+    together = Barrier(visitors)
+
+    def ask(visitor: int) -> None:
+        together.wait(300)
+        for _ in range(questions):
+            models.predict(str(visitor), [])
+
+    with ThreadPoolExecutor(visitors) as pool:
+        list(pool.map(ask, range(visitors)))
+    assert set(answered[: 2 * visitors]) == set(range(visitors))
 
 
 def test_a_hub_model_too_large_for_a_visitor_is_not_downloaded(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from math import prod
 from pathlib import Path
 from shutil import rmtree
@@ -90,7 +92,8 @@ class ModelCache:
         self._lock = Lock()
         # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
         self._model_locks: dict[str, tuple[Lock, int]] = {}
-        self._predicting, self._loading = Semaphore(PREDICTIONS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
+        # A pool of threads takes those who wait in their order; a semaphore would not.
+        self._predicting, self._loading = ThreadPoolExecutor(PREDICTIONS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
         self.predict = self._limited(on_gpu(self._predict))
         self.read_field = self._limited(on_gpu(self._read_field))
 
@@ -157,8 +160,7 @@ class ModelCache:
         def wait_and_call(choice: str, *args: _P.args, **options: _P.kwargs) -> _T:
             # Loaded first: a download may take minutes, and must not hold up those whose model is in memory.
             self.predictor(choice)
-            with self._predicting:
-                return call(choice, *args, **options)
+            return self._predicting.submit(copy_context().run, call, choice, *args, **options).result()
 
         return wait_and_call
 
