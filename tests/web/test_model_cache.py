@@ -179,6 +179,13 @@ def test_it_passes_a_broken_release_on_as_one_message(tmp_path: Path) -> None:
         ModelCache({"broken": tmp_path}).predictor("broken")
 
 
+def test_a_narrow_menu_tells_two_models_of_one_purpose_apart(tiny_release: Path) -> None:
+    models = ModelCache({"leukoscope-a": tiny_release, "leukoscope-b": tiny_release}, ["owner/other"])
+    (other, _), (first, _), (second, _) = models.choices()
+    assert other == "owner/other" and first.startswith("a · ") and second == first.replace("a", "b", 1)
+    assert "leukaemic blast or normal precursor" in first
+
+
 def test_an_embedded_release_is_called_by_its_name_alone(tiny_release: Path) -> None:
     assert ModelCache({"tiny": tiny_release}).predictor("tiny").release.name == "tiny"
 

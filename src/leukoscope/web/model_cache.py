@@ -147,12 +147,14 @@ class ModelCache:
             return None
 
     def choices(self) -> list[tuple[str, str]]:
-        """For a menu of the models offered: what each is for and its name, and its name."""
-        found = ((name, self.embedded(name)) for name in self.names)
-        return [
-            (f"{purpose(release.labels, release.takes_cut_outs)} · {name}" if release else name, name)
-            for name, release in found
-        ]
+        """For a menu of the models offered: a text that begins with what differs, and says what it is for; its name."""
+        choices = []
+        for name in self.names:
+            text = name.removeprefix("leukoscope-")
+            if release := self.embedded(name):
+                text += f" · {purpose(release.labels, release.takes_cut_outs)}"
+            choices.append((text, name))
+        return choices
 
     def _limited(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
         """`call`, whose first argument is a model's name, once fewer than two other predictions are computed."""
