@@ -73,7 +73,7 @@ def test_a_class_is_told_at_the_operating_point(probability: float, point: str, 
         ),
         (
             0.99, {"disagreement": 0.375}, "No class: the model abstains.",
-            "38% of its turned and mirrored views are predicted otherwise, more than 25%.",
+            "38 % of its turned and mirrored views are predicted otherwise, more than 25 %.",
         ),
         (
             0.99, {"ood_score": 3.14, "ood_group": "texture"}, "Out of distribution: no class is given.",
@@ -81,7 +81,7 @@ def test_a_class_is_told_at_the_operating_point(probability: float, point: str, 
         ),
         (
             0.99, {"ood_score": 0.6, "field_share": 0.2}, "Out of distribution: no class is given.",
-            "Of its field only 20% of the cells are like the training cells, and 50% are needed.",
+            "Of its field only 20 % of the cells are like the training cells, and 50 % are needed.",
         ),
     ],
 )  # fmt: skip
@@ -110,7 +110,7 @@ def test_evidence_off_the_cell_is_a_caution_beside_a_class_which_stays() -> None
         text = decision_text(decision, shares, wary)
         assert text.headline.startswith(headline) and text.has_class
         assert text.because.endswith(
-            "10% of its Grad-CAM map lies on the cell; 95 % of the cells measured have more than 25%."
+            "10\u00a0% of its Grad-CAM map lies on the cell; 95 % of the cells measured have more than 25\u00a0%."
         )
 
 
