@@ -95,7 +95,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--hf_script", type=Path, help="the caller's copy of run_image_classification_no_trainer.py")
     parser.add_argument("--dataset_name", default="phantoms")
     parser.add_argument("--train_dir")
-    parser.add_argument("--recipes", nargs="+", default=["efficientnet_b3", "densenet169_block2"])
+    parser.add_argument("--recipes", nargs="+", default=["efficientnet_b3", "densenet121", "densenet169_block2"])
     parser.add_argument("--cells", type=int, default=128, help="a multiple of the batch size")
     parser.add_argument("--validation_cells", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)

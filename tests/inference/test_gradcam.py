@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.ndimage import minimum_filter
 from timm.models.vgg import VGG
 from torch import nn
 
@@ -269,6 +270,16 @@ def test_a_cut_out_cell_is_outlined_and_a_smear_is_not():
     assert drawn[29, 45].tolist() == [0] * 3
     smear = Image.new("RGB", (90, 90), (200, 180, 200))
     assert np.asarray(overlay(smear, cold, (0, 0, 90, 90))).std() == 0
+
+
+@pytest.mark.parametrize(("width", "height", "side"), [(90, 70, 3), (450, 310, 5)])
+def test_the_outline_is_the_cell_less_the_cell_eroded(width: int, height: int, side: int) -> None:
+    cell = np.zeros((height, width), bool)
+    cell[: height // 2, width // 4 : width // 2] = cell[20:40, width // 3 :] = True  # cut by the frame on two sides
+    picture = Image.fromarray(np.where(cell[..., None], (120, 60, 120), 0).astype(np.uint8))
+    cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
+    drawn = np.asarray(overlay(picture, cold, (0, 0, width, height)))
+    assert ((drawn == (86, 180, 233)).all(axis=2) == (cell & ~minimum_filter(cell, side))).all()
 
 
 def test_a_map_s_strength_is_told_by_the_release_s_own_distribution():
