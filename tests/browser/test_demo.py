@@ -150,7 +150,7 @@ def test_the_map_is_drawn_over_the_cell_as_far_as_the_slider_says(visits: Callab
 def test_a_second_model_predicts_the_same_cell_beside_the_first(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.page.locator("#compare-cell input").click()
-    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#compared section").nth(1).wait_for()
     first, second = visit.page.locator("#compared section").all()
     assert "leukoscope-densenet169-cnmc" in first.inner_text() and "Looks like a leukaemic blast" in first.inner_text()
@@ -258,7 +258,7 @@ def test_a_model_of_smears_is_offered_smears(visits: Callable[..., Any]) -> None
     visit = visits()
     assert not visit.page.locator("#smear-examples").is_visible()
     visit.page.locator("#model input").click()
-    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert not visit.page.locator("#examples").is_visible()
     visit.pick_example(3, "smear-examples")
@@ -363,7 +363,7 @@ def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., 
     visit.page.locator("#batch-sample").click()
     visit.page.locator(".lk-person svg").nth(1).wait_for()
     visit.page.locator("#model input").click()
-    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#batch-summary", has_text="The model is now leukoscope-densenet201-ball4.").wait_for()
     assert not visit.page.locator("#batch-gallery li >> visible=true").count()
     visit.tab("Field")
@@ -376,7 +376,7 @@ def test_two_releases_are_compared_without_cutting_a_table(visits: Callable[...,
     visit = visits()
     visit.tab("Evidence")
     visit.page.locator("#compare input").click()
-    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#compare-evidence section").nth(3).wait_for()
     cut = "[...document.querySelectorAll('.lk-scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
     assert visit.page.locator(".lk-scroll").count() > 5 and visit.page.evaluate(cut) == 0
@@ -547,7 +547,7 @@ def test_another_model_is_loaded_without_a_percentage_and_a_smear_is_sent_to_it(
     assert visit.page.locator("#about-model a").get_attribute("href").startswith("?model=")
     visit.page.evaluate(_WATCH_LOADING)
     visit.page.locator("#model input").click()
-    visit.page.get_by_role("option", name="leukoscope-densenet201-ball4").click()
+    visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert visit.page.evaluate("window.percentages") == 0
     assert "names no patients" in visit.page.locator("#about-model").inner_text()
