@@ -49,6 +49,14 @@ def test_a_prior_system_stands_beside_its_claim() -> None:
     )
 
 
+def test_two_columns_trained_in_two_ways_both_say_how() -> None:
+    by_image = PRIOR | {"protocol": "random", "recipe": {"image_size": 112, "num_train_epochs": 40}}
+    start = "part of ImageNet DenseNet201"
+    set_ups = f"by image: {start}; 112 px instead of 224; unseen: {start}; 160 px instead of 224"
+    assert f" | {set_ups} |" in prior_table([by_image, PRIOR])
+    assert f" | – | {start}; 160 px instead of 224 |" in prior_table([PRIOR | {"protocol": "random"}, PRIOR])
+
+
 def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> None:
     metrics = PRIOR["metrics"] | {"per_class": {"ALL": {}, "HEM": {}}}
     row = PRIOR | {

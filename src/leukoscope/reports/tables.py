@@ -47,7 +47,7 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
                 claimed,
                 *map(_measured, both),
                 difference(leak["accuracy"]) if leak else "–",
-                _set_up(unseen or by_image),
+                _set_ups(by_image, unseen),
             ]
         )
     columns = (
@@ -92,10 +92,16 @@ def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[s
     return sentences
 
 
-def _set_up(row: Mapping[str, Any] | None) -> str:
+def _set_ups(by_image: Mapping[str, Any] | None, unseen: Mapping[str, Any] | None) -> str:
+    """How a system was trained for its two columns."""
+    first, second = (_set_up(row) if row else "–" for row in (by_image, unseen))
+    if by_image and unseen and first != second:
+        return f"by image: {first}; unseen: {second}"
+    return first if by_image else second
+
+
+def _set_up(row: Mapping[str, Any]) -> str:
     """How a row was trained, beside what its recipe rebuilds."""
-    if row is None:
-        return "–"
     recipe, described = row["recipe"], get_recipe(row["claim"]["recipe"])
     start = row["training"]["start_weights"]
     parts = ["random start weights" if start.startswith("random") else start]
