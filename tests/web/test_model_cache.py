@@ -184,6 +184,8 @@ def test_a_narrow_menu_tells_two_models_of_one_purpose_apart(tiny_release: Path)
     (other, _), (first, _), (second, _) = models.choices()
     assert other == "owner/other" and first.startswith("a · ") and second == first.replace("a", "b", 1)
     assert "leukaemic blast or normal precursor" in first
+    hub_id = "leukoscope-lab/other"
+    assert ModelCache({}, [hub_id]).choices() == [(hub_id, hub_id)], "an owner's name is not cut"
 
 
 def test_an_embedded_release_is_called_by_its_name_alone(tiny_release: Path) -> None:

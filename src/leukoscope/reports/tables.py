@@ -38,8 +38,8 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
     for claim in _claims():
         others = [f"{name} {share(value)}" for name, value in claim.figures.items() if name != "accuracy"]
         claimed = " · ".join([share(claim.figures["accuracy"]), *others])
-        by_image, unseen = both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
-        leak = unseen and unseen.get("by_image_minus_unseen")
+        both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
+        leak = (both[1] or {}).get("by_image_minus_unseen")
         rows.append(
             [
                 claim.system,
@@ -47,7 +47,7 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
                 claimed,
                 *map(_measured, both),
                 difference(leak["accuracy"]) if leak else "–",
-                _set_ups(by_image, unseen),
+                _set_ups(both),
             ]
         )
     columns = (
@@ -92,12 +92,12 @@ def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[s
     return sentences
 
 
-def _set_ups(by_image: Mapping[str, Any] | None, unseen: Mapping[str, Any] | None) -> str:
-    """How a system was trained for its two columns."""
-    first, second = (_set_up(row) if row else "–" for row in (by_image, unseen))
-    if by_image and unseen and first != second:
-        return f"by image: {first}; unseen: {second}"
-    return first if by_image else second
+def _set_ups(both: Sequence[Mapping[str, Any] | None]) -> str:
+    """How a system was trained for its two columns, by image and unseen."""
+    found = [_set_up(row) for row in both if row]
+    if len(set(found)) > 1:
+        return "by image: {}; unseen: {}".format(*found)
+    return found[0] if found else "–"
 
 
 def _set_up(row: Mapping[str, Any]) -> str:

@@ -150,9 +150,10 @@ class ModelCache:
         """For a menu of the models offered: a text that begins with what differs, and says what it is for; its name."""
         choices = []
         for name in self.names:
-            text = name.removeprefix("leukoscope-")
+            text = name
             if release := self.embedded(name):
-                text += f" · {purpose(release.labels, release.takes_cut_outs)}"
+                about = purpose(release.labels, release.takes_cut_outs)
+                text = f"{name.removeprefix('leukoscope-')} · {about}"
             choices.append((text, name))
         return choices
 
