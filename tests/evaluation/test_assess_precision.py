@@ -16,7 +16,7 @@ from leukoscope.evaluation import assess
 from leukoscope.evaluation.assess import bf16_loses_nothing, bf16_on_unseen, precision_block
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.backends import open_backend
-from leukoscope.inference.graph import ExportedBackend, NoGraph, bf16_logit_shift, computes_bf16, kept_graph
+from leukoscope.inference.graph import ExportedBackend, NoGraph, mean_logit_shift, computes_bf16, kept_graph
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
 
@@ -49,7 +49,7 @@ def test_the_logit_shift_takes_back_most_of_what_bf16_moves(real_data, kept_grap
     graph = kept_graph(release, "openvino")
     fitting, tested = pixels[::2], pixels[1::2]
     exact = ExportedBackend(graph, release)
-    shift = bf16_logit_shift(exact, ExportedBackend(graph, release, precision="bf16"), fitting)
+    shift = mean_logit_shift(exact, ExportedBackend(graph, release, precision="bf16"), fitting)
     expected = softmax(exact(tested).logits)
 
     def moved(shift: np.ndarray | None) -> float:

@@ -44,7 +44,7 @@ from leukoscope.inference.graph import (
     OPENVINO,
     ExportedBackend,
     NoGraph,
-    bf16_logit_shift,
+    mean_logit_shift,
     computes_bf16,
     kept_graph,
 )
@@ -292,7 +292,7 @@ def precision_block(folder: Path, pixels: np.ndarray, unseen: Mapping[str, Any] 
         unseen: what `bf16_on_unseen` measured of the release's fold networks.
 
     Returns:
-        `default`, "bf16" or "f32"; `logit_shift` (see `bf16_logit_shift`); on how many `cells` which predictions
+        `default`, "bf16" or "f32"; `logit_shift` (see `mean_logit_shift`); on how many `cells` which predictions
         changed (all of them, unless a change among the first `ENOUGH` decides), and `unseen`; or, where this processor
         has no bfloat16 or OpenVINO no fitting graph of the release, why that is `not_measured`.
     """
@@ -306,7 +306,7 @@ def precision_block(folder: Path, pixels: np.ndarray, unseen: Mapping[str, Any] 
         # Published with the release, whose folder has another name on other machines.
         why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
         return {"default": F32, "not_measured": why}
-    fast.logit_shift = shift = bf16_logit_shift(exact, fast, evenly(pixels, SHIFT_CELLS))
+    fast.logit_shift = shift = mean_logit_shift(exact, fast, evenly(pixels, SHIFT_CELLS))
     thresholds = Thresholds.from_metrics(release.metrics)
     changed: dict[str, int] = {}
     largest, done = 0.0, 0
@@ -357,7 +357,7 @@ def bf16_on_unseen(
         graph = kept_graph(release, OPENVINO)
         exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
         others = np.setdiff1d(every, tested)
-        fast.logit_shift = bf16_logit_shift(exact, fast, cells.pixels[evenly(others, SHIFT_CELLS)])
+        fast.logit_shift = mean_logit_shift(exact, fast, cells.pixels[evenly(others, SHIFT_CELLS)])
         parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for first in range(0, len(tested), BATCH):
             pixels = np.asarray(cells.pixels[tested[first : first + BATCH]])

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from leukoscope.models.release_files import ReleaseInfo
 
 OPENVINO, ONNX, TRANSFORMERS_JS = "openvino", "onnx", "transformers.js"
-F32, BF16 = "f32", "bf16"
+F32, BF16, INT8 = "f32", "bf16", "int8"
 PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
 """The module each needs, and what installs it."""
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
@@ -55,6 +55,8 @@ ALLOWED = 1e-4
 _COMPARED = 8
 # Changes when the graph's inputs, outputs or files do, so that older ones are made anew.
 GRAPH_VERSION = 2
+# Of a convolution's inputs, the share that int8 does not clip, and the room above it that other cells may take.
+_UNCLIPPED, _ROOM = 0.9999, 1.2
 # Visitors of a demo may name any model: of the graphs made for them the last ones used are kept.
 MOST_GRAPHS = 20
 
@@ -90,19 +92,27 @@ class ExportedBackend:
     Args:
         folder: what `write_graph` wrote.
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
-        precision: "f32"; or "bf16", which OpenVINO alone knows, and only some processors compute. The backbone is then
-            computed in bfloat16, the last linear layer in float32.
-        logit_shift: (K,), added to the logits in bfloat16; see `bf16_logit_shift`.
+        precision: "f32"; or, with OpenVINO alone, "bf16", which only some processors compute, for the backbone, or
+            "int8" for its convolutions but the first. The last linear layer is computed in float32.
+        logit_shift: (K,), added to the logits in bfloat16 and int8; see `mean_logit_shift`.
+        ranges: for "int8", what `convolution_ranges` measured of the release.
 
     Attributes:
         logit_shift: (K,) as given, zeros without; may be set anew.
 
     Raises:
-        NoGraph: a damaged graph, or bfloat16 of a network whose logits are not one linear layer of pooled features.
+        NoGraph: a damaged graph, `ranges` of another one, or a lower precision of a network whose logits are not one
+            linear layer of pooled features.
     """
 
     def __init__(
-        self, folder: Path, release: ReleaseInfo, *, precision: str = F32, logit_shift: ArrayLike | None = None
+        self,
+        folder: Path,
+        release: ReleaseInfo,
+        *,
+        precision: str = F32,
+        logit_shift: ArrayLike | None = None,
+        ranges: Sequence[Mapping[str, Any]] = (),
     ):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
         self.precision = precision
@@ -110,14 +120,16 @@ class ExportedBackend:
         # (K, C) and (K,), there where one linear layer after average pooling makes the logits.
         head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else {}
         self._class_weights, self._class_biases = head.get("weights"), head.get("biases")
-        if precision == BF16 and (self._class_weights is None or self._class_biases is None):
+        if precision != F32 and (self._class_weights is None or self._class_biases is None):
             raise NoGraph(f"{release.name}: its head is not one linear layer of pooled features; use float32")
         self.logit_shift = np.asarray(0.0 if logit_shift is None else logit_shift, np.float32)
         # As many as torch would use.
         threads = os.environ.get("OMP_NUM_THREADS", "")
         wanted = int(threads) if threads.isdecimal() and int(threads) else usable_cores()
         try:
-            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, wanted)
+            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, wanted, ranges)
+        except NoGraph:
+            raise
         except Exception as error:  # each runtime has error types of its own
             reason = str(error).strip().splitlines()[0]
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
@@ -125,7 +137,7 @@ class ExportedBackend:
     def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
         """One pass; see `TorchBackend`."""
         logits, features = self._run(np.ascontiguousarray(pixels))
-        if self.precision == BF16:
+        if self.precision != F32:
             # Not `@`, as in `linear_head_maps`.
             assert self._class_weights is not None
             logits = np.einsum("bc,kc->bk", features.mean(axis=(2, 3)), self._class_weights)
@@ -146,7 +158,7 @@ class ExportedBackend:
         return load_release(self._release.folder).network
 
 
-def bf16_logit_shift(exact: ExportedBackend, lower: ExportedBackend, pixels: np.ndarray) -> np.ndarray:
+def mean_logit_shift(exact: ExportedBackend, lower: ExportedBackend, pixels: np.ndarray) -> np.ndarray:
     """Compute by how much bfloat16 lowers a network's logits on average.
 
     Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
@@ -167,6 +179,72 @@ def bf16_logit_shift(exact: ExportedBackend, lower: ExportedBackend, pixels: np.
     return np.concatenate(differences).mean(axis=0)
 
 
+def convolution_ranges(folder: Path, pixels: np.ndarray) -> list[dict[str, Any]]:
+    """Measure what the convolutions of an OpenVINO graph read, from which int8 takes its steps.
+
+    Args:
+        folder: what `write_graph` wrote.
+        pixels: (N, S, S, 3) uint8, training cells framed by the release; may be memory-mapped.
+
+    Returns:
+        of each convolution but the first, in the graph's order: `kernel`, its weights' shape, and `low` and `high`:
+        1.2 times the mean over batches of the 0.01 % and 99.99 % quantiles of its input; `low` is 0 where nothing is
+        negative.
+    """
+    from openvino import Model, opset13
+
+    model, convolutions = _convolutions(folder / GRAPHS[OPENVINO])
+    inputs = [opset13.result(one.input_value(0)) for one in convolutions]
+    request = _openvino_core().compile_model(Model(inputs, model.get_parameters()), "CPU", {
+        "INFERENCE_PRECISION_HINT": F32,
+    }).create_infer_request()  # fmt: skip
+    found = []
+    for first in range(0, len(pixels), _COMPARED):
+        request.infer({0: np.asarray(pixels[first : first + _COMPARED])})
+        outputs = (request.get_output_tensor(number).data for number in range(len(inputs)))
+        # Every hundredth value or so tells the quantiles.
+        found.append([np.quantile(values.ravel()[::101], (1 - _UNCLIPPED, _UNCLIPPED)) for values in outputs])
+    limits = _ROOM * np.mean(found, axis=0)
+    return [
+        {"kernel": list(one.input_value(1).get_shape()), "low": float(min(low, 0)), "high": float(max(high, 1e-3))}
+        for one, (low, high) in zip(convolutions, limits, strict=True)
+    ]
+
+
+def _convolutions(path: Path) -> tuple[Any, list[Any]]:
+    """An OpenVINO graph, and all its convolutions but the first, which reads the picture and loses most in int8."""
+    model = _openvino_core().read_model(path)
+    return model, [one for one in model.get_ordered_ops() if one.get_type_name() == "Convolution"][1:]
+
+
+def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> Any:
+    """The graph whose convolutions are computed in int8: steps per tensor for inputs, per output channel for weights.
+
+    OpenVINO computes in int8 what stands behind a FakeQuantize on both inputs. Everything else stays in float32:
+    pooling and sums in int8, as the tools for whole networks make them, changed ten times as many predictions.
+
+    Raises:
+        NoGraph: the graph has other convolutions than those measured.
+    """
+    from openvino import opset13
+
+    model, convolutions = _convolutions(path)
+    kernels = [list(one.input_value(1).get_shape()) for one in convolutions]
+    if kernels != [list(one["kernel"]) for one in ranges]:
+        raise NoGraph(f"{path}: its convolutions are not those measured for int8; use 'exact'")
+    for convolution, measured in zip(convolutions, ranges, strict=True):
+        low, high = np.float32(measured["low"]), np.float32(measured["high"])
+        inputs, weights = convolution.input_value(0), convolution.input_value(1)
+        limit = np.abs(weights.get_node().data).max(axis=(1, 2, 3), keepdims=True)
+        limit = np.maximum(limit, np.float32(1e-8))
+        convolution.input(0).replace_source_output(opset13.fake_quantize(inputs, low, high, low, high, 256).output(0))
+        convolution.input(1).replace_source_output(
+            opset13.fake_quantize(weights, -limit, limit, -limit, limit, 255).output(0)
+        )
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 @lru_cache(maxsize=1)
 def _openvino_core() -> Any:
     """One for the process, never freed.
@@ -185,17 +263,20 @@ def computes_bf16() -> bool:
     return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _open_openvino(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_openvino(
+    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     settings = {
         # Left to itself it takes bf16 wherever the processor has it.
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": BF16 if precision == BF16 else F32,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
     if os.access(path.parent, os.W_OK):
         # The compiled graph is kept there: the next process opens it in a third of the time.
         settings["CACHE_DIR"] = str(path.parent)
-    compiled = _openvino_core().compile_model(path, "CPU", settings)
+    model = _quantised_convolutions(path, ranges) if precision == INT8 else path
+    compiled = _openvino_core().compile_model(model, "CPU", settings)
     request, one_at_a_time = compiled.create_infer_request(), Lock()
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +287,9 @@ def _open_openvino(path: Path, precision: str, threads: int) -> Callable[[np.nda
     return run
 
 
-def _open_onnx(path: Path, precision: str, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_onnx(
+    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
