@@ -44,9 +44,9 @@ from leukoscope.inference.graph import (
     OPENVINO,
     ExportedBackend,
     NoGraph,
-    mean_logit_shift,
     computes_bf16,
     kept_graph,
+    mean_logit_shift,
 )
 from leukoscope.inference.prediction import Thresholds, softmax
 from leukoscope.inference.predictor import VIEWS, Predictor, disagreement, tta_views
