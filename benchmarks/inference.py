@@ -169,6 +169,7 @@ def _systems(
     flags: argparse.Namespace, release: Path, config: Mapping[str, Any]
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Name → the command that takes a turn of it, and what to tell it."""
+    from leukoscope.inference.backends import measured_precisions
     from leukoscope.models.release_files import read_release
 
     own = [sys.executable, str(HERE / "inference_systems.py")]
@@ -181,7 +182,7 @@ def _systems(
     # On a GPU there is torch alone.
     found = [backend for backend, module in BACKENDS.items() if find_spec(module)] if flags.device == "cpu" else []
     systems = {f"leukoscope {b}": (own, about | {"system": "leukoscope", "backend": b}) for b in ("auto", *found)}
-    if flags.device == "cpu" and read_release(release).metrics.get("precision", {}).get("logit_shift"):
+    if flags.device == "cpu" and measured_precisions(read_release(release)):
         systems[FAST] = (own, about | {"system": "leukoscope", "backend": "auto", "precision": "fast"})
     systems |= {name: (own, about | {"system": name}) for name in ("pipeline", "timm", GRAD_CAM)}
     if flags.keras_python and config["architecture"] in KERAS_NETWORKS:
@@ -238,7 +239,7 @@ def _start(command: Sequence[str], flags: argparse.Namespace) -> float:
 def _check_agreement(turns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Speed of another answer would be no comparison; Keras has random weights.
 
-    What bfloat16 changes is measured in the release's metrics.json.
+    What a lower precision changes is measured in the release's metrics.json.
     """
     wanted = np.array(turns["timm"][0]["probabilities"])
     for name, taken in turns.items():
@@ -335,6 +336,8 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from leukoscope import Predictor
+    from leukoscope.inference.graph import PRECISION_NAMES
     from leukoscope.models.release import load_release
 
     torch.set_num_threads(flags.threads)
@@ -343,7 +346,11 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         loaded.network(torch.zeros(1, 3, side, side))
     flops = counter.get_total_flops()
-    peak = {name: _matmul_rate(getattr(torch, name), flags.device) for name in ("float32", "bfloat16")}
+    fast_precision = Predictor.from_pretrained(release, precision="fast").backend.precision if FAST in figures else ""
+    peak = {
+        name: _matmul_rate(getattr(torch, name), flags.device)
+        for name in ("float32", "bfloat16", *["int8"] * (flags.device == "cpu"))
+    }
     achieved = {
         name: {
             "one": flops / found["one_seconds"]["median"],
@@ -352,12 +359,14 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
         for name, found in figures.items()
         if name != GRAD_CAM
     }
+    computed_in = {FAST: PRECISION_NAMES.get(fast_precision, "")}
     shares = {
-        name: {kind: rate / peak["bfloat16" if name == FAST else "float32"] for kind, rate in rates.items()}
+        name: {kind: rate / peak[computed_in.get(name, "float32")] for kind, rate in rates.items()}
         for name, rates in achieved.items()
     }
     return {
         "flops_a_cell": flops,
+        "fast_precision": fast_precision,
         "matmul_flops_a_second": peak,
         "achieved_flops_a_second": achieved,
         # Of the product in the precision that the system computes in.
@@ -366,12 +375,14 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
 
 
 def _matmul_rate(dtype: Any, device: str) -> float:
-    """FLOP/s of a large square matrix product, the median of ten."""
+    """Operations a second of a large square matrix product, the median of ten."""
     import torch
 
     left, right = (torch.randn(_MATRIX, _MATRIX).to(device, dtype) for _ in range(2))
+    # torch multiplies int8 under a name of its own.
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
     # A GPU returns before it has computed; reading one number waits for it.
-    seconds = seconds_each(lambda _: (left @ right)[0, 0].item(), [b""], 10)
+    seconds = seconds_each(lambda _: multiply(left, right)[0, 0].item(), [b""], 10)
     return 2 * _MATRIX**3 / _spread(seconds)["median"]
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import write_atomic
-from leukoscope.inference.graph import BF16
+from leukoscope.inference.graph import PRECISION_NAMES
 from leukoscope.models.release_files import read_metrics
 from leukoscope.reports.formatting import (
     Table,
@@ -255,18 +255,30 @@ def patients_table(releases: Sequence[Path]) -> str:
 
 
 def precision_table(releases: Sequence[Path]) -> str:
-    """What bfloat16 changes for unseen subjects: one row for each release that was measured so."""
-    names = ("cells", "AUROC by subject, bfloat16 less float32", "outcomes that change", "correlation of the maps")
+    """What the lower precisions that a release offers change: one row for each of them, the one taken first above."""
+    names = (
+        "precision",
+        "labels that change, training cells",
+        "unseen cells",
+        "their AUROC by subject, less float32",
+        "their outcomes that change",
+        "correlation of their maps",
+        "default",
+    )
     rows = []
     for release in releases:
         block = read_metrics(release).get("precision", {})
-        if unseen := block.get("unseen"):
-            moved = difference(unseen["difference"]["auroc_by_subject"])
-            changed = f"{100 * unseen['changed']['outcome'] / unseen['cells']:.1f} %"
-            default = "yes" if block["default"] == BF16 else "no"
-            maps = share(unseen["map_correlation"])
-            rows.append([f"`{release.name}`", count(unseen["cells"]), moved, changed, maps, default])
-    return str(Table(("release", *names, "fast by default"), rows)) if rows else NOT_MEASURED
+        for name in block.get("fast", ()):
+            of = block[name]
+            row = [f"`{release.name}`", PRECISION_NAMES[name], f"{of['changed']['label']} of {count(of['cells'])}"]
+            if unseen := of.get("unseen"):
+                moved = difference(unseen["difference"]["auroc_by_subject"])
+                changed = f"{100 * unseen['changed']['outcome'] / unseen['cells']:.1f} %"
+                row += [count(unseen["cells"]), moved, changed, share(unseen["map_correlation"])]
+            else:
+                row += ["not measured", *["–"] * 3]
+            rows.append([*row, "yes" if block["default"] == name else "no"])
+    return str(Table(("release", *names), rows)) if rows else NOT_MEASURED
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -36,7 +36,8 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="auto|exact|fast",
-        help="exact computes in float32, fast in bfloat16; auto takes fast where it was measured to lose nothing.",
+        help="exact computes in float32, fast in int8 or bfloat16; auto takes fast where it was measured to lose "
+        "nothing.",
     ),
 ]
 Device = Annotated[

@@ -33,22 +33,13 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
 from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.evaluation.ood_metrics import evenly, fit_and_measure_detector, healthy_outcomes
+from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.patients import patients_block, persons_block
+from leukoscope.evaluation.precision import precision_block
 from leukoscope.evaluation.thresholds import decision_block
-from leukoscope.files import cache_root
 from leukoscope.inference.backends import float32_backend, open_backend
-from leukoscope.inference.graph import (
-    BF16,
-    F32,
-    OPENVINO,
-    ExportedBackend,
-    NoGraph,
-    computes_bf16,
-    kept_graph,
-    mean_logit_shift,
-)
-from leukoscope.inference.prediction import Thresholds, softmax
+from leukoscope.inference.graph import BF16, INT8
+from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import VIEWS, Predictor, disagreement, tta_views
 from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (
@@ -56,7 +47,6 @@ from leukoscope.models.release_files import (
     OOD,
     PREDICTIONS,
     SCHEMA_VERSION,
-    folder_name,
     read_metrics,
     read_release,
     write_json,
@@ -65,14 +55,6 @@ from leukoscope.progress import progress, track
 
 BATCH = 8
 """Of cells; the network gets eight images for each."""
-ALLOWED_MOVE = 0.02
-"""Of a probability; beyond it, it is too much even where no outcome changes."""
-ALLOWED_AUROC, ALLOWED_OUTCOMES = 0.003, 0.005
-"""On unseen subjects: where the interval of the difference in AUROC lies, and the share of outcomes that change."""
-SHIFT_CELLS = 512
-"""Cells from which a shift of the logits is measured."""
-ENOUGH = 1000
-"""Cells after which a change that is found decides; that there is none takes all cells to say."""
 SUBJECTS_NEEDED = 5
 """Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
 CELLS_NEEDED = 50
@@ -214,7 +196,9 @@ def fit_and_measure(
         predictor = Predictor.from_pretrained(directory, backend="torch", device="cpu")
         groups = track(healthy.items(), "predicting healthy people's cells")
         metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in groups}
-    metrics["precision"] = precision_block(directory, pixels, metrics.get("precision", {}).get("unseen"))
+    measured = metrics.get("precision", {})
+    unseen = {name: measured[name]["unseen"] for name in (BF16, INT8) if "unseen" in measured.get(name, {})}
+    metrics["precision"] = precision_block(directory, pixels, unseen)
     write_json(directory / METRICS, metrics)
 
 
@@ -274,138 +258,6 @@ def tta_gain(
         "agreeing_cells": accuracy(correct[agreed]),
         "disagreeing_cells": accuracy(correct[~agreed]),
     }
-
-
-# What bfloat16 changes
-
-
-def precision_block(folder: Path, pixels: np.ndarray, unseen: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Make the "precision" block of metrics.json: what bfloat16 changes of a release's predictions.
-
-    Processors with bfloat16 units compute several times faster in it, and every probability moves a little. It is the
-    default only where that was measured to lose nothing: on unseen subjects (`unseen`) by `bf16_loses_nothing`; without
-    that, where no label, outcome or operating point of any cell at hand changes.
-
-    Args:
-        folder: the release, its thresholds in place.
-        pixels: (N, S, S, 3) uint8, all cells at hand, framed by its preprocessing; may be memory-mapped.
-        unseen: what `bf16_on_unseen` measured of the release's fold networks.
-
-    Returns:
-        `default`, "bf16" or "f32"; `logit_shift` (see `mean_logit_shift`); on how many `cells` which predictions
-        changed (all of them, unless a change among the first `ENOUGH` decides), and `unseen`; or, where this processor
-        has no bfloat16 or OpenVINO no fitting graph of the release, why that is `not_measured`.
-    """
-    if not computes_bf16():
-        return {"default": F32, "not_measured": "the processor that assessed this release has no bfloat16"}
-    release = read_release(folder)
-    try:
-        graph = kept_graph(release, OPENVINO)
-        exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
-    except NoGraph as reason:
-        # Published with the release, whose folder has another name on other machines.
-        why = str(reason).replace(str(folder), folder_name(folder)).replace(str(cache_root()), "the cache")
-        return {"default": F32, "not_measured": why}
-    fast.logit_shift = shift = mean_logit_shift(exact, fast, evenly(pixels, SHIFT_CELLS))
-    thresholds = Thresholds.from_metrics(release.metrics)
-    changed: dict[str, int] = {}
-    largest, done = 0.0, 0
-    for first in track(range(0, len(pixels), 32), "comparing bfloat16 with float32"):
-        batch = np.asarray(pixels[first : first + 32])
-        in_f32, in_bf16 = softmax(exact(batch).logits), softmax(fast(batch).logits)
-        largest = max(largest, float(np.abs(in_f32 - in_bf16).max()))
-        for what, count in _changes(thresholds, release.labels, in_f32, in_bf16).items():
-            changed[what] = changed.get(what, 0) + count
-        done += len(batch)
-        if done >= ENOUGH and (any(changed.values()) or largest >= ALLOWED_MOVE):
-            break
-    harmless = bf16_loses_nothing(unseen) if unseen else not any(changed.values()) and largest < ALLOWED_MOVE
-    block = {
-        "default": BF16 if harmless else F32,
-        "backend": OPENVINO,
-        "compared": "bfloat16 with float32",
-        "logit_shift": shift.tolist(),
-        "cells": done,
-        "changed": changed,
-        "largest_move": largest,
-        "allowed_move": ALLOWED_MOVE,
-    }
-    return block | ({"unseen": dict(unseen)} if unseen else {})
-
-
-def bf16_on_unseen(
-    folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Measure what bfloat16 changes for unseen subjects: each fold's network predicts its test cells both ways.
-
-    Args:
-        folds, cells: as for `tta_gain`; each network's logit shift is measured on cells it is not tested on.
-        metrics: the release's metrics.json, whose temperature and thresholds decide.
-
-    Returns:
-        cells, `changed` (what → how many), largest_move of a probability, map_correlation (median over cells, of the
-        Grad-CAM maps of the predicted class), and `difference`: bfloat16 less float32, by `paired_difference`.
-
-    Raises:
-        NoGraph: see `kept_graph` and `ExportedBackend`.
-    """
-    thresholds, temperature = Thresholds.from_metrics(metrics), metrics["calibration"]["temperature"]
-    every, correlations = np.arange(len(cells.pixels)), list[float]()
-    in_f32, in_bf16 = list[CellPredictions](), list[CellPredictions]()
-    for folder, fold in folds:
-        release, tested = read_release(folder), cells.rows(fold.cell_ids)
-        graph = kept_graph(release, OPENVINO)
-        exact, fast = ExportedBackend(graph, release), ExportedBackend(graph, release, precision=BF16)
-        others = np.setdiff1d(every, tested)
-        fast.logit_shift = mean_logit_shift(exact, fast, cells.pixels[evenly(others, SHIFT_CELLS)])
-        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for first in range(0, len(tested), BATCH):
-            pixels = np.asarray(cells.pixels[tested[first : first + BATCH]])
-            # Maps of some cells are enough.
-            explain = first % (BATCH * 8) == 0
-            both = [backend(pixels, explain=explain) for backend in (exact, fast)]
-            for part, one in zip(parts, both, strict=True):
-                part.append(softmax(one.logits / temperature))
-            if explain:
-                label = both[0].logits.argmax(axis=1)
-                pairs = zip(
-                    *(one.maps[np.arange(len(label)), label] for one in both if one.maps is not None), strict=True
-                )
-                correlations += [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if a.std() and b.std()]
-        for kept, part in zip((in_f32, in_bf16), parts, strict=True):
-            kept.append(replace(fold, probabilities=np.concatenate(part)))
-    exactly, fast_ones = pooled(in_f32), pooled(in_bf16)
-    return {
-        "estimates": OUT_OF_FOLD,
-        "cells": len(exactly.cell_ids),
-        "changed": _changes(thresholds, exactly.label_names, exactly.probabilities, fast_ones.probabilities),
-        "largest_move": float(np.abs(exactly.probabilities - fast_ones.probabilities).max()),
-        "map_correlation": float(np.median(correlations)) if correlations else None,
-        "difference": paired_difference(fast_ones, exactly),
-    }
-
-
-def _changes(thresholds: Thresholds, labels: Sequence[str], a: np.ndarray, b: np.ndarray) -> dict[str, int]:
-    """Count for how many cells what is decided from their (N, K) probabilities differs: what → cells."""
-
-    def decided(probabilities: np.ndarray) -> dict[str, np.ndarray]:
-        rows = [dict(zip(labels, row.tolist(), strict=True)) for row in probabilities]
-        return {
-            "label": probabilities.argmax(axis=1),
-            "outcome": np.asarray([thresholds.decide(row).outcome for row in rows]),
-            **thresholds.positives(probabilities, tuple(labels)),
-        }
-
-    others = decided(b)
-    return {what: int((values != others[what]).sum()) for what, values in decided(a).items()}
-
-
-def bf16_loses_nothing(unseen: Mapping[str, Any]) -> bool:
-    """Judge what `bf16_on_unseen` measured: AUROC's difference lies narrowly around zero, few outcomes change."""
-    ranking = unseen["difference"].get("auroc_by_subject") or unseen["difference"].get("auroc")
-    outcomes = unseen["changed"]["outcome"] / unseen["cells"]
-    within = ranking and ranking["low"] >= -ALLOWED_AUROC and ranking["high"] <= ALLOWED_AUROC
-    return bool(within and outcomes <= ALLOWED_OUTCOMES)
 
 
 # Another laboratory

@@ -23,10 +23,10 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import entry_or_folders
-from leukoscope.evaluation.assess import bf16_loses_nothing, bf16_on_unseen, tta_gain
+from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
-from leukoscope.inference.graph import BF16, F32
+from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
 from leukoscope.models.release import edit_release
 from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
 from leukoscope.progress import note
@@ -198,7 +198,7 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
 
 
 def measure_on_folds(runs: list[ProtocolRun], directory: Path, cells: FramedCells) -> None:
-    """Add to an assessed release what test-time augmentation gains, and what bfloat16 changes, for unseen subjects.
+    """Add to an assessed release what test-time augmentation gains and lower precisions change for unseen subjects.
 
     Args:
         runs: the finished runs that `directory` was composed of.
@@ -211,9 +211,10 @@ def measure_on_folds(runs: list[ProtocolRun], directory: Path, cells: FramedCell
     ]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = {**read_metrics(directory), "views": tta_gain(folds, cells, device=device)}
-    if "logit_shift" in metrics["precision"]:
-        unseen = bf16_on_unseen(folds, cells, metrics)
-        metrics["precision"] |= {"default": BF16 if bf16_loses_nothing(unseen) else F32, "unseen": unseen}
+    if "not_measured" not in (precision := metrics["precision"]):
+        for name, unseen in precisions_on_unseen(folds, cells, metrics).items():
+            precision[name]["unseen"] = unseen
+        precision |= offered_precisions(precision)
     write_json(directory / METRICS, metrics)
 
 

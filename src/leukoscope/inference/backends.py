@@ -19,14 +19,16 @@ from leukoscope.inference.gradcam import explain_features, is_map_of_channels
 from leukoscope.inference.graph import (
     BF16,
     F32,
+    INT8,
     ONNX,
     OPENVINO,
     PACKAGES,
+    PRECISION_NAMES,
     ExportedBackend,
     NetworkOutput,
     NoFeatureMap,
     NoGraph,
-    computes_bf16,
+    computes,
     kept_graph,
 )
 
@@ -94,7 +96,7 @@ class TorchBackend:
 
 
 Backend: TypeAlias = TorchBackend | ExportedBackend
-"""Computes one release's network; `name` and `precision` ("f32" or "bf16") say how."""
+"""Computes one release's network; `name` and `precision` ("f32", "bf16" or "int8") say how."""
 
 
 def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, precision: str = AUTO) -> Backend:
@@ -102,8 +104,9 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
 
     Args:
         wanted: of `BACKENDS`.
-        precision: of `PRECISIONS`: "exact" computes in float32, "fast" in bfloat16, "auto" in bfloat16 where the
-            release was measured to lose nothing by it and OpenVINO computes it on this processor.
+        precision: of `PRECISIONS`: "exact" computes in float32; "fast" in int8 or bfloat16, whichever was measured to
+            be faster for the release and is computed by this processor; "auto" in one of them only where the release
+            was measured to lose nothing by it.
         device: a torch device, any but "cpu" only for torch; "auto" takes this process's GPU where torch may compute
             and finds one, else the CPU.
 
@@ -183,27 +186,50 @@ def require_package(backend: str) -> None:
 
 
 def _open_exported(release: ReleaseInfo, name: str, precision: str) -> Backend:
-    measured = release.metrics.get("precision", {})
-    # Elsewhere bfloat16 is simulated, several times slower than float32.
-    lower = precision == AUTO and name == OPENVINO and measured.get("default") == BF16 and computes_bf16()
-    shift = measured.get("logit_shift")
-    return ExportedBackend(kept_graph(release, name), release, precision=BF16 if lower else F32, logit_shift=shift)
+    default = release.metrics.get("precision", {}).get("default")
+    if precision == AUTO and name == OPENVINO and default in measured_precisions(release) and computes(default):
+        return _open_lower(release, default)
+    return ExportedBackend(kept_graph(release, name), release)
 
 
 def _open_fast(release: ReleaseInfo, wanted: str, device: str) -> Backend:
-    """The release's graph in bfloat16.
+    """The release's graph in the fastest precision that this processor computes.
 
     Raises:
-        LeukoscopeError: not measured for this release, another backend or device, or a processor without bfloat16.
+        LeukoscopeError: not measured for this release, another backend or device, or a processor that has none of them.
     """
-    shift = release.metrics.get("precision", {}).get("logit_shift")
-    if shift is None:
+    measured = measured_precisions(release)
+    if not measured:
         raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
     if wanted not in (AUTO, OPENVINO) or device not in (AUTO, "cpu"):
         raise LeukoscopeError(
             f"precision 'fast': OpenVINO computes it, on the CPU; leave out backend {wanted!r} and device {device!r}"
         )
     require_package(OPENVINO)
-    if not computes_bf16():
-        raise LeukoscopeError("precision 'fast': this processor has no bfloat16; use 'exact'")
-    return ExportedBackend(kept_graph(release, OPENVINO), release, precision=BF16, logit_shift=shift)
+    for precision in measured:
+        if computes(precision):
+            return _open_lower(release, precision)
+    missing = " or ".join(PRECISION_NAMES[name] for name in measured)
+    raise LeukoscopeError(f"precision 'fast': this processor has no units for {missing}; use 'exact'")
+
+
+def measured_precisions(release: ReleaseInfo) -> list[str]:
+    """The lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
+    block = release.metrics.get("precision", {})
+    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
+
+
+def _open_lower(release: ReleaseInfo, precision: str) -> Backend:
+    measured = release.metrics["precision"][precision]
+    if len(measured["logit_shift"]) != len(release.labels):
+        raise LeukoscopeError(
+            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(measured['logit_shift'])} "
+            f"entries, and there are {len(release.labels)} labels; restore the file from the release"
+        )
+    return ExportedBackend(
+        kept_graph(release, OPENVINO),
+        release,
+        precision=precision,
+        logit_shift=measured["logit_shift"],
+        ranges=measured.get("ranges", ()),
+    )

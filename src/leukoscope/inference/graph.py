@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 OPENVINO, ONNX, TRANSFORMERS_JS = "openvino", "onnx", "transformers.js"
 F32, BF16, INT8 = "f32", "bf16", "int8"
+PRECISION_NAMES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
 PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
 """The module each needs, and what installs it."""
 GRAPHS = {OPENVINO: "model.xml", ONNX: "model.onnx"}
@@ -92,13 +93,14 @@ class ExportedBackend:
     Args:
         folder: what `write_graph` wrote.
         release: whose graph it is; its network is loaded only to explain through a head of several layers.
-        precision: "f32"; or, with OpenVINO alone, "bf16", which only some processors compute, for the backbone, or
+        precision: "f32"; or, with OpenVINO alone and where this processor `computes` it, "bf16" for the backbone or
             "int8" for its convolutions but the first. The last linear layer is computed in float32.
-        logit_shift: (K,), added to the logits in bfloat16 and int8; see `mean_logit_shift`.
+        logit_shift: (K,), added to the logits of a lower precision: by how much it lowers them on average.
         ranges: for "int8", what `convolution_ranges` measured of the release.
 
     Attributes:
         logit_shift: (K,) as given, zeros without; may be set anew.
+        ranges: as given.
 
     Raises:
         NoGraph: a damaged graph, `ranges` of another one, or a lower precision of a network whose logits are not one
@@ -115,7 +117,7 @@ class ExportedBackend:
         ranges: Sequence[Mapping[str, Any]] = (),
     ):
         self.name = next(name for name, file in GRAPHS.items() if (folder / file).is_file())
-        self.precision = precision
+        self.precision, self.ranges = precision, ranges
         self._release = release
         # (K, C) and (K,), there where one linear layer after average pooling makes the logits.
         head = read_arrays(folder / HEAD) if (folder / HEAD).is_file() else {}
@@ -156,27 +158,6 @@ class ExportedBackend:
 
         assert self._release.folder is not None
         return load_release(self._release.folder).network
-
-
-def mean_logit_shift(exact: ExportedBackend, lower: ExportedBackend, pixels: np.ndarray) -> np.ndarray:
-    """Compute by how much bfloat16 lowers a network's logits on average.
-
-    Rounding moves every channel's mean by an amount that hardly depends on the picture, and the last layer turns that
-    into a shift of the logits. Added again, it leaves only what differs from picture to picture ("bias correction",
-    Nagel et al. 2019, arXiv:1906.04721).
-
-    Args:
-        exact, lower: the network in float32 and in bfloat16, without a shift.
-        pixels: (N, S, S, 3) uint8, cells framed by the release; may be memory-mapped.
-
-    Returns:
-        (K,) mean difference, float32 less bfloat16.
-    """
-    differences = []
-    for first in range(0, len(pixels), _COMPARED):
-        batch = np.asarray(pixels[first : first + _COMPARED])
-        differences.append(exact(batch).logits - lower(batch).logits)
-    return np.concatenate(differences).mean(axis=0)
 
 
 def convolution_ranges(folder: Path, pixels: np.ndarray) -> list[dict[str, Any]]:
@@ -238,11 +219,16 @@ def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> 
         limit = np.abs(weights.get_node().data).max(axis=(1, 2, 3), keepdims=True)
         limit = np.maximum(limit, np.float32(1e-8))
         convolution.input(0).replace_source_output(opset13.fake_quantize(inputs, low, high, low, high, 256).output(0))
-        convolution.input(1).replace_source_output(
-            opset13.fake_quantize(weights, -limit, limit, -limit, limit, 255).output(0)
-        )
+        convolution.input(1).replace_source_output(_in_eight_bits(weights, limit).output(0))
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _in_eight_bits(weights: Any, limit: np.ndarray) -> Any:
+    """A convolution's weights in 255 steps between plus and minus `limit` of each output channel."""
+    from openvino import opset13
+
+    return opset13.fake_quantize(weights, -limit, limit, -limit, limit, 255)
 
 
 @lru_cache(maxsize=1)
@@ -258,9 +244,28 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def computes_bf16() -> bool:
-    """Whether OpenVINO finds bfloat16 units in this processor."""
-    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+@lru_cache
+def computes(precision: str) -> bool:
+    """Whether this processor has units for "bf16" or "int8"; without, OpenVINO is slow or, in int8, wrong.
+
+    Older x86 processors add two products of int8 in 16 bits, where large ones overflow; OpenVINO does not say which do,
+    so one convolution of the largest values is computed.
+    """
+    core = _openvino_core()
+    if precision != INT8:
+        return precision == F32 or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    from openvino import Model, opset13
+
+    low, high = np.float32(0), np.float32(255)
+    pixels = opset13.parameter([1, 64, 4, 4], np.float32)
+    weights = opset13.constant(np.full((32, 64, 1, 1), 127, np.float32))
+    largest = opset13.convolution(
+        opset13.fake_quantize(pixels, low, high, low, high, 256),
+        _in_eight_bits(weights, np.full((32, 1, 1, 1), 127, np.float32)),
+        [1, 1], [0, 0], [0, 0], [1, 1],
+    )  # fmt: skip
+    compiled = core.compile_model(Model([largest], [pixels]), "CPU", {"INFERENCE_PRECISION_HINT": F32})
+    return bool((compiled({0: np.full((1, 64, 4, 4), 255, np.float32)})[0] == 64 * 255 * 127).all())
 
 
 def _open_openvino(

@@ -98,8 +98,8 @@ class Predictor:
             backend: "torch", "openvino", "onnx", or "auto" for the first that suits this machine; "" takes the
                 environment variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
             device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
-            precision: "exact" (float32), "fast" (bfloat16 on processors that compute it: what it changes is in the
-                release's metrics.json), or "auto" for "fast" only where it was measured to lose nothing.
+            precision: "exact" (float32), "fast" (int8 or bfloat16, on processors that compute them: what that changes
+                is in the release's metrics.json), or "auto" for "fast" only where it was measured to lose nothing.
 
         Raises:
             LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged

@@ -41,7 +41,12 @@ _METRICS_SHAPE: dict[str, Any] = {
     },
     "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
     "morphology": {"area!": [float], "nucleus_share!": [float], "lobes!": {"*": float}},
-    **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "precision", "recalibration")},
+    "precision": {
+        "fast": [str],
+        "bf16": {"logit_shift!": [float]},
+        "int8": {"logit_shift!": [float], "ranges!": [{"kernel!": [float], "low!": float, "high!": float}]},
+    },
+    **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "recalibration")},
 }
 _Tensor = TypeVar("_Tensor")
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
