@@ -137,9 +137,8 @@ def precisions_on_unseen(
         others = evenly(np.setdiff1d(every, tested), SHIFT_CELLS)
         backends = _in_each_precision(release, cells.pixels[others])[0]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in backends}
-        for first in track(
-            range(0, len(tested), BATCH), f"the same for unseen subjects, fold {number} of {len(folds)}"
-        ):
+        doing = f"predicting unseen subjects in {', '.join(backends)}, fold {number} of {len(folds)}"
+        for first in track(range(0, len(tested), BATCH), doing):
             pixels = np.asarray(cells.pixels[tested[first : first + BATCH]])
             # Maps of some cells are enough.
             explain = first % (BATCH * 8) == 0
