@@ -90,7 +90,10 @@ def precision_block(
             "largest_move": float(np.abs(exactly - probabilities).max()),
             **({"unseen": dict(unseen[name])} if unseen and name in unseen else {}),
         }
-    return block | offered_precisions(block)
+    block |= offered_precisions(block)
+    if INT8 not in block["fast"]:
+        block.get(INT8, {}).pop("ranges", None)
+    return block
 
 
 def offered_precisions(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,9 +168,9 @@ def convolution_ranges(folder: Path, pixels: np.ndarray) -> list[dict[str, Any]]
         pixels: (N, S, S, 3) uint8, training cells framed by the release; may be memory-mapped.
 
     Returns:
-        of each convolution but the first, in the graph's order: `kernel`, its weights' shape, and `low` and `high`:
-        1.2 times the mean over batches of the 0.01 % and 99.99 % quantiles of its input; `low` is 0 where nothing is
-        negative.
+        of each convolution but the first, in the graph's order: `kernel`, its weights' shape as "128x64x1x1", and `low`
+        and `high`: 1.2 times the mean over batches of the 0.01 % and 99.99 % quantiles of its input; `low` is 0 where
+        nothing is negative.
     """
     from openvino import Model, opset13
 
@@ -187,7 +187,7 @@ def convolution_ranges(folder: Path, pixels: np.ndarray) -> list[dict[str, Any]]
         found.append([np.quantile(values.ravel()[::101], (1 - _UNCLIPPED, _UNCLIPPED)) for values in outputs])
     limits = _ROOM * np.mean(found, axis=0)
     return [
-        {"kernel": list(one.input_value(1).get_shape()), "low": float(min(low, 0)), "high": float(max(high, 1e-3))}
+        {"kernel": _kernel(one), "low": float(min(low, 0)), "high": float(max(high, 1e-3))}
         for one, (low, high) in zip(convolutions, limits, strict=True)
     ]
 
@@ -196,6 +196,11 @@ def _convolutions(path: Path) -> tuple[Any, list[Any]]:
     """An OpenVINO graph, and all its convolutions but the first, which reads the picture and loses most in int8."""
     model = _openvino_core().read_model(path)
     return model, [one for one in model.get_ordered_ops() if one.get_type_name() == "Convolution"][1:]
+
+
+def _kernel(convolution: Any) -> str:
+    """The shape of a convolution's weights, such as "128x64x1x1"."""
+    return "x".join(map(str, convolution.input_value(1).get_shape()))
 
 
 def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> Any:
@@ -210,8 +215,7 @@ def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> 
     from openvino import opset13
 
     model, convolutions = _convolutions(path)
-    kernels = [list(one.input_value(1).get_shape()) for one in convolutions]
-    if kernels != [list(one["kernel"]) for one in ranges]:
+    if [_kernel(one) for one in convolutions] != [one["kernel"] for one in ranges]:
         raise NoGraph(f"{path}: its convolutions are not those measured for int8; use 'exact'")
     for convolution, measured in zip(convolutions, ranges, strict=True):
         low, high = np.float32(measured["low"]), np.float32(measured["high"])

@@ -44,7 +44,7 @@ _METRICS_SHAPE: dict[str, Any] = {
     "precision": {
         "fast": [str],
         "bf16": {"logit_shift!": [float]},
-        "int8": {"logit_shift!": [float], "ranges!": [{"kernel!": [float], "low!": float, "high!": float}]},
+        "int8": {"logit_shift!": [float], "ranges": [{"kernel!": str, "low!": float, "high!": float}]},
     },
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "recalibration")},
 }
