@@ -56,7 +56,7 @@ def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Callabl
 @needs_both
 def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.001)
-    block = precision_block(RELEASE, pixels_of(real_data, 291))
+    block = precision_block(RELEASE, pixels_of(real_data, 873))
 
     assert "computing in f32, bf16, int8: " in capsys.readouterr().err
     for name in ("bf16", "int8"):
@@ -89,7 +89,7 @@ def test_the_logit_shift_takes_back_what_rounding_moves_on_average(real_data, ke
 
 @needs_both
 def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data, kept_graphs):
-    release, pixels = read_release(RELEASE), pixels_of(real_data, 291)
+    release, pixels = read_release(RELEASE), pixels_of(real_data, 582)
     count = len(pixels)
     exact = softmax(ExportedBackend(kept_graph(release, "openvino"), release)(pixels).logits)
     ids = tuple(f"cell-{n}" for n in range(count))
