@@ -41,7 +41,7 @@ CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 _LEFT_OUT = (
     *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "experiments", "hub", "training"),
     *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
-    *("tables.py", "thresholds.py"),
+    *("precision.py", "tables.py", "thresholds.py"),
 )
 _NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "tqdm", "transformers", "typer")
 # Of our requirements, what a prediction imports.
