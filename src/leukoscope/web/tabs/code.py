@@ -88,7 +88,7 @@ def snippets(address: str, model: str) -> dict[str, str]:
 
 def _endpoints() -> str:
     rows = panels.table((t("endpoint"), t("inputs_outputs")), list(ENDPOINTS.items()))
-    return panels.notice() + rows + panels.note(t("endpoints_note"))
+    return rows + panels.note(t("endpoints_note"))
 
 
 def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
