@@ -56,7 +56,7 @@ def measured(tiny_release: Path, kept_graphs: object, tmp_path: Path) -> Callabl
 @needs_both
 def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.001)
-    block = precision_block(RELEASE, pixels_of(real_data, 873))
+    block = precision_block(RELEASE, pixels_of(real_data, 1746))
 
     assert "computing in f32, bf16, int8: " in capsys.readouterr().err
     for name in ("bf16", "int8"):
@@ -71,7 +71,7 @@ def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypat
 
 @pytest.mark.parametrize("lower", LOWER)
 def test_the_logit_shift_takes_back_what_rounding_moves_on_average(real_data, kept_graphs, lower):
-    release, pixels = read_release(RELEASE), pixels_of(real_data, 291)
+    release, pixels = read_release(RELEASE), pixels_of(real_data, 582)
     graph = kept_graph(release, "openvino")
     ranges = convolution_ranges(graph, pixels[::2]) if lower == "int8" else ()
     exact = ExportedBackend(graph, release)

@@ -207,7 +207,7 @@ def _quantised_convolutions(path: Path, ranges: Sequence[Mapping[str, Any]]) -> 
     """The graph whose convolutions are computed in int8: steps per tensor for inputs, per output channel for weights.
 
     OpenVINO computes in int8 what stands behind a FakeQuantize on both inputs. Everything else stays in float32:
-    pooling and sums in int8, as the tools for whole networks make them, changed ten times as many predictions.
+    pooling and sums in int8, as tools for whole networks make them, change several times as many predictions.
 
     Raises:
         NoGraph: the graph has other convolutions than those measured.
@@ -256,8 +256,10 @@ def computes(precision: str) -> bool:
     so one convolution of the largest values is computed.
     """
     core = _openvino_core()
-    if precision != INT8:
-        return precision == F32 or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == F32 or precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return precision == F32
+    if precision == BF16:
+        return True
     from openvino import Model, opset13
 
     low, high = np.float32(0), np.float32(255)
