@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell, smear_picture
 from leukoscope.inference.gradcam import NO_MAP
+from leukoscope.inference.graph import computes
+from leukoscope.models.release_files import METRICS
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -103,6 +106,26 @@ def test_a_narrow_terminal_keeps_the_file_name_and_the_numbers(tiny_release, tmp
         shown, _, *numbers = (cell.strip() for cell in row.strip("│").split("│"))
         assert shown == path.name
         assert len(numbers) == 3 and all(len(number) == 6 for number in numbers[:2]), row
+
+
+@pytest.mark.skipif(not computes("bf16"), reason="needs a processor with bf16")
+def test_a_lower_precision_is_said(tiny_release, kept_graphs, cells, tmp_path):
+    release = tmp_path / "release"
+    shutil.copytree(tiny_release, release)
+    measured = {"default": "f32", "fast": ["bf16"], "bf16": {"logit_shift": [0.0, 0.0]}}
+    (release / METRICS).write_text(json.dumps({"precision": measured}))
+
+    exact, fast = (
+        run("predict", release, cells / "a.png", "--json", "--precision", name) for name in ("exact", "fast")
+    )
+
+    assert exact.stderr == ""
+    assert fast.stderr == (
+        "computed in bfloat16: probabilities differ a little from float32; `precision` in the release's metrics.json "
+        "says by how much\n"
+    )
+    (one,), (other,) = json.loads(exact.stdout), json.loads(fast.stdout)
+    assert 0 < abs(one["probabilities"]["ALL"] - other["probabilities"]["ALL"]) < 0.05
 
 
 def test_json_is_one_array_and_nothing_else(tiny_release, cells):

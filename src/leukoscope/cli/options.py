@@ -154,9 +154,17 @@ def shown_name(name: str) -> str:
 
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
     """A model with a backend ("" for the default) on a device ("auto" for a GPU if there is one)."""
+    from leukoscope.inference.graph import F32, PRECISION_NAMES
     from leukoscope.inference.predictor import Predictor
 
-    return Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
+    predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
+    if (computed_in := predictor.backend.precision) != F32:
+        typer.echo(
+            f"computed in {PRECISION_NAMES[computed_in]}: probabilities differ a little from float32; "
+            "`precision` in the release's metrics.json says by how much",
+            err=True,
+        )
+    return predictor
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
