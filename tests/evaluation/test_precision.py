@@ -156,8 +156,10 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(measure
     release = measured(default="f32", fast=["bf16"], bf16=lower)
     with pytest.raises(LeukoscopeError, match="^precision 'fast': .*tiny was not measured in it; use 'exact'$"):
         open_backend(read_release(tiny_release), precision="fast")
-    with pytest.raises(LeukoscopeError, match="^precision 'fast': OpenVINO .*; leave out backend 'torch' and device"):
+    with pytest.raises(LeukoscopeError, match="^precision 'fast': OpenVINO computes it; leave out backend 'torch'$"):
         open_backend(release, "torch", precision="fast")
+    with pytest.raises(LeukoscopeError, match="^precision 'fast': is computed on the CPU; leave out device 'cuda'$"):
+        open_backend(release, device="cuda", precision="fast")
     with pytest.raises(LeukoscopeError, match="^precision 'half': unknown; choose one of auto, exact, fast$"):
         open_backend(release, precision="half")
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)

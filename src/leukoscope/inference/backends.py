@@ -201,10 +201,10 @@ def _open_fast(release: ReleaseInfo, wanted: str, device: str) -> Backend:
     measured = measured_precisions(release)
     if not measured:
         raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
-    if wanted not in (AUTO, OPENVINO) or device not in (AUTO, "cpu"):
-        raise LeukoscopeError(
-            f"precision 'fast': OpenVINO computes it, on the CPU; leave out backend {wanted!r} and device {device!r}"
-        )
+    if wanted not in (AUTO, OPENVINO):
+        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {wanted!r}")
+    if device not in (AUTO, "cpu"):
+        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {device!r}")
     require_package(OPENVINO)
     for precision in measured:
         if computes(precision):
