@@ -34,8 +34,6 @@ from leukoscope.inference.prediction import Thresholds, softmax
 from leukoscope.models.release_files import ReleaseInfo, folder_name, read_release
 from leukoscope.progress import track
 
-ALLOWED_MOVE = 0.02
-"""Of a probability; beyond it, it is too much even where no outcome changes."""
 ALLOWED_AUROC, ALLOWED_OUTCOMES = 0.003, 0.005
 """On unseen subjects: where the interval of the difference in AUROC lies, and the share of outcomes that change."""
 COMPARED_CELLS, SHIFT_CELLS, RANGE_CELLS = 1000, 512, 128
@@ -52,8 +50,7 @@ def precision_block(
     """Make the "precision" block of metrics.json: what bfloat16 and int8 change of a release's predictions.
 
     Processors with units for them compute faster, and every probability moves a little. One is the default only where
-    that was measured to lose nothing: on unseen subjects (`unseen`) by `loses_nothing`; without that, where no label,
-    outcome or operating point of the cells changes.
+    that was measured on unseen subjects to lose nothing (`loses_nothing`).
 
     Args:
         folder: the release, its thresholds in place.
@@ -78,7 +75,7 @@ def precision_block(
         return {"default": F32, "not_measured": "the processor that assessed this release has no bfloat16 and no int8"}
     thresholds = Thresholds.from_metrics(release.metrics)
     exactly = softmax(logits.pop(F32))
-    block: dict[str, Any] = {"default": F32, "backend": OPENVINO, "allowed_move": ALLOWED_MOVE}
+    block: dict[str, Any] = {"default": F32, "backend": OPENVINO}
     for name, lower in logits.items():
         probabilities, ranges = softmax(lower), backends[name].ranges
         block[name] = {
@@ -105,12 +102,8 @@ def offered_precisions(block: Mapping[str, Any]) -> dict[str, Any]:
         if of["speed"] >= WORTHWHILE and of["changed"]["label"] <= MOST_LABELS * of["cells"]
     ]
     fast.sort(key=lambda name: -float(measured[name]["speed"]))
-    for name in fast:
-        of = measured[name]
-        nothing_moves = not any(of["changed"].values()) and of["largest_move"] < ALLOWED_MOVE
-        if loses_nothing(of["unseen"]) if "unseen" in of else nothing_moves:
-            return {"default": name, "fast": fast}
-    return {"default": F32, "fast": fast}
+    harmless = (name for name in fast if "unseen" in measured[name] and loses_nothing(measured[name]["unseen"]))
+    return {"default": next(harmless, F32), "fast": fast}
 
 
 def precisions_on_unseen(
