@@ -260,7 +260,7 @@ def precision_table(releases: Sequence[Path]) -> str:
         "precision",
         "labels that change, training cells",
         "unseen cells",
-        "their AUROC (by subject where known), less float32",
+        "their AUROC by subject (or block), less float32",
         "their outcomes that change",
         "correlation of their maps",
         "default",
@@ -272,9 +272,7 @@ def precision_table(releases: Sequence[Path]) -> str:
             of = block[name]
             row = [f"`{release.name}`", PRECISION_NAMES[name], f"{of['changed']['label']} of {count(of['cells'])}"]
             if unseen := of.get("unseen"):
-                # Where subjects are not known, of all cells.
-                auroc = unseen["difference"].get("auroc_by_subject") or unseen["difference"]["auroc"]
-                moved = difference(auroc)
+                moved = difference(unseen["difference"]["auroc_by_subject"])
                 changed = f"{100 * unseen['changed']['outcome'] / unseen['cells']:.1f} %"
                 row += [count(unseen["cells"]), moved, changed, share(unseen["map_correlation"])]
             else:

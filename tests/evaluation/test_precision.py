@@ -93,7 +93,10 @@ def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data, 
     count = len(pixels)
     exact = softmax(ExportedBackend(kept_graph(release, "openvino"), release)(pixels).logits)
     ids = tuple(f"cell-{n}" for n in range(count))
-    cells = SimpleNamespace(pixels=pixels, rows=lambda names: np.asarray([ids.index(name) for name in names]))
+    data = SimpleNamespace(info=SimpleNamespace(group="subject"))
+    cells = SimpleNamespace(
+        data=data, pixels=pixels, rows=lambda names: np.asarray([ids.index(name) for name in names])
+    )
     # Classes that the network itself predicts, but for some cells; eight subjects of one class each.
     references = np.where(np.arange(count) % 5 == 0, 1 - exact.argmax(axis=1), exact.argmax(axis=1))
     subjects = tuple(f"s{4 * label + n % 4}" for n, label in enumerate(references))
@@ -115,8 +118,9 @@ def test_on_unseen_subjects_all_precisions_are_measured_and_compared(real_data, 
 )
 def test_a_lower_precision_is_the_default_only_where_unseen_subjects_lose_nothing(low, high, changed, expected):
     difference = {"auroc_by_subject": {"low": low, "high": high}}
-    unseen = {"cells": 1000, "changed": {"outcome": changed}, "difference": difference}
+    unseen = {"disjoint_by": "subject", "cells": 1000, "changed": {"outcome": changed}, "difference": difference}
     assert loses_nothing(unseen) is expected
+    assert not loses_nothing(unseen | {"disjoint_by": "block"}), "subjects are not known"
     block = {"speed": 2.0, "cells": 1000, "changed": {"label": 0, "outcome": 0}, "largest_move": 0.001}
     assert offered_precisions({"bf16": block})["default"] == "f32", "not measured on unseen subjects"
     assert offered_precisions({"bf16": block | {"unseen": unseen}})["default"] == ("bf16" if expected else "f32")
