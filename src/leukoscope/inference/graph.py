@@ -256,8 +256,8 @@ def computes(precision: str) -> bool:
     so one convolution of the largest values is computed.
     """
     core = _openvino_core()
-    if precision == F32 or precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return precision == F32
+    if precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
     if precision == BF16:
         return True
     from openvino import Model, opset13
@@ -275,7 +275,7 @@ def computes(precision: str) -> bool:
 
 
 def _open_openvino(
-    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]] = ()
+    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]]
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     settings = {
         # Left to itself it takes bf16 wherever the processor has it.
@@ -299,7 +299,7 @@ def _open_openvino(
 
 
 def _open_onnx(
-    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]] = ()
+    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]]
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
