@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from copy import deepcopy
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vgg import ConvMlp
 from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import (
     FROM_SCRATCH,
+    MatrixProduct,
     StartWeights,
     backbone_state,
     build_network,
@@ -26,6 +29,7 @@ from leukoscope.models.build import (
     load_start_weights,
     penalty,
     read_safetensors,
+    with_matrix_products,
 )
 from leukoscope.models.recipes import Recipe, get_recipe, timm_recipe
 
@@ -396,3 +400,24 @@ def test_a_frozen_backbone_of_a_timm_model_is_all_but_its_last_layer() -> None:
     assert trained == {"head.weight", "head.bias"}
     assert not network.blocks[0].training
     assert backbone_state(network).keys() == network.state_dict().keys() - trained
+
+
+@pytest.mark.parametrize("size", [2, 7, 9])
+def test_vggs_dense_layers_give_timms_answer_and_gradient(size: int) -> None:
+    torch.manual_seed(0)
+    theirs = ConvMlp(8, 16)
+    ours = with_matrix_products(deepcopy(theirs).to(memory_format=torch.channels_last))
+    maps = torch.rand(3, 8, size, size).to(memory_format=torch.channels_last)
+    for mlp in (ours, theirs):
+        mlp.eval()(maps).sum().backward()
+    assert torch.allclose(ours(maps), theirs(maps), atol=1e-6)
+    for name, parameter in theirs.named_parameters():
+        assert torch.allclose(ours.get_parameter(name).grad, parameter.grad, atol=1e-4), name
+    assert ours.fc1.weight.grad.is_contiguous(), "copied to another layout in every step"
+
+
+def test_a_vgg_is_built_with_its_dense_layers_as_matrix_products() -> None:
+    with torch.device("meta"):
+        network = build_network(timm_recipe("vgg11", "--model_name_or_path"), 2)
+    assert network.pre_logits.fc1.weight.shape == (4096, 512, 7, 7)
+    assert isinstance(network.pre_logits.fc1, MatrixProduct)
