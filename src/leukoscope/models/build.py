@@ -106,10 +106,10 @@ def with_matrix_products(network: nn.Module) -> nn.Module:
     """
     from timm.models.vgg import ConvMlp
 
-    for module in network.modules():
-        for layer in (module.fc1, module.fc2) if isinstance(module, ConvMlp) else ():
-            layer.__class__ = MatrixProduct
-            layer.weight.data = layer.weight.data.contiguous()
+    dense = [module for module in network.modules() if isinstance(module, ConvMlp)]
+    for layer in (layer for module in dense for layer in module.children() if isinstance(layer, nn.Conv2d)):
+        layer.__class__ = MatrixProduct
+        layer.weight.data = layer.weight.data.contiguous()
     return network
 
 
