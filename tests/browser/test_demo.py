@@ -475,12 +475,16 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
 def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.tab("Patients")
+    stop = visit.page.locator("#batch-stop")
+    assert stop.is_disabled(), "nothing runs"
     visit.page.locator("#batch-sample").click()
     visit.page.get_by_text("pictures predicted").first.wait_for()
-    visit.page.locator("#batch-stop").click()
+    stop.click()
     visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
+    assert stop.is_disabled(), "it has stopped"
     visit.page.locator("#batch-sample").click()
     visit.page.locator(".lk-person svg").nth(1).wait_for()
+    assert stop.is_disabled(), "it has ended; to stop it now would delete its result"
 
 
 # Progress passes too quickly to be waited for.

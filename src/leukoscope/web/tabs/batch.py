@@ -130,7 +130,9 @@ class BatchTab(ResultTab):
                     )
                     with gr.Row():
                         sample = gr.Button(localised("sample"), size="sm", elem_id="batch-sample")
-                        stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
+                        self.stop = gr.Button(
+                            localised("stop"), size="sm", min_width=80, interactive=False, elem_id="batch-stop"
+                        )
             self.summary = gr.HTML(
                 Localised(lambda: panels.placeholder(t(self.hint))), js_on_load=panels.CLICK,
                 elem_id="batch-summary", padding=False,
@@ -140,7 +142,7 @@ class BatchTab(ResultTab):
             self._add_endpoint()
         self.outputs = [
             self.result, self.summary, self.shown, self.reports, self.person, self.point, self.gallery, self.table,
-            self.upload, self.pattern,
+            self.upload, self.pattern, self.stop,
         ]  # fmt: skip
 
         quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
@@ -153,7 +155,9 @@ class BatchTab(ResultTab):
         ]
         for event in (self.upload.upload, sample.click):
             event(None, js=reveal("batch-summary"), **PRIVATE)
-        stop.click(
+            # Not in the queue: a visitor who still waits for a turn can stop as well.
+            event(lambda: gr.Button(interactive=True), None, self.stop, queue=False, **quiet)
+        self.stop.click(
             lambda: self.clear(panels.placeholder(t("stopped"))), None, self.outputs,
             cancels=running, **quiet,
         )  # fmt: skip
@@ -209,10 +213,11 @@ class BatchTab(ResultTab):
             self.gallery: gallery(decided, order),
             self.table: _table(decided),
             self.upload: None,
+            self.stop: gr.Button(interactive=False),
         }
 
     def clear(self, html: str) -> Updates:
-        gone = {self.result: None, self.gallery: "", self.upload: None}
+        gone = {self.result: None, self.gallery: "", self.upload: None, self.stop: gr.Button(interactive=False)}
         return {self.summary: html, self.shown: gr.Column(visible=False), self.table: gr.skip(), **gone}
 
     def _predict(
