@@ -421,3 +421,12 @@ def test_a_vgg_is_built_with_its_dense_layers_as_matrix_products() -> None:
         network = build_network(timm_recipe("vgg11", "--model_name_or_path"), 2)
     assert network.pre_logits.fc1.weight.shape == (4096, 512, 7, 7)
     assert isinstance(network.pre_logits.fc1, MatrixProduct)
+
+
+def test_a_training_step_of_efficientnet_copies_no_input_of_an_activation() -> None:
+    network = build_network(get_recipe("prior_c_efficientnet_b3"), 2)
+    with torch.profiler.profile() as profile:
+        network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::silu" in names
+    assert "aten::silu_" not in names
