@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None
         assert temporary.parent == tmp_path and path.read_bytes() == b"old"
         raise OSError("full")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("table.parquet", b"old")]
+
+
+def test_what_a_killed_process_left_of_the_same_file_is_removed_a_day_later(tmp_path: Path) -> None:
+    path = tmp_path / "cells-[1].npy"
+    for number, age in ((1, 2 * 86_400), (2, 60)):
+        left = tmp_path / f".{path.name}.{number}.tmp"
+        left.write_bytes(b"half")
+        os.utime(left, (time.time() - age,) * 2)
+    write_atomic(path, "whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f".{path.name}.2.tmp", path.name]
 
 
 def test_a_folder_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Path) -> None:

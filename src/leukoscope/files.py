@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leukoscope import LeukoscopeError
 
 _BETWEEN_RENAMES = 5.0  # seconds
+_ABANDONED = 86_400.0  # seconds after which a temporary file is one of a process that was killed
 
 
 def remedy(error: Exception, otherwise: str) -> str:
@@ -63,6 +65,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """
     # With the process id, because two processes that decode the same cells may finish together.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    for other in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > _ABANDONED:
+                other.unlink()
     try:
         yield temporary
         temporary.replace(target)

@@ -14,6 +14,8 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import PRELIMINARY_TEST, LoadedCells, load_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import (
     BALL4_BLOCK,
@@ -318,6 +320,16 @@ def test_block_split_keeps_neighbours_and_identical_files_together(tmp_path: Pat
         assert split.group == "block"
         _assert_groups_disjoint(split, data)
         assert all(len(getattr(split, side)) > 0 for side in SIDES)
+
+
+def test_a_damaged_cell_moves_no_other_to_a_block_that_the_split_does_not_know(tmp_path: Path) -> None:
+    data = _fields(tmp_path, per_class=2 * BALL4_BLOCK, twins={})
+    first = tmp_path / "Pro" / "WBC-Pro-000.bmp"
+    first.write_bytes(first.read_bytes()[:60])
+    framed = frame_cells(data, Preprocessing(16, 1.0))
+    groups = groups_of(framed.data, "block")
+    assert len(groups) == 4 * BALL4_BLOCK - 1
+    assert {cell: framed.subjects[row] for cell, row in framed.row_of.items()} == groups
 
 
 def test_too_few_blocks_are_refused(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_split_files_of_the_user_are_refused(tmp_path: Path) -> None:
         next(leakage_runs(parse_config(["--split_file", str(file)]), seeds=[0]))
 
 
+def test_no_seed_is_refused(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["experiment", "leakage", "--output", str(tmp_path / "r.json"), "--seeds", "0"])
+    assert refused.exit_code == 2 and "greater than or equal to 1" in refused.output
+
+
 @pytest.mark.slow
 def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     flags = ["--image_size", "32", "--num_train_epochs", "1", "--max_train_samples", "64"]
@@ -112,3 +117,5 @@ def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(tmp_path: Pa
     assert f"{result['difference']['f1_weighted']['mean']:+.3f}" in first.output and RESEARCH_NOTICE in first.output
     again = CliRunner().invoke(app, argv)
     assert again.output.count("finished earlier, kept") == 2
+    fewer = CliRunner().invoke(app, [*argv, "--max_train_samples", "48"])
+    assert fewer.exit_code == 1 and "finished with other settings (max_train_samples: 64)" in fewer.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
 
 CNMC = ["--dataset_name", "cnmc2019"]
+SHORT = ["--num_folds", "3", "--num_train_epochs", "2"]
 
 
 def rows(tmp_path: Path, *flags: str, recipes: tuple[str, ...] = (), protocols: tuple[str, ...] = ()) -> list[Row]:
@@ -34,9 +35,7 @@ def rows(tmp_path: Path, *flags: str, recipes: tuple[str, ...] = (), protocols: 
 @pytest.fixture
 def row(tmp_path: Path) -> Row:
     """One row on unseen subjects, of which nothing is made yet."""
-    (made,) = rows(
-        tmp_path, *CNMC, "--image_size", "64", "--num_folds", "3", recipes=("prior_d_resnet",), protocols=("unseen",)
-    )
+    (made,) = rows(tmp_path, *CNMC, *SHORT, "--image_size", "64", recipes=("prior_d_resnet",), protocols=("unseen",))
     return made
 
 
@@ -65,7 +64,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
         data: dict[str, Any] = {k: "x" for k in ("name", "title", "citation")}
         data |= {"fingerprint": "0123456789abcdef", "cells": count, "unit": "subject"}
         block = {"split": {"fingerprint": f"f{fold}"}, "metrics": measure(tested)}
-        recipe = {"image_size": 64, "num_train_epochs": 2}
+        recipe = asdict(run.config.resolve())
         metrics = {"recipe": recipe, "data": data, "training": training, "evaluations": [block]}
         for folder in (run.folder, run.folder / "release"):
             (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -172,16 +171,15 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(row: Row, tmp_path: P
     (other,) = rows(
         tmp_path,
         *CNMC,
+        *SHORT,
         "--image_size",
         "96",
-        "--num_folds",
-        "3",
         "--seed",
         "1",
         recipes=("prior_d_resnet",),
         protocols=("unseen",),
     )
-    message = r"unseen\.json: made with other settings \(image_size: 64, seed: None\); .* to run the row anew$"
+    message = r"\.json: made with other settings \(image_size: 64, seed: 0, recipe's image_size: 64\); .* the row anew$"
     with pytest.raises(LeukoscopeError, match=message):
         list(reproduce([other]))
 
@@ -243,14 +241,38 @@ def test_too_few_subjects_leave_the_interval_out(row: Row) -> None:
 
 
 def test_the_difference_between_both_protocols_has_an_interval(tmp_path: Path) -> None:
-    by_image, unseen = rows(tmp_path, *CNMC, "--num_folds", "3", recipes=("prior_d_resnet",))
+    by_image, unseen = rows(tmp_path, *CNMC, *SHORT, recipes=("prior_d_resnet",))
     finish_runs(by_image, wrong_in=9)
     finish_runs(unseen)
-    list(reproduce([by_image, unseen]))
-    assert json.loads(by_image.file.read_text())["by_image_minus_unseen"] is None
+    list(reproduce([unseen]))
+    assert "by_image_minus_unseen" not in json.loads(unseen.file.read_text())
+    list(reproduce([by_image]))
+    assert "by_image_minus_unseen" not in json.loads(by_image.file.read_text())
     leak = json.loads(unseen.file.read_text())["by_image_minus_unseen"]["accuracy"]
     assert leak["difference"] == pytest.approx(2 / 9, abs=1e-5)
     assert leak["low"] <= leak["difference"] <= leak["high"]
+
+
+def test_protocols_of_other_settings_have_no_difference(tmp_path: Path) -> None:
+    unseen, larger = (
+        rows(tmp_path, *CNMC, *SHORT, *size, recipes=("prior_d_resnet",), protocols=protocol)[0]
+        for size, protocol in ((["--image_size", "64"], ("unseen",)), ([], ("random",)))
+    )
+    finish_runs(unseen)
+    finish_runs(larger)
+    list(reproduce([unseen]))
+    list(reproduce([larger]))
+    assert json.loads(unseen.file.read_text())["by_image_minus_unseen"] is None
+
+
+def test_a_row_of_another_recipe_is_not_taken_for_this_one(row: Row) -> None:
+    finish_runs(row)
+    list(reproduce([row]))
+    made = json.loads(row.file.read_text())
+    made["recipe"] |= {"learning_rate": 0.5, "about": "other words, the same recipe"}
+    row.file.write_text(json.dumps(made))
+    with pytest.raises(LeukoscopeError, match=r"made with other settings \(recipe's learning_rate: 0\.5\)"):
+        row.is_finished()
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,27 @@ def test_a_run_that_had_stopped_early_is_not_trained_further(
     _same(runs.resumed(), (trainer, rows))
 
 
+@pytest.mark.parametrize("when", ["_after_step", "_validate"])
+def test_a_run_stopped_behind_its_last_step_is_not_trained_further(
+    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[Any], when: str
+) -> None:
+    """The last of --max_train_steps lies within an epoch, whose other batches must not be trained on."""
+    runs = Runs(RECIPE, cells, tmp_path, "no", max_train_steps=2)
+    whole = runs.whole()
+    trainer, network = runs.trainer()
+    do = getattr(trainer, when)
+
+    def signalled() -> Any:
+        if trainer._steps_done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do()
+
+    monkeypatch.setattr(trainer, when, signalled)
+    with pytest.raises(Interrupted):
+        list(trainer.fit(network))
+    _same(runs.resumed(), whole)
+
+
 def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_path: Path) -> None:
     trainer, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").trainer()
     list(trainer.fit(network))

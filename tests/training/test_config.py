@@ -132,6 +132,17 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
             "--lr_scheduler_type step: unknown; choose one of cosine, constant, linear, ",
         ),
         (["--max_train_steps", "0"], "--max_train_steps 0: give 1 or more"),
+        (["--image_size", "8"], "--image_size 8: densenet121 needs 32 or more"),
+        (["--image_size", "1100"], "--image_size 1100: releases are read up to 1024; give that or less"),
+        (["--dataset_name", "cnmc2019", "--override", "image_size=8"], "--image_size 8: densenet121 needs 32 or more"),
+        (
+            ["--dataset_name", "cnmc2019", "--override", "num_train_epochs=0"],
+            "--override num_train_epochs=0: give 1 or more",
+        ),
+        (
+            ["--dataset_name", "cnmc2019", "--override", "train_batch_size=-4"],
+            "--override train_batch_size=-4: give 1 or more",
+        ),
         (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: give 0 or more"),
         (["--train_val_split", "1.0"], "--train_val_split 1.0: give a share of train from 0 to below 1"),
         (

@@ -20,6 +20,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe, get_recipe, timm_recipe
+from leukoscope.models.release import round_as_stored
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
     FeatureInputs,
@@ -155,7 +156,9 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients
 ) -> None:
     trainer, _ = _fitted(replace(RECIPE, num_train_epochs=2), cells, split, cache_features=cache_features)
     set_seed(0)
-    assert backbone_hash(trainer.network) == backbone_hash(build_network(RECIPE, 2))
+    untrained = build_network(RECIPE, 2)
+    round_as_stored(untrained, head=False)
+    assert backbone_hash(trainer.network) == backbone_hash(untrained)
     trainer._train_mode()
     assert trainer.network.head.training
     assert not any(module.training for module in trainer.network.backbone.modules())

@@ -72,13 +72,17 @@ def _body(network: nn.Module) -> dict[str, torch.Tensor]:
 # What is carried over
 
 
-def test_the_same_classes_keep_the_head_as_training_left_it(tmp_path: Path, cells: FramedCells, split: Split) -> None:
+@pytest.mark.parametrize("made", [{"class_weighted": True}, {"class_weighted": False, "sampling": "subjects"}])
+def test_the_same_classes_keep_the_head_as_training_left_it(
+    tmp_path: Path, cells: FramedCells, split: Split, made: dict[str, Any]
+) -> None:
     trained, network = _network(1), _network(2)
     as_trained = _head(trained)
     restore_class_frequencies(trained, torch.tensor([300.0, 100.0]))
     rescale_classifier(trained, 1.6)
     calibration = {"temperature": 1.6}
-    folder = _release(tmp_path / "r", trained, metrics=_metrics(calibration=calibration))
+    recipe = {"name": "densenet121", **made}
+    folder = _release(tmp_path / "r", trained, metrics=_metrics(calibration=calibration, recipe=recipe))
     started = _start(network, folder, cells, split)
     weight, bias = _head(network)
     torch.testing.assert_close(weight, as_trained[0])

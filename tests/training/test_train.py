@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, load_split
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import get_recipe
+from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
@@ -297,11 +298,15 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
     assert BY_IMAGE in said
 
 
-def test_a_number_of_steps_takes_the_place_of_the_epochs(own_cells: Path, tmp_path: Path) -> None:
+def test_a_number_of_steps_takes_the_place_of_the_epochs(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # 32 cells make eight steps of four an epoch.
     run = train(
         _own(own_cells, tmp_path / "run", "--split", "all", "--max_train_steps", "11", "--num_train_epochs", "9")
     )
+    said = capsys.readouterr().out
+    assert re.search(r"^training takes about [^:]+: 2 epoch\(s\), 11 batches in all, going by one batch$", said, re.M)
     rows = _summary(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["learning_rate"]) < float(rows[0]["learning_rate"]), "the rate falls over these steps"
@@ -522,6 +527,19 @@ def test_probabilities_speak_for_the_training_frequencies_again() -> None:
         restored = network(inputs).softmax(dim=1)
     expected = balanced * torch.tensor([0.75, 0.25])
     torch.testing.assert_close(restored, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_networks_with_two_last_layers_speak_for_the_training_frequencies_too() -> None:
+    torch.manual_seed(0)
+    recipe = replace(timm_recipe("deit_tiny_distilled_patch16_224", "--recipe"), image_size=32)
+    network = build_network(recipe, 2).eval()
+    inputs, counts = torch.randn(2, 3, 32, 32), torch.tensor([300.0, 100.0])
+    with torch.no_grad():
+        balanced = network(inputs)
+        restore_class_frequencies(network, counts)
+        shift = network(inputs) - balanced
+    expected = torch.log(counts[0] / counts[1]).expand(2)
+    torch.testing.assert_close(shift[:, 0] - shift[:, 1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_metrics_state_the_class_frequencies_behind_the_probabilities(finished: Path) -> None:

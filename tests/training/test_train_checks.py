@@ -63,12 +63,13 @@ def test_a_rate_that_follows_validation_needs_some(cells: FramedCells) -> None:
     ],
 )
 def test_a_step_larger_than_the_data_is_refused(size: int, processes: int, batches: int, said: str) -> None:
-    require_whole_step(32, size, processes, batches)
-    with pytest.raises(LeukoscopeError) as refused:
-        require_whole_step(31, size, processes, batches)
-    assert str(refused.value) == (
-        f"--per_device_train_batch_size {said}: larger than the 31 training cells; give a smaller one"
-    )
+    require_whole_step(32, 32, size, processes, batches)
+    for cells, smaller in ((31, "31 training cells"), (99, "31 cells of an epoch (epoch_cells)")):
+        with pytest.raises(LeukoscopeError) as refused:
+            require_whole_step(cells, 31, size, processes, batches)
+        assert str(refused.value) == (
+            f"--per_device_train_batch_size {said}: larger than the {smaller}; give a smaller one"
+        )
 
 
 def _free(amount: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +90,11 @@ def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch:
         f"--output_dir {tmp_path}: no space for the results (No space left on device; {needed / 1e6:.0f} MB needed); "
         "free some space or give a folder on another disk"
     )
-    # Without checkpoints it fits.
+    # Without checkpoints it fits, and so does what resumes from the one that lies there.
     require_disk_space(tmp_path, network, RECIPE, 0)
+    (tmp_path / "checkpoints" / "00001-epoch-1-step-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "00001-epoch-1-step-1" / "tensors.safetensors").write_bytes(b"1")
+    require_disk_space(tmp_path, network, RECIPE, 2)
 
 
 def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:
@@ -108,3 +112,6 @@ def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) 
     assert disk_space_needed(network, RECIPE, 1) - disk_space_needed(network, RECIPE, 0) == 2 * (
         disk_space_needed(network, RECIPE, 2) - disk_space_needed(network, RECIPE, 1)
     ), "a new checkpoint is whole before an old one goes"
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    with_ema = disk_space_needed(network, replace(RECIPE, ema_decay=0.9), 1) - disk_space_needed(network, RECIPE, 1)
+    assert with_ema == 2 * weights

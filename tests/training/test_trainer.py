@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.augmentation import Augmenter
+from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -25,6 +25,7 @@ from leukoscope.models.build import build_network, classifier_parameters, penalt
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
 from leukoscope.models.release import load_release, round_as_stored, save_release
 from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.data import FeatureInputs
 from leukoscope.training.optim import cosine_with_warmup, find_batch_size, recompute_batch_norm
 from leukoscope.training.train import make_accelerator, preprocessing_for
 from leukoscope.training.trainer import Trainer
@@ -107,6 +108,23 @@ def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16
     with torch.inference_mode():
         expected = released(PREPROCESSING.normalise(pixels)).softmax(dim=1).numpy()
     assert np.abs(answers.probabilities - expected).max() < 1e-6
+
+
+def test_features_computed_once_are_those_of_the_release(trainer_for: MakeTrainer, cells: FramedCells) -> None:
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="none")
+    recipe = replace(RECIPE, frozen=("backbone",), augmentation=still)
+    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    list(trainer.fit(network))
+    assert isinstance(trainer.inputs, FeatureInputs)
+    ids = tuple(cells.data.train["cell_id"])
+    head = {k: v.clone() for k, v in network.head.state_dict().items()}
+    before = trainer.predict(ids)
+    round_as_stored(network)
+    network.head.load_state_dict(head)
+    pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[cells.rows(before.cell_ids)].transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        expected = network.eval()(PREPROCESSING.normalise(pixels)).softmax(dim=1).numpy()
+    assert np.abs(before.probabilities - expected).max() < 1e-6
 
 
 # Our recipes

@@ -196,7 +196,7 @@ def protocol(
 def leakage(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
-    seeds: Annotated[int, typer.Option(help="How many splits by patient are made, each with its own seed.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many splits by patient are made, each with its own seed.")] = 3,
     quiet: Quiet = False,
 ) -> None:
     """Measure what splitting by image is worth: the same cells tested with their patients seen and unseen in training.

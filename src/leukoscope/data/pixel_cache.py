@@ -141,10 +141,12 @@ def frame_cells(
     areas: np.ndarray | None = None
     if keep:
         pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
-    ids, units = rows["cell_id"][:], groups_of(data, data.info.group)
+    # Blocks are counted without damaged cells here because a split is made without them.
+    kept = data.without(problems)
+    ids, units = rows["cell_id"][:], groups_of(kept, kept.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
-    return FramedCells(data.without(problems), pixels, row_of, labels, [units[cell] for cell in ids], hashes, areas)
+    return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
 
 
 def _encoded(cells: Dataset) -> Dataset:
@@ -189,7 +191,6 @@ def decode_cells(
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
             folder.mkdir(parents=True, exist_ok=True)
             require_space(folder, needed)
-            # Its temporary file goes in any case: it is as large as the data set.
             with atomic_file(pixels_path) as temporary:
                 found = _decode_to(temporary, shape, cells, preprocessing)
             # What was found is written last: its presence says that the pixels are complete.

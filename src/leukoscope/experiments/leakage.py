@@ -94,7 +94,8 @@ def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[Proto
         for side, split in leakage_pair(data, seed, max_train_cells=config.data.max_train_samples).items():
             file = config.output_dir / f"{side}-{seed}.json"
             split.save(file)
-            its_data = replace(config.data, split_file=str(file), max_train_samples=None)
+            # --max_train_samples stays: by it a run of another comparison is told from this one's.
+            its_data = replace(config.data, split_file=str(file))
             run = replace(config.run, output_dir=str(config.output_dir / f"{side}-{seed}"), seed=seed)
             yield ProtocolRun(f"{side}-{seed}", TrainingConfig(its_data, config.model, run))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -23,7 +24,8 @@ from leukoscope.evaluation.metrics import CellPredictions, class_report, headlin
 from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells, pooled_predictions
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
-from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig, file_name
+from leukoscope.training.checkpoint import other_settings, run_settings
+from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
 from leukoscope.training.run_folder import plain
 
 PRIOR_RESULTS = Path("results/prior")
@@ -132,10 +134,9 @@ class Row:
             made = json.loads(self.file.read_text())
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        wanted, then = _flags(self.config), {**made["flags"], **_weights_in(made["training"]["command"])}
-        if weights := file_name(self.config.model.pretrained_weights):
-            wanted["pretrained_weights"] = weights
-        different = [f"{k}: {then.get(k)}" for k in sorted(wanted.keys() | then) if wanted.get(k) != then.get(k)]
+        flags = {**made["flags"], **_weights_in(made["training"]["command"])}
+        then = {"flags": flags, "resolved_recipe": made["recipe"]}
+        different = other_settings(then, run_settings(self.config, self.config.resolve()))
         different += other_cells(made["data"], self.config)
         if different:
             raise LeukoscopeError(
@@ -244,6 +245,7 @@ def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
                 predictions = pooled_predictions(row.runs)
                 predictions.save(row.predictions)
                 write_json(row.file, result(row, predictions))
+                _compare_protocols(row)
         yield row.file
 
 
@@ -294,7 +296,6 @@ def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
             "subjects": len(measured["subjects"]),
         },
         "intervals": _intervals(predictions),
-        "by_image_minus_unseen": _leak(row, predictions),
         "size_only_baseline": size_alone,
     }
 
@@ -320,16 +321,20 @@ def _intervals(predictions: CellPredictions) -> dict[str, Any]:
         return {}
 
 
-def _leak(row: Row, unseen: CellPredictions) -> dict[str, Any] | None:
-    """What a split by image adds to the system's metrics on the same cells, with intervals by subject.
+def _compare_protocols(row: Row) -> None:
+    """Write into the file of the row on unseen subjects what a split by image adds to the system's metrics.
 
-    None in the row by image, and in the row of unseen subjects where that one is not made yet.
+    On the same cells, with intervals by subject; None where the two rows differ in more than how they split.
     """
-    by_image = row.file.with_name(f"{row.claim.recipe}-{RANDOM}.parquet")
-    if row.protocol == RANDOM or not by_image.is_file():
-        return None
-    try:
-        return paired_difference(CellPredictions.load(by_image), unseen)
-    except LeukoscopeError:
-        # Made on other cells, or too few subjects of a class.
-        return None
+    by_image, unseen = (row.file.with_name(f"{row.claim.recipe}-{protocol}.json") for protocol in PROTOCOLS)
+    if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in (by_image, unseen)):
+        return
+    made = [json.loads(file.read_text()) for file in (by_image, unseen)]
+    set_ups = [{**one["flags"], "split": None, "fingerprint": one["data"]["fingerprint"]} for one in made]
+    difference = None
+    if set_ups[0] == set_ups[1]:
+        predictions = [CellPredictions.load(file.with_suffix(".parquet")) for file in (by_image, unseen)]
+        # Too few subjects of a class have none.
+        with suppress(LeukoscopeError):
+            difference = paired_difference(*predictions)
+    write_json(unseen, {**made[1], "by_image_minus_unseen": difference})

@@ -73,7 +73,7 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
             )
         if recipe.name not in RECIPES:
             _try_picture(network, recipe.image_size)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeukoscopeError(
             f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({reason}); give another "

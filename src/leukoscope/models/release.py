@@ -26,7 +26,7 @@ from leukoscope import LeukoscopeError, data
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
 from leukoscope.files import atomic_folder, disk_errors, write_atomic
 from leukoscope.models import remote
-from leukoscope.models.build import classifier_parameters, read_safetensors
+from leukoscope.models.build import classifier_parameters, head_parameters, read_safetensors
 from leukoscope.models.release_files import (
     CONFIG,
     METRICS,
@@ -254,11 +254,16 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
     return Release(**vars(info), network=network)
 
 
-def round_as_stored(network: nn.Module) -> None:
-    """Round a network's weights, in place, to what its release will hold: what is measured is then what is released."""
-    state = network.state_dict()
+def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
+    """Round a network's weights, in place, to what its release will hold: what is measured is then what is released.
+
+    Args:
+        head: round the head's as well.
+    """
+    state, new = network.state_dict(), set() if head else {id(parameter) for parameter in head_parameters(network)}
+    spared = {name for name, parameter in network.named_parameters() if id(parameter) in new}
     with torch.no_grad():
-        for name in _stored_halved(network):
+        for name in _stored_halved(network) - spared:
             state[name].copy_(state[name].half())
 
 
@@ -301,7 +306,7 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
             )
         try:
             return build_own(architecture, config["num_classes"], head)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise LeukoscopeError(
                 f"{root / CONFIG}: {architecture} cannot be built with its head ({error}); restore it from the release"
             ) from None

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import SUBJECT_COLUMNS, LoadedCells, load_cells
+from leukoscope.data.preprocessing import MAX_INPUT
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
@@ -291,7 +292,7 @@ class TrainingConfig:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
 
         Raises:
-            LeukoscopeError: an unknown recipe, or a number below what a run needs.
+            LeukoscopeError: an unknown recipe, or a number below or above what a run takes.
         """
         recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
         check_choices(self.as_dict())
@@ -310,10 +311,6 @@ class TrainingConfig:
             )
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
-        if self.model.image_size is not None and self.model.image_size < recipe.least_image_size:
-            raise LeukoscopeError(
-                f"--image_size {self.model.image_size}: {recipe.architecture} needs {recipe.least_image_size} or more"
-            )
         overrides: dict[str, Any] = {
             "image_size": self.model.image_size,
             "num_train_epochs": self.run.num_train_epochs,
@@ -324,7 +321,16 @@ class TrainingConfig:
             "schedule": self.run.lr_scheduler_type,
             "warmup_steps": self.run.num_warmup_steps,
         }
-        return replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+        recipe = replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+        size, least = recipe.image_size, recipe.least_image_size
+        if size < least:
+            raise LeukoscopeError(f"--image_size {size}: {recipe.architecture} needs {least} or more")
+        if size > MAX_INPUT:
+            raise LeukoscopeError(f"--image_size {size}: releases are read up to {MAX_INPUT}; give that or less")
+        for name in ("num_train_epochs", "train_batch_size"):
+            if (value := getattr(recipe, name)) < 1:
+                raise LeukoscopeError(f"--override {name}={value}: give 1 or more")
+        return recipe
 
     @property
     def tracker(self) -> str | None:

@@ -122,10 +122,10 @@ def training_loader(
         sampler: gives each epoch's order.
 
     Raises:
-        LeukoscopeError: fewer cells than a step takes.
+        LeukoscopeError: an epoch of fewer cells than a step takes.
     """
     processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
-    require_whole_step(len(cells), batch_size, processes, batches)
+    require_whole_step(len(cells), len(sampler), batch_size, processes, batches)  # type: ignore[arg-type]
     return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, batch_size, processes * batches))
 
 
@@ -150,14 +150,21 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
     )
 
 
-def require_whole_step(cells: int, batch_size: int, processes: int = 1, batches: int = 1) -> None:
-    """Raise `LeukoscopeError` where an epoch has fewer cells than an optimiser step takes."""
-    if cells >= batch_size * processes * batches:
+def require_whole_step(cells: int, epoch_cells: int, batch_size: int, processes: int, batches: int) -> None:
+    """Raise `LeukoscopeError` where an epoch has fewer cells than an optimiser step takes.
+
+    Args:
+        cells: training cells.
+        epoch_cells: those that an epoch shows, at most as many.
+        batch_size, processes, batches: a step takes their product.
+    """
+    if epoch_cells >= batch_size * processes * batches:
         return
+    fewer = f"{cells} training cells" if epoch_cells == cells else f"{epoch_cells} cells of an epoch (epoch_cells)"
     times = f" × {processes} processes" if processes > 1 else ""
     times += f" × --gradient_accumulation_steps {batches}" if batches > 1 else ""
     raise LeukoscopeError(
-        f"--per_device_train_batch_size {batch_size}{times}: larger than the {cells} training cells; give a smaller one"
+        f"--per_device_train_batch_size {batch_size}{times}: larger than the {fewer}; give a smaller one"
     )
 
 

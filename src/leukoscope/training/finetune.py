@@ -231,8 +231,9 @@ def _undo_corrections(network: nn.Module, metrics: Mapping[str, Any], labels: Se
         rescale_classifier(network, 1 / temperature)
         undone.append(f"the temperature {temperature:.3f}")
     shares = metrics.get("training", {}).get("class_frequencies", {})
-    # Releases older than this entry were all trained with a weighted loss.
-    if shares and metrics.get("recipe", {}).get("class_weighted", True):
+    recipe = metrics.get("recipe", {})
+    # Releases older than these entries were all trained on every cell alike, with a weighted loss.
+    if shares and (recipe.get("class_weighted", True) or recipe.get("sampling", "cells") != "cells"):
         by_name = {label.casefold(): share for label, share in shares.items()}
         # Their inverse adds the negative logarithms, up to a constant that no softmax sees.
         restore_class_frequencies(network, 1 / torch.tensor([by_name[label.casefold()] for label in labels]))

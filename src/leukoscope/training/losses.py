@@ -82,10 +82,11 @@ def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) ->
     Args:
         class_counts: (K,) training cells of each class.
     """
-    bias = next(p for p in classifier_parameters(network) if p.ndim == 1)
     shift = torch.log(class_counts / class_counts.sum())
     with torch.no_grad():
-        bias.add_((shift - shift.mean()).to(bias.device))
+        # timm's distilled networks have two last layers and predict the mean of both.
+        for bias in (parameter for parameter in classifier_parameters(network) if parameter.ndim == 1):
+            bias.add_((shift - shift.mean()).to(bias.device))
 
 
 @dataclass

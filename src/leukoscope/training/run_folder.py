@@ -47,8 +47,12 @@ _OPTIMIZER_NUMBERS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
 
 
 def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoints: int) -> None:
-    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints."""
-    needed = disk_space_needed(network, recipe, checkpoints)
+    """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints.
+
+    Checkpoints that lie there are part of that space: they are resumed from, or removed first.
+    """
+    kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
+    needed = max(0, disk_space_needed(network, recipe, checkpoints) - kept)
     with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
         require_space(out, needed)
 
@@ -56,8 +60,8 @@ def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoint
 def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> int:
     """Bytes that a run folder may come to hold.
 
-    The release takes at most the weights in full precision. A checkpoint holds the weights, those of the best epoch and
-    the optimiser's state; a new one is written before an old one is removed.
+    The release takes at most the weights in full precision. A checkpoint holds the weights, those of the best epoch,
+    their EMA where the recipe keeps one, and the optimiser's state; a new one is written before an old one is removed.
 
     Args:
         network: with what is frozen marked so, or not yet: then a little more space is required.
@@ -65,7 +69,7 @@ def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> i
     """
     weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
     trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
-    checkpoint = 2 * weights + _OPTIMIZER_NUMBERS[recipe.optimizer] * trained
+    checkpoint = (3 if recipe.ema_decay else 2) * weights + _OPTIMIZER_NUMBERS[recipe.optimizer] * trained
     return weights + (checkpoints + 1) * checkpoint * bool(checkpoints) + _BESIDES_WEIGHTS
 
 

@@ -104,7 +104,10 @@ def train(config: TrainingConfig) -> Path:
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     require_validation(split, recipe)
     batches_per_step = config.run.gradient_accumulation_steps
-    require_whole_step(len(split.train), recipe.train_batch_size, accelerator.num_processes, batches_per_step)
+    epoch_cells = min(recipe.epoch_cells or len(split.train), len(split.train))
+    require_whole_step(
+        len(split.train), epoch_cells, recipe.train_batch_size, accelerator.num_processes, batches_per_step
+    )
     if accelerator.is_main_process:
         require_disk_space(out, network, recipe, config.run.save_total_limit)
     notes = (*start.notes, *missing_classes(cells, split))

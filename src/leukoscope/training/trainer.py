@@ -27,6 +27,7 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import freeze
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.release import round_as_stored
 from leukoscope.progress import duration, note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
 from leukoscope.training.config import RunArguments
@@ -147,12 +148,13 @@ class Trainer:
             self.state.restore(resumed)
         progress = self.state.progress
         yield from list(progress.rows)
-        epochs = 0 if progress.stopped else self.recipe.num_train_epochs - progress.epoch
-        # A batch is predicted in about a third of the time that it is trained on in.
-        batches = len(self.loader) + len(self.split.validation) / self.batch_size / 3
+        epochs = 0 if progress.stopped else self.epochs - progress.epoch
         if epochs:
-            left = duration(epochs * batches * self._step_seconds)
-            note(f"training takes about {left}: {epochs} epoch(s) of {len(self.loader):,} batches, going by one batch")
+            batches = (self.total_steps - self._steps_done) * self.accelerator.gradient_accumulation_steps
+            # A batch is predicted in about a third of the time that it is trained on in.
+            predicted = epochs * len(self.split.validation) / self.batch_size / 3
+            left = duration((batches + predicted) * self._step_seconds)
+            note(f"training takes about {left}: {epochs} epoch(s), {batches:,} batches in all, going by one batch")
         with self.stop if self.checkpoints else nullcontext():
             while progress.epoch < self.epochs and not progress.stopped:
                 yield self._epoch()
@@ -215,6 +217,9 @@ class Trainer:
         accelerator, cells, recipe, split = self.accelerator, self.cells, self.recipe, self.split
         augment = Augmenter(recipe.augmentation, cells.data.info.background, self.run.seed)
         pixels = PixelInputs(cells, self.preprocessing, augment)
+        if "backbone" in recipe.frozen:
+            # It stays as it is: its features, which may be computed only once, are to be those of the release.
+            round_as_stored(self.network, head=False)
         if not self.cache_features or pixels.decodes or not can_cache_features(recipe):
             return pixels, self.network
         path = features_file(self.network, cells, recipe)
@@ -291,15 +296,17 @@ class Trainer:
         # The order follows from seed and epoch.
         self.loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
         # Counted over all epochs, so that the time left is that of the whole training.
-        batches, epochs = len(self.loader), self.recipe.num_train_epochs
         left = track(
             skip_first_batches(self.loader, seen) if seen else self.loader,
-            f"epoch {progress.epoch + 1} of {epochs}",
-            batches * epochs,
-            done=batches * progress.epoch + seen,
+            f"epoch {progress.epoch + 1} of {self.epochs}",
+            self.total_steps * accelerator.gradient_accumulation_steps,
+            done=len(self.loader) * progress.epoch + seen,
         )
         device, epoch = accelerator.device, progress.epoch
         for inputs, labels, rows in ready_batches(left, self.inputs, device, epoch, progress.add_waiting):
+            # Before a step rather than after it: the last one may have been taken before an interruption.
+            if self._steps_done == self.total_steps:
+                break
             self._set_rates(progress.step)
             with accelerator.accumulate(self.learner):
                 progress.batches.append(self._step(inputs, labels))
@@ -308,8 +315,6 @@ class Trainer:
             if accelerator.sync_gradients:
                 progress.step += 1
                 self._after_step()
-                if self._steps_done == self.total_steps:
-                    break
         self._check_losses()
         # The mean over processes too: they must come to one decision.
         means = accelerator.reduce(torch.stack(progress.batches).mean(dim=0), "mean")
