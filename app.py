@@ -18,14 +18,17 @@ from leukoscope.web.address import server_address
 def main() -> int:
     """Serve until interrupted; problems the user can fix end in one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--releases", type=Path, default=HERE / "model_card", help="folder of release folders to offer")
-    parser.add_argument("--models", type=Path, default=HERE / "models.txt", help="file of Hub ids to offer, one a line")
+    parser.add_argument("--releases", type=Path, help="folder of release folders to offer (default: model_card)")
+    parser.add_argument("--models", type=Path, help="file of Hub ids to offer, one a line (default: models.txt)")
     asked = parser.parse_args()
     try:
         address = server_address()
         from leukoscope.web.app import serve
 
-        serve(asked.releases, asked.models, address)
+        for flag, path in vars(asked).items():
+            if path is not None and not path.exists():
+                raise LeukoscopeError(f"--{flag} {path}: not found; check the path")
+        serve(asked.releases or HERE / "model_card", asked.models or HERE / "models.txt", address)
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

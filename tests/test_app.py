@@ -29,10 +29,9 @@ APP = Path(__file__).parents[1] / "app.py"
 START_SECONDS = 300  # a busy machine with two cores; an idle one needs about five
 
 
-def run_app(**environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(APP)], env=os.environ | environment, capture_output=True, text=True, timeout=START_SECONDS
-    )
+def run_app(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(APP), *flags]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=START_SECONDS)
 
 
 def test_it_listens_on_this_machine_only_unless_it_is_a_space() -> None:
@@ -45,6 +44,36 @@ def test_a_port_that_is_none_is_one_line() -> None:
     answer = run_app(GRADIO_SERVER_PORT="eighty")
     assert answer.returncode == 1
     assert answer.stderr.strip() == "error: GRADIO_SERVER_PORT=eighty: is no port; give a number from 1 to 65535"
+
+
+@pytest.mark.parametrize("flag", ["--models", "--releases"])
+def test_what_was_named_and_is_not_there_is_one_line(flag: str) -> None:
+    answer = run_app(flag, "modles.txt")
+    assert answer.returncode == 1
+    assert answer.stderr.strip() == f"error: {flag} modles.txt: not found; check the path"
+
+
+@pytest.mark.slow
+def test_a_terminated_server_deletes_what_visitors_sent(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "cache")}
+    with (tmp_path / "app.log").open("w") as log:
+        command = [sys.executable, str(APP)]
+        server = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_for_page(f"http://127.0.0.1:{port}/", server, tmp_path / "app.log")
+        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="cell.png"\r\n\r\n1\r\n--x--\r\n'
+        sent = urllib.request.Request(
+            f"http://127.0.0.1:{port}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+        )
+        (path,) = json.loads(urllib.request.urlopen(sent).read())
+        assert Path(path).is_file()
+    finally:
+        server.terminate()
+    assert server.wait(timeout=60) == 0, (tmp_path / "app.log").read_text()
+    assert not Path(path).exists()
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def score(
     cells = open_source(str(source), subject_pattern=subject_pattern)
     subjects = None if by_subject is None else Path(by_subject)
     if subjects is not None:
-        check_by_subject(subjects, cells)
+        check_by_subject(subjects, Path(output), cells)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     scored = score_cells(predictor, cells, Path(output), by_subject=subjects)
     assert scored is not None  # None only in the helper processes of a launcher

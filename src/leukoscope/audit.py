@@ -236,7 +236,11 @@ class ScannedCells:
 
 
 def scan_cells(data: LoadedCells) -> ScannedCells:
-    """Open every image once."""
+    """Open every image once.
+
+    Raises:
+        LeukoscopeError: not one can be read.
+    """
     from PIL.Image import Resampling
 
     rows, background = ScannedCells(data, ()).rows, data.info.background
@@ -260,6 +264,9 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
                 problems[cell] = scanned
             else:
                 scans.append(scanned)
+    if not scans:
+        first = next(iter(problems.values()), f"{data.info.name}: holds no image")
+        raise LeukoscopeError(f"{first}; none of the {len(ids):,} images could be read, so there is nothing to audit")
     return ScannedCells(data.without(problems), scans)
 
 

@@ -100,6 +100,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; `target` is then as it was.
     """
+    target = target.absolute()  # "." has no name
     temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     restore_replaced(target)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -117,6 +118,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_git_clone(folder: Path) -> bool:
+    """Whether replacing a folder would delete the history of a git repository."""
+    return (folder / ".git").exists()
 
 
 def restore_replaced(target: Path) -> None:

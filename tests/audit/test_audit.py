@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
@@ -157,6 +158,16 @@ def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged
     findings = audit(tree)
     assert findings["data"]["cells"] == 34
     assert "the file is empty" in findings["unreadable"][0] and "damaged or cut short" in findings["unreadable"][1]
+
+
+def test_a_folder_of_unreadable_images_is_one_message(tmp_path: Path) -> None:
+    for label in ("ALL", "HEM"):
+        (tmp_path / label).mkdir()
+        picture = BytesIO()
+        Image.effect_noise((40, 40), 50).convert("RGB").save(picture, "PNG")
+        (tmp_path / label / "a.png").write_bytes(picture.getvalue()[:600])
+    with pytest.raises(LeukoscopeError, match=r"damaged or cut short.*; none of the 2 images could be read, so there"):
+        scan_cells(load_cells("imagefolder", tmp_path))
 
 
 def test_without_subjects_every_copy_inflates_and_says_what_it_crosses(tree: Path) -> None:

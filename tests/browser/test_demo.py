@@ -481,10 +481,11 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit.page.get_by_text("pictures predicted").first.wait_for()
     stop.click()
     visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
-    assert stop.is_disabled(), "it has stopped"
+    visit.page.locator("#batch-stop[disabled]").wait_for()
     visit.page.locator("#batch-sample").click()
     visit.page.locator(".lk-person svg").nth(1).wait_for()
-    assert stop.is_disabled(), "it has ended; to stop it now would delete its result"
+    # It has ended: to stop it now would delete its result.
+    visit.page.locator("#batch-stop[disabled]").wait_for()
 
 
 # Progress passes too quickly to be waited for.

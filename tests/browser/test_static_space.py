@@ -189,17 +189,28 @@ def test_each_way_of_framing_gives_the_pixels_of_python(page: Any, tmp_path: Pat
         ("notes.txt", b"no picture", "notes.txt: is no picture that is read here; give a PNG, JPEG, WebP or BMP file."),
         ("cut.png", b"\x89PNG\r\n", "cut.png: is no picture that this browser can open; give a PNG, JPEG, WebP or BMP"),
         ("tiny.png", (4, 4), "tiny.png: is 4×4 pixels, too small for a cell; give at least 8×8."),
+        ("clear.png", "RGBA", "clear.png: has transparent parts; save it without transparency."),
         ("strip.png", (400, 10), "strip.png: is 400×10 pixels, one side more than 10 times the other; crop it to"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: str, content: Any, told: str) -> None:
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
+    elif content == "RGBA":
+        Image.new("RGBA", (64, 64), (90, 40, 120, 200)).save(tmp_path / name)
     else:
         Image.new("RGB", content).save(tmp_path / name)
     (problem,) = ask(page, tmp_path / name).values()
     assert problem.startswith(told)
     assert problem.count("\n") == 0
+
+
+def test_the_same_file_can_be_given_again(page: Any, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("ALL", subject=5, cell=1).image).save(tmp_path / "cell.png")
+    first = ask(page, tmp_path / "cell.png")
+    page.locator("#examples button").nth(1).click()
+    page.locator(ANSWERED).wait_for()
+    assert ask(page, tmp_path / "cell.png")["probabilities"] == first["probabilities"]
 
 
 def test_an_example_is_predicted_by_a_click(page: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,17 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     )
     assert is_cut_out(open_image(crops / whole[0]))
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
+
+
+def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release, slides, tmp_path):
+    twins = [tmp_path / "a.png", tmp_path / "A.tif", tmp_path / "other" / tmp_path.name / "a.png"]
+    for twin in twins:
+        twin.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(slides / "first" / "a-field-0.png").save(twin)
+    assert run("field", tiny_release, *twins, "--crops", tmp_path / "crops").exit_code == 0
+    names = [path.stem for path in (tmp_path / "crops" / tmp_path.name).iterdir()]
+    of_field = Counter(name.rpartition("-")[0] for name in names)
+    assert set(of_field) == {"a", "A-2", "a-3"} and len(set(of_field.values())) == 1
 
 
 def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from openpyxl import load_workbook
 from PIL import Image
 from typer.testing import CliRunner
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell
+from leukoscope.inference.patient import person_of
+from leukoscope.inference.sources import SourceCell, open_source
+from leukoscope.reports.patient_report import report_on
 
 BLOCK: dict[str, Any] = {
     "positive_label": "ALL",
@@ -143,3 +147,49 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
     assert "<h1>Report on the cells of one person</h1>" in html and "=1+1" not in html
     assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html
     assert html.count("<circle") == 3
+    assert html.count('class="map"') == 3 and "Point at a cell" in html
+
+    class NoMaps:
+        """As a vision transformer, whose features are no map of channels."""
+
+        def __init__(self) -> None:
+            self.predictor = Predictor.from_pretrained(release)
+            self.release, self.labels = self.predictor.release, self.predictor.labels
+
+        def __call__(self, pictures: Any, *, explain: bool = False) -> Any:
+            made = self.predictor(pictures, explain=explain)
+            return (
+                [replace(one, heatmaps=None) for one in made]
+                if isinstance(made, list)
+                else replace(made, heatmaps=None)
+            )
+
+    html = report_on(NoMaps(), open_source(str(cells / "=1+1")))  # type: ignore[arg-type]
+    assert html.count("<figure") == 3 and 'class="map"' not in html and "Point at a cell" not in html
+
+
+def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
+    result = run("patient", cells, "--model", release, "--output", tmp_path / "report.html")
+    assert result.exit_code == 1
+    assert "2 persons ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path, tmp_path: Path) -> None:
+    metrics = json.loads((release / "metrics.json").read_text())
+    rate = {"value": 0.9, "right": 9, "of": 10, "low": 0.8, "high": 1.0}
+    metrics["patients"]["measured"] |= {"persons": 41, "auroc": rate, "sensitivity": rate, "specificity": rate}
+    metrics["data"] = {"title": "C-NMC"}
+    (release / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "file").touch()
+    result = run("patient", cells / "b", "--model", release, "--output", tmp_path / "file" / "report.html")
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert said.startswith("error: --output ") and "cannot be written (File exists); name another folder" in said
+
+
+def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:
+    source = open_source(str(cells))
+    named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
+    assert {cell: person_of(SourceCell(cell, "", ""), source) for cell in named} == named
+    assert person_of(SourceCell("P1/1.png", "7", ""), source) == "7"

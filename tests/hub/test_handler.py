@@ -76,6 +76,9 @@ def test_a_picture_may_come_as_bytes_or_base64(handler: EndpointHandler, cell: I
     [
         ({}, "inputs: is missing; send the picture as image/png, or as base64 under inputs"),
         ({"inputs": "no picture"}, "inputs: is no image file in base64; send the picture as image/png"),
+        ({"inputs": "ü"}, "inputs: is no image file in base64; send the picture as image/png"),
+        ({"inputs": ["/etc/hostname"]}, "inputs: is no picture; send it as image/png, or as base64 under inputs"),
+        ({"inputs": 5}, "inputs: is no picture; send it as image/png, or as base64 under inputs"),
         ({"inputs": b"no picture"}, "inputs: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
     ],
 )
@@ -84,13 +87,14 @@ def test_what_is_no_picture_is_told(handler: EndpointHandler, data: dict, proble
         handler(data)
 
 
-def test_a_folder_that_is_no_endpoint_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
+@pytest.mark.parametrize("there", ["thesis.txt", "handler.py"])
+def test_a_folder_that_is_no_endpoint_is_left_alone(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("years of work")
     words = ["release", "export", str(RELEASE), "--format", "endpoint", "--output", str(tmp_path)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
     assert done.stderr == f"error: --output {tmp_path}: exists and is no earlier export; name a new folder\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
 @pytest.mark.slow

@@ -347,9 +347,11 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
     ):
         check_output(tmp_path / "out.ods")
     with pytest.raises(LeukoscopeError, match="s.ods: is no kind of table written here"):
-        check_by_subject(tmp_path / "s.ods", open_source(str(cells), subject_pattern=BY_NAME))
+        check_by_subject(tmp_path / "s.ods", tmp_path / "o.csv", open_source(str(cells), subject_pattern=BY_NAME))
+    with pytest.raises(LeukoscopeError, match=r"^--by_subject .*s.csv: is the file of --output too; name another one$"):
+        check_by_subject(tmp_path / "s.csv", tmp_path / "." / "s.csv", open_source(str(cells), subject_pattern=BY_NAME))
     with pytest.raises(LeukoscopeError, match="does not say which subject a cell is of; give --subject_pattern"):
-        check_by_subject(tmp_path / "s.csv", open_source(str(cells)))
+        check_by_subject(tmp_path / "s.csv", tmp_path / "o.csv", open_source(str(cells)))
 
 
 def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):

@@ -366,6 +366,7 @@ def test_damaged_metrics_are_named(copy):
             "evidence_scale.on_cell_p05 is 'most'; it must be a number",
         ),
         ({"ood": 1.0}, "ood is 1.0; it must be an object"),
+        ({"patients": {"positive_label": "ALL"}}, "patients.least_cells is missing; it must be a number"),
         (
             {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": 0.5}}}},
             "decisions.operating_points.points.youden is 0.5; it must be an object",

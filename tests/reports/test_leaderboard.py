@@ -119,6 +119,16 @@ def test_the_command_prints_the_board_without_private_paths(releases):
     assert str(releases["weak"].parent) not in shown.stdout
 
 
+def test_cells_of_unknown_subjects_are_refused(tmp_path):
+    made = answers(0.9)
+    nameless = CellPredictions(
+        made.cell_ids, ("",) * len(made.cell_ids), made.references, made.probabilities, made.label_names
+    )
+    folders = [make_release(tmp_path / name, nameless) for name in ("a", "b")]
+    with pytest.raises(LeukoscopeError, match="its subject is not known"):
+        board_of(*folders)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, releases):
     with pytest.raises(LeukoscopeError, match="leaderboard: name two releases or more"):
         board_of(releases["weak"])

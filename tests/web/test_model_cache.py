@@ -151,12 +151,34 @@ def test_what_visitors_had_downloaded_leaves_the_disk_but_not_what_lay_there_bef
     assert models.predictor("owner/a").labels == ("ALL", "HEM"), "what was removed is downloaded again"
 
 
+def test_the_longest_unused_download_goes_and_with_it_what_is_in_memory_of_it(
+    hub: Hub, tiny_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("owner/a", "owner/b", "owner/c"):
+        publish(hub, name, tiny_release)
+    one = sum(path.stat().st_size for path in tiny_release.iterdir())
+    monkeypatch.setattr("leukoscope.web.model_cache.MAX_DOWNLOADS", int(2.5 * one))
+    models = ModelCache({"tiny": tiny_release})
+    for name in ("owner/a@main", "owner/b", "owner/a@main", "owner/c"):
+        models.predictor(name)
+    assert [cached_repository(f"owner/{name}").exists() for name in "abc"] == [True, False, True]
+    assert models.loaded == ["owner/a@main", "owner/c"]
+    models.predictor("tiny")
+    assert models.loaded[-1] == "tiny", "the memory of the others is counted without their files"
+
+
 @pytest.mark.parametrize(
     "name", ["../secrets", "/etc", "C:\\models", "name", "a/b/c", "owner/name@", "owner/..", "a--b/c"]
 )
 def test_it_refuses_what_is_no_model_name(name: str) -> None:
     with pytest.raises(LeukoscopeError, match="is no model name: pick one \\(x\\) or type a Hub id"):
         ModelCache({"x": Path("x")}).predictor(name)
+
+
+def test_a_name_is_told_from_what_could_be_none() -> None:
+    models = ModelCache({"x": Path("x")})
+    assert [models.is_name(one) for one in ("x", "owner/name", "owner/name@v1")] == [True] * 3
+    assert not models.is_name('x"); import os #')
 
 
 def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 from leukoscope.data.images import UnreadableImage
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import OWN_FOLDER, keep_uploads_apart, read_upload
+from leukoscope.web.upload import OWN_FOLDER, delete_old_uploads, keep_uploads_apart, png_answer, read_upload
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -51,6 +53,17 @@ def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.M
     # Neither was ever finished.
     route_utils.delete_files_created_by_app(demo, age=0)
     assert not list(cache.iterdir())
+
+
+def test_what_a_killed_server_left_is_deleted_once_it_is_old(cache: Path) -> None:
+    old, others = cache.with_name(f"{OWN_FOLDER}2"), cache.with_name("of-another-app")
+    for folder in (old, others):
+        folder.mkdir()
+        (folder / "cell.png").write_bytes(b"1")
+        os.utime(folder, (time.time() - 7300,) * 2)
+    delete_old_uploads(7200)
+    assert sorted(folder.name for folder in cache.parent.iterdir()) == ["of-another-app", cache.name]
+    assert Path(png_answer(Image.new("RGB", (8, 8)))).parent.name.startswith(OWN_FOLDER), "answers are deleted as well"
 
 
 def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:

@@ -222,6 +222,7 @@ def field(
         um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
         told = "one for all, the median of what their red cells say"
     overlays = iter(_overlay_paths(output, fields) if output is not None else ())
+    of_crops = dict(zip(fields, _numbered(slides[path] / path.stem for path in fields), strict=True))
     readings: list[FieldReading] = []
     single: list[Path] = []
     for path in track(fields, "reading fields"):
@@ -236,7 +237,7 @@ def field(
             scale = reading.field.scale
             for number, one in enumerate(reading.cells):
                 if crops is not None and scale is not None and one.cell.whole:
-                    name = crops / slides[path] / f"{path.stem}-{number}.png"
+                    name = crops / of_crops[path].with_name(f"{of_crops[path].name}-{number}.png")
                     _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{reading.source}: {one.outcome}")
             if overlay is not None:
                 title = f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}"
@@ -272,16 +273,22 @@ def _opened(images: Iterable[Path]) -> Iterator[Image]:
 
 
 def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
-    """Where each field's overlay goes; fields of one name, from several folders, are numbered."""
+    """Where each field's overlay goes."""
     if len(fields) == 1:
         yield out
         return
+    for path in _numbered(out.with_name(f"{out.stem}-{field.stem}") for field in fields):
+        yield path.with_name(f"{path.name}.png")
+
+
+def _numbered(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths; those of a name that was given before, in small or capital letters, are numbered."""
     given: set[str] = set()
-    for field in fields:
-        names = (f"{out.stem}-{field.stem}{number}.png" for number in chain([""], (f"-{n}" for n in count(2))))
-        name = next(name for name in names if name.casefold() not in given)
-        given.add(name.casefold())
-        yield out.with_name(name)
+    for path in paths:
+        names = chain([path], (path.with_name(f"{path.name}-{n}") for n in count(2)))
+        chosen = next(name for name in names if str(name).casefold() not in given)
+        given.add(str(chosen).casefold())
+        yield chosen
 
 
 def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], told: str) -> None:
@@ -363,7 +370,7 @@ def score(
         check_output(output)
     cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
     if by_subject is not None:
-        check_by_subject(by_subject, cells)
+        check_by_subject(by_subject, output, cells)
     if worker.is_main and cells.report and not quiet:
         typer.echo(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
@@ -439,12 +446,13 @@ def patient(
         from leukoscope.reports.patient_report import print_to_pdf, report_on
 
         html = report_on(predictor, cells, name=name)
-        report.parent.mkdir(parents=True, exist_ok=True)
-        if report.suffix.lower() == ".pdf":
-            with tempfile.TemporaryDirectory() as folder:
-                print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
-        else:
-            write_atomic(report, html)
+        with disk_errors(f"--output {report}: cannot be written", "name another folder"):
+            report.parent.mkdir(parents=True, exist_ok=True)
+            if report.suffix.lower() == ".pdf":
+                with tempfile.TemporaryDirectory() as folder:
+                    print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
+            else:
+                write_atomic(report, html)
         typer.echo(f"{report}\n{RESEARCH_NOTICE}")
         return
     patient_rule(predictor)  # raises now rather than after all cells are read

@@ -11,7 +11,7 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import AsJson, Model, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
-from leukoscope.files import disk_errors
+from leukoscope.files import disk_errors, is_git_clone
 
 if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
@@ -149,6 +149,7 @@ def export(
     transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
     Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
+    from leukoscope.hub.space import ENDPOINT_FILES
     from leukoscope.inference.backends import require_package
     from leukoscope.inference.graph import (
         GRAPHS,
@@ -168,7 +169,8 @@ def export(
         raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
     if graph_format != endpoint:
         require_package(ONNX if graph_format == TRANSFORMERS_JS else graph_format)
-    if output.exists() and not (output / (files[endpoint] if graph_format == endpoint else REPORT)).is_file():
+    ours = ENDPOINT_FILES if graph_format == endpoint else (REPORT,)
+    if output.exists() and (is_git_clone(output) or not all((output / name).exists() for name in ours)):
         raise LeukoscopeError(f"--output {output}: exists and is no earlier export; name a new folder")
     with disk_errors(f"--output {output}: cannot be written", "name another folder"):
         folder, name, revision = find_release(model)

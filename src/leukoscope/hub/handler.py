@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +41,8 @@ class EndpointHandler:
         Raises:
             LeukoscopeError: no picture, or one that cannot be used.
         """
+        from PIL import Image
+
         from leukoscope import LeukoscopeError
         from leukoscope.data.images import EncodedImage
 
@@ -49,12 +50,15 @@ class EndpointHandler:
         try:
             if isinstance(picture, str):
                 picture = base64.b64decode(picture.partition(",")[2] or picture, validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error among them
             raise LeukoscopeError("inputs: is no image file in base64; send the picture as image/png") from None
         if picture is None:
             raise LeukoscopeError("inputs: is missing; send the picture as image/png, or as base64 under inputs")
         if isinstance(picture, bytes):
             picture = EncodedImage(picture, "inputs")
+        elif not isinstance(picture, Image.Image):
+            # The predictor would open a path, which is this server's.
+            raise LeukoscopeError("inputs: is no picture; send it as image/png, or as base64 under inputs")
         prediction = self.predictor(picture, explain=True)
         answer = prediction.to_dict() | {"source": "inputs", "grad_cam_class": None, "grad_cam": None}
         if prediction.heatmaps:

@@ -24,7 +24,7 @@ from PIL import Image
 
 import leukoscope
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.files import atomic_folder, disk_errors, resource_file
+from leukoscope.files import atomic_folder, disk_errors, is_git_clone, resource_file
 from leukoscope.hub.publish import Destination, Published, folder_files, is_release_file, upload
 from leukoscope.models.hub_download import RELEASE_FILES, HubUnreachable, hub_model_info, parse_hub_id
 from leukoscope.models.release_files import CARD, CONFIG, OOD, WEIGHTS, ReleaseInfo, folder_name
@@ -50,6 +50,7 @@ _TO_PREDICT = (
     *("scipy", "numpy", "pillow", "matplotlib", "rich"),
 )
 HANDLER = "handler.py"
+ENDPOINT_FILES = (HANDLER, PACKAGE, CONFIG)
 ONNXRUNTIME_WEB = "1.30.0"
 RUNTIME_URL = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist"
 # SHA-256 of the two files of its npm package that a page loads.
@@ -116,7 +117,7 @@ def find_model(name: str) -> SpaceModel:
 def _space_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out`, completely or not at all, where nothing but an earlier Space of ours is replaced."""
     ours = ((APP, LIST, PACKAGE), (PAGE, SCRIPT, SETTINGS))
-    is_space = any(all((out / name).exists() for name in names) for names in ours)
+    is_space = not is_git_clone(out) and any(all((out / name).exists() for name in names) for names in ours)
     if out.exists() and not is_space and (not out.is_dir() or any(out.iterdir())):
         raise LeukoscopeError(f"{out}: is there and holds no Space made by this command; name a new folder")
     with disk_errors(f"{out}: the Space cannot be written there", "name another folder"):

@@ -306,7 +306,10 @@ async function decode(blob, name) {
   context.drawImage(bitmap, 0, 0)
   const rgba = context.getImageData(0, 0, width, height)
   const data = new Uint8Array(3 * width * height)
-  for (let pixel = 0; pixel < width * height; pixel++) data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
+  for (let pixel = 0; pixel < width * height; pixel++) {
+    if (rgba.data[4 * pixel + 3] < 255) throw new Error(`${name}: has transparent parts; save it without transparency.`)
+    data.set(rgba.data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel)
+  }
   return {image: {width, height, data}, rgba}
 }
 
@@ -378,7 +381,11 @@ async function answer(blob, name) {
   }
 }
 
-$('file').addEventListener('change', ({target: {files: [file]}}) => { if (file) answer(file, file.name) })
+$('file').addEventListener('change', ({target}) => {
+  const [file] = target.files
+  target.value = '' // so that the same file can be chosen again
+  if (file) answer(file, file.name)
+})
 for (const button of $('examples').querySelectorAll('button')) {
   const name = button.dataset.file
   button.addEventListener('click', () => answer(fetch(name).then((found) => found.blob()), name))

@@ -21,7 +21,7 @@ from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.sources import CellSource
+    from leukoscope.inference.sources import CellSource, SourceCell
 
 TOO_FEW_CELLS = "too few cells"
 MOST_REFUSED = 0.5
@@ -149,11 +149,20 @@ class PatientRule:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> PatientRule | None:
-        """That of a release's metrics.json; None where it has no "patients"."""
+        """That of a release's metrics.json; None where it has no "patients".
+
+        Raises:
+            LeukoscopeError: a pooling or a class that does not exist.
+        """
         block = metrics.get("patients")
         if not block:
             return None
         rule = block["rule"]
+        if rule["pooling"] not in POOLINGS or block["positive_label"] not in labels:
+            raise LeukoscopeError(
+                f"metrics.json: 'patients' pools by {rule['pooling']!r} for {block['positive_label']!r}, which is not "
+                f"known here; give one of {', '.join(POOLINGS)} and of {', '.join(labels)}, or restore the file"
+            )
         return cls(
             tuple(labels),
             block["positive_label"],
@@ -246,6 +255,13 @@ def patient_rule(predictor: Predictor) -> PatientRule:
     return rule
 
 
+def person_of(cell: SourceCell, source: CellSource) -> str:
+    """Whose a cell is: its subject, where none is named its top folder, or outside any folder ""."""
+    path = PurePath(cell.cell_id)
+    folders = () if path.is_absolute() or source.has_subjects else path.parts[:-1]
+    return cell.subject or (folders[0] if folders else "")
+
+
 def predict_patients(
     predictor: Predictor,
     source: CellSource,
@@ -254,8 +270,7 @@ def predict_patients(
 ) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
     """One prediction for each person of a source, in the order of their names.
 
-    Cells without a subject belong to the person of their top folder, or, outside any folder, to "". Cells are opened
-    and predicted batch by batch, and only their probabilities are kept.
+    Cells are opened and predicted batch by batch, and only their probabilities are kept.
 
     Returns:
         the predictions, and what could not be read.
@@ -273,8 +288,7 @@ def predict_patients(
         if isinstance(prediction, UnreadableImage):
             unreadable.append(prediction)
         else:
-            folders = PurePath(cell.cell_id).parts[:-1]
-            name = cell.subject or (folders[0] if folders and not source.has_subjects else "")
+            name = person_of(cell, source)
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)
     if not outcomes:

@@ -98,9 +98,11 @@ def check_output(output: Path) -> None:
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 
 
-def check_by_subject(by_subject: Path, source: CellSource) -> None:
-    """Refuse a table by subject that could not be made; raises `LeukoscopeError`."""
+def check_by_subject(by_subject: Path, output: Path, source: CellSource) -> None:
+    """Refuse a table by subject that could not be made beside that of the cells; raises `LeukoscopeError`."""
     check_table(by_subject, "--by_subject")
+    if by_subject.resolve() == output.resolve():
+        raise LeukoscopeError(f"--by_subject {by_subject}: is the file of --output too; name another one")
     if not source.has_subjects:
         raise LeukoscopeError(
             f"--by_subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
@@ -133,6 +135,7 @@ def score_cells(
         LeukoscopeError: the shards there are of another run, or the disk refuses; finished shards stay.
     """
     parts, release = output.with_name(f"{output.name}.parts"), predictor.release
+    PatientRule.from_metrics(release.metrics, predictor.labels)  # raises now rather than after all cells are read
     manifest = {
         "leukoscope": __version__,
         "model": release.name,

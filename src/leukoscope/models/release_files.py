@@ -39,6 +39,12 @@ _METRICS_SHAPE: dict[str, Any] = {
         "operating_points": {"positive_label!": str, "points!": {"*": {"threshold!": float}}},
         "abstention": {"default!": {"threshold!": float}},
     },
+    "patients": {
+        "positive_label!": str,
+        "least_cells!": float,
+        "rule!": {"pooling!": str, "coefficients!": [float], "intercept!": float},
+        "measured!": {"error_rate!": {}},
+    },
     "evidence_scale": {"p05!": float, "p95!": float, "on_cell_p05": float},
     "morphology": {"area!": [float], "nucleus_share!": [float], "lobes!": {"*": float}},
     "precision": {
@@ -63,7 +69,6 @@ class ReleaseInfo:
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
         folder: where its files lie on this machine; None for a network that was never saved.
-        num_features: channels of the last feature map; 0 where config.json does not say.
     """
 
     labels: tuple[str, ...]
@@ -72,7 +77,6 @@ class ReleaseInfo:
     name: str
     revision: str = ""
     folder: Path | None = None
-    num_features: int = 0
 
     @property
     def takes_cut_outs(self) -> bool | None:
@@ -114,7 +118,6 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name=name or str(root),
         revision=revision,
         folder=root,
-        num_features=config.get("num_features", 0),
     )
 
 

@@ -71,6 +71,7 @@ def compare_releases(
             "one data set"
         )
     alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in releases]
+    intervals = [subject_intervals(one.predictions, samples=samples, seed=seed) for one in alike]
     points = [point_metrics(one.predictions) for one in alike]
     order = sorted(range(len(alike)), key=lambda i: -points[i][RANKED_BY])
     first, rows = alike[order[0]], []
@@ -78,13 +79,12 @@ def compare_releases(
         one, behind = alike[i], None
         if one is not first:
             behind = paired_difference(one.predictions, first.predictions, samples=samples, seed=seed)[RANKED_BY]
-        intervals = subject_intervals(one.predictions, samples=samples, seed=seed)
         rows.append(
             {
                 "model": {"name": one.name, "revision": one.revision},
                 "estimates": one.estimates,
                 "trust": {key: one.overlap[key] for key in ("verdict", "statement")},
-                "figures": {key: {"value": points[i][key], **intervals[key]} for key in SHOWN if key in points[i]},
+                "figures": {key: {"value": points[i][key], **intervals[i][key]} for key in SHOWN if key in points[i]},
                 "behind_the_first": behind,
             }
         )

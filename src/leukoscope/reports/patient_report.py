@@ -20,17 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.images import EncodedImage, open_bytes, open_image
-from leukoscope.inference.gradcam import overlay
-from leukoscope.inference.patient import patient_rule
+from leukoscope.files import atomic_file
+from leukoscope.inference.patient import patient_rule, person_of
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.models.release_files import folder_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
 SHOWN = 6
 """Cells most, and cells least like the positive class."""
 SHOWN_REFUSED = 12
+PRINT_SECONDS = 120
 _SIDE = 160
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
@@ -47,15 +45,8 @@ _USED, _REFUSED = "#0072B2", "#9aa0a6"
 
 @dataclass(frozen=True)
 class ShownCell:
-    """A cell that a report shows.
+    """A cell that a report shows: its prediction, explained, and how the report calls it."""
 
-    Attributes:
-        image: upright RGB.
-        prediction: explained, for a cell in use; a refused one needs no map.
-        name: how the report calls it.
-    """
-
-    image: Image
     prediction: Prediction
     name: str
 
@@ -85,21 +76,24 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "") -> st
             person.
 
     Raises:
-        LeukoscopeError: the release was not measured by person, or a file cannot be read.
+        LeukoscopeError: the release was not measured by person, the cells are of several persons, or a file cannot be
+            read.
     """
-
-    def opened(picture: str | EncodedImage) -> Image:
-        return open_bytes(picture.data, picture.name) if isinstance(picture, EncodedImage) else open_image(picture)
-
     rule = patient_rule(predictor)
-    pictures = [cell.picture for cell in source.read([range(source.count)])]
+    given = list(source.read([range(source.count)]))
+    if len(persons := sorted({person_of(cell, source) for cell in given})) > 1:
+        raise LeukoscopeError(
+            f"{len(persons)} persons ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
+            "holds one person's pictures, or write a table of all with --output persons.csv"
+        )
+    pictures = [cell.picture for cell in given]
     cells = predictor(pictures)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     person = rule.predict(probabilities, outcomes, patient=name)
     positive = probabilities[:, rule.labels.index(rule.positive_label)]
     shown = tuple(
-        [ShownCell(opened(pictures[i]), predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
+        [ShownCell(predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
         for chosen in cells_to_show(positive, outcomes)
     )
     release = predictor.release
@@ -125,17 +119,23 @@ def print_to_pdf(page: Path, pdf: Path) -> None:
         raise LeukoscopeError(
             f"--output {pdf}: Chromium, which makes the PDF, is not installed; write {pdf.stem}.html and print that"
         )
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to run as root with it
-    with tempfile.TemporaryDirectory() as profile:
+    # Chromium refuses to run as root with it; Windows has neither.
+    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory() as folder:
+        printed = Path(folder) / "report.pdf"
         flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--disable-background-networking", *sandbox]
-        made = subprocess.run(
-            [browser, *flags, f"--user-data-dir={profile}", f"--print-to-pdf={pdf.resolve()}", page.resolve().as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    if made.returncode or not pdf.is_file():
-        raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
+        command = [browser, *flags, f"--user-data-dir={folder}", f"--print-to-pdf={printed}", page.resolve().as_uri()]
+        try:
+            made = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise LeukoscopeError(
+                f"--output {pdf}: {browser} did not print it within {PRINT_SECONDS} s; write {pdf.stem}.html and print "
+                "that"
+            ) from None
+        if made.returncode or not printed.is_file():
+            raise LeukoscopeError(f"--output {pdf}: {browser} did not print it ({made.stderr.strip()[-200:]})")
+        with atomic_file(pdf) as temporary:
+            shutil.copyfile(printed, temporary)
 
 
 def patient_report(
@@ -197,6 +197,7 @@ def patient_report(
         headline=headline,
         facts=facts,
         strip=strip_plot(probabilities, outcomes),
+        with_maps=bool(maps),
         montages=[
             (f"The cells most like {positive}", [_figure(cell, positive, peak) for cell in most]),
             (f"The cells least like {positive}", [_figure(cell, positive, peak) for cell in least]),
@@ -261,10 +262,12 @@ def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str
     left, top, right, bottom = (round(edge) for edge in cell.prediction.view_box)
     seen = left, top, right, bottom
     what = f"{cell.name}: {cell.prediction.outcome}, probability of {positive} {probability}"
-    shown = {"picture": cell_picture(cell.image.crop(seen), what, side=_SIDE).source, "alt": what}
+    image = cell.prediction.picture
+    assert image is not None, "explained"
+    shown = {"picture": cell_picture(image.crop(seen), what, side=_SIDE).source, "alt": what}
     if peak is None or cell.prediction.heatmaps is None:
         return shown | {"caption": cell.name}
-    drawn = overlay(cell.image, cell.prediction.heatmaps[positive], cell.prediction.view_box, peak=peak)
+    drawn = cell.prediction.overlay(positive, peak=peak)
     return shown | {
         "caption": f"{cell.name} · {probability}",
         "map": cell_picture(drawn.crop(seen), what, side=_SIDE).source,

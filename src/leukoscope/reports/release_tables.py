@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leukoscope.evaluation.metrics import class_report
+from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -37,7 +38,6 @@ _CALIBRATION_NAMES = {
     "brier": "Brier score",
     "nll": "negative log-likelihood, nats",
 }
-_NO_CLASS = ("abstain", "out of distribution", "not a cell")
 
 
 def detailed_evaluation(metrics: Metrics) -> Metrics | None:
@@ -206,7 +206,7 @@ def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
             f"{name}{' of fields' if source.endswith('fields') else ''}",
             str(kind["cells"]),
             *(str(kind["outcomes"][label]) for label in labels),
-            str(sum(kind["outcomes"][outcome] for outcome in _NO_CLASS)),
+            str(sum(kind["outcomes"][outcome] for outcome in WITHOUT_CLASS)),
             " / ".join(str(kind["most_probable"][label]) for label in labels),
         ]
         for source, kinds in block["healthy"].items()

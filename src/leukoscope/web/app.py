@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from html import escape
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 from urllib.parse import urlencode
 
@@ -35,7 +36,7 @@ from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.tabs.field import FieldTab
 from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
 from leukoscope.web.theme import CSS, build_theme
-from leukoscope.web.upload import keep_uploads_apart
+from leukoscope.web.upload import delete_old_uploads, keep_uploads_apart
 
 CACHE_SECONDS = 3600
 # Requests of one kind that are served at once, some of them waiting for a model; the model cache limits how many are
@@ -89,7 +90,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             FieldTab(models, model, tabs, cell_tab)
             BatchTab(models, model, tabs, cell_tab)
             evidence.build_tab(models, model)
-            code.build_tab(demo, model)
+            code.build_tab(demo, models, model)
         gr.HTML(Localised(_credits), elem_id="about", padding=False)
         _localise_on_load(demo)
         cell_tab.open_on_load(demo, tabs)
@@ -173,6 +174,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     demo = build_demo(models)
     keep_uploads_apart(demo)
+    delete_old_uploads(CACHE_SECONDS)
     try:
         demo.launch(
             server_name=address.host,
@@ -193,6 +195,9 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
         )
     except OSError:
         raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+    if current_thread() is main_thread():
+        # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
     # Only now: loading torch beside Gradio's start would hold the page back.
     Thread(target=_warm_up, args=(models,), daemon=True).start()

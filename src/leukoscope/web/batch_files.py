@@ -233,7 +233,7 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
 
 
 # Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested.
-_SUGGESTIONS = (
+SUGGESTIONS = (
     r"UID_(H?\d+)_",
     r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
     r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$",
@@ -247,7 +247,7 @@ def suggested_pattern(names: Sequence[str]) -> str:
     It must name a person for every file, two persons at least, and two files a person on average: the folders ALL and
     HEM are classes, and a number of its own for each file is the file's.
     """
-    for pattern in _SUGGESTIONS:
+    for pattern in SUGGESTIONS:
         found = subjects_of(names, pattern, {})
         persons = set(found.values())
         if "" not in persons and 2 <= len(persons) <= len(found) / 2:

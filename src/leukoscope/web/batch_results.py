@@ -344,7 +344,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         images = [rows[i].open() for i in chosen]
         predictions = models.predict(result.model, images, explain=True) if images else []
         names = [t("cell_number", number=i + 1) for i in chosen]
-        shown.append([ShownCell(*one) for one in zip(images, predictions, names, strict=True)])
+        shown.append([ShownCell(*one) for one in zip(predictions, names, strict=True)])
     html = patient_report(
         replace(person, patient=name.strip()),
         positive,

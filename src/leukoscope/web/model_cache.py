@@ -86,7 +86,8 @@ class ModelCache:
         self.releases = dict(releases)
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        # Each with the bytes of its weights: its files may be gone when the next model needs the memory.
+        self._loaded: OrderedDict[str, tuple[Predictor, int]] = OrderedDict()
         # What visitors had downloaded: Hub id → bytes, the longest unused first.
         self._downloaded: OrderedDict[str, int] = OrderedDict()
         self._lock = Lock()
@@ -122,12 +123,15 @@ class ModelCache:
                 with self._lock:
                     if name in self._loaded:
                         self._loaded.move_to_end(name)
-                        return self._loaded[name]
+                        if (hub_id := _hub_id(name)) in self._downloaded:
+                            self._downloaded.move_to_end(hub_id)
+                        return self._loaded[name][0]
                 with self._loading:
                     predictor = self._load(name)
+                    size = weights_bytes(predictor)
                 with self._lock:
-                    self._loaded[name] = predictor
-                    while len(self._loaded) > 1 and sum(map(weights_bytes, self._loaded.values())) > self.capacity:
+                    self._loaded[name] = predictor, size
+                    while len(self._loaded) > 1 and sum(size for _, size in self._loaded.values()) > self.capacity:
                         self._loaded.popitem(last=False)
                 return predictor
         finally:
@@ -136,6 +140,15 @@ class ModelCache:
                 lock, waiting = self._model_locks.pop(name)
                 if waiting > 1:
                     self._model_locks[name] = lock, waiting - 1
+
+    def is_name(self, choice: str) -> bool:
+        """Whether that is an embedded release's name, or a Hub id `owner/name[@revision]` of a model that may exist."""
+        from leukoscope.models.hub_download import parse_hub_id
+
+        try:
+            return choice in self.releases or bool(parse_hub_id(choice))
+        except LeukoscopeError:
+            return False
 
     def embedded(self, choice: str) -> ReleaseInfo | None:
         """An embedded release, read without loading its network; None of any other model."""
@@ -182,18 +195,13 @@ class ModelCache:
 
     def _require_known(self, name: str) -> None:
         """Refuse what is no model name: a visitor may name Hub repositories, but no folder of this machine."""
-        from leukoscope.models.hub_download import parse_hub_id
-
         if not name:
             raise LeukoscopeError("No model is chosen: pick one." if self.names else t("get_a_model"))
-        try:
-            if name not in self.releases:
-                parse_hub_id(name)
-        except LeukoscopeError:
+        if not self.is_name(name):
             known = ", ".join(self.names) or "none"
             raise LeukoscopeError(
                 f"{name!r} is no model name: pick one ({known}) or type a Hub id like owner/name or owner/name@revision"
-            ) from None
+            )
 
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
@@ -240,6 +248,14 @@ class ModelCache:
                 while len(self._downloaded) > 1 and sum(self._downloaded.values()) > MAX_DOWNLOADS:
                     oldest, _ = self._downloaded.popitem(last=False)
                     rmtree(cached_repository(oldest), ignore_errors=True)
+                    # What reads its files later would find none.
+                    for loaded in [one for one in self._loaded if _hub_id(one) == oldest]:
+                        del self._loaded[loaded]
+
+
+def _hub_id(name: str) -> str:
+    """The repository of a model's name, without its revision."""
+    return name.partition("@")[0]
 
 
 def weights_bytes(predictor: Predictor) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -184,6 +186,14 @@ def gradio_errors() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
+def delete_old_uploads(seconds: float) -> None:
+    """Delete what visitors sent to a server that was killed before it could delete it, once it is so old."""
+    for folder in Path(get_upload_folder()).glob(f"{OWN_FOLDER}*"):
+        with suppress(OSError):  # another server deletes it just now
+            if time.time() - folder.stat().st_mtime > seconds:
+                shutil.rmtree(folder)
+
+
 # Through a Blob, because browsers refuse to save long data: addresses.
 _SAVE = """(file) => {
   if (!file || !file.name) return
@@ -270,7 +280,7 @@ def png_answer(image: Image.Image) -> str:
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)
-    path = Path(get_upload_folder()) / secrets.token_hex(16) / "image.png"
+    path = Path(get_upload_folder()) / f"{OWN_FOLDER}{secrets.token_hex(16)}" / "image.png"
     path.parent.mkdir(parents=True)
     image.save(path, pnginfo=about, compress_level=1)
     return str(path)

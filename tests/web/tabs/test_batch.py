@@ -7,7 +7,7 @@ import json
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.web import batch_files
 from leukoscope.web.app import build_demo
-from leukoscope.web.batch_files import Batch, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
     BatchResult,
     BatchRow,
@@ -40,6 +40,7 @@ from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs.batch import (
     ORDERS,
     SAMPLE_CELLS,
+    BatchTab,
     batch_summary,
     gallery,
     predict_files,
@@ -47,6 +48,7 @@ from leukoscope.web.tabs.batch import (
     sample_batch,
     subjects_found,
 )
+from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.upload import OWN_FOLDER
 
 
@@ -484,6 +486,39 @@ def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -
     path = pack(tmp_path / "cells.zip", {"a.png": cell_png(1)})
     result = predict_files(ModelCache({"tiny": tiny_release}), [path], "tiny", "")
     assert np.array_equal(np.asarray(result.rows[0].open()), np.asarray(Image.open(io.BytesIO(cell_png(1)))))
+
+
+@pytest.fixture
+def tab(tiny_release: Path) -> BatchTab:
+    models = ModelCache({"tiny": tiny_release})
+    with gradio.Blocks(), gradio.Tabs() as tabs:
+        model = gradio.Dropdown(["tiny"])
+        return BatchTab(models, model, tabs, CellTab(models, model))
+
+
+def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) -> None:
+    def pattern_for(names: Sequence[str], box: str) -> str:
+        batch = Batch([BatchFile(name, lambda: cell_png(0)) for name in names])
+        return next(tab._predict(lambda: batch, "tiny", box, "names", ""))[tab.pattern]
+
+    folders = pattern_for([f"p{person}/{n}.png" for person in (1, 2) for n in (1, 2)], "")
+    files = [f"ALL/UID_{person}_{n}_1_all.bmp" for person in (1, 2) for n in (1, 2)]
+    assert folders == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
+    assert pattern_for(files, folders) == r"UID_(H?\d+)_"
+    assert pattern_for(files, r"(\d)_1_all") == r"(\d)_1_all", "a visitor's own pattern stays"
+    assert pattern_for(["a.png"], folders) == folders
+
+
+def test_stopping_a_batch_that_waits_deletes_its_files(
+    tab: BatchTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    waiting = upload_folder(tmp_path) / "cells.zip"
+    waiting.write_bytes(b"1")
+    updates = tab._on_stop([str(waiting)])
+    assert "Stopped. Nothing of it was kept." in str(updates[tab.summary])
+    assert not waiting.exists()
+    tab._on_stop(None)
 
 
 def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None:

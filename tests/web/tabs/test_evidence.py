@@ -178,6 +178,15 @@ def test_the_snippets_take_as_many_values_as_the_endpoint_gives(tiny_release: Pa
     assert f"[{', '.join(given)}]".replace("grad_cam", "gradCam") in written["JavaScript"]
 
 
+def test_what_is_no_models_name_stands_in_no_program(tiny_release: Path) -> None:
+    demo = build_demo(ModelCache({"tiny": tiny_release}))
+    (fill,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "fill")
+    assert fill is not None
+    visit = SimpleNamespace(request=SimpleNamespace(base_url="http://127.0.0.1:1/"))
+    assert 'x"' not in "".join(fill('x");__import__("os").system("ls")#', visit))
+    assert '"tiny"' in fill("tiny", visit)[0]
+
+
 def test_the_snippets_are_whole_programs() -> None:
     written = use_from_code.snippets("http://127.0.0.1:1/", "a")
     for title in ("Python", "Python: fields and batches"):

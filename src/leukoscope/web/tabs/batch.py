@@ -24,7 +24,7 @@ from leukoscope.inference.patient import PatientPrediction
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.web import panels
-from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern
+from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
     BatchResult,
     BatchRow,
@@ -149,18 +149,16 @@ class BatchTab(ResultTab):
         # "multiple": after a stop, Gradio's page still takes the stopped one for running and would pass over a click.
         runs: dict[str, Any] = {**quiet, **LIMIT, "trigger_mode": "multiple"}
         given = [self.pattern, self.order, self.point]
-        running: list[Any] = [
-            self.upload.upload(self._on_upload, [self.upload, model, *given], self.outputs, **runs),
-            sample.click(self._on_sample, [model, self.order, self.point], self.outputs, **runs),
-        ]
-        for event in (self.upload.upload, sample.click):
+        running: list[Any] = []
+        for event, predict, inputs in (
+            (self.upload.upload, self._on_upload, [self.upload, model, *given]),
+            (sample.click, self._on_sample, [model, self.order, self.point]),
+        ):
             event(None, js=reveal("batch-summary"), **PRIVATE)
-            # Not in the queue: a visitor who still waits for a turn can stop as well.
-            event(lambda: gr.Button(interactive=True), None, self.stop, queue=False, **quiet)
-        self.stop.click(
-            lambda: self.clear(panels.placeholder(t("stopped"))), None, self.outputs,
-            cancels=running, **quiet,
-        )  # fmt: skip
+            # Before the queue: a visitor who still waits for a turn can stop as well.
+            begun = event(lambda: gr.Button(interactive=True), None, self.stop, queue=False, **quiet)
+            running.append(begun.then(predict, inputs, self.outputs, **runs))
+        self.stop.click(self._on_stop, self.upload, self.outputs, cancels=running, **quiet)
         self.clear_on_model_change(running)
         self.pattern.submit(self._on_pattern, [self.result, *given], self.outputs, **quiet)
         self.point.input(self._on_point, [self.result, self.order, self.point], self.outputs, **quiet)
@@ -228,7 +226,9 @@ class BatchTab(ResultTab):
         try:
             batch = read()
             names = [file.name for file in batch.files]
-            pattern = pattern.strip() or suggested_pattern(names)
+            pattern = pattern.strip()
+            if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
+                pattern = suggested_pattern(names) or pattern
             found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()), pattern)
             filled = {self.pattern: pattern, self.shown: gr.Column(visible=False)}
             yield {**filled, self.summary: progress(0, len(names), 0.0, found)}
@@ -248,6 +248,11 @@ class BatchTab(ResultTab):
             return
         with deleted_afterwards(paths):
             yield from self._predict(lambda: open_batch(paths), choice, pattern, order, point)
+
+    def _on_stop(self, paths: list[str] | None) -> Updates:
+        # Of a batch that still waited for its turn, nobody else deletes the files.
+        with deleted_afterwards(paths or []):
+            return self.clear(panels.placeholder(t("stopped")))
 
     def _on_sample(self, choice: str | None, order: str, point: str) -> Iterator[Updates]:
         yield from self._predict(sample_batch, choice, "", order, point)

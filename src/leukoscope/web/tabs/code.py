@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from leukoscope.web import panels
+from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result_tab import PRIVATE
 from leukoscope.web.text import Localised, localised, t
 
@@ -91,7 +92,7 @@ def _endpoints() -> str:
     return rows + panels.note(t("endpoints_note"))
 
 
-def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
+def build_tab(demo: gr.Blocks, models: ModelCache, model: gr.Dropdown) -> None:
     """Add the tab to the Blocks being built."""
     with gr.Tab(localised("tab_code"), id="code") as tab:
         gr.HTML(Localised(_endpoints), padding=False)
@@ -108,7 +109,9 @@ def build_tab(demo: gr.Blocks, model: gr.Dropdown) -> None:
     def fill(choice: str | None, visit: gr.Request) -> list[str]:
         assert visit.request is not None
         address = str(visit.request.base_url).removesuffix("gradio_api/")
-        return [*snippets(address, choice or "owner/name").values(), _MCP.format(address=address)]
+        # The page's address may name anything: what is no model's name must not stand in a program.
+        model = choice if choice and models.is_name(choice) else "owner/name"
+        return [*snippets(address, model).values(), _MCP.format(address=address)]
 
     gr.on(
         [demo.load, tab.select, model.change], fill, model, [*codes, protocol], show_progress="hidden", **PRIVATE,
