@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _listed(bccd: Path, name: str) -> list[str]:
-    return (bccd / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
+    return (bccd / "ImageSets" / "Main" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
 def _tune(bccd: Path) -> tuple[FinderSettings, dict[str, Any]]:

@@ -32,7 +32,7 @@ def run_script(script: Path, argv: list[str], image_size: int) -> dict[str, Any]
     seconds: list[float] = []
     _without_network(adapted)
     _with_todays_libraries(adapted, image_size)
-    if "peft" in script.read_text():
+    if "peft" in script.read_text(encoding="utf-8"):
         _without_adapters(adapted)
     _clocked(seconds)
     sys.argv = [str(script), *argv]

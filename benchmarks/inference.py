@@ -138,7 +138,7 @@ def _compared(flags: argparse.Namespace, release: Path, pictures: Path, folder: 
     """Every system's figures for one release, and ours as multiples of the others'."""
     from leukoscope.inference.predictor import Predictor
 
-    config = json.loads((release / "config.json").read_text())
+    config = json.loads((release / "config.json").read_text(encoding="utf-8"))
     systems = _systems(flags, release, config)
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
     for command, turn in systems.values():
@@ -204,7 +204,7 @@ def _take_turn(
     """A cold start, then a process that stays for the other measures."""
     cold = _start([*command, _words(flags, turn, pictures, folder, first_only=True)], flags)
     _start([*command, _words(flags, turn, pictures, folder, first_only=False)], flags)
-    measured: dict[str, Any] = json.loads((folder / _TURN_RESULT).read_text())
+    measured: dict[str, Any] = json.loads((folder / _TURN_RESULT).read_text(encoding="utf-8"))
     return measured | {"cold": [cold]}
 
 

@@ -112,7 +112,7 @@ def _eight_views(file: bytes) -> list[Image.Image]:
 
 
 def _labels(turn: dict[str, Any]) -> list[str]:
-    return json.loads((Path(turn["release"]) / "config.json").read_text())["label_names"]
+    return json.loads((Path(turn["release"]) / "config.json").read_text(encoding="utf-8"))["label_names"]
 
 
 SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {

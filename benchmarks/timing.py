@@ -86,7 +86,7 @@ def peak_bytes() -> int:
     """The most memory this process ever held; Linux counts from its start, elsewhere a parent's may count in."""
     status = Path("/proc/self/status")
     if status.exists():
-        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        (peak,) = (line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(peak) * 1024
     import resource
 

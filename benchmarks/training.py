@@ -174,7 +174,7 @@ def _take_turn(flags: argparse.Namespace, **turn: Any) -> dict[str, Any]:
     ended = subprocess.run(words, env=environment, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"{turn}: ended with {ended.returncode}\n{ended.stderr}")
-    result: dict[str, Any] = json.loads((flags.folder / "turn.json").read_text())
+    result: dict[str, Any] = json.loads((flags.folder / "turn.json").read_text(encoding="utf-8"))
     print(turn, {k: v for k, v in result.items() if k != "adapted"}, flush=True)
     return result
 

@@ -168,6 +168,20 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
+def test_text_is_read_and_written_as_utf_8_on_every_system() -> None:
+    """Windows would otherwise take its own encoding, in which metrics.json of another system is garbled."""
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (*SOURCE.rglob("*.py"), ROOT / "app.py", ROOT / "train.py", *(ROOT / "tools").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("read_text", "write_text")
+        and "encoding" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert calls == [], "name the encoding"
+
+
 def test_train_help_lists_every_flag() -> None:
     from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 

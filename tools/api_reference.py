@@ -51,7 +51,7 @@ def main() -> None:
     """Put the reference into its page."""
     from leukoscope.files import write_atomic
 
-    before, rest = PAGE.read_text().split(START)
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
     write_atomic(PAGE, f"{before}{START}\n{reference()}\n{END}{rest.split(END)[1]}")
     print(PAGE.relative_to(ROOT))
 

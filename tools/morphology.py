@@ -58,7 +58,7 @@ def main() -> None:
     asked = parser.parse_args()
     blocks = {}
     for release in asked.releases:
-        metrics = json.loads((release / METRICS).read_text())
+        metrics = json.loads((release / METRICS).read_text(encoding="utf-8"))
         name = metrics["data"]["name"]
         if DATASETS[name].background != "black":
             parser.error(f"{release}: trained on {name}, whose cells are not cut out on black")

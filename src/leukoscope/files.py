@@ -86,7 +86,7 @@ def write_atomic(path: Path, text: str) -> Path:
         OSError: the disk refuses; an older file of that name is unchanged.
     """
     with atomic_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

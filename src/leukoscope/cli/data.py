@@ -137,7 +137,7 @@ def audit(
         write_json(folder / "audit.json", findings)
         page = write_audit_page(folder / "audit.html", findings, seen)
     if as_json:
-        typer.echo((folder / "audit.json").read_text())
+        typer.echo((folder / "audit.json").read_text(encoding="utf-8"))
     else:
         _print_summary(findings)
         typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")

@@ -134,7 +134,7 @@ def check_versions(requirements: Path) -> Finding:
 
     from packaging.requirements import Requirement
 
-    lines = (line.split("#")[0].strip() for line in requirements.read_text().splitlines())
+    lines = (line.split("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
     listed = [Requirement(line) for line in lines if line]
     installed, problems = {}, []
     for package in listed:

@@ -137,7 +137,7 @@ def evaluate(
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", first.name.removesuffix(".parquet"))
     page = write_evaluation(folder, evaluation, first.predictions)
     if as_json:
-        typer.echo((folder / "evaluation.json").read_text())
+        typer.echo((folder / "evaluation.json").read_text(encoding="utf-8"))
         return
     overlap = evaluation["training_overlap"]
     rows = metrics_table(evaluation["figures"], evaluation["intervals"]).rows

@@ -196,7 +196,7 @@ def decode_cells(
             # What was found is written last: its presence says that the pixels are complete.
             write_atomic(found_path, json.dumps(found))
 
-    found = json.loads(found_path.read_text())
+    found = json.loads(found_path.read_text(encoding="utf-8"))
     pixels = np.load(pixels_path, mmap_mode="r")
     return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
 

@@ -102,7 +102,7 @@ def load_split(path: str | Path, data: LoadedCells) -> Split:
         LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
     """
     try:
-        fields = json.loads(Path(path).read_text())
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
         sides: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         split = Split(**sides)
     except OSError as error:

@@ -56,7 +56,7 @@ def read_grid(path: Path) -> dict[str, list[str]]:
     import yaml
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         grid, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None

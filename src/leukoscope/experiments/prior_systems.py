@@ -131,7 +131,7 @@ class Row:
         if not self.file.exists():
             return False
         try:
-            made = json.loads(self.file.read_text())
+            made = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
         flags = {**made["flags"], **_weights_in(made["training"]["command"])}
@@ -329,7 +329,7 @@ def _compare_protocols(row: Row) -> None:
     by_image, unseen = (row.file.with_name(f"{row.claim.recipe}-{protocol}.json") for protocol in PROTOCOLS)
     if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in (by_image, unseen)):
         return
-    made = [json.loads(file.read_text()) for file in (by_image, unseen)]
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in (by_image, unseen)]
     set_ups = [{**one["flags"], "split": None, "fingerprint": one["data"]["fingerprint"]} for one in made]
     difference = None
     if set_ups[0] == set_ups[1]:

@@ -60,7 +60,7 @@ class ProtocolRun:
         """
         if not (self.folder / "release" / METRICS).exists():
             return False
-        made = yaml.safe_load((self.folder / "args.yaml").read_text())
+        made = yaml.safe_load((self.folder / "args.yaml").read_text(encoding="utf-8"))
         different = other_settings(made, run_settings(self.config, self.config.resolve()))
         different += other_cells(read_metrics(self.folder)["data"], self.config)
         if different:

@@ -79,7 +79,7 @@ def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: Dataset
     with scratch_folder() as scratch:
         folder = scratch / "repository"
         _write_parquet(seen, folder, scratch=scratch)
-        (folder / CARD).write_text(render_data_card(seen, findings, info, hub_id=to.id))
+        (folder / CARD).write_text(render_data_card(seen, findings, info, hub_id=to.id), encoding="utf-8")
         return upload(folder, to, replaces=(PARQUET,), hint="Nothing here was changed; the same command goes on")
 
 

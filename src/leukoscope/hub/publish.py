@@ -163,7 +163,7 @@ def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
         draw_examples(folder)
-        (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence))
+        (folder / CARD).write_text(render_card(folder, hub_id=to.id, licence=licence), encoding="utf-8")
         hint = f"The release is whole in {release}; go on with: {again}"
         return upload(folder, to, replaces=(*RELEASE_PATTERNS, EXAMPLES), hint=hint)
 

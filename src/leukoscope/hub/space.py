@@ -142,8 +142,8 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
         shutil.copytree(Path(leukoscope.__file__).parent, folder / PACKAGE, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         for name in (APP, "LICENSE"):
             shutil.copyfile(resource_file(name), folder / name)
-        (folder / LIST).write_text("".join(f"{model.name}\n" for model in models))
-        (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(), gpu=gpu))
+        (folder / LIST).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
+        (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"), gpu=gpu), encoding="utf-8")
         page = rendered(
             resource_file("model_card/space.md"),
             title=title,
@@ -152,7 +152,7 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
             app_file=APP,
             models=models,
         )
-        (folder / "README.md").write_text(page)
+        (folder / "README.md").write_text(page, encoding="utf-8")
     return out
 
 
@@ -201,9 +201,9 @@ def write_endpoint(release: Path, out: Path) -> Path:
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, folder / name)
         shutil.copyfile(Path(__file__).parent / HANDLER, folder / HANDLER)
-        lines = _requirements(resource_file(REQUIREMENTS).read_text())
+        lines = _requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"))
         needed = [line for line in lines if re.split(r"[<>=]", line)[0] in _TO_PREDICT]
-        (folder / REQUIREMENTS).write_text("\n".join([CPU_WHEELS, *needed]) + "\n")
+        (folder / REQUIREMENTS).write_text("\n".join([CPU_WHEELS, *needed]) + "\n", encoding="utf-8")
     return out
 
 
@@ -263,7 +263,7 @@ def write_static_space(
         write_transformers_js(replace(release, name=name), folder / MODEL)  # publishes no path of this machine
         for file in (WEB_QUANTISED, CARD):  # the page does not load it; a Space has a README.md of its own
             (folder / MODEL / file).unlink(missing_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
+        (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         (folder / EXAMPLES).mkdir()
         examples = [f"{EXAMPLES}/{label}.png" for label in PHANTOM_LABELS]
         for label, file in zip(PHANTOM_LABELS, examples, strict=True):
@@ -277,7 +277,7 @@ def write_static_space(
         megabytes = f"{(folder / MODEL / WEB_GRAPH).stat().st_size / 1e6:.0f}"
         card = f"https://huggingface.co/{hub_id}" if hub_id else ""
         page = {"title": title, "model": name, "card": card, "megabytes": megabytes, "examples": examples}
-        (folder / PAGE).write_text(rendered(here / "static_space.html", **page))
+        (folder / PAGE).write_text(rendered(here / "static_space.html", **page), encoding="utf-8")
         readme = rendered(
             here / "static_space.md",
             title=title,
@@ -286,7 +286,7 @@ def write_static_space(
             revision=release.revision,
             runtime=ONNXRUNTIME_WEB,
         )
-        (folder / "README.md").write_text(readme)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
 
 

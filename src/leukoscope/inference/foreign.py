@@ -161,7 +161,7 @@ def match_labels(
 
 def _is_release(folder: Path) -> bool:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # A folder without a readable config.json is no model at all; `load_release` has the message for that.
         return True

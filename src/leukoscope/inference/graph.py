@@ -342,7 +342,7 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
             shutil.rmtree(report.parent, ignore_errors=True)
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(folder / REPORT)  # when it was last used
-    compared = json.loads((folder / REPORT).read_text())
+    compared = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     if "impossible" in compared:
         raise NoFeatureMap(f"{release.name}: {compared['impossible']}")
     if not compared["like_torch"]:
@@ -448,7 +448,7 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
         "revision": release.revision,
         "notice": RESEARCH_NOTICE,
     }
-    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -613,14 +613,15 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     if pre.framing == "picture":  # no processor of theirs frames cells: with this one, answers would be wrong
         files[PROCESSOR] = processor
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     base = f"base_model: {release.name}\n" if release.revision else ""
     (folder / CARD).write_text(
         f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
         f"# {release.name.rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
         f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
         f"`{'` and `'.join(outputs)}`. `{REPORT}` says how far each file lies from the release. Image processors of "
-        "other libraries resize and crop otherwise than the release does, and its probabilities then change.\n"
+        "other libraries resize and crop otherwise than the release does, and its probabilities then change.\n",
+        encoding="utf-8",
     )
     return report
 

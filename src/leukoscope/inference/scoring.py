@@ -194,7 +194,7 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, 
         if output.exists():
             return False
         time.sleep(_POLL)
-    begun = json.loads(path.read_text())
+    begun = json.loads(path.read_text(encoding="utf-8"))
     for key, value in manifest.items():
         if begun.get(key) != value:
             raise LeukoscopeError(

@@ -134,7 +134,7 @@ def read_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     if not isinstance(config, dict):
@@ -168,7 +168,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        metrics = json.loads(path.read_text())
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):

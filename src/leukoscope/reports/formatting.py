@@ -35,7 +35,7 @@ def rendered(template: Path, **values: Any) -> str:
     escape = template.suffix == ".html"
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=escape)
     environment.filters |= {one.__name__: one for one in (count, minutes, pooling, share, span, with_interval)}
-    text = environment.from_string(template.read_text())
+    text = environment.from_string(template.read_text(encoding="utf-8"))
     return text.render({"notice": RESEARCH_NOTICE, "version": __version__} | values)
 
 

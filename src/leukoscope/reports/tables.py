@@ -24,7 +24,7 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
 
     def read(path: Path) -> dict[str, Any]:
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the repository") from None
 

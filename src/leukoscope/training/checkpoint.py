@@ -110,7 +110,7 @@ class Checkpoints:
             save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
             record = {"settings": self.settings, "values": checkpoint.values}
             digest = _digest(temporary / _TENSORS, record)
-            (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1))
+            (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1), encoding="utf-8")
             temporary.rename(target)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -231,7 +231,7 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
     from safetensors.torch import load_file
 
     try:
-        record = json.loads((folder / _STATE).read_text())
+        record = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         digest = record.pop("sha256")
         if digest == _digest(folder / _TENSORS, record):
             # Cloned, because what is loaded stays tied to its file, which will be removed in time.

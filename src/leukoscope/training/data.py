@@ -382,7 +382,7 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array, or None where the file is not the one that was written."""
     try:
-        if path.with_suffix(".sha256").read_text() != _digest(path):
+        if path.with_suffix(".sha256").read_text(encoding="utf-8") != _digest(path):
             return None
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError):

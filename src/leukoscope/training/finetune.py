@@ -92,7 +92,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:
         folder = find_release(name, (CONFIG, WEIGHTS))[0]
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (LeukoscopeError, OSError, ValueError) as error:
         raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
     if not isinstance(config, dict) or config.get("label_names"):
@@ -207,7 +207,7 @@ def name_of(release: Release) -> str:
 def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) -> None:
     """Refuse what would load and predict differently: same tensors in another network, other pooling, other pixels."""
     assert release.folder is not None, "it was opened from files"
-    architecture = json.loads((release.folder / CONFIG).read_text())["architecture"]
+    architecture = json.loads((release.folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
     head = [json.dumps(getattr(n, "head_settings", None)) for n in (release.network, network)]
     prepared = release.preprocessing
     for what, its, ours in (

@@ -71,7 +71,7 @@ def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
 
 def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(out)
-    with (out / "summary.csv").open(newline="") as file:
+    with (out / "summary.csv").open(newline="", encoding="utf-8") as file:
         epochs = [{k: float(v) for k, v in row.items() if v not in (None, "", "nan")} for row in csv.DictReader(file)]
     yield "curves", curves_plot(epochs, metrics["training"]["kept_epoch"])
     yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])

@@ -186,7 +186,7 @@ def write_environment(
     if not accelerator.is_main_process:
         return
     path = out / ENVIRONMENT
-    before = json.loads(path.read_text()) if resumed and path.is_file() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else {}
     now = {
         "notice": RESEARCH_NOTICE,
         "started": _now(),
@@ -223,7 +223,7 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *,
     path = out / ENVIRONMENT
     batch = {"cells": batch_size, "batches_a_step": accelerator.gradient_accumulation_steps}
     ended = {"finished": _now(), "wall_seconds": seconds, "batch": batch, "peak_memory": peaks}
-    write_json(path, json.loads(path.read_text()) | ended, exact=True)
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | ended, exact=True)
 
 
 def peak_memory() -> tuple[int, int]:
@@ -272,7 +272,7 @@ def versions() -> dict[str, str]:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -78,7 +78,7 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.is_main_process:
         with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
-            (out / ".writable").write_text("")
+            (out / ".writable").touch()
             (out / ".writable").unlink()
     set_seed(config.run.seed)
 
@@ -144,7 +144,7 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.is_main_process:
         split.save(out / "split.json")
         write_args(out / "args.yaml", config, recipe)
-    with (out / "summary.csv").open("w", newline="") if accelerator.is_main_process else nullcontext() as file:
+    with (out / "summary.csv").open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in trainer.fit(network):
             if file is not None:
                 append_row(file, epoch_row)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from leukoscope.evaluation.morphology import Morphology
 
 LANGUAGES = ("en", "de")
-_TABLE = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
+_TABLE = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
 TEXTS: dict[str, dict[str, str]] = _TABLE["texts"]
 MESSAGES: dict[str, dict[str, str]] = _TABLE["messages"]
 GRADIO: dict[str, dict[str, str]] = _TABLE["gradio"]
