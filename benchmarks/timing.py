@@ -86,7 +86,8 @@ def peak_bytes() -> int:
     """The most memory this process ever held; Linux counts from its start, elsewhere a parent's may count in."""
     status = Path("/proc/self/status")
     if status.exists():
-        (peak,) = (line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        lines = status.read_text(encoding="utf-8").splitlines()
+        (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
         return int(peak) * 1024
     import resource
 

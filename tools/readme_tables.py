@@ -47,7 +47,8 @@ def update_tables(readme: Path, releases: Sequence[Path]) -> list[Path]:
     if not readme.is_file():
         raise LeukoscopeError(f"{readme}: no such file")
     tables = readme_tables(readme.parent / "results", releases)
-    pages = {page: page.read_text(encoding="utf-8") for page in (readme, *sorted((readme.parent / "docs").glob("*.md")))}
+    paths = (readme, *sorted((readme.parent / "docs").glob("*.md")))
+    pages = {page: page.read_text(encoding="utf-8") for page in paths}
     changed = {}
     for name, table in tables.items():
         start, end = markers(name)

@@ -59,7 +59,8 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
         "given_a_class": 34,
         "error_rate": {"share": 0.0588, "low": 0.01, "high": 0.2},
     }
-    release_metrics["patients"] = {"measured": measured, "least_cells": 20}
+    rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.5}
+    release_metrics["patients"] = {"positive_label": "ALL", "rule": rule, "measured": measured, "least_cells": 20}
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
     release_metrics["ood"] = {"healthy": {"white cells": {"neutrophil": kind, "monocyte": kind}}}
     (release / "metrics.json").write_text(json.dumps(release_metrics))

@@ -130,7 +130,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
 ) -> None:
     first = checkpoints.save(STATE, epoch=1, step=1)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)

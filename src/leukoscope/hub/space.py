@@ -143,7 +143,8 @@ def write_space(models: Sequence[SpaceModel], out: Path, *, title: str = "Leukos
         for name in (APP, "LICENSE"):
             shutil.copyfile(resource_file(name), folder / name)
         (folder / LIST).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
-        (folder / REQUIREMENTS).write_text(space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"), gpu=gpu), encoding="utf-8")
+        requirements = space_requirements(resource_file(REQUIREMENTS).read_text(encoding="utf-8"), gpu=gpu)
+        (folder / REQUIREMENTS).write_text(requirements, encoding="utf-8")
         page = rendered(
             resource_file("model_card/space.md"),
             title=title,

@@ -144,7 +144,8 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.is_main_process:
         split.save(out / "split.json")
         write_args(out / "args.yaml", config, recipe)
-    with (out / "summary.csv").open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:
+    summary = out / "summary.csv"
+    with summary.open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in trainer.fit(network):
             if file is not None:
                 append_row(file, epoch_row)
