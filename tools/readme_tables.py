@@ -26,6 +26,7 @@ from leukoscope.reports.formatting import (
     minutes,
     new_aliases,
     share,
+    span,
     with_span,
 )
 from leukoscope.reports.release_tables import RESULT_METRICS, evaluation_row
@@ -155,7 +156,8 @@ def headline_table(releases: Sequence[Path]) -> str:
         "AUROC by subject",
         "AUROC by subject of cell size alone",
         "AUROC of persons",
-        "of 100 healthy white cells, called leukaemic",
+        "of 100 normal cells of unseen persons, called leukaemic",
+        "the same of 100 healthy white cells of other laboratories",
     )
     rows = []
     for release in releases:
@@ -165,8 +167,18 @@ def headline_table(releases: Sequence[Path]) -> str:
         persons = with_span((metrics.get("patients") or {}).get("measured", {}).get("auroc"))
         healthy = healthy_share(metrics, _positive_label(metrics))
         shown = [row.get(key, "–") for key in ("auroc_by_subject", "size_auroc")]
-        rows.append([f"`{release.name}`", *shown, persons, healthy])
+        rows.append([f"`{release.name}`", *shown, persons, _normal_called_leukaemic(metrics, unseen), healthy])
     return str(Table(columns, rows))
+
+
+def _normal_called_leukaemic(metrics: Mapping[str, Any], unseen: Mapping[str, Any] | None) -> str:
+    """Of 100 normal cells of unseen persons, how many have the leukaemic class as their most probable one."""
+    leukaemic, labels = _positive_label(metrics), metrics.get("labels", [])
+    normal = [row for row, label in enumerate(labels) if label not in leukaemic]
+    if not leukaemic or unseen is None or len(normal) != 1:
+        return "–"
+    predicted = unseen["metrics"]["confusion_matrix"][normal[0]]
+    return f"{100 * (1 - predicted[normal[0]] / sum(predicted)):.0f}"
 
 
 def results_table(releases: Sequence[Path]) -> str:
@@ -214,9 +226,10 @@ def decisions_table(releases: Sequence[Path]) -> str:
     """How many cells of unseen subjects a release gives a class to, and how many healthy people's white cells."""
     columns = (
         "release",
-        "share of unseen subjects' cells that get a class",
+        "share of unseen subjects' cells not abstained from",
         "of these wrong",
-        "white cells of healthy people",
+        "of these wrong, by true class",
+        "white cells of healthy people of other laboratories",
         "of 100 called leukaemic",
         "of 100 given any class",
         "of 100 called leukaemic by the network alone",
@@ -230,6 +243,11 @@ def decisions_table(releases: Sequence[Path]) -> str:
             [
                 f"`{release.name}`",
                 *(share(default.get(key)) for key in ("coverage", "risk")),
+                " · ".join(
+                    f"{label} {share(found['risk'])} ({span(found['intervals']['risk'])})"
+                    for label, found in default.get("per_class", {}).items()
+                )
+                or "–",
                 count(cells) if cells else "–",
                 healthy_share(metrics, leukaemic),
                 healthy_share(metrics, metrics["labels"]),

@@ -38,14 +38,19 @@ def load_dataset(
 
 
 def train(**flags: Any) -> Path:
-    """Train a classifier and return its run folder; the release is in its sub-folder `release`.
+    """Train a classifier and return its run folder; the release, with its card, is in its sub-folder `release`.
 
     Args:
-        flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`.
+        flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`; but those
+            that publish it, which is `leukoscope release push`.
 
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
     """
+    from accelerate import PartialState
+
+    from leukoscope.progress import quiet
+    from leukoscope.reports.card import write_card
     from leukoscope.training.config import TrainingConfig, complete
     from leukoscope.training.train import train as train_network
 
@@ -57,7 +62,13 @@ def train(**flags: Any) -> Path:
         config = replace(config, **{part.name: replace(getattr(config, part.name), **{name: value})})
     # A recipe that is not given follows from what the run starts from.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
-    return train_network(complete(replace(config, model=model)))
+    if config.run.push_to_hub:
+        raise LeukoscopeError("train(push_to_hub=True): publishes nothing; use `leukoscope release push` afterwards")
+    with quiet(config.run.quiet):
+        folder = train_network(complete(replace(config, model=model)))
+    if PartialState().is_main_process:
+        write_card(folder / "release")
+    return folder
 
 
 def evaluate(

@@ -48,7 +48,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
     release: Path, release_metrics: dict[str, Any]
 ) -> None:
     row = headline_table([release]).splitlines()[-1]
-    assert row == "| `leukoscope-test` | 0.777 | 0.722 | – | – |"
+    assert row == "| `leukoscope-test` | 0.777 | 0.722 | – | 50 | – |"
     interval = {"low": 0.8, "high": 1.0}
     rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
     measured = {
@@ -64,7 +64,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
     release_metrics["ood"] = {"healthy": {"white cells": {"neutrophil": kind, "monocyte": kind}}}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert " | 0.722 | 0.912 (0.80–1.00) | 2 |" in headline_table([release])
+    assert " | 0.722 | 0.912 (0.80–1.00) | 50 | 2 |" in headline_table([release])
     persons = patients_table([release]).splitlines()[-1]
     assert persons == (
         "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | "

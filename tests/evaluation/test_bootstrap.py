@@ -239,6 +239,17 @@ def test_a_class_with_one_subject_is_refused():
         bootstrap_subjects(predictions)
 
 
+def test_a_class_that_one_mixed_subject_has_is_refused_and_one_that_many_have_is_not():
+    predictions = clustered(subjects=6)
+    subjects, first = np.asarray(predictions.subjects), predictions.subjects[0]
+    in_first = np.where((subjects == first) & (np.arange(len(subjects)) % 5 == 0), 1, 0)
+    with pytest.raises(LeukoscopeError, match=f"class B: only subject {first} has it; intervals by subject need two"):
+        bootstrap_subjects(replace(predictions, references=in_first))
+    mostly_in_first = np.where(subjects == first, 1, np.arange(len(subjects)) % 5 == 0).astype(int)
+    found = subject_intervals(replace(predictions, references=mostly_in_first), samples=50)
+    assert found["recall_B"]["low"] < found["recall_B"]["high"]
+
+
 def test_a_model_compared_with_itself_differs_by_nothing():
     for figure in paired_difference(clustered(), clustered(), samples=100).values():
         assert (figure["difference"], figure["low"], figure["high"], figure["share_a_better"]) == (0, 0, 0, 0.5)

@@ -97,6 +97,12 @@ def test_a_pull_request_takes_neither_branch_nor_tag(to: Destination, other: str
         check_can_publish(to)
 
 
+def test_a_public_repository_takes_nothing_that_is_to_be_private(hub: Hub) -> None:
+    hub.storage.create("lab/cells", private=False)
+    with pytest.raises(LeukoscopeError, match=r"lab/cells: this model is public already; ask for no private one to"):
+        check_can_publish(Destination("lab/cells", private=True))
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_the_repository_is_made_before_training(hub: Hub, private: bool) -> None:
     check_can_publish(Destination("lab/cells", private=private))

@@ -134,8 +134,15 @@ def test_the_operating_point_chooses_the_class(p_all: float, point: str, outcome
         assert decision == Decision(outcome, (), point), "whatever the order of the classes"
 
 
+def test_an_operating_point_decides_on_unsure_cells_too():
+    """Its sensitivity was measured so; and most points lie where the most probable class would be abstained from."""
+    assert TWO.decide(UNSURE).outcome == ABSTAIN
+    assert TWO.decide(UNSURE, operating_point="sensitivity_95") == Decision("ALL", (), "sensitivity_95")
+    assert TWO.decide(UNSURE, operating_point="specificity_95") == Decision("HEM", (), "specificity_95")
+
+
 def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one():
-    assert TWO.decide(UNSURE, operating_point="sensitivity_95").outcome == ABSTAIN
+    assert TWO.decide(UNSURE, Checks(disagreement=0.375), operating_point="sensitivity_95").outcome == ABSTAIN
     assert TWO.decide(SURE, Checks(ood_score=3), operating_point="sensitivity_95") == Decision(
         OUT_OF_DISTRIBUTION, (Reason("ood_colour", 3, 1.0),), "sensitivity_95"
     )
@@ -219,7 +226,7 @@ def test_every_reason_that_can_be_given_has_words():
 
 
 def test_a_decision_is_json():
-    decision = TWO.decide(UNSURE, Checks(ood_score=0.5, disagreement=0.5), operating_point="sensitivity_95")
+    decision = TWO.decide(UNSURE, Checks(ood_score=0.5, disagreement=0.5))
 
     assert json.loads(json.dumps(decision.to_dict())) == {
         "outcome": "abstain",
@@ -237,8 +244,9 @@ def test_a_decision_is_json():
                 "text": "50% of its turned and mirrored views are predicted otherwise, more than 25%",
             },
         ],
-        "operating_point": "sensitivity_95",
+        "operating_point": "",
     }
+    assert TWO.decide(SURE, operating_point="sensitivity_95").to_dict()["operating_point"] == "sensitivity_95"
     smear = TWO.decide(SURE, Checks(ood_score=2.0, field_of_view=True)).to_dict()["reasons"][0]
     assert (smear["code"], smear["value"], smear["limit"]) == ("field_of_view", None, None)
 

@@ -54,7 +54,7 @@ leukoscope release space owner/name@v1 owner/other --output my-space --push owne
 leukoscope release convert DinoBloom-S.pth dinobloom-s
 leukoscope release convert dinov2_vitb14_pretrain.pth dinov2-b
 leukoscope release list
-leukoscope release list runs --json
+leukoscope release list model_card --json
 leukoscope experiment protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
 leukoscope experiment protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
 leukoscope experiment ablation grid.yaml --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ablation.json
@@ -66,9 +66,9 @@ leukoscope experiment reproduce --table
 leukoscope experiment leaderboard my-release other-release
 leukoscope experiment leaderboard owner/name@v1 my-release --output comparison.html
 leukoscope doctor
-leukoscope doctor --releases runs --json
+leukoscope doctor --releases model_card --json
 leukoscope demo
-leukoscope demo --releases runs --models models.txt
+leukoscope demo --releases model_card --models models.txt
 """
 
 

@@ -161,10 +161,11 @@ def bootstrap_subjects(
     cells = np.zeros((len(names), len(predictions.label_names)), dtype=int)
     np.add.at(cells, (unit_of_cell, predictions.references), 1)
     classes = cells.argmax(axis=1)
-    for k, count in enumerate(np.bincount(classes)):
-        if count == 1:
+    # Of subjects with cells of several classes each counts for all of these.
+    for k, have_it in enumerate((cells > 0).T):
+        if have_it.sum() == 1:
             raise LeukoscopeError(
-                f"class {predictions.label_names[k]}: only subject {names[classes == k][0]} has it; "
+                f"class {predictions.label_names[k]}: only subject {names[have_it][0]} has it; "
                 "intervals by subject need two or more subjects per class"
             )
     return BootstrapSamples(unit_of_cell, classes, _resample(classes, samples, seed))

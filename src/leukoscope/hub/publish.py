@@ -240,8 +240,9 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
     api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
     # A repository that exists already is no proof: a token that only reads would have come as far.
     api.auth_check(to.id, repo_type=to.kind, write=True)
-    if to.kind == "dataset" and to.private and not api.repo_info(to.id, repo_type=to.kind).private:
-        raise PermissionError("this data set is public already; add --public to publish there, or name another one")
+    if to.private and not api.repo_info(to.id, repo_type=to.kind).private:
+        what, instead = ("data set", "add --public") if to.kind == "dataset" else (to.kind, "ask for no private one")
+        raise PermissionError(f"this {what} is public already; {instead} to publish there, or name another one")
 
 
 def _tag(api: HfApi, to: Destination, commit: str) -> None:

@@ -150,7 +150,8 @@ class Thresholds:
         Args:
             probabilities: class → probability, at least two classes, summing to 1.
             checks: what else was measured of the picture.
-            operating_point: one of `operating_points`; "" takes the most probable class.
+            operating_point: one of `operating_points`, which decides in place of the most probable class and of
+                `abstain_below`; "" for these two.
         """
         checks = checks or Checks()
         if checks.ood_score is not None and checks.ood_score > 1:
@@ -163,7 +164,8 @@ class Thresholds:
             found = Reason("ood_field", checks.field_share, FIELD_NEEDS)
             return Decision(OUT_OF_DISTRIBUTION, (found,), operating_point)
         confidence, reasons = max(probabilities.values()), []
-        if self.abstain_below is not None and confidence < self.abstain_below:
+        # An operating point is a decision rule of its own, and measured as one: it gives every such cell a class.
+        if not operating_point and self.abstain_below is not None and confidence < self.abstain_below:
             reasons.append(Reason("low_confidence", confidence, self.abstain_below))
         if checks.disagreement is not None and checks.disagreement > VIEWS_MAY_DISAGREE:
             reasons.append(Reason("views_disagree", checks.disagreement, VIEWS_MAY_DISAGREE))

@@ -209,7 +209,7 @@ class ModelArguments:
         False, "Leave out start weights of another shape than the network's, and name them; the head is always new."
     )
     from_scratch: bool = _flag(False, "Start from random weights, without a download.")
-    override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: augmentation.scale=0.4 mixup=0.2 …")
+    override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: drop_rate=0.4 sampling=subjects …")
     init_from: str | None = _flag(
         None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
     )
@@ -275,7 +275,7 @@ class RunArguments:
         None, "Token for the Hub, of this run alone and recorded nowhere; HF_TOKEN keeps it out of the shell's history."
     )
     hub_revision: str = _flag("", "Branch of that repository (default: main).")
-    hub_private: bool = _flag(False, "Make that repository private.")
+    hub_private: bool = _flag(False, "Make that repository private; one that exists must be.")
     hub_create_pr: bool = _flag(False, "Propose the release as a pull request instead of changing the repository.")
     hub_tag: str = _flag("", "Name the published version, like v1.")
 
