@@ -58,6 +58,8 @@ def _lay_out_own_cells(folder: Path) -> None:
                 _save(draw_cell(label, subject=subject, cell=cell, size=SIDE).image, folder / "my_cells" / file)
                 rows.append(f"{file},{file[4:7]}")
     (folder / "subjects.csv").write_text("\n".join(rows) + "\n")
+    for cell in range(CELLS):
+        _save(draw_cell("ALL", subject=0, cell=cell, size=SIDE).image, folder / "one_person" / f"{cell}.png")
 
 
 def _save(image: object, path: Path) -> None:

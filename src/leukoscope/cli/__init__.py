@@ -28,7 +28,7 @@ leukoscope predict my-release cells/ --explain overlays --json
 leukoscope field my-release smear.jpg --output overlay.png
 leukoscope field my-release slides/ --crops crops
 leukoscope patient my-release my_cells
-leukoscope patient my-release my_cells --output report.html
+leukoscope patient my-release one_person --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet
 leukoscope score my-release --input cells.csv --output cells.csv --by_subject subjects.xlsx
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
