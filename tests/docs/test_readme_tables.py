@@ -27,6 +27,8 @@ from readme_tables import (
 )
 
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import point_metrics
+from leukoscope.evaluation.metrics import CellPredictions, headline
 from leukoscope.training.config import TrainingConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -265,3 +267,23 @@ def test_every_flag_of_hugging_faces_script_is_there_or_says_why_not() -> None:
     assert TIMM_FLAGS.keys() | FLAG_REMARKS.keys() <= parser_flags | set(HF_FLAGS)
     table = str(flags_table())
     assert all(f"`--{flag}`" in table for flag in (*HF_FLAGS, *parser_flags))
+
+
+@pytest.mark.parametrize("directory", EMBEDDED, ids=lambda path: path.name)
+def test_committed_metrics_of_a_release_are_those_of_its_predictions(directory: Path) -> None:
+    evaluations = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["evaluations"]
+    assert evaluations
+    for block in evaluations:
+        predictions = CellPredictions.load(directory / "predictions" / f"{block['name']}.parquet")
+        assert (predictions.folds is not None) == ("folds" in block)
+        assert headline(block["metrics"]) == pytest.approx(headline(point_metrics(predictions)), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "results" / "prior").glob("*.parquet")), ids=lambda path: path.stem
+)
+def test_committed_metrics_of_a_prior_system_are_those_of_its_predictions(file: Path) -> None:
+    predictions = CellPredictions.load(file)
+    assert predictions.folds is not None
+    committed = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["metrics"]
+    assert headline(committed) == pytest.approx(headline(point_metrics(predictions)), abs=2e-5)

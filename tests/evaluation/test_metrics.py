@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import aligned, point_metrics
 from leukoscope.evaluation.metrics import (
     BY_SUBJECT,
     CellPredictions,
@@ -146,9 +147,34 @@ def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles() -> None:
 def test_size_alone_knows_nothing_at_equal_size() -> None:
     """Ranked by size itself, cells of one decile differ a little in size; ranked by their decile, not at all."""
     predictions = _uneven()
-    blast = predictions.size_deciles / 9
+    blast = predictions.equal_size_strata / 9
     by_decile = replace(predictions, probabilities=np.stack([blast, 1 - blast], axis=1))
     assert measure(by_decile)["auroc_equal_size"] == pytest.approx(0.5)
+
+
+def test_a_shift_between_folds_does_not_change_auroc_at_equal_size() -> None:
+    """Two networks that rank their cells alike, one with less probability everywhere, as its class balance makes it."""
+    first = _uneven()
+    blast = first.probabilities[:, 0] / 4
+    second = replace(
+        first,
+        cell_ids=tuple(f"second-{cell}" for cell in first.cell_ids),
+        references=1 - first.references,
+        probabilities=np.stack([1 - blast, blast], axis=1),
+    )
+    both = pooled([first, second])
+    assert both.folds.tolist() == [0] * len(first.cell_ids) + [1] * len(second.cell_ids)
+    alone = measure(first)["auroc_equal_size"]
+    assert measure(second)["auroc_equal_size"] == pytest.approx(alone)
+    assert measure(both)["auroc_equal_size"] == pytest.approx(alone)
+    assert point_metrics(both)["auroc_equal_size"] == pytest.approx(alone)
+    without = replace(both, folds=None)
+    assert measure(without)["auroc_equal_size"] != pytest.approx(alone, abs=0.02)
+    order = np.random.default_rng(1).permutation(len(both.cell_ids))
+    assert measure(both.take(order))["auroc_equal_size"] == pytest.approx(alone)
+    # Another cross-validation of the same cells keeps the folds of its own.
+    other = aligned(replace(both, folds=1 - both.folds), without.take(order))
+    assert other.folds.tolist() == (1 - both.folds[order]).tolist()
 
 
 def test_what_is_not_known_is_not_measured(ten: CellPredictions) -> None:
@@ -163,6 +189,14 @@ def test_areas_are_kept_with_the_predictions(tmp_path: Path) -> None:
     assert CellPredictions.load(tmp_path / "p.parquet").areas == pytest.approx(predictions.areas, abs=1e-6)
     _uneven(areas=False).save(tmp_path / "p.parquet")
     assert CellPredictions.load(tmp_path / "p.parquet").areas is None
+
+
+def test_folds_are_kept_with_the_predictions(tmp_path: Path) -> None:
+    first, second = _predictions([0, 1], [0.9, 0.2], ["a", "b"]), _predictions([1], [0.6], ["c"], start=2)
+    pooled([first, second]).save(tmp_path / "p.parquet")
+    assert CellPredictions.load(tmp_path / "p.parquet").folds.tolist() == [0, 0, 1]
+    first.save(tmp_path / "p.parquet")
+    assert CellPredictions.load(tmp_path / "p.parquet").folds is None
 
 
 def test_headline_is_what_a_table_quotes(metrics: dict[str, object]) -> None:

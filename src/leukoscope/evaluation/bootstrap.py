@@ -286,9 +286,9 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
     metrics["auroc"] = auroc(boot, predictions.probabilities, references)
     if weights is not None:
         metrics["auroc_by_subject"] = auroc(boot, predictions.probabilities, references, weights=weights)
-    deciles = predictions.size_deciles
-    if deciles is not None:
-        equal_size = auroc(boot, predictions.probabilities, references, strata=deciles)
+    strata = predictions.equal_size_strata
+    if strata is not None:
+        equal_size = auroc(boot, predictions.probabilities, references, strata=strata)
         if not np.isnan(equal_size).all():
             metrics["auroc_equal_size"] = equal_size
     if boot.of_subjects and (boot.classes[boot.unit_of_cell] == references).all():
@@ -399,4 +399,9 @@ def aligned(predictions: CellPredictions, like: CellPredictions) -> CellPredicti
             f"comparison: cell {cell} is labelled differently in the two sets of predictions; make both from the same "
             "data"
         )
-    return replace(like, references=references, probabilities=predictions.probabilities[rows][:, columns])
+    return replace(
+        like,
+        references=references,
+        probabilities=predictions.probabilities[rows][:, columns],
+        folds=None if predictions.folds is None else predictions.folds[rows],
+    )
