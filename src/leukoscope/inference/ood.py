@@ -192,14 +192,16 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
     """Fit a detector on training cells, with a limit that 98 % of the cells of held-out subjects lie within.
 
     The limit is cross-fitted: the subjects are split into folds, and each fold's cells are measured by a detector
-    fitted on the others. Distances of a detector's own cells are shorter, and would make the limit too strict.
+    fitted on the others. Distances of a detector's own cells are shorter, and would make the limit too strict. The
+    scores of a fold's cells are measured by the limit that the other folds would set, because of the cells that set a
+    limit always the same share lies within.
 
     Args:
         statistics: (N, 22), `picture_statistics` of the training cells.
         subjects: (N,) who each cell is from, or its group for the folds where patients are unknown.
 
     Returns:
-        The detector fitted on all cells, and each cell's OOD score (N,) float32 as its held-out fold gave it.
+        The detector fitted on all cells, and each cell's OOD score (N,) float32 by distances and limit of other folds.
 
     Raises:
         LeukoscopeError: too few cells or subjects.
@@ -213,12 +215,21 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
             f"give at least {MIN_CELLS} cells of {MIN_SUBJECTS} subjects"
         )
     weights = 1 / counts[of]
-    distances = np.empty(len(statistics))
-    for others, held_out in GroupKFold(min(FOLDS, len(names))).split(statistics, groups=of):
+    folds = list(GroupKFold(min(FOLDS, len(names))).split(statistics, groups=of))
+    distances, scores = np.empty(len(statistics)), np.empty(len(statistics), np.float32)
+    for others, held_out in folds:
         distances[held_out] = _fit_gaussian(statistics[others], weights[others]).distances(statistics[held_out])
+    for others, held_out in folds:
+        scores[held_out] = distances[held_out] / _limit(distances[others], weights[others])
+    return _fit_gaussian(statistics, weights, _limit(distances, weights)), scores
+
+
+def _limit(distances: np.ndarray, weights: np.ndarray) -> float:
+    """The distance that `KEPT_SHARE` of the weight lies within."""
+    order = np.argsort(distances)
+    reached = np.cumsum(weights[order]) >= KEPT_SHARE * weights.sum() * (1 - 1e-12)
     # Copies of one picture lie at distance 0 from each other, and a limit of 0 could not be divided by.
-    limit = max(_weighted_quantile(distances, weights, KEPT_SHARE), 1e-6)
-    return _fit_gaussian(statistics, weights, limit), (distances / limit).astype(np.float32)
+    return max(float(distances[order][reached.argmax()]), 1e-6)
 
 
 def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np.inf) -> OodDetector:
@@ -230,9 +241,3 @@ def _fit_gaussian(statistics: np.ndarray, weights: np.ndarray, limit: float = np
     np.fill_diagonal(correlation, 1)
     values = (mean, deviation, correlation + _SHRINKAGE * np.eye(STATISTICS), limit)
     return OodDetector(*(np.asarray(value, dtype=np.float32) for value in values))
-
-
-def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) >= share * weights.sum() * (1 - 1e-12)
-    return float(values[order][reached.argmax()])
