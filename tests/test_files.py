@@ -104,3 +104,25 @@ def test_the_current_folder_can_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     restore_replaced(Path("."))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    """Two containers, in which each process is number 1, or two threads."""
+    with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:
+        first.write_text("whole")
+        second.write_text("other")
+        assert first.read_text() == "whole"
+    assert (tmp_path / "a").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    for content in ("one", "two"):
+        with atomic_folder(tmp_path / "link") as folder:
+            folder.mkdir()
+            (folder / "file").write_text(content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "real" / "file").read_text() == content
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]

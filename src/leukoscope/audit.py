@@ -70,7 +70,7 @@ HASH_DISTANCE = 32
 # turn or a flip of either, which is how often chance would produce them.
 SAME_DIFFERENCE = 5.0
 SAME_CORRELATION = 0.9
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE, _PAIRS_AT_ONCE = 512, 4096
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -155,15 +155,17 @@ def _hashes(pictures: np.ndarray) -> np.ndarray:
 
 
 def _similar_hashes(ones: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (i, j), i < j, whose hashes differ in few bits; some hundred rows i at a time, to bound the memory."""
+    """Rows (i, j), i < j, whose hashes differ in few bits; some thousand pairs at a time, to bound the memory."""
     for start in range(0, len(ones), _ROWS_AT_ONCE):
         block, rest = ones[start : start + _ROWS_AT_ONCE], others[start:]
         distance = np.zeros((len(block), len(rest)), dtype=np.uint16)
         for word in range(ones.shape[1]):
             distance += np.bitwise_count(block[:, word, None] ^ rest[None, :, word])
         first, second = np.nonzero(distance <= HASH_DISTANCE)
-        later = first < second
-        yield first[later] + start, second[later] + start
+        later = np.flatnonzero(first < second)
+        for some in range(0, len(later), _PAIRS_AT_ONCE):
+            chosen = later[some : some + _PAIRS_AT_ONCE]
+            yield first[chosen] + start, second[chosen] + start
 
 
 def _compare(ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -334,7 +336,8 @@ def audit_cells(
     ):
         if subject:
             rows_of[subject].append(row)
-        sides_of[of] |= {side} - {""}
+        if of:  # cells of unknown subjects are not one subject's
+            sides_of[of] |= {side} - {""}
     labels_of = {subject: Counter(cells["classes"][row] for row in own) for subject, own in sorted(rows_of.items())}
     mixed = {subject: dict(labels) for subject, labels in labels_of.items() if len(labels) > 1}
     pairs = _pairs(scanned, cells)
@@ -387,11 +390,22 @@ def _area_quantiles(scanned: ScannedCells, rows: Sequence[int]) -> list[float] |
 def _pairs(scanned: ScannedCells, cells: _Columns) -> list[dict[str, Any]]:
     """Every duplicate and what it crosses; blank images are alike without showing one cell, and are left out."""
     rows = [row for row, scan in enumerate(scanned.scans) if "blank" not in scan.oddities]
+
+    def crossing(one: int, other: int) -> dict[str, bool]:
+        # What is not known of both cells is not crossed.
+        return {name: "" != cells[name][one] != cells[name][other] != "" for name in _CROSSED}
+
     found = []
+    unlike: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
     for pair in find_duplicates([scanned.scans[row].key for row in rows]):
         one, other = rows[pair.first], rows[pair.second]
-        # What is not known of both cells is not crossed.
-        crossed = {name: "" != cells[name][one] != cells[name][other] != "" for name in _CROSSED}
+        if pair.identical:
+            # Of the first of several copies the subject or the side may be unknown: the one that differs most is named.
+            copies = unlike[one]
+            for row in (one, other):
+                copies.setdefault(tuple(cells[name][row] for name in _CROSSED), row)
+            one = max(copies.values(), key=lambda row: sum(crossing(row, other).values()))
+        crossed = crossing(one, other)
         crossed["inflates"] = crossed["classes"] or crossed["split_sides"] or crossed["units"]
         found.append(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -63,8 +64,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; an older `target` is then as it was.
     """
-    # With the process id, because two processes that decode the same cells may finish together.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Two that decode the same cells may write together, and in containers both are process 1.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     for other in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         with suppress(OSError):
             if time.time() - other.stat().st_mtime > _ABANDONED:
@@ -100,7 +101,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; `target` is then as it was.
     """
-    target = target.absolute()  # "." has no name
+    target = target.resolve()  # "." has no name, and a link is to stay one
     temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     restore_replaced(target)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -131,7 +132,7 @@ def restore_replaced(target: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    target = target.absolute()  # "." has no name
+    target = target.resolve()
     old = target.with_name(f".{target.name}.old")
     # A process that still runs needs less than a second for the other rename; the first one set this time.
     if not target.exists() and old.exists() and time.time() - old.stat().st_ctime > _BETWEEN_RENAMES:

@@ -108,6 +108,17 @@ def test_a_copy_across_the_split_given_inflates(tree: Path) -> None:
     assert any("pair(s) lie on two sides of the split" in line for line in findings["inflating"])
 
 
+def test_copies_are_compared_where_the_first_of_them_is_of_an_unknown_subject(tree: Path) -> None:
+    for name in ("a1_9", "a2_9"):
+        shutil.copy(tree / "ALL/a0_0.png", tree / f"ALL/{name}.png")
+    seen = scan_cells(load_cells("imagefolder", tree, subject_pattern=PATTERN))
+    subjects = published_subjects(seen.data, tree)
+    (first,) = (cell for cell in subjects if cell.endswith("a0_0"))
+    findings = audit_cells(seen, subjects=subjects | {first: ""})
+    assert findings["subject_aliases"]["proposed"] == {"a2": "a1"}
+    assert findings["inflating"]
+
+
 def test_a_split_that_divides_subjects_inflates(tree: Path) -> None:
     findings = audit(tree, split="random")
     (line,) = findings["inflating"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leukoscope import audit
 from leukoscope.audit import Duplicate, find_duplicates, linked, picture_key
 from leukoscope.data.synthetic import draw_cell
 
@@ -80,6 +81,14 @@ def test_a_turned_or_mirrored_copy_is_found(turn: Image.Transpose) -> None:
 def test_different_cells_of_one_subject_are_no_copies(background: str) -> None:
     images = [phantom(k, label=label, background=background, size=96) for label in ("ALL", "HEM") for k in range(40)]
     assert duplicates(*images) == []
+
+
+def test_pairs_are_the_same_however_few_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [stored(phantom(1), format="JPEG", quality=quality) for quality in (60, 70, 80, 90)]
+    together = duplicates(*cells)
+    assert len(together) == 6
+    monkeypatch.setattr(audit, "_PAIRS_AT_ONCE", 1)
+    assert duplicates(*cells) == together
 
 
 def test_pictures_without_structure_are_never_near() -> None:

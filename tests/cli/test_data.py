@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leukoscope.cli import app
+from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 
@@ -67,6 +68,19 @@ def test_one_cell_of_a_class_cannot_be_trained_on(folder: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "cannot be trained on: a class has 1 cell(s)"
     assert run(folder, "--json").exit_code == 1
+
+
+def test_cells_of_the_publishers_test_alone_cannot_be_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "C-NMC_test_prelim_phase_data"
+    folder.mkdir()
+    names = ("UID_57_29_1_all", "UID_58_29_1_all", "UID_H49_31_1_hem", "UID_H50_31_1_hem")
+    for number in range(4):
+        Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(folder / f"{number}.bmp")
+    rows = [f"{name}.bmp,{number}.bmp,1" for number, name in enumerate(names)]
+    (tmp_path / CNMC_PRELIM_LABELS).write_text("\n".join(["Patient_ID,new_names,labels", *rows]))
+    result = run(tmp_path)
+    assert result.exit_code == 1, result.output
+    assert result.stdout.splitlines()[-1] == "cannot be trained on: a class has 0 cell(s)"
 
 
 def test_a_pattern_is_told_as_it_was_typed(folder: Path) -> None:

@@ -89,6 +89,30 @@ def test_what_cannot_be_audited_ends_with_1(arguments: tuple[str, ...], message:
     assert isinstance(result.exception, SystemExit)
 
 
+def test_the_splits_of_a_folder_are_those_that_training_takes(tree: Path, tmp_path: Path) -> None:
+    """Without a flag, too: `train` takes them by default."""
+    for side in ("train", "test"):
+        shutil.copytree(tree, tmp_path / "sides" / side)
+    result = run(
+        "--dataset_name",
+        "imagefolder",
+        "--train_dir",
+        tmp_path / "sides",
+        "--subject_pattern",
+        PATTERN,
+        "--output",
+        tmp_path / "out",
+    )
+    assert result.exit_code == 2, result.output
+    assert "4 subject(s) stand on two sides of the split" in result.stdout
+
+
+def test_a_split_file_that_is_not_there_is_refused_before_an_image_is_read(tree: Path) -> None:
+    result = run_on(tree, "--split_file", tree / "none.json")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith(f"error: --split_file {tree / 'none.json'}: no such file; give a split.json")
+
+
 def test_an_unknown_split_is_refused(tree: Path) -> None:
     result = run_on(tree, "--split", "fair")
     assert result.exit_code == 1 and "error: --split fair: unknown" in result.stderr, result.stderr

@@ -332,6 +332,67 @@ def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
     assert message == f"--subject_csv {tmp_path / 'none.csv'}: no such file; it needs the columns file,subject"
 
 
+def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_count(
+    own_cells: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "subjects.csv"
+    rows = ["file,subject", "blast/p1_1.png,p1", "blast/p2_1.png , p2", "normal/p3_1.png,p3", "normal/p3_2.png,p3 "]
+    table.write_text("\n".join(rows))
+    assert load_cells("imagefolder", own_cells, subject_csv=table).train["subject"][:] == ["p1", "p2", "p3", "p3"]
+    table.write_text("\n".join([*rows, "blast/p1_1.png,other"]))
+    assert _refusal(load_cells, "imagefolder", own_cells, subject_csv=table) == (
+        f"{table}: file 'blast/p1_1.png' is there as subject 'p1' and as 'other'; keep one of the two rows"
+    )
+
+
+def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_path: Path) -> None:
+    (own_cells / "third").symlink_to(_paint(tmp_path / "elsewhere" / "p4_1.png", 4).parent)
+    (own_cells / "blast" / "circle").symlink_to(own_cells)
+    (own_cells / "blast" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    _paint(own_cells / "blast" / ".@__thumb" / "p1_1.png", 5)
+    data = load_cells("imagefolder", own_cells)
+    assert data.info.labels == ("blast", "normal", "third")
+    assert len(data.train) == 5
+    assert data.unreadable == (f"{own_cells / 'blast' / 'gone.png'}: no such file; check the path",)
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(own_cells: Path) -> None:
+    _paint(own_cells / "blast" / "M\udcfcller.png")
+    assert _refusal(load_cells, "imagefolder", own_cells).endswith(
+        "blast/M\\xfcller.png': the name of this image is not UTF-8; rename it"
+    )
+
+
+def test_classes_that_differ_in_case_only_are_refused(own_cells: Path, tmp_path: Path) -> None:
+    expected = "classes 'Blast' and 'blast' differ only in case; give one class one name"
+    _paint(own_cells / "Blast" / "p5_1.png", 5)
+    assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}"
+    hub_id = _split_hub(tmp_path / "hub", train=["Blast", "blast", "normal"])
+    assert _refusal(load_cells, hub_id).endswith(expected)
+
+
+def test_a_validation_folder_that_holds_training_cells_is_refused(own_cells: Path) -> None:
+    (own_cells / "held_out").mkdir()
+    for label in ("blast", "normal"):
+        (own_cells / label).rename(own_cells / "held_out" / label)
+        _paint(own_cells / label / "p9_1.png", 9)
+    for inside in (own_cells, own_cells / "held_out"):
+        refusal = _refusal(load_cells, "imagefolder", own_cells, validation_dir=inside)
+        assert refusal.startswith(f"--validation_dir {inside}: {own_cells}/")
+        assert refusal.endswith(f"lies below --train_dir {own_cells}, too; give folders that do not contain each other")
+
+
+def test_a_split_that_a_flag_names_is_not_taken_by_its_usual_name(tmp_path: Path) -> None:
+    hub_id = _split_hub(tmp_path / "hub", train=["a", "b"], validation=["a", "b", "b"])
+    assert load_cells(hub_id, test_split="validation").own_splits == {"train": 2, "test": 3}
+
+
+def test_a_column_of_text_given_as_images_is_refused(tmp_path: Path) -> None:
+    hub_id = _split_hub(tmp_path / "hub", train=["a", "b"])
+    refusal = _refusal(load_cells, hub_id, image_column_name="label")
+    assert refusal.endswith("its column 'label' holds string, no images; name theirs with --image_column_name")
+
+
 def test_one_class_is_not_enough(own_cells: Path) -> None:
     shutil.rmtree(own_cells / "normal")
     assert _refusal(load_cells, "imagefolder", own_cells) == (

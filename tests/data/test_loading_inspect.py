@@ -91,6 +91,16 @@ def test_the_split_that_is_advised_can_be_drawn(tmp_path: Path, subjects: int) -
     assert all(split.train and split.test for split in drawn)
 
 
+def test_a_single_picture_named_as_in_cnmc_does_not_make_a_folder_that_data_set(tmp_path: Path) -> None:
+    for label in ("blast", "normal"):
+        for number in range(3):
+            _cell(tmp_path / label / f"{number}.png")
+    _cell(tmp_path / "blast" / "UID_1_1_1_all.bmp")
+    report = inspect_folder(tmp_path)
+    assert report.info.name == "imagefolder"
+    assert report.partitions == {"": {"blast": 4, "normal": 3}}
+
+
 def test_a_folder_of_nothing_known_names_the_known_layouts(tmp_path: Path) -> None:
     _cell(tmp_path / "loose.png")
     with pytest.raises(

@@ -100,6 +100,38 @@ def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> 
     assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
 
 
+@pytest.mark.parametrize("suffix", ["*.npy", "*.json"])
+def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str) -> None:
+    first = np.array(decode_cells(cells, SMALL, "data")[0])
+    (file,) = cache_root().glob(suffix)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
+
+
+def test_cells_of_a_drive_that_is_gone_for_a_moment_are_not_kept_as_damaged(
+    folder: Path, cells: datasets.Dataset
+) -> None:
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(LeukoscopeError, match="no such file; check the path"):
+        decode_cells(cells, SMALL, "data")
+    folder.with_name("away").rename(folder)
+    assert decode_cells(cells, SMALL, "data")[3] == {}
+
+
+def test_cells_of_another_folder_with_equal_names_sizes_and_times_are_decoded_anew(tmp_path: Path) -> None:
+    served = []
+    for shade in (50, 200):
+        root = tmp_path / str(shade)
+        for label in ("blast", "normal"):
+            path = root / label / f"{label}.bmp"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (24, 24), (shade, 0, 0)).save(path)
+            os.utime(path, (0, 0))
+        data = load_cells("imagefolder", root)
+        served.append(int(decode_cells(data.train, SMALL, data.fingerprint)[0][0, 8, 8, 0]))
+    assert served == [50, 200]
+
+
 def test_damaged_pictures_are_reported_by_cell_and_stay_black(folder: Path, cells: datasets.Dataset) -> None:
     path = folder / "blast" / "3.png"
     path.write_bytes(path.read_bytes()[:900])

@@ -242,6 +242,13 @@ def test_the_note_counts_cells_left_out_on_whichever_side_they_fell(seed: int) -
     assert split.notes == (f"{left_out} training cells left out: subject ALL0 is also tested",)
 
 
+def test_official_folds_that_leave_nothing_to_train_on_are_refused(patients: LoadedCells) -> None:
+    with pytest.raises(
+        LeukoscopeError, match=r"^fold_0 → fold_0: no training cell is left, because each one's subject"
+    ):
+        make_split(patients, "official", train_folds=("fold_0",), test_folds=("fold_0",))
+
+
 def test_preliminary_test_takes_part_only_where_it_is_named(patients: LoadedCells) -> None:
     prelim = _table([("ALL", "A99", PRELIMINARY_TEST), ("HEM", "H99", PRELIMINARY_TEST)])
     prelim = prelim.remove_columns("cell_id").add_column("cell_id", ["prelim-1", "prelim-2"])
@@ -332,6 +339,19 @@ def test_a_damaged_cell_moves_no_other_to_a_block_that_the_split_does_not_know(t
     assert {cell: framed.subjects[row] for cell, row in framed.row_of.items()} == groups
 
 
+def test_neighbours_are_by_number_where_names_are_not_padded(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in ("Benign", "Pro"):
+        for number in range(2 * BALL4_BLOCK):
+            path = tmp_path / label / f"{label}_{number}.bmp"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, len(label))).save(path)
+    groups = groups_of(load_cells("imagefolder", tmp_path), "block")
+    for first in (0, BALL4_BLOCK):
+        assert len({groups[f"Pro/Pro_{number}"] for number in range(first, first + BALL4_BLOCK)}) == 1
+
+
 def test_too_few_blocks_are_refused(tmp_path: Path) -> None:
     data = _fields(tmp_path, per_class=2 * BALL4_BLOCK, twins={})
     with pytest.raises(LeukoscopeError, match=r"^class Benign has 2 block\(s\), fewer than the 7 folds needed; "):
@@ -381,7 +401,7 @@ def test_too_few_subjects_for_a_validation_side_advises_doing_without() -> None:
 
 def test_a_class_of_few_cells_cannot_be_dealt_out_at_random() -> None:
     data = _loaded([("ALL", "1", "")] * 30 + [("HEM", "2", "")])
-    with pytest.raises(LeukoscopeError, match=r"^--split random: too few cells of a class \(.*\); gather more cells$"):
+    with pytest.raises(LeukoscopeError, match=r"^split by image: too few cells of a class \(.*\); gather more cells$"):
         make_split(data, "random")
 
 
@@ -462,6 +482,14 @@ def test_files_that_are_no_split_are_refused(patients: LoadedCells, tmp_path: Pa
     path = tmp_path / "notes.json"
     path.write_text(content)
     assert _refused(path, patients).startswith(f"--split_file {path}: not a split.json written by Leukoscope (")
+
+
+@pytest.mark.parametrize("wrong", [{"train": None}, {"test": [["a"]]}, {"data_fingerprint": 5}])
+def test_a_split_whose_cells_are_no_text_is_refused(
+    patients: LoadedCells, saved: Path, wrong: dict[str, object]
+) -> None:
+    _edit(saved, **wrong)
+    assert _refused(saved, patients).startswith(f"--split_file {saved}: not a split.json written by Leukoscope (")
 
 
 def test_binary_file_is_no_split(patients: LoadedCells, tmp_path: Path) -> None:

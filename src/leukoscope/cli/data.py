@@ -30,11 +30,12 @@ def check(
     Reads names and file headers only; `leukoscope data audit` reads the images. Exit code: 0 the cells can be trained
     on, whatever problems are listed; 1 they cannot.
     """
-    from leukoscope.data.loading import LEAST_CELLS, inspect_folder
+    from leukoscope.data.loading import LEAST_CELLS, PRELIMINARY_TEST, inspect_folder
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
     info = report.info
-    fewest = min(sum(cells.get(label, 0) for cells in report.partitions.values()) for label in info.labels)
+    training = [cells for name, cells in report.partitions.items() if name != PRELIMINARY_TEST]
+    fewest = min(sum(cells.get(label, 0) for cells in training) for label in info.labels)
     flags = ["--dataset_name", info.name, "--train_dir", str(folder)]
     flags += ["--subject_pattern", subject_pattern] if subject_pattern else []
     flags += ["--subject_csv", str(subject_csv)] if subject_csv else []
@@ -125,6 +126,9 @@ def audit(
     data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
     if not quiet:
         typer.echo(data.report(), err=True)
+    if split_file and not split_file.is_file():
+        raise LeukoscopeError(f"--split_file {split_file}: no such file; give a split.json")
+    split = split or ("given" if data.own_splits and not split_file else None)
     if split:
         make_split(data, split)  # raises now rather than after every image is read
     seen = scan_cells(data)
@@ -204,6 +208,7 @@ def push(
 
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
+    from leukoscope.data.splits import make_split
     from leukoscope.hub.data_set import described, push_data_set, train_command
     from leukoscope.hub.publish import Destination, check_can_publish
 
@@ -219,8 +224,9 @@ def push(
     if not quiet:
         typer.echo(data.report(), err=True)
     seen = scan_cells(data)
+    own_splits = make_split(seen.data, "given") if seen.data.own_splits else None
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder))
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_splits)
     if not quiet:
         _print_summary(findings)
         cell = seen.rows[0]

@@ -27,6 +27,10 @@ class UnreadableImage(LeukoscopeError):
     """An image that cannot be used; the message names the file, what is wrong with it and the fix."""
 
 
+class UnreachableImage(UnreadableImage):
+    """An image file that is not there or that the system does not give: of its content nothing is known."""
+
+
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
@@ -46,7 +50,12 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
 _NO_DAMAGE = (UnreadableImage, MemoryError)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
-_MODE_PROBLEMS = {"CMYK": "is a CMYK (print) image", "F": "has floating-point pixels"}
+_MODE_PROBLEMS = {
+    "CMYK": "is a CMYK (print) image",
+    "F": "has floating-point pixels",
+    "LAB": "is in CIELAB colours",
+    "YCbCr": "is in YCbCr colours",
+}
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,18 @@ def _file(path: str | Path) -> Path:
     file = Path(path)
     try:
         if not file.exists():
-            raise UnreadableImage(f"{path}: no such file; check the path")
+            raise UnreachableImage(f"{path}: no such file; check the path")
         if file.is_dir():
             raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
         _require_content(file.stat().st_size, path)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a name that is too long or holds a zero byte, a folder that is closed to us
-        reason = getattr(error, "strerror", None) or error
-        raise UnreadableImage(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
+    except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder closed to us
+        raise _unreachable(path, error) from None
     return file
+
+
+def _unreachable(path: str | Path, error: Exception) -> UnreachableImage:
+    reason = getattr(error, "strerror", None) or error
+    return UnreachableImage(f"{path}: cannot be read ({reason}); check the path and who may read it")
 
 
 def _require_content(size: int, name: str | Path) -> None:
@@ -167,6 +177,9 @@ def _damage_named(name: str | Path, problem: str = "the image is damaged or cut 
     except _NO_DAMAGE:
         raise
     except Exception as error:
+        # What Pillow raises of itself has no number of the system's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreachable(name, error) from None
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 
 

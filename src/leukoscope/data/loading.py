@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from leukoscope.data.registry import (
     CellFile,
     DatasetInfo,
     dataset_info,
+    files_left_out,
     find_class_folders,
     passed_over,
     read_columns,
@@ -229,10 +231,11 @@ def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: st
         given: side → the name that a flag gives it, or None.
     """
     found: dict[str, str] = {}
+    named = {name for name in given.values() if name is not None}
     for side, usual in _SIDE_NAMES.items():
         if (wanted := given[side]) is not None and wanted not in names:
             raise LeukoscopeError(f"--{side}_split {wanted}: {source} has no such split, only {', '.join(names)}")
-        taken = wanted or next((name for name in usual if name in names), None)
+        taken = wanted or next((name for name in usual if name in names and name not in named), None)
         if taken in found:
             raise LeukoscopeError(f"--{side}_split {taken}: is already the {found[taken]} side; name another split")
         if taken is not None:
@@ -270,6 +273,11 @@ def _assemble(
     if len(labels) < 2:
         seen = f"only the class {labels[0]!r}" if labels else "no cell"
         raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes")
+    for one, other in pairwise(sorted(labels, key=lambda label: (label.casefold(), label))):
+        if one.casefold() == other.casefold():
+            raise LeukoscopeError(
+                f"{source}: classes {one!r} and {other!r} differ only in case; give one class one name"
+            )
     text = Value("string")
     columns = {
         "label": [row.label for row in rows],
@@ -337,6 +345,12 @@ def _load_from_folder(
         not_used += left_out
         more = [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
         more = list(_with_subjects(more, validation_dir, subject_pattern, subject_csv))
+        validated = {cell.path.resolve() for cell in more}
+        if both := next((cell.path for cell in found if cell.path.resolve() in validated), None):
+            raise LeukoscopeError(
+                f"--validation_dir {validation_dir}: {both} lies below --train_dir {root}, too; give folders that do "
+                "not contain each other"
+            )
         found = [*(replace(cell, fold=cell.fold or "train") for cell in found), *more]
     paths: dict[str, Path] = {}
     for cell in found:
@@ -409,7 +423,13 @@ def _with_subjects(
     if csv_path is not None:
         if not Path(csv_path).is_file():
             raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
-        subjects = {file: subject for file, subject in read_columns(Path(csv_path), "file", "subject")}
+        subjects: dict[str, str] = {}
+        for file, subject in read_columns(Path(csv_path), "file", "subject"):
+            if (other := subjects.setdefault(file.strip(), subject.strip())) != subject.strip():
+                raise LeukoscopeError(
+                    f"{csv_path}: file {file.strip()!r} is there as subject {other!r} and as {subject.strip()!r}; keep "
+                    "one of the two rows"
+                )
         for cell in cells:
             file = cell.path.relative_to(root).as_posix()
             if not subjects.get(file):
@@ -434,7 +454,7 @@ def subject_rule(pattern: str) -> Callable[[str], str]:
     """
     try:
         rule = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise LeukoscopeError(f"--subject_pattern {shlex.quote(pattern)}: not a regular expression ({error})") from None
     if not rule.groups:
         raise LeukoscopeError(
@@ -493,13 +513,13 @@ def _load_from_hub(
         columns: what its columns of images, labels and subjects are called.
         sides: side → the name of its split, where a flag gives one; None loads the split `train` alone.
     """
-    from datasets import Image, concatenate_datasets, disable_progress_bars, load_dataset
+    from datasets import Image, Value, concatenate_datasets, disable_progress_bars, load_dataset
 
     disable_progress_bars()  # ours says how long it takes
     try:
         found = load_dataset(hub_id) if sides is not None else {"train": load_dataset(hub_id, split="train")}
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), "no reason given")
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
             f"data set {hub_id}: cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
@@ -529,6 +549,12 @@ def _load_from_hub(
     rows: list[_Row] = []
     images = []
     for side, table in tables.items():
+        kind = table.features[columns["image"]]
+        if isinstance(kind, Value) and "binary" not in kind.dtype:
+            raise LeukoscopeError(
+                f"{source}: its column {columns['image']!r} holds {kind.dtype}, no images; name theirs with "
+                "--image_column_name"
+            )
         pictures = table.select_columns(columns["image"])
         pictures = pictures.rename_columns({columns["image"]: "image"}).cast_column("image", Image())
         fold = side if len(tables) > 1 else ""
@@ -604,12 +630,13 @@ def _hub_rows(
 
 def _spelled(hub_id: str, info: DatasetInfo, rows: Sequence[_Row]) -> list[_Row]:
     """The rows with their labels as the registry's entry spells them."""
-    labels = info.labels or tuple(sorted({row.label for row in rows}))
-    spelled = {label.casefold(): label for label in labels}
+    if not info.labels:
+        return rows
+    spelled = {label.casefold(): label for label in info.labels}
     for row in rows:
         if row.label.casefold() not in spelled:
             raise LeukoscopeError(
-                f"data set {hub_id}: unknown label {row.label!r}; expected one of {', '.join(labels)}"
+                f"data set {hub_id}: unknown label {row.label!r}; expected one of {', '.join(info.labels)}"
             )
     return [row._replace(label=spelled[row.label.casefold()]) for row in rows]
 
@@ -621,7 +648,8 @@ def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]
     for cell, row in zip(ids, images.cast_column("image", Image(decode=False)), strict=True):
         if row["image"] is None:
             raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no image; remove its row")
-        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        content = row["image"]["bytes"]
+        content = Path(row["image"]["path"]).read_bytes() if content is None else content
         yield hashlib.sha256(content).hexdigest()
 
 
@@ -666,7 +694,7 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
             if len(cells) > 1 and all(len(found) == each for found in cells.values()):
                 break
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        reason = next(iter(str(error).splitlines()), "no reason given")
         raise LeukoscopeError(
             f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {reason}); check the network"
         ) from None
@@ -750,20 +778,19 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_cs
 
 
 def recognise(root: Path) -> DatasetInfo:
-    """The entry of `DATASETS` whose layout most pictures of a folder follow; plain class folders when none is followed.
+    """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
 
     Raises:
         LeukoscopeError: no such folder, or no picture laid out in any known way.
     """
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")
-    counts = {
-        info.name: sum(1 for _ in info.find_cells(root)) for info in DATASETS.values() if info.find_cells is not None
-    }
-    own = counts.pop("imagefolder")
-    best = max(counts, key=counts.__getitem__)
-    if counts[best]:
-        return DATASETS[best]
+    found = {info.name: list(info.find_cells(root)) for info in DATASETS.values() if info.find_cells is not None}
+    own = found.pop("imagefolder")
+    best = DATASETS[max(found, key=lambda name: len(found[name]))]
+    others = files_left_out(best, root, found[best.name]).get(f"not laid out as {best.layout}", [])
+    if len(found[best.name]) > len(others):
+        return best
     if own:
         return DATASETS["imagefolder"]
     layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)

@@ -1,8 +1,8 @@
 """Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
-CPU as a training step on it. The cache is keyed by what was decoded and how, so it can never serve other pixels.
-Where the disk has no space for it, the same pixels are decoded whenever they are needed.
+CPU as a training step on it. The cache is keyed by the files, when they were written, and the code that frames them;
+`--no_cache_images` decodes the same pixels whenever they are needed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from inspect import getfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.data import framing, images
+from leukoscope.data import preprocessing as preprocessing_module
+from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
@@ -173,19 +176,23 @@ def decode_cells(
         each picture that turned out damaged when decoded.
 
     Raises:
-        LeukoscopeError: the cache folder cannot be written (full disk, no permission).
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is there no more.
     """
     size = preprocessing.image_size
     shape = (len(cells), size, size, 3)
 
-    def changed(path: str | None) -> int:
-        # Cells exported anew often keep name and size; their time of writing tells.
-        return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
+    def changed(path: str | None) -> tuple[int, int]:
+        # Cells exported anew often keep name and size, and those of an archive its time of writing, too.
+        if not path or not os.path.exists(path):
+            return 0, 0
+        state = os.stat(path)
+        return state.st_mtime_ns, state.st_ctime_ns
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
-    key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing)).encode()).hexdigest()[:16]
+    code = [Path(getfile(module)).read_bytes() for module in (framing, images, preprocessing_module)]
+    key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
-    if not (found_path.exists() and pixels_path.exists()):
+    if (kept := _kept(pixels_path, found_path)) is None:
         folder, needed = pixels_path.parent, int(np.prod(shape))
         problem = f"{folder}: cannot keep the decoded cells there"
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
@@ -196,9 +203,17 @@ def decode_cells(
             # What was found is written last: its presence says that the pixels are complete.
             write_atomic(found_path, json.dumps(found))
 
-    found = json.loads(found_path.read_text(encoding="utf-8"))
-    pixels = np.load(pixels_path, mmap_mode="r")
+        kept = np.load(pixels_path, mmap_mode="r"), found
+    pixels, found = kept
     return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
+
+
+def _kept(pixels: Path, found: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """What the cache's two files hold; None where one is missing or was cut short."""
+    try:
+        return np.load(pixels, mmap_mode="r"), json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -221,6 +236,8 @@ def _decode_to(
     def decode(i: int) -> tuple[str, float, str]:
         try:
             image = open_encoded(encoded[i]["image"], ids[i])
+        except UnreachableImage:
+            raise  # a drive that is gone for a moment says nothing of the cells
         except UnreadableImage as error:
             return "", 0.0, str(error)
         array[i] = frame(image)

@@ -7,6 +7,7 @@ adding a data set is adding one entry to `DATASETS`.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,14 +81,58 @@ class DatasetInfo:
 
 
 def image_files(root: Path) -> Iterator[Path]:
-    """All image files under a folder, in a fixed order, hidden ones left out."""
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
+    """All image files under a folder, links to folders followed, in a fixed order; what is hidden is left out.
+
+    A link to an image that is not there is among them: who opens it says so.
+
+    Raises:
+        LeukoscopeError: a folder that cannot be read, or an image whose name is not UTF-8.
+    """
+    found, seen = [], set()
+    for folder, inside, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
+        seen.add(os.path.realpath(folder))
+        # A link to a folder that was met already may lead round in a circle.
+        inside[:] = [
+            name
+            for name in inside
+            if not name.startswith(".")
+            and not (Path(folder, name).is_symlink() and os.path.realpath(Path(folder, name)) in seen)
+        ]
+        found += [
+            Path(folder, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    for path in sorted(found):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise LeukoscopeError(f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it") from None
+        yield path
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise LeukoscopeError(
+        f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
+    )
 
 
 def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
     """One line a reason for which image files under `root` are not among the cells found there."""
+    left = files_left_out(info, root, found)
+    if preliminary := left.pop("preliminary", None):
+        missing = next(root.rglob(info.label_list), None) is None
+        state = "that list is not there; put it beside them" if missing else "it names no cell for them"
+        yield (
+            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
+            f"their labels come from {info.label_list}, and {state}"
+        )
+    for reason, paths in left.items():
+        yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {reason}"
+
+
+def files_left_out(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> dict[str, list[Path]]:
+    """The image files under `root` that are not among the cells found there, by reason."""
     cells = {cell.path: cell.cell_id for cell in found}
     ids = set(cells.values())
     left: dict[str, list[Path]] = {}
@@ -99,15 +144,7 @@ def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Ite
         else:
             reason = "copies of cells already found" if path.stem in ids else f"not laid out as {info.layout}"
         left.setdefault(reason, []).append(path)
-    if preliminary := left.pop("preliminary", None):
-        missing = next(root.rglob(info.label_list), None) is None
-        state = "that list is not there; put it beside them" if missing else "it names no cell for them"
-        yield (
-            f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
-            f"their labels come from {info.label_list}, and {state}"
-        )
-    for reason, paths in left.items():
-        yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {reason}"
+    return left
 
 
 def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:

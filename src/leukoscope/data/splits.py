@@ -8,6 +8,7 @@ neighbouring images where subjects are unknown) is asserted before training star
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -105,6 +106,9 @@ def load_split(path: str | Path, data: LoadedCells) -> Split:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
         sides: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         split = Split(**sides)
+        texts = (split.data_fingerprint, *split.train, *split.validation, *split.test)
+        if wrong := [value for value in texts if not isinstance(value, str)]:
+            raise TypeError(f"{wrong[0]!r} is no text")
     except OSError as error:
         raise LeukoscopeError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
     except (json.JSONDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -166,6 +170,8 @@ def make_split(
                 "splits with --train_split, --validation_split and --test_split"
             )
         group, on_two_sides = _group_of_own_splits(data)
+    if not len(data.train):
+        raise LeukoscopeError(f"{data.info.title}: holds no cell to train on, only the publisher's test; add its folds")
     drawing = _Drawing(data, group, seed)
     if strategy == "random":
         train, rest = drawing.by_image(drawing.everything, 0.30)
@@ -233,7 +239,7 @@ class _Drawing:
         try:
             kept, apart = train_test_split(rows, test_size=share, stratify=self.labels[rows], random_state=self.seed)
         except ValueError as error:
-            raise LeukoscopeError(f"--split random: too few cells of a class ({error}); gather more cells") from None
+            raise LeukoscopeError(f"split by image: too few cells of a class ({error}); gather more cells") from None
         return kept, apart
 
     def fold_by_image(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
@@ -312,6 +318,10 @@ class _Drawing:
         if left_out := len(train) + len(val) - len(kept) - len(kept_val):
             both = sorted({self.groups[self.ids[i]] for i in [*train, *val]} & tested)
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
+        if train and not kept:
+            raise LeukoscopeError(
+                f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
+            )
         [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
         if self.group != "cell" and cells > LARGEST_SHARE * len(test):
             share = f"{cells / len(test):.0%}"
@@ -400,7 +410,7 @@ def _blocks(rows: Dataset) -> dict[str, str]:
     ids, labels = rows["cell_id"][:], rows["label"][:]
     position: Counter[int] = Counter()
     block_of: dict[str, str] = {}
-    for cell, label in sorted(zip(ids, labels, strict=True), key=lambda pair: pair[0]):
+    for cell, label in sorted(zip(ids, labels, strict=True), key=lambda pair: _by_number(pair[0])):
         block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // BALL4_BLOCK:02d}"
         position[label] += 1
     parent = {block: block for block in block_of.values()}
@@ -417,6 +427,11 @@ def _blocks(rows: Dataset) -> dict[str, str]:
     return {cell: root(block) for cell, block in block_of.items()}
 
 
+def _by_number(cell: str) -> list[tuple[int, str]]:
+    """A key that sorts cell_2 before cell_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", cell)]
+
+
 def identical_files(rows: Dataset) -> list[list[str]]:
     """Groups of cell ids whose image files are byte for byte the same."""
     from datasets import Image
@@ -424,6 +439,7 @@ def identical_files(rows: Dataset) -> list[list[str]]:
     by_content: defaultdict[str, list[str]] = defaultdict(list)
     encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False))
     for row in encoded:
-        content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+        content = row["image"]["bytes"]
+        content = Path(row["image"]["path"]).read_bytes() if content is None else content
         by_content[sha256(content).hexdigest()].append(row["cell_id"])
     return [cells for cells in by_content.values() if len(cells) > 1]

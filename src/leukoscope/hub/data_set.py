@@ -61,7 +61,8 @@ def described(folder: Path, *, licence: str = "", citation: str = "", own_subjec
 def train_command(seen: ScannedCells, hub_id: str) -> str:
     """The command that trains on the cells once they are published, with the most honest split that they allow."""
     without_subjects = {"subject": " --split random", "block": " --split block"}[seen.data.info.group]
-    return f"leukoscope train --dataset_name {hub_id}{'' if any(seen.rows['subject'][:]) else without_subjects}"
+    default = any(seen.rows["subject"][:]) or seen.data.own_splits
+    return f"leukoscope train --dataset_name {hub_id}{'' if default else without_subjects}"
 
 
 def push_data_set(seen: ScannedCells, findings: Mapping[str, Any], info: DatasetInfo, to: Destination) -> Published:
