@@ -51,6 +51,8 @@ def main() -> None:
                 _ask_together(warming, flags.model, cells, requests=10)
             levels = [_level(address, flags.model, cells, count, flags.requests) for count in flags.clients]
             memory = _memory(address, process, flags.model, cells, flags.predictions)
+    if failed := [part for part in (*levels, memory) if part["errors"]]:
+        sys.exit(f"error: some questions were not answered; the first: {failed[0]['first_error']}")
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "predictions with heat maps through /predict, from upload to answer, on this machine's loopback",
@@ -72,9 +74,6 @@ def main() -> None:
         f"memory after {memory['predictions']} predictions: {memory['growth_megabytes']:+.0f} MB, "
         f"{memory['errors']} errors\n{flags.out}"
     )
-    failed = [part for part in (*levels, memory) if part["errors"]]
-    if failed:
-        sys.exit(f"error: some questions were not answered; the first: {failed[0]['first_error']}")
 
 
 def _flags() -> argparse.Namespace:

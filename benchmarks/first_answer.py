@@ -10,6 +10,7 @@ index.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -24,10 +25,11 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import write_json
-from leukoscope.training.run_folder import machine, versions
+from leukoscope.training.run_folder import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "benchmarks" / "first_answer.json"
+PYTHON = ".venv/bin/python"  # of the clone
 
 
 def main() -> None:
@@ -38,7 +40,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # A graph of the release that an earlier command kept would spare the first answer making it.
         os.environ["LEUKOSCOPE_CACHE"] = str(Path(folder) / "cache")
-        seconds = _first_answer(Path(folder), asked.answers)
+        checkout = Path(folder) / "leukoscope"
+        seconds = _first_answer(checkout, asked.answers)
+        versions = _versions(checkout)
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "seconds of wall time: cloning, installing from the package index without a cache, and each answer "
@@ -48,15 +52,15 @@ def main() -> None:
         "seconds": seconds,
         "until_first_answer": seconds["clone"] + seconds["install"] + seconds["answers"][0],
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS, result)
     print(f"first explained answer after {result['until_first_answer']:.0f} s; {RESULTS}")
 
 
-def _first_answer(folder: Path, answers: int) -> dict[str, Any]:
-    checkout = folder / "leukoscope"
+def _first_answer(checkout: Path, answers: int) -> dict[str, Any]:
+    folder = checkout.parent
     picture = folder / "cell.png"
     Image.fromarray(draw_cell("ALL").image).save(picture)
     seconds: dict[str, Any] = {"clone": _timed(["git", "clone", "--quiet", str(ROOT), str(checkout)], folder)}
@@ -64,17 +68,29 @@ def _first_answer(folder: Path, answers: int) -> dict[str, Any]:
     seconds["install"] = _timed(["make", f"PYTHON={sys.executable}", ".venv/.installed"], checkout)
     release = min((checkout / "model_card").glob("*/config.json")).parent
     words = ["predict", "--model", str(release), str(picture), "--explain", str(folder / "overlays")]
-    command = [str(checkout / ".venv/bin/python"), "-m", "leukoscope", *words]
+    command = [str(checkout / PYTHON), "-m", "leukoscope", *words]
     seconds["answers"] = [_timed(command, checkout, PYTHONPATH="src") for _ in range(answers)]
     return seconds
 
 
 def _timed(command: list[str], folder: Path, **own: str) -> float:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     started = time.perf_counter()
-    environment = kept | {"PIP_NO_CACHE_DIR": "1", "UV_NO_CACHE": "1", **own}
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    subprocess.run(command, cwd=folder, env=_environment(**own), check=True)
     return time.perf_counter() - started
+
+
+def _environment(**own: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | {"PIP_NO_CACHE_DIR": "1", "UV_NO_CACHE": "1", **own}
+
+
+def _versions(checkout: Path) -> dict[str, str]:
+    """Those of the environment that answered, not of this one."""
+    code = "import json; from leukoscope.training.run_folder import versions; print(json.dumps(versions()))"
+    command, environment = [str(checkout / PYTHON), "-c", code], _environment(PYTHONPATH="src")
+    said = subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, str] = json.loads(said.stdout)
+    return found
 
 
 if __name__ == "__main__":

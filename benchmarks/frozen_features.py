@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -22,15 +22,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
+from leukoscope.models.release import round_as_stored
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
-from leukoscope.training.data import features_file, frozen_features
+from leukoscope.training.data import FeatureInputs, features_file, frozen_features
 from leukoscope.training.train import choose_split, load_framed_cells, make_accelerator, preprocessing_for
 from leukoscope.training.trainer import Trainer
 
@@ -79,16 +81,19 @@ def _measure(
     """Random weights: what the backbone holds does not change what it costs."""
     preprocessing = preprocessing_for(recipe, cells.data)
 
-    def epochs(cache_features: bool) -> Iterator[dict[str, Any]]:
+    def trainer(cache_features: bool) -> Trainer:
+        return Trainer(accelerator, cells, split, recipe, preprocessing, config.run, cache_features=cache_features)
+
+    def built() -> nn.Module:
         set_seed(0)
         network = build_network(recipe, len(cells.data.info.labels))
-        return Trainer(accelerator, cells, split, recipe, preprocessing, config.run, cache_features=cache_features).fit(
-            network
-        )
+        # As the Trainer does first: the file of features is named for these weights.
+        round_as_stored(network, head=False)
+        return network
 
-    anew, kept = epochs(False), epochs(True)
-    set_seed(0)
-    network = build_network(recipe, len(cells.data.info.labels))
+    reader = trainer(True)
+    anew, kept = trainer(False).fit(built()), reader.fit(built())
+    network = built()
     started = time.perf_counter()
     path = features_file(network, cells, recipe)
     features = frozen_features(path, network, cells, preprocessing, recipe.augmentation.mirrorings)
@@ -104,6 +109,8 @@ def _measure(
             started = time.perf_counter()
             rows[name] = next(course)
             seconds[name].append(time.perf_counter() - started)
+        if not isinstance(reader.inputs, FeatureInputs) or list(path.parent.glob("features-*.npy")) != [path]:
+            sys.exit(f"{path}: training did not read these features; give a recipe whose backbone is frozen")
         differences.append(abs(rows["anew"]["val_loss"] - rows["kept"]["val_loss"]))
     typical = {name: median(values) for name, values in seconds.items()}
     saved = typical["anew"] - typical["kept"]

@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -58,8 +59,9 @@ def _without_network(adapted: list[str]) -> None:
     import evaluate
     import transformers.utils
 
+    utils: Any = transformers.utils
     evaluate.load = lambda name: _Accuracy()
-    transformers.utils.send_example_telemetry = lambda *_, **__: None
+    utils.send_example_telemetry = lambda *_, **__: None
     adapted += ["its accuracy is computed here instead of downloaded", "it sends no telemetry"]
 
 
@@ -78,9 +80,9 @@ def _with_todays_libraries(adapted: list[str], image_size: int) -> None:
     datasets.load_dataset = lambda *args, **kwargs: (
         load(*args, **kwargs).rename_column("label", "labels") if "task" in kwargs else load(*args, **kwargs)
     )
-    network = transformers.AutoModelForImageClassification
+    network: Any = transformers.AutoModelForImageClassification
     network.from_pretrained = _leaving_out(network.from_pretrained, "from_tf")
-    processor = transformers.AutoImageProcessor
+    processor: Any = transformers.AutoImageProcessor
     processor.from_pretrained = _naming_size(processor.from_pretrained, image_size)
     adapted += [
         "the version of transformers it asks for is not checked",
@@ -107,13 +109,13 @@ def _naming_size(load: Callable[..., Any], image_size: int) -> Callable[..., Any
 def _without_adapters(adapted: list[str]) -> None:
     """Some copies wrap the network in LoRA adapters for attention layers, which a convolutional network lacks."""
     try:
-        import peft
+        peft: Any = import_module("peft")
     except ImportError:
         import transformers.utils
 
         # Asked for once, its absence is remembered, and no library takes the stand-in for the real one.
         transformers.utils.is_peft_available()
-        peft: Any = ModuleType("peft")
+        peft = ModuleType("peft")
         peft.__spec__, peft.LoraConfig = ModuleSpec("peft", None), SimpleNamespace
         sys.modules["peft"] = peft
     peft.get_peft_model = lambda model, config: model

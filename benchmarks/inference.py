@@ -4,8 +4,8 @@
         [--data DIR] [--keras_python PATH] [--device cuda] [--threads 2 --pictures 64 --repeats 30 --turns 3]
 
 Every turn of a system is a process of its own, on the same cores and device; systems take turns. Keras is measured on
-the CPU and needs TensorFlow in an environment of its own, whose Python --keras_python names. Writes
-results/benchmarks/inference.json and .png.
+the CPU, beside releases whose network it has, and needs TensorFlow in an environment of its own, whose Python
+--keras_python names. Writes results/benchmarks/inference.json and .png.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def _systems(
     if flags.device == "cpu" and measured_precisions(read_release(release)):
         systems[FAST] = (own, about | {"system": "leukoscope", "backend": "auto", "precision": "fast"})
     systems |= {name: (own, about | {"system": name}) for name in ("pipeline", "timm", GRAD_CAM)}
-    if flags.keras_python and config["architecture"] in KERAS_NETWORKS:
+    # Keras builds whole networks only: beside one that ends early it would compute another one.
+    cut = "block_config" in config.get("model_args", {})
+    if flags.keras_python and config["architecture"] in KERAS_NETWORKS and not cut:
         keras = {
             "network": KERAS_NETWORKS[config["architecture"]],
             "classes": config["num_classes"],

@@ -19,7 +19,9 @@ from PIL import Image
 from timing import System, run_turn
 
 # The last feature map, where our own Grad-CAM looks as well.
-_LAST_LAYERS = {"tf_efficientnet_b3": "bn2", "densenet121": "features.norm5", "densenet169": "features.norm5"}
+_LAST_LAYERS = {"tf_efficientnet_b3": "bn2"} | dict.fromkeys(
+    ("densenet121", "densenet169", "densenet201"), "features.norm5"
+)
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def _pipeline(turn: dict[str, Any]) -> System:
 
     return System(
         one=one,
-        many=lambda paths, batch_size: pipe(paths, batch_size=batch_size),
+        many=lambda paths, batch_size: pipe(list(paths), batch_size=batch_size),
         views=lambda file: pipe(_eight_views(file), batch_size=8),
     )
 
@@ -84,8 +86,11 @@ def _timm(turn: dict[str, Any]) -> System:
 def _grad_cam(turn: dict[str, Any]) -> System:
     from pytorch_grad_cam import GradCAM
 
+    architecture = turn["architecture"]
+    if architecture not in _LAST_LAYERS:
+        sys.exit(f"{architecture}: the layer of its Grad-CAM is not known; name it in _LAST_LAYERS of {__file__}")
     network, transform = _plain_network(turn)
-    cam = GradCAM(network, [network.get_submodule(_LAST_LAYERS[turn["architecture"]])])
+    cam = GradCAM(network, [network.get_submodule(_LAST_LAYERS[architecture])])
 
     def explained(file: bytes) -> tuple[np.ndarray, list[float]]:
         """The map of the most probable class; every other one would cost as much again."""

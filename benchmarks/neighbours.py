@@ -3,6 +3,10 @@
 The winner of the C-NMC challenge (Pan et al. 2019) corrects each cell by its neighbours in feature space.
 Here a cell's logit is mixed with the mean logit of its k nearest cells (cosine, frozen features, no ids) among the test
 cells of its fold. Needs the finished runs of a protocol of `densenet169_levels` and the features they kept.
+
+    PYTHONPATH=src python benchmarks/neighbours.py --runs DIR --features features-….npy --release DIR --train_dir DIR
+
+Writes results/neighbours.json.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ def mixed(fold: CellPredictions, order: np.ndarray, neighbours: int, weight: flo
 
 def main() -> None:
     """Measure, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="output_dir of the protocol")
     parser.add_argument("--features", type=Path, required=True, help="features-….npy of the cache")
     parser.add_argument("--release", type=Path, required=True, help="the release it composed")

@@ -84,7 +84,8 @@ def _run(*command: str | Path, cwd: Path, **own: str) -> subprocess.CompletedPro
 def test_the_wheel_takes_every_embedded_release_along() -> None:
     shared = PYPROJECT["tool"]["setuptools"]["data-files"]
     named = {folder.removeprefix("share/leukoscope/model_card/") for folder in shared if "model_card/" in folder}
-    assert named == set(RELEASES), "a release stands under [tool.setuptools.data-files] of pyproject.toml, or does not"
+    wanted = {f"{name}{inner}" for name in RELEASES for inner in ("", "/figures", "/predictions")}
+    assert named == wanted, "a release stands under [tool.setuptools.data-files] of pyproject.toml, or does not"
 
 
 @pytest.mark.slow
@@ -101,7 +102,8 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
     }
     shared = {name.partition(".data/data/share/leukoscope/")[2] for name in names}
     assert set(SHIPPED) <= shared
-    assert {f"model_card/{name}/model.safetensors" for name in RELEASES} <= shared
+    released = {path for name in RELEASES for path in (sources / "model_card" / name).rglob("*") if path.is_file()}
+    assert {path.relative_to(sources).as_posix() for path in released} <= shared
     assert all(f"leukoscope/{name}/__init__.py" in packed for name in PACKAGES)
     assert "leukoscope/audit.py" in packed
     assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands

@@ -60,11 +60,11 @@ def main() -> None:
     for release in asked.releases:
         metrics = json.loads((release / METRICS).read_text(encoding="utf-8"))
         name = metrics["data"]["name"]
-        if DATASETS[name].background != "black":
+        find_cells = DATASETS[name].find_cells
+        if DATASETS[name].background != "black" or find_cells is None:
             parser.error(f"{release}: trained on {name}, whose cells are not cut out on black")
         if name not in blocks:
-            cells = DATASETS[name].find_cells(asked.data)
-            blocks[name] = morphology_block(open_image(cell.path) for cell in cells)
+            blocks[name] = morphology_block(open_image(cell.path) for cell in find_cells(asked.data))
         write_json(release / METRICS, metrics | {"morphology": blocks[name]})
         print(f"{release}: {blocks[name]['cells']} cells measured")
 

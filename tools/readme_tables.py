@@ -81,7 +81,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "ablation": ablation_table(read_results(results / "ablation")),
         "fields": fields_table(read_results(results, "fields.json")),
         "speed": speed_table(results / "benchmarks"),
-        "flags": flags_table(),
+        "flags": str(flags_table()),
     }
 
 
@@ -157,7 +157,7 @@ def headline_table(releases: Sequence[Path]) -> str:
         "AUROC by subject of cell size alone",
         "AUROC of persons",
         "of 100 normal cells of unseen persons, called leukaemic",
-        "the same of 100 healthy white cells of other laboratories",
+        "of 100 healthy white cells of other laboratories, called leukaemic",
     )
     rows = []
     for release in releases:
@@ -418,10 +418,11 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{named}: times as fast{beside}", " · ".join([*times, *pure])
     by_ratio: dict[str, list[str]] = {}
     for release in benchmark.get("releases", []):
-        # Those that were aimed at; the file holds them all.
-        for ratio in (ratio for ratio in release["ratios"] if "aim" in ratio):
-            shown = f"`{release['model']}` **{ratio['value']:.2f}** (aim: {ratio['aim']})"
-            by_ratio.setdefault(ratio["what"], []).append(shown)
+        # Those that were aimed at; and pipeline at its fastest, of which only its batches have an aim.
+        for ratio in release["ratios"]:
+            if "aim" in ratio or ratio["what"].endswith("many: times faster than pipeline"):
+                aim = f" (aim: {ratio['aim']})" if "aim" in ratio else ""
+                by_ratio.setdefault(ratio["what"], []).append(f"`{release['model']}` **{ratio['value']:.2f}**{aim}")
     yield from ((what, " · ".join(values)) for what, values in by_ratio.items())
     if "until_first_answer" in benchmark:
         seconds, first = benchmark["seconds"], benchmark["seconds"]["answers"][0]

@@ -72,10 +72,10 @@ def _imports_of(path: Path, files: Mapping[str, Path]) -> Iterator[str]:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in files)
-        elif isinstance(node, ast.ImportFrom) and node.module in files:
+        elif isinstance(node, ast.ImportFrom) and (module := node.module) and module in files:
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in files else node.module
+                inner = f"{module}.{alias.name}"
+                yield inner if inner in files else module
         pending += ast.iter_child_nodes(node)
 
 

@@ -1,4 +1,7 @@
-"""The benchmarks must run from end to end and fill every figure; at these sizes the figures themselves mean nothing."""
+"""The benchmarks must run from end to end and fill every figure; at these sizes the figures themselves mean nothing.
+
+Those that start processes are slow; of the others, single steps are tried.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,33 @@ import math
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.splits import Split
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
-
-pytestmark = pytest.mark.slow
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.train import make_accelerator, preprocessing_for
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The scripts import each other as neighbours."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
@@ -32,6 +49,7 @@ def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_every_system_is_timed_and_compared(tiny_release, tmp_path):
     flags = ("--pictures", 2, "--repeats", 2, "--turns", 1, "--batch_sizes", 1, 2)
     (release,) = run("inference.py", tmp_path / "inference.json", "--models", tiny_release, *flags)["releases"]
@@ -70,6 +88,7 @@ def _flops(network: nn.Module) -> int:
     return sum(found)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
     flags = ("--cells", 1200, "--short_cells", 200, "--pictures", 5, "--batch_size", 4, "--cells_per_shard", 40)
     flags = (*flags, "--look_every", 0.02)
@@ -81,6 +100,7 @@ def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
     assert result["memory_growth"]["times_short_run"] > 0
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path):
     words = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--hf_script", "script.py", "--models", "release"]
     done = subprocess.run(
@@ -91,3 +111,109 @@ def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path):
     )
     assert done.returncode == 2 and "torch finds no GPU here" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_keras_stands_beside_whole_networks_alone(tiny_release):
+    from inference import _systems
+
+    flags = Namespace(device="cpu", threads=1, keras_python=Path(sys.executable))
+    cut = json.loads((tiny_release / "config.json").read_text())
+    assert cut["model_args"]["block_config"] == [2, 2, 2, 2]
+    whole = {name: value for name, value in cut.items() if name != "model_args"}
+    assert {"keras predict", "keras call"} <= _systems(flags, tiny_release, whole).keys()
+    assert not {"keras predict", "keras call"} & _systems(flags, tiny_release, cut).keys()
+
+
+def test_the_layer_of_the_map_is_known_for_every_embedded_release_and_else_refused():
+    from inference_systems import _LAST_LAYERS, _grad_cam
+
+    configs = [json.loads(path.read_text()) for path in (ROOT / "model_card").glob("*/config.json")]
+    assert {config["architecture"] for config in configs} <= _LAST_LAYERS.keys()
+    with pytest.raises(SystemExit, match=r"^resnet18: the layer of its Grad-CAM is not known; name it in _LAST_LAYERS"):
+        _grad_cam({"architecture": "resnet18"})
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Class folders of eight phantoms to train on and two to validate on, as benchmarks/training.py lays them out."""
+    for number, side in enumerate(["train"] * 8 + ["validation"] * 2):
+        path = tmp_path / "ours" / ("ALL", "HEM")[number % 2] / f"{side}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_cell(path.parent.name, cell=number, size=64).image).save(path)
+    return tmp_path / "ours"
+
+
+def test_training_reads_the_features_that_the_benchmark_kept(drawn, tmp_path, monkeypatch):
+    from frozen_features import _measure
+
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    recipe = replace(get_recipe("densenet169_block2"), image_size=32, num_train_epochs=2, train_batch_size=4)
+    config = TrainingConfig(run=RunArguments(mixed_precision="no"))
+    data = load_cells("imagefolder", str(drawn))
+    cells = frame_cells(data, preprocessing_for(recipe, data))
+    train, validation = (tuple(c for c in cells.row_of if f"/{side}-" in c) for side in ("train", "validation"))
+    split = Split("benchmark", "cell", 0, data.fingerprint, train, validation, (), "")
+    result = _measure(recipe, cells, split, make_accelerator(config, recipe), config)
+    assert len(list(tmp_path.glob("features-*.npy"))) == 1
+    assert result["cells"] == {"kept": 10, "trained_on": 8, "validated_on": 2}
+    assert result["largest_loss_difference"] < 1e-4
+    with pytest.raises(SystemExit, match=r"npy: training did not read these features; give a recipe whose backbone is"):
+        turned = replace(recipe, augmentation=replace(recipe.augmentation, rotation=5.0))
+        _measure(turned, cells, split, make_accelerator(config, recipe), config)
+
+
+def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_networks(drawn, monkeypatch):
+    import training
+
+    words = ["--hf_script", __file__, "--cells", "8", "--batch_size", "4", "--image_size", "32", "--turns", "1"]
+    monkeypatch.setattr(sys, "argv", ["training.py", *words, "--folder", str(drawn.parent)])
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(drawn.parent / "cache"))
+    flags = training._flags()
+    # In this process, and without the script, which is the caller's own.
+    script = {"cold": 2.0, "warm": 4.0, "peak_memory": {"process_bytes": 1}}
+    turns = {"script": lambda turn: script, "leukoscope": lambda turn: training._ours(flags, turn)}
+    monkeypatch.setattr(training, "_take_turn", lambda flags, side, **turn: turns[side](turn))
+    network, head = training._compared(flags, "densenet169_block2")
+    assert (network["setting"], head["setting"]) == ("all layers", "house recipe")
+    assert network["share_of_pure_compute"] > 0 and "share_of_pure_compute" not in head
+    (turn,) = head["turns"]["leukoscope"]
+    seconds = turn["decoding_seconds"] + turn["preparing_seconds"] + turn["epoch_seconds"][0]
+    assert turn["cold"] == pytest.approx(8 / seconds)
+    assert turn["preparing_seconds"] > turn["epoch_seconds"][1], "the features of ten cells cost more than the head"
+    assert head["times_faster"]["cold"] == pytest.approx(turn["cold"] / 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to cores")
+def test_a_training_turn_has_no_more_cores_than_threads(drawn, monkeypatch):
+    import training
+
+    pinned = []
+    # Noted rather than done: later tests need their cores.
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: pinned.append(cores))
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(drawn.parent / "cache"))
+    turn = {"side": "leukoscope", "recipe": "densenet169_block2", "precision": "no", "frozen": True}
+    words = ["--hf_script", __file__, "--cells", "8", "--batch_size", "4", "--image_size", "32", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["training.py", *words, "--folder", str(drawn.parent), "--turn", json.dumps(turn)])
+    training.main()
+    assert pinned == [sorted(os.sched_getaffinity(0))[:1]]
+    assert json.loads((drawn.parent / "turn.json").read_text())["warm"] > 0
+
+
+def test_versions_are_those_of_the_clone(tmp_path):
+    from first_answer import _versions
+
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho \'{"torch": "1.2"}\'\n')
+    python.chmod(0o755)
+    assert _versions(tmp_path) == {"torch": "1.2"}
+
+
+@pytest.mark.slow
+def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release, tmp_path):
+    flags = ("--releases", tiny_release.parent, "--model", "unknown", "--clients", 1, "--requests", 1)
+    words = [sys.executable, ROOT / "benchmarks" / "app_load.py", *flags, "--predictions", 1, "--out", tmp_path / "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
+    assert "error: some questions were not answered; the first: " in done.stderr and done.returncode == 1
+    assert not (tmp_path / "out").exists()

@@ -631,7 +631,7 @@ def _hub_rows(
 def _spelled(hub_id: str, info: DatasetInfo, rows: Sequence[_Row]) -> list[_Row]:
     """The rows with their labels as the registry's entry spells them."""
     if not info.labels:
-        return rows
+        return list(rows)
     spelled = {label.casefold(): label for label in info.labels}
     for row in rows:
         if row.label.casefold() not in spelled:
