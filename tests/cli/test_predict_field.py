@@ -183,6 +183,18 @@ def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release, slide
     assert set(of_field) == {"a", "A-2", "a-3"} and len(set(of_field.values())) == 1
 
 
+@pytest.mark.parametrize("given", ["../a-field-0.png", "a-field-0.png", "..", "."])
+def test_crops_stay_in_their_folder_however_a_field_is_named(tiny_release, slides, tmp_path, monkeypatch, given):
+    home = tmp_path / "slide"
+    (home / "inner").mkdir(parents=True)
+    shutil.copy(slides / "first" / "a-field-0.png", home)
+    monkeypatch.chdir(home / "inner" if ".." in given else home)
+    result = run("field", tiny_release, given, "--crops", tmp_path / "crops")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in home.rglob("*.png")} == {"a-field-0.png"}
+    assert {path.parent for path in tmp_path.rglob("a-field-0-*.png")} == {tmp_path / "crops" / "slide"}
+
+
 def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):
     fields = sorted(slides.rglob("a-field*.png"))
     readings = json.loads(run("field", tiny_release, *fields, "--json").stdout)

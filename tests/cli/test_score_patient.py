@@ -123,6 +123,20 @@ def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Pa
     )
 
 
+def test_no_table_is_overwritten(release: Path, cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "cells.csv"
+    table.write_text("file,subject\ncells/b/3.png,b\n")
+    before = table.read_text()
+    result = run("patient", table, "--model", release, "--output", table)
+    said = f"error: --output {table}: is already there; move it, or name another file\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+    flags = ("--input", table, "--output", tmp_path / "out.csv", "--by_subject", table)
+    result = run("score", "--model", release, *flags)
+    said = f"error: --by_subject {table}: is the file of --input too; name another one\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+    assert table.read_text() == before
+
+
 def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
     result = run("patient", tmp_path / "nowhere", "--model", tiny_release)
     assert result.exit_code == 1

@@ -108,7 +108,7 @@ def test_a_head_of_several_layers_is_explained_by_torch_from_the_graphs_features
 ):
     recipe = get_recipe(recipe_name)
     release = save_release(
-        tmp_path / "release",
+        tmp_path / recipe_name,
         build_network(recipe, 2),
         architecture=recipe.architecture,
         labels=("ALL", "HEM"),
@@ -118,7 +118,8 @@ def test_a_head_of_several_layers_is_explained_by_torch_from_the_graphs_features
 
     ours = Predictor.from_pretrained(release, backend="openvino")(pictures, explain=True)
 
-    assert not any((folder / HEAD).exists() for folder in (cache / "graphs").iterdir() if recipe_name in _model(folder))
+    graphs = [folder for folder in (cache / "graphs").iterdir() if _model(folder) == recipe_name]
+    assert graphs and not any((graph / HEAD).exists() for graph in graphs)
     # Untrained layers weigh the channels to nearly nothing, so rounding is a larger share of what is left.
     assert_alike(ours, Predictor.from_pretrained(release, backend="torch")(pictures, explain=True), of_peak=2e-2)
 
@@ -195,6 +196,17 @@ def test_a_graph_that_another_process_made_meanwhile_is_taken(cache, tiny_releas
     graph = kept_graph(release, "openvino")
     assert (graph / "theirs").exists(), "a graph that is in use is not replaced"
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
+
+
+def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, tiny_release, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    glob = Path.glob
+
+    def with_one_that_is_gone(folder: Path, pattern: str) -> list[Path]:
+        return [*glob(folder, pattern), *([folder / "gone" / REPORT] if REPORT in pattern else [])]
+
+    monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
+    assert (kept_graph(read_release(tiny_release), "openvino") / REPORT).is_file()
 
 
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
@@ -301,6 +313,10 @@ def test_an_exported_graph_reports_how_near_torch_it_lies(tiny_release, tmp_path
     assert json.loads((tmp_path / "graph" / REPORT).read_text()) == report
     assert report["like_torch"] and 0 < report["probability_difference"] <= ALLOWED
     assert [file.name for file in tmp_path.iterdir()] == ["graph"], "nothing is left aside"
+    written = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "graph").iterdir()}
+    assert set(written) == {"model.xml", "model.bin", HEAD, REPORT}, "nothing of this processor's alone"
+    assert written[HEAD] == 0o644
+    assert report["model"] == tiny_release.name, "not the folders above it"
 
 
 def test_a_prediction_by_a_kept_graph_imports_none_of_the_heavy_libraries(cache, tiny_release, tmp_path):
@@ -323,7 +339,7 @@ assert not heavy, heavy
 def test_the_compiled_graph_is_kept_beside_the_graph(cache, tiny_release):
     first, again = (Predictor.from_pretrained(tiny_release, backend="openvino") for _ in range(2))
 
-    assert list(kept_graph(read_release(tiny_release), "openvino").glob("*.blob"))
+    assert len(list(kept_graph(read_release(tiny_release), "openvino").glob("*.blob"))) == 1
     cell = draw_cell("ALL", subject=0, cell=0).image
     assert first(cell).probabilities == again(cell).probabilities
 

@@ -199,6 +199,18 @@ def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(predic
         read_field(predictor, smear)
 
 
+@pytest.mark.parametrize("size", [(100, 300), (300, 100)])
+def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor, size):
+    image = Image.new("RGB", size, (236, 220, 217))
+
+    drawn = draw_reading(image, read_field(predictor, image))
+
+    height = round(drawn.width * size[1] / size[0])
+    legend = np.asarray(drawn)[height:]
+    assert (legend < 200).any(), "it is there"
+    assert (legend[:, -4:] == 255).all() and (legend[-2:] == 255).all()
+
+
 def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor, smear):
     known = read_field(predictor, smear, um_per_pixel=0.2)
     predictor.ood = detector(limit=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,6 +281,17 @@ def test_the_outline_is_the_cell_less_the_cell_eroded(width: int, height: int, s
     cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
     drawn = np.asarray(overlay(picture, cold, (0, 0, width, height)))
     assert ((drawn == (86, 180, 233)).all(axis=2) == (cell & ~minimum_filter(cell, side))).all()
+
+
+def test_the_outline_of_a_photograph_takes_little_memory() -> None:
+    picture = Image.new("RGB", (3000, 3000))
+    picture.paste((120, 60, 120), (500, 500, 2500, 2500))
+    cold = HeatMap(np.zeros((3, 3), np.float32), "ALL")
+    tracemalloc.start()
+    overlay(picture, cold, (0, 0, 3000, 3000))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 16 * 3000 * 3000, "bytes; a copy of the cell for every shift would take twice as many"
 
 
 def test_a_map_s_strength_is_told_by_the_release_s_own_distribution():

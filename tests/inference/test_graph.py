@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from timm import create_model
 
-from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import graph
@@ -99,7 +99,8 @@ def test_a_file_gives_the_releases_probabilities_and_maps(release, exported, cel
 
 def test_the_quantised_file_is_much_smaller(exported):
     assert (exported / WEB_QUANTISED).stat().st_size < 0.4 * (exported / WEB_GRAPH).stat().st_size
-    assert json.loads((exported / REPORT).read_text())["quantised"]["bits"] == 8
+    report = json.loads((exported / REPORT).read_text())
+    assert (report["quantised"]["bits"], report["model"]) == (8, "small")
 
 
 @pytest.mark.parametrize("bits", [16, 0])
@@ -136,6 +137,19 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
     assert (report["outputs"], report["heat_map_difference"]) == (["logits"], None)
     session = onnxruntime.InferenceSession(tmp_path / "web" / WEB_GRAPH)
     assert [output.name for output in session.get_outputs()] == ["logits"]
+
+
+def test_only_what_differs_from_torch_is_named(release, tmp_path, monkeypatch):
+    weights = graph._class_weights
+    monkeypatch.setattr(graph, "_class_weights", lambda *given: 1.5 * weights(*given))
+
+    with pytest.raises(LeukoscopeError) as error:
+        export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
+
+    assert str(error.value) == (
+        f"{release}: its transformers.js graph differs from torch by 5.0e-01 of a Grad-CAM map's peak, more than "
+        "0.0001; use backend='torch'"
+    )
 
 
 def test_transformers_js_loads_it_and_answers_alike(release, exported, cell, tmp_path, npm_packages):

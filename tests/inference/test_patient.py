@@ -123,6 +123,17 @@ def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: P
     assert [(one.patient, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
 
 
+@pytest.mark.parametrize(("pooling", "coefficients", "needed"), [("mean", [1.0, 2.0], 1), ("quantiles", [1.0], 5)])
+def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients: list[float], needed: int) -> None:
+    rule = BLOCK["rule"] | {"pooling": pooling, "coefficients": coefficients}
+    with pytest.raises(LeukoscopeError) as error:
+        PatientRule.from_metrics({"patients": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
+    assert str(error.value) == (
+        f"metrics.json: patients.rule.coefficients has {len(coefficients)} number(s), and pooling by {pooling!r} needs "
+        f"{needed}; restore the file from the release"
+    )
+
+
 def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_path: Path) -> None:
     _draw(tmp_path / "1.png", 1)
     predictor = Predictor.from_pretrained(tiny_release)

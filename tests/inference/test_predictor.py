@@ -253,6 +253,26 @@ def test_an_opened_but_damaged_picture_is_refused(predictor, tmp_path):
         predictor(Image.open(tmp_path / "cut.png"))
 
 
+def test_one_opened_picture_may_be_given_many_times(predictor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+
+    for _ in range(3):
+        found = predictor([Image.open(tmp_path / "noise.png")] * 8)
+        assert [shares(prediction) for prediction in found] == [shares(found[0])] * 8
+
+
+def test_a_picture_may_be_closed_when_the_next_is_asked_for(predictor, cells):
+    def opened() -> Iterator[Image.Image]:
+        for cell in cells:
+            with Image.open(cell) as picture:
+                yield picture
+
+    found, expected = predictor(opened()), predictor(cells)
+
+    assert [shares(prediction) for prediction in found] == [shares(prediction) for prediction in expected]
+
+
 def test_something_that_is_no_picture_is_refused(predictor):
     with pytest.raises(UnreadableImage) as error:
         predictor([None])
@@ -262,6 +282,17 @@ def test_something_that_is_no_picture_is_refused(predictor):
 def test_an_impossible_batch_size_is_refused(predictor, cells):
     with pytest.raises(LeukoscopeError, match="^batch_size 0: give 1 picture at a time or more$"):
         predictor(cells, batch_size=0)
+
+
+@pytest.mark.parametrize(("batch_size", "computed"), [(16, [16, 16, 8]), (7, [8] * 5)])
+def test_views_count_in_the_batch(predictor, cells, batch_size, computed):
+    passes = []
+    hook = predictor.backend.network.features.register_forward_hook(lambda *passed: passes.append(len(passed[-1])))
+
+    predictor(cells, tta=True, batch_size=batch_size)
+
+    hook.remove()
+    assert passes == computed
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
@@ -517,9 +548,9 @@ def test_offline_the_cached_copy_is_used(hub_cache, tiny_release, cells, predict
 
 def test_a_damaged_cached_release_is_named_by_its_hub_id(hub_cache, tiny_release):
     put_in_cache(hub_cache, tiny_release)
-    (hub_cache / "models--owner--name" / "snapshots" / COMMIT / "config.json").unlink()
+    (hub_cache / "models--owner--name" / "snapshots" / COMMIT / "config.json").write_text("{")
 
-    with pytest.raises(LeukoscopeError, match="^owner/name: has no config.json; give the folder of a release$"):
+    with pytest.raises(LeukoscopeError, match=r"^owner/name/config.json: damaged \(.*\); restore it from the release$"):
         Predictor.from_pretrained("owner/name")
 
 

@@ -310,6 +310,41 @@ def test_a_run_resumes_where_it_was_stopped(predictor, cells, tmp_path):
     assert unreadable_list(output).read_bytes() == unreadable_list(whole).read_bytes()
 
 
+def test_a_run_stopped_between_its_two_tables_writes_both(predictor, cells, tmp_path, monkeypatch):
+    output, subjects = tmp_path / "out.csv", tmp_path / "subjects.csv"
+
+    def stopped(*_: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(scoring, "unreadable_list", stopped)
+        score(predictor, cells, output, by_subject=subjects)
+    assert subjects.exists() and not output.exists()
+    check_by_subject(subjects, output, open_source(str(cells), subject_pattern=BY_NAME))
+    score(predictor, cells, output, by_subject=subjects)
+    assert output.exists() and subjects.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 cut short"])
+def test_a_shard_that_a_loss_of_power_damaged_is_done_anew(predictor, cells, tmp_path, damage):
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    score(predictor, cells, whole, batch_size=2)
+    with pytest.raises(Stopped):
+        score(predictor, cells, output, batch_size=2, progress=stop_after(9))
+    (output.with_name("out.parquet.parts") / "shard-000000.parquet").write_bytes(damage)
+    score(predictor, cells, output, batch_size=2)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_damaged_manifest_is_named_with_the_way_out(predictor, cells, tmp_path):
+    parts = tmp_path / "out.parquet.parts"
+    with pytest.raises(Stopped):
+        score(predictor, cells, tmp_path / "out.parquet", progress=stop_after(5))
+    (parts / "manifest.json").write_bytes(b"")
+    with pytest.raises(LeukoscopeError, match=rf"manifest.json: damaged \(.*\); remove the folder {parts} to begin"):
+        score(predictor, cells, tmp_path / "out.parquet")
+
+
 @pytest.mark.parametrize("other", ["input", "model_files", "precision", "cells_per_shard"])
 def test_shards_of_another_run_are_refused(predictor, tiny_release, cells, tmp_path, monkeypatch, other):
     output = tmp_path / "out.parquet"
@@ -350,8 +385,33 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
         check_by_subject(tmp_path / "s.ods", tmp_path / "o.csv", open_source(str(cells), subject_pattern=BY_NAME))
     with pytest.raises(LeukoscopeError, match=r"^--by_subject .*s.csv: is the file of --output too; name another one$"):
         check_by_subject(tmp_path / "s.csv", tmp_path / "." / "s.csv", open_source(str(cells), subject_pattern=BY_NAME))
+    table = tmp_path / "cells.csv"
+    table.write_text("file,subject\na.png,ann\n")
+    with pytest.raises(LeukoscopeError, match=r"^--by_subject .*cells.csv: is the file of --input too; name another"):
+        check_by_subject(table, tmp_path / "o.csv", open_source(str(table)))
+    (tmp_path / "there.csv").touch()
+    with pytest.raises(LeukoscopeError, match="^--by_subject .*there.csv: is already there; move it, or name another"):
+        check_by_subject(tmp_path / "there.csv", tmp_path / "o.csv", open_source(str(table)))
     with pytest.raises(LeukoscopeError, match="does not say which subject a cell is of; give --subject_pattern"):
         check_by_subject(tmp_path / "s.csv", tmp_path / "o.csv", open_source(str(cells)))
+
+
+def test_more_cells_than_a_sheet_takes_are_refused_first(predictor, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_XLSX_ROWS", 12)
+    with pytest.raises(LeukoscopeError, match=r"^13 rows: a sheet of .xlsx takes 12; write .csv or .parquet instead$"):
+        score(predictor, cells, tmp_path / "out.xlsx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_inside_the_source_is_not_said_of_the_output(predictor, tmp_path):
+    path = tmp_path / "cells.parquet"
+    pq.write_table(pa.table({"image": [b"one", b"two"]}), path, row_group_size=1, use_dictionary=False)
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + b"\xff" * 20 + content[start + 20 :])
+    source = open_source(str(path))
+    with pytest.raises(LeukoscopeError, match=r"cells.parquet: cannot be read from row 1 on .*; copy it again$"):
+        score_cells(predictor, source, tmp_path / "out.parquet")
 
 
 def test_a_folder_that_cannot_be_written_is_named(predictor, cells, tmp_path):

@@ -104,6 +104,32 @@ def test_the_fingerprint_tells_other_cells_and_subjects(folder, change):
     assert open_source(str(folder), subject_pattern=pattern).fingerprint != before
 
 
+def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder, tmp_path):
+    (folder / "ann" / "more").symlink_to(save(tmp_path / "elsewhere" / "9.png", 9).parent)
+    (folder / "ann" / "circle").symlink_to(folder)
+    save(folder / "bob" / ".thumbnails" / "2.png")
+    assert [cell.cell_id for cell in everything(open_source(str(folder)))] == [
+        "ann/0.png", "ann/1.bmp", "ann/more/9.png", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        # As for anybody but root, who may read every folder.
+        if path == str(folder / "bob"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(LeukoscopeError) as error:
+        open_source(str(folder))
+    assert str(error.value) == (
+        f"--input {folder}: {folder / 'bob'} cannot be read (Permission denied); check who may read it, or move it away"
+    )
+
+
 def test_a_folder_without_an_image_is_refused(tmp_path):
     with pytest.raises(LeukoscopeError, match=f"--input {tmp_path}: holds no cell; give a folder of images"):
         open_source(str(tmp_path))
@@ -135,6 +161,26 @@ def test_a_table_of_paths_may_be_parquet(folder, tmp_path):
     assert (first.cell_id, first.subject, grey_of(first)) == ("cells/ann/0.png", "12", 0)
     with pytest.raises(UnreadableImage):
         opened(second)
+
+
+def test_a_row_without_a_path_changes_no_fingerprint(tmp_path):
+    (tmp_path / "cells.csv").write_text("file,subject\n,ann\n")
+    before = open_source(str(tmp_path / "cells.csv")).fingerprint
+    os.utime(tmp_path, (1, 1))
+    assert open_source(str(tmp_path / "cells.csv")).fingerprint == before
+
+
+def test_a_path_with_a_zero_byte_is_named_when_it_is_opened(tmp_path):
+    pq.write_table(pa.table({"path": ["a\0.png"]}), tmp_path / "cells.parquet")
+    (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
+    with pytest.raises(UnreadableImage, match="(no such file|cannot be read .*); check the path"):
+        opened(cell)
+
+
+def test_numbers_in_a_column_called_image_are_no_pictures(folder, tmp_path):
+    pq.write_table(pa.table({"image": [7], "path": ["cells/ann/1.bmp"]}), tmp_path / "cells.parquet")
+    (cell,) = everything(open_source(str(tmp_path / "cells.parquet")))
+    assert (cell.cell_id, grey_of(cell)) == ("cells/ann/1.bmp", 1)
 
 
 @pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
@@ -203,6 +249,33 @@ def test_a_picture_may_be_missing_or_lie_beside_the_parquet_file(tmp_path):
         with pytest.raises(UnreadableImage, match=message):
             opened(cell)
         assert message.startswith(cell.file)
+
+
+def damaged(path: Path, group: int) -> Path:
+    """A Parquet file with a row group whose first bytes were written over."""
+    start = pq.read_metadata(path).row_group(group).column(0).data_page_offset
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * 20)
+    return path
+
+
+def test_damage_inside_a_table_of_paths_is_named(tmp_path):
+    pq.write_table(pa.table({"path": ["a.png", "b.png"]}), tmp_path / "cells.parquet", use_dictionary=False)
+    path = damaged(tmp_path / "cells.parquet", 0)
+    with pytest.raises(
+        LeukoscopeError, match=r"--input .*cells.parquet: is no whole Parquet file \(.*\); copy it again"
+    ):
+        open_source(str(path))
+
+
+def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path):
+    table = pa.table({"image": [b"one", b"two", b"three", b"four"]})
+    pq.write_table(table, tmp_path / "cells.parquet", row_group_size=2, use_dictionary=False)
+    cells = open_source(str(damaged(tmp_path / "cells.parquet", 1))).read([range(4)])
+    assert len([next(cells), next(cells)]) == 2
+    with pytest.raises(LeukoscopeError, match=r"cells.parquet: cannot be read from row 2 on \(.*\); copy it again$"):
+        next(cells)
 
 
 def test_a_pattern_for_pictures_without_paths_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -210,13 +211,15 @@ def field(
     from leukoscope.inference.field import draw_reading, read_field, series_scale
 
     predictor = open_predictor(model, backend, device, precision)
-    folders = [path for path in images if path.is_dir()]
+    # Absolute, since "." and ".." name no slide, and crops would be written outside their folder.
+    folders = [Path(os.path.abspath(path)) for path in images if path.is_dir()]
     fields, problems = _image_paths(images)
     # Named from the folder that was given on, so that a slide's name does not depend on where that lies.
-    slides = {
-        path: next((path.parent.relative_to(f.parent) for f in folders if f in path.parents), Path(path.parent.name))
-        for path in fields
-    }
+    slides = {}
+    for path in fields:
+        home = Path(os.path.abspath(path)).parent
+        inside = (home.relative_to(folder.parent) for folder in folders if home.is_relative_to(folder))
+        slides[path] = next(inside, Path(home.name))
     told = "given"
     if um_per_pixel is None and (one_scale or folders):
         um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
@@ -369,7 +372,7 @@ def score(
     if worker.is_main:
         check_output(output)
     cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
-    if by_subject is not None:
+    if worker.is_main and by_subject is not None:  # a helper that comes late finds both tables written
         check_by_subject(by_subject, output, cells)
     if worker.is_main and cells.report and not quiet:
         typer.echo(cells.report, err=True)
@@ -430,12 +433,12 @@ def patient(
 ) -> None:
     """Predict for each person, from the images of that person's cells."""
     from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring import check_table, patients_table, write_table
+    from leukoscope.inference.scoring import check_output, patients_table, write_table
     from leukoscope.inference.sources import open_source
 
     report = output if output is not None and output.suffix.lower() in REPORTS else None
     if output is not None and report is None:
-        check_table(output, "--output")
+        check_output(output)
     try:
         cells = open_source(source, subject_pattern=subject_pattern)
     except LeukoscopeError as error:

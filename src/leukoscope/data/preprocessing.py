@@ -54,7 +54,7 @@ class Preprocessing:
 
         Raises:
             KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing, an input that is
-                no square, or a crop that is not central.
+                no square, a crop that is not central, or a `mean` or `std` that is not three finite numbers.
         """
         _, height, width = cfg["input_size"]
         if height != width:
@@ -70,7 +70,15 @@ class Preprocessing:
                 f"crop_pct is {cfg['crop_pct']!r} at {width} pixels: every picture would be resized to "
                 f"{width / cfg['crop_pct']:.0f} pixels, more than {MAX_RESIZED}"
             )
+        if not isinstance(cfg["interpolation"], str):
+            raise ValueError(f"interpolation is {cfg['interpolation']!r}, no name of a filter")
         Image.Resampling[cfg["interpolation"].upper()]
+        # Of pixels scaled to 0–1; a `std` that float32 rounds to 0 would make every probability nan.
+        for key, least in (("mean", -255), ("std", 1e-6)):
+            values = cfg[key]
+            numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+            if not numbers or len(values) != 3 or not all(least <= value <= 255 for value in values):
+                raise ValueError(f"{key} is {values!r}; three numbers from {least:g} to 255 are read here")
         if cfg.get("framing", "picture") not in ("picture", "cell"):
             raise ValueError(f"framing is {cfg['framing']!r}; 'picture' and 'cell' are made here")
         return cls(

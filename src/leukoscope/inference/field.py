@@ -228,14 +228,23 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
         if cell.outcome in reading.labels and cell.prediction:
             share = cell.prediction.probabilities[cell.outcome]
             pen.text((left, max(0, top - font_size - 2)), f"{cell.outcome} {share:.2f}", colour, font)
-    drawn = Image.new("RGB", (size[0], size[1] + step * 2 + 6), "white")
+    counts = [(f"{translate(outcome)}: {count}", colours[outcome]) for outcome, count in reading.counts.items()]
+    notice = [(word, "#3c3c41") for word in translate(RESEARCH_NOTICE).split()]
+    placed, y = [], size[1] + 4
+    for texts, gap in ((counts, 2.0 * font_size), (notice, pen.textlength(" ", font))):
+        x = 6.0
+        for text, colour in texts:
+            length = pen.textlength(text, font)
+            if x > 6 and x + length > size[0] - 6:
+                x, y = 6.0, y + step
+            placed.append(((x, y), text, colour))
+            x += length + gap
+        y += step
+    drawn = Image.new("RGB", (size[0], y + 2), "white")
     drawn.paste(field, (0, 0))
-    pen, x, y = ImageDraw.Draw(drawn), 6.0, size[1] + 4
-    for outcome, count in reading.counts.items():
-        text = f"{translate(outcome)}: {count}"
-        pen.text((x, y), text, colours[outcome], font)
-        x += pen.textlength(text, font) + 2 * font_size
-    pen.text((6, y + step), translate(RESEARCH_NOTICE), "#3c3c41", font)
+    pen = ImageDraw.Draw(drawn)
+    for at, text, colour in placed:
+        pen.text(at, text, colour, font)
     return drawn
 
 

@@ -30,7 +30,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, cache_root, remedy, write_atomic
 from leukoscope.inference.gradcam import explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
-from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, read_arrays
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, folder_name, read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -337,26 +337,31 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
                 f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); "
                 f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
             ) from None
-        used = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
-        for report in used[:-MOST_GRAPHS]:
-            shutil.rmtree(report.parent, ignore_errors=True)
+        with suppress(OSError):  # another process may be removing the same ones
+            used = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
+            for report in used[:-MOST_GRAPHS]:
+                shutil.rmtree(report.parent, ignore_errors=True)
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(folder / REPORT)  # when it was last used
     compared = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     if "impossible" in compared:
         raise NoFeatureMap(f"{release.name}: {compared['impossible']}")
-    if not compared["like_torch"]:
-        differences = {
-            "in probability": compared["probability_difference"],
-            "of a Grad-CAM map's peak": compared["heat_map_difference"],
-        }
-        # `not <=` rather than `>`, so that nan is named as well.
-        told = [f"{value:.1e} {what}" for what, value in differences.items() if not value <= compared["allowed"]]
-        raise NoGraph(
-            f"{release.name}: its {backend} graph differs from torch by {' and '.join(told)}, more than "
-            f"{compared['allowed']:g}; use backend='torch'"
-        )
+    differences = compared["probability_difference"], compared["heat_map_difference"]
+    _require_like_torch(release, backend, *differences, compared["allowed"])
     return folder
+
+
+def _require_like_torch(
+    release: ReleaseInfo, backend: str, probability: float, of_peak: float | None, allowed: float
+) -> None:
+    differences = {"in probability": probability, "of a Grad-CAM map's peak": of_peak}
+    # `not <=` rather than `>`, so that nan is named as well.
+    told = [f"{by:.1e} {what}" for what, by in differences.items() if by is not None and not by <= allowed]
+    if told:
+        raise NoGraph(
+            f"{release.name}: its {backend} graph differs from torch by {' and '.join(told)}, more than {allowed:g}; "
+            "use backend='torch'"
+        )
 
 
 def _make(release: ReleaseInfo, backend: str, folder: Path) -> None:
@@ -429,8 +434,11 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
 
         biases = classifier_parameters(network)[1].detach().cpu().float().numpy()
         save_file({"weights": weights, "biases": biases}, folder / HEAD)
+        (folder / HEAD).chmod(0o644)  # safetensors leaves the file readable by its owner alone
 
     ours = ExportedBackend(folder, release)(pixels, explain=True)
+    for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
+        compiled.unlink()
     assert ours.maps is not None
     probability = float(np.abs(softmax(ours.logits) - softmax(logits)).max())
     of_peak = float(np.abs(ours.maps - maps).max() / max(maps.max(), 1e-12))
@@ -444,12 +452,18 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
         "input": "pixels (B, S, S, 3) uint8, RGB, as Preprocessing.frame of config.json gives them",
         "outputs": "logits (B, K) float32; features (B, C, h, w) float32",
         "labels": list(release.labels),
-        "model": release.name,
+        "model": _shown_name(release),
         "revision": release.revision,
         "notice": RESEARCH_NOTICE,
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _shown_name(release: ReleaseInfo) -> str:
+    """A release's Hub id, or the name of its folder: what is exported may be published."""
+    assert release.folder is not None
+    return release.name if release.revision else folder_name(release.folder)
 
 
 def _features_of_phantoms(release: ReleaseInfo) -> tuple[np.ndarray, torch.Tensor, nn.Module, torch.Tensor]:
@@ -558,11 +572,7 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
 
     probability, drawn = computed(whole)
     of_peak = None if drawn is None else float(np.abs(drawn - maps).max() / max(maps.max(), 1e-12))
-    if not max(probability, of_peak or 0) <= ALLOWED:
-        raise NoGraph(
-            f"{release.name}: its {TRANSFORMERS_JS} graph differs from torch by {probability:.1e} in probability, more "
-            f"than {ALLOWED:g}; use backend='torch'"
-        )
+    _require_like_torch(release, TRANSFORMERS_JS, probability, of_peak, ALLOWED)
     for bits in (8, 16):
         _quantise(whole, quantised, bits)
         moved, _ = computed(quantised)
@@ -605,7 +615,7 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         "input": "pixel_values (B, 3, S, S) float32",
         "outputs": outputs,
         "labels": list(release.labels),
-        "model": release.name,
+        "model": _shown_name(release),
         "revision": release.revision,
         "notice": RESEARCH_NOTICE,
     }
@@ -617,7 +627,7 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     base = f"base_model: {release.name}\n" if release.revision else ""
     (folder / CARD).write_text(
         f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
-        f"# {release.name.rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
+        f"# {_shown_name(release).rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
         f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
         f"`{'` and `'.join(outputs)}`. `{REPORT}` says how far each file lies from the release. Image processors of "
         "other libraries resize and crop otherwise than the release does, and its probabilities then change.\n",

@@ -152,7 +152,7 @@ class PatientRule:
         """That of a release's metrics.json; None where it has no "patients".
 
         Raises:
-            LeukoscopeError: a pooling or a class that does not exist.
+            LeukoscopeError: a pooling or a class that does not exist, or coefficients of another pooling.
         """
         block = metrics.get("patients")
         if not block:
@@ -162,6 +162,12 @@ class PatientRule:
             raise LeukoscopeError(
                 f"metrics.json: 'patients' pools by {rule['pooling']!r} for {block['positive_label']!r}, which is not "
                 f"known here; give one of {', '.join(POOLINGS)} and of {', '.join(labels)}, or restore the file"
+            )
+        given, needed = len(rule["coefficients"]), pool(np.zeros(1), rule["pooling"]).size
+        if given != needed:
+            raise LeukoscopeError(
+                f"metrics.json: patients.rule.coefficients has {given} number(s), and pooling by {rule['pooling']!r} "
+                f"needs {needed}; restore the file from the release"
             )
         return cls(
             tuple(labels),

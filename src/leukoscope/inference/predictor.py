@@ -165,7 +165,8 @@ class Predictor:
             explain: add every class's Grad-CAM map, and keep the picture so that `Prediction.overlay` can draw it.
             tta: test-time augmentation: predict each picture in its eight dihedral views, average them and say how
                 far they disagree.
-            batch_size: pictures that go through the network at once.
+            batch_size: pictures that go through the network at once; with `tta` views of pictures, and at least one
+                picture's eight.
             views: the former name of `tta`.
 
         Raises:
@@ -187,14 +188,17 @@ class Predictor:
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
-        While the network computes one batch, the next is opened by other threads; no more of `images` is taken.
+        While the network computes one batch, the next is opened by other threads; no more of `images` is taken. PIL
+        images are decoded when they are taken: a file may be closed, or one be given again, before others would do it.
 
         Args:
             images, explain, tta, batch_size: as for a call.
         """
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
-        numbered, frame = enumerate(images, 1), partial(self._frame, explain)
+        if tta:
+            batch_size = max(1, batch_size // VIEWS)
+        numbered, frame = map(_decoded, enumerate(images, 1)), partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
@@ -209,7 +213,7 @@ class Predictor:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
 
-    def _frame(self, keep: bool, numbered: tuple[int, Picture]) -> _Framed | UnreadableImage:
+    def _frame(self, keep: bool, numbered: tuple[int, Picture | UnreadableImage]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
         number, image = numbered
         source = f"image {number}"
@@ -221,7 +225,9 @@ class Predictor:
             elif isinstance(image, np.ndarray):
                 upright = from_array(image, source)
             elif isinstance(image, Image.Image):
-                upright = to_rgb(image, source)
+                upright = image
+            elif isinstance(image, UnreadableImage):
+                return image
             else:
                 raise UnreadableImage(
                     f"{source}: is a {type(image).__name__}; give a path, a PIL image or a uint8 array"
@@ -293,6 +299,17 @@ class Predictor:
         cells = self(images, batch_size=batch_size)
         probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
         return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
+
+
+def _decoded(numbered: tuple[int, Picture]) -> tuple[int, Picture | UnreadableImage]:
+    """A PIL image upright and in RGB, or why it cannot be used; anything else as it is."""
+    number, image = numbered
+    if not isinstance(image, Image.Image):
+        return numbered
+    try:
+        return number, to_rgb(image, f"image {number}")
+    except UnreadableImage as error:
+        return number, error
 
 
 def turned(pixels: np.ndarray, view: int) -> np.ndarray:

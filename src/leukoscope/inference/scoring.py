@@ -99,15 +99,27 @@ def check_output(output: Path) -> None:
 
 
 def check_by_subject(by_subject: Path, output: Path, source: CellSource) -> None:
-    """Refuse a table by subject that could not be made beside that of the cells; raises `LeukoscopeError`."""
+    """Refuse a table by subject that could not be made beside that of the cells; raises `LeukoscopeError`.
+
+    One that is already there may be of an interrupted run, which wrote it before the table of the cells.
+    """
     check_table(by_subject, "--by_subject")
     if by_subject.resolve() == output.resolve():
         raise LeukoscopeError(f"--by_subject {by_subject}: is the file of --output too; name another one")
+    if source.table is not None and by_subject.resolve() == source.table.resolve():
+        raise LeukoscopeError(f"--by_subject {by_subject}: is the file of --input too; name another one")
+    if by_subject.exists() and not _parts(output).exists():
+        raise LeukoscopeError(f"--by_subject {by_subject}: is already there; move it, or name another file")
     if not source.has_subjects:
         raise LeukoscopeError(
             f"--by_subject {by_subject}: the input does not say which subject a cell is of; give --subject_pattern, "
             "or a table with a column 'subject'"
         )
+
+
+def _parts(output: Path) -> Path:
+    """The folder of an unfinished run's shards."""
+    return output.with_name(f"{output.name}.parts")
 
 
 def score_cells(
@@ -132,9 +144,12 @@ def score_cells(
         what was scored; None in any but the main process.
 
     Raises:
-        LeukoscopeError: the shards there are of another run, or the disk refuses; finished shards stay.
+        LeukoscopeError: the shards there are of another run, the source cannot be read, has more cells than an .xlsx
+            takes, or the disk refuses; finished shards stay.
     """
-    parts, release = output.with_name(f"{output.name}.parts"), predictor.release
+    parts, release = _parts(output), predictor.release
+    if output.suffix.lower() == ".xlsx":
+        _require_room(source.count)
     PatientRule.from_metrics(release.metrics, predictor.labels)  # raises now rather than after all cells are read
     manifest = {
         "leukoscope": __version__,
@@ -159,8 +174,9 @@ def score_cells(
         _score_missing(predictor, source, own, batch_size)
         if not worker.is_main:
             return None
-        while not all(shard.exists() for shard in shards):
-            time.sleep(_POLL)
+        for shard in shards:
+            while not _is_whole(shard):
+                time.sleep(_POLL)
         scored = _join(predictor, source, list(shards), output, manifest, by_subject)
         shutil.rmtree(parts)
         return scored
@@ -194,7 +210,10 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, 
         if output.exists():
             return False
         time.sleep(_POLL)
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LeukoscopeError(f"{path}: damaged ({error}); remove the folder {parts} to begin anew") from None
     for key, value in manifest.items():
         if begun.get(key) != value:
             raise LeukoscopeError(
@@ -213,7 +232,7 @@ def _score_missing(
     """Predict the shards that are not there yet."""
     import pyarrow.parquet as pq
 
-    missing = {shard: cells for shard, cells in shards.items() if not shard.exists()}
+    missing = {shard: cells for shard, cells in shards.items() if not _is_whole(shard)}
     total = sum(map(len, shards.values()))
     done = total - sum(map(len, missing.values()))
     cells = source.read(list(missing.values()))
@@ -228,6 +247,18 @@ def _score_missing(
                 advance()
             with atomic_file(shard) as temporary:
                 pq.write_table(_shard_table(rows, predictor.labels, predictor.thresholds), temporary)
+
+
+def _is_whole(shard: Path) -> bool:
+    """Whether a shard is there, and not empty or cut short, as after a loss of power."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(shard)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
 
 
 def _shard_table(
@@ -396,15 +427,19 @@ def write_table(table: pa.Table, path: Path) -> Path:
     return path
 
 
+def _require_room(rows: int) -> None:
+    if rows > MOST_XLSX_ROWS:
+        raise LeukoscopeError(
+            f"{rows:,} rows: a sheet of .xlsx takes {MOST_XLSX_ROWS:,}; write .csv or .parquet instead"
+        )
+
+
 def _write_xlsx(table: pa.Table, path: Path) -> None:
     """One sheet, written row by row; text stays text, whatever it begins with."""
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 
-    if len(table) > MOST_XLSX_ROWS:
-        raise LeukoscopeError(
-            f"{len(table):,} rows: a sheet of .xlsx takes {MOST_XLSX_ROWS:,}; write .csv or .parquet instead"
-        )
+    _require_room(len(table))
     book = Workbook(write_only=True)
     sheet = book.create_sheet("leukoscope")
     sheet.freeze_panes = "A2"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class CellSource:
         read: ascending ranges of cells → those cells, one after the other.
         unreadable: (file, reason) of what was found unusable already, and is not among the cells.
         report: what the user should know of the source; "" where there is nothing.
+        table: the file that it was read from; None for a folder or a data set.
     """
 
     count: int
@@ -66,6 +68,7 @@ class CellSource:
     read: Callable[[Sequence[range]], Iterator[SourceCell]]
     unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
+    table: Path | None = None
 
 
 def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:
@@ -78,7 +81,8 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
             subject.
 
     Raises:
-        LeukoscopeError: no such input, no cell in it, a column missing, or a path that the pattern does not match.
+        LeukoscopeError: no such input, no cell in it, a column missing, a path that the pattern does not match, or a
+            folder or table that cannot be read.
     """
     path = Path(named)
     if train_dir is not None or not path.exists():
@@ -86,9 +90,9 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
     elif path.is_dir():
         source = _files(path, ((name, name, "") for name in _image_paths(path)), subject_pattern, has_subjects=False)
     elif path.suffix.lower() == ".csv":
-        source = _csv(path, subject_pattern)
+        source = replace(_csv(path, subject_pattern), table=path)
     elif path.suffix.lower() == ".parquet":
-        source = _parquet(path, subject_pattern)
+        source = replace(_parquet(path, subject_pattern), table=path)
     else:
         raise LeukoscopeError(f"--input {named}: is a {path.suffix or 'bare'} file; give a folder, .csv or .parquet")
     if not source.count:
@@ -97,9 +101,25 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
 
 
 def _image_paths(folder: Path) -> Iterator[str]:
-    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte."""
-    for root, folders, names in os.walk(folder):
-        folders.sort()
+    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte.
+
+    Which folders are entered is as for `image_files`; names need not be UTF-8.
+    """
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise LeukoscopeError(
+            f"--input {folder}: {error.filename} cannot be read ({error.strerror}); check who may read it, or move it "
+            "away"
+        )
+
+    def met(path: str) -> bool:
+        return os.path.islink(path) and os.path.realpath(path) in seen
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        seen.add(os.path.realpath(root))
+        # A link to a folder that was met already may lead round in a circle.
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not met(os.path.join(root, name)))
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
@@ -130,12 +150,13 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
             if "image" in names:
                 kind = file.schema_arrow.field("image").type
                 kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-                # Whatever type of text a writer chose, text is a path.
-                if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+                # Text, of whatever type, is a path; a number, say, is neither.
+                if pa.types.is_struct(kind) or kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
                     return _table_of_pictures(path, file.metadata.num_rows, names, subject_pattern)
             return _table_of_paths(path, names, lambda wanted: file.iter_batches(columns=wanted), subject_pattern)
-    except pa.ArrowInvalid as error:
-        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({error}); copy it again") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({reason}); copy it again") from None
 
 
 def _subject_column(table: Path, names: Sequence[str], subject_pattern: str | None) -> str:
@@ -217,9 +238,10 @@ def _state(path: Path) -> tuple[int, int] | None:
     """What changes when a file does; None where there is none, which is reported when it is opened."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a path may hold a zero byte
         return None
-    return found.st_size, found.st_mtime_ns
+    # A row without a path leads to the folder, which changes with every file in it.
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pattern: str | None) -> CellSource:
@@ -259,21 +281,27 @@ def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
 def _rows_of_groups(
     path: Path, columns: Sequence[str], ranges: Sequence[range]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        sizes = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
-        for group, (first, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
-            wanted = [rows for rows in ranges if rows.start < end and rows.stop > first]
-            if not wanted:
-                continue
-            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
-                for rows in wanted:
-                    start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
-                    if start < stop:
-                        yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
-                first += len(batch)
+    first = 0
+    try:
+        # Unbuffered, a row group would be read as a whole, and some writers make one of the whole file.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            sizes = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+            for group, (first, end) in enumerate(pairwise(accumulate(sizes, initial=0))):
+                wanted = [rows for rows in ranges if rows.start < end and rows.stop > first]
+                if not wanted:
+                    continue
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
+                    for rows in wanted:
+                        start, stop = max(rows.start, first), min(rows.stop, first + len(batch))
+                        if start < stop:
+                            yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
+                    first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LeukoscopeError(f"{path}: cannot be read from row {first:,} on ({reason}); copy it again") from None
 
 
 def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | None) -> CellSource:

@@ -150,6 +150,12 @@ def read_config(root: Path) -> dict[str, Any]:
             f"{path}: label_names has {len(config['label_names'])} entries but the head has {config['num_classes']} "
             "outputs; restore config.json from the release"
         )
+    labels = config["label_names"]
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise LeukoscopeError(
+            f"{path}: damaged (label_names is {reprlib.repr(labels)}; the labels must be different texts); restore it "
+            "from the release"
+        )
     return config
 
 
@@ -210,7 +216,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file as NumPy arrays.
 
     Raises:
-        LeukoscopeError: missing or damaged.
+        LeukoscopeError: missing, damaged, or not given by the system.
     """
     from safetensors.numpy import load_file
 
@@ -221,7 +227,7 @@ def load_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]
     """Read a safetensors file with the `load_file` of NumPy or torch.
 
     Raises:
-        LeukoscopeError: missing or damaged.
+        LeukoscopeError: missing, damaged, or not given by the system.
     """
     from safetensors import SafetensorError
 
@@ -231,6 +237,8 @@ def load_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]
         return load_file(path)
     except SafetensorError as error:
         raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+    except OSError as error:
+        raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
 
 
 def _rounded(value: Any) -> Any:
