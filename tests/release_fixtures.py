@@ -60,7 +60,7 @@ METRICS: dict[str, Any] = {
         "cells": 7779,
         "subjects": ["1", "2", "3"],
         "split": "every cell trains",
-        "start_weights": "channels selected from ImageNet DenseNet169",
+        "start_weights": "channels selected from ImageNet EfficientNet-B4",
         "seed": 0,
         "seconds": 600.0,
         "protocol_seconds": 6000.0,

@@ -81,17 +81,21 @@ def test_quiet_says_nothing_and_ends_with_its_block(capsys: pytest.CaptureFixtur
     with progress.quiet():
         assert slowly(capsys) == ""
         progress.note("a note")
+        assert capsys.readouterr().out == ""
     with progress.quiet(False):
         assert slowly(capsys) != ""
-    assert capsys.readouterr().out == ""
+        progress.note("a note")
+        assert capsys.readouterr().out == "a note\n"
 
 
 def test_only_the_first_process_of_a_launcher_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    progress.note("a note")
+    assert capsys.readouterr().out == "a note\n"
     monkeypatch.setenv("RANK", "1")
     progress.note("a note")
-    assert slowly(capsys) == "" and capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "" and slowly(capsys) == ""
 
 
 def test_work_within_other_work_shows_no_second_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from leukoscope import LeukoscopeError
 
@@ -42,7 +43,7 @@ def train(**flags: Any) -> Path:
 
     Args:
         flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`; but those
-            that publish it, which is `leukoscope release push`.
+            that publish it, which is `leukoscope release push`. A path may be a `Path`, several values are a list.
 
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
@@ -55,11 +56,15 @@ def train(**flags: Any) -> Path:
     from leukoscope.training.train import train as train_network
 
     config = TrainingConfig()
+    parts = {part.name: get_type_hints(type(getattr(config, part.name))) for part in fields(config)}
     for name, value in flags.items():
-        part = next((p for p in fields(config) if hasattr(getattr(config, p.name), name)), None)
+        if name == "recipe" and value is None:
+            continue
+        part = next((part for part, kinds in parts.items() if name in kinds), None)
         if part is None or name == "config":
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
-        config = replace(config, **{part.name: replace(getattr(config, part.name), **{name: value})})
+        value = _of_kind(parts[part][name], name, value)
+        config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
     # A recipe that is not given follows from what the run starts from.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
     if config.run.push_to_hub:
@@ -69,6 +74,24 @@ def train(**flags: Any) -> Path:
     if PartialState().is_main_process:
         write_card(folder / "release")
     return folder
+
+
+def _of_kind(kind: Any, name: str, value: Any) -> Any:
+    """The value of a flag as a command line would give it; `LeukoscopeError` for one of another type."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if isinstance(value, Path) and str in kinds:
+        return str(value)
+    if get_origin(kind) is list:
+        if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+            return list(value)
+    # To Python a bool is an int, and an int is no float.
+    elif isinstance(value, bool):
+        if bool in kinds:
+            return value
+    elif isinstance(value, (*kinds, int) if float in kinds else kinds):
+        return value
+    wanted = kind if get_args(kind) else kind.__name__
+    raise LeukoscopeError(f"train({name}={value!r}): is of type {type(value).__name__}; give {wanted}")
 
 
 def evaluate(
@@ -125,7 +148,8 @@ def score(
         output: the table to write: .parquet, .csv, .json or .xlsx.
         by_subject: a second table, with one row a subject.
         subject_pattern: a regular expression that finds the subject in an image's path.
-        backend, device, precision: as for `Predictor.from_pretrained`.
+        backend, precision: as for `Predictor.from_pretrained`.
+        device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
 
     Raises:
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.

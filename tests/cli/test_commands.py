@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,30 @@ def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: P
     assert {tuple(row["classes"]) for row in listed} >= {("ALL", "HEM")} and all(row["megabytes"] > 1 for row in listed)
     assert f"{tiny_release.name} " in run("release", "list", tiny_release.parent).stdout.replace("│", " ")
     assert run("release", "list", tmp_path / "none").stderr.startswith(f"error: {tmp_path / 'none'}: no such folder")
+
+
+def test_a_release_that_is_damaged_or_half_written_leaves_the_others_listed(tiny_release: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", ".c.tmp"):
+        shutil.copytree(tiny_release, tmp_path / name)
+    (tmp_path / "a" / "config.json").write_text("{")
+    result = run("release", "list", tmp_path, "--json")
+    assert [row["model"] for row in json.loads(result.stdout)] == [str(tmp_path / "b")] and result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"not listed: {tmp_path / 'a' / 'config.json'}: damaged (")
+
+
+def test_a_recalibrated_release_does_not_say_where_its_source_lay(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = []
+    monkeypatch.setattr("leukoscope.evaluation.assess.recalibrate", lambda *_, name: named.append(name))
+    monkeypatch.setattr("leukoscope.reports.card.write_card", lambda folder: folder)
+    for label in ("ALL", "HEM"):
+        (tmp_path / "cells" / label).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "cells" / label / "1.png")
+    flags = ("--train_dir", tmp_path / "cells", "--output", tmp_path / "new")
+    assert run("release", "recalibrate", tiny_release, *flags).exit_code == 0
+    assert named == [""], "the folder's name is left to `recalibrate`"
 
 
 def test_train_has_the_flags_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:

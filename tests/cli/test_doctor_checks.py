@@ -104,6 +104,11 @@ def test_little_room_on_disk_is_advice(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.state == "advice" and "--cache_images False" in found.next_step
 
 
+def test_the_disk_is_measured_where_the_cache_cannot_be_looked_at(tmp_path: Path) -> None:
+    """As below a closed folder, the system refuses to say whether this one exists."""
+    assert " GB free at " in check_disk(tmp_path / ("a" * 300)).seen
+
+
 def test_without_a_network_what_still_works_is_said() -> None:
     found = check_network()
     assert found.state == "advice" and found.seen == "the Hub cannot be reached: HF_HUB_OFFLINE is set"

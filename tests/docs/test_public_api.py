@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import leukoscope as lk
+from leukoscope.api import _of_kind
 from scratch import ROOT
 
 HEAVY = {"torch", "datasets", "gradio", "transformers", "timm", "numpy", "PIL", "scipy", "sklearn", "matplotlib"}
@@ -55,6 +56,33 @@ def test_an_unknown_flag_of_train_is_named() -> None:
         lk.train(epochs=3)
     with pytest.raises(lk.LeukoscopeError, match="--model_name_or_path no_such_net: timm .* has no such model"):
         lk.train(model_name_or_path="no_such_net")
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ({"override": "image_size=64"}, "is of type str; give list[str]"),
+        ({"num_train_epochs": "3"}, "is of type str; give int | None"),
+        ({"fold": 1.0}, "is of type float; give int"),
+        ({"seed": True}, "is of type bool; give int"),
+        ({"from_scratch": 1}, "is of type int; give bool"),
+        ({"source": 1}, "no such flag; `leukoscope train --help` lists them all"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(flag: dict[str, object], wanted: str) -> None:
+    ((name, value),) = flag.items()
+    with pytest.raises(lk.LeukoscopeError) as refused:
+        lk.train(**flag)
+    assert str(refused.value) == f"train({name}={value!r}): {wanted}"
+
+
+def test_a_path_and_a_tuple_become_what_args_yaml_can_hold() -> None:
+    assert _of_kind(str | None, "output_dir", Path("runs/x")) == "runs/x"
+    assert _of_kind(list[str], "override", ("drop_rate=0.1",)) == ["drop_rate=0.1"]
+    assert _of_kind(float | None, "learning_rate", 1) == 1 and _of_kind(float | None, "learning_rate", None) is None
+    with pytest.raises(lk.LeukoscopeError, match="^--image_size 8: densenet121 needs 32 or more"):
+        lk.train(recipe=None, image_size=8)
 
 
 def test_ten_lines_are_a_whole_study() -> None:

@@ -67,7 +67,11 @@ def test_a_laboratory_gets_a_release_of_its_own(
     monkeypatch.setattr(progress, "EVERY", 0.001)
     cells = _laboratory(tmp_path / "cells", subjects=5, cells=12)
     source = load_release(released)
-    new = load_release(recalibrate(released, cells, tmp_path / "ours", name="owner/released@v1"))
+    drawn = shutil.copytree(released, tmp_path / "released")
+    (drawn / "figures").mkdir()
+    (drawn / "figures" / "roc.png").touch()
+    new = load_release(recalibrate(drawn, cells, tmp_path / "ours"))
+    assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
     assert told >= {
         *("decoding", "predicting cells", "fitting temperature, thresholds and the rule for a person"),
@@ -79,7 +83,8 @@ def test_a_laboratory_gets_a_release_of_its_own(
         "deletion and insertion along Grad-CAM maps",
     }, "no step is silent"
     about = new.metrics["recalibration"]
-    assert (about["from"], about["cells"], about["subjects"]) == ("owner/released@v1", 120, 10)
+    assert (about["from"], about["cells"], about["subjects"]) == ("released", 120, 10), "no path"
+    assert about["data"] == "the author's own cells", "the reader of a card is not its author"
     picture = torch.rand(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         scaled = source.network(picture) / new.metrics["calibration"]["temperature"]

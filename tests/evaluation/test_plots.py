@@ -49,6 +49,8 @@ def test_the_strip_shows_each_subject_from_worst_to_best():
     assert all_dots.get_sizes()[0] > all_dots.get_sizes()[1], "a larger dot stands for more cells"
     assert hem_dots.get_offsets()[:, 1].tolist() == [0.7]
     assert {"ALL · 2 subjects", "HEM · 1 subject"} <= set(texts(figure))
+    in_blocks = texts(subject_strip(SUBJECTS, ["ALL", "HEM"], "block"))
+    assert "HEM · 1 block" in in_blocks and not any("subject" in text for text in in_blocks)
 
 
 def test_a_class_without_subjects_has_no_panel():
@@ -88,6 +90,10 @@ def test_plots_save_without_a_screen(classes):
         file = io.BytesIO()
         figure.savefig(file, format="png")
         assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_a_dollar_in_a_label_is_no_formula(tmp_path):
+    assert save_plot(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), tmp_path / "plot.png").is_file()
 
 
 EPOCHS = [

@@ -95,6 +95,26 @@ def test_without_the_hub_the_cached_copy_is_used_and_said_so(
     assert said.endswith(f"); using the copy cached here, {first.name[:12]}")
 
 
+@pytest.mark.parametrize("lacking", ["model.safetensors", "metrics.json", "ood.safetensors"])
+def test_a_release_of_which_only_some_files_are_cached_is_no_copy_of_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, watched_release: Path, tmp_path: Path, lacking: str
+) -> None:
+    """timm and transformers fetch two; without the others any picture would get a class."""
+    from huggingface_hub import hf_hub_download
+
+    release = shutil.copytree(watched_release, tmp_path / "release")
+    metrics = json.loads((release / "metrics.json").read_text())
+    (release / "metrics.json").write_text(json.dumps(metrics | {"ood": {}}))
+    put(hub, release)
+    for file in release.iterdir():
+        if file.name != lacking:
+            folder = Path(hf_hub_download(ID, file.name)).parent
+    unplug(monkeypatch)
+    with pytest.raises(LeukoscopeError, match=f"^{ID}: the Hub cannot be reached and no whole copy is cached"):
+        fetch_files(ID, None)
+    assert fetch_files(ID, None, ("config.json",)) == folder, "nothing else is asked for"
+
+
 def test_a_network_that_swallows_everything_is_given_up_within_five_seconds(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

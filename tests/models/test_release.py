@@ -25,7 +25,7 @@ from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
-from leukoscope.models.release_files import read_release
+from leukoscope.models.release_files import read_arrays, read_release
 
 REPOSITORY = Path(__file__).parents[2]
 # Those with code of their own have their test in test_release_code.py.
@@ -227,6 +227,12 @@ def test_damaged_weights_are_named(copy, keep):
     assert message.endswith("); download or copy it again")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no such file on Windows or macOS")
+def test_weights_that_the_system_does_not_give_are_named():
+    with pytest.raises(LeukoscopeError, match=r"^/proc/self/mem: cannot be read \(.*\); check who may read it$"):
+        read_arrays(Path("/proc/self/mem"))
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"architecture": "densenet121",', "\x00\x01"])
 def test_a_damaged_config_is_named(copy, text):
     (copy / "config.json").write_text(text)
@@ -321,6 +327,16 @@ def test_labels_that_do_not_match_the_head_are_named(copy):
     assert refusal(copy) == (
         f"{copy / 'config.json'}: label_names has 3 entries but the head has 2 outputs; "
         "restore config.json from the release"
+    )
+
+
+@pytest.mark.parametrize("labels", [["ALL", "ALL"], ["ALL", ["HEM"]], [0, 1]])
+def test_labels_that_are_not_different_texts_are_named(copy, labels):
+    change_config(copy, label_names=labels)
+
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: damaged (label_names is {labels}; the labels must be different texts); restore it "
+        "from the release"
     )
 
 

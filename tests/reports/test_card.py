@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
+from leukoscope.evaluation.assess import ESTIMATES, NOT_KNOWN
 from leukoscope.evaluation.metrics import class_report
 from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.inference.ood import STATISTICS, OodDetector
+from leukoscope.models.build import FROM_SCRATCH
 from leukoscope.models.recipes import get_recipe
 from leukoscope.reports.card import render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
@@ -88,7 +90,7 @@ def test_card_states_notice_data_start_weights_and_limits(release: Path) -> None
     card = render_card(release)
     for text in (
         RESEARCH_NOTICE,
-        "channels selected from ImageNet DenseNet169",
+        "channels selected from ImageNet EfficientNet-B4",
         "fold_2 ALL: 413 cells here, 2,457 published",
         "Gupta & Gupta 2019.",
         "no external clinical validation",
@@ -318,8 +320,9 @@ def _numbers(value: object) -> list[float]:
 @pytest.mark.parametrize(
     ("training", "base_model"),
     [
+        ({"start_weights": "pretrained weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
         ({"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "timm/densenet121.ra_in1k"),
-        ({"start_weights": "channels selected from ImageNet DenseNet169"}, None),
+        ({"start_weights": "channels selected from ImageNet EfficientNet-B4"}, None),
         ({"started_from": {"release": "lab/cells", "revision": "0" * 40}}, "lab/cells"),
         ({"started_from": {"release": "my-release", "revision": None}}, None),
     ],
@@ -331,6 +334,80 @@ def test_the_hub_repository_it_started_from_is_its_base_model(
     release_metrics["training"] |= training
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert front_matter(render_card(release)).get("base_model") == base_model
+
+
+CONVNEXT = "timm/convnextv2_tiny.fcmae_ft_in22k_in1k"
+
+
+@pytest.mark.parametrize(
+    ("base_model", "training", "licence"),
+    [
+        ("", {"start_weights": FROM_SCRATCH}, "apache-2.0"),
+        ("timm/densenet121.ra_in1k", {"start_weights": "ImageNet weights timm/densenet121.ra_in1k"}, "apache-2.0"),
+        ("timm/resnet50.tv_in1k", {"start_weights": "pretrained weights timm/resnet50.tv_in1k"}, "apache-2.0"),
+        (CONVNEXT, {"start_weights": f"pretrained weights {CONVNEXT}"}, None),
+        (CONVNEXT, {"start_weights": "somebody's file"}, None),
+        ("timm/resnet50.none", {"start_weights": "pretrained weights timm/resnet50.none"}, None),
+        ("timm/resnet50.tv_in1k", {"started_from": {"release": "lab/cells", "revision": "0" * 40}}, None),
+    ],
+)
+def test_a_licence_is_stated_only_where_the_start_weights_allow_it(
+    release: Path, release_metrics: dict[str, Any], base_model: str, training: dict[str, Any], licence: str | None
+) -> None:
+    release_metrics["recipe"]["base_model"] = base_model
+    release_metrics["training"] |= {"start_weights": "fine-tuned from lab/cells"} | training
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert front_matter(render_card(release)).get("license") == licence
+    assert front_matter(render_card(release, licence="mit"))["license"] == "mit"
+
+
+def test_what_kept_its_start_weights_is_said_as_it_is(release: Path, release_metrics: dict[str, Any]) -> None:
+    assert "The network started from channels selected from" in render_card(release)
+    release_metrics["recipe"]["frozen"] = ["backbone"]
+    release_metrics["training"]["start_weights"] = "fine-tuned from lab/cells, itself started from ImageNet"
+    release_metrics["training"]["started_from"] = {"release": "lab/cells", "revision": "0" * 40}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    card = render_card(release)
+    assert (
+        "The network was fine-tuned from lab/cells, itself started from ImageNet.\nAll its layers but the head" in card
+    )
+
+
+BLOCKS = REPOSITORY / "model_card" / "leukoscope-densenet201-ball4"
+
+
+def test_a_block_is_called_a_subject_nowhere_on_its_card() -> None:
+    card = render_card(BLOCKS)
+    for text in (
+        "unseen blocks' cells with a class",
+        "of the worst block's",
+        "%, blocks drawn anew",
+        "each block's cells",
+    ):
+        assert text in card
+    assert "subject" not in card.replace("figures/subjects.png", "")
+
+
+@pytest.mark.parametrize(
+    ("estimates", "said"),
+    [(ESTIMATES, "its network never saw"), (NOT_KNOWN, "that its network may have seen in training")],
+)
+def test_a_recalibrated_release_speaks_of_the_subjects_it_was_recalibrated_on(
+    tmp_path: Path, estimates: str, said: str
+) -> None:
+    metrics = json.loads((BLOCKS / "metrics.json").read_text())
+    split = {"strategy": "all", "detail": "every recalibration cell", "disjoint_by": "subject", "seed": 0}
+    tested = {key: metrics["evaluations"][0][key] for key in ("metrics", "intervals")}
+    metrics["evaluations"].append(tested | {"name": "recalibration", "estimates": estimates, "split": split})
+    metrics["recalibration"] = {"from": "x", "data": "the author's own cells", "cells": 500, "subjects": 20}
+    metrics["calibration"]["estimates"] = estimates
+    shutil.copy(BLOCKS / "config.json", tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    card = render_card(tmp_path)
+    assert f"On subjects {said}, each subject weighing the same: AUROC **" in card
+    assert ("of subjects unseen by the network that predicted" in card) == (estimates == ESTIMATES)
+    results = front_matter(card)["model-index"][0]["results"]
+    assert {result["dataset"]["config"] for result in results} == {"block_cv", "random"}, "own cells are of no data set"
 
 
 def test_loading_and_saving_a_card_merges_no_two_measurements(release: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.evaluate import ModelPredictions
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.reports.html import build_evaluation, write_evaluation
+from leukoscope.evaluation.plots import confusion_plot
+from leukoscope.reports.html import build_evaluation, plot_picture, write_evaluation
 from leukoscope.reports.release_tables import worst_first
 
 NOT_A_TEST = {"verdict": "bad", "statement": "These weights were trained on 6 of these 6 subjects: not a test."}
@@ -41,6 +42,11 @@ def answered(overlap: Mapping[str, Any] = FINE, **more: Any) -> ModelPredictions
 @pytest.fixture(scope="module")
 def evaluation() -> dict[str, Any]:
     return build_evaluation(answered(), None, compared=replace(answered(seed=1), name="another"))
+
+
+def test_a_dollar_in_a_label_is_no_formula():
+    picture = plot_picture(confusion_plot([[3, 1], [0, 2]], [r"$\foo$", "x"]), "two classes")
+    assert picture.source.startswith("data:image/svg+xml")
 
 
 def test_the_json_says_what_was_measured_on_whom(evaluation, tmp_path):

@@ -146,3 +146,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path, releases):
     )
     with pytest.raises(LeukoscopeError, match="no cell was predicted by all of these releases"):
         board_of(releases["weak"], make_release(tmp_path / "other", moved))
+    one_class = others.take(np.flatnonzero(others.references == 0))
+    with pytest.raises(
+        LeukoscopeError, match="leaderboard: the cells that all of these releases predicted lack a clas"
+    ):
+        board_of(releases["weak"], make_release(tmp_path / "one_class", one_class))

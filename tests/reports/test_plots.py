@@ -57,10 +57,27 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(release: Path) -> None
         draw_plots(release)
 
 
+def test_a_card_that_cannot_be_written_ends_in_one_line(release: Path) -> None:
+    (release / "README.md").mkdir()
+    with pytest.raises(LeukoscopeError, match=r"README.md: cannot be written \(.*\); check who may write there$"):
+        write_card(release)
+
+
 def test_a_recalibrated_release_is_judged_by_its_own_cells(release_metrics: dict[str, Any]) -> None:
     assert detailed_evaluation(release_metrics)["name"] == "subject_cv"
     assert detailed_evaluation(release_metrics | {"recalibration": {}})["name"] == "random"
     assert detailed_evaluation(release_metrics | {"evaluations": []}) is None
+
+
+def test_a_recalibrated_release_shows_the_subjects_of_its_cross_validation(tmp_path: Path) -> None:
+    metrics = json.loads((EMBEDDED[0] / "metrics.json").read_text())
+    drawn = []
+    for changes in ({}, {"recalibration": {}}):
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics | changes))
+        draw_plots(tmp_path)
+        drawn.append({file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()})
+    assert drawn[0].keys() == drawn[1].keys() == {"confusion", "subjects", "reliability", "risk_coverage"}
+    assert {name for name in drawn[0] if drawn[0][name] != drawn[1][name]} == {"confusion"}
 
 
 @pytest.mark.parametrize("embedded", EMBEDDED, ids=lambda path: path.name)

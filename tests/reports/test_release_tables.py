@@ -24,6 +24,12 @@ def test_a_table_is_markdown_with_its_numbers_aligned_right() -> None:
     assert str(Table(("class", "cells"), [("ALL", "12")])) == "| class | cells |\n|---|--:|\n| ALL | 12 |"
 
 
+def test_a_label_stays_in_its_cell_and_is_no_element_of_html() -> None:
+    table = Table(("a|b",), [("c\n<img src=x>",), ("**0.9** in `code` of [a page](x)",)])
+    assert str(table).splitlines()[::2] == [r"| a\|b |", "| c &lt;img src=x> |"]
+    assert str(table).splitlines()[3] == "| **0.9** in `code` of [a page](x) |"
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [

@@ -143,6 +143,10 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
             ["--dataset_name", "cnmc2019", "--override", "train_batch_size=-4"],
             "--override train_batch_size=-4: give 1 or more",
         ),
+        (
+            ["--override", "framing=cell"],
+            "--override framing=cell: timm frames no cell, so that plain pipeline() would",
+        ),
         (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: give 0 or more"),
         (["--train_val_split", "1.0"], "--train_val_split 1.0: give a share of train from 0 to below 1"),
         (
@@ -207,6 +211,13 @@ def test_command_repeats_the_flags_and_keeps_folders_private() -> None:
     assert parse_config(argv).command() == (
         "train.py --dataset_name cnmc2019 --train_dir 'my cells' --no_validation --seed 3"
     )
+
+
+def test_command_keeps_the_folder_of_a_data_set_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parquet").mkdir()
+    assert parse_config(["--dataset_name", str(tmp_path / "parquet")]).command() == "train.py --dataset_name parquet"
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(["--dataset_name", "lab/cells"]).command() == "train.py --dataset_name lab/cells"
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release
+from leukoscope.models.remote.networks import OwnNetwork
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
@@ -104,6 +105,12 @@ def test_args_yaml_holds_the_flags_and_the_recipe_they_resolved_to(finished: Pat
     assert args["flags"]["dataset_name"] == "phantoms"
     assert args["resolved_recipe"]["image_size"] == 32
     assert args["resolved_recipe"]["architecture"] == "densenet121"
+
+
+def test_a_network_that_sees_framed_cells_brings_its_code_and_is_not_rewritten(tiny_run: Run) -> None:
+    run = tiny_run("--override", "head.levels=[1]", "block_config=[]", "framing=cell")
+    release = load_release(run / "release")
+    assert release.preprocessing.framing == "cell" and isinstance(release.network, OwnNetwork)
 
 
 def test_summary_has_a_row_an_epoch(finished: Path) -> None:

@@ -280,4 +280,5 @@ def check_release(folder: Path) -> Finding:
 
 def _nearest(folder: Path) -> Path:
     """The folder, or the closest above it that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Unlike `Path.exists`, it takes what may not be looked at for missing.
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))

@@ -32,7 +32,8 @@ WeightsLicence = Annotated[
         "--licence",
         "--license",
         metavar="ID",
-        help="Licence of the weights, as the Hub names it, such as mit (default: apache-2.0; none for your own data).",
+        help="Licence of the weights, as the Hub names it, such as mit (default: apache-2.0 where data and start "
+        "weights are known to allow it, else none).",
     ),
 ]
 HealthyDir = Annotated[
@@ -107,9 +108,10 @@ def recalibrate(
     from leukoscope.reports.card import write_card
 
     check_release_folder(output)
-    folder = find_release(model)[0]
+    folder, _, commit = find_release(model)
     cells = framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv, quiet)
-    recalibrate_release(folder, cells, output, name=model)
+    # Where a folder lies is private.
+    recalibrate_release(folder, cells, output, name=model if commit else "")
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
 
 
@@ -314,7 +316,7 @@ def list_releases(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the releases in a folder: classes, recipe, data set and size."""
+    """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases
     from leukoscope.models.release_files import CONFIG, read_release
 
@@ -323,7 +325,13 @@ def list_releases(
         raise LeukoscopeError(f"{root}: no such folder; give the folder that holds the folders of releases")
     rows: list[dict[str, Any]] = []
     for config in sorted(root.glob(f"*/{CONFIG}")):
-        release = read_release(config.parent)
+        if config.parent.name.startswith("."):  # still being written or copied
+            continue
+        try:
+            release = read_release(config.parent)
+        except LeukoscopeError as error:
+            typer.echo(f"not listed: {error}", err=True)
+            continue
         rows.append(
             {
                 "model": str(config.parent),

@@ -11,6 +11,7 @@ labelled subjects are enough to correct those.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +44,12 @@ from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import VIEWS, Predictor, disagreement, tta_views
 from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (
+    FIGURES,
     METRICS,
     OOD,
     PREDICTIONS,
     SCHEMA_VERSION,
+    folder_name,
     read_metrics,
     read_release,
     write_json,
@@ -270,7 +273,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         source: folder of the release to start from; it is not changed.
         cells: labelled cells with subjects, framed for it.
         target: folder of the new release; replaced as a whole.
-        name: what the source is called, a Hub id for example.
+        name: what the source is called, a Hub id for example; "" for the folder's name.
 
     Returns:
         `target`. Its metrics.json has only running numbers for the user's subjects.
@@ -286,7 +289,10 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     # A release may be published, the ids of patients must not be.
     known = sorted(set(cells.subjects) - {""})
     number_of = {"": ""} | {subject: f"local {number:02d}" for number, subject in enumerate(known, start=1)}
-    cells = replace(cells, subjects=[number_of[subject] for subject in cells.subjects])
+    if info.name == "imagefolder":  # its title speaks to the author, not to the release's readers
+        info = replace(info, title="the author's own cells")
+    subjects = [number_of[subject] for subject in cells.subjects]
+    cells = replace(cells, data=replace(cells.data, info=info), subjects=subjects)
     predictions = predict_framed(release, cells)
     _require_enough(predictions, info.group)
     evaluation = {
@@ -305,8 +311,10 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     # Measured on other subjects.
     metrics.pop("precision", None)
     metrics["evaluations"] = [*metrics["evaluations"], evaluation]
-    metrics["recalibration"] = _about(release, cells, predictions, name or source.name)
+    metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))
     with edit_release(source, target) as aside:
+        # Of the thresholds before.
+        shutil.rmtree(aside / FIGURES, ignore_errors=True)
         # Fewer cells than in an assessment: the weights, and with them the maps, are those that were assessed.
         fit_and_measure(aside, metrics, predictions, cells, estimates=estimates, sample=40, perturbed=8)
     return target

@@ -91,6 +91,15 @@ def _rows_plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def without_formulas(figure: Figure) -> Figure:
+    """Show "$" in labels as it is written: matplotlib would read a formula, and end where it is none."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    return figure
+
+
 def save_plot(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG with the research notice below it, with `atomic_file`.
 
@@ -100,16 +109,21 @@ def save_plot(figure: Figure, path: Path) -> Path:
     figure.text(0.5, -0.01, RESEARCH_NOTICE, ha="center", va="top", fontsize=7, color=GREY)
     with atomic_file(path) as temporary:
         # Without the library's version, the same numbers give the same file.
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        without_formulas(figure).savefig(
+            temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
     return path
 
 
-def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequence[str]) -> Figure:
+def subject_strip(
+    subjects: Mapping[str, Mapping[str, Any]], label_names: Sequence[str], unit: str = "subject"
+) -> Figure:
     """Plot every subject's accuracy, by class and from worst to best; a larger dot stands for more cells.
 
     Args:
         subjects: id → label, cells and accuracy (0–1), as `measure` gives them.
         label_names: the classes, in the order of their panels.
+        unit: what stands for a person in the data set, "subject" or "block".
     """
     groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
@@ -127,11 +141,11 @@ def subject_strip(subjects: Mapping[str, Mapping[str, Any]], label_names: Sequen
         axes.set_xlim(-1, len(rows))
         axes.set_xticks([])
         plain(axes)
-        title = f"{label} · {len(rows)} subject{'' if len(rows) == 1 else 's'}"
+        title = f"{label} · {len(rows)} {unit}{'' if len(rows) == 1 else 's'}"
         axes.set_title(title, fontsize=10, loc="left", color=colour, fontweight="bold")
     panels[0].set_ylabel("accuracy (share of cells)")
     panels[0].set_ylim(-0.03, 1.05)
-    figure.supxlabel("subjects, worst first · larger dot: more cells · line: mean over subjects", fontsize=9)
+    figure.supxlabel(f"{unit}s, worst first · larger dot: more cells · line: mean over {unit}s", fontsize=9)
     return figure
 
 

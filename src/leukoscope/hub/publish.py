@@ -338,15 +338,16 @@ def _require_predictions_only(path: Path) -> None:
     for column in schema:
         is_name = column.name in ("cell_id", "subject", "label") and pa.types.is_string(column.type)
         is_share = (column.name.startswith("p_") or column.name == "area") and pa.types.is_floating(column.type)
+        is_fold = column.name == "fold" and pa.types.is_integer(column.type)
         is_hash = column.name == "pixel_hash" and pa.types.is_string(column.type)
         # Nothing longer than a hash: a column of that name may not hold pixels.
         is_hash = is_hash and all(
             re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in pq.read_table(path)["pixel_hash"].to_pylist()
         )
-        if not (is_name or is_share or is_hash):
+        if not (is_name or is_share or is_fold or is_hash):
             raise LeukoscopeError(
                 f"{path}: column {column.name} ({column.type}) is no prediction; only cell ids, subjects, labels, "
-                "areas, hashes and probabilities are published — remove it"
+                "areas, folds, hashes and probabilities are published — remove it"
             )
 
 

@@ -142,7 +142,7 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     """Load start weights into the backbone.
 
     Args:
-        start: where from; a recipe without ImageNet weights starts from random ones unless a file is given.
+        start: where from; a recipe without pretrained weights starts from random ones unless a file is given.
 
     Returns:
         the true name of these weights.
@@ -174,7 +174,7 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
 
 def hub_weights_name(base_model: str) -> str:
     """The name of start weights from the Hub in metrics.json."""
-    return f"ImageNet weights {base_model}"
+    return f"pretrained weights {base_model}"
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

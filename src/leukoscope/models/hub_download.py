@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import sys
@@ -105,6 +106,7 @@ def fetch_files(
     except HubUnreachable as reason:
         try:
             folder = _snapshot(hub_id, revision, patterns, cached_only=True)
+            _require_whole(folder, patterns)
         except LocalEntryNotFoundError:
             raise LeukoscopeError(
                 f"{wanted}: the Hub cannot be reached and no whole copy is cached ({reason}); check the network, or "
@@ -226,6 +228,21 @@ def _require_safetensors(wanted: str, info: ModelInfo) -> None:
             "safetensors"
         )
     raise LeukoscopeError(f"{wanted}: holds no .safetensors file, so no weights to load; name a repository with some")
+
+
+def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
+    """Raise `LocalEntryNotFoundError` where a cached copy lacks a file of a release: timm fetches two of them."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    needed = {CONFIG}
+    try:
+        if json.loads((folder / CONFIG).read_bytes())["pretrained_cfg"]["tag"] == "leukoscope":
+            needed |= {WEIGHTS, METRICS}
+            needed |= {OOD} if "ood" in json.loads((folder / METRICS).read_bytes()) else set()
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # missing, damaged, which `_require_intact` tells, or another project's
+    if missing := [name for name in needed.intersection(patterns) if not (folder / name).is_file()]:
+        raise LocalEntryNotFoundError(missing[0])
 
 
 def _require_intact(folder: Path, wanted: str) -> None:

@@ -51,6 +51,10 @@ _AUTO_MAP = {
     "AutoImageProcessor": "modeling_leukoscope.LeukoscopeImageProcessor",
     "AutoModelForImageClassification": "modeling_leukoscope.LeukoscopeForImageClassification",
 }
+FRAMES_NO_CELL = (
+    "timm frames no cell, so that plain pipeline() would show this network other pixels than training did; give the "
+    "recipe a head of its own (--override head.pooling=avg), whose release brings code"
+)
 # Of numbers: a network this much larger than its weights is refused before it is built.
 _MAX_EXCESS = 50_000_000
 # Arguments of timm's builders that a config.json may give, and what may be given.
@@ -107,10 +111,7 @@ def save_release(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
         )
     if preprocessing.framing != "picture" and not isinstance(network, OwnNetwork):
-        raise LeukoscopeError(
-            f"{target}: timm frames no cell, so that plain pipeline() would show this network other pixels than "
-            "training did; give the recipe a head of its own (--override head.pooling=avg), whose release brings code"
-        )
+        raise LeukoscopeError(f"{target}: {FRAMES_NO_CELL}")
     source: Any = network.pretrained_cfg
     config = {
         "architecture": architecture,

@@ -11,6 +11,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
+from leukoscope.evaluation.assess import NOT_KNOWN
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
     confusion_plot,
@@ -23,8 +24,9 @@ from leukoscope.evaluation.plots import (
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.build import hub_weights_name
+from leukoscope.models.build import FROM_SCRATCH, hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
+from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import (
     CARD,
@@ -58,6 +60,12 @@ SHOWN = {
     "roc": "ROC curve of the out-of-fold predictions with the operating points",
     "risk_coverage": "Share of wrong predictions against the share of cells that get a class",
 }
+# Start weights from a file, of the releases that come along; those networks were published under Apache 2.0 or BSD.
+_OWN_START_WEIGHTS = (
+    "ImageNet DenseNet169 (Keras Applications)",
+    "channels selected from ImageNet EfficientNet-B4",
+    "stem and dense blocks 1-3 of ImageNet DenseNet201",
+)
 EXAMPLES = "examples/phantom_*.png"  # what the Hub's page of a model offers to predict
 FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
@@ -68,8 +76,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     Args:
         release: a folder with config.json and metrics.json.
         hub_id: where it is published; its folder name stands in until then.
-        licence: of the weights, as the Hub names it ("mit"). Without it the card of a release of a data set that we
-            know says apache-2.0, and that of any other none.
+        licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
 
     Raises:
         LeukoscopeError: no release, or no measurements in its metrics.json.
@@ -89,8 +96,13 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         hub_id=hub_id,
         model=hub_id or f"path/to/{folder_name(release)}",
         preprocessing=config["pretrained_cfg"],
-        figures={name: shows for name, shows in SHOWN.items() if (release / FIGURES / f"{name}.png").is_file()},
+        figures={
+            name: shows.replace("subject", metrics["data"]["unit"])
+            for name, shows in SHOWN.items()
+            if (release / FIGURES / f"{name}.png").is_file()
+        },
         tested=detailed_evaluation(metrics),
+        not_known=NOT_KNOWN,
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
         own_code=needs_code(config),
         has_map="heat_maps" in metrics or not (release / WEIGHTS).is_file() or _gives_map(release),
@@ -125,7 +137,9 @@ def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     """
     _measured(release)  # raises before a plot is drawn
     draw_plots(release)
-    return write_atomic(release / CARD, render_card(release, hub_id=hub_id, licence=licence))
+    card = render_card(release, hub_id=hub_id, licence=licence)
+    with disk_errors(f"{release / CARD}: cannot be written", "check who may write there"):
+        return write_atomic(release / CARD, card)
 
 
 def _measured(release: Path) -> dict[str, Any]:
@@ -169,8 +183,25 @@ def _card_data(
 
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
-    """The licence of weights whose author named none: ours for data sets that we know, "" for anybody's own."""
-    return "apache-2.0" if metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"} else ""
+    """The licence of weights whose author named none.
+
+    Returns:
+        "apache-2.0" where the data set and the licence of the start weights are known to allow it, else "".
+    """
+    free = metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS)
+    known = metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"}
+    return "apache-2.0" if known and (free or _is_permissive(_base_model(metrics) or "")) else ""
+
+
+def _is_permissive(base_model: str) -> bool:
+    """Whether timm names a licence of these weights that lets anybody publish what is made from them."""
+    from timm.models import get_pretrained_cfg
+
+    try:
+        licence = getattr(get_pretrained_cfg(base_model.removeprefix(TIMM)), "license", None) or ""
+    except RuntimeError:  # no such weights
+        return False
+    return licence in ("apache-2.0", "mit") or licence.startswith("bsd")
 
 
 def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -187,6 +218,8 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
         ("roc_auc", "auroc", "AUROC"),
     )
     for block in metrics["evaluations"]:
+        if block["name"] == "recalibration":  # on cells of no data set that has a name
+            continue
         for metric_type, key, name in kinds:
             if (value := block["metrics"].get(key)) is not None:
                 yield EvalResult(
@@ -214,11 +247,13 @@ def _hub_dataset(name: str) -> str | None:
 
 def _base_model(metrics: Mapping[str, Any]) -> str | None:
     """The Hub repository that training started from; None where it was a file, a folder or random weights."""
-    training, imagenet = metrics["training"], metrics["recipe"].get("base_model")
+    training, pretrained = metrics["training"], metrics["recipe"].get("base_model")
     started_from = training.get("started_from")
     if started_from:
         return started_from["release"] if started_from["revision"] else None
-    return imagenet if imagenet and training["start_weights"] == hub_weights_name(imagenet) else None
+    # Releases made earlier say "ImageNet weights" of any network of timm's.
+    names = (hub_weights_name(pretrained), f"ImageNet weights {pretrained}")
+    return pretrained if pretrained and training["start_weights"] in names else None
 
 
 def draw_examples(release: Path) -> list[Path]:
@@ -263,7 +298,9 @@ def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
         yield "confusion", confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])
     if tested is None or "calibration" not in metrics:
         return
-    yield "subjects", subject_strip(tested["metrics"]["subjects"], metrics["labels"])
+    crossed = next((block["metrics"] for block in metrics["evaluations"] if block.get("folds")), None)
+    if crossed is not None:
+        yield "subjects", subject_strip(crossed["subjects"], metrics["labels"], metrics["data"]["unit"])
     yield "reliability", reliability_diagram(metrics["calibration"])
     predictions = release / PREDICTIONS / f"{tested['name']}.parquet"
     if metrics["decisions"]["operating_points"] and predictions.is_file():

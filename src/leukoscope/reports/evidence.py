@@ -95,10 +95,9 @@ def _subjects(subjects: Metrics, labels: list[str], unit: str, draw: Callable[[F
         f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
         f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
     )
-    figure = subject_strip(subjects, labels)
-    figure.supxlabel(figure.get_supxlabel().replace("subject", unit), fontsize=9)
+    figure = subject_strip(subjects, labels, unit)
     for axes in figure.axes:
-        title = axes.get_title(loc="left").replace("subject", unit)
+        title = axes.get_title(loc="left")
         if len(labels) > 2:  # over narrow panels, titles of one line run into each other
             title = title.replace(" · ", "\n")
         axes.set_title(title, loc="left", fontsize=9)

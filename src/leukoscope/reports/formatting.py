@@ -54,10 +54,15 @@ class Table:
     text_columns: int = 1
 
     def __str__(self) -> str:
-        """The table in Markdown."""
+        """The table in Markdown; what a cell holds of it, such as **bold**, stays."""
         rule = "---|" * self.text_columns + "--:|" * (len(self.columns) - self.text_columns)
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
+        lines = [f"| {' | '.join(map(_in_one_cell, cells))} |" for cells in (self.columns, *self.rows)]
         return "\n".join([lines[0], f"|{rule}", *lines[1:]])
+
+
+def _in_one_cell(text: str) -> str:
+    """A text that ends neither its cell nor its line and starts no HTML element."""
+    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
 
 
 def metric_name(key: str, unit: str = "subject") -> str:

@@ -30,7 +30,7 @@ from leukoscope.evaluation.bootstrap import (
 from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.patients import measure_patient_rule
-from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip
+from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.release_files import write_json
 from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
@@ -88,7 +88,7 @@ def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
 
     file = io.BytesIO()
     # Without a date, the same figures give the same file.
-    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+    without_formulas(figure).savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
     return Picture(_data_uri("image/svg+xml", file.getvalue()), alt, caption)
 

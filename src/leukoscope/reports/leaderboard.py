@@ -60,7 +60,8 @@ def compare_releases(
         `figures`) and behind_the_first (difference, low, high, share_a_better; None for the first).
 
     Raises:
-        LeukoscopeError: fewer than two releases, no cell in common, other classes or labels, or unknown subjects.
+        LeukoscopeError: fewer than two releases, no cell or not every class in common, other classes or labels, or
+            unknown subjects.
     """
     if len(releases) < 2:
         raise LeukoscopeError("leukoscope experiment leaderboard: name two releases or more")
@@ -73,6 +74,11 @@ def compare_releases(
     alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in releases]
     intervals = [subject_intervals(one.predictions, samples=samples, seed=seed) for one in alike]
     points = [point_metrics(one.predictions) for one in alike]
+    if any(RANKED_BY not in one for one in points):
+        raise LeukoscopeError(
+            "leukoscope experiment leaderboard: the cells that all of these releases predicted lack a class, so that "
+            "there is no AUROC; compare releases that share cells of every class"
+        )
     order = sorted(range(len(alike)), key=lambda i: -points[i][RANKED_BY])
     first, rows = alike[order[0]], []
     for i in order:

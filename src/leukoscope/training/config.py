@@ -23,6 +23,8 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
 from leukoscope.models.recipes import RECIPES, Recipe, Schedule, get_recipe, with_overrides
+from leukoscope.models.release import FRAMES_NO_CELL
+from leukoscope.models.remote.networks import OWN_ARCHITECTURES
 from leukoscope.training.finetune import follow_model, follow_release
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
@@ -201,7 +203,7 @@ class ModelArguments:
     )
     image_size: int | None = _flag(None, "Side of the input in pixels (default: the recipe's).")
     pretrained_weights: str | None = _flag(
-        None, "Start from this .safetensors file instead of the Hub's ImageNet weights."
+        None, "Start from this .safetensors file instead of the Hub's pretrained weights."
     )
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
     pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
@@ -292,7 +294,8 @@ class TrainingConfig:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
 
         Raises:
-            LeukoscopeError: an unknown recipe, or a number below or above what a run takes.
+            LeukoscopeError: an unknown recipe, a number below or above what a run takes, or a network of timm's own
+                that is to see framed cells.
         """
         recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
         check_choices(self.as_dict())
@@ -330,6 +333,8 @@ class TrainingConfig:
         for name in ("num_train_epochs", "train_batch_size"):
             if (value := getattr(recipe, name)) < 1:
                 raise LeukoscopeError(f"--override {name}={value}: give 1 or more")
+        if recipe.framing == "cell" and recipe.head is None and recipe.architecture not in OWN_ARCHITECTURES:
+            raise LeukoscopeError(f"--override framing=cell: {FRAMES_NO_CELL}")
         return recipe
 
     @property
@@ -384,7 +389,7 @@ class TrainingConfig:
             if value == defaults[flag] or flag in leave_out:
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
-            is_path = flag in _PATHS or (flag == "init_from" and Path(value).exists())
+            is_path = flag in _PATHS or (flag in ("dataset_name", "init_from") and Path(value).exists())
             hidden = private and is_path
             arguments += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
         return arguments

@@ -169,7 +169,8 @@ def train(config: TrainingConfig) -> Path:
             track_result(accelerator, block, epoch=trainer.kept_epoch)
         write_json(out / METRICS, metrics)
         released, built_with = network, model_args(recipe)
-        if is_rewritable(network):
+        # Its own code frames cells, timm does not.
+        if recipe.framing == "picture" and is_rewritable(network):
             rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
             pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
             sample = preprocessing.normalise(pixels).to(accelerator.device)

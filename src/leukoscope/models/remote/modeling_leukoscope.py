@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform, resolve_data_config
-from transformers import BaseImageProcessor, BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, PreTrainedModel
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -20,7 +20,7 @@ from .framing import cell_box, framed_cell  # type: ignore[import-untyped]  # be
 from .networks import build_own
 
 
-class LeukoscopeConfig(PreTrainedConfig):
+class LeukoscopeConfig(PretrainedConfig):
     """config.json of a release.
 
     Attributes:
@@ -44,6 +44,14 @@ class LeukoscopeForImageClassification(PreTrainedModel):
         super().__init__(config)
         self.network = build_own(config.architecture, len(config.id2label or ()), config.head)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        super()._init_weights(module)
+        # transformers builds a network without numbers; those of such a buffer stand in no file.
+        compute: Any = getattr(module, "init_non_persistent_buffers", None)
+        if compute is not None:
+            compute()
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **_: Any
