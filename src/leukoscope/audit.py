@@ -483,7 +483,9 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
         "left_out": "background and corner: the cells are cut out on black" if black else "size: no cell is cut out",
     }
     try:
-        splits = [split] if split else cross_validation(scanned.data)
+        # A data set's own splits may have no test side.
+        own = split and (split.test or split.strategy != "given")
+        splits = [split] if split and own else cross_validation(scanned.data)
     except LeukoscopeError as error:
         return block | {"not_measured": str(error)}
     if not all(s.test for s in splits):

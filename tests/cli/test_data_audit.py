@@ -107,6 +107,27 @@ def test_the_splits_of_a_folder_are_those_that_training_takes(tree: Path, tmp_pa
     assert "4 subject(s) stand on two sides of the split" in result.stdout
 
 
+def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
+    """Without a validation side drawn for them, which would need more subjects and could divide copies within train."""
+    for label in ("ALL", "HEM"):
+        for subject, side in enumerate(("train", "test")):
+            (tmp_path / "sides" / side / label).mkdir(parents=True)
+            for file in (tree / label).glob(f"{label}{subject}_*"):
+                shutil.copy(file, tmp_path / "sides" / side / label)
+        shutil.copy(tree / label / f"{label}0_0.png", tmp_path / "sides" / "train" / label / f"{label}0_9.png")
+    given = ["--dataset_name", "imagefolder", "--train_dir", tmp_path / "sides", "--output", tmp_path / "out"]
+    for subjects, ends_with in (([], 2), (["--subject_pattern", PATTERN], 0)):
+        result = run(*given, *subjects)
+        assert result.exit_code == ends_with, result.output
+        found = json.loads((tmp_path / "out/audit.json").read_text())
+        assert found["split"]["strategy"] == "given"
+        copies = found["duplicates"]["identical"]
+        assert (copies["pairs"], copies["split_sides"]) == (2, 0)
+    (tmp_path / "sides" / "test").rename(tmp_path / "sides" / "validation")
+    assert run(*given, "--subject_pattern", PATTERN).exit_code == 0
+    assert json.loads((tmp_path / "out/audit.json").read_text())["shortcuts"]["split"]["strategy"] == "subject-cv"
+
+
 def test_a_split_file_that_is_not_there_is_refused_before_an_image_is_read(tree: Path) -> None:
     result = run_on(tree, "--split_file", tree / "none.json")
     assert result.exit_code == 1

@@ -348,6 +348,8 @@ def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_cou
 def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_path: Path) -> None:
     (own_cells / "third").symlink_to(_paint(tmp_path / "elsewhere" / "p4_1.png", 4).parent)
     (own_cells / "blast" / "circle").symlink_to(own_cells)
+    (own_cells / "above").symlink_to(own_cells.parent)
+    (own_cells / "a_twin").symlink_to(own_cells / "normal")  # met twice, its pictures would be cells of two classes
     (own_cells / "blast" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     _paint(own_cells / "blast" / ".@__thumb" / "p1_1.png", 5)
     data = load_cells("imagefolder", own_cells)

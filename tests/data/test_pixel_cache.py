@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -100,11 +101,12 @@ def test_a_cache_that_lost_its_pixels_is_made_again(cells: datasets.Dataset) -> 
     assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
 @pytest.mark.parametrize("suffix", ["*.npy", "*.json"])
-def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str) -> None:
+def test_a_cache_that_was_cut_short_is_made_again(cells: datasets.Dataset, suffix: str, share: float) -> None:
     first = np.array(decode_cells(cells, SMALL, "data")[0])
     (file,) = cache_root().glob(suffix)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     assert np.array_equal(decode_cells(cells, SMALL, "data")[0], first)
 
 
@@ -116,6 +118,16 @@ def test_cells_of_a_drive_that_is_gone_for_a_moment_are_not_kept_as_damaged(
         decode_cells(cells, SMALL, "data")
     folder.with_name("away").rename(folder)
     assert decode_cells(cells, SMALL, "data")[3] == {}
+
+
+def test_an_offset_outside_the_file_is_damage_and_no_drive_that_is_gone(folder: Path) -> None:
+    path = folder / "blast" / "9.tif"
+    Image.new("RGB", (32, 32)).save(path)
+    where_pixels_begin = struct.pack("<HHI", 273, 4, 1)
+    head, tail = path.read_bytes().split(where_pixels_begin)
+    path.write_bytes(head + struct.pack("<HHIi", 273, 9, 1, -5) + tail[4:])
+    cells = load_cells("imagefolder", folder).train
+    assert list(decode_cells(cells, SMALL, "data")[3]) == ["blast/9"]
 
 
 def test_cells_of_another_folder_with_equal_names_sizes_and_times_are_decoded_anew(tmp_path: Path) -> None:

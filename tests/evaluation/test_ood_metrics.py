@@ -104,7 +104,7 @@ def test_cells_give_a_detector_and_its_metrics(phantoms):
     assert np.array_equal(detector.scores(pixels), fitted.scores(pixels))
     assert json.loads(json.dumps(block)) == block, "plain numbers only"
     assert block["distance_limit"] == float(fitted.limit)
-    assert block["held_out"]["kept_share"] == (held_out <= 1).mean() == pytest.approx(0.95, abs=0.05)
+    assert block["held_out"]["kept_share"] == (held_out <= 1).mean() < 0.98
     assert list(block["kinds"]) == [kind for kind in KINDS if kind != "other_data_set"]
     assert block["not_measured"] == [FROM_ELSEWHERE["other_data_set"]]
     assert (block["kinds"]["fields"]["pictures"], block["kinds"]["inverted"]["pictures"]) == (5, 12)

@@ -18,7 +18,7 @@ from timm import create_model
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference import backends
+from leukoscope.inference import backends, graph
 from leukoscope.inference.backends import float32_backend, gpu_or_cpu, kept_graph, open_backend
 from leukoscope.inference.graph import (
     ALLOWED,
@@ -205,8 +205,15 @@ def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, 
     def with_one_that_is_gone(folder: Path, pattern: str) -> list[Path]:
         return [*glob(folder, pattern), *([folder / "gone" / REPORT] if REPORT in pattern else [])]
 
+    made = kept_graph(read_release(tiny_release), "openvino")
+    shutil.rmtree(made)
+    (made.parent / "old").mkdir()
+    (made.parent / "old" / REPORT).touch()
+    os.utime(made.parent / "old" / REPORT, (0, 0))
+    monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
     monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
-    assert (kept_graph(read_release(tiny_release), "openvino") / REPORT).is_file()
+    kept_graph(read_release(tiny_release), "openvino")
+    assert [path.name for path in made.parent.iterdir()] == [made.name], "the others are removed all the same"
 
 
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):

@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
     with pytest.raises(LeukoscopeError) as error:
         open_source(str(folder))
     assert str(error.value) == (
-        f"--input {folder}: {folder / 'bob'} cannot be read (Permission denied); check who may read it, or move it away"
+        f"{folder / 'bob'}: the folder cannot be read (Permission denied); check who may read it, or move it away"
     )
 
 
@@ -274,7 +274,7 @@ def test_damage_inside_a_table_of_pictures_is_named_with_the_row(tmp_path):
     pq.write_table(table, tmp_path / "cells.parquet", row_group_size=2, use_dictionary=False)
     cells = open_source(str(damaged(tmp_path / "cells.parquet", 1))).read([range(4)])
     assert len([next(cells), next(cells)]) == 2
-    with pytest.raises(LeukoscopeError, match=r"cells.parquet: cannot be read from row 2 on \(.*\); copy it again$"):
+    with pytest.raises(LeukoscopeError, match=r"cells.parquet: is damaged from row 2 on \(.*\); copy it again$"):
         next(cells)
 
 

@@ -96,7 +96,12 @@ def audit(
     subject_pattern: SubjectPattern = None,
     subject_csv: SubjectCsv = None,
     split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Also check the sides of this split of train.")
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Check the sides of this split of train (default: the data set's own, where it has some).",
+        ),
     ] = None,
     split_file: Annotated[
         Path | None, typer.Option("--split_file", metavar="FILE", help="Also check the sides of this split.json.")
@@ -117,7 +122,7 @@ def audit(
     """
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
-    from leukoscope.data.splits import load_split, make_split
+    from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release_files import write_json
     from leukoscope.reports.audit_page import write_audit_page
 
@@ -128,11 +133,11 @@ def audit(
         typer.echo(data.report(), err=True)
     if split_file and not split_file.is_file():
         raise LeukoscopeError(f"--split_file {split_file}: no such file; give a split.json")
-    split = split or ("given" if data.own_splits and not split_file else None)
     if split:
         make_split(data, split)  # raises now rather than after every image is read
     seen = scan_cells(data)
-    chosen = load_split(split_file, seen.data) if split_file else make_split(seen.data, split) if split else None
+    drawn = make_split(seen.data, split) if split else own_split(seen.data)
+    chosen = load_split(split_file, seen.data) if split_file else drawn
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
@@ -208,7 +213,7 @@ def push(
 
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
     from leukoscope.data.loading import load_cells
-    from leukoscope.data.splits import make_split
+    from leukoscope.data.splits import own_split
     from leukoscope.hub.data_set import described, push_data_set, train_command
     from leukoscope.hub.publish import Destination, check_can_publish
 
@@ -224,9 +229,8 @@ def push(
     if not quiet:
         typer.echo(data.report(), err=True)
     seen = scan_cells(data)
-    own_splits = make_split(seen.data, "given") if seen.data.own_splits else None
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_splits)
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_split(seen.data))
     if not quiet:
         _print_summary(findings)
         cell = seen.rows[0]

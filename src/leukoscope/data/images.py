@@ -6,6 +6,7 @@ message everywhere. Orientation follows the EXIF tag, as transformers' pipelines
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -177,8 +178,8 @@ def _damage_named(name: str | Path, problem: str = "the image is damaged or cut 
     except _NO_DAMAGE:
         raise
     except Exception as error:
-        # What Pillow raises of itself has no number of the system's.
-        if isinstance(error, OSError) and error.errno is not None:
+        # What Pillow raises of itself has no number of the system's; a damaged offset is an invalid argument.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise _unreachable(name, error) from None
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
 

@@ -31,6 +31,7 @@ from leukoscope.data.images import (
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
+    OTHER,
     CellFile,
     DatasetInfo,
     dataset_info,
@@ -788,8 +789,7 @@ def recognise(root: Path) -> DatasetInfo:
     found = {info.name: list(info.find_cells(root)) for info in DATASETS.values() if info.find_cells is not None}
     own = found.pop("imagefolder")
     best = DATASETS[max(found, key=lambda name: len(found[name]))]
-    others = files_left_out(best, root, found[best.name]).get(f"not laid out as {best.layout}", [])
-    if len(found[best.name]) > len(others):
+    if len(found[best.name]) > len(files_left_out(best, root, found[best.name])[OTHER]):
         return best
     if own:
         return DATASETS["imagefolder"]

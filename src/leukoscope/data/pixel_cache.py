@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import framing, images
+from leukoscope.data import framing
 from leukoscope.data import preprocessing as preprocessing_module
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
@@ -115,6 +115,8 @@ class CellsOnDemand:
     def _decoded(self, row: int) -> np.ndarray:
         try:
             return self._frame(open_encoded(self._encoded[row]["image"], self._ids[row]))
+        except UnreachableImage:
+            raise
         except UnreadableImage as error:
             raise LeukoscopeError(f"{error}; or let --cache_images leave damaged cells out") from None
 
@@ -189,7 +191,7 @@ def decode_cells(
         return state.st_mtime_ns, state.st_ctime_ns
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
-    code = [Path(getfile(module)).read_bytes() for module in (framing, images, preprocessing_module)]
+    code = [Path(getfile(module)).read_bytes() for module in (framing, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
     if (kept := _kept(pixels_path, found_path)) is None:
@@ -212,7 +214,7 @@ def _kept(pixels: Path, found: Path) -> tuple[np.ndarray, dict[str, Any]] | None
     """What the cache's two files hold; None where one is missing or was cut short."""
     try:
         return np.load(pixels, mmap_mode="r"), json.loads(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
 
 

@@ -80,30 +80,52 @@ class DatasetInfo:
         return {**named, "unit": self.group}
 
 
+def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with the names of its files, in a fixed order; what is hidden is left out.
+
+    A link to a folder is followed where that lies neither below `root` nor above it: no file is met twice.
+
+    Raises:
+        LeukoscopeError: a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise LeukoscopeError(
+            f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
+        )
+
+    homes = [Path(root).resolve()]
+
+    def is_entered(path: Path) -> bool:
+        if not path.is_symlink():
+            return True
+        target = path.resolve()
+        if any(target.is_relative_to(home) or home.is_relative_to(target) for home in homes):
+            return False
+        homes.append(target)
+        return True
+
+    for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = [name for name in inside if is_entered(Path(folder, name))]
+        yield folder, sorted(name for name in files if not name.startswith("."))
+
+
 def image_files(root: Path) -> Iterator[Path]:
-    """All image files under a folder, links to folders followed, in a fixed order; what is hidden is left out.
+    """All image files under a folder, as `walked` finds them, in a fixed order.
 
     A link to an image that is not there is among them: who opens it says so.
 
     Raises:
         LeukoscopeError: a folder that cannot be read, or an image whose name is not UTF-8.
     """
-    found, seen = [], set()
-    for folder, inside, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
-        seen.add(os.path.realpath(folder))
-        # A link to a folder that was met already may lead round in a circle.
-        inside[:] = [
-            name
-            for name in inside
-            if not name.startswith(".")
-            and not (Path(folder, name).is_symlink() and os.path.realpath(Path(folder, name)) in seen)
-        ]
-        found += [
-            Path(folder, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    for path in sorted(found):
+    images = (
+        Path(folder, name)
+        for folder, names in walked(root)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
+    for path in sorted(images):
         try:
             str(path).encode()
         except UnicodeEncodeError:
@@ -111,39 +133,39 @@ def image_files(root: Path) -> Iterator[Path]:
         yield path
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise LeukoscopeError(
-        f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
-    )
+def files_named(root: Path, name: str) -> list[Path]:
+    """The files of that name under a folder, as `walked` finds them."""
+    return [Path(folder, name) for folder, names in walked(root) if name in names]
+
+
+PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why an image file is no cell
 
 
 def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
     """One line a reason for which image files under `root` are not among the cells found there."""
     left = files_left_out(info, root, found)
-    if preliminary := left.pop("preliminary", None):
-        missing = next(root.rglob(info.label_list), None) is None
+    if preliminary := left[PRELIMINARY]:
+        missing = not files_named(root, info.label_list)
         state = "that list is not there; put it beside them" if missing else "it names no cell for them"
         yield (
             f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
             f"their labels come from {info.label_list}, and {state}"
         )
-    for reason, paths in left.items():
-        yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {reason}"
+    for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
+        if paths := left[reason]:
+            yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
 
 
 def files_left_out(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> dict[str, list[Path]]:
-    """The image files under `root` that are not among the cells found there, by reason."""
+    """The image files under `root` that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
     cells = {cell.path: cell.cell_id for cell in found}
     ids = set(cells.values())
-    left: dict[str, list[Path]] = {}
+    left: dict[str, list[Path]] = {PRELIMINARY: [], COPIES: [], OTHER: []}
     for path in image_files(root):
         if path in cells or not set(info.other_folders).isdisjoint(path.relative_to(root).parts):
             continue
-        if info.label_list and _is_preliminary(path):
-            reason = "preliminary"
-        else:
-            reason = "copies of cells already found" if path.stem in ids else f"not laid out as {info.layout}"
-        left.setdefault(reason, []).append(path)
+        preliminary = info.label_list and _is_preliminary(path)
+        left[PRELIMINARY if preliminary else COPIES if path.stem in ids else OTHER].append(path)
     return left
 
 
@@ -175,7 +197,7 @@ def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
     A copy of a cell kept outside the folds (samples in another format, say) is passed over.
     """
     # Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list.
-    lists = sorted(root.rglob(CNMC_PRELIM_LABELS))
+    lists = files_named(root, CNMC_PRELIM_LABELS)
     named = read_columns(lists[0], "new_names", "Patient_ID") if lists else []
     preliminary = {Path(name).stem: Path(cell).stem for name, cell in named}
     cells = []

@@ -208,6 +208,11 @@ def make_split(
     return split
 
 
+def own_split(data: LoadedCells) -> Split | None:
+    """The splits that a data set has itself, without a validation side drawn for it; None where it has none."""
+    return make_split(data, "given", validation=False) if data.own_splits else None
+
+
 def _group_of_own_splits(data: LoadedCells) -> tuple[str, list[str]]:
     """What a data set's own splits keep on one side, "subject" or "cell", and the subjects on two sides."""
     sides: defaultdict[str, set[str]] = defaultdict(set)

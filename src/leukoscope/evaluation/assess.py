@@ -313,7 +313,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     metrics["evaluations"] = [*metrics["evaluations"], evaluation]
     metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))
     with edit_release(source, target) as aside:
-        # Of the thresholds before.
+        # They show the old thresholds.
         shutil.rmtree(aside / FIGURES, ignore_errors=True)
         # Fewer cells than in an assessment: the weights, and with them the maps, are those that were assessed.
         fit_and_measure(aside, metrics, predictions, cells, estimates=estimates, sample=40, perturbed=8)

@@ -337,10 +337,12 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
                 f"{folder}: the {backend} graph cannot be kept there ({error.strerror or error}); "
                 f"{remedy(error, 'name another folder with LEUKOSCOPE_CACHE')}"
             ) from None
-        with suppress(OSError):  # another process may be removing the same ones
-            used = sorted(folder.parent.glob(f"*/{REPORT}"), key=lambda report: report.stat().st_mtime)
-            for report in used[:-MOST_GRAPHS]:
-                shutil.rmtree(report.parent, ignore_errors=True)
+        used = []
+        for report in folder.parent.glob(f"*/{REPORT}"):
+            with suppress(OSError):  # another process may be removing the same ones
+                used.append((report.stat().st_mtime, report.parent))
+        for _, old in sorted(used)[:-MOST_GRAPHS]:
+            shutil.rmtree(old, ignore_errors=True)
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(folder / REPORT)  # when it was last used
     compared = json.loads((folder / REPORT).read_text(encoding="utf-8"))

@@ -189,7 +189,7 @@ class Predictor:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
         While the network computes one batch, the next is opened by other threads; no more of `images` is taken. PIL
-        images are decoded when they are taken: a file may be closed, or one be given again, before others would do it.
+        images are decoded at once, so that a file may be closed, or one image given twice.
 
         Args:
             images, explain, tta, batch_size: as for a call.

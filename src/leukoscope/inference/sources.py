@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
+from leukoscope.data.registry import walked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,27 +102,10 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
 
 
 def _image_paths(folder: Path) -> Iterator[str]:
-    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte.
-
-    Which folders are entered is as for `image_files`; names need not be UTF-8.
-    """
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        raise LeukoscopeError(
-            f"--input {folder}: {error.filename} cannot be read ({error.strerror}); check who may read it, or move it "
-            "away"
-        )
-
-    def met(path: str) -> bool:
-        return os.path.islink(path) and os.path.realpath(path) in seen
-
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        seen.add(os.path.realpath(root))
-        # A link to a folder that was met already may lead round in a circle.
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not met(os.path.join(root, name)))
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte."""
+    for root, names in walked(folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
 
 
@@ -155,8 +139,7 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
                     return _table_of_pictures(path, file.metadata.num_rows, names, subject_pattern)
             return _table_of_paths(path, names, lambda wanted: file.iter_batches(columns=wanted), subject_pattern)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise LeukoscopeError(f"--input {path}: is no whole Parquet file ({reason}); copy it again") from None
+        raise _unreadable(f"--input {path}: is no whole Parquet file", path, error) from None
 
 
 def _subject_column(table: Path, names: Sequence[str], subject_pattern: str | None) -> str:
@@ -300,8 +283,14 @@ def _rows_of_groups(
                             yield from enumerate(batch.slice(start - first, stop - start).to_pylist(), start)
                     first += len(batch)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise LeukoscopeError(f"{path}: cannot be read from row {first:,} on ({reason}); copy it again") from None
+        raise _unreadable(f"{path}: is damaged from row {first:,} on", path, error) from None
+
+
+def _unreadable(damaged: str, path: Path, error: Exception) -> LeukoscopeError:
+    """What to say of a table: that the system does not give it, or that it is damaged."""
+    if reason := getattr(error, "strerror", None):
+        return LeukoscopeError(f"{path}: cannot be read ({reason}); check the path and who may read it")
+    return LeukoscopeError(f"{damaged} ({next(iter(str(error).splitlines()), 'no reason given')}); copy it again")
 
 
 def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | None) -> CellSource:

@@ -49,7 +49,7 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     data, split, unit = findings["data"], findings["split"], findings["data"]["unit"]
     lines: list[str] = findings["inflating"]
     rows: list[Sequence[str]] = []
-    scope = f"the split given ({split['strategy']}, {split['detail']})" if split else f"splits by {unit}"
+    scope = f"the split checked ({split['strategy']}, {split['detail']})" if split else f"splits by {unit}"
     nothing = f"Nothing was found that would inflate metrics on {scope}."
     yield Section("What would inflate metrics", lines or [nothing], verdict="bad" if lines else "good")
     if findings["warnings"]:

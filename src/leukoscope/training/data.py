@@ -297,7 +297,7 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     """Where the features of these cells from this backbone are kept."""
     import timm
 
-    # The decoded cells' file is itself named for the data, its files' modification times and the preprocessing.
+    # The decoded cells' file is itself named for the data, when its files changed, and how they are framed.
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
     backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
     parts = (decoded, *backbone, recipe.augmentation.mirrorings)
