@@ -410,7 +410,7 @@ def test_damage_inside_the_source_is_not_said_of_the_output(predictor, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[:start] + b"\xff" * 20 + content[start + 20 :])
     source = open_source(str(path))
-    with pytest.raises(LeukoscopeError, match=r"cells.parquet: cannot be read from row 1 on .*; copy it again$"):
+    with pytest.raises(LeukoscopeError, match=r"cells.parquet: is damaged from row 1 on .*; copy it again$"):
         score_cells(predictor, source, tmp_path / "out.parquet")
 
 
