@@ -484,8 +484,7 @@ def _shortcuts(scanned: ScannedCells, cells: _Columns, split: Split | None) -> d
     }
     try:
         # A data set's own splits may have no test side.
-        own = split and (split.test or split.strategy != "given")
-        splits = [split] if split and own else cross_validation(scanned.data)
+        splits = [split] if split and (split.test or split.strategy != "given") else cross_validation(scanned.data)
     except LeukoscopeError as error:
         return block | {"not_measured": str(error)}
     if not all(s.test for s in splits):

@@ -136,8 +136,13 @@ def audit(
     if split:
         make_split(data, split)  # raises now rather than after every image is read
     seen = scan_cells(data)
-    drawn = make_split(seen.data, split) if split else own_split(seen.data)
-    chosen = load_split(split_file, seen.data) if split_file else drawn
+    chosen = (
+        load_split(split_file, seen.data)
+        if split_file
+        else make_split(seen.data, split)
+        if split
+        else own_split(seen.data)
+    )
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))

@@ -108,6 +108,12 @@ def open_encoded(encoded: Mapping[str, Any], cell_id: str) -> Image.Image:
     return open_bytes(data, f"cell {cell_id}") if isinstance(data, bytes) else open_image(str(encoded["path"]))
 
 
+def encoded_content(encoded: Mapping[str, Any]) -> bytes:
+    """The undecoded `image` of a data set's row as the bytes of its file."""
+    data = encoded["bytes"]
+    return data if isinstance(data, bytes) else Path(encoded["path"]).read_bytes()
+
+
 def check_header(path: str | Path) -> tuple[int, int]:
     """Refuse what the header alone shows to be unusable, without decoding a pixel.
 

@@ -24,6 +24,7 @@ from leukoscope.data.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
     check_header,
+    encoded_content,
     is_cut_out,
     open_bytes,
     open_encoded,
@@ -649,9 +650,7 @@ def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]
     for cell, row in zip(ids, images.cast_column("image", Image(decode=False)), strict=True):
         if row["image"] is None:
             raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no image; remove its row")
-        content = row["image"]["bytes"]
-        content = Path(row["image"]["path"]).read_bytes() if content is None else content
-        yield hashlib.sha256(content).hexdigest()
+        yield hashlib.sha256(encoded_content(row["image"])).hexdigest()
 
 
 # Sets are often sorted by class or patient; a shuffle of this many rows mixes neighbours, and after so many rows no

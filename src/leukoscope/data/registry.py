@@ -106,8 +106,7 @@ def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
         return True
 
     for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        inside[:] = [name for name in inside if is_entered(Path(folder, name))]
+        inside[:] = [n for n in sorted(inside) if not n.startswith(".") and is_entered(Path(folder, n))]
         yield folder, sorted(name for name in files if not name.startswith("."))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.images import encoded_content
 from leukoscope.files import write_atomic
 
 if TYPE_CHECKING:
@@ -444,7 +445,5 @@ def identical_files(rows: Dataset) -> list[list[str]]:
     by_content: defaultdict[str, list[str]] = defaultdict(list)
     encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False))
     for row in encoded:
-        content = row["image"]["bytes"]
-        content = Path(row["image"]["path"]).read_bytes() if content is None else content
-        by_content[sha256(content).hexdigest()].append(row["cell_id"])
+        by_content[sha256(encoded_content(row["image"])).hexdigest()].append(row["cell_id"])
     return [cells for cells in by_content.values() if len(cells) > 1]
