@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 from html import escape
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from leukoscope.web.app import build_demo, routes
+from leukoscope.web import app as web_app
+from leukoscope.web.address import Address
+from leukoscope.web.app import build_demo, routes, serve
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import t
 
@@ -26,6 +30,22 @@ def test_a_session_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
     assert answer.status_code == 404
     assert answer.json() == {"detail": "This server keeps nothing of a visit; save the result from the page."}
     assert not list(tmp_path.rglob("state.json"))
+
+
+def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM may come after the page is served and before the server waits for it."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(web_app, "Thread", lambda **_: signal.raise_signal(signal.SIGTERM))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        serve(tmp_path, tmp_path / "models.txt", Address("127.0.0.1", port))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with socket.socket() as again:
+        again.bind(("127.0.0.1", port))
 
 
 def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:

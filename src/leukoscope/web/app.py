@@ -175,33 +175,36 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     demo = build_demo(models)
     keep_uploads_apart(demo)
     delete_old_uploads(CACHE_SECONDS)
-    try:
-        demo.launch(
-            server_name=address.host,
-            server_port=address.port,
-            share=False,
-            ssr_mode=False,
-            mcp_server=code.serves_mcp(),
-            app_kwargs={"routes": routes()},
-            max_file_size=MAX_ZIP,
-            state_session_capacity=SESSIONS,
-            theme=build_theme(),
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
-    except OSError:
-        raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
     if current_thread() is main_thread():
         # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
-    # Only now: loading torch beside Gradio's start would hold the page back.
-    Thread(target=_warm_up, args=(models,), daemon=True).start()
-    demo.block_thread()
+    try:
+        try:
+            demo.launch(
+                server_name=address.host,
+                server_port=address.port,
+                share=False,
+                ssr_mode=False,
+                mcp_server=code.serves_mcp(),
+                app_kwargs={"routes": routes()},
+                max_file_size=MAX_ZIP,
+                state_session_capacity=SESSIONS,
+                theme=build_theme(),
+                css=CSS,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
+        except OSError:
+            raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
+        print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
+        # Only now: loading torch beside Gradio's start would hold the page back.
+        Thread(target=_warm_up, args=(models,), daemon=True).start()
+        demo.block_thread()
+    except KeyboardInterrupt:  # before `block_thread` began, which ends the server itself
+        demo.close(verbose=False)
 
 
 def _healthz(request: Request) -> JSONResponse:
