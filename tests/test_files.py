@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leukoscope.files import atomic_file, atomic_folder, remedy, restore_replaced, write_atomic
+from leukoscope.files import atomic_file, atomic_folder, cache_root, remedy, restore_replaced, write_atomic
 
 
 def test_replaces_the_older_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -126,3 +126,17 @@ def test_a_folder_that_is_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "disk" / "real" / "file").read_text() == content
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_an_empty_name_of_the_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", "")
+    assert cache_root() == Path.home() / ".cache" / "leukoscope"
+
+
+def test_a_named_cache_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", "/cache")
+    assert cache_root() == Path("/cache")

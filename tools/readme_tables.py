@@ -13,10 +13,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+import numpy as np
+
 from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import bootstrap_subjects
+from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.files import write_atomic
 from leukoscope.inference.graph import PRECISION_NAMES
-from leukoscope.models.release_files import read_metrics
+from leukoscope.models.release_files import OF_FIELDS, PREDICTIONS, read_metrics
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -29,7 +33,7 @@ from leukoscope.reports.formatting import (
     span,
     with_span,
 )
-from leukoscope.reports.release_tables import RESULT_METRICS, evaluation_row
+from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
 from leukoscope.reports.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
@@ -154,9 +158,10 @@ def headline_table(releases: Sequence[Path]) -> str:
     columns = (
         "release",
         "AUROC by subject",
-        "AUROC by subject of cell size alone",
+        "the same without a network: cell size alone / at best",
         "AUROC of persons",
-        "of 100 normal cells of unseen persons, called leukaemic",
+        "the same of cell size alone",
+        "of 100 normal cells of an unseen person, called leukaemic",
         "of 100 healthy white cells of other laboratories, called leukaemic",
     )
     rows = []
@@ -164,21 +169,35 @@ def headline_table(releases: Sequence[Path]) -> str:
         metrics = read_metrics(release)
         unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
         row = evaluation_row(metrics, unseen) if unseen else {}
-        persons = with_span((metrics.get("patients") or {}).get("measured", {}).get("auroc"))
+        patients = metrics.get("patients") or {}
+        persons = [with_span(patients.get(part, {}).get("auroc")) for part in ("measured", "size_only")]
         healthy = healthy_share(metrics, _positive_label(metrics))
-        shown = [row.get(key, "–") for key in ("auroc_by_subject", "size_auroc")]
-        rows.append([f"`{release.name}`", *shown, persons, _normal_called_leukaemic(metrics, unseen), healthy])
+        trivial = ((unseen or {}).get("shortcut_baselines") or {}).values()
+        best = share(max((one["auroc_by_subject"] for one in trivial if "auroc_by_subject" in one), default=None))
+        shown = [row.get("auroc_by_subject", "–"), f"{row.get('size_auroc', '–')} / {best}", *persons]
+        rows.append([f"`{release.name}`", *shown, _normal_called_leukaemic(release, metrics, unseen), healthy])
     return str(Table(columns, rows))
 
 
-def _normal_called_leukaemic(metrics: Mapping[str, Any], unseen: Mapping[str, Any] | None) -> str:
-    """Of 100 normal cells of unseen persons, how many have the leukaemic class as their most probable one."""
+def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any], unseen: Mapping[str, Any] | None) -> str:
+    """Of 100 normal cells of an unseen person, how many have the leukaemic class as their most probable one.
+
+    Every person weighs the same; with the 95 % interval from bootstrap samples of persons.
+    """
     leukaemic, labels = _positive_label(metrics), metrics.get("labels", [])
     normal = [row for row, label in enumerate(labels) if label not in leukaemic]
-    if not leukaemic or unseen is None or len(normal) != 1:
+    file = release / PREDICTIONS / f"{unseen['name']}.parquet" if unseen else None
+    if not leukaemic or file is None or len(normal) != 1 or not file.is_file():
         return "–"
-    predicted = unseen["metrics"]["confusion_matrix"][normal[0]]
-    return f"{100 * (1 - predicted[normal[0]] / sum(predicted)):.0f}"
+    cells = CellPredictions.load(file)
+    weights, wrong = cells.subject_weights, cells.predicted != cells.references
+    if weights is None:
+        return "–"
+    weights = weights * (cells.references == normal[0])
+    interval = bootstrap_subjects(cells).mean_interval(wrong, weights, of_class=normal[0])
+    assert interval is not None
+    low, high = (100 * interval[end] for end in ("low", "high"))
+    return f"{100 * np.average(wrong, weights=weights):.0f} ({low:.0f}–{high:.0f})"
 
 
 def results_table(releases: Sequence[Path]) -> str:
@@ -193,9 +212,9 @@ def results_table(releases: Sequence[Path]) -> str:
             both_sides = row["both_sides"]
             for flattering in ("yes", "a few"):
                 both_sides = both_sides.replace(flattering, f"**{flattering}**")
-            shown = [row[key] for key in ("cells", *RESULT_METRICS, "size_auroc")]
+            shown = [row[key] for key in ("cells", *RESULT_METRICS, "size_aurocs")]
             rows.append([f"`{release.name}`", row["detail"], both_sides, *shown])
-    return str(Table((*columns, "cell size alone, AUROC by subject"), rows, text_columns=3))
+    return str(Table((*columns, "cell size alone: AUROC by subject / at equal size"), rows, text_columns=3))
 
 
 def results_notes(releases: Sequence[Path]) -> str:
@@ -226,9 +245,9 @@ def decisions_table(releases: Sequence[Path]) -> str:
     """How many cells of unseen subjects a release gives a class to, and how many healthy people's white cells."""
     columns = (
         "release",
-        "share of unseen subjects' cells not abstained from",
+        "share of an unseen subject's cells not abstained from",
         "of these wrong",
-        "of these wrong, by true class",
+        "of these wrong, by true class, over all cells",
         "white cells of healthy people of other laboratories",
         "of 100 called leukaemic",
         "of 100 given any class",
@@ -242,7 +261,7 @@ def decisions_table(releases: Sequence[Path]) -> str:
         rows.append(
             [
                 f"`{release.name}`",
-                *(share(default.get(key)) for key in ("coverage", "risk")),
+                *(share(default.get(key)) for key in ("coverage_by_subject", "risk_by_subject")),
                 " · ".join(
                     f"{label} {share(found['risk'])} ({span(found['intervals']['risk'])})"
                     for label, found in default.get("per_class", {}).items()
@@ -259,7 +278,8 @@ def decisions_table(releases: Sequence[Path]) -> str:
 
 def patients_table(releases: Sequence[Path]) -> str:
     """Prediction of persons by all their cells: one row for each release that was measured so."""
-    names = ("persons", "AUROC of persons", "sensitivity", "specificity", "given a class", "of these wrong")
+    aurocs = ("AUROC of persons", "the same of cell size alone", "difference")
+    names = ("persons", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
     rows = []
     for release in releases:
         if block := read_metrics(release).get("patients"):
@@ -268,8 +288,9 @@ def patients_table(releases: Sequence[Path]) -> str:
                 with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
             )
             persons, decided = count(measured["persons"]), count(measured["given_a_class"])
-            auroc, cells = with_span(measured["auroc"]), count(block["least_cells"])
-            rows.append([f"`{release.name}`", persons, auroc, sensitivity, specificity, decided, wrong, cells])
+            alone, cells = block.get("size_only") or {}, cells_needed(block)
+            auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
+            rows.append([f"`{release.name}`", persons, *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
 
 
@@ -334,9 +355,10 @@ def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
         chance = share(shortcuts["chance_balanced_accuracy"])
         for feature, measured in shortcuts["features"].items():
             accuracy = f"{share(measured['balanced_accuracy'])} ({chance})"
-            others = [share(measured[key]) for key in ("f1_weighted", "auroc")]
-            rows.append([audit["data"]["title"], feature, tested, accuracy, *others])
-    columns = ("data", "feature", "tested on", "balanced accuracy (chance)", "weighted F1", "AUROC")
+            by_subject, f1, auroc = (share(measured.get(key)) for key in ("auroc_by_subject", "f1_weighted", "auroc"))
+            rows.append([audit["data"]["title"], feature, tested, by_subject, auroc, accuracy, f1])
+    names = ("AUROC by subject (or block)", "AUROC", "balanced accuracy (chance)", "weighted F1")
+    columns = ("data", "feature", "tested on", *names)
     return f"{Table(columns, rows, text_columns=3)}\n"
 
 
@@ -354,8 +376,9 @@ def healthy_share(metrics: Mapping[str, Any], labels: Sequence[str], outcomes: s
 
 
 def healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The kinds of healthy people's white cells that a release was tested on."""
-    return [kind for source in metrics.get("ood", {}).get("healthy", {}).values() for kind in source.values()]
+    """The kinds of healthy people's white cells that a release was tested on; who gave those of fields is not known."""
+    sources = metrics.get("ood", {}).get("healthy", {})
+    return [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
 
 
 def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:

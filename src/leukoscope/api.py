@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
@@ -47,6 +49,8 @@ def train(**flags: Any) -> Path:
 
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
+        SystemExit: Ctrl-C or SIGTERM came during training, and a checkpoint was written; the same call with
+            `resume_from_checkpoint="latest"` continues the run.
     """
     from accelerate import PartialState
 
@@ -69,11 +73,23 @@ def train(**flags: Any) -> Path:
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
     if config.run.push_to_hub:
         raise LeukoscopeError("train(push_to_hub=True): publishes nothing; use `leukoscope release push` afterwards")
-    with quiet(config.run.quiet):
+    with quiet(config.run.quiet), _token_restored():
         folder = train_network(complete(replace(config, model=model)))
     if PartialState().is_main_process:
         write_card(folder / "release")
     return folder
+
+
+@contextmanager
+def _token_restored() -> Iterator[None]:
+    """Give the Hub's client its token back after the block, which may set the one of a run."""
+    before = os.environ.get("HF_TOKEN")
+    try:
+        yield
+    finally:
+        os.environ.pop("HF_TOKEN", None)
+        if before is not None:
+            os.environ["HF_TOKEN"] = before
 
 
 def _of_kind(kind: Any, name: str, value: Any) -> Any:

@@ -50,8 +50,9 @@ def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> I
 
 
 def cache_root() -> Path:
-    """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`, else `~/.cache/leukoscope`."""
-    return Path(os.environ.get("LEUKOSCOPE_CACHE", Path.home() / ".cache" / "leukoscope"))
+    """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`; unset or empty, `~/.cache/leukoscope`."""
+    named = os.environ.get("LEUKOSCOPE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "leukoscope"
 
 
 @contextmanager

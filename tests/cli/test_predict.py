@@ -216,19 +216,27 @@ def test_a_network_without_maps_is_said_to_have_none(vit_release, cells, tmp_pat
     assert result.stderr == f"{vit_release}: {NO_MAP}; nothing is written to {tmp_path / 'maps'}\n"
 
 
-def test_explain_never_overwrites(tiny_release, tmp_path):
+def test_explain_numbers_equal_names_and_replaces_the_maps_of_an_earlier_run(tiny_release, tmp_path):
     first, second = save_cell(tmp_path / "one" / "cell.png"), save_cell(tmp_path / "two" / "cell.png")
     out = tmp_path / "maps"
 
-    together = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", out, first, second).stdout)
-    kept = {path: path.read_bytes() for path in out.iterdir()}
-    later = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", out, first).stdout)
+    runs = [run("predict", "--model", tiny_release, "--json", "--explain", out, first, second) for _ in range(2)]
 
-    label = together[0]["outcome"]
-    written = [Path(answer["overlay"]).name for answer in (*together, *later)]
-    assert written == [f"cell-{label}.png", f"cell-{label}-2.png", f"cell-{label}-3.png"]
-    assert {path.name for path in out.iterdir()} == set(written), "nothing half-written stays"
-    assert all(path.read_bytes() == content for path, content in kept.items())
+    earlier, later = (json.loads(result.stdout) for result in runs)
+    label = earlier[0]["outcome"]
+    for answers in (earlier, later):
+        assert [Path(one["overlay"]).name for one in answers] == [f"cell-{label}.png", f"cell-{label}-2.png"]
+    assert {path.name for path in out.iterdir()} == {f"cell-{label}.png", f"cell-{label}-2.png"}
+
+
+def test_explain_never_overwrites_a_picture_that_it_explains(tiny_release, tmp_path):
+    cells = [save_cell(tmp_path / name) for name in ("cell.png", "cell-ALL.png", "cell-HEM.png")]
+    kept = [path.read_bytes() for path in cells]
+
+    answers = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", tmp_path, *cells).stdout)
+
+    assert Path(answers[0]["overlay"]).name == f"cell-{answers[0]['outcome']}-2.png"
+    assert [path.read_bytes() for path in cells] == kept
 
 
 def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):

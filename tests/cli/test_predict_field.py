@@ -86,6 +86,26 @@ def test_fields_of_one_name_have_overlays_of_their_own(tiny_release, smear, tmp_
     assert sorted(path.name for path in tmp_path.glob("o*.png")) == ["o-A-2-2.png", "o-a-2.png", "o-a.png"]
 
 
+@pytest.mark.parametrize("fields", [("o.png",), ("a.png", "o-a.png")], ids=["one", "several"])
+def test_an_overlay_never_replaces_a_field(tiny_release, smear, tmp_path, fields):
+    for name in fields:
+        shutil.copy(smear, tmp_path / name)
+
+    result = run("field", tiny_release, *(tmp_path / name for name in fields), "--output", tmp_path / "o.png")
+
+    replaced, out = tmp_path / fields[-1], tmp_path / "o.png"
+    said = f"error: --output {out}: the overlay would replace the field {replaced}; name another file\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+    assert replaced.read_bytes() == smear.read_bytes()
+
+
+def test_an_overlay_is_a_png_by_its_name_too(tiny_release, smear, tmp_path):
+    result = run("field", tiny_release, smear, "--output", tmp_path / "o.jpg")
+
+    said = f"error: --output {tmp_path / 'o.jpg'}: overlays are PNG files; name a file that ends in .png\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
 def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_path):
     odd = shutil.copy(smear, os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff.png"))
@@ -155,10 +175,11 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     assert max(map(len, tables)) <= 80
     fields = [line for line in tables if "a-field-" in line]
     assert len(fields) == 4 and len({line.split("│")[-2] for line in fields}) == 1, "one scale for the folder"
-    assert "scale: one for all, the median of what their red cells say" in result.stdout.splitlines()
+    assert "scale: red cells of the series" in result.stdout.splitlines()
     (row,) = (line for line in tables if "slides/second" in line and "a-field" not in line)
     counts = [int(cell) for cell in row.strip("│").split("│")[1:]]
     readings = json.loads(run("field", tiny_release, slides, "--json").stdout)
+    assert {reading["scale_from"] for reading in readings} == {"red cells of the series"}
     cells = [reading["cells"] for reading in readings if "second" in reading["source"]]
     assert counts[:2] == [2, sum(map(len, cells))]
     whole = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.png"))

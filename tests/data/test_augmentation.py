@@ -88,10 +88,15 @@ def test_preprocessing_survives_its_config_json() -> None:
 def test_view_box_marks_what_the_network_sees() -> None:
     # 140 px are the centre of a picture resized to exactly 180; 160 of one resized to 205, the whole part of 205.7.
     assert Preprocessing(140, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx((50, 50, 400, 400))
-    margin = 450 * (1 - 160 / 205) / 2
+    # (205 - 160) / 2 is 22.5, of which `frame` takes 22.
+    first, end = 450 * 22 / 205, 450 * 182 / 205
     assert Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))) == pytest.approx(
-        (margin, margin, 450 - margin, 450 - margin)
+        (first, first, end, end)
     )
+    # 517 × 499 pixels become 109 × 106: the longer side, 109.8, is rounded down as well.
+    view = Preprocessing(96, 0.9).view_box(Image.new("RGB", (517, 499)))
+    across, down = 517 / 109, 499 / 106
+    assert view == pytest.approx((6 * across, 5 * down, 102 * across, 101 * down))
     assert Preprocessing(160, 1.0).view_box(Image.new("RGB", (300, 200))) == pytest.approx((50, 0, 250, 200))
     # A picture that is white inside the box and black around it must be framed all white, but for the resampled edge.
     left, top, right, bottom = (round(x) for x in Preprocessing(160, 350 / 450).view_box(Image.new("RGB", (450, 450))))

@@ -77,6 +77,16 @@ def test_a_value_of_another_type_is_refused(flag: dict[str, object], wanted: str
     assert str(refused.value) == f"train({name}={value!r}): {wanted}"
 
 
+@pytest.mark.parametrize("own", [None, "hf_own"])
+def test_a_runs_token_is_taken_back_when_it_ends(monkeypatch: pytest.MonkeyPatch, own: str | None) -> None:
+    monkeypatch.setenv("HF_TOKEN", own or "")
+    if own is None:
+        monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(lk.LeukoscopeError, match="^--model_name_or_path no_such_net: "):
+        lk.train(hub_token="hf_of_a_run", model_name_or_path="no_such_net")
+    assert os.environ.get("HF_TOKEN") == own
+
+
 def test_a_path_and_a_tuple_become_what_args_yaml_can_hold() -> None:
     assert _of_kind(str | None, "output_dir", Path("runs/x")) == "runs/x"
     assert _of_kind(list[str], "override", ("drop_rate=0.1",)) == ["drop_rate=0.1"]

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from readme_tables import (
     FLAG_REMARKS,
     HF_FLAGS,
     TIMM_FLAGS,
+    decisions_table,
     fields_table,
     flags_table,
     headline_table,
@@ -51,7 +53,16 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
 ) -> None:
     heading, _, row = headline_table([release]).splitlines()
     assert heading.endswith(" | of 100 healthy white cells of other laboratories, called leukaemic |")
-    assert row == "| `leukoscope-test` | 0.777 | 0.722 | – | 50 | – |"
+    assert row == "| `leukoscope-test` | 0.777 | 0.722 / – | – | – | – | – |"
+    # Of 20 normal cells two are called leukaemic, both of one person who has no others.
+    subjects = ("n1",) * 18 + ("n2",) * 2 + ("l1", "l2")
+    called = np.array([[0.1, 0.9]] * 18 + [[0.9, 0.1]] * 4)
+    truth = np.array([1] * 20 + [0] * 2)
+    cells = CellPredictions(tuple(map(str, range(22))), subjects, truth, called, ("ALL", "HEM"))
+    (release / "predictions").mkdir()
+    cells.save(release / "predictions" / "subject_cv.parquet")
+    trivial = {"size": {"auroc_by_subject": 0.722}, "all together": {"auroc_by_subject": 0.753}, "corner": {"auroc": 1}}
+    release_metrics["evaluations"][0]["shortcut_baselines"] = trivial
     interval = {"low": 0.8, "high": 1.0}
     rate = {"share": 0.9286, **interval, "right": 26, "of": 28}
     measured = {
@@ -64,20 +75,38 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
     }
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.5}
     release_metrics["patients"] = {"positive_label": "ALL", "rule": rule, "measured": measured, "least_cells": 20}
+    alone = {"auroc": {"value": 0.898, **interval}, "difference": {"difference": 0.014, "low": -0.09, "high": 0.16}}
+    release_metrics["patients"]["size_only"] = alone
     kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
-    release_metrics["ood"] = {"healthy": {"white cells": {"neutrophil": kind, "monocyte": kind}}}
+    of_fields = {"JPEGImages": kind | {"outcomes": {"ALL": 50, "HEM": 0}}}
+    healthy = {"white cells": {"neutrophil": kind, "monocyte": kind}, "white cells of fields": of_fields}
+    release_metrics["ood"] = {"healthy": healthy}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert " | 0.722 | 0.912 (0.80–1.00) | 50 | 2 |" in headline_table([release])
+    shown = " | 0.722 / 0.753 | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | 50 (0–100) | 2 |"
+    assert shown in headline_table([release]), "every person weighs the same, and of fields nothing is known"
     persons = patients_table([release]).splitlines()[-1]
     assert persons == (
-        "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | "
-        "0.059 (0.01–0.20) | 20 |"
+        "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | +0.014 (-0.090 to +0.160) | "
+        "0.929 (0.80–1.00) | 0.929 (0.80–1.00) | 34 | 0.059 (0.01–0.20) | 20 |"
     )
+
+
+def test_decisions_are_counted_with_every_subject_weighing_the_same_and_healthy_people_alone(
+    release: Path, release_metrics: dict[str, Any]
+) -> None:
+    default = {"threshold": 0.6, "coverage": 0.9, "risk": 0.2, "coverage_by_subject": 0.8, "risk_by_subject": 0.1}
+    release_metrics["decisions"] = {"abstention": {"default": default}}
+    kind = {"cells": 50, "outcomes": {"ALL": 1, "HEM": 0}, "most_probable": {"ALL": 40, "HEM": 10}}
+    sources = {"white cells": {"monocyte": kind}, "white cells of fields": {"JPEGImages": kind}}
+    release_metrics["ood"] = {"healthy": sources}
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    row = decisions_table([release]).splitlines()[-1]
+    assert row == "| `leukoscope-test` | 0.800 | 0.100 | – | 50 | 2 | 2 | 80 |"
 
 
 def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
     rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
-    assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 |" in rows[0]
+    assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 / – |" in rows[0]
     assert "| **yes** | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.967 | – |" in rows[1]
     assert "Weighted F1 by fold: 0.801, 0.865." in results_notes([release])
 
@@ -125,11 +154,11 @@ def test_a_precision_that_was_not_measured_on_unseen_subjects_says_so(
 
 
 def test_shortcuts_stand_beside_chance() -> None:
-    figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949}
+    figures = {"balanced_accuracy": 0.812, "f1_weighted": 0.835, "auroc": 0.949, "auroc_by_subject": 0.953}
     split = {"strategy": "block-cv", "folds": 5, "disjoint_by": "block"}
     shortcuts = {"chance_balanced_accuracy": 0.25, "split": split, "features": {"background": figures}}
     table = shortcuts_table([{"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}, "shortcuts": shortcuts}])
-    row = "| B-ALL | background | 5-fold cross-validation by block | 0.812 (0.250) | 0.835 | 0.949 |"
+    row = "| B-ALL | background | 5-fold cross-validation by block | 0.953 | 0.949 | 0.812 (0.250) | 0.835 |"
     assert row in table.splitlines()
 
 

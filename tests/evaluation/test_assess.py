@@ -21,7 +21,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_field
 from leukoscope.evaluation import precision
-from leukoscope.evaluation.assess import assess
+from leukoscope.evaluation.assess import _with_intervals, assess
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.evaluation.ood_metrics import healthy_outcomes
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
@@ -76,14 +76,19 @@ def _predictions(cells: FramedCells) -> CellPredictions:
     sure = rng.uniform(0.9, 0.999, len(ids))
     probabilities = np.where(np.eye(2, dtype=bool)[answered], sure[:, None], 1 - sure[:, None])
     subjects = tuple(cells.subjects[row] for row in cells.rows(ids))
-    return CellPredictions(ids, subjects, references, probabilities, cells.data.info.labels)
+    of_fold = {subject: number % 2 for number, subject in enumerate(sorted(set(subjects)))}
+    folds, areas = np.array([of_fold[subject] for subject in subjects]), cells.areas_of(cells.rows(ids))
+    labels = cells.data.info.labels
+    return CellPredictions(ids, subjects, references, probabilities, labels, areas, folds=folds)
 
 
 def _metrics(cells: FramedCells, predictions: CellPredictions, folds: list[list[str]]) -> dict[str, Any]:
     config = parse_config(["--split", "all", "--image_size", str(SIZE)])
     from leukoscope.data.splits import make_split
 
-    metrics = describe_run(config, config.resolve(), cells, make_split(cells.data, "all"), "random weights")
+    metrics = describe_run(
+        config, config.resolve(), cells, make_split(cells.data, "all"), "random weights", torch.device("cpu")
+    )
     metrics["training"] |= {"seconds": 1.0, "epochs_run": 1, "kept_epoch": 1}
     measured = measure(predictions)
     fold_blocks = [
@@ -123,6 +128,9 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     # One temperature cannot make confidences between .9 and .999 equal, so some error is left.
     assert metrics["calibration"]["after"]["ece"] < 0.7 * metrics["calibration"]["before"]["ece"]
     assert metrics["evaluations"][0]["shortcut_baselines"].keys() >= {"size", "mean colour"}
+    patients = metrics["patients"]
+    alone = patients["measured"]["auroc"]["value"] - patients["size_only"]["auroc"]["value"]
+    assert patients["size_only"]["difference"]["difference"] == pytest.approx(alone, abs=1e-5)
     wide = metrics["evaluations"][0]["intervals"]
     assert wide["by_subject"]["accuracy"]["low"] < metrics["evaluations"][0]["metrics"]["accuracy"]
 
@@ -146,6 +154,20 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     assert again.metrics == metrics
     with torch.inference_mode():
         assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"
+
+
+def test_an_evaluation_of_persons_with_cells_of_both_classes_has_intervals_without_simulated_coverage(
+    cells: FramedCells,
+) -> None:
+    block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
+    predictions = _predictions(cells)
+    assert "coverage" in _with_intervals(block, predictions)["intervals"]
+    # A few cells of every subject are of the other class, most cells of one subject.
+    mixed = np.arange(len(predictions.cell_ids)) % 5 == 0
+    mixed ^= np.asarray(predictions.subjects) == predictions.subjects[0]
+    references = np.where(mixed, 1 - predictions.references, predictions.references)
+    intervals = _with_intervals(block, replace(predictions, references=references))["intervals"]
+    assert intervals.keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:

@@ -18,6 +18,7 @@ from leukoscope.evaluation.baselines import (
     cross_validation,
     shortcut_metrics,
     shortcut_predictions,
+    size_only_out_of_fold,
     size_only_predictions,
     split_unit,
     trivial_features,
@@ -145,3 +146,20 @@ def test_an_empty_picture_has_a_size_too() -> None:
     like = _like([0, 1], [0.5, 0.5])
     predictions = size_only_predictions(np.array([0.3, 0.1, 0.0]), np.array([0, 1, 1]), np.array([0.3, 0.0]), like)
     assert np.isfinite(predictions.probabilities).all()
+
+
+def test_size_alone_predicts_each_fold_from_the_areas_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    classes = np.arange(60) % 2
+    like = replace(
+        _like(classes.tolist(), [0.5] * 60), areas=rng.uniform(0.1, 0.3, 60) + 0.1 * classes, folds=np.arange(60) // 20
+    )
+    found = size_only_out_of_fold(like)
+    assert found is not None and sorted(found.cell_ids) == sorted(like.cell_ids)
+    for fold in range(3):
+        mine, others = np.flatnonzero(like.folds == fold), np.flatnonzero(like.folds != fold)
+        expected = size_only_predictions(like.areas[others], classes[others], like.areas[mine], like.take(mine))
+        of_fold = found.take(np.flatnonzero(found.folds == fold))
+        assert of_fold.cell_ids == expected.cell_ids
+        assert np.array_equal(of_fold.probabilities, expected.probabilities)
+    assert size_only_out_of_fold(replace(like, areas=None)) is size_only_out_of_fold(replace(like, folds=None)) is None

@@ -269,6 +269,24 @@ def test_pairing_sees_a_small_difference_that_both_intervals_hide():
     assert mirrored["high"] < 0 and mirrored["share_a_better"] == 0.0
 
 
+def test_only_metrics_that_both_models_have_are_compared():
+    """In a cross-validation with one subject a fold, no stratum of one size and fold holds two classes."""
+    sizes = np.random.default_rng(0).uniform(size=240)
+    alone = replace(clustered(subjects=4), areas=sizes)
+    folded = replace(alone, folds=np.array([int(subject[1:]) for subject in alone.subjects]))
+    assert "auroc_equal_size" in point_metrics(alone) and "auroc_equal_size" not in point_metrics(folded)
+    forth, back = (paired_difference(*both, samples=20) for both in ((alone, folded), (folded, alone)))
+    assert forth.keys() == back.keys() == point_metrics(folded).keys()
+
+
+def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equal_size():
+    predictions = replace(clustered(subjects=4), areas=np.random.default_rng(0).uniform(size=240))
+    assert "auroc_equal_size" in subject_intervals(predictions, samples=20)
+    assert "auroc_equal_size" not in cell_intervals(predictions, samples=20), "it weighs subjects"
+    unknown = replace(predictions, subjects=("",) * 240)
+    assert "auroc_equal_size" in cell_intervals(unknown, samples=20)
+
+
 def test_order_of_cells_and_classes_does_not_matter_to_a_comparison():
     predictions = clustered(subjects=4)
     rows = np.random.default_rng(0).permutation(len(predictions.cell_ids))
@@ -332,3 +350,16 @@ def test_simulated_coverage_says_that_few_subjects_give_too_narrow_intervals(sub
     assert low < found["balanced_accuracy_by_subject"] < high
     assert low < found["balanced_accuracy"] < high
     assert found == simulated_coverage(predictions), "the same seed, the same studies"
+
+
+def test_coverage_is_not_simulated_where_a_subject_has_cells_of_two_classes():
+    """Nine subjects with most cells of class A, one with most of class B: this class has no spread to simulate."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(10), 25)
+    references = np.where((np.arange(250) % 25 < 20) == (owner < 9), 0, 1)
+    scores = rng.uniform(size=250)
+    ids = tuple(map(str, range(250)))
+    shares = np.stack([scores, 1 - scores], axis=1)
+    predictions = CellPredictions(ids, tuple(f"s{o}" for o in owner), references, shares, ("A", "B"))
+    assert subject_intervals(predictions, samples=20)
+    assert simulated_coverage(predictions) is None

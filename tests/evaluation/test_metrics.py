@@ -84,6 +84,12 @@ def test_each_subject_has_its_own_accuracy_and_the_unknown_none(metrics: dict[st
     }
 
 
+def test_a_subject_with_cells_of_two_classes_has_the_class_of_most_of_them() -> None:
+    predictions = _predictions([0, 1, 1, 1, 0], [0.9, 0.2, 0.4, 0.3, 0.6], ["b", "b", "b", "a", "a"])
+    labels = {subject: one["label"] for subject, one in measure(predictions)["subjects"].items()}
+    assert labels == {"a": "ALL", "b": "HEM"}, "of equally many the first class"
+
+
 # Every subject the same, and cells of equal size
 
 
@@ -129,19 +135,27 @@ def test_a_subject_of_many_copies_of_its_cells_changes_nothing_by_subject() -> N
     assert more["auroc"] != pytest.approx(fewer["auroc"], abs=1e-4)
 
 
-def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles() -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_auroc_at_equal_size_is_the_pair_weighted_mean_of_the_deciles_each_known_subject_the_same(known: bool) -> None:
     from sklearn.metrics import roc_auc_score
 
     predictions = _uneven()
     edges = np.quantile(predictions.areas, np.arange(1, 10) / 10)
     decile = np.digitize(predictions.areas, edges)
+    counts = Counter(predictions.subjects)
+    weights = np.array([1 / counts[subject] if known else 1.0 for subject in predictions.subjects])
     parts = []
     for k in range(10):
-        truth, scores = predictions.references[decile == k] == 0, predictions.probabilities[decile == k, 0]
+        rows = decile == k
+        truth, scores, weight = predictions.references[rows] == 0, predictions.probabilities[rows, 0], weights[rows]
         if 0 < truth.sum() < len(truth):
-            parts.append((roc_auc_score(truth, scores), truth.sum() * (~truth).sum()))
+            auroc = roc_auc_score(truth, scores, sample_weight=weight)
+            parts.append((auroc, weight[truth].sum() * weight[~truth].sum()))
     expected = np.average([auroc for auroc, _ in parts], weights=[pairs for _, pairs in parts])
+    if not known:
+        predictions = replace(predictions, subjects=("", *predictions.subjects[1:]))
     assert measure(predictions)["auroc_equal_size"] == pytest.approx(expected, abs=1e-12)
+    assert point_metrics(predictions)["auroc_equal_size"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_size_alone_knows_nothing_at_equal_size() -> None:
@@ -159,8 +173,7 @@ def test_a_shift_between_folds_does_not_change_auroc_at_equal_size() -> None:
     second = replace(
         first,
         cell_ids=tuple(f"second-{cell}" for cell in first.cell_ids),
-        references=1 - first.references,
-        probabilities=np.stack([1 - blast, blast], axis=1),
+        probabilities=np.stack([blast, 1 - blast], axis=1),
     )
     both = pooled([first, second])
     assert both.folds.tolist() == [0] * len(first.cell_ids) + [1] * len(second.cell_ids)

@@ -24,6 +24,7 @@ from leukoscope.evaluation.ood_metrics import (
     healthy_outcomes,
     ood_block,
     unsuitable_images,
+    white_cell_sources,
 )
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
@@ -215,6 +216,21 @@ def predictor(tiny_release: Path, phantoms, tmp_path: Path) -> Predictor:
     pixels, subjects = phantoms
     fit_detector(np.stack([picture_statistics(cell) for cell in pixels]), subjects)[0].save(folder / OOD)
     return Predictor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "sources"),
+    [
+        ("cnmc2019", ["white cells", "white cells of fields"]),
+        ("ball4", ["white cells"]),
+        ("imagefolder", ["white cells"]),
+    ],
+)
+def test_fields_are_a_source_of_white_cells_for_a_release_of_cut_out_cells_alone(predictor, tmp_path, data, sources):
+    release = replace(predictor.release, metrics={"data": {"name": data}})
+
+    assert list(white_cell_sources(release, tmp_path, tmp_path)) == sources
+    assert white_cell_sources(release, None, None) == {}
 
 
 def test_outcomes_of_pictures_are_counted_by_the_folder_they_lie_in(predictor, tmp_path):

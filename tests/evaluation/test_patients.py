@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import patients
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.patients import least_cells, measure_patient_rule, patients_block
+from leukoscope.evaluation.patients import least_cells, measure_patient_rule, patients_block, persons_block
+from leukoscope.reports.formatting import fraction, with_span
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "src/leukoscope/models/metrics.schema.json").read_text())
@@ -118,13 +120,65 @@ def test_more_cells_tell_persons_apart_better_and_the_curve_says_from_how_many_o
     assert block["least_cells"] in holds
 
 
+def test_the_curve_hardly_depends_on_which_cells_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    persons = patients._persons(_predictions(_persons(0.5, cells=25, between=0.1)), "ALL")
+    rule = patients._fit_rule(persons, ("ALL", "HEM"), "ALL")[0]
+    made, found = np.random.default_rng, []
+    for seed in range(3):
+        monkeypatch.setattr(np.random, "default_rng", lambda _, seed=seed: made(seed))
+        found.append([row["balanced_accuracy"] for row in patients._curve(persons, [rule] * len(persons))])
+    assert np.ptp(found, axis=0).max() < patients.MAY_LOSE / 4
+
+
+def test_where_no_number_of_cells_is_enough_the_block_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = _predictions(_persons(2.0))
+    block = patients_block(predictions, "ALL")
+    assert block["least_cells"] < 20 and block["least_cells_suffice"] is True
+    monkeypatch.setattr(patients, "MAY_LOSE", -1.0)
+    block = patients_block(predictions, "ALL")
+    assert (block["least_cells"], block["least_cells_suffice"]) == (20, False), "the largest number tried"
+    assert block["measured"]["too_few_cells"] == 0
+
+
+def test_size_alone_is_measured_by_the_same_rule_on_the_same_persons() -> None:
+    logits = _persons(2.0)
+    logits["HEM3"] += 5.0  # on the other side
+    predictions, size_only = _predictions(_persons(2.0)), _predictions(logits)
+    block = patients_block(predictions, "ALL", size_only=size_only)
+    alone, own = block["size_only"], patients_block(size_only, "ALL")["measured"]
+    assert alone == {key: own[key] for key in ("auroc", "sensitivity", "specificity")} | {
+        "difference": alone["difference"]
+    }
+    found = alone["difference"]
+    assert found["difference"] == pytest.approx(block["measured"]["auroc"]["value"] - own["auroc"]["value"])
+    assert found["low"] <= found["difference"] <= found["high"] and found["difference"] > 0
+    validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
+    assert not list(validator.iter_errors(json.loads(json.dumps(block))))
+    assert "size_only" not in patients_block(predictions, "ALL")
+
+
+def test_of_nobody_there_is_no_share() -> None:
+    block = patients_block(_predictions(_persons(2.0)), "ALL") | {"least_cells": 99}
+    judged = measure_patient_rule(_predictions(_persons(2.0)), {"patients": block})
+    assert judged is not None and judged["given_a_class"] == 0
+    nothing = {"share": None, "low": None, "high": None, "right": 0, "of": 0}
+    assert judged["sensitivity"] == judged["specificity"] == nothing
+    assert fraction(nothing) == "0 of 0" and with_span(nothing, "share") == "–"
+
+
+def test_a_person_with_cells_of_two_classes_is_listed_under_that_of_most() -> None:
+    predictions = _predictions(_persons(1.0, persons=2, cells=5))
+    mixed = replace(predictions, references=np.where(np.arange(20) == 0, 1, predictions.references))
+    assert persons_block(mixed, None, "x")["subjects"]["ALL0"]["label"] == "ALL"
+
+
 def test_a_dip_at_many_cells_is_not_passed_over() -> None:
     rows = [
         {"cells": n, "balanced_accuracy": value, "balanced_accuracy_all_cells": 0.9}
         for n, value in ((1, 0.7), (3, 0.89), (5, 0.8), (10, 0.89), (20, 0.9))
     ]
     assert least_cells(rows) == 10
-    assert least_cells(rows[:3]) == 5
+    assert least_cells(rows[:3]) is None, "even the largest number loses too much"
 
 
 def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.calibration import calibration_block
@@ -19,6 +20,7 @@ from leukoscope.evaluation.plots import (
     interval_plot,
     network_plot,
     one_vs_rest_plot,
+    patients_curve,
     reliability_diagram,
     risk_coverage_curve,
     roc_plot,
@@ -71,6 +73,51 @@ def test_intervals_are_drawn_where_they_are():
 def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend():
     legend = interval_plot([("accuracy", 0.8, None, {"low": 0.7, "high": 0.9})]).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["resampling cells: too narrow"]
+
+
+def test_intervals_by_block_promise_nothing_for_new_patients():
+    ends = {"low": 0.7, "high": 0.9}
+    legends = [
+        interval_plot([("accuracy", 0.8, ends, None)], unit=unit).axes[0].get_legend().get_texts()[0].get_text()
+        for unit in ("subject", "block")
+    ]
+    assert legends == ["resampling subjects: for new patients", "resampling blocks: not for new patients"]
+
+
+LONG_NAMES = ["segmented_neutrophil", "lymphocyte_typical", "monocyte", "metamyelocyte", "promyelocyte_bilobed",
+              "erythroblast", "lymphoblast_B", "x" * 60]  # fmt: skip
+
+
+def overlapping(boxes: list[Any]) -> int:
+    return sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_titles_of_many_classes_lie_beside_each_other():
+    subjects = {f"s{i}": {"label": LONG_NAMES[i % 8], "cells": 10, "accuracy": 0.5} for i in range(40)}
+    figure = subject_strip(subjects, LONG_NAMES)
+    figure.canvas.draw()
+    titles = [text for axes in figure.axes for text in axes.findobj(Text) if "subjects" in text.get_text()]
+    assert len(titles) == 8 and overlapping([title.get_window_extent() for title in titles]) == 0
+
+
+def test_long_names_of_predicted_classes_are_slanted():
+    figure = confusion_plot([[3] * 4] * 4, LONG_NAMES[:4])
+    assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {30}
+    assert {
+        label.get_rotation() for label in confusion_plot([[3, 1], [0, 2]], ["ALL", "HEM"]).axes[0].get_xticklabels()
+    } == {0}
+
+
+def test_the_curve_of_persons_says_what_is_dashed_and_how_sure_its_auroc_is():
+    row = {"persons": 41, "auroc": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_all_cells": 0.87}
+    block = {
+        "curve": [{"cells": 1} | row, {"cells": 20} | row],
+        "least_cells": 20,
+        "measured": {"persons": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
+    }
+    found = texts(patients_curve(block))
+    assert "AUROC of all 41 persons with all their cells: 0.920 (0.761–1.000)" in found
+    assert any("dashed: balanced accuracy with all their cells" in text for text in found)
 
 
 def test_the_confusion_matrix_says_cells_and_shares():
@@ -209,12 +256,31 @@ def test_the_risk_coverage_curve_marks_the_default_threshold(decisions: dict[str
     assert _is_picture(figure)
 
 
+def test_the_risk_of_a_model_without_errors_is_never_drawn_below_0(recwarn: pytest.WarningsRecorder) -> None:
+    none = {"low": 0.0, "high": 0.0}
+    curve = [{"coverage": share, "risk": 0.0, "interval": none} for share in (0.5, 1.0)]
+    chosen = {"threshold": 0.5, "risk": 0.0, "coverage": 1.0}
+    figure = risk_coverage_curve({"curve": curve, "default": chosen, "aurc": 0.0, "aurc_interval": none})
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert not recwarn.list
+
+
 def test_operating_points_stand_where_unseen_subjects_found_them(
     predictions: CellPredictions, decisions: dict[str, Any]
 ) -> None:
     block = decisions["operating_points"]
-    figure = roc_plot(predictions, block)
+    evaluation = {
+        "metrics": {"auroc": 0.8734, "auroc_by_subject": 0.8866},
+        "intervals": {
+            "by_subject": {"auroc": {"low": 0.8, "high": 0.91}, "auroc_by_subject": {"low": 0.81, "high": 0.94}}
+        },
+    }
+    figure = roc_plot(predictions, block, evaluation, "subject")
     drawn = _drawn(figure.axes[0])
+
+    by_subject, over_cells = next(iter(drawn)).splitlines()
+    assert by_subject == "AUROC by subject 0.887 (0.810–0.940)", "as the card leads with it"
+    assert over_cells == "AUROC over cells 0.873 (0.800–0.910)"
 
     for (words, at), name in zip(list(drawn.items())[1:], ("sensitivity_95", "specificity_95", "youden"), strict=True):
         found = block["points"][name]["cross_fitted"]

@@ -81,8 +81,17 @@ def test_the_comparison_takes_its_figures_from_finished_runs(tmp_path: Path) -> 
     assert comparison["training_seconds"] == 40 and comparison["notice"] == RESEARCH_NOTICE
 
 
-def _write_metrics(folder: Path, f1: float) -> None:
-    figures = {k: f1 for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro")}
+def test_a_metric_that_one_seed_lacks_has_no_mean_over_seeds(tmp_path: Path) -> None:
+    runs = list(leakage_runs(parse_config(["--output_dir", str(tmp_path), "--image_size", "32"]), seeds=[0, 1]))
+    for run, equal_size in zip(runs, (0.6, 0.7, None, 0.7), strict=True):
+        _write_metrics(run.folder, 0.8, auroc_equal_size=equal_size)
+    comparison = compare_leakage(runs)
+    assert comparison["seeds"][0]["difference"]["auroc_equal_size"] == pytest.approx(0.1)
+    assert "auroc_equal_size" not in comparison["difference"] and "f1_weighted" in comparison["difference"]
+
+
+def _write_metrics(folder: Path, f1: float, **more: float | None) -> None:
+    figures = {k: f1 for k in ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro")} | more
     folder.mkdir(parents=True)
     content = {
         "recipe": {"name": "densenet121"},

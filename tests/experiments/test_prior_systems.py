@@ -265,6 +265,28 @@ def test_protocols_of_other_settings_have_no_difference(tmp_path: Path) -> None:
     assert json.loads(unseen.file.read_text())["by_image_minus_unseen"] is None
 
 
+@pytest.mark.parametrize(
+    ("block", "changed", "is_compared"),
+    [
+        ("training", {"start_weights": "other weights"}, False),
+        ("recipe", {"learning_rate": 0.5}, False),
+        ("recipe", {"about": "other words, the same recipe"}, True),
+    ],
+)
+def test_protocols_of_other_start_weights_or_recipes_have_no_difference(
+    tmp_path: Path, block: str, changed: dict[str, Any], is_compared: bool
+) -> None:
+    by_image, unseen = rows(tmp_path, *CNMC, *SHORT, recipes=("prior_d_resnet",))
+    finish_runs(by_image)
+    finish_runs(unseen)
+    list(reproduce([by_image]))
+    made = json.loads(by_image.file.read_text())
+    made[block] |= changed
+    by_image.file.write_text(json.dumps(made))
+    list(reproduce([unseen]))
+    assert (json.loads(unseen.file.read_text())["by_image_minus_unseen"] is not None) == is_compared
+
+
 def test_a_row_of_another_recipe_is_not_taken_for_this_one(row: Row) -> None:
     finish_runs(row)
     list(reproduce([row]))

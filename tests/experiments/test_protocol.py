@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -80,7 +82,7 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
     ids, no_pixels = data.train["cell_id"][:], np.zeros((len(data.train), 1, 1, 3), np.uint8)
     row_of = {cell: row for row, cell in enumerate(ids)}
     framed = FramedCells(data, no_pixels, row_of, np.asarray(data.train["label"][:]), data.train["subject"][:])
-    metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test")
+    metrics = describe_run(run.config, run.config.resolve(), framed, split, "weights of a test", torch.device("cpu"))
     metrics["training"]["seconds"] = seconds
     run.folder.mkdir(parents=True)
     if split.test:
@@ -131,6 +133,9 @@ def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
     assert args["random"].split == "random"
     assert args[FINAL].split == "all"
     assert all(args[name].no_validation for name in ORDER if name.startswith(("cv", "official")))
+    without = replace(config, data=replace(config.data, no_validation=True))
+    (at_random,) = (run.config.data for run in protocol_runs(without) if run.name == "random")
+    assert not at_random.no_validation, "on a split by image it would be refused"
 
 
 def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> None:
@@ -325,7 +330,7 @@ def test_an_interrupted_run_resumes_from_its_checkpoint_by_itself(
     def stopped(trainer: Trainer, number: int) -> None:
         monkeypatch.undo()
         trainer._save()
-        raise Interrupted
+        raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "_stop_if_asked", stopped)
     with pytest.raises(Interrupted):

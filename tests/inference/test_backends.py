@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm import create_model
 
@@ -19,7 +20,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import backends, graph
-from leukoscope.inference.backends import float32_backend, gpu_or_cpu, kept_graph, open_backend
+from leukoscope.inference.backends import TorchBackend, float32_backend, gpu_or_cpu, kept_graph, open_backend
 from leukoscope.inference.graph import (
     ALLOWED,
     GRAPHS,
@@ -226,6 +227,17 @@ def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path
     assert str(error.value).endswith("remove this folder, and the graph is made anew")
 
 
+def test_elsewhere_than_on_a_cpu_convolutions_keep_float32(tiny_release, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    release = load_release(tiny_release)
+
+    TorchBackend(release.network, release.preprocessing)
+    assert torch.backends.cudnn.allow_tf32
+
+    TorchBackend(release.network, release.preprocessing, "meta")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monkeypatch):
     # As macOS, where `os` has no such function.
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -234,12 +246,33 @@ def test_a_system_without_core_affinity_has_graphs_too(cache, tiny_release, monk
     assert Predictor.from_pretrained(tiny_release, backend="openvino").backend.name == "openvino"
 
 
-def test_a_network_without_a_map_of_channels_is_computed_by_torch(cache, tmp_path, pictures, monkeypatch, caplog):
-    network = create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
+def test_a_classifier_that_is_a_convolution_gives_the_maps_as_a_linear_layer_does(cache, tmp_path, pictures):
+    torch.manual_seed(0)
+    release = save_release(
+        tmp_path / "release",
+        create_model("dla46_c", num_classes=2).eval(),
+        architecture="dla46_c",
+        labels=("ALL", "HEM"),
+        preprocessing=Preprocessing(64, 0.9),
+        metrics={},
+    )
+
+    assert (kept_graph(read_release(release), "openvino") / HEAD).is_file()
+    ours, theirs = (
+        Predictor.from_pretrained(release, backend=backend)(pictures, explain=True) for backend in ("openvino", "torch")
+    )
+    assert_alike(ours, theirs)
+
+
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "coat_tiny"], ids=["tokens", "a list of tensors"])
+def test_a_network_without_a_map_of_channels_is_computed_by_torch(
+    cache, tmp_path, pictures, monkeypatch, caplog, architecture
+):
+    network = create_model(architecture, num_classes=2, img_size=32)
     release = save_release(
         tmp_path / "release",
         network,
-        architecture="vit_tiny_patch16_224",
+        architecture=architecture,
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(32, 0.9),
         metrics={},
@@ -249,6 +282,7 @@ def test_a_network_without_a_map_of_channels_is_computed_by_torch(cache, tmp_pat
     ours = Predictor.from_pretrained(release, backend="auto")
 
     assert ours.backend.name == "torch"
+    assert ours(pictures[1], explain=True).heatmaps is None
     assert (
         ours(pictures[1]).probabilities
         == Predictor.from_pretrained(release, backend="torch")(pictures[1]).probabilities

@@ -14,7 +14,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.synthetic import draw_field
-from leukoscope.inference.field import AT_EDGE, FieldReading, draw_reading, read_field
+from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, FieldReading, draw_reading, read_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 
@@ -197,6 +197,13 @@ def test_a_release_that_learnt_from_whole_fields_refuses_to_read_cut_outs(predic
 
     with pytest.raises(LeukoscopeError, match="was trained on pictures with their background.*leukoscope predict"):
         read_field(predictor, smear)
+
+
+@pytest.mark.parametrize(("data", "said"), [({"name": "imagefolder"}, True), ({}, True), ({"name": "cnmc2019"}, False)])
+def test_how_cells_are_cut_out_is_said_where_the_training_cells_are_not_known(predictor, smear, data, said):
+    reading = read_field(about(predictor, data=data), smear, um_per_pixel=0.2)
+
+    assert (CUT_OUT_AS_C_NMC in reading.to_dict()["notes"]) == said
 
 
 @pytest.mark.parametrize("size", [(100, 300), (300, 100)])

@@ -167,6 +167,18 @@ def test_refuses_a_network_without_a_feature_map():
     )
 
 
+def test_refuses_a_network_whose_features_are_a_list():
+    network = random_network("coat_tiny", img_size=SIZE)
+
+    with pytest.raises(LeukoscopeError) as error:
+        explain_features(network, network.forward_features(random_pictures()))
+
+    assert str(error.value) == (
+        "CoaT: its last features are several tensors, Grad-CAM needs (batch, channels, height, width); explain with a "
+        "convolutional network"
+    )
+
+
 def test_refuses_channels_in_the_last_place():
     network = random_network("densenet121")
     features = network.forward_features(random_pictures()).permute(0, 2, 3, 1)

@@ -84,6 +84,14 @@ def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
     assert row["low"] <= row["p_ALL"] <= row["high"]
 
 
+def test_a_rule_that_gave_nobody_a_class_names_no_error_rate() -> None:
+    nothing = {"share": None, "low": None, "high": None}
+    rule = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, nothing)
+    assert rule.text == (
+        "mean logit of the cells, from at least 3 cells; none of the persons measured was given a class"
+    )
+
+
 @pytest.fixture(scope="module")
 def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny release with a rule for persons."""

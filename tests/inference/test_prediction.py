@@ -141,8 +141,12 @@ def test_an_operating_point_decides_on_unsure_cells_too():
     assert TWO.decide(UNSURE, operating_point="specificity_95") == Decision("HEM", (), "specificity_95")
 
 
+def test_views_that_disagree_are_a_reason_for_caution_with_the_class_of_an_operating_point():
+    decision = TWO.decide(UNSURE, Checks(disagreement=0.375), operating_point="specificity_95")
+    assert decision == Decision("HEM", (Reason("views_disagree", 0.375, 0.25),), "specificity_95")
+
+
 def test_an_operating_point_gives_no_class_where_there_is_a_reason_against_one():
-    assert TWO.decide(UNSURE, Checks(disagreement=0.375), operating_point="sensitivity_95").outcome == ABSTAIN
     assert TWO.decide(SURE, Checks(ood_score=3), operating_point="sensitivity_95") == Decision(
         OUT_OF_DISTRIBUTION, (Reason("ood_colour", 3, 1.0),), "sensitivity_95"
     )

@@ -160,9 +160,10 @@ def test_a_turned_photograph_is_seen_upright(predictor, tmp_path):
 
     turned, plain = predictor([tmp_path / "turned.jpg", tmp_path / "upright.jpg"])
 
-    side = 150 * 96 / int(96 * 450 / 350)
+    # 200 × 150 pixels become 164 × 123, of which (164 - 96) / 2 and (123 - 96) / 2, rounded, lie before the view.
     assert turned.view_box == plain.view_box
-    assert turned.view_box == pytest.approx((100 - side / 2, 75 - side / 2, 100 + side / 2, 75 + side / 2), abs=1e-3)
+    across, down = 200 / 164, 150 / 123
+    assert turned.view_box == pytest.approx((34 * across, 14 * down, 130 * across, 110 * down), abs=1e-3)
     assert np.allclose(shares(turned), shares(plain), atol=2e-3)
 
 

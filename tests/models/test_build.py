@@ -20,6 +20,7 @@ from leukoscope.models.build import (
     FROM_SCRATCH,
     MatrixProduct,
     StartWeights,
+    _try_picture,
     backbone_state,
     build_network,
     classifier_parameters,
@@ -367,6 +368,34 @@ def test_a_densenet_that_ends_early_takes_the_weights_of_the_whole_one(tmp_path:
 
 
 # Any model of timm
+
+
+def test_a_model_without_weights_on_the_hub_starts_from_a_file_or_from_scratch() -> None:
+    recipe, network = timm_recipe("test_resnet", "--model_name_or_path"), nn.Identity()
+    unpublished = replace(recipe, base_model="")
+    assert _refusal(network, unpublished, StartWeights()) == (
+        f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
+        "--from_scratch"
+    )
+    assert load_start_weights(network, unpublished, StartWeights(from_scratch=True)) == FROM_SCRATCH
+    assert timm_recipe("legacy_seresnet18", "--model_name_or_path").base_model == ""
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "poolformer_s12"])
+def test_weights_that_timm_cannot_read_as_a_models_are_refused(name: str, tmp_path: Path) -> None:
+    import timm
+
+    recipe = timm_recipe(name, "--model_name_or_path")
+    other = _saved(dict(timm.create_model("test_vit").state_dict()), tmp_path / "vit.safetensors")
+    message = _refusal(timm.create_model(name, num_classes=2), recipe, other)
+    assert message.startswith(f"{other.file}: these weights are not for {name} (")
+
+
+def test_a_model_without_a_last_layer_is_refused() -> None:
+    network = build_network(replace(timm_recipe("test_vit", "--model_name_or_path"), image_size=32), 2)
+    network.pretrained_cfg["classifier"] = None
+    with pytest.raises(ValueError, match="^it has no last layer that gives classes$"):
+        _try_picture(network, 32)
 
 
 def test_position_embeddings_are_resampled_to_another_picture_size(tmp_path: Path) -> None:

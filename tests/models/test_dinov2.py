@@ -123,9 +123,14 @@ def test_what_cannot_be_converted_is_named(small: Tensors, tmp_path: Path) -> No
     assert refusal({"conv1.weight": torch.zeros(1)}).startswith("holds no DINOv2 vision transformer with patches of 14")
     holey = {name: tensor for name, tensor in small.items() if name != "blocks.3.ls1.gamma"}
     assert refusal(holey) == "is no whole vit_small_patch14_dinov2: 1 tensors differ, e.g. blocks.3.ls1.gamma"
-    (tmp_path / "text.pth").write_text("no checkpoint")
-    with pytest.raises(LeukoscopeError, match="text.pth: is no checkpoint of tensors alone"):
-        convert_dinov2(tmp_path / "text.pth", tmp_path / "out")
+    assert refusal({3: torch.zeros(1)}) == "holds no network's tensors by name; give a checkpoint of DINOv2's layout"
+    for name, shape in {"norm.weight": (), "pos_embed": (257, 384), "patch_embed.proj.weight": (14,)}.items():
+        other = {**small, name: torch.zeros(shape)}
+        assert refusal(other).startswith("holds no DINOv2 vision transformer with patches of 14 px")
+    for text in ("no checkpoint", "hello world"):
+        (tmp_path / "text.pth").write_text(text)
+        with pytest.raises(LeukoscopeError, match="text.pth: is no checkpoint of tensors alone"):
+            convert_dinov2(tmp_path / "text.pth", tmp_path / "out")
     with pytest.raises(LeukoscopeError, match="none.pth: cannot be read"):
         convert_dinov2(tmp_path / "none.pth", tmp_path / "out")
     with pytest.raises(LeukoscopeError, match="is there already; name a new folder"):

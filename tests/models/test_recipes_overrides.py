@@ -24,6 +24,8 @@ HOUSE = RECIPES["densenet121"]
         ("frozen=[features.conv0]", "frozen", ("features.conv0",)),
         ("sampling=subjects", "sampling", "subjects"),
         ("mean=[0.5, 0.5, 0.5]", "mean", (0.5, 0.5, 0.5)),
+        ("mean=[0, 1, 0]", "mean", (0.0, 1.0, 0.0)),
+        ("cpu_precision=no", "cpu_precision", "no"),
     ],
 )
 def test_a_value_is_replaced_and_takes_its_type(assignment: str, name: str, value: Any) -> None:
@@ -53,6 +55,11 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("frozen=features", "'features' does not fit; give a list"),
         ("optimizer=lion", "choose one of adamw, adam, adamax, sgd"),
         ("mean=[0.5", "'[0.5' is no value"),
+        ("mean=[0.5]", "[0.5] does not fit; give 3 values"),
+        ("mean=[a, b, c]", "'a' does not fit; give a number"),
+        ("frozen=[1]", "1 does not fit; give a word"),
+        ("cpu_precision=fp32", "--override cpu_precision=fp32: choose one of bf16, no"),
+        ("cpu_precision=", "choose one of bf16, no"),
     ],
 )
 def test_what_does_not_fit_is_refused(assignment: str, message: str) -> None:

@@ -252,6 +252,8 @@ def test_a_damaged_config_is_named(copy, text):
         {"pretrained_cfg": {}},
         {"pretrained_cfg": None},
         {"model_args": {"no_such_argument": 1}},
+        {"model_args": [1]},
+        {"architecture": "test_resnet", "model_args": {"global_pool": "foo"}},
     ],
     ids=str,
 )
@@ -259,6 +261,12 @@ def test_a_config_with_senseless_values_is_named(copy, change):
     change_config(copy, **change)
 
     assert str(copy / "config.json") in refusal(copy)
+
+
+def test_a_config_whose_arguments_are_null_builds_the_network_without_any(copy):
+    change_config(copy, model_args=None)
+
+    assert "model.safetensors: not the weights of densenet121 with 2 labels (" in refusal(copy)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_card_lists_subjects_worst_first(release: Path) -> None:
 
 def test_a_figure_that_does_not_exist_is_a_dash(release: Path) -> None:
     card = render_card(release)
-    assert "| 0 | 617 | 1 | 0.801 | 0.700 | – |" in card
+    assert "| 0 | 617 | 1 | – | 0.700 | 0.801 |" in card
     random_row = next(line for line in card.splitlines() if line.startswith("| 70/15/15 by image"))
     assert random_row.endswith("| –, – |")
 
@@ -140,6 +140,35 @@ def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metric
     assert "| deletion | gain over random | – |" in card
 
 
+@pytest.mark.parametrize(
+    ("another", "said"),
+    [
+        (
+            (-0.3, -0.2),
+            "**More of a map stays than two cells have in common: it shows little of what that layer learnt.**",
+        ),
+        ((0.2, 0.3), "Less of a map stays than two cells have in common."),
+        (
+            (-0.1, 0.05),
+            "What stays of a map is not clearly different from what two cells have in common: the intervals",
+        ),
+    ],
+)
+def test_what_stays_of_a_map_is_said_as_its_intervals_say_it(
+    release: Path, release_metrics: dict[str, Any], another: tuple[float, float], said: str
+) -> None:
+    gain = {"gain_over_random": {"mean": 0.1, "low": 0.05, "high": 0.2}}
+    itself = {"mean": 0.1, "low": 0.0, "high": 0.15}
+    other = {"mean": sum(another) / 2, "low": another[0], "high": another[1]}
+    release_metrics["heat_maps"] = {
+        "estimates": "these weights", "cells": 12, "subjects": 3, "flat_maps": 0, "intervals": "95 %",
+        "definitions": {}, "deletion": gain, "insertion": gain,
+        "randomisation": {"last_layer": itself, "another_cell": other},
+    }  # fmt: skip
+    (release / "metrics.json").write_text(json.dumps(release_metrics))
+    assert f"). {said}" in render_card(release)
+
+
 def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: dict[str, Any]) -> None:
     values = (np.zeros(STATISTICS), np.ones(STATISTICS), np.eye(STATISTICS), 2.5)
     detector = OodDetector(*(np.asarray(value, np.float32) for value in values))
@@ -159,7 +188,11 @@ def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: d
     assert f"Not measured: {'; '.join(what for kind, what in KINDS.items() if kind != 'blank')}." in card
     assert "| white cells | cells | ALL | HEM | no class | network alone: ALL / HEM |" in card
     assert "| lymphocyte | 46 | 1 | 2 | 43 | 45 / 1 |" in card
-    assert "| JPEGImages of fields | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    assert "| of fields of view, donors not described | 46 | 1 | 2 | 43 | 45 / 1 |" in card
+    assert "fields of view, whose donors nobody\ndescribes; " in card
+    del ood["healthy"]["white cells of fields"]
+    (release / "metrics.json").write_text(json.dumps(release_metrics | {"ood": ood}))
+    assert "donors" not in render_card(release)
     release_metrics["ood"] = {name: value for name, value in ood.items() if name != "healthy"}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     assert "healthy people" not in render_card(release)

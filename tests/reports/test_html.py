@@ -82,6 +82,17 @@ def test_the_page_shows_figures_subjects_and_the_other_model(evaluation, tmp_pat
     assert "<td>s0</td><td>ALL</td><td>10</td><td>0.000</td>" in text, "the worst subject is named"
     assert text.count("data:image/svg+xml") == 3
     assert "With so few subjects of ALL and HEM" in text
+    assert "bootstrap samples of subjects. An interval" in text and "difference (95% interval, by subject)" in text
+
+
+def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path):
+    evaluation = build_evaluation(replace(answered(), unit="block"), None)
+    text = write_evaluation(tmp_path, evaluation, answers()).read_text()
+    assert evaluation["unit"] == "block"
+    assert "60 cells of 6 blocks." in text and "Block by block" in text
+    assert "how far a metric may move with other blocks like these (3 ALL, 3 HEM)" in text
+    assert "other patients like these" not in text and "resampling subjects" not in text
+    assert "nothing on this page says what to expect of new ones" in text
 
 
 def test_a_model_that_saw_these_people_is_called_out_before_any_figure(tmp_path):
@@ -106,6 +117,19 @@ def test_without_subjects_the_reason_stands_where_the_interval_would(tmp_path):
     text = write_evaluation(tmp_path, evaluation, answers(subjects=False)).read_text()
     assert "No interval by subject: cell cell-0: its subject is not known" in text
     assert "Subject by subject" not in text
+
+
+def test_without_subjects_two_models_are_compared_by_cell_and_the_page_says_so(tmp_path):
+    first, other = answered(subjects=False), replace(answered(subjects=False, seed=1), name="another")
+    evaluation = build_evaluation(first, None, compared=other)
+    assert evaluation["comparison"]["resampled"] == "cells"
+    found = evaluation["comparison"]["figures"]["accuracy"]
+    assert found["low"] <= found["difference"] <= found["high"]
+    text = write_evaluation(tmp_path, evaluation, first.predictions).read_text()
+    assert (
+        "the same bootstrap samples of cells. An interval that holds 0 decides nothing. Intervals by cell are" in text
+    )
+    assert "difference (95% interval, by cell)" in text
 
 
 def test_an_interval_without_width_is_not_taken_for_certainty(tmp_path):

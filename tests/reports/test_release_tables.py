@@ -10,8 +10,17 @@ import pytest
 
 from leukoscope.reports.card import render_card
 from leukoscope.reports.evidence import evidence_sections
-from leukoscope.reports.formatting import Table, metric_name, span
+from leukoscope.reports.formatting import Table, metric_name, span, with_span
 from leukoscope.reports.html import Section
+from leukoscope.reports.release_tables import (
+    baselines_table,
+    calibration_table,
+    cells_needed,
+    folds_table,
+    persons_table,
+    points_table,
+    tta_table,
+)
 
 EMBEDDED = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/metrics.json"))
 
@@ -36,6 +45,7 @@ def test_a_label_stays_in_its_cell_and_is_no_element_of_html() -> None:
         ("f1_macro_by_subject", "macro F1 by block"),
         ("auroc_equal_size", "AUROC at equal size"),
         ("recall_HEM", "recall of HEM"),
+        ("subject_auroc", "AUROC of blocks' mean logits"),
     ],
 )
 def test_every_metric_has_a_name(key: str, name: str) -> None:
@@ -48,6 +58,83 @@ def test_an_interval_below_zero_is_written_with_a_word() -> None:
         "0.50–1.00",
         "–",
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.99953, 0.999998, "0.9995–1.0000"),
+        (0.9871, 0.9974, "0.987–0.997"),
+        (0.923, 1.0, "0.92–1.00"),
+        (1.0, 1.0, "1.00–1.00"),
+        (0.0028, 0.049, "0.003–0.049"),
+        (-0.047, -0.004, "-0.047 to -0.004"),
+        (0.503, 0.504, "0.503–0.504"),
+    ],
+)
+def test_an_interval_has_the_digits_that_show_its_width_and_what_is_neither_0_nor_1(
+    low: float, high: float, shown: str
+) -> None:
+    assert span({"low": low, "high": high}) == shown
+
+
+def test_a_share_of_nobody_is_a_dash() -> None:
+    assert with_span({"share": None, "low": None, "high": None}, "share") == "–"
+
+
+def test_what_was_measured_by_subject_stands_first_and_is_left_out_where_it_was_not() -> None:
+    pooled = {"auroc": 0.8, "balanced_accuracy": 0.7, "f1_weighted": 0.6}
+    by_subject = {"auroc_by_subject": 0.85, "balanced_accuracy_by_subject": 0.75}
+    size = {"auroc_equal_size": 0.55}
+    table = baselines_table({"shortcut_baselines": {"size": pooled | by_subject | size}, "metrics": pooled})
+    assert list(table.columns)[1:4] == ["AUROC by subject", "AUROC at equal size", "balanced accuracy by subject"]
+    assert table.rows[0] == ["size", "0.850", "0.550", "0.750", "0.800", "0.700", "0.600"]
+    earlier = baselines_table({"shortcut_baselines": {"size": pooled}, "metrics": pooled | by_subject})
+    assert list(earlier.columns) == ["feature", "AUROC", "balanced accuracy", "weighted F1"]
+    fold = {"fold": 0, "cells": 10, "subjects": ["a"], **pooled}
+    assert folds_table({"folds": [fold | by_subject]}, "block").columns[3] == "AUROC by block"
+    assert folds_table({"folds": [fold]}, "block").columns[3] == "AUROC"
+    one = {"a": 0.85, "b": 0.84, "difference": 0.01, "low": -0.02, "high": 0.03}
+    views = tta_table({"difference": {"auroc": one, "auroc_by_subject": one}})
+    assert [row[0] for row in views.rows] == ["AUROC by subject", "AUROC"]
+
+
+def test_calibration_and_operating_points_are_shown_by_subject_where_they_were_measured_so() -> None:
+    metrics = json.loads((EMBEDDED[0] / "metrics.json").read_text())
+    rows = [row[0] for row in calibration_table(metrics["calibration"]).rows]
+    assert (len(rows), rows[1]) == (6, "Brier score, by subject")
+    measured = metrics["decisions"]["operating_points"]["points"]["youden"]["cross_fitted"]
+    table = points_table(metrics["decisions"]["operating_points"]["points"])
+    assert table.columns[2:6] == ("sensitivity by subject", "specificity by subject", "sensitivity", "specificity")
+    assert table.rows[-1][2].startswith(f"{measured['sensitivity_by_subject']:.3f} (")
+
+
+def test_persons_stand_beside_what_the_size_of_their_cells_alone_gives() -> None:
+    block = json.loads((EMBEDDED[0] / "metrics.json").read_text())["patients"] | {"size_only": None}
+    assert "cell size alone" not in str(persons_table(block))
+    rate = {"share": 0.8, "low": 0.5, "high": 0.9, "right": 8, "of": 10}
+    auroc = {"value": 0.898, "low": 0.78, "high": 0.98}
+    alone = {"auroc": auroc, "sensitivity": rate, "specificity": rate}
+    alone["difference"] = {"difference": 0.03, "low": -0.093, "high": 0.165}
+    assert persons_table(block | {"size_only": alone}).rows[-4:-2] == [
+        ["AUROC, cell size alone", "0.898 (0.78–0.98)"],
+        ["AUROC, less that of cell size alone", "+0.030 (-0.093 to +0.165)"],
+    ]
+
+
+def test_size_alone_stands_beside_both_metrics_that_it_explains(release_metrics: dict[str, Any]) -> None:
+    release_metrics["evaluations"][0]["size_only_baseline"]["auroc_equal_size"] = 0.5514
+    release_metrics["training"]["epochs_run"] = 2
+    table = evidence_sections(release_metrics)[0].table
+    assert table is not None and [row[-1] for row in table.rows] == ["0.722 / 0.551", "–"]
+
+
+@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
+def test_a_temperature_that_was_left_out_is_said_to_be(release: Path) -> None:
+    metrics = json.loads((release / "metrics.json").read_text())
+    text = "The temperature was left out: it did not help; the release gives the scores as trained."
+    said = sections(metrics)["Are its probabilities calibrated?"].text
+    assert (text in said) == (metrics["calibration"]["temperature"] == 1)
 
 
 @pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
@@ -82,3 +169,8 @@ def test_persons_found_since_it_was_measured_are_named(release_metrics: dict[str
     section = evidence_sections(release_metrics)[0]
     assert section.text[-1] == "Found since to be one person each: H2 = H6."
     assert section.table is not None and [row[1] for row in section.table.rows] == ["a few, found since", "yes"]
+
+
+def test_a_number_of_cells_that_does_not_suffice_is_no_promise() -> None:
+    assert cells_needed({"least_cells": 50}) == cells_needed({"least_cells": 50, "least_cells_suffice": True}) == "50"
+    assert cells_needed({"least_cells": 50, "least_cells_suffice": False}) == "more than 50"

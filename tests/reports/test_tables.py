@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leukoscope.reports.tables import prior_notes, prior_table
+from leukoscope.reports.tables import ablation_table, prior_notes, prior_table
 
 PRIOR: dict[str, Any] = {
     "protocol": "unseen",
@@ -87,7 +87,17 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
         in lines
     )
     alone = "0.800 · balanced 0.700"
-    assert f"| – | *C-NMC: cell size alone* | – | {alone} | {alone} | +0.000 | – |" in lines
+    assert f"| – | *C-NMC: cell size alone* | – | {alone} | {alone} | accuracy +0.000 | – |" in lines
+    better = {"accuracy": 0.81, "balanced_accuracy": 0.71, "balanced_accuracy_by_subject": 0.62}
+    worse = {"accuracy": 0.8, "balanced_accuracy": 0.7, "balanced_accuracy_by_subject": 0.6}
+    both = [
+        row | {"protocol": protocol, "size_only_baseline": alone}
+        for protocol, alone in (("random", better), ("unseen", worse))
+    ]
+    assert (
+        "0.810 · balanced 0.710 · balanced by subject 0.620 | 0.800 · balanced 0.700 · balanced by subject 0.600 | "
+        "balanced by subject +0.020 · accuracy +0.010 | – |"
+    ) in prior_table(both)
     for others in (both[:1], [one | {"data": PRIOR["data"] | {"name": "imagefolder"}} for one in both]):
         assert "need" not in prior_table(others) and "cell size alone*" not in prior_table(others)
 
@@ -95,19 +105,24 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
 def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> None:
     folds = [{"cells": 2300, "kept_epoch": 7, "epochs_run": 10}, {"cells": 2310, "kept_epoch": 4, "epochs_run": 9}]
     training = {k: v for k, v in PRIOR["training"].items() if k not in ("cells", "kept_epoch", "epochs_run")}
-    leak = {"accuracy": {"difference": 0.08, "low": 0.02, "high": 0.15}}
+    accuracy = {"difference": 0.08, "low": 0.02, "high": 0.15}
+    leak = {"accuracy": accuracy, "balanced_accuracy_by_subject": {"difference": 0.05, "low": 0.01, "high": 0.12}}
     row = PRIOR | {"training": training | {"folds": folds}, "by_image_minus_unseen": leak, "under_trained": ""}
     more = {"balanced_accuracy_by_subject": 0.85}
     row |= {"metrics": PRIOR["metrics"] | more, "recipe": {"image_size": 224, "num_train_epochs": 10}}
     table = prior_table([row])
-    assert "balanced by block 0.850 · one-vs-rest 0.956 · 11 blocks | +0.080 (+0.020 to +0.150) | " in table
+    assert (
+        "balanced by block 0.850 · one-vs-rest 0.956 · 11 blocks | balanced by block +0.050 (+0.010 to +0.120) · "
+        "accuracy +0.080 (+0.020 to +0.150) | "
+    ) in table
     assert "part of ImageNet DenseNet201; 10 epoch(s) instead of 40 |" in table
     assert "A split by image promises more than unseen patients give for `prior_b_densenet201`. Each interval" in table
-    leak["accuracy"]["low"] = -0.01
+    decides = leak["balanced_accuracy_by_subject"]
+    decides["low"] = -0.01
+    assert accuracy["low"] > 0, "a metric over all cells decides nothing"
     assert "For `prior_b_densenet201` the interval of the difference includes zero. Each" in prior_table([row])
-    leak["accuracy"] |= {"difference": -0.04, "low": -0.08, "high": -0.02}
+    decides |= {"difference": -0.04, "low": -0.08, "high": -0.02}
     assert "It promises less for `prior_b_densenet201`. Each interval is one of several" in prior_table([row])
-    leak["accuracy"] = {"difference": 0.08, "low": -0.01, "high": 0.15}
     row["recipe"] = PRIOR["recipe"]
     assert "2,300 · 2,310 training and 480 test cells, 160 px, epoch 7 of 10 · 4 of 9 kept" in prior_notes([row])
     grey = prior_table([row | {"under_trained": "predicts one class for nearly every cell"}])
@@ -118,3 +133,17 @@ def test_every_prior_system_has_a_row_before_anything_is_run() -> None:
     rows = [line for line in prior_table([]).splitlines() if "`prior_" in line and line.startswith("| ")]
     assert len(rows) == 10 and all(row.endswith("| not run | not run | – | – |") for row in rows)
     assert [row[2] for row in rows] == list("ABCCCCDDDE")
+
+
+def test_an_ablation_names_every_number_of_training_cells_and_whose_auroc_it_shows() -> None:
+    metrics = {"cells": 9000, "auroc_by_subject": 0.8, "auroc": 0.7, "f1_weighted": 0.6, "subject_auroc": 0.95}
+    metrics |= {"auroc_equal_size": None, "balanced_accuracy_by_subject": 0.65}
+    interval = {"low": 0.75, "high": 0.99}
+    measured = {"metrics": metrics, "by_subject": dict.fromkeys(("auroc_by_subject", "subject_auroc"), interval)}
+    measured["difference"] = {"auroc_by_subject": {"difference": 0.01, "low": -0.02, "high": 0.03}}
+    first = measured | {"name": "first", "train_cells": [5000, 6000, 6000], "training_seconds": 60}
+    comparison = {"data": {"title": "Cells"}, "estimates": "recipe", "compared_with": "first", "settings": [first]}
+    lines = ablation_table([comparison | {"together": measured}]).splitlines()
+    assert lines[0] == "Cells: recipe, 9,000 cells predicted by networks trained on 5,000 · 6,000 cells."
+    assert lines[2].endswith(" | weighted F1 | AUROC of subjects' mean logits |"), "hours spent compare nothing"
+    assert lines[4] == ("| first | 0.800 (0.75–0.99) | – | – | 0.650 | 0.700 | 0.600 | 0.950 (0.75–0.99) |")

@@ -39,6 +39,7 @@ from leukoscope.training.checkpoint import (
 )
 from leukoscope.training.config import RunArguments, TrainingConfig, launch_command, parse_config, resume_hint
 from leukoscope.training.data import FeatureInputs
+from leukoscope.training.run_folder import write_args
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 
@@ -187,29 +188,79 @@ def test_what_an_older_run_did_not_know_stands_for_its_default() -> None:
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
-    check_resume(tmp_path, None)
-    check_resume(tmp_path, "latest")
+    check_resume(tmp_path, None, SETTINGS)
+    check_resume(tmp_path, "latest", SETTINGS)
     Checkpoints(tmp_path, SETTINGS).save(STATE, epoch=3, step=4)
-    check_resume(tmp_path, "latest")
+    check_resume(tmp_path, "latest", SETTINGS)
     with pytest.raises(LeukoscopeError) as refused:
-        check_resume(tmp_path, None)
+        check_resume(tmp_path, None, SETTINGS)
     assert str(refused.value) == (
         f"--output_dir {tmp_path}: holds an unfinished run (00001-epoch-3-step-4); resume it with "
         f"--resume_from_checkpoint latest, or remove {tmp_path / FOLDER} to start again"
     )
 
 
+def _settings(*flags: str) -> tuple[TrainingConfig, dict[str, Any]]:
+    config = parse_config(["--dataset_name", "imagefolder", "--train_dir", "cells", *flags])
+    return config, run_settings(config, config.resolve())
+
+
+def _complete(run: Path, config: TrainingConfig) -> None:
+    (run / "release").mkdir(parents=True)
+    (run / "release" / "metrics.json").touch()
+    write_args(run / "args.yaml", config, config.resolve())
+
+
 def test_a_complete_run_is_not_made_again_by_mistake(tmp_path: Path) -> None:
-    (tmp_path / "release").mkdir()
-    (tmp_path / "release" / "metrics.json").touch()
-    check_resume(tmp_path, None)
+    config, settings = _settings("--fold", "1", "--override", "augmentation.scale=0.1")
+    _complete(tmp_path, config)
+    check_resume(tmp_path, None, settings)
     with pytest.raises(LeukoscopeError, match=f"the run in {tmp_path} is complete; give another --output_dir"):
-        check_resume(tmp_path, "latest")
+        check_resume(tmp_path, "latest", settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--fold", "1"], "fold: 0"),
+        (["--train_dir", "others"], "train_dir: cells"),
+        (["--num_train_epochs", "3"], "num_train_epochs: None, recipe's num_train_epochs: "),
+    ],
+)
+def test_a_finished_run_gives_way_to_none_with_other_settings(tmp_path: Path, flags: list[str], named: str) -> None:
+    _complete(tmp_path, _settings()[0])
+    with pytest.raises(LeukoscopeError) as refused:
+        check_resume(tmp_path, None, _settings(*flags)[1])
+    assert str(refused.value).startswith(f"--output_dir {tmp_path}: holds a finished run with other settings ({named}")
+    assert str(refused.value).endswith("); give another folder or remove it")
+    check_resume(tmp_path, None, _settings("--checkpointing_steps", "9", "--quiet")[1])
+
+
+def test_a_finished_run_whose_settings_are_not_known_is_kept(tmp_path: Path) -> None:
+    config, settings = _settings()
+    _complete(tmp_path, config)
+    (tmp_path / "args.yaml").unlink()
+    with pytest.raises(LeukoscopeError, match=r"finished run with other settings \(no args.yaml names them\); "):
+        check_resume(tmp_path, None, settings)
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=f"^--resume_from_checkpoint {tmp_path}: no checkpoint; give latest, or"):
-        check_resume(tmp_path / "run", str(tmp_path))
+        check_resume(tmp_path / "run", str(tmp_path), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("steps", "written"),
+    [("no", []), ("epoch", ["2-step-0"]), ("999", ["2-step-0"]), ("2", ["1-step-2", "1-step-4", "2-step-0"])],
+)
+def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
+    cells: FramedCells, tmp_path: Path, steps: str, written: list[str]
+) -> None:
+    trainer, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, steps).trainer()
+    assert trainer.checkpoints is not None
+    trainer.checkpoints.limit = 9
+    list(trainer.fit(network))
+    assert [path.name.partition("-epoch-")[2] for path in checkpoints_in(tmp_path / FOLDER)] == written
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "often", "1.5"])
@@ -421,7 +472,7 @@ def signals() -> Iterator[list[Any]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("validating", [False, True])
-def test_a_signal_writes_a_checkpoint_and_ends_with_success(
+def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
     cells: FramedCells,
     tmp_path: Path,
     signals: list[Any],
@@ -448,7 +499,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_success(
     with pytest.raises(Interrupted) as stopped:
         list(trainer.fit(network))
     step = whole[0].steps_per_epoch if validating else 2
-    assert stopped.value.code == 0
+    assert stopped.value.code == 128 + number
     assert f"asked to stop: checkpoint written at epoch 1, step {step}" in capsys.readouterr().out
     assert [path.name for path in checkpoints_in(tmp_path / FOLDER)] == [f"00001-epoch-1-step-{step}"]
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == signals, "as they were before"
@@ -494,12 +545,15 @@ def test_the_resume_command_is_the_one_that_was_given() -> None:
         "python train.py --dataset_name cnmc2019 --train_dir '/data/my cells' --no_validation --output_dir runs/a "
         "--seed 3 --checkpointing_steps 5 --resume_from_checkpoint latest"
     )
+    assert parse_config([]).resume_command(["A=1", "/my python", "/my projects/train.py"]) == (
+        "A=1 '/my python' '/my projects/train.py' --resume_from_checkpoint latest"
+    )
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, "python train.py"),
+        ({}, f"{sys.executable} train.py"),
         (
             {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"},
             "accelerate launch --cpu --mixed_precision no --num_processes 1 ",

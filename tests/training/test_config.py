@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import get_recipe
+from leukoscope.models.recipes import RECIPES, check_ranges, get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
 
@@ -107,6 +107,22 @@ def test_numbers_no_run_can_use_are_refused(flag: str, value: int, least: int) -
     parse_config([f"--{flag}", str(least)]).resolve()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_within_the_ranges(name: str) -> None:
+    check_ranges(RECIPES[name], {})
+
+
+def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
+    recipe = parse_config(["--override", "num_train_epochs=1", "image_size=64", "ema_decay=0"]).resolve()
+    assert (recipe.num_train_epochs, recipe.image_size, recipe.ema_decay) == (1, 64, 0.0)
+    assert recipe.learning_rate == parse_config([]).resolve().learning_rate, "what is not named stays the smoke run's"
+
+
+def test_the_beginning_of_a_flag_is_none() -> None:
+    with pytest.raises(LeukoscopeError, match="^--conf run.yaml: no such flag; "):
+        parse_config(["--conf", "run.yaml"])
+
+
 def test_an_unknown_flag_is_named() -> None:
     with pytest.raises(LeukoscopeError, match="^--epochs 3: no such flag; `python train.py --help` lists them all$"):
         parse_config(["--epochs", "3"])
@@ -147,6 +163,17 @@ def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureF
             ["--override", "framing=cell"],
             "--override framing=cell: timm frames no cell, so that plain pipeline() would",
         ),
+        (["--override", "learning_rate=-1"], "--override learning_rate=-1.0: give a number above 0"),
+        (["--override", "learning_rate=.nan"], "--override learning_rate=nan: give a number above 0"),
+        (["--override", "label_smoothing=2"], "--override label_smoothing=2.0: give 0 or more, at most 1"),
+        (["--override", "augmentation.scale=-2"], "--override augmentation.scale=-2.0: give 0 or more"),
+        (["--override", "std=[0, 0, 0]"], "--override std=(0.0, 0.0, 0.0): give a number above 0"),
+        (["--override", "batch_norm_cells=-4"], "--override batch_norm_cells=-4: give 0 or more"),
+        (["--override", "epoch_cells=-5"], "--override epoch_cells=-5: give 0 or more"),
+        (["--override", "warmup_steps=-3"], "--override warmup_steps=-3: give 0 or more"),
+        (["--override", "max_grad_norm=-1"], "--override max_grad_norm=-1.0: give a number above 0"),
+        (["--override", "plateau.factor=-1"], "--override plateau.factor=-1.0: give a number above 0, at most 1"),
+        (["--override", "plateau.patience=0"], "--override plateau.patience=0: give 1 or more"),
         (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: give 0 or more"),
         (["--train_val_split", "1.0"], "--train_val_split 1.0: give a share of train from 0 to below 1"),
         (

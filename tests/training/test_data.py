@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,12 @@ def test_batches_hold_the_cells_of_their_rows(own_cells: Path, keep: bool) -> No
         assert np.array_equal(items.permute(0, 2, 3, 1).numpy(), kept.pixels[rows.numpy()])
         assert np.array_equal(labels.numpy(), kept.labels[rows.numpy()])
     assert torch.cat([rows for _, _, rows in batches]).tolist() == list(range(31, -1, -1))
+
+
+def test_half_of_the_cores_that_the_process_may_use_decode(own_cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    cells = frame_cells(load_cells("imagefolder", str(own_cells)), PREPROCESSING, keep=False)
+    assert prediction_loader(_rows(cells), 10, _accelerator()).num_workers == 2
 
 
 def test_a_damaged_cell_met_by_the_loader_ends_in_one_line(own_cells: Path) -> None:

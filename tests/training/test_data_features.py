@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate.utils import set_seed
 from torch import nn
@@ -30,6 +31,7 @@ from leukoscope.training.data import (
     caching_pays_off,
     can_cache_features,
     features_file,
+    features_suffice,
     frozen_features,
 )
 from leukoscope.training.train import make_accelerator
@@ -67,7 +69,9 @@ def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.mirrorings)
 
 
-def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, list[dict]]:
+def _fitted(
+    recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool, **flags: int
+) -> tuple[Trainer, list[dict]]:
     set_seed(0)
     network = build_network(recipe, 2)
     with torch.no_grad():
@@ -79,7 +83,7 @@ def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features:
         split,
         recipe,
         PREPROCESSING,
-        RunArguments(),
+        RunArguments(**flags),
         cache_features=cache_features,
     )
     return trainer, list(trainer.fit(network))
@@ -109,12 +113,18 @@ def test_of_the_systems_it_is_for_the_frozen_densenet_alone() -> None:
     assert not can_cache_features(get_recipe("prior_a_efficientnet_b3"))
 
 
-def test_a_run_too_short_to_gain_by_it_computes_no_features(network: nn.Module, cells: FramedCells) -> None:
-    path = features_file(network, cells, RECIPE)
-    assert not caching_pays_off(path, cells, RECIPE, passes=63), "32 cells in two looks"
-    assert caching_pays_off(path, cells, RECIPE, passes=64)
-    _kept(network, cells)
-    assert caching_pays_off(path, cells, RECIPE, passes=1), "there already"
+def test_a_run_too_short_to_gain_by_it_computes_no_features(cells: FramedCells) -> None:
+    assert not caching_pays_off(cells, RECIPE, passes=63), "32 cells in two looks"
+    assert caching_pays_off(cells, RECIPE, passes=64)
+
+
+def test_a_run_of_few_steps_learns_from_cells_whatever_another_run_kept(
+    cells: FramedCells, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(_fitted(RECIPE, cells, split, cache_features=True, max_train_steps=1)[0].inputs, PixelInputs)
+    assert "features" not in capsys.readouterr().out
+    assert isinstance(_fitted(RECIPE, cells, split, cache_features=True)[0].inputs, FeatureInputs)
+    assert isinstance(_fitted(RECIPE, cells, split, cache_features=True, max_train_steps=1)[0].inputs, PixelInputs)
 
 
 # The same to train on
@@ -276,3 +286,15 @@ def test_the_last_layer_of_a_timm_model_learns_on_kept_features_as_on_pixels(
         assert isinstance(trainer.learner, HeadOnFeatures) is cached
         fitted.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     assert all(torch.allclose(tensor, fitted[1][name], atol=1e-5) for name, tensor in fitted[0].items())
+
+
+def test_a_network_whose_last_layer_sees_other_features_learns_on_pixels(cells: FramedCells) -> None:
+    picture = torch.rand(1, 3, 32, 32)
+    for architecture in ("test_vit", "test_convnext", "test_efficientnet", "test_resnet"):
+        recipe = replace(timm_recipe(architecture, "--recipe"), image_size=32)
+        assert features_suffice(build_network(recipe, 2), picture), architecture
+    # It pools the feature maps' channels away.
+    small = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "global_attn_indexes": ()}
+    segment_anything = timm.create_model("samvit_base_patch16", num_classes=2, **small)
+    assert segment_anything(picture).shape == (1, 2)
+    assert not features_suffice(segment_anything, picture)

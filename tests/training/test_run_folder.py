@@ -17,7 +17,7 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import append_row, describe_run, result_lines, write_args
+from leukoscope.training.run_folder import append_row, describe_run, hardware, result_lines, write_args
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def config() -> TrainingConfig:
 def test_a_run_is_described_by_its_cells_start_and_machine(
     config: TrainingConfig, cells: FramedCells, split: Split
 ) -> None:
-    made = describe_run(config, config.resolve(), cells, split, "ImageNet")
+    made = describe_run(config, config.resolve(), cells, split, "ImageNet", torch.device("cpu"))
     training = made["training"]
     assert (training["cells"], training["start_weights"], training["seed"]) == (len(split.train), "ImageNet", 3)
     assert training["subjects"] == sorted({cells.subjects[row] for row in cells.rows(split.train)})
@@ -37,10 +37,16 @@ def test_a_run_is_described_by_its_cells_start_and_machine(
         name: version(name)
         for name in ("torch", "timm", "transformers", "datasets", "accelerate", "evaluate", "scikit-learn")
     }
-    if not torch.cuda.is_available():
-        assert training["hardware"] == f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
+    assert training["hardware"] == f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
     assert made["notice"] == RESEARCH_NOTICE
     assert "/data/of/mine" not in json.dumps(made)
+
+
+def test_a_run_on_the_cpu_names_the_cpu_though_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"a GPU, {device}")
+    assert hardware(torch.device("cpu")).startswith("CPU, ")
+    assert hardware(torch.device("cuda:1")) == "a GPU, cuda:1"
 
 
 def test_args_are_written_as_plain_values(config: TrainingConfig, tmp_path: Path) -> None:

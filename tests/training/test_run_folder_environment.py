@@ -68,6 +68,15 @@ def test_it_holds_what_a_repetition_depends_on(
     assert "finished" not in written, "a run that ended early does not look complete"
 
 
+def test_a_package_whose_installation_was_interrupted_is_left_out(
+    tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packages" / "broken-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    write_environment(tmp_path, accelerator, config, data)
+    assert "torch" in _written(tmp_path)["packages"]
+
+
 def test_its_end_adds_time_and_memory(
     tmp_path: Path, accelerator: Accelerator, config: TrainingConfig, data: LoadedCells
 ) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +28,12 @@ from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release
 from leukoscope.models.remote.networks import OwnNetwork
+from leukoscope.progress import quiet
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.losses import restore_class_frequencies
+from leukoscope.training.run_folder import write_args
 from leukoscope.training.train import train
 from leukoscope.training.trainer import Trainer
 
@@ -370,6 +375,28 @@ def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     assert capsys.readouterr().out == f"{said}\n"
 
 
+def test_convolutions_of_a_gpu_keep_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    config = parse_config(["--output_dir", str(tmp_path)])
+    loop.make_accelerator(config, config.resolve())
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_launched_process_has_as_many_threads_as_cores_that_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5}, raising=False)
+    config, threads = parse_config(["--output_dir", str(tmp_path)]), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        loop.make_accelerator(config, config.resolve())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
 def test_fp16_on_a_cpu_is_refused_whoever_asks_for_it(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -382,6 +409,20 @@ def test_fp16_on_a_cpu_is_refused_whoever_asks_for_it(
     assert _refusal(parse_config([*data, "--from_scratch"])) == (
         "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
     )
+
+
+def test_processes_wait_for_what_the_first_one_prepares(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(own_cells, tmp_path)
+    assert loop.make_accelerator(config, config.resolve()).init_handler.timeout == timedelta(days=1)
+
+
+def test_a_quiet_run_does_not_say_its_precision(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _own(own_cells, tmp_path)
+    with quiet():
+        loop.make_accelerator(config, config.resolve())
+    assert capsys.readouterr().out == ""
 
 
 # Interrupted and resumed
@@ -480,12 +521,13 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _earlier_run(folder: Path) -> dict[str, bytes]:
-    """What stands for a finished run, in few bytes; its contents."""
+def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
+    """What stands for a finished run with these settings, in few bytes; its contents."""
     (folder / "release").mkdir(parents=True)
     (folder / "figures").mkdir()
-    for name in ("release/metrics.json", "figures/roc.png", "metrics.json", "args.yaml", "summary.csv"):
+    for name in ("release/metrics.json", "figures/roc.png", "metrics.json", "summary.csv"):
         (folder / name).write_text(f"an earlier run's {name}")
+    write_args(folder / "args.yaml", config, config.resolve())
     return _contents(folder)
 
 
@@ -501,16 +543,36 @@ def _earlier_run(folder: Path) -> dict[str, bytes]:
 def test_a_refused_command_leaves_a_finished_run_alone(
     own_cells: Path, tmp_path: Path, flags: list[str], message: str
 ) -> None:
-    before = _earlier_run(tmp_path / "run")
-    assert message in _refusal(_own(own_cells, tmp_path / "run", *flags))
+    config = _own(own_cells, tmp_path / "run", *flags)
+    before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))
+    assert message in _refusal(config)
     assert _contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("writes", ["write_environment", "append_row", "evaluate_predictions"])
+def test_a_full_disk_ends_the_run_in_one_line(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    config = _own(own_cells, tmp_path / "run")
+    before = _earlier_run(tmp_path / "run", config)
+
+    def full(*_: Any, **_more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, writes, full)
+    assert _refusal(config) == (
+        f"--output_dir {tmp_path / 'run'}: cannot be written (No space left on device); free some space or give "
+        "another folder"
+    )
+    if writes == "write_environment":
+        assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_checkpoint_that_cannot_be_resumed_leaves_a_finished_run_alone(
     own_cells: Path, tmp_path: Path, damaged: bool
 ) -> None:
-    before = _earlier_run(tmp_path / "run")
+    before = _earlier_run(tmp_path / "run", _own(own_cells, tmp_path / "run"))
     settings = {"flags": {"seed": 9}, "resolved_recipe": {}}
     foreign = Checkpoints(tmp_path / "other", settings).save(Checkpoint({"a/b": torch.ones(1)}, {}), epoch=1, step=1)
     if damaged:

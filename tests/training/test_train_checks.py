@@ -15,10 +15,11 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split, make_split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Plateau, Recipe
+from leukoscope.training.config import parse_config
 from leukoscope.training.data import require_whole_step
 from leukoscope.training.optim import make_optimizer
 from leukoscope.training.run_folder import disk_space_needed, require_disk_space
-from leukoscope.training.train import missing_classes, require_validation
+from leukoscope.training.train import choose_split, missing_classes, require_validation
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
 
@@ -50,6 +51,33 @@ def test_a_rate_that_follows_validation_needs_some(cells: FramedCells) -> None:
     assert str(refused.value) == (
         "--recipe small: its learning rate follows the validation cells and split all (every cell trains) has none; "
         "leave out --no_validation or choose another --split"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["subject", "random"])
+def test_a_validation_side_that_no_flag_leaves_out_is_named(cells: FramedCells, strategy: str) -> None:
+    config = parse_config(["--no_validation", "--split", strategy, "--num_folds", "2"])
+    detail = make_split(cells.data, strategy).detail
+    with pytest.raises(LeukoscopeError) as refused:
+        choose_split(config, cells.data)
+    assert str(refused.value) == (
+        f"--no_validation: has no effect on split {strategy} ({detail}), which has validation cells; leave it out, or "
+        "choose --split subject-cv, block-cv or random-cv"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["subject-cv", "random-cv", "all"])
+def test_elsewhere_no_cell_is_set_apart_for_validation(cells: FramedCells, strategy: str) -> None:
+    config = parse_config(["--no_validation", "--split", strategy, "--num_folds", "2"])
+    assert choose_split(config, cells.data).validation == ()
+
+
+def test_a_share_for_validation_that_no_split_takes_is_named(cells: FramedCells) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        choose_split(parse_config(["--train_val_split", "0.4"]), cells.data)
+    assert str(refused.value) == (
+        "--train_val_split 0.4: has no effect on split subject (about 70/15/15 by subject), which sets its own share "
+        "apart; leave it out"
     )
 
 

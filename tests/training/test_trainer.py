@@ -24,6 +24,8 @@ from leukoscope.data.splits import make_split
 from leukoscope.models.build import build_network, classifier_parameters, penalty
 from leukoscope.models.recipes import Head, Hidden, Penalty, Plateau, Recipe, get_recipe
 from leukoscope.models.release import load_release, round_as_stored, save_release
+from leukoscope.progress import track
+from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.optim import cosine_with_warmup, find_batch_size, recompute_batch_norm
@@ -384,6 +386,36 @@ def test_cells_decoded_when_asked_for_teach_bit_exactly_the_same(
     assert np.array_equal(*answers)
     for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_only_what_is_predicted_is_measured_for_its_area(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No column of validation needs areas, and cells that are decoded on demand would be decoded once more for them."""
+    measured: list[int] = []
+    monkeypatch.setattr(FramedCells, "areas_of", lambda cells, rows: measured.append(len(rows)))
+    trainer = trainer_for(replace(RECIPE, num_train_epochs=1))
+    list(trainer.fit(build_network(RECIPE, 2)))
+    assert measured == []
+    trainer.predict(trainer.split.test)
+    assert measured == [len(trainer.split.test)]
+
+
+def test_validation_and_prediction_show_how_far_they_are(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def noted(items: Any, label: str, total: int, **more: int) -> Any:
+        shown.append((label, total))
+        return track(items, label, total, **more)
+
+    monkeypatch.setattr(trainer_module, "track", noted)
+    trainer = trainer_for(replace(RECIPE, num_train_epochs=1), per_device_eval_batch_size=1)
+    list(trainer.fit(build_network(RECIPE, 2)))
+    trainer.predict(trainer.split.test)
+    cells = [len(side) for side in (trainer.split.validation, trainer.split.test)]
+    assert shown[1:] == [("validation", cells[0]), ("prediction", cells[1])]
 
 
 def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from leukoscope.inference.backends import gpu_or_cpu
 from leukoscope.web.model_cache import ModelCache, best_device, on_gpu
 from leukoscope.web.result import check_views, example, predict_cell
 
@@ -55,4 +56,21 @@ def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release
 
 def test_models_are_put_where_torch_can_compute(tiny_release: Path) -> None:
     network = ModelCache({"tiny": tiny_release}).predictor("tiny").backend.network
-    assert {parameter.device.type for parameter in network.parameters()} == {best_device()}
+    assert {parameter.device.type for parameter in network.parameters()} == {gpu_or_cpu().partition(":")[0]}
+
+
+def test_only_a_space_that_lends_its_gpu_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert best_device() == "auto"
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert best_device() == "cuda"
+
+
+def test_a_model_whose_graph_is_kept_is_loaded_without_torch(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("LEUKOSCOPE_BACKEND", "openvino")
+    ModelCache({"tiny": tiny_release}).predictor("tiny")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert ModelCache({"tiny": tiny_release}).predictor("tiny").backend.name == "openvino"

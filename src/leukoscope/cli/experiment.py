@@ -150,7 +150,7 @@ def evaluate(
         found = comparison["figures"]["balanced_accuracy"]
         typer.echo(
             f"compared with {comparison['model']['name']}: balanced accuracy {found['difference']:+.3f} "
-            f"({found['low']:+.3f} to {found['high']:+.3f} by subject), "
+            f"({found['low']:+.3f} to {found['high']:+.3f} by {comparison['resampled'].removesuffix('s')}), "
             f"better in {found['share_a_better']:.0%} of bootstrap samples"
         )
     if worst := worst_first(evaluation["metrics"]["subjects"])[:3]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,8 +71,6 @@ SubjectPattern = Annotated[
 SubjectCsv = Annotated[
     Path | None, typer.Option("--subject_csv", metavar="FILE", help="CSV with the columns file,subject.")
 ]
-
-NARROWEST = 12  # characters of a table's first column
 
 # The spellings of version 0.1; they are removed after the next version.
 MOVED_COMMANDS = {
@@ -168,7 +167,10 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
-    """Print a table that keeps file names and numbers whole; one too wide for the terminal is printed row by row.
+    """Print a table that keeps file names and numbers whole.
+
+    One in which they do not fit the terminal is printed row by row; in a pipe or a file, unless COLUMNS is set, every
+    row is one line.
 
     Args:
         rows: as many cells each as there are columns; where paths in the first one need it, the folder that they
@@ -181,6 +183,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     from rich.text import Text
 
     console, table = Console(highlight=False), Table()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = sys.maxsize
     folders = [os.path.dirname(first) for first, *_ in rows]
     one_root = all(folders) and len(set(map(os.path.isabs, folders))) == 1
     common = os.path.commonpath(folders) if one_root else ""
@@ -201,14 +205,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     # What is left for the first column when all others are as narrow as their words.
     room = console.width - borders - sum(words[1:])
     fits = sum(whole) + borders <= console.width
-    if not fits and room < NARROWEST:
+    if not fits and room < whole[0]:
         for first, *others in rows:
             shown = ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True))
             typer.echo(f"{first}\n  {shown}")
         return
     for place, name in enumerate(columns):
-        width = None if fits else words[place] if place else min(room, whole[0])
-        table.add_column(name, justify="right" if place >= texts else "left", overflow="fold", width=width)
+        width = None if fits else words[place] if place else whole[0]
+        table.add_column(name, justify="right" if place >= texts else "left", width=width)
     for first, *others in rows:
         # Text, because square brackets would be read as markup.
         table.add_row(Text(first), *map(Text, others))

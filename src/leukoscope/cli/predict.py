@@ -37,6 +37,7 @@ from leukoscope.progress import track
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from leukoscope.data.fields import ScaleSource
     from leukoscope.inference.field import FieldReading
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
@@ -51,7 +52,9 @@ def predict(
     explain: Annotated[
         Path | None,
         typer.Option(
-            "--explain", metavar="DIR", help="Write each prediction's Grad-CAM map over its image to this folder."
+            "--explain",
+            metavar="DIR",
+            help="Write each prediction's Grad-CAM map over its image to this folder; older ones there are replaced.",
         ),
     ] = None,
     tta: Annotated[
@@ -69,14 +72,14 @@ def predict(
 
     files, problems = _image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
-    rows = []
+    rows, taken = [], {_key(file) for file in files}
     for prediction in predictor.iter_predictions(files, explain=explain is not None, tta=tta):
         if isinstance(prediction, UnreadableImage):
             problems.append(prediction)
             continue
         row = prediction.to_dict()
         if explain is not None and prediction.heatmaps is not None:
-            row["overlay"] = str(_save_overlay(prediction, explain))
+            row["overlay"] = str(_save_overlay(prediction, explain, taken))
         rows.append(row)
 
     if as_json:
@@ -144,14 +147,12 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             break
 
 
-def _save_overlay(prediction: Prediction, folder: Path) -> Path:
-    """Save the most probable class's Grad-CAM map over its image, under a name no other picture has."""
+def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
+    """Save the most probable class's Grad-CAM map over its image; that of an earlier run is replaced."""
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
-    stem = f"{Path(prediction.source).stem}-{safe_label}"
-    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
-    path = next(folder / name for name in names if not (folder / name).exists())
+    path = _numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
     title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}"
     _save_png(prediction.overlay(), path, title)
     return path
@@ -220,12 +221,13 @@ def field(
         home = Path(os.path.abspath(path)).parent
         inside = (home.relative_to(folder.parent) for folder in folders if home.is_relative_to(folder))
         slides[path] = next(inside, Path(home.name))
-    told = "given"
+    overlays = iter(_overlay_paths(output, fields) if output is not None else ())
+    scale_source: ScaleSource = "given"
     if um_per_pixel is None and (one_scale or folders):
         um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
-        told = "one for all, the median of what their red cells say"
-    overlays = iter(_overlay_paths(output, fields) if output is not None else ())
-    of_crops = dict(zip(fields, _numbered(slides[path] / path.stem for path in fields), strict=True))
+        scale_source = "red cells of the series"
+    taken: set[str] = set()
+    of_crops = {path: _numbered(slides[path] / f"{path.stem}.png", taken) for path in fields}
     readings: list[FieldReading] = []
     single: list[Path] = []
     for path in track(fields, "reading fields"):
@@ -235,12 +237,12 @@ def field(
             if path not in images and is_cut_out(image):
                 single.append(path)
                 continue
-            reading = read_field(predictor, image, str(path), um_per_pixel=um_per_pixel)
+            reading = read_field(predictor, image, str(path), um_per_pixel=um_per_pixel, scale_source=scale_source)
             readings.append(reading)
             scale = reading.field.scale
             for number, one in enumerate(reading.cells):
                 if crops is not None and scale is not None and one.cell.whole:
-                    name = crops / of_crops[path].with_name(f"{of_crops[path].name}-{number}.png")
+                    name = crops / of_crops[path].with_stem(f"{of_crops[path].stem}-{number}")
                     _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{reading.source}: {one.outcome}")
             if overlay is not None:
                 title = f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}"
@@ -252,7 +254,7 @@ def field(
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_fields(readings, slides if folders else {}, told)
+        _print_fields(readings, slides if folders else {})
     if single and not quiet:
         typer.echo(
             f"passed over: {len(single):,} picture(s) of single cut-out cells, for example {single[0]}; leukoscope "
@@ -275,27 +277,39 @@ def _opened(images: Iterable[Path]) -> Iterator[Image]:
             yield image
 
 
-def _overlay_paths(out: Path, fields: Sequence[Path]) -> Iterator[Path]:
-    """Where each field's overlay goes."""
-    if len(fields) == 1:
-        yield out
-        return
-    for path in _numbered(out.with_name(f"{out.stem}-{field.stem}") for field in fields):
-        yield path.with_name(f"{path.name}.png")
+def _overlay_paths(out: Path, fields: Sequence[Path]) -> list[Path]:
+    """Where each field's overlay goes.
+
+    Raises:
+        LeukoscopeError: another kind of file than PNG, or one of the fields.
+    """
+    if out.suffix.lower() != ".png":
+        raise LeukoscopeError(f"--output {out}: overlays are PNG files; name a file that ends in .png")
+    taken: set[str] = set()
+    several = len(fields) > 1
+    overlays = [_numbered(out.with_stem(f"{out.stem}-{field.stem}"), taken) for field in fields] if several else [out]
+    originals = {_key(field) for field in fields}
+    for overlay in overlays:
+        if _key(overlay) in originals:
+            raise LeukoscopeError(f"--output {out}: the overlay would replace the field {overlay}; name another file")
+    return overlays
 
 
-def _numbered(paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths; those of a name that was given before, in small or capital letters, are numbered."""
-    given: set[str] = set()
-    for path in paths:
-        names = chain([path], (path.with_name(f"{path.name}-{n}") for n in count(2)))
-        chosen = next(name for name in names if str(name).casefold() not in given)
-        given.add(str(chosen).casefold())
-        yield chosen
+def _key(path: Path) -> str:
+    """What two paths share that some file system takes for one: which file it is, in small letters."""
+    return str(path.resolve()).casefold()
 
 
-def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], told: str) -> None:
-    """Print a table of the fields, and one of the slides where these are named; `told`: whence a given scale is."""
+def _numbered(path: Path, taken: set[str]) -> Path:
+    """The path, numbered where its `_key` is taken; that of the path returned is taken from now on."""
+    names = chain([path], (path.with_stem(f"{path.stem}-{n}") for n in count(2)))
+    chosen = next(name for name in names if _key(name) not in taken)
+    taken.add(_key(chosen))
+    return chosen
+
+
+def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path]) -> None:
+    """Print a table of the fields, and one of the slides where these are named."""
     counts = sum((Counter(reading.counts) for reading in readings), Counter[str]())
     # Kinds of no class that no field has would make the table too wide for a terminal.
     shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or counts[outcome]]
@@ -311,9 +325,8 @@ def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path],
             of_slide.setdefault(name, Counter()).update({"fields": 1, **found})
     print_table(["field", "cells", *shown, "µm/px"], rows)
     sources = Counter(reading.field.scale.source for reading in readings if reading.field.scale)
-    named = {told if source == "given" else source: count for source, count in sources.items()}
-    if named:
-        whence = [f"{name} ({count} fields)" if len(named) > 1 else name for name, count in named.items()]
+    if sources:
+        whence = [f"{name} ({count} fields)" if len(sources) > 1 else name for name, count in sources.items()]
         typer.echo(f"scale: {', '.join(whence)}")
     if of_slide:
         columns = ["fields", "cells", *shown]

@@ -74,15 +74,14 @@ def assess_on(
 ) -> None:
     """Assess a release on the cells it was made from, and render its card."""
     from leukoscope.evaluation.assess import assess as assess_release
-    from leukoscope.evaluation.ood_metrics import frame_sample
+    from leukoscope.evaluation.ood_metrics import frame_sample, white_cell_sources
     from leukoscope.models.release_files import read_release
     from leukoscope.reports.card import write_card
 
-    preprocessing = read_release(release).preprocessing
+    about = read_release(release)
     unlike = {"fields": fields_dir, "other_data_set": other_dir}
-    others = {kind: frame_sample(folder, preprocessing) for kind, folder in unlike.items() if folder is not None}
-    given = {"white cells": healthy_dir, "white cells of fields": fields_dir}
-    assess_release(release, cells, others=others, healthy={k: folder for k, folder in given.items() if folder})
+    others = {kind: frame_sample(folder, about.preprocessing) for kind, folder in unlike.items() if folder is not None}
+    assess_release(release, cells, others=others, healthy=white_cell_sources(about, healthy_dir, fields_dir))
     typer.echo(f"{write_card(release)}\n{RESEARCH_NOTICE}")
 
 

@@ -25,15 +25,17 @@ class Augmentation:
     """Label-preserving changes, sampled anew for every cell and epoch.
 
     No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle unless a
-    recipe sets less: a cell has no upright. Size jitter weakens the shortcut "small = normal"; stain jitter moves
-    haematoxylin and eosin apart in optical density (after Tellez et al. 2018, doi:10.1109/TMI.2018.2820199).
+    recipe sets less: a cell has no upright. Size jitter weakens the shortcut "small = normal" (over the full circle in
+    half of the cells only); stain jitter moves haematoxylin and eosin apart in optical density (after Tellez et al.
+    2018, doi:10.1109/TMI.2018.2820199).
 
     Attributes:
-        scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
+        scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25); with `rotation` 180, of half of the
+            cells.
         brightness, contrast: largest relative change.
         stain: largest relative change of each stain's optical density.
         rotation: largest angle in degrees, both ways; 180 is any angle, and half of the cells then turn by right
-            angles only, which loses nothing.
+            angles only: their pixels are not resampled, and their size stays as it is.
         flips: mirrored left to right half of the time ("horizontal"), upside down half of the time as well ("both"),
             or never ("none"). A full circle of rotation already holds the second mirroring.
     """
@@ -127,7 +129,7 @@ class Augmenter:
         return out
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Rotation, size and flips; over the full circle half of the cells turn by right angles only: no loss."""
+        """Rotation, size and flips; over the full circle half of the cells turn by right angles only, at their size."""
         if self.augmentation.rotation < 180:
             return self._resampled(pixels, draws)
         out, resampled = torch.empty_like(pixels), draws[:, 8] < 0

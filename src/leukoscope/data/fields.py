@@ -177,12 +177,15 @@ FEWEST_RED_CELLS = 8
 WINDOW, SAMPLE = 2048, 512
 
 
+ScaleSource = Literal["given", "red cells of the series", "red cells", "nuclei"]
+
+
 @dataclass(frozen=True)
 class Scale:
-    """Micrometres a pixel, and where it comes from: the caller, the red cells, or (a guess) the nuclei."""
+    """Micrometres a pixel, and the source: the caller, red cells (of the field or its series), or a guess by nuclei."""
 
     um_per_pixel: float
-    source: Literal["given", "red cells", "nuclei"]
+    source: ScaleSource
 
 
 def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
@@ -224,7 +227,7 @@ def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float]]:
 
 
 def _widths(mask: NDArray[np.bool_], counted: NDArray[np.bool_]) -> list[float]:
-    """Widths (pixels) of the largest discs that fit in a mask, where `counted`; those cut by the edge left out."""
+    """Widths (pixels) of the largest discs that fit in a mask, where `counted`; those cut by the edge seem narrower."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     peaks = (depth == ndimage.maximum_filter(depth, 5)) & counted & (depth >= 2.5)
     # A wide disc has a plateau of equal peaks, which must count once.
@@ -346,6 +349,7 @@ def find_cells(
     image: Image.Image,
     *,
     um_per_pixel: float | None = None,
+    scale_source: ScaleSource = "given",
     settings: FinderSettings | None = None,
     tile: int = TILE,
 ) -> Field:
@@ -354,6 +358,7 @@ def find_cells(
     Args:
         image: RGB, a field of view of any size.
         um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        scale_source: where `um_per_pixel` comes from.
         settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
 
@@ -369,8 +374,8 @@ def find_cells(
     if stain.problem:
         raise UnusableField(stain.problem)
     if not stain.holds_nuclei:
-        return Field(image.size, (), Scale(um_per_pixel, "given") if um_per_pixel else None)
-    scale = Scale(um_per_pixel, "given") if um_per_pixel else measure_scale(image, stain)
+        return Field(image.size, (), Scale(um_per_pixel, scale_source) if um_per_pixel else None)
+    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else measure_scale(image, stain)
     if scale is None:
         return Field(image.size, (), None)
     grid = _Grid(image, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
@@ -380,49 +385,42 @@ def find_cells(
     return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
 
 
-def cut_out(
-    image: Image.Image,
-    cell: FieldCell,
-    um_per_pixel: float,
-    *,
-    pitch: float = CUT_OUT_PITCH,
-) -> Image.Image:
-    """A cell as cut-out classifiers know it: alone on black, at their scale; its stain is left as it is.
+def cut_out(image: Image.Image, cell: FieldCell, um_per_pixel: float) -> Image.Image:
+    """A cell as C-NMC 2019 cuts them out: alone on black, at that data set's scale; its stain is left as it is.
 
     Args:
         image: the field.
         um_per_pixel: the field's scale.
-        pitch: micrometres a pixel in the cells the classifier learnt from.
 
     Returns:
         (450, 450) RGB, exactly 0 outside the cell; a larger cell is cut off at its rim.
     """
     left, top, right, bottom = cell.box
-    factor = um_per_pixel / pitch
+    factor = um_per_pixel / CUT_OUT_PITCH
     size = (max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor)))
     pixels = image.resize(size, Image.Resampling.BICUBIC, box=cell.box)
     # The finder's outline is as coarse as the pitch it works at.
     coarse = Image.fromarray(cell.mask.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    mask = _without_plasma(ndimage.gaussian_filter(np.asarray(coarse), 0.15 / pitch) > 0.5, pixels, pitch)
+    mask = _without_plasma(ndimage.gaussian_filter(np.asarray(coarse), 0.15 / CUT_OUT_PITCH) > 0.5, pixels)
     frame = Image.new("RGB", (CUT_OUT_SIDE, CUT_OUT_SIDE))
     place = ((CUT_OUT_SIDE - size[0]) // 2, (CUT_OUT_SIDE - size[1]) // 2)
     frame.paste(pixels, place, Image.fromarray(mask.astype(np.uint8) * 255))
     return frame
 
 
-def _without_plasma(mask: Mask, pixels: Image.Image, pitch: float) -> Mask:
+def _without_plasma(mask: Mask, pixels: Image.Image) -> Mask:
     """A cell without the plasma that its coarse outline takes along: a pale ring, which no cut-out cell has.
 
     The outline moves inwards, by `PLASMA_REACH` at most, to where the stain lies midway between plasma and the cell.
     """
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] * pitch
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] * CUT_OUT_PITCH
     rim, outside = (depth > PLASMA_REACH) & (depth < 2 * PLASMA_REACH), ~mask
     if not rim.any() or not outside.any():
         return mask
     # Stained matter takes away green first. Red cells may lie beside the cell, so plasma is the palest there.
     green = np.asarray(pixels, np.float32)[..., 1]
     midway = (np.percentile(green[outside], 80) + np.median(green[rim])) / 2
-    kept = ndimage.binary_opening(mask & ((depth > PLASMA_REACH) | (green <= midway)), disc(0.15 / pitch))
+    kept = ndimage.binary_opening(mask & ((depth > PLASMA_REACH) | (green <= midway)), disc(0.15 / CUT_OUT_PITCH))
     parts, count = ndimage.label(ndimage.binary_fill_holes(kept))
     if count == 0:
         return mask

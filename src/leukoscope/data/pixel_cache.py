@@ -66,13 +66,15 @@ class FramedCells:
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
     def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """(N,) the share of the picture that each of these cells covers; None where cells are not cut out on black.
+        """(N,) the share of its whole picture that each of these cells covers; None where cells are not on black.
 
-        Cells decoded on demand are measured on what the network sees of them.
+        Cells that are decoded on demand are decoded for it.
         """
         if self.data.info.background != "black":
             return None
-        return cell_areas(self.pixels[row] for row in rows) if self.areas is None else self.areas[rows]
+        if isinstance(self.pixels, CellsOnDemand):
+            return self.pixels.areas(rows)
+        return None if self.areas is None else self.areas[rows]
 
     def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
         """The `hashes` of these cells."""
@@ -112,9 +114,20 @@ class CellsOnDemand:
             pixels[place] = self._decoded(row)
         return pixels
 
+    def areas(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) the share of its whole picture that each of these cells covers.
+
+        Raises:
+            LeukoscopeError: a damaged cell, named.
+        """
+        return np.asarray([_area(self._picture(row)) for row in rows.tolist()], dtype=float)
+
     def _decoded(self, row: int) -> np.ndarray:
+        return self._frame(self._picture(row))
+
+    def _picture(self, row: int) -> Image.Image:
         try:
-            return self._frame(open_encoded(self._encoded[row]["image"], self._ids[row]))
+            return open_encoded(self._encoded[row]["image"], self._ids[row])
         except UnreachableImage:
             raise
         except UnreadableImage as error:
@@ -152,6 +165,11 @@ def frame_cells(
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
     labels = np.asarray(rows["label"][:])
     return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
+
+
+def _area(image: Image.Image) -> float:
+    """The share of a picture that its cell covers, as the cache keeps it."""
+    return round(float(cell_areas([np.asarray(image)])[0]), 6)
 
 
 def _encoded(cells: Dataset) -> Dataset:
@@ -243,7 +261,7 @@ def _decode_to(
         except UnreadableImage as error:
             return "", 0.0, str(error)
         array[i] = frame(image)
-        return pixel_hash(image), float(cell_areas([np.asarray(image)])[0]), ""
+        return pixel_hash(image), _area(image), ""
 
     hashes: list[str] = []
     areas: list[float] = []
@@ -253,7 +271,7 @@ def _decode_to(
             ids, track(pool.map(decode, range(shape[0])), "decoding", shape[0]), strict=True
         ):
             hashes.append(pixels)
-            areas.append(round(area, 6))
+            areas.append(area)
             if problem:
                 problems[cell] = problem
     array.flush()

@@ -112,9 +112,7 @@ class Preprocessing:
         """
         if self.framing == "cell" and (box := cell_box(image)) is not None:
             return np.asarray(framed_cell(image, box, self.image_size, self.interpolation))
-        side, shorter = self.resized_side, min(image.size)
-        width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
-        left, top = (round((edge - self.image_size) / 2) for edge in (width, height))
+        (width, height), (left, top) = self._resized(image)
         filter_ = Image.Resampling[self.interpolation.upper()]
         framed = Image.new("RGB", (self.image_size, height))
         # Pillow resizes every row by itself, then every column. Those that are black stay black, and those beyond the
@@ -148,10 +146,16 @@ class Preprocessing:
         """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
         if self.framing == "cell" and (box := cell_box(image)) is not None:
             return box
-        width, height = image.size
-        side = min(width, height) * self.image_size / self.resized_side
-        left, top = (width - side) / 2, (height - side) / 2
-        return left, top, left + side, top + side
+        (width, height), (left, top) = self._resized(image)
+        across, down = image.width / width, image.height / height
+        right, bottom = left + self.image_size, top + self.image_size
+        return left * across, top * down, right * across, bottom * down
+
+    def _resized(self, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) that a picture is resized to, and (left, top) of the square that is then kept."""
+        side, shorter = self.resized_side, min(image.size)
+        width, height = (side if edge == shorter else int(side * edge / shorter) for edge in image.size)
+        return (width, height), (round((width - self.image_size) / 2), round((height - self.image_size) / 2))
 
     @property
     def resized_side(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, trivial_features
+from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
     LEVEL,
@@ -108,7 +108,10 @@ def assess(
     metrics["schema_version"] = SCHEMA_VERSION
     metrics["data"]["unit"] = cells.data.info.group
     blocks = track(metrics["evaluations"], "intervals of evaluations")
-    metrics["evaluations"] = [_with_intervals(block, directory) for block in blocks]
+    metrics["evaluations"] = [
+        _with_intervals(block, CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet"))
+        for block in blocks
+    ]
     with progress("measuring shortcut baselines"):
         metrics["evaluations"][0]["shortcut_baselines"] = _shortcut_baselines(cells, predictions, first["folds"])
     with edit_release(directory) as aside:
@@ -117,15 +120,15 @@ def assess(
     return directory
 
 
-def _with_intervals(block: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """An evaluation with its intervals: by subject, and the naive ones by cell."""
-    predictions = CellPredictions.load(directory / PREDICTIONS / f"{block['name']}.parquet")
+def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> dict[str, Any]:
+    """An evaluation with its metrics and their intervals: by subject, and the naive ones by cell."""
     found: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": LEVEL, "draws": BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = subject_intervals(predictions)
-        intervals["coverage"] = simulated_coverage(predictions)
+        if coverage := simulated_coverage(predictions):
+            intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
             found["persons"] = persons_block(predictions, interval, block["estimates"])
@@ -178,7 +181,10 @@ def fit_and_measure(
         temperature = metrics["calibration"]["temperature"]
         metrics.pop("patients", None)
         positive = metrics["positive_label"]
-        if patients := patients_block(predictions, positive, temperature=temperature, estimates=estimates):
+        size_only = size_only_out_of_fold(predictions)
+        if patients := patients_block(
+            predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only
+        ):
             metrics["patients"] = patients
     release = load_release(directory)
     rescale_classifier(release.network, temperature / earlier_temperature)
@@ -305,12 +311,12 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
             "seed": 0,
         },
         "thresholds_fitted_on": None,
-        "metrics": measure(predictions),
     }
     metrics = dict(release.metrics) | {"schema_version": SCHEMA_VERSION}
     # Measured on other subjects.
     metrics.pop("precision", None)
-    metrics["evaluations"] = [*metrics["evaluations"], evaluation]
+    with progress("intervals of evaluations"):
+        metrics["evaluations"] = [*metrics["evaluations"], _with_intervals(evaluation, predictions)]
     metrics["recalibration"] = _about(release, cells, predictions, name or folder_name(source))
     with edit_release(source, target) as aside:
         # They show the old thresholds.

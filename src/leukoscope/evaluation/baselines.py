@@ -104,6 +104,22 @@ def size_only_predictions(
     return replace(like, probabilities=_logistic_regression(train, train_references, test, len(like.label_names)))
 
 
+def size_only_out_of_fold(predictions: CellPredictions) -> CellPredictions | None:
+    """Predict the cells of each fold from their areas alone, fitted on the other folds.
+
+    Args:
+        predictions: of a cross-validation; its probabilities are not read.
+
+    Returns:
+        One prediction for each of its cells; None where areas or folds are not known.
+    """
+    areas, fold_of = predictions.areas, predictions.folds
+    if areas is None or fold_of is None:
+        return None
+    folds = [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in np.unique(fold_of)]
+    return shortcut_predictions(log_areas(areas)[:, None], folds, predictions)
+
+
 def shortcut_predictions(
     features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], truth: CellPredictions
 ) -> CellPredictions:

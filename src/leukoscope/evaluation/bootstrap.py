@@ -7,7 +7,7 @@ observations, neither clusters nor strata, and calls the statistic anew for ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -158,14 +158,13 @@ def bootstrap_subjects(
     """
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
-    cells = np.zeros((len(names), len(predictions.label_names)), dtype=int)
-    np.add.at(cells, (unit_of_cell, predictions.references), 1)
-    classes = cells.argmax(axis=1)
+    classes = np.array(list(predictions.subject_classes.values()))
     # Of subjects with cells of several classes each counts for all of these.
-    for k, have_it in enumerate((cells > 0).T):
-        if have_it.sum() == 1:
+    for k, label in enumerate(predictions.label_names):
+        have_it = np.unique(unit_of_cell[predictions.references == k])
+        if len(have_it) == 1:
             raise LeukoscopeError(
-                f"class {predictions.label_names[k]}: only subject {names[have_it][0]} has it; "
+                f"class {label}: only subject {names[have_it[0]]} has it; "
                 "intervals by subject need two or more subjects per class"
             )
     return BootstrapSamples(unit_of_cell, classes, _resample(classes, samples, seed))
@@ -208,9 +207,10 @@ def subject_intervals(
 
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
-        recalls, as `…_by_subject`; auroc_equal_size where areas are known; and subject_auroc (each subject's mean
-        logit; where every subject has one class) → low and high, 0–1; see `BootstrapSamples.interval`. The AUROCs are
-        one-vs-rest macro for more than two classes, and left out where a class has no cell.
+        recalls, as `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
+        subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1; see
+        `BootstrapSamples.interval`. The AUROCs are one-vs-rest macro for more than two classes, and left out where a
+        class has no cell.
 
     Raises:
         LeukoscopeError: see `bootstrap_subjects`.
@@ -224,7 +224,8 @@ def cell_intervals(
     """Compute the naive intervals, resampling cells: far too narrow where subjects bring many cells each.
 
     Returns:
-        As `subject_intervals`, without the metrics that weight or rank subjects.
+        As `subject_intervals`, without the metrics that weight or rank subjects; auroc_equal_size is one of these
+        where every cell's subject is known.
     """
     return _intervals(predictions, bootstrap_cells(predictions, samples=samples, seed=seed))
 
@@ -237,22 +238,34 @@ def _intervals(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str
 
 
 def paired_difference(
-    a: CellPredictions, b: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+    a: CellPredictions,
+    b: CellPredictions,
+    *,
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+    resample: Callable[..., BootstrapSamples] = bootstrap_subjects,
 ) -> dict[str, dict[str, float]]:
-    """Compare two models on the same cells and the same bootstrap samples of subjects.
+    """Compare two models on the same cells and the same bootstrap samples.
+
+    Args:
+        resample: `bootstrap_subjects`; or `bootstrap_cells`, whose intervals are too narrow, where subjects are not
+            known.
 
     Returns:
-        metric → a, b, difference (a - b), low and high of the difference, and share_a_better: the share of bootstrap
-        samples in which a is better (one where both are equal counts half).
+        metric that both have → a, b, difference (a - b), low and high of the difference, and share_a_better: the share
+        of bootstrap samples in which a is better (one where both are equal counts half).
 
     Raises:
         LeukoscopeError: the two do not have the same cells or classes; and see `bootstrap_subjects`.
     """
     b = aligned(b, a)
-    boot = bootstrap_subjects(a, samples=samples, seed=seed)
+    boot = resample(a, samples=samples, seed=seed)
     point_a, point_b, samples_b = point_metrics(a), point_metrics(b), bootstrap_metrics(b, boot)
     found = {}
     for key, values in bootstrap_metrics(a, boot).items():
+        # AUROC at equal size may be defined for the folds of one model alone.
+        if key not in samples_b:
+            continue
         differences = values - samples_b[key]
         found[key] = {
             "a": point_a[key],
@@ -287,8 +300,8 @@ def bootstrap_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> d
     if weights is not None:
         metrics["auroc_by_subject"] = auroc(boot, predictions.probabilities, references, weights=weights)
     strata = predictions.equal_size_strata
-    if strata is not None:
-        equal_size = auroc(boot, predictions.probabilities, references, strata=strata)
+    if strata is not None and (boot.of_subjects or predictions.subject_weights is None):
+        equal_size = auroc(boot, predictions.probabilities, references, weights=weights, strata=strata)
         if not np.isnan(equal_size).all():
             metrics["auroc_equal_size"] = equal_size
     if boot.of_subjects and (boot.classes[boot.unit_of_cell] == references).all():
@@ -319,7 +332,7 @@ def _class_of(key: str, names: Sequence[str]) -> int | None:
     return next((k for k, name in enumerate(names) if key == f"recall_{name}"), None)
 
 
-def simulated_coverage(predictions: CellPredictions) -> dict[str, Any]:
+def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
     """Simulate how often nominal 95 % intervals by subject hold the truth in studies like this one.
 
     Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed; a
@@ -327,13 +340,16 @@ def simulated_coverage(predictions: CellPredictions) -> dict[str, Any]:
     variance (less that of chance) of the observed accuracies of its subjects.
 
     Returns:
-        studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject.
+        studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
+        None where a subject has cells of several classes, which these studies have not.
 
     Raises:
         LeukoscopeError: see `bootstrap_subjects`.
     """
     studies = samples = 400
     boot, rng = bootstrap_subjects(predictions, samples=samples), np.random.default_rng(0)
+    if (boot.classes[boot.unit_of_cell] != predictions.references).any():
+        return None
     cells = np.bincount(boot.unit_of_cell).astype(float)
     accuracy = np.bincount(boot.unit_of_cell, predictions.predicted == predictions.references) / cells
     classes = [np.flatnonzero(boot.classes == k) for k in np.unique(boot.classes)]

@@ -50,6 +50,7 @@ class ModelPredictions:
         overlap: whether tested subjects trained the model; see `training_overlap`.
         left_out: one line per cell that could not be predicted, or a reason for leaving some out.
         metrics: the release's metrics.json; {} where the predictions are not from a release.
+        unit: what `subjects` of the predictions stand for, "subject" or "block".
     """
 
     predictions: CellPredictions
@@ -59,6 +60,7 @@ class ModelPredictions:
     overlap: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "subject"
 
     def about(self) -> dict[str, Any]:
         """Return what evaluation.json holds about the model."""
@@ -147,7 +149,9 @@ def predictions_of_model(
     )
     metrics = classifier.metrics
     overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
-    return ModelPredictions(predictions, name, classifier.revision, "these weights", overlap, tuple(damaged), metrics)
+    return ModelPredictions(
+        predictions, name, classifier.revision, "these weights", overlap, tuple(damaged), metrics, cells.data.info.group
+    )
 
 
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:
@@ -166,14 +170,14 @@ def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> Model
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise LeukoscopeError(f"{path}: cannot be read as predictions ({reason}); give a predictions.parquet") from None
-    estimates, overlap = _recorded(path, len(predictions.cell_ids))
+    estimates, overlap, unit = _recorded(path, len(predictions.cell_ids))
     left_out: tuple[str, ...] = ()
     if cells is not None:
         kept = _with_subjects_of(keep_cells(predictions, cells.split.test), cells.data, path)
         if less := len(predictions.cell_ids) - len(kept.cell_ids):
             left_out = (f"{less:,} predictions in {path.name}: not among the selected cells",)
-        predictions = kept
-    return ModelPredictions(predictions, _public_name(str(path)), "", estimates, overlap, left_out)
+        predictions, unit = kept, cells.data.info.group
+    return ModelPredictions(predictions, _public_name(str(path)), "", estimates, overlap, left_out, unit=unit)
 
 
 def keep_cells(predictions: CellPredictions, cells: Sequence[str]) -> CellPredictions:
@@ -304,19 +308,21 @@ def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[
     return {"verdict": verdict, "statement": statement, "subjects": subjects}
 
 
-def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any]]:
-    """What the metrics.json of the release or run that the file lies in says of these predictions."""
+def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any], str]:
+    """What the metrics.json of the release or run that the file lies in says: estimates, overlap, unit."""
     # A release keeps predictions/<name>.parquet, a run predictions.parquet of its test side.
     for folder, name in ((path.parent.parent, path.stem), (path.parent, "test")):
-        for block in read_metrics(folder).get("evaluations", ()):
+        metrics = read_metrics(folder)
+        for block in metrics.get("evaluations", ()):
             if block["name"] != name or block["metrics"]["cells"] != cells:
                 continue
             group, detail = block["split"]["disjoint_by"], block["split"]["detail"]
+            overlap = _overlap("good", f"{detail}: no {group} stands on both sides.", 0)
             if group == "cell":
-                return block["estimates"], _overlap("bad", f"{detail}: patients on both sides, no test of new ones.")
-            return block["estimates"], _overlap("good", f"{detail}: no {group} stands on both sides.", 0)
+                overlap = _overlap("bad", f"{detail}: patients on both sides, no test of new ones.")
+            return block["estimates"], overlap, metrics.get("data", {}).get("unit", "subject")
     statement = "Which cells trained the model that made these predictions is not recorded beside them."
-    return f"the model behind {path.name}", _overlap("warning", statement)
+    return f"the model behind {path.name}", _overlap("warning", statement), "subject"
 
 
 def _with_subjects_of(predictions: CellPredictions, data: LoadedCells, path: Path) -> CellPredictions:

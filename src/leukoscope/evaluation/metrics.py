@@ -4,11 +4,12 @@ All metrics are computed from `CellPredictions`, which has exactly one row per c
 local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate metrics and work offline.
 
 Two groups of metrics complete the pooled ones. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every
-subject has the same weight, however many cells it has. `auroc_equal_size`: AUROC within deciles of the cell area,
-averaged with the number of pairs of each decile as weight; it shows what a network knows beyond a cell's size. In a
-cross-validation only cells of the same fold are compared: a fold with many cells of a class leaves few of them to its
-network, which then gives that class less probability everywhere. Across folds this alone would rank cells, against the
-truth, and a constant would score below 0.5 (Forman & Scholz 2010, doi:10.1145/1882471.1882479).
+subject has the same weight, however many cells it has. `auroc_equal_size`: AUROC within deciles of the cell area, each
+counted by the weight of its pairs of cells; it shows what a network knows beyond a cell's size. Where every cell's
+subject is known, cells weigh as by subject, else alike. In a cross-validation only cells of the same fold are compared:
+a fold with many cells of a class leaves few of them to its network, which then gives that class less probability
+everywhere. Across folds this alone would rank cells, against the truth, and a constant would score below 0.5 (Forman &
+Scholz 2010, doi:10.1145/1882471.1882479).
 """
 
 from __future__ import annotations
@@ -81,6 +82,14 @@ class CellPredictions:
             return None
         _, subject, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
         return 1 / cells[subject]
+
+    @property
+    def subject_classes(self) -> dict[str, int]:
+        """Each subject, in the order of their names → the class of most of its cells; of equally many, the first."""
+        names, unit_of_cell = np.unique(self.subjects, return_inverse=True)
+        cells = np.zeros((len(names), len(self.label_names)), dtype=int)
+        np.add.at(cells, (unit_of_cell, self.references), 1)
+        return dict(zip(names.tolist(), cells.argmax(axis=1).tolist(), strict=True))
 
     @property
     def equal_size_strata(self) -> np.ndarray | None:
@@ -214,9 +223,10 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
         None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
-        and `subjects` (id → label, cells, accuracy) where subjects are known. Where every cell's subject is known, the
-        first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where no decile of the
-        areas holds two classes in one fold). All shares are 0–1.
+        and `subjects` (id → label of most of its cells, cells, accuracy) where subjects are known. Where every cell's
+        subject is known, the first five again as `…_by_subject`; where areas are known, `auroc_equal_size`, which
+        gives all subjects the same weight where they are known (None where no decile of the areas holds two classes in
+        one fold). All shares are 0–1.
     """
     names, references = predictions.label_names, predictions.references
     probabilities = predictions.probabilities.astype(float)
@@ -230,10 +240,12 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         metrics["auroc_equal_size"] = _auroc_equal_size(predictions)
     subjects, correct = np.asarray(predictions.subjects), predictions.predicted == references
     per_subject = {}
-    for subject in sorted(set(predictions.subjects) - {""}):
+    for subject, label in predictions.subject_classes.items():
+        if not subject:
+            continue
         rows = subjects == subject
         per_subject[subject] = {
-            "label": names[references[rows][0]],
+            "label": names[label],
             "cells": int(rows.sum()),
             "accuracy": float(correct[rows].mean()),
         }
@@ -278,17 +290,19 @@ def _auroc_equal_size(predictions: CellPredictions) -> float | None:
     """AUROC within the strata of equal size, weighted by their pairs; one-vs-rest macro for more than two classes."""
     from sklearn.metrics import roc_auc_score
 
-    strata, names = predictions.equal_size_strata, predictions.label_names
+    strata, names, weights = predictions.equal_size_strata, predictions.label_names, predictions.subject_weights
     assert strata is not None
+    weights = np.ones(len(strata)) if weights is None else weights
     found = []
     for k in range(len(names))[: 1 if len(names) == 2 else None]:
         areas_under, pairs = [], []
         for stratum in np.unique(strata):
             rows = strata == stratum
-            positive = predictions.references[rows] == k
+            positive, weight = predictions.references[rows] == k, weights[rows]
             if 0 < positive.sum() < len(positive):
-                areas_under.append(roc_auc_score(positive, predictions.probabilities[rows, k]))
-                pairs.append(int(positive.sum()) * int((~positive).sum()))
+                scores = predictions.probabilities[rows, k]
+                areas_under.append(roc_auc_score(positive, scores, sample_weight=weight))
+                pairs.append(weight[positive].sum() * weight[~positive].sum())
         if pairs:
             found.append(np.average(areas_under, weights=pairs))
     return float(np.mean(found)) if found else None

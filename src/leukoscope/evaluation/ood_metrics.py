@@ -30,9 +30,11 @@ from leukoscope.inference.ood import (
     picture_statistics,
 )
 from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.models.release_files import HEALTHY, OF_FIELDS
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
+    from leukoscope.models.release_files import ReleaseInfo
 
 ESTIMATES = "cells of subjects that the detector was not fitted on; no network has a part in it"
 # Kinds that need images from elsewhere; where they are not given, they are listed as not measured.
@@ -149,8 +151,19 @@ def ood_block(
     }
 
 
+def white_cell_sources(release: ReleaseInfo, healthy: Path | None, fields: Path | None) -> dict[str, Path]:
+    """Source → folder of the white cells that `healthy_outcomes` counts.
+
+    Args:
+        healthy: white cells of healthy people.
+        fields: fields of view; cells are cut out of them for a release of cut-out cells alone, so another has none.
+    """
+    given = {HEALTHY: healthy, OF_FIELDS: fields if release.takes_cut_outs else None}
+    return {source: folder for source, folder in given.items() if folder is not None}
+
+
 def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150) -> dict[str, Any]:
-    """Count a release's decisions on white cells of healthy people, none of which is a blast.
+    """Count a release's decisions on white cells of healthy people, none of which is a blast, or of fields of view.
 
     For a release of cut-out cells, cells are found in each image and cut out as in `leukoscope field`; for another
     one the images are given as they are.

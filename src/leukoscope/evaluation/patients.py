@@ -13,15 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.evaluation.bootstrap import Interval, bootstrap_subjects, point_metrics, subject_logits
+from leukoscope.evaluation.bootstrap import (
+    Interval,
+    bootstrap_subjects,
+    paired_difference,
+    point_metrics,
+    subject_logits,
+)
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.patient import POOLINGS, TOO_FEW_CELLS, PatientRule, logits_of, pool
 from leukoscope.inference.prediction import ABSTAIN, WITHOUT_CLASS
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
-REPEATS = 100
-"""Random choices of n cells of each person, for the curve."""
+REPEATS = 5000
+"""Random choices of n cells of each person, for the curve: with these, its chance is far below `MAY_LOSE`."""
 MAY_LOSE = 0.02
 """Balanced accuracy over persons that the smallest number of cells may lose against all their cells."""
 OUTER_FOLDS = 50
@@ -53,6 +59,7 @@ def persons_block(predictions: CellPredictions, interval: Interval | None, estim
     """
     names, logits = subject_logits(predictions)
     subjects, labels = np.asarray(predictions.subjects), predictions.label_names
+    classes = predictions.subject_classes
     return {
         "estimates": estimates,
         "definition": f"mean logit of {labels[0]} over a subject's cells, log p - log (1 - p)",
@@ -60,7 +67,7 @@ def persons_block(predictions: CellPredictions, interval: Interval | None, estim
         "interval": interval,
         "subjects": {
             str(name): {
-                "label": labels[predictions.references[subjects == name][0]],
+                "label": labels[classes[str(name)]],
                 "cells": int((subjects == name).sum()),
                 "mean_logit": float(logit),
             }
@@ -70,7 +77,12 @@ def persons_block(predictions: CellPredictions, interval: Interval | None, estim
 
 
 def patients_block(
-    predictions: CellPredictions, positive_label: str, *, temperature: float = 1.0, estimates: str = OUT_OF_FOLD
+    predictions: CellPredictions,
+    positive_label: str,
+    *,
+    temperature: float = 1.0,
+    estimates: str = OUT_OF_FOLD,
+    size_only: CellPredictions | None = None,
 ) -> dict[str, Any]:
     """Make the "patients" block of metrics.json.
 
@@ -79,14 +91,18 @@ def patients_block(
         positive_label: the class whose logits are pooled.
         temperature: of the release; the rule applies to its scaled probabilities.
         estimates: what metrics of the predictions estimate.
+        size_only: of the same cells from their areas alone; None where these are not known.
 
     Returns:
         positive_label; `rule` (pooling, coefficients, intercept) fitted on all persons; `candidates`: pooling →
-        cross-validated log loss in nats; `chosen`: pooling → persons for whom the others chose it; least_cells;
+        cross-validated log loss in nats; `chosen`: pooling → persons for whom the others chose it; least_cells, and
+        least_cells_suffice: whether that number is the one that `least_cells` finds, else it is the largest tried;
         `measured` (nested): auroc, sensitivity and specificity over persons with intervals, abstained, error_rate (of
         those given a class); `curve` against the number of cells; `wrong`: the persons on the wrong side; `subjects`:
-        id → label, cells, probability, interval, outcome. {} for more than two classes, unknown subjects, fewer than
-        `SUBJECTS_NEEDED` + 1 persons of a class, or a subject with cells of both classes.
+        id → label, cells, probability, interval, outcome; with `size_only` predictions, the same auroc, sensitivity
+        and specificity of a rule chosen and fitted on these, and `difference`: the auroc measured less theirs, by
+        `paired_difference`. {} for more than two classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 persons
+        of a class, or a subject with cells of both classes.
     """
     from sklearn.model_selection import KFold
 
@@ -101,10 +117,17 @@ def patients_block(
         for i in left_out:
             rules[i] = rule
     curve = _curve(persons, rules)
-    least = least_cells(curve)
+    found = least_cells(curve)
+    least = found or curve[-1]["cells"]
     rules = [replace(rule, least_cells=least) for rule in rules]
     subjects = {person.name: _apply(rule, person) for person, rule in zip(persons, rules, strict=True)}
     rule, candidates = _fit_rule(persons, labels, positive_label)
+    baseline = {}
+    if size_only is not None:
+        alone = patients_block(size_only, positive_label)
+        both = (_one_row_each(truth, ones) for ones in (subjects, alone["subjects"]))
+        baseline["size_only"] = {key: alone["measured"][key] for key in ("auroc", "sensitivity", "specificity")}
+        baseline["size_only"]["difference"] = paired_difference(*both)["auroc"]
     return {
         "estimates": estimates,
         "fitted_on": who_fitted(predictions),
@@ -118,7 +141,9 @@ def patients_block(
         "candidates": candidates,
         "chosen": {name: sum(one.pooling == name for one in rules) for name in POOLINGS},
         "least_cells": least,
+        "least_cells_suffice": found is not None,
         "measured": _measured(truth, subjects),
+        **baseline,
         "curve": curve,
         "wrong": [name for name, one in subjects.items() if one["called"] != one["label"]],
         "subjects": subjects,
@@ -157,14 +182,18 @@ def measure_patient_rule(predictions: CellPredictions, metrics: Mapping[str, Any
     }
 
 
-def least_cells(curve: list[dict[str, Any]]) -> int:
-    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all cells."""
-    least = curve[-1]["cells"]
+def least_cells(curve: list[dict[str, Any]]) -> int | None:
+    """Return the number of cells from which on balanced accuracy is within `MAY_LOSE` of that with all cells.
+
+    Returns:
+        None where it is not with the largest number tried.
+    """
+    least = None
     for row in reversed(curve):
         if row["balanced_accuracy"] < row["balanced_accuracy_all_cells"] - MAY_LOSE:
             break
-        least = row["cells"]
-    return int(least)
+        least = int(row["cells"])
+    return least
 
 
 def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]:
@@ -220,28 +249,28 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
 
 def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, Any]]:
     """Metrics from n random cells per person, without replacement; persons with fewer cells are left out."""
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+    from sklearn.metrics import balanced_accuracy_score
 
     rng = np.random.default_rng(0)
+    pairs = list(zip(persons, rules, strict=True))
+    of_few = [_probabilities_of_few(person, rule, rng) for person, rule in pairs]
     rows = []
     for cells in CELL_COUNTS:
-        known = [(person, rule) for person, rule in zip(persons, rules, strict=True) if len(person.logits) >= cells]
-        truth = np.array([person.positive for person, _ in known])
+        known = [(*pair, few[cells]) for pair, few in zip(pairs, of_few, strict=True) if cells in few]
+        truth = np.array([person.positive for person, *_ in known])
         if len(np.unique(truth)) < 2:
             break
-        probabilities = np.stack(
-            [
-                rule.probability(rng.permuted(np.tile(person.logits, (REPEATS, 1)), axis=1)[:, :cells])
-                for person, rule in known
-            ]
-        )
-        all_cells = np.stack([rule.probability(person.logits) for person, rule in known])
+        probabilities = np.stack([few for *_, few in known])
+        all_cells = np.stack([rule.probability(person.logits) for person, rule, _ in known])
         right = (probabilities >= 0.5) == truth[:, None]
+        # AUROC, the mean over all repeats: how often a positive person comes before a negative one; a tie counts half.
+        negative = probabilities[~truth]
+        before = [(one > negative).mean() / 2 + (one >= negative).mean() / 2 for one in probabilities[truth]]
         rows.append(
             {
                 "cells": cells,
                 "persons": len(known),
-                "auroc": float(np.mean([roc_auc_score(truth, once) for once in probabilities.T])),
+                "auroc": float(np.mean(before)),
                 "sensitivity": float(right[truth].mean()),
                 "specificity": float(right[~truth].mean()),
                 "balanced_accuracy": float((right[truth].mean() + right[~truth].mean()) / 2),
@@ -249,6 +278,13 @@ def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, A
             }
         )
     return rows
+
+
+def _probabilities_of_few(person: _Person, rule: PatientRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """Number of cells → (REPEATS,) probability from so many random cells; within a repeat, fewer are the first ones."""
+    most = min(len(person.logits), CELL_COUNTS[-1])
+    drawn = np.stack([rng.choice(person.logits, most, replace=False) for _ in range(REPEATS)])
+    return {cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most}
 
 
 def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
@@ -269,15 +305,19 @@ def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
     }
 
 
+def _one_row_each(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> CellPredictions:
+    """Persons as if they were cells; the second class is the positive one."""
+    scores = np.array([one["probability"] for one in subjects.values()])
+    both = np.stack([1 - scores, scores], axis=1)
+    return CellPredictions(tuple(subjects), tuple(subjects), truth.astype(int), both, ("0", "1"))
+
+
 def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Metrics with every person on the side of its probability, and without those abstained from or too small."""
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-    scores = np.array([one["probability"] for one in subjects.values()])
-    one_row_each = CellPredictions(
-        tuple(subjects), tuple(subjects), truth.astype(int), np.stack([1 - scores, scores], axis=1), ("0", "1")
-    )
-    boot = bootstrap_subjects(one_row_each)
+    one_row_each = _one_row_each(truth, subjects)
+    scores, boot = one_row_each.probabilities[:, 1], bootstrap_subjects(one_row_each)
     right = (scores >= 0.5) == truth
     decided = [one for one in subjects.values() if one["outcome"] not in (*WITHOUT_CLASS, TOO_FEW_CELLS)]
     outcomes = [one["outcome"] for one in subjects.values()]
@@ -298,11 +338,11 @@ def _exact(right: int, of: int) -> dict[str, Any]:
     return {**_share(right, of), "of": of, "right": right}
 
 
-def _share(count: int, of: int) -> Interval:
-    """A share of persons with its exact 95 % interval (Clopper & Pearson 1934)."""
+def _share(count: int, of: int) -> dict[str, float | None]:
+    """A share of persons with its exact 95 % interval (Clopper & Pearson 1934); None of nobody."""
     from scipy.stats import binomtest
 
     if not of:
-        return {"share": 0.0, "low": 0.0, "high": 1.0}
+        return {"share": None, "low": None, "high": None}
     found = binomtest(count, of).proportion_ci(0.95, "exact")
     return {"share": count / of, "low": float(found.low), "high": float(found.high)}

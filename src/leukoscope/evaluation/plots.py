@@ -26,6 +26,7 @@ CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
+_LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
 # Column of summary.csv → legend, colour, marker and line; training dashed, validation solid.
 _CURVES: Mapping[str, Mapping[str, tuple[str, str, str, Any]]] = {
     "loss": {
@@ -127,11 +128,16 @@ def subject_strip(
     """
     groups = {label: [s for s in subjects.values() if s["label"] == label] for label in label_names}
     groups = {label: sorted(rows, key=lambda s: s["accuracy"]) for label, rows in groups.items() if rows}
-    figure = new_figure(_WIDTH, 3.0)
-    # One column per subject, but no panel too narrow for its heading.
-    ratios = [max(len(rows), len(subjects) / 5) for rows in groups.values()]
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=ratios)[0]
-    for k, ((label, rows), axes) in enumerate(zip(groups.items(), panels, strict=True)):
+    across = min(len(groups), 4)
+    down = -(-len(groups) // across)
+    figure = new_figure(_WIDTH, 0.4 + 2.6 * down)
+    # Of two panels, one column per subject, but none too narrow for its heading; more are as wide as each other.
+    ratios = [max(len(rows), len(subjects) / 5) if across < 3 else 1.0 for rows in [*groups.values()][:across]]
+    grid = figure.subplots(down, across, sharey=True, squeeze=False, width_ratios=ratios)
+    panels = grid.ravel()
+    for axes in panels[len(groups) :]:
+        axes.set_visible(False)
+    for k, ((label, rows), axes) in enumerate(zip(groups.items(), panels, strict=False)):
         colour, x = CLASS_COLOURS[k % len(CLASS_COLOURS)], np.arange(len(rows))
         accuracy = np.asarray([row["accuracy"] for row in rows])
         area = 14 + 60 * np.sqrt([row["cells"] for row in rows]) / np.sqrt(400)
@@ -141,9 +147,13 @@ def subject_strip(
         axes.set_xlim(-1, len(rows))
         axes.set_xticks([])
         plain(axes)
-        title = f"{label} · {len(rows)} {unit}{'' if len(rows) == 1 else 's'}"
-        axes.set_title(title, fontsize=10, loc="left", color=colour, fontweight="bold")
-    panels[0].set_ylabel("accuracy (share of cells)")
+        name = label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 1]}…"
+        # Over narrow panels, titles of one line would run into each other.
+        between = " · " if across < 3 else "\n"
+        title = f"{name}{between}{len(rows)} {unit}{'' if len(rows) == 1 else 's'}"
+        axes.set_title(title, fontsize=10 if across < 3 else 9, loc="left", color=colour, fontweight="bold")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (share of cells)")
     panels[0].set_ylim(-0.03, 1.05)
     figure.supxlabel(f"{unit}s, worst first · larger dot: more cells · line: mean over {unit}s", fontsize=9)
     return figure
@@ -151,6 +161,8 @@ def subject_strip(
 
 def patients_curve(block: Mapping[str, Any]) -> Figure:
     """Plot balanced accuracy over persons against the number of cells used, beside that with all cells.
+
+    Its title gives the AUROC with all cells and its interval.
 
     Args:
         block: the "patients" block of metrics.json.
@@ -166,25 +178,34 @@ def patients_curve(block: Mapping[str, Any]) -> Figure:
         axes.annotate(
             text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
         )
-    axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
+    label = "cells of a person, chosen at random · dashed: balanced accuracy with all their cells"
+    if block.get("least_cells_suffice", True):
+        axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
+        label += " · vertical: cells needed"
     axes.set_xscale("log")
     axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} persons)" for row in rows])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel(
-        "cells of a person, chosen at random · dashed: all their cells · vertical: cells needed", fontsize=9
-    )
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel("over persons", fontsize=9)
+    # The persons change from point to point, and no point has an interval; the table's has one.
+    whole = block["measured"]["auroc"]
+    text = f"AUROC of all {block['measured']['persons']} persons with all their cells: {whole['value']:.3f}"
+    axes.set_title(f"{text} ({whole['low']:.3f}–{whole['high']:.3f})", fontsize=9, loc="right", color=GREEN)
     plain(axes)
     return figure
 
 
 def interval_plot(
-    rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]], axis: str = ""
+    rows: Sequence[tuple[str, float, Mapping[str, float] | None, Mapping[str, float] | None]],
+    axis: str = "",
+    unit: str = "subject",
 ) -> Figure:
     """Plot metrics with their intervals, by subject and, below, by cell, one line each.
 
     Args:
         rows: name, value, interval by subject, interval by cell (low and high, 0–1); an interval may be missing.
         axis: what all values are, where the names do not say it.
+        unit: what stands for a person in the data set, "subject" or "block".
     """
     from matplotlib.lines import Line2D
 
@@ -200,7 +221,10 @@ def interval_plot(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(axis)
     _rows_plain(axes)
-    kinds = [(2, BLUE, "resampling subjects: for new patients"), (3, ORANGE, "resampling cells: too narrow")]
+    by_unit = (
+        "resampling subjects: for new patients" if unit == "subject" else f"resampling {unit}s: not for new patients"
+    )
+    kinds = [(2, BLUE, by_unit), (3, ORANGE, "resampling cells: too narrow")]
     handles = [Line2D([], [], color=c, linewidth=3, label=text) for i, c, text in kinds if any(row[i] for row in rows)]
     _legend_above(axes, handles=handles, ncols=2)
     return figure
@@ -215,14 +239,17 @@ def confusion_plot(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) 
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.9 * len(label_names)
-    figure = new_figure(side + 0.6, side)
+    # A square is as wide as ten characters; longer names are slanted below it, and need room beside it.
+    beyond = max(0, max(map(len, label_names)) - 10)
+    figure = new_figure(side + 0.6 + 0.08 * beyond, side + 0.05 * beyond)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
         ink = "white" if share > 0.55 else "black"
         text = f"{counts[row, column]:,}\n{share:.0%}"
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
-    axes.set_xticks(range(len(label_names)), label_names)
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if beyond else {}
+    axes.set_xticks(range(len(label_names)), label_names, **slanted)
     axes.set_yticks(range(len(label_names)), label_names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -375,20 +402,24 @@ def risk_coverage_curve(abstention: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("risk (share of these that is wrong)")
     axes.set_xlim(0, 1.01)
     # The interval of the first few cells is so wide that it would hide the rest.
-    axes.set_ylim(0, 1.15 * max(end for end, share in zip(high, coverage, strict=True) if share >= 0.1))
+    axes.set_ylim(0, max(0.01, *(1.15 * end for end, share in zip(high, coverage, strict=True) if share >= 0.1)))
     _legend_above(axes)
     plain(axes)
     return figure
 
 
-def roc_plot(predictions: CellPredictions, operating_points: Mapping[str, Any]) -> Figure:
+def roc_plot(
+    predictions: CellPredictions, operating_points: Mapping[str, Any], evaluation: Mapping[str, Any], unit: str
+) -> Figure:
     """Plot the ROC curve over cells, with each operating point as measured on unseen subjects.
 
     Args:
         predictions: of two classes; scaling by any temperature gives the same curve.
         operating_points: the block of `thresholds.operating_points`.
+        evaluation: the block of metrics.json that was measured on these predictions.
+        unit: what stands for a person in the data set, "subject" or "block".
     """
-    from sklearn.metrics import roc_auc_score, roc_curve
+    from sklearn.metrics import roc_curve
 
     positive_label = operating_points["positive_label"]
     positive = predictions.label_names.index(positive_label)
@@ -396,7 +427,13 @@ def roc_plot(predictions: CellPredictions, operating_points: Mapping[str, Any]) 
     figure = new_figure(5.4, 5.6)
     axes = figure.subplots()
     false_positives, sensitivity, _ = roc_curve(truth, scores)
-    axes.plot(false_positives, sensitivity, color=BLUE, linewidth=2, label=f"AUROC {roc_auc_score(truth, scores):.3f}")
+    measured, intervals = evaluation["metrics"], (evaluation.get("intervals") or {}).get("by_subject") or {}
+    areas = []
+    for key, over in (("auroc_by_subject", f"by {unit}"), ("auroc", "over cells")):
+        if measured.get(key) is not None:
+            ends = f" ({intervals[key]['low']:.3f}–{intervals[key]['high']:.3f})" if key in intervals else ""
+            areas.append(f"AUROC {over} {measured[key]:.3f}{ends}")
+    axes.plot(false_positives, sensitivity, color=BLUE, linewidth=2, label="\n".join(areas))
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=_DASHED, linewidth=1)
     for name, point in operating_points["points"].items():
         (text, colour, marker), found = _POINTS[name], point["cross_fitted"]

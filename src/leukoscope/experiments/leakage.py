@@ -105,7 +105,7 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
 
     Returns:
         recipe, data, hardware and versions of the runs; `seeds`, each with the metrics of both sides and their
-        difference; and `difference`, the mean over seeds with the smallest and largest.
+        difference; and `difference`, the mean over seeds with the smallest and largest, of the metrics that all have.
     """
     made = {run.name: read_metrics(run.folder) for run in runs}
     seeds, train_cells = [], []
@@ -117,7 +117,8 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
         difference = {key: sides[SEEN][key] - sides[UNSEEN][key] for key in known}
         seeds.append({"seed": seed, "test_cells": metrics[UNSEEN]["cells"], **sides, "difference": difference})
         train_cells.append(made[name]["training"]["cells"])
-    values = {key: [seed["difference"][key] for seed in seeds] for key in seeds[0]["difference"]}
+    shared = [key for key in seeds[0]["difference"] if all(key in seed["difference"] for seed in seeds)]
+    values = {key: [seed["difference"][key] for seed in seeds] for key in shared}
     first = next(iter(made.values()))
     return {
         "notice": RESEARCH_NOTICE,

@@ -330,9 +330,18 @@ def _compare_protocols(row: Row) -> None:
     if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in (by_image, unseen)):
         return
     made = [json.loads(file.read_text(encoding="utf-8")) for file in (by_image, unseen)]
-    set_ups = [{**one["flags"], "split": None, "fingerprint": one["data"]["fingerprint"]} for one in made]
+    set_ups = [
+        {
+            "flags": one["flags"],
+            "resolved_recipe": one["recipe"],
+            "start_weights": one["training"]["start_weights"],
+            "fingerprint": one["data"]["fingerprint"],
+        }
+        for one in made
+    ]
     difference = None
-    if set_ups[0] == set_ups[1]:
+    # Each looks for what the other holds: a row made earlier lacks newer fields.
+    if not any(other_settings(*both) for both in (set_ups, set_ups[::-1])):
         predictions = [CellPredictions.load(file.with_suffix(".parquet")) for file in (by_image, unseen)]
         # Too few subjects of a class have none.
         with suppress(LeukoscopeError):

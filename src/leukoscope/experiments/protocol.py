@@ -112,7 +112,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
         yield _run(single, f"official-{one}-{other}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
     yield _run(single, FINAL, split="all")
     yield from cross_validation_runs(config)
-    yield _run(single, "random", RANDOM_SPLIT, split="random")
+    yield _run(single, "random", RANDOM_SPLIT, split="random", no_validation=False)
 
 
 def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:

@@ -113,8 +113,8 @@ export function frame(image, {image_size: size, resized_side: side, interpolatio
   const width = resized(image.width), height = resized(image.height)
   const [left, top] = [width, height].map((edge) => rint((edge - size) / 2))
   const pixels = crop(resize(image, width, height, interpolation), left, top, left + size, top + size)
-  const seen = shorter * size / side, x = (image.width - seen) / 2, y = (image.height - seen) / 2
-  return {pixels, box: [x, y, x + seen, y + seen]}
+  const across = image.width / width, down = image.height / height
+  return {pixels, box: [left * across, top * down, (left + size) * across, (top + size) * down]}
 }
 
 function networkInput({width, data}, {mean, std}) {

@@ -49,7 +49,7 @@ _GRAPH_PAYS_OFF = 200
 
 
 class TorchBackend:
-    """Computes a network in float32, channels-last.
+    """Computes a network in float32, channels-last; on a GPU no convolution of this process then rounds to TF32.
 
     Args:
         network: in eval mode; it is moved to `device`.
@@ -72,6 +72,9 @@ class TorchBackend:
             raise LeukoscopeError(
                 f"device {device!r}: torch cannot compute there on this machine; use {found}"
             ) from None
+        if self.device.type != "cpu":
+            # By default a GPU's convolutions round float32 to 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
         self.network = network.to(self.device)
         self._normalise = preprocessing.normalise
 

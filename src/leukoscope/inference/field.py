@@ -1,6 +1,6 @@
 """A whole field of view, read with a classifier of single cells: a decision for each of its cells.
 
-Cells are found by `data/fields.py`, cut out as the release's training cells were, and predicted by its predictor. A
+Cells are found by `data/fields.py`, cut out on black as C-NMC 2019's are, and predicted by the release's predictor. A
 field most of whose cells are out of distribution gets no class at all.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import Field, FieldCell, UnusableField, cut_out, find_cells, measure_scale, measure_stain
+from leukoscope.data.fields import (
+    CUT_OUT_PITCH,
+    Field,
+    FieldCell,
+    ScaleSource,
+    UnusableField,
+    cut_out,
+    find_cells,
+    measure_scale,
+    measure_stain,
+)
 from leukoscope.inference.prediction import (
     ABSTAIN,
     FIELD_NEEDS,
@@ -31,6 +41,10 @@ if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
 
 AT_EDGE = "cut by the edge"
+CUT_OUT_AS_C_NMC = (
+    f"Cells are cut out on black at {CUT_OUT_PITCH:g} µm a pixel, as those of C-NMC 2019 are; whether the model was "
+    "trained on such cells is not known."
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ def read_field(
     source: str = "field",
     *,
     um_per_pixel: float | None = None,
+    scale_source: ScaleSource = "given",
     most_cells: int | None = None,
 ) -> FieldReading:
     """Find a field's cells and predict each.
@@ -137,6 +152,7 @@ def read_field(
     Args:
         image: RGB, of any size.
         um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        scale_source: where `um_per_pixel` comes from.
         most_cells: how many cells may be predicted; None for any number.
 
     Raises:
@@ -150,7 +166,7 @@ def read_field(
             "release of cut-out cells for a field, or predict the picture as it is (leukoscope predict)"
         )
     try:
-        field = find_cells(image, um_per_pixel=um_per_pixel)
+        field = find_cells(image, um_per_pixel=um_per_pixel, scale_source=scale_source)
     except UnusableField as error:
         raise UnusableField(f"{source}: {error}") from None
     if most_cells is not None and len(field.cells) > most_cells:
@@ -158,6 +174,8 @@ def read_field(
             f"{source}: shows {len(field.cells)} nucleated cells, more than the {most_cells} predicted at once; "
             "crop it, check its scale, or use leukoscope field on your own machine"
         )
+    if release.takes_cut_outs is None and field.cells:
+        field = replace(field, notes=(*field.notes, CUT_OUT_AS_C_NMC))
     scale = field.scale.um_per_pixel if field.scale else 1.0  # without cells there may be none
     predictions = predictor(cut_out(image, cell, scale) for cell in field.cells if cell.whole)
     share = _share_in_distribution(predictions)

@@ -53,9 +53,10 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
     import torch
 
     if not is_map_of_channels(network, features):
+        found = f"have shape {tuple(features.shape)}" if hasattr(features, "shape") else "are several tensors"
         raise LeukoscopeError(
-            f"{type(network).__name__}: its last features have shape {tuple(features.shape)}, Grad-CAM needs "
-            "(batch, channels, height, width); explain with a convolutional network"
+            f"{type(network).__name__}: its last features {found}, Grad-CAM needs (batch, channels, height, width); "
+            "explain with a convolutional network"
         )
     # Autograd refuses tensors made in inference mode; a copy made outside it is an ordinary one.
     with torch.inference_mode(False), torch.enable_grad():
@@ -72,7 +73,8 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
 def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
     """Whether a network's last features are (B, C, h, w), as Grad-CAM needs them; a transformer's tokens are not."""
     channels = getattr(network, "num_features", None)
-    return features.ndim == 4 and channels in (None, features.shape[1])
+    # Some networks, such as timm's CoaT, give a list of tensors.
+    return getattr(features, "ndim", 0) == 4 and channels in (None, features.shape[1])
 
 
 def linear_head_maps(features: np.ndarray, class_weights: np.ndarray) -> np.ndarray:

@@ -129,7 +129,10 @@ class ExportedBackend:
         threads = os.environ.get("OMP_NUM_THREADS", "")
         wanted = int(threads) if threads.isdecimal() and int(threads) else usable_cores()
         try:
-            self._run = _OPENERS[self.name](folder / GRAPHS[self.name], precision, wanted, ranges)
+            graph = folder / GRAPHS[self.name]
+            self._run = (
+                _open_onnx(graph, wanted) if self.name == ONNX else _open_openvino(graph, wanted, precision, ranges)
+            )
         except NoGraph:
             raise
         except Exception as error:  # each runtime has error types of its own
@@ -275,7 +278,7 @@ def computes(precision: str) -> bool:
 
 
 def _open_openvino(
-    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]]
+    path: Path, threads: int, precision: str, ranges: Sequence[Mapping[str, Any]]
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     settings = {
         # Left to itself it takes bf16 wherever the processor has it.
@@ -298,9 +301,7 @@ def _open_openvino(
     return run
 
 
-def _open_onnx(
-    path: Path, precision: str, threads: int, ranges: Sequence[Mapping[str, Any]]
-) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _open_onnx(path: Path, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -313,9 +314,6 @@ def _open_onnx(
         return logits, features
 
     return run
-
-
-_OPENERS: dict[str, Any] = {OPENVINO: _open_openvino, ONNX: _open_onnx}
 
 
 def kept_graph(release: ReleaseInfo, backend: str) -> Path:
@@ -494,7 +492,7 @@ def _class_weights(network: nn.Module, features: torch.Tensor, maps: np.ndarray)
     """The classifier's (K, C) weights where they alone give torch's maps of these features; else None."""
     from leukoscope.models.build import classifier_parameters
 
-    weights = classifier_parameters(network)[0].detach().cpu().float().numpy()
+    weights = classifier_parameters(network)[0].detach().cpu().float().flatten(1).numpy()  # some are 1 × 1 convolutions
     if weights.shape[1] != features.shape[1]:
         return None
     ours = linear_head_maps(features.numpy(), weights)

@@ -193,8 +193,8 @@ def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDe
 
     The limit is cross-fitted: the subjects are split into folds, and each fold's cells are measured by a detector
     fitted on the others. Distances of a detector's own cells are shorter, and would make the limit too strict. The
-    scores of a fold's cells are measured by the limit that the other folds would set: the cells that set a limit always
-    keep the same share.
+    scores of a fold's cells are measured by the limit that the distances of the other folds' cells set: no cell sets a
+    limit for itself, although those distances are of detectors fitted with the fold's cells, too.
 
     Args:
         statistics: (N, 22), `picture_statistics` of the training cells.

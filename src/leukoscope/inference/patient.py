@@ -136,7 +136,8 @@ class PatientRule:
         pooling: a key of `POOLINGS`.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
-        error_rate: wrong persons among those measured, with its interval; see `leukoscope.evaluation.patients`.
+        error_rate: wrong persons among those measured, with its interval, each None where nobody was given a class;
+            see `leukoscope.evaluation.patients`.
     """
 
     labels: tuple[str, ...]
@@ -145,7 +146,7 @@ class PatientRule:
     coefficients: tuple[float, ...]
     intercept: float
     least_cells: int
-    error_rate: Mapping[str, float] = field(default_factory=dict)
+    error_rate: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> PatientRule | None:
@@ -186,6 +187,8 @@ class PatientRule:
         if not self.error_rate:
             return how
         wrong, low, high = (self.error_rate[key] for key in ("share", "low", "high"))
+        if wrong is None:
+            return f"{how}; none of the persons measured was given a class"
         return f"{how}; wrong for {wrong:.0%} of unseen persons (95 % interval {low:.0%} to {high:.0%})"
 
     def probability(self, logits: np.ndarray) -> np.ndarray:

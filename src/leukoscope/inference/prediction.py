@@ -150,8 +150,8 @@ class Thresholds:
         Args:
             probabilities: class → probability, at least two classes, summing to 1.
             checks: what else was measured of the picture.
-            operating_point: one of `operating_points`, which decides in place of the most probable class and of
-                `abstain_below`; "" for these two.
+            operating_point: one of `operating_points`, which decides in place of the most probable class and never
+                abstains; "" for the most probable class, or none below `abstain_below` or where views disagree.
         """
         checks = checks or Checks()
         if checks.ood_score is not None and checks.ood_score > 1:
@@ -169,7 +169,7 @@ class Thresholds:
             reasons.append(Reason("low_confidence", confidence, self.abstain_below))
         if checks.disagreement is not None and checks.disagreement > VIEWS_MAY_DISAGREE:
             reasons.append(Reason("views_disagree", checks.disagreement, VIEWS_MAY_DISAGREE))
-        if reasons:
+        if reasons and not operating_point:
             outcome = ABSTAIN
         elif not operating_point:
             outcome = max(probabilities, key=probabilities.__getitem__)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import RECIPES, Recipe
+from leukoscope.models.recipes import RECIPES, TIMM, Recipe
 from leukoscope.models.release_files import load_safetensors
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
 
@@ -118,6 +120,8 @@ def with_matrix_products(network: nn.Module) -> nn.Module:
 
 def _try_picture(network: nn.Module, image_size: int) -> None:
     """Predict one empty picture: what a recipe was not written for may not fit it."""
+    if not network.pretrained_cfg.get("classifier"):  # type: ignore[operator, union-attr]
+        raise ValueError("it has no last layer that gives classes")
     side = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
     side = side[-1] if isinstance(side, tuple) else side
     if image_size % side:
@@ -142,15 +146,21 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     """Load start weights into the backbone.
 
     Args:
-        start: where from; a recipe without pretrained weights starts from random ones unless a file is given.
+        start: where from; a recipe of `RECIPES` without pretrained weights starts from random ones unless a file is
+            given.
 
     Returns:
         the true name of these weights.
 
     Raises:
-        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, or
-            an unreachable Hub.
+        LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, an
+            unreachable Hub, or a model of timm whose weights are not on it.
     """
+    if recipe.name.startswith(TIMM) and not (start.from_scratch or start.file or recipe.base_model):
+        raise LeukoscopeError(
+            f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
+            "--from_scratch"
+        )
     if start.from_scratch or (start.file is None and not recipe.base_model):
         return FROM_SCRATCH
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
@@ -198,7 +208,9 @@ def _fill(
     """
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
     if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
-        tensors = converted(tensors, network)
+        # It expects weights of its architecture; others are left as they are, and named below.
+        with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            tensors = converted(dict(tensors), network)
     head = {f"{name}.{part}" for name in _classifier_names(network) for part in ("weight", "bias")}
     wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
@@ -348,8 +360,8 @@ def rewrite_for_timm(network: Classifier, architecture: str, pixels: torch.Tenso
 
     Args:
         architecture: timm's name of the backbone.
-        pixels: (B, 3, S, S) standardised pictures of the kind the network is for, on its device; the range of every
-            channel is measured on them.
+        pixels: (B, 3, S, S) standardised pictures of the kind the network is for; the range of every channel is
+            measured on them.
 
     Returns:
         The timm model (in eval mode, on the CPU, without gradients) and the `model_args` that `timm.create_model`
@@ -365,7 +377,8 @@ def rewrite_for_timm(network: Classifier, architecture: str, pixels: torch.Tenso
     plain: Any = timm.create_model(architecture, num_classes=network.num_classes, **built_with)
     plain.load_state_dict(network.backbone.state_dict(), strict=False)
 
-    network.eval()
+    # On the CPU, where both are computed in the same precision.
+    network, pixels = deepcopy(network.eval()).cpu(), pixels.cpu()
     with torch.no_grad():
         maps = network.forward_features(pixels).double().transpose(0, 1).flatten(1)  # (C, B·h·w)
         mean, deviation = maps.mean(dim=1), maps.std(dim=1).clamp(min=1e-3)
@@ -382,8 +395,8 @@ def rewrite_for_timm(network: Classifier, architecture: str, pixels: torch.Tenso
         plain.classifier.bias.copy_(bias - weight @ lift)
         ours = network(pixels).double()
         plain = plain.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        theirs = plain(pixels.cpu()).double()
-    difference = float((ours - ours.mean(dim=1, keepdim=True) - theirs.to(ours.device)).abs().max())
+        theirs = plain(pixels).double()
+    difference = float((ours - ours.mean(dim=1, keepdim=True) - theirs).abs().max())
     if difference > _TOLERANCE:
         raise LeukoscopeError(f"{architecture}: rewritten for timm its logits differ by {difference:.2g}; report this")
     return plain, built_with
@@ -410,8 +423,8 @@ def _balanced_lift(weight: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
     """
     from scipy.optimize import linprog
 
-    low = least.cpu().numpy()
+    low = least.numpy()
     bounds = np.stack([low, 4 * low], axis=1)
-    rows = weight[:-1].cpu().numpy()  # the last row follows: together they are zero
+    rows = weight[:-1].numpy()  # the last row follows: together they are zero
     found = linprog(np.ones(len(low)), A_eq=rows, b_eq=np.zeros(len(rows)), bounds=bounds)
-    return torch.from_numpy(found.x).to(weight.device) if found.status == 0 else least
+    return torch.from_numpy(found.x) if found.status == 0 else least

@@ -49,7 +49,7 @@ def convert_dinov2(checkpoint: Path, folder: Path) -> Path:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LeukoscopeError(f"{checkpoint}: cannot be read ({error.strerror or error}); check the path") from None
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LeukoscopeError(
             f"{checkpoint}: is no checkpoint of tensors alone ({reason}); anything else in it could run code and is "
@@ -57,7 +57,8 @@ def convert_dinov2(checkpoint: Path, folder: Path) -> Path:
         ) from None
     for part in ("teacher", "model"):
         content = content.get(part, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise LeukoscopeError(f"{checkpoint}: holds no network's tensors by name; give a checkpoint of DINOv2's layout")
     try:
         architecture, size, tensors = timm_tensors(content)
@@ -99,14 +100,21 @@ def timm_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, int, dict[st
     # Blocks that were trained in chunks: blocks.<chunk>.<number>.
     named = {re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", k): v for k, v in named.items()}
     patches, places, norm = (named.get(k) for k in ("patch_embed.proj.weight", "pos_embed", "norm.weight"))
-    width = 0 if norm is None else len(norm)
-    if patches is None or places is None or patches.shape[-1] != _PATCH or width not in _ARCHITECTURES:
+    width = 0 if norm is None else norm.numel()
+    side = math.isqrt(places.shape[1] - 1) if places is not None and places.ndim == 3 and places.shape[1] > 1 else 0
+    if (
+        patches is None
+        or places is None
+        or patches.shape[2:] != (_PATCH, _PATCH)
+        or places.shape != (1, side**2 + 1, width)
+        or width not in _ARCHITECTURES
+    ):
         raise LeukoscopeError(
             f"holds no DINOv2 vision transformer with patches of {_PATCH} px (features {width} wide; known are "
             f"{', '.join(map(str, _ARCHITECTURES))})"
         )
     architecture = f"vit_{_ARCHITECTURES[width]}_patch{_PATCH}_dinov2"
-    size = _PATCH * math.isqrt(places.shape[1] - 1)
+    size = _PATCH * side
     with torch.device("meta"):
         network: Any = timm.create_model(architecture, img_size=size, num_classes=0)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -7,11 +7,13 @@ single fields; a run's `args.yaml` records what was used.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from leukoscope import LeukoscopeError
@@ -146,7 +148,7 @@ class Recipe:
     drop_path_rate: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     frozen: tuple[str, ...] = ()
-    cpu_precision: str = "no"
+    cpu_precision: Literal["bf16", "no"] = "no"
     head: Head | None = None
     penalty: Penalty = field(default_factory=Penalty)
     optimizer: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
@@ -591,11 +593,18 @@ def _fitted(value: Any, kind: Any, assignment: str) -> Any:
     """The value as the field's type has it."""
     origin, choices = get_origin(kind), get_args(kind)
     if origin is Literal:
+        # YAML reads a plain `no` as false.
+        value = "no" if value is False else value
         if value in choices:
             return value
         raise LeukoscopeError(f"--override {assignment}: choose one of {', '.join(map(str, choices))}")
     if origin is tuple and isinstance(value, list):
-        return tuple(value)
+        of_each = choices[:1] * len(value) if Ellipsis in choices else choices
+        if len(value) != len(of_each):
+            raise LeukoscopeError(f"--override {assignment}: {value} does not fit; give {len(of_each)} values")
+        return tuple(_fitted(one, plain, assignment) for one, plain in zip(value, of_each, strict=True))
+    if is_dataclass(kind):
+        return value  # an element of head.hidden, which building the network checks
     if value is None and type(None) in choices:
         return None
     plain = next((choice for choice in choices if choice is not type(None)), kind) if origin is not tuple else kind
@@ -606,3 +615,41 @@ def _fitted(value: Any, kind: Any, assignment: str) -> Any:
     kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     needed = kinds.get(plain, "a list, e.g. [0.5, 0.5, 0.5]")
     raise LeukoscopeError(f"--override {assignment}: {value!r} does not fit; give {needed}")
+
+
+_ABOVE_0 = math.nextafter(0, 1)
+# The least and the most that these numbers of a recipe may be.
+_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
+    (1, math.inf): ("num_train_epochs", "train_batch_size", "plateau.patience", "plateau.stop_patience"),
+    (_ABOVE_0, math.inf): ("learning_rate", "head_learning_rate", "max_grad_norm", "std", "head.eps"),
+    (0, math.inf): (
+        *("weight_decay", "warmup_steps", "epoch_cells", "batch_norm_cells", "augmentation.scale"),
+        *("penalty.weight_l2", "penalty.weight_l1", "penalty.bias_l2", "penalty.bias_l1"),
+    ),
+    (0, 1): (
+        *("warmup_share", "label_smoothing", "drop_rate", "drop_path_rate", "ema_decay", "head.momentum"),
+        *("augmentation.brightness", "augmentation.contrast", "augmentation.stain", "plateau.until_train_accuracy"),
+    ),
+    (_ABOVE_0, 1): ("plateau.factor",),
+    (0, 180): ("augmentation.rotation",),
+}
+
+
+def check_ranges(recipe: Recipe, flags: Mapping[str, str]) -> None:
+    """Check that every number of a recipe is one that a network can be trained with.
+
+    Args:
+        flags: field → the flag that set it; any other was set by --override.
+
+    Raises:
+        LeukoscopeError: names the flag, its value and what to give instead.
+    """
+    for (least, most), key in ((limits, key) for limits, keys in _RANGES.items() for key in keys):
+        part = key.rpartition(".")[0]
+        value = None if part and getattr(recipe, part) is None else attrgetter(key)(recipe)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(least <= number <= most for number in numbers):
+            from_least = "a number above 0" if least == _ABOVE_0 else f"{least} or more"
+            needed = from_least if most == math.inf else f"{from_least}, at most {most}"
+            given = f"--{flags[key]} {value}" if key in flags else f"--override {key}={value}"
+            raise LeukoscopeError(f"{given}: give {needed}")

@@ -314,7 +314,12 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
     # timm's own exports name the number of classes there as well.
-    model_args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
+    given = config.get("model_args") or {}
+    if not isinstance(given, dict):
+        raise LeukoscopeError(
+            f"{root / CONFIG}: model_args is {reprlib.repr(given)}, not values by name; restore it from the release"
+        )
+    model_args = {key: value for key, value in given.items() if key != "num_classes"}
     for key, value in model_args.items():
         # Any other could read files or build a network of any size.
         if key not in _MODEL_ARGS or not _MODEL_ARGS[key](value):
@@ -324,7 +329,7 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
             )
     try:
         return timm.create_model(config["architecture"], pretrained=False, num_classes=num_classes, **model_args)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "
             "the release"

@@ -26,6 +26,8 @@ FIGURES = "figures"  # pictures of the card
 MODEL_TYPE = "leukoscope"  # in config.json, of a release that brings its network's code
 PROCESSOR = "preprocessor_config.json"  # of a release that brings its code
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
+# Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.
+HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
 
 # The parts of metrics.json that prediction needs, and their types. "!" marks what must not be missing or empty where
 # its block is there, "*" every entry; what only reports show is not checked here.

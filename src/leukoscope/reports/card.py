@@ -304,5 +304,6 @@ def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
     yield "reliability", reliability_diagram(metrics["calibration"])
     predictions = release / PREDICTIONS / f"{tested['name']}.parquet"
     if metrics["decisions"]["operating_points"] and predictions.is_file():
-        yield "roc", roc_plot(CellPredictions.load(predictions), metrics["decisions"]["operating_points"])
+        points, unit = metrics["decisions"]["operating_points"], metrics["data"]["unit"]
+        yield "roc", roc_plot(CellPredictions.load(predictions), points, tested, unit)
     yield "risk_coverage", risk_coverage_curve(metrics["decisions"]["abstention"])

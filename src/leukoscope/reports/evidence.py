@@ -49,38 +49,42 @@ def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] =
     if block := metrics.get("calibration"):
         before, after = (share(block[side]["ece"]) for side in ("before", "after"))
         alt = f"Reliability diagram: expected calibration error {before} as trained, {after} when temperature-scaled"
-        text = f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."
+        text = [f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."]
+        if block["temperature"] == 1 and block.get("fitted_temperature"):
+            text.append("The temperature was left out: it did not help; the release gives the scores as trained.")
         picture = draw(reliability_diagram(block), alt)
-        sections.append(Section("Are its probabilities calibrated?", [text], pictures=[picture]))
+        sections.append(Section("Are its probabilities calibrated?", text, pictures=[picture]))
     if metrics["evaluations"][0].get("shortcut_baselines"):
-        table = baselines_table(metrics["evaluations"][0])
+        table = baselines_table(metrics["evaluations"][0], unit)
         table = Table(table.columns, [[cell.strip("*") for cell in row] for row in table.rows])
-        text = "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
-        sections.append(Section("Baselines without a network", [text], table))
+        about = (
+            "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
+        )
+        sections.append(Section("Baselines without a network", [about], table))
     if block := metrics.get("heat_maps"):
         sections.append(_maps(block, unit))
     if block := metrics.get("views"):
         agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
-        text = (
+        gained = (
             f"The mean prediction of {block['definition']}; {count(block['cells'])} cells; estimates: "
             f"{block['estimates']}. The predictions agree on {count(agreeing['cells'])} cells "
             f"({share(agreeing['accuracy'])} correct) and differ on {count(others['cells'])} "
             f"({share(others['accuracy'])})."
         )
-        sections.append(Section("What does test-time augmentation gain?", [text], tta_table(block)))
+        sections.append(Section("What does test-time augmentation gain?", [gained], tta_table(block, unit)))
     if metrics.get("training"):
         sections.append(_training(metrics, unit))
     return [*sections, Section("Limits", _limits(metrics, unit))]
 
 
 def _evaluations(metrics: Metrics, unit: str) -> Section:
-    keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_auroc")
+    keys = ("detail", "both_sides", "cells", *RESULT_METRICS, "size_aurocs")
     names = [metric_name(key, unit) for key in RESULT_METRICS]
     rows = [[evaluation_row(metrics, block)[key] for key in keys] for block in metrics["evaluations"]]
     text = [
         f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
-        f"intervals from bootstrap samples of {unit}s. “Size alone”: AUROC by {unit} of nothing but the cell's area. "
-        "With patients in training and test, metrics are too good.",
+        f"intervals from bootstrap samples of {unit}s. “Size alone”: AUROC by {unit} and at equal size of nothing "
+        "but the cell's area. With patients in training and test, metrics are too good.",
     ]
     if aliases := new_aliases(metrics):
         text.append(f"Found since to be one person each: {', '.join(aliases)}.")

@@ -18,7 +18,8 @@ _METRIC_NAMES = {
     "f1_macro": "macro F1",
     "auroc": "AUROC",
     "auroc_equal_size": "AUROC at equal size",
-    "subject_auroc": "AUROC of subjects",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
 }
 _BY_SUBJECT = "_by_subject"
 
@@ -73,6 +74,8 @@ def metric_name(key: str, unit: str = "subject") -> str:
     """
     if key.endswith(_BY_SUBJECT):
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
+    if key == "subject_auroc":  # not the AUROC of persons, for whom a rule was chosen on others
+        return f"AUROC of {unit}s' mean logits"
     return _METRIC_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
 
 
@@ -89,17 +92,24 @@ def gain(value: float | None) -> str:
 
 
 def span(interval: Mapping[str, Any] | None) -> str:
-    """An interval of shares with two digits: more would suggest too much precision. A dash where there is none."""
+    """An interval of shares with two digits: more would suggest too much precision. A dash where there is none.
+
+    It has three where two would show an end as 0 or 1 that is neither; and as many, up to four, as two ends differ in.
+    """
     low, high = (interval["low"], interval["high"]) if interval else (None, None)
     if low is None or high is None:
         return "–"
+    ends = round(low, 6), round(high, 6)  # as metrics.json stores them
+    digits = 3 if any(round(end, 2) in (0, 1) and end not in (0, 1) for end in ends) else 2
+    while ends[0] != ends[1] and round(ends[0], digits) == round(ends[1], digits) and digits < 4:
+        digits += 1
     # A dash before a minus sign cannot be read.
-    return f"{low:.2f}{' to ' if low < 0 else '–'}{high:.2f}"
+    return f"{low:.{digits}f}{' to ' if low < 0 else '–'}{high:.{digits}f}"
 
 
 def with_span(estimate: Mapping[str, Any] | None, key: str = "value") -> str:
-    """A share and its interval, from one block that contains both; a dash where there is none."""
-    return f"{share(estimate[key])} ({span(estimate)})" if estimate else "–"
+    """A share and its interval, from one block that contains both; a dash where there is none, or it is of nobody."""
+    return f"{share(estimate[key])} ({span(estimate)})" if estimate and estimate[key] is not None else "–"
 
 
 def with_interval(block: Mapping[str, Any], metric: str) -> str:
@@ -117,9 +127,9 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
 
 
 def fraction(rate: Mapping[str, Any]) -> str:
-    """A share of few persons: counts, share and interval."""
-    value = rate["right"] / rate["of"] if rate["of"] else None
-    return f"{rate['right']} of {rate['of']}, {share(value)} ({span(rate)})"
+    """A share of few persons: counts, share and interval; of nobody the counts alone."""
+    counts = f"{rate['right']} of {rate['of']}"
+    return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})" if rate["of"] else counts
 
 
 def pooling(rule: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
     LEVEL,
+    bootstrap_cells,
+    bootstrap_subjects,
     cell_intervals,
     paired_difference,
     point_metrics,
@@ -44,6 +46,7 @@ EVALUATION_SCHEMA_VERSION = 1
 _FEW_SUBJECTS = 20
 _WORST = 10
 _SHOWN = 20
+_NO_PATIENTS = " Patients are not known here, so nothing on this page says what to expect of new ones."
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,17 @@ def build_evaluation(
     of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     comparison = None
     if compared is not None:
-        comparison = {**compared.about(), "figures": paired_difference(predictions, compared.predictions, seed=seed)}
+        resample = bootstrap_subjects if by_subject else bootstrap_cells
+        comparison = {
+            **compared.about(),
+            "resampled": "subjects" if by_subject else "cells",
+            "figures": paired_difference(predictions, compared.predictions, seed=seed, resample=resample),
+        }
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
         **predicted.about(),
+        "unit": predicted.unit,
         **(cells.about() if cells else {"data": None, "split": None}),
         "left_out": [*unreadable, *predicted.left_out],
         "figures": point_metrics(predictions),
@@ -199,7 +208,8 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
     lines = [] if overlap["verdict"] == "good" else [overlap["statement"]]
     if data and data["synthetic"]:
         lines.append("Synthetic cells: these metrics say nothing about patients.")
-    subjects = f" of {len(metrics['subjects'])} subjects" if metrics["subjects"] else ""
+    unit = evaluation["unit"]
+    subjects = f" of {len(metrics['subjects'])} {unit}s" if metrics["subjects"] else ""
     source = f" from {data['title']}" if data else ""
     lines.append(f"{count(metrics['cells'])} cells{subjects}{source}. The metrics estimate: {evaluation['estimates']}.")
     values = evaluation["figures"]
@@ -208,8 +218,8 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
     results = []
     for key in (f"balanced_accuracy{suffix}", f"auroc{suffix}"):
         if key in values:
-            interval = f"{LEVEL:.0%} interval by subject {span(intervals[key])}" if key in intervals else ""
-            results.append(f"{metric_name(key)} {share(values[key])} ({interval or 'no interval by subject'})")
+            interval = f"{LEVEL:.0%} interval by {unit} {span(intervals[key])}" if key in intervals else ""
+            results.append(f"{metric_name(key, unit)} {share(values[key])} ({interval or f'no interval by {unit}'})")
     result = "; ".join(results)
     return [*lines, f"{result[0].upper()}{result[1:]}."]
 
@@ -217,35 +227,39 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
 def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     overlap, metrics = evaluation["training_overlap"], evaluation["metrics"]
     yield Section("Is this a test?", [overlap["statement"]], verdict=overlap["verdict"])
-    intervals = evaluation["intervals"]
+    intervals, unit = evaluation["intervals"], evaluation["unit"]
     by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
     lines = [
-        (metric_name(key), value, by_subject.get(key), by_cell.get(key)) for key, value in evaluation["figures"].items()
+        (metric_name(key, unit), value, by_subject.get(key), by_cell.get(key))
+        for key, value in evaluation["figures"].items()
     ]
-    plot = plot_picture(interval_plot(lines), "Every metric with its interval by subject and by cell, as in the table.")
+    alt = f"Every metric with its interval by {unit} and by cell, as in the table."
+    plot = plot_picture(interval_plot(lines, unit=unit), alt)
     yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals), [plot])
     if subjects := metrics["subjects"]:
         below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
-        alt = f"Accuracy of each of {len(subjects)} subjects by class; {below} lie below one half."
+        alt = f"Accuracy of each of {len(subjects)} {unit}s by class; {below} lie below one half."
         text = (
-            f"{below} of {len(subjects)} subjects have most of their cells predicted wrong. The {_WORST} worst at most:"
+            f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {_WORST} worst at most:"
         )
-        plot = plot_picture(subject_strip(subjects, list(metrics["per_class"])), alt)
-        yield Section("Subject by subject", [text], subjects_table(subjects, most=_WORST), [plot])
+        plot = plot_picture(subject_strip(subjects, list(metrics["per_class"]), unit), alt)
+        table = subjects_table(subjects, unit, most=_WORST)
+        yield Section(f"{unit.capitalize()} by {unit}", [text], table, [plot])
     if evaluation["patients"]:
         yield _persons(evaluation["patients"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
     alt = "Confusion matrix: rows are the true classes, columns the predicted ones."
     yield Section("Which class is taken for which", (), classes_table(metrics), [plot_picture(confusion, alt)])
     if other := evaluation["comparison"]:
+        narrow = "" if other["resampled"] == "subjects" else " Intervals by cell are too narrow."
         yield Section(
             f"Beside {other['model']['name']}",
             [
                 f"The other model's metrics estimate: {other['estimates']}. {other['training_overlap']['statement']}",
-                "Both are judged on the same cells and the same bootstrap samples of subjects. An interval that holds "
-                "0 decides nothing.",
+                f"Both are judged on the same cells and the same bootstrap samples of {other['resampled']}. An "
+                f"interval that holds 0 decides nothing.{narrow}",
             ],
-            comparison_table(other["figures"], LEVEL),
+            comparison_table(other["figures"], LEVEL, other["resampled"]),
         )
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
@@ -266,22 +280,25 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
 
 def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
     intervals = evaluation["intervals"]
-    if (evaluation["data"] or {}).get("unit") == "block":
+    unit = evaluation["unit"]
+    if unit == "block":
         yield "This data set publishes no subjects: “subject” on this page means a block of neighbouring images."
     if intervals["by_subject"] is None:
-        yield f"No interval by subject: {intervals['by_subject_missing']}. The naive ones are too narrow."
+        yield f"No interval by {unit}: {intervals['by_subject_missing']}. The naive ones are too narrow."
     else:
         counts = ", ".join(f"{number} {label}" for label, number in intervals["subjects"].items())
         yield (
-            "“By subject”: a cell weighs 1 / (cells of its subject): the few subjects with most cells do not decide. "
-            "“At equal size”: within tenths of the cells' areas, so that size alone gives 0.5."
+            f"“By {unit}”: a cell weighs 1 / (cells of its {unit}): the few {unit}s with most cells do not decide. "
+            f"“At equal size”: within tenths of the cells' areas, every {unit} weighing the same, so that size alone "
+            "gives little more than 0.5."
         )
+        others, owner, limit = ("patients", "patient", "") if unit == "subject" else (f"{unit}s", unit, _NO_PATIENTS)
         yield (
-            f"An interval by subject says how far a metric may move with other patients like these ({counts}); the "
-            "naive one assumes that every cell came from a patient of its own."
+            f"An interval by {unit} says how far a metric may move with other {others} like these ({counts}); the "
+            f"naive one assumes that every cell came from a {owner} of its own.{limit}"
         )
         if few := [label for label, number in intervals["subjects"].items() if 0 < number < _FEW_SUBJECTS]:
-            yield f"With so few subjects of {' and '.join(few)}, even the interval by subject is rather too narrow."
+            yield f"With so few {unit}s of {' and '.join(few)}, even the interval by {unit} is rather too narrow."
         if flat := [metric_name(key) for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]:
             yield (
                 f"No width ({', '.join(flat)}) means that every bootstrap sample gave the same, not that the metric is "

@@ -5,11 +5,12 @@ The page of an evaluation shows the tables that `measure` alone suffices for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from leukoscope.evaluation.metrics import class_report
 from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.models.release_files import OF_FIELDS
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -28,6 +29,8 @@ Metrics = Mapping[str, Any]
 
 RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
 """The metrics of an evaluation that are shown, in their order."""
+_DETAIL_METRICS = ("auroc_by_subject", "balanced_accuracy_by_subject", "auroc", "balanced_accuracy", "f1_weighted")
+"""Those of what has no intervals, where they were measured."""
 POINT_NAMES = {
     "sensitivity_95": "95 % sensitivity wanted",
     "specificity_95": "95 % specificity wanted",
@@ -51,7 +54,8 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
 
     Returns:
         detail (of the split), both_sides (whether persons are in training and test), estimates, cells, the
-        `RESULT_METRICS` with their intervals, accuracy, size_auroc and size_f1 (of the cell's area alone).
+        `RESULT_METRICS` with their intervals, accuracy; and of the cell's area alone size_auroc, size_aurocs (that and
+        the one at equal size) and size_f1.
     """
     # Subjects found under several ids after the measurement may be on two sides of a split by subject.
     by_subject = "a few, found since" if new_aliases(metrics) else "no"
@@ -65,6 +69,9 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
         **{key: with_interval(block, key) for key in RESULT_METRICS},
         "accuracy": share(block["metrics"]["accuracy"]),
         "size_auroc": share(size_only.get("auroc_by_subject")),
+        "size_aurocs": " / ".join(share(size_only.get(key)) for key in ("auroc_by_subject", "auroc_equal_size"))
+        if size_only
+        else "–",
         "size_f1": share(size_only.get("f1_weighted")),
     }
 
@@ -105,24 +112,30 @@ def classes_table(measured: Metrics) -> Table:
     )
 
 
-def baselines_table(block: Metrics) -> Table:
+def baselines_table(block: Metrics, unit: str = "subject") -> Table:
     """What logistic regression on trivial features reaches on the cells of an evaluation, beside the model."""
-    keys = ("f1_weighted", "balanced_accuracy", "auroc")
-    values = {**block["shortcut_baselines"], "*the network*": block["metrics"]}
+    baselines = block["shortcut_baselines"]
+    keys = _measured_of((_DETAIL_METRICS[0], "auroc_equal_size", *_DETAIL_METRICS[1:]), baselines.values())
+    values = {**baselines, "*the network*": block["metrics"]}
     return Table(
-        ("feature", *map(metric_name, keys)),
-        [[feature, *(share(measured[key]) for key in keys)] for feature, measured in values.items()],
+        ("feature", *(metric_name(key, unit) for key in keys)),
+        [[feature, *(share(measured.get(key)) for key in keys)] for feature, measured in values.items()],
     )
+
+
+def _measured_of(keys: Iterable[str], blocks: Collection[Metrics]) -> list[str]:
+    """The keys that one block at least holds: releases made earlier lack some."""
+    return [key for key in keys if any(key in block for block in blocks)]
 
 
 def folds_table(block: Metrics, unit: str) -> Table:
     """Every fold of a cross-validation."""
-    keys = ("f1_weighted", "balanced_accuracy", "auroc")
+    keys = _measured_of(_DETAIL_METRICS, block["folds"])
     rows = [
-        [str(fold["fold"]), count(fold["cells"]), str(len(fold["subjects"])), *(share(fold[key]) for key in keys)]
+        [str(fold["fold"]), count(fold["cells"]), str(len(fold["subjects"])), *(share(fold.get(key)) for key in keys)]
         for fold in block["folds"]
     ]
-    return Table(("fold", "cells", f"{unit}s", *map(metric_name, keys)), rows, text_columns=0)
+    return Table(("fold", "cells", f"{unit}s", *(metric_name(key, unit) for key in keys)), rows, text_columns=0)
 
 
 def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None = None) -> Table:
@@ -143,23 +156,27 @@ def worst_first(subjects: Metrics) -> list[tuple[str, Metrics]]:
     return sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))
 
 
-def calibration_table(block: Metrics) -> Table:
-    """Calibration before and after temperature scaling."""
+def calibration_table(block: Metrics, unit: str = "subject") -> Table:
+    """Calibration before and after temperature scaling, over cells and, where it was measured so, by subject."""
+    names = {f"{key}_by_subject": f"{name}, by {unit}" for key, name in _CALIBRATION_NAMES.items()} | _CALIBRATION_NAMES
     rows = [
         [name, *(f"{share(block[side][key])} ({span(block[side]['intervals'][key])})" for side in ("before", "after"))]
-        for key, name in _CALIBRATION_NAMES.items()
+        for key, name in names.items()
+        if key in block["before"]
     ]
     return Table(("", "before", "after"), rows)
 
 
-def points_table(points: Metrics) -> Table:
-    """The operating points of a two-class release; sensitivity and specificity are cross-fitted."""
+def points_table(points: Metrics, unit: str = "subject") -> Table:
+    """The operating points of a two-class release; what each reaches is cross-fitted."""
+    keys = _measured_of([*(f"{rate}_by_subject" for rate in _RATES), *_RATES], [points["youden"]["cross_fitted"]])
     rows = []
-    for key, name in POINT_NAMES.items():
-        measured = points[key]["cross_fitted"]
-        rates = [f"{share(measured[rate])} ({span(measured['intervals'][rate])})" for rate in _RATES]
-        rows.append([name, share(points[key]["threshold"]), *rates, share(measured["ppv"]), share(measured["npv"])])
-    return Table(("operating point", "threshold", *_RATES, "PPV", "NPV"), rows)
+    for point, name in POINT_NAMES.items():
+        measured = points[point]["cross_fitted"]
+        rates = [f"{share(measured[key])} ({span(measured['intervals'][key])})" for key in keys]
+        rows.append([name, share(points[point]["threshold"]), *rates, share(measured["ppv"]), share(measured["npv"])])
+    names = [metric_name(key, unit) for key in keys]
+    return Table(("operating point", "threshold", *names, "PPV", "NPV"), rows)
 
 
 _RATES = ("sensitivity", "specificity")
@@ -172,14 +189,27 @@ def persons_table(block: Metrics) -> Table:
         f"{measured['abstained']} abstained from, {measured['too_few_cells']} with fewer than {block['least_cells']} "
         "cells"
     )
+    of_rates = {f"sensitivity for {block['positive_label']}": "sensitivity", "specificity": "specificity"}
     rows = [
         ["AUROC", with_span(measured["auroc"])],
-        [f"sensitivity for {block['positive_label']}", fraction(measured["sensitivity"])],
-        ["specificity", fraction(measured["specificity"])],
+        *([name, fraction(measured[rate])] for name, rate in of_rates.items()),
         ["given a class", f"{measured['given_a_class']} of {measured['persons']}: {without_class}"],
+        ["cells needed", cells_needed(block)],
         ["of these wrong", with_span(measured["error_rate"], "share")],
     ]
+    if alone := block.get("size_only"):
+        rows += [
+            ["AUROC, cell size alone", with_span(alone["auroc"])],
+            ["AUROC, less that of cell size alone", difference(alone["difference"])],
+            *([f"{name}, cell size alone", fraction(alone[rate])] for name, rate in of_rates.items()),
+        ]
     return Table(("persons", "value"), rows)
+
+
+def cells_needed(block: Metrics) -> str:
+    """From how many cells on a person is given a class; "more than" where even so many were measured not to suffice."""
+    number = count(block["least_cells"])
+    return number if block.get("least_cells_suffice", True) else f"more than {number}"
 
 
 def person_cells_table(block: Metrics) -> Table:
@@ -200,10 +230,10 @@ def ood_table(block: Metrics) -> Table:
 
 
 def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
-    """What white cells of healthy people, none of them leukaemic, are predicted as."""
+    """What white cells of healthy people, none of them leukaemic, and those found in fields are predicted as."""
     rows = [
         [
-            f"{name}{' of fields' if source.endswith('fields') else ''}",
+            "of fields of view, donors not described" if source == OF_FIELDS else name,
             str(kind["cells"]),
             *(str(kind["outcomes"][label]) for label in labels),
             str(sum(kind["outcomes"][outcome] for outcome in WITHOUT_CLASS)),
@@ -227,12 +257,14 @@ def explanation_table(block: Metrics) -> Table:
     return Table(("check", "metric", "mean"), rows, text_columns=2)
 
 
-def tta_table(block: Metrics) -> Table:
+def tta_table(block: Metrics, unit: str = "subject") -> Table:
     """What test-time augmentation changes, block "views"."""
     rows = []
-    for key in ("f1_weighted", "balanced_accuracy", "auroc"):
+    for key in _measured_of(_DETAIL_METRICS, [block["difference"]]):
         one = block["difference"][key]
-        rows.append([metric_name(key), share(one["b"]), share(one["a"]), f"{gain(one['difference'])} ({span(one)})"])
+        rows.append(
+            [metric_name(key, unit), share(one["b"]), share(one["a"]), f"{gain(one['difference'])} ({span(one)})"]
+        )
     return Table(("", "without", "with TTA", "difference"), rows)
 
 
@@ -251,11 +283,16 @@ def metrics_table(values: Metrics, intervals: Metrics) -> Table:
     return Table(("metric", "value", f"{intervals['level']:.0%} interval, by subject", "naive, by cell"), rows)
 
 
-def comparison_table(differences: Metrics, level: float) -> Table:
-    """Two models on the same cells and the same bootstrap samples of subjects."""
+def comparison_table(differences: Metrics, level: float, resampled: str) -> Table:
+    """Two models on the same cells and the same bootstrap samples.
+
+    Args:
+        differences: of `paired_difference`.
+        resampled: "subjects" or "cells".
+    """
     rows = [
         [metric_name(key), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]
         for key, one in differences.items()
     ]
-    interval = f"difference ({level:.0%} interval, by subject)"
+    interval = f"difference ({level:.0%} interval, by {resampled.removesuffix('s')})"
     return Table(("metric", "this model", "the other", interval, "share of samples in which it is better"), rows)

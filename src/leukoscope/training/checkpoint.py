@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import nn
 
@@ -33,7 +34,7 @@ from leukoscope.models.release_files import METRICS
 from leukoscope.progress import note
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, file_name
 from leukoscope.training.optim import BestEpoch, PlateauController
-from leukoscope.training.run_folder import plain
+from leukoscope.training.run_folder import ARGS, plain
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -73,16 +74,17 @@ class Checkpoints:
 
         Args:
             settings: what determines the result of this run, as `run_settings` gives it.
-            steps: "epoch" to save when an epoch ends, "no" to save only when asked to stop, or a number of steps.
+            steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save
+                only when asked to stop.
             limit: how many are kept.
         """
         self.folder, self.settings, self.limit = run_folder / FOLDER, plain(dict(settings)), limit
-        self.each_epoch = steps == "epoch"
+        self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
 
     def due(self, step: int) -> bool:
-        """True where a checkpoint is due after that many optimiser steps of the run."""
+        """True where a checkpoint within an epoch is due after that many optimiser steps of the run."""
         return self.every_steps is not None and step % self.every_steps == 0
 
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
@@ -198,11 +200,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name)) if folder.is_dir() else []
 
 
-def check_resume(run_folder: Path, which: str | None) -> None:
-    """Refuse, before anything is loaded, to resume a complete run or to overwrite an unfinished one.
+def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any]) -> None:
+    """Refuse, before anything is loaded, to resume a complete run, or to overwrite an unfinished or a different one.
 
     Args:
         which: --resume_from_checkpoint.
+        settings: of the run that is to begin, from `run_settings`.
 
     Raises:
         LeukoscopeError: with what to do instead.
@@ -223,6 +226,21 @@ def check_resume(run_folder: Path, which: str | None) -> None:
             f"--output_dir {run_folder}: holds an unfinished run ({kept[-1].name}); resume it with "
             f"--resume_from_checkpoint latest, or remove {run_folder / FOLDER} to start again"
         )
+    if complete and (different := _different_run(run_folder / ARGS, settings)):
+        raise LeukoscopeError(
+            f"--output_dir {run_folder}: holds a finished run with other settings ({', '.join(different)}); give "
+            "another folder or remove it"
+        )
+
+
+def _different_run(args: Path, now: Mapping[str, Any]) -> list[str]:
+    """The settings of the run that wrote this args.yaml that differ from this one's, its data folders included."""
+    if not args.is_file():
+        return [f"no {args.name} names them"]
+    then = yaml.safe_load(args.read_text(encoding="utf-8"))
+    made, wanted = then["flags"], now["flags"]
+    folders = [f"{k}: {made.get(k)}" for k in ("train_dir", "validation_dir") if made.get(k) != wanted[k]]
+    return [*other_settings(then, now), *folders]
 
 
 def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
@@ -438,20 +456,26 @@ _STEPS_BETWEEN_AGREEMENTS = 16
 
 
 class Interrupted(SystemExit):
-    """Training ended early, as requested, after a checkpoint was written; left alone, the process exits with 0."""
+    """Training ended early, as requested, after a checkpoint was written.
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    Left alone, the process exits with 128 + the number of the signal, as one that the signal ended does in a shell.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
 
 
 class StopRequest:
     """Notes SIGTERM and Ctrl-C inside its `with` block; a second signal acts as it always does.
 
     Signals reach the main thread alone; anywhere else nothing is noted.
+
+    Attributes:
+        noted: the signal's number; 0 before one came.
     """
 
     def __init__(self) -> None:
-        self.noted = False
+        self.noted = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -462,17 +486,17 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def agreed(self, accelerator: Accelerator, step: int) -> bool:
-        """True where any process was requested to stop; every process gets the same value at the same step."""
+    def agreed(self, accelerator: Accelerator, step: int) -> int:
+        """The signal that any process noted, else 0; every process gets the same value at the same step."""
         if accelerator.num_processes == 1:
             return self.noted
         if step % _STEPS_BETWEEN_AGREEMENTS:
-            return False
-        asked = torch.tensor([float(self.noted)], device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum").item())
+            return 0
+        asked = torch.tensor([self.noted], device=accelerator.device)
+        return int(accelerator.gather(asked).max())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = True
+        self.noted = number
         self._restore()
 
     def _restore(self) -> None:

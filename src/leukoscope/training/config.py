@@ -22,7 +22,7 @@ from leukoscope.data.preprocessing import MAX_INPUT
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, Schedule, get_recipe, with_overrides
+from leukoscope.models.recipes import RECIPES, Recipe, Schedule, check_ranges, get_recipe, with_overrides
 from leukoscope.models.release import FRAMES_NO_CELL
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES
 from leukoscope.training.finetune import follow_model, follow_release
@@ -31,10 +31,7 @@ TRACKERS = ("trackio", "tensorboard", "wandb")
 _LEAST = {
     "max_train_samples": 1,
     "max_eval_samples": 1,
-    "num_train_epochs": 1,
     "max_train_steps": 1,
-    "num_warmup_steps": 0,
-    "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "early_stopping_patience": 1,
@@ -43,8 +40,21 @@ _LEAST = {
 }
 
 
+# Fields of the recipe that flags set.
+_RECIPE_FLAGS = {
+    "image_size": "image_size",
+    "num_train_epochs": "num_train_epochs",
+    "train_batch_size": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+    "head_learning_rate": "head_learning_rate",
+    "weight_decay": "weight_decay",
+    "schedule": "lr_scheduler_type",
+    "warmup_steps": "num_warmup_steps",
+}
+
+
 def check_choices(flags: Mapping[str, Any]) -> None:
-    """Check every flag that can have a wrong value.
+    """Check every flag that can have a wrong value, but for the numbers of the recipe (`check_ranges`).
 
     Args:
         flags: their values by name, all of them.
@@ -68,9 +78,6 @@ def check_choices(flags: Mapping[str, Any]) -> None:
     steps = flags["checkpointing_steps"]
     if steps not in ("epoch", "no") and not (steps.isdecimal() and int(steps) > 0):
         raise LeukoscopeError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
-    for flag in ("learning_rate", "head_learning_rate"):
-        if flags[flag] is not None and not flags[flag] > 0:
-            raise LeukoscopeError(f"--{flag} {flags[flag]}: give a number above 0")
     share = flags["train_val_split"]
     if share is not None and not 0 <= share < 1:
         raise LeukoscopeError(f"--train_val_split {share}: give a share of train from 0 to below 1")
@@ -79,8 +86,6 @@ def check_choices(flags: Mapping[str, Any]) -> None:
             f"--train_val_split {share}: has no effect with --split {flags['split']}, which sets its own share apart; "
             "leave one out"
         )
-    if flags["weight_decay"] is not None and not flags["weight_decay"] >= 0:
-        raise LeukoscopeError(f"--weight_decay {flags['weight_decay']}: give 0 or more")
     if flags["seed"] >= 2**32:
         raise LeukoscopeError(f"--seed {flags['seed']}: give a number below {2**32}")
     for flag, least in _LEAST.items():
@@ -156,12 +161,14 @@ class DataArguments:
         "some; else subject).",
     )
     split_file: str | None = _flag(None, "A split.json of an earlier run: use its very cells.")
-    fold: int = _flag(0, "subject-cv, block-cv: the fold that is tested.")
-    num_folds: int = _flag(5, "subject-cv, block-cv: number of folds.")
+    fold: int = _flag(0, "subject-cv, block-cv, random-cv: the fold that is tested.")
+    num_folds: int = _flag(5, "subject-cv, block-cv, random-cv: number of folds.")
     train_folds: list[str] = _flag(["fold_0"], "official: folds to train on.")
     test_folds: list[str] = _flag(["fold_1"], "official: folds to test on.")
     no_validation: bool = _flag(
-        False, "Train on the validation cells too and keep the last epoch (subject-cv, block-cv, official)."
+        False,
+        "Train on the validation cells too and keep the last epoch (subject-cv, block-cv, random-cv, official; given, "
+        "where a validation side would be set apart).",
     )
     max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
     max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")
@@ -248,7 +255,7 @@ class RunArguments:
     torch_compile: bool = _flag(False, "Compile the network: quicker steps after minutes of waiting for the first.")
     seed: int = _flag(0, "Seed of weights, order, augmentation and splits; the same seed repeats the run.")
     checkpointing_steps: str = _flag(
-        "epoch", "When to write a checkpoint: epoch, every so many steps, or no (only when asked to stop)."
+        "epoch", "When to write a checkpoint: epoch, also every so many steps, or no (only when asked to stop)."
     )
     save_total_limit: int = _flag(2, "Checkpoints kept in the run folder; the second is for when the last is damaged.")
     resume_from_checkpoint: str | None = _flag(
@@ -297,8 +304,8 @@ class TrainingConfig:
             LeukoscopeError: an unknown recipe, a number below or above what a run takes, or a network of timm's own
                 that is to see framed cells.
         """
-        recipe = with_overrides(get_recipe(self.model.recipe), self.model.override)
-        check_choices(self.as_dict())
+        recipe, given = get_recipe(self.model.recipe), self.as_dict()
+        check_choices(given)
         if self.is_smoke_run:
             recipe = replace(
                 recipe,
@@ -312,27 +319,18 @@ class TrainingConfig:
                 # rebuilt system stays as it is described.
                 ema_decay=recipe.ema_decay if recipe.about else recipe.ema_decay or 0.9,
             )
+        recipe = with_overrides(recipe, self.model.override)
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
-        overrides: dict[str, Any] = {
-            "image_size": self.model.image_size,
-            "num_train_epochs": self.run.num_train_epochs,
-            "train_batch_size": self.run.per_device_train_batch_size,
-            "learning_rate": self.run.learning_rate,
-            "head_learning_rate": self.run.head_learning_rate,
-            "weight_decay": self.run.weight_decay,
-            "schedule": self.run.lr_scheduler_type,
-            "warmup_steps": self.run.num_warmup_steps,
-        }
-        recipe = replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+        flags = {name: flag for name, flag in _RECIPE_FLAGS.items() if given[flag] is not None}
+        values: dict[str, Any] = {name: given[flag] for name, flag in flags.items()}
+        recipe = replace(recipe, **values)
         size, least = recipe.image_size, recipe.least_image_size
         if size < least:
             raise LeukoscopeError(f"--image_size {size}: {recipe.architecture} needs {least} or more")
         if size > MAX_INPUT:
             raise LeukoscopeError(f"--image_size {size}: releases are read up to {MAX_INPUT}; give that or less")
-        for name in ("num_train_epochs", "train_batch_size"):
-            if (value := getattr(recipe, name)) < 1:
-                raise LeukoscopeError(f"--override {name}={value}: give 1 or more")
+        check_ranges(recipe, flags)
         if recipe.framing == "cell" and recipe.head is None and recipe.architecture not in OWN_ARCHITECTURES:
             raise LeukoscopeError(f"--override framing=cell: {FRAMES_NO_CELL}")
         return recipe
@@ -377,10 +375,10 @@ class TrainingConfig:
         """The command that resumes this run on this machine.
 
         Args:
-            launched_by: the part before the flags, the script's name included.
+            launched_by: the parts before the flags, the script's name included.
         """
         flags = self._arguments(leave_out=("resume_from_checkpoint",), private=False)
-        return " ".join([*launched_by, *flags, "--resume_from_checkpoint", "latest"])
+        return " ".join([*map(shlex.quote, launched_by), *flags, "--resume_from_checkpoint", "latest"])
 
     def _arguments(self, *, leave_out: Sequence[str], private: bool) -> list[str]:
         """Every flag that is not its default, as parts of a command line."""
@@ -411,7 +409,7 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
     from transformers import HfArgumentParser
 
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
-    parser = HfArgumentParser(kinds, description=__doc__, prog="train.py")
+    parser = HfArgumentParser(kinds, description=__doc__, prog="train.py", allow_abbrev=False)
     # Only so can a recipe that was given be told from the default.
     parser.set_defaults(recipe=None)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -497,4 +495,4 @@ def launch_command() -> list[str]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         processes = os.environ["LOCAL_WORLD_SIZE"]
         return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, sys.argv[0]]
-    return ["python", sys.argv[0]]
+    return [sys.executable, sys.argv[0]]

@@ -24,6 +24,7 @@ from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
+from leukoscope.inference.graph import usable_cores
 from leukoscope.models.build import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.remote.networks import Classifier
@@ -138,7 +139,7 @@ def prediction_loader(cells: CellDataset, batch_size: int, accelerator: Accelera
 def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoader[Any]:
     # A batch of decoded cells is read in less time than another process takes to hand it over.
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = (os.cpu_count() or 1) // local_processes
+    cores = usable_cores() // local_processes
     return DataLoader(
         cells,
         collate_fn=default_convert,  # a batch is one already
@@ -288,9 +289,29 @@ def can_cache_features(recipe: Recipe) -> bool:
     return "backbone" in recipe.frozen and recipe.augmentation.only_mirrors and constant
 
 
-def caching_pays_off(path: Path, cells: FramedCells, recipe: Recipe, passes: int) -> bool:
-    """True where the file exists, or a run of that many forward passes needs more than computing all features takes."""
-    return path.exists() or passes >= len(cells.pixels) * len(recipe.augmentation.mirrorings)
+def caching_pays_off(cells: FramedCells, recipe: Recipe, passes: int) -> bool:
+    """True where a run of that many forward passes needs at least as many as computing all features takes.
+
+    Features that another run left do not count: the same command would then give other weights.
+    """
+    return passes >= len(cells.pixels) * len(recipe.augmentation.mirrorings)
+
+
+def features_suffice(network: nn.Module, picture: torch.Tensor) -> bool:
+    """True where the head gives for a picture's pooled features what the whole network gives for the picture.
+
+    Some networks of timm do not pool the features that their last layer sees.
+
+    Args:
+        picture: (1, 3, S, S) standardised.
+    """
+    try:
+        features = _pooled(network, picture)
+        with torch.inference_mode():
+            ours, whole = HeadOnFeatures(network)(features), network(picture.to(features.device))
+    except (RuntimeError, TypeError):
+        return False
+    return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-3, atol=1e-3)
 
 
 def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Path:

@@ -39,7 +39,7 @@ from leukoscope.models.release_files import SCHEMA_VERSION, write_json
 from leukoscope.training.config import TrainingConfig
 
 THESE_WEIGHTS = "these weights"
-ENVIRONMENT = "environment.json"
+ARGS, ENVIRONMENT = "args.yaml", "environment.json"
 # Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
 # Numbers that the optimiser keeps of each trained parameter.
@@ -79,9 +79,9 @@ def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedC
     block = evaluation_block(predictions, split)
     if cells.data.info.background == "black":
         train = cells.rows(split.train)
-        areas, tested = cells.areas_of(train), cells.areas_of(cells.rows(predictions.cell_ids))
-        assert areas is not None and tested is not None, "cells are cut out"
-        baseline = size_only_predictions(areas, cells.labels[train], tested, predictions)
+        areas = cells.areas_of(train)
+        assert areas is not None and predictions.areas is not None, "cells are cut out"
+        baseline = size_only_predictions(areas, cells.labels[train], predictions.areas, predictions)
         baseline.save(out / "size_only_predictions.parquet")
         block["size_only_baseline"] = headline(measure(baseline))
     return block
@@ -99,9 +99,9 @@ def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, An
 
 
 def describe_run(
-    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, started_from: str
+    config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, started_from: str, device: torch.device
 ) -> dict[str, Any]:
-    """The part of metrics.json that describes data and training."""
+    """The part of metrics.json that describes data and training, which was done on `device`."""
     data, rows = cells.data, cells.rows(split.train)
     subjects = {cells.subjects[row] for row in rows} - {""}
     shares = np.bincount(cells.labels[rows], minlength=len(data.info.labels)) / len(rows)
@@ -128,7 +128,7 @@ def describe_run(
             "seed": config.run.seed,
             "command": config.command(),
             "created": _now(),
-            "hardware": hardware(),
+            "hardware": hardware(device),
             "versions": versions(),
         },
         "evaluations": [],
@@ -201,7 +201,8 @@ def write_environment(
         },
         "machine": machine(),
         "python": platform.python_version(),
-        "packages": {d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
+        # An installation that was interrupted leaves a folder without a name.
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"])),
     }
     write_json(path, now | ({"earlier": [*before.pop("earlier", []), before]} if before else {}), exact=True)
 
@@ -257,10 +258,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def hardware() -> str:
+def hardware(device: torch.device) -> str:
     """GPU or CPU of a run, for the card."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
 
 
@@ -397,11 +398,12 @@ def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
     accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
 
 
-def track_result(accelerator: Accelerator, block: Mapping[str, Any], *, epoch: int) -> None:
-    """Log the test metrics at the epoch whose weights were kept; does nothing without a tracker."""
+def track_result(accelerator: Accelerator, block: Mapping[str, Any], *, epochs_run: int, kept_epoch: int) -> None:
+    """Log the test metrics and the epoch whose weights were kept; does nothing without a tracker."""
     names = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
-    metrics = block["metrics"]
-    accelerator.log({f"test_{k}": metrics[k] for k in names if metrics[k] is not None}, step=epoch)
+    metrics = {f"test_{k}": block["metrics"][k] for k in names if block["metrics"][k] is not None}
+    # At the last epoch: wandb leaves out what is logged at an earlier step than the one before.
+    accelerator.log({**metrics, "kept_epoch": kept_epoch}, step=epochs_run)
 
 
 def finish_tracking(accelerator: Accelerator) -> None:

@@ -12,13 +12,15 @@ import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells
@@ -26,6 +28,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
 from leukoscope.files import disk_errors
+from leukoscope.inference.graph import usable_cores
 from leukoscope.models.build import build_network, is_rewritable, load_start_weights, model_args, rewrite_for_timm
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored, save_release
@@ -38,6 +41,7 @@ from leukoscope.training.finetune import NetworkStart, start_from_release
 from leukoscope.training.losses import BAD_BATCH, LossMonitor
 from leukoscope.training.plots import draw_run
 from leukoscope.training.run_folder import (
+    ARGS,
     append_row,
     check_tracking,
     complete_environment,
@@ -66,6 +70,7 @@ def train(config: TrainingConfig) -> Path:
 
     Raises:
         LeukoscopeError: anything the user can fix, before the first step where possible.
+        Interrupted: Ctrl-C or SIGTERM came, and a checkpoint was written.
     """
     recipe = config.resolve()
     check_tracking(config)
@@ -73,10 +78,11 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     resume = config.run.resume_from_checkpoint
-    check_resume(config.output_dir, resume)
     out = config.output_dir
+    check_resume(out, resume, run_settings(config, recipe))
+    written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
     if accelerator.is_main_process:
-        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
+        with written():
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").touch()
             (out / ".writable").unlink()
@@ -137,58 +143,59 @@ def train(config: TrainingConfig) -> Path:
 
     # Nothing is removed before every process has found all of it in order.
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _remove_earlier_run(out, keep_checkpoints=resume is not None)
-    write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
     start_tracking(accelerator, config, recipe)
-    if accelerator.is_main_process:
-        split.save(out / "split.json")
-        write_args(out / "args.yaml", config, recipe)
+    with written():
+        write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
+        if accelerator.is_main_process:
+            _remove_earlier_run(out, keep_checkpoints=resume is not None)
+            split.save(out / "split.json")
+            write_args(out / ARGS, config, recipe)
     summary = out / "summary.csv"
     with summary.open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:
         for epoch_row in trainer.fit(network):
             if file is not None:
-                append_row(file, epoch_row)
+                with written():
+                    append_row(file, epoch_row)
             track_epoch(accelerator, epoch_row)
 
     round_as_stored(network)
     predictions = trainer.predict(split.test) if split.test else None
-    if accelerator.is_main_process:
-        metrics = describe_run(config, recipe, cells, split, start.name)
-        metrics["training"] |= {
-            **start.provenance,
-            "processes": accelerator.num_processes,
-            "seconds": trainer.seconds,
-            "epochs_run": trainer.epochs_run,
-            "kept_epoch": trainer.kept_epoch,
-        }
-        if predictions is not None:
-            block = evaluate_predictions(out, predictions, cells, split)
-            metrics["evaluations"].append(block)
-            accelerator.print(result_lines(block), flush=True)
-            track_result(accelerator, block, epoch=trainer.kept_epoch)
-        write_json(out / METRICS, metrics)
-        released, built_with = network, model_args(recipe)
-        # Its own code frames cells, timm does not.
-        if recipe.framing == "picture" and is_rewritable(network):
-            rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
-            pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
-            sample = preprocessing.normalise(pixels).to(accelerator.device)
-            released, built_with = rewrite_for_timm(network, recipe.architecture, sample)
-        save_release(
-            out / "release",
-            released,
-            architecture=recipe.architecture,
-            model_args=built_with,
-            labels=cells.data.info.labels,
-            preprocessing=preprocessing,
-            metrics=metrics,
-            description=f"{recipe.name} on {cells.data.info.title}; research only",
-        )
-        draw_run(out, network, cells)
-        checkpoints.remove()
-        accelerator.print(f"run folder: {out}", flush=True)
-    complete_environment(out, accelerator, trainer.seconds, batch_size=trainer.batch_size)
+    with written():
+        if accelerator.is_main_process:
+            metrics = describe_run(config, recipe, cells, split, start.name, accelerator.device)
+            metrics["training"] |= {
+                **start.provenance,
+                "processes": accelerator.num_processes,
+                "seconds": trainer.seconds,
+                "epochs_run": trainer.epochs_run,
+                "kept_epoch": trainer.kept_epoch,
+            }
+            if predictions is not None:
+                block = evaluate_predictions(out, predictions, cells, split)
+                metrics["evaluations"].append(block)
+                accelerator.print(result_lines(block), flush=True)
+                track_result(accelerator, block, epochs_run=trainer.epochs_run, kept_epoch=trainer.kept_epoch)
+            write_json(out / METRICS, metrics)
+            released, built_with = network, model_args(recipe)
+            # Its own code frames cells, timm does not.
+            if recipe.framing == "picture" and is_rewritable(network):
+                rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
+                pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
+                released, built_with = rewrite_for_timm(network, recipe.architecture, preprocessing.normalise(pixels))
+            save_release(
+                out / "release",
+                released,
+                architecture=recipe.architecture,
+                model_args=built_with,
+                labels=cells.data.info.labels,
+                preprocessing=preprocessing,
+                metrics=metrics,
+                description=f"{recipe.name} on {cells.data.info.title}; research only",
+            )
+            draw_run(out, network, cells)
+            checkpoints.remove()
+            accelerator.print(f"run folder: {out}", flush=True)
+        complete_environment(out, accelerator, trainer.seconds, batch_size=trainer.batch_size)
     finish_tracking(accelerator)
     accelerator.wait_for_everyone()
     return out
@@ -216,6 +223,8 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         raise LeukoscopeError(f"{flag} {precision}: unknown here; give one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and not on_gpu:
         raise LeukoscopeError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
+    # By default a GPU's convolutions round float32 to 10 bits; validation and prediction are to be a release's.
+    torch.backends.cudnn.allow_tf32 = False
     # One process may train several recipes in turn, each in its own precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -225,13 +234,15 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         # Given here, it is not taken from the environment, which a checkpoint does not record.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
+        # While the first process downloads, decodes or computes features, the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     other = "" if why.startswith("--") else "; --mixed_precision chooses another"
-    accelerator.print(f"precision {precision}: {why}{other}", flush=True)
+    note(f"precision {precision}: {why}{other}")
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
     if launched and accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
+        torch.set_num_threads(max(1, usable_cores() // local_processes))
     return accelerator
 
 
@@ -250,7 +261,11 @@ def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accel
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
-    """The split that the flags name: made by a strategy, or read from a file."""
+    """The split that the flags name: made by a strategy, or read from a file.
+
+    Raises:
+        LeukoscopeError: as `make_split` and `load_split`, or a flag that has no effect on this split.
+    """
     args = config.data
     if args.split_file:
         split = load_split(args.split_file, data)
@@ -265,6 +280,17 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             train_folds=args.train_folds,
             test_folds=args.test_folds,
             train_val_split=TRAIN_VAL_SPLIT if args.train_val_split is None else args.train_val_split,
+        )
+    drawn = f"split {split.strategy} ({split.detail})"
+    if args.no_validation and split.validation:
+        raise LeukoscopeError(
+            f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
+            "--split subject-cv, block-cv or random-cv"
+        )
+    if args.train_val_split is not None and split.strategy != "given":
+        raise LeukoscopeError(
+            f"--train_val_split {args.train_val_split}: has no effect on {drawn}, which sets its own share apart; "
+            "leave it out"
         )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 
@@ -295,9 +321,8 @@ def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
     """Remove the results of an earlier run: they would be taken for this one's, should it end early."""
     for name in ("release", "figures", *([] if keep_checkpoints else [FOLDER])):
         shutil.rmtree(out / name, ignore_errors=True)
-    with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
-        for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
-            (out / name).unlink(missing_ok=True)
+    for name in (METRICS, BAD_BATCH, "predictions.parquet", "size_only_predictions.parquet", "summary.csv"):
+        (out / name).unlink(missing_ok=True)
 
 
 def keep_freed_memory() -> None:

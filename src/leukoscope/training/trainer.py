@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from leukoscope.training.data import (
     can_cache_features,
     evenly_spread,
     features_file,
+    features_suffice,
     frozen_features,
     prediction_loader,
     read,
@@ -171,7 +173,8 @@ class Trainer:
 
         A request to stop is not honoured here: training is over, and the run soon complete.
         """
-        return self._predictions(*self._logits(cell_ids))
+        logits, rows = self._logits(cell_ids, "prediction")
+        return replace(self._predictions(logits, rows), areas=self.cells.areas_of(rows.numpy()))
 
     # Before the first epoch
 
@@ -214,7 +217,7 @@ class Trainer:
 
     def _inputs_and_learner(self) -> tuple[Inputs, nn.Module]:
         """Pixels and the network; or, where a frozen backbone's features are cached, these and its head."""
-        accelerator, cells, recipe, split = self.accelerator, self.cells, self.recipe, self.split
+        accelerator, cells, recipe = self.accelerator, self.cells, self.recipe
         augment = Augmenter(recipe.augmentation, cells.data.info.background, self.run.seed)
         pixels = PixelInputs(cells, self.preprocessing, augment)
         if "backbone" in recipe.frozen:
@@ -222,16 +225,27 @@ class Trainer:
             round_as_stored(self.network, head=False)
         if not self.cache_features or pixels.decodes or not can_cache_features(recipe):
             return pixels, self.network
-        path = features_file(self.network, cells, recipe)
-        passes = recipe.num_train_epochs * (len(split.train) + len(split.validation)) + len(split.test)
-        if not caching_pays_off(path, cells, recipe, passes):
+        if not caching_pays_off(cells, recipe, self._forward_passes()):
             return pixels, self.network
+        path = features_file(self.network, cells, recipe)
         self.network.to(accelerator.device)
+        if not features_suffice(self.network, pixels.for_prediction(pixels.items(cells.rows(self.split.train[:1])))):
+            return pixels, self.network
         # One process computes; the others read what it kept.
         with accelerator.main_process_first():
             mirrorings = recipe.augmentation.mirrorings
             features = frozen_features(path, self.network, cells, self.preprocessing, mirrorings)
         return FeatureInputs(features, augment), HeadOnFeatures(self.network)
+
+    def _forward_passes(self) -> int:
+        """How many cells the whole run shows the network: for training, validation and the test."""
+        accelerator, recipe, split, steps = self.accelerator, self.recipe, self.split, self.run.max_train_steps
+        shown = min(recipe.epoch_cells or len(split.train), len(split.train))
+        trained = recipe.num_train_epochs * shown
+        if steps is not None:
+            trained = steps * recipe.train_batch_size * accelerator.num_processes
+            trained *= accelerator.gradient_accumulation_steps
+        return trained + math.ceil(trained / shown) * len(split.validation) + len(split.test)
 
     def _fitting_batch_size(self, learner: nn.Module, train: CellDataset) -> int:
         """How many cells of a batch each process takes at a time; tried out on a GPU."""
@@ -282,7 +296,7 @@ class Trainer:
         note("  ".join(shown))
         if outcome and outcome.stop_reason:
             note(f"{outcome.stop_reason}: stopped")
-        if self.checkpoints and (self.checkpoints.each_epoch or self.checkpoints.due(self._steps_done)):
+        if self.checkpoints and self.checkpoints.each_epoch:
             self._save()
         return row
 
@@ -389,7 +403,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """The validation columns of summary.csv; val_loss is the training loss on those cells."""
         # A checkpoint may be written between batches; after training the network is no longer what it resumes from.
-        logits, rows = self._logits(self.split.validation, between=self._stop_if_asked)
+        logits, rows = self._logits(self.split.validation, "validation", between=self._stop_if_asked)
         device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
             loss = self.loss(logits.to(device), labels.to(device), self.network)
@@ -397,18 +411,20 @@ class Trainer:
         return {f"val_{k}": round(metrics[k], 5) for k in _VALIDATION_METRICS if metrics.get(k) is not None}
 
     def _logits(
-        self, cell_ids: tuple[str, ...], between: Callable[[int], None] | None = None
+        self, cell_ids: tuple[str, ...], what: str, between: Callable[[int], None] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, K) logits in evaluation mode and float32, and the (N,) rows of their cells, on the CPU.
 
-        `between` is called after each batch with its number.
+        Args:
+            what: the work is called while it is shown.
+            between: called after each batch with its number.
         """
         accelerator, device = self.accelerator, self.accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
         self.eval_model.eval()
         gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
         loader = prediction_loader(cells, self.run.per_device_eval_batch_size, accelerator)
-        for number, (items, _, rows) in enumerate(read(loader)):
+        for number, (items, _, rows) in enumerate(track(read(loader), what, len(loader))):
             # In float32, as releases predict: metrics of half precision would be another network's.
             with torch.inference_mode(), accelerator.autocast(AutocastKwargs(enabled=False)):
                 logits = self.eval_model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()
@@ -420,7 +436,7 @@ class Trainer:
         return logits, seen
 
     def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
-        """Logits as probabilities of named cells."""
+        """Logits as probabilities of named cells, without their areas."""
         cells = self.cells
         ids = {row: cell for cell, row in cells.row_of.items()}
         return CellPredictions(
@@ -429,8 +445,7 @@ class Trainer:
             cells.labels[rows.numpy()],
             logits.softmax(dim=1).numpy(),
             cells.data.info.labels,
-            cells.areas_of(rows.numpy()),
-            cells.hashes_of(rows.numpy()),
+            pixel_hashes=cells.hashes_of(rows.numpy()),
         )
 
     # Checkpoints
@@ -450,11 +465,11 @@ class Trainer:
 
     def _stop_if_asked(self, count: int) -> None:
         """Write a checkpoint and end where a signal asked for it, at a moment that all processes agree on."""
-        if self.stop.agreed(self.accelerator, count):
+        if number := self.stop.agreed(self.accelerator, count):
             self._save()
             at = f"epoch {self.state.progress.epoch + 1}, step {self.state.progress.step}"
             self.accelerator.print(f"asked to stop: checkpoint written at {at}", flush=True)
-            raise Interrupted
+            raise Interrupted(number)
 
     def _check_losses(self) -> None:
         if self.monitor:

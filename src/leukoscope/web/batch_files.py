@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
+import re
 import stat
 import zipfile
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +35,7 @@ class BatchFile:
     """One file of a batch, not yet read.
 
     Attributes:
-        name: as given, within a zip with its folders.
+        name: as given, within a zip with its folders, after the zip's own name where two zips hold the same names.
         read: its content.
     """
 
@@ -58,10 +61,11 @@ class Batch:
     problems: list[str] = field(default_factory=list)
 
     def label_of(self, name: str, classes: Sequence[str]) -> str:
-        """A file's true class: by the CSV, else by the folder it lies in; "" where neither names one."""
+        """A file's true class: by the CSV, else by the innermost folder that names one; "" where neither does."""
         known = {one.casefold(): one for one in classes}
-        label = _by_name(self.labels, name) or PurePosixPath(name).parent.name
-        return known.get(label.casefold(), "")
+        by_table = self.labels.get(name)
+        named = [by_table] if by_table else reversed(PurePosixPath(name).parts[:-1])
+        return next((known[one.casefold()] for one in named if one.casefold() in known), "")
 
     def unknown_labels(self, classes: Sequence[str]) -> list[str]:
         """One sentence for each label of a CSV that is none of the classes, at most 20 and how many more there are."""
@@ -92,17 +96,20 @@ def open_batch(paths: Sequence[str]) -> Batch:
             f"{len(paths)} files of {size // 2**20} MB were given; at most {MAX_UNPACKED // 2**20} MB fit in one "
             "batch: split it"
         )
-    batch, tables = Batch(), []
+    given: list[tuple[str, list[BatchFile]]] = []  # a zip's own name, "" for a loose file, and what is in it
+    # A zip stays open until the next is read: its directory is parsed once, not again for each picture.
+    opened = lru_cache(maxsize=1)(zipfile.ZipFile)
     for path in paths:
         name = file_name(path)
         if zipfile.is_zipfile(path):
-            found = _entries(path, name)
+            given.append((PurePosixPath(name).stem, _entries(path, name, opened)))
         elif Path(path).stat().st_size > MAX_BYTES:
             raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
         else:
-            found = [BatchFile(name, Path(path).read_bytes)]
-        tables += [one for one in found if one.name.casefold().endswith(".csv")]
-        batch.files += [one for one in found if not one.name.casefold().endswith(".csv")]
+            given.append(("", [BatchFile(name, Path(path).read_bytes)]))
+    files = _apart(given)
+    tables = [file for file in files if _is_table(file)]
+    batch = Batch([file for file in files if not _is_table(file)])
     if len(batch.files) > MAX_FILES:
         raise LeukoscopeError(f"{len(batch.files)} files were given; at most {MAX_FILES} fit in one batch: split it")
     if len(tables) > MAX_TABLES:
@@ -111,30 +118,41 @@ def open_batch(paths: Sequence[str]) -> Batch:
     first: dict[str, BatchFile] = {}
     for file in batch.files:
         if file.name in first:
-            batch.problems.append(f"{file.name}: was given twice; the first is used")
+            batch.problems.append(f"{file.name}: is the name of two files; only the first is used: rename the other")
         first.setdefault(file.name, file)
     batch.files = list(first.values())
-    for table in tables:
-        _read_table(table, batch)
+    _read_tables(tables, batch)
     return batch
 
 
-def _entries(path: str, name: str) -> list[BatchFile]:
+def _is_table(file: BatchFile) -> bool:
+    return file.name.casefold().endswith(".csv")
+
+
+def _apart(given: Sequence[tuple[str, Sequence[BatchFile]]]) -> list[BatchFile]:
+    """All files; where two zips hold a picture of one name, as of one person each, names begin with their zip's."""
+    held = Counter(name for stem, files in given if stem for name in {one.name for one in files if not _is_table(one)})
+    apart = max(held.values(), default=0) > 1
+    return [
+        replace(file, name=f"{stem}/{file.name}") if apart and stem else file for stem, files in given for file in files
+    ]
+
+
+def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> list[BatchFile]:
     if Path(path).stat().st_size > MAX_ZIP:
         raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        entries = [entry for entry in opened(path).infolist() if not entry.is_dir() and not _is_added(entry.filename)]
     except (zipfile.BadZipFile, OSError, ValueError):
         raise LeukoscopeError(f"{name}: the zip is damaged; pack it again") from None
     _require_safe(entries, name)
-    files = []
-    for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
-        if "__MACOSX" not in parts and not hidden:  # what file managers add to archives
-            files.append(BatchFile(entry.filename, partial(_unpacked, path, entry)))
-    return files
+    return [BatchFile(entry.filename, partial(_unpacked, path, entry, opened)) for entry in entries]
+
+
+def _is_added(name: str) -> bool:
+    """Whether a file manager, not the visitor, put an entry into a zip."""
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or any(re.match(r"\.[^.]", part) for part in parts)
 
 
 def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
@@ -152,7 +170,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
                 f"{LONGEST_NAME} are read: rename it"
             )
         parts = PurePosixPath(entry.filename).parts
-        if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename or ":" in entry.filename:
+        if ".." in parts or "\\" in entry.filename or re.match("/|[A-Za-z]:", entry.filename):
             raise LeukoscopeError(f"{name}: holds the path {entry.filename!r}, which leads out of it; pack it again")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise LeukoscopeError(f"{name}: {entry.filename} is a link, not a file; pack the pictures themselves")
@@ -165,22 +183,76 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
             raise LeukoscopeError(f"{name}: {entry.filename} is over {MAX_BYTES // 2**20} MB; crop it to one cell")
 
 
-def _unpacked(path: str, entry: zipfile.ZipInfo) -> bytes:
+def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile.ZipFile]) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(entry)
+        return opened(path).read(entry)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
         raise LeukoscopeError(f"{entry.filename}: is damaged within its zip; pack it again") from None
 
 
-def _read_table(table: BatchFile, batch: Batch) -> None:
+def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
+    """Take labels and subjects from CSVs, and list the rows that cannot be used."""
+    known = _endings([file.name for file in batch.files])
+    # File → its different entries, each with the CSV that gives it first.
+    labels: dict[str, dict[str, str]] = defaultdict(dict)
+    subjects: dict[str, dict[str, str]] = defaultdict(dict)
+    for table in tables:
+        rows = [(row, _named(row["file"], table.name, known)) for row in _rows(table)]
+        batch.problems += _not_one_picture(table.name, [(row["file"], len(pictures)) for row, pictures in rows])
+        for row, pictures in rows:
+            if len(pictures) != 1:
+                continue
+            if label := row.get("label"):
+                labels[pictures[0]].setdefault(label, table.name)
+                batch.label_tables.setdefault(label, table.name)
+            if subject := row.get("subject"):
+                subjects[pictures[0]].setdefault(subject, table.name)
+    batch.labels = _agreed("label", labels, batch.problems)
+    batch.subjects = _agreed("subject", subjects, batch.problems)
+
+
+def _not_one_picture(table: str, rows: Sequence[tuple[str, int]]) -> list[str]:
+    """Sentences on the rows, each a file and how many pictures it may mean, that mean none or several."""
+    unknown = [file for file, pictures in rows if pictures == 0]
+    unclear = [file for file, pictures in rows if pictures > 1]
+    lines = [f"{table}: names {file[:LONGEST_NAME]!r}, which was not given" for file in unknown[:MOST_UNKNOWN]]
+    if (more := len(unknown) - MOST_UNKNOWN) > 0:
+        lines.append(f"{table}: names {more} more files that were not given")
+    if unclear:
+        lines.append(
+            f"{table}: {unclear[0]!r} is the name of several pictures; write the folder before it (rows like this: "
+            f"{len(unclear)})"
+        )
+    return lines
+
+
+def _agreed(column: str, given: Mapping[str, Mapping[str, str]], problems: list[str]) -> dict[str, str]:
+    """File → its entry, where rows give it but one; a problem for each other file."""
+    for file, found in given.items():
+        if len(found) > 1:
+            (one, _), (other, table) = islice(found.items(), 2)
+            problems.append(
+                f"{table}: {file} is there with the {column} {one[:LONGEST_LABEL]!r} and with "
+                f"{other[:LONGEST_LABEL]!r}; neither is used: keep one of the two rows"
+            )
+    return {file: entry for file, (entry, *others) in given.items() if not others}
+
+
+def _rows(table: BatchFile) -> list[dict[str, str]]:
+    """A CSV's rows, by column."""
     content = table.read()
     if len(content) > MAX_TABLE:
         raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row a picture")
     try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")  # as Excel writes a CSV in Western Europe
+    header = text.partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    try:
         rows = [
             {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
-            for row in islice(csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace"))), MAX_ROWS + 1)
+            for row in islice(csv.DictReader(io.StringIO(text), delimiter=delimiter), MAX_ROWS + 1)
         ]
     except csv.Error as error:
         raise LeukoscopeError(f"{table.name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
@@ -188,27 +260,33 @@ def _read_table(table: BatchFile, batch: Batch) -> None:
         raise LeukoscopeError(f"{table.name}: holds more than {MAX_ROWS:,} rows; give one row a picture")
     if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
         raise LeukoscopeError(f"{table.name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
-    known = {file.name for file in batch.files} | {file_name(file.name) for file in batch.files}
-    unknown = [row["file"] for row in rows if row["file"] not in known]
-    named = [f"{table.name}: names {file[:LONGEST_NAME]!r}, which was not given" for file in unknown[:MOST_UNKNOWN]]
-    if (more := len(unknown) - MOST_UNKNOWN) > 0:
-        named.append(f"{table.name}: names {more} more files that were not given")
-    batch.problems += named
-    for row in rows:
-        if row["file"] not in known:
-            continue
-        for column, found in (("label", batch.labels), ("subject", batch.subjects)):
-            if row.get(column):
-                found[row["file"]] = row[column]
-        if label := row.get("label"):
-            batch.label_tables.setdefault(label, table.name)
+    return rows
+
+
+def _endings(names: Sequence[str]) -> dict[str, list[str]]:
+    """Each ending of the pictures' paths (study/P1/1.png, P1/1.png, 1.png) → the pictures that it names."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        parts = name.split("/")
+        for first in range(1, len(parts)):
+            found["/".join(parts[first:])].append(name)
+    return found | {name: [name] for name in names}
+
+
+def _named(file: str, table: str, known: Mapping[str, list[str]]) -> list[str]:
+    """The pictures that a CSV's row may mean: from the CSV's own folder on, else by the end of their paths."""
+    path = file.replace("\\", "/")
+    for one in (posixpath.join(posixpath.dirname(table), path), path):
+        if found := known.get(posixpath.normpath(one)):
+            return found
+    return []
 
 
 def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str]) -> dict[str, str]:
     """File name → subject: by the CSV, else what a pattern finds in the name; "" where neither names one.
 
     Args:
-        pattern: a regular expression; its first group, or all of it where it has none, is the subject.
+        pattern: a regular expression; its group `subject` is the subject, else its first group, else all of it.
 
     Raises:
         LeukoscopeError: no regular expression, or one that takes too long.
@@ -225,35 +303,33 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
         raise LeukoscopeError(f"pattern {pattern!r}: {error}; give a regular expression such as ^([^_]+)_") from None
     except TimeoutError:
         raise LeukoscopeError(f"pattern {pattern!r}: takes too long; give one without nested repeats") from None
-    subjects = {}
-    for name, match in found.items():
-        by_pattern = (match.groups() or (match.group(),))[0] or "" if match else ""
-        subjects[name] = _by_name(by_table, name) or by_pattern
-    return subjects
+    group = "subject" if "subject" in wanted.groupindex else min(wanted.groups, 1)
+    return {name: by_table.get(name) or (match and match[group]) or "" for name, match in found.items()}
 
 
-# Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested.
+# Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested. Each
+# asks for a digit: a word alone, such as ALL or benign, may be a class.
 SUGGESTIONS = (
     r"UID_(H?\d+)_",
     r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
     r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$",
-    r"(?:^|/)([^/_-]+)[_-][^/]*$",
+    r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$",
 )
 
 
-def suggested_pattern(names: Sequence[str]) -> str:
+def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
     """A pattern that finds the persons in file names, for `subjects_of`; "" where none seems to.
 
-    It must name a person for every file, two persons at least, and two files a person on average: the folders ALL and
-    HEM are classes, and a number of its own for each file is the file's.
+    It must name a person for every file, two persons at least, and two files a person on average, as a number of its
+    own for each file is the file's; and what it finds may be no class and no fold of a cross-validation.
+
+    Args:
+        classes: of the release.
     """
+    no_person = re.compile("|".join((r"fold[-_ ]?\d+", *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:
         found = subjects_of(names, pattern, {})
         persons = set(found.values())
-        if "" not in persons and 2 <= len(persons) <= len(found) / 2:
+        if "" not in persons and 2 <= len(persons) <= len(found) / 2 and not any(map(no_person.fullmatch, persons)):
             return pattern
     return ""
-
-
-def _by_name(table: Mapping[str, str], name: str) -> str:
-    return table.get(name) or table.get(file_name(name), "")

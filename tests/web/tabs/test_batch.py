@@ -83,7 +83,7 @@ def test_labels_come_from_folders_and_a_csv_goes_first(tmp_path: Path) -> None:
     batch = open_batch([pack(tmp_path / "cells.zip", files)])
     assert [file.name for file in batch.files] == ["set/all/a.png", "set/all/b.png", "c.png"]
     assert [batch.label_of(file.name, ("ALL", "HEM")) for file in batch.files] == ["HEM", "ALL", ""]
-    assert batch.subjects == {"a.png": "7"}
+    assert batch.subjects == {"set/all/a.png": "7"}
     assert batch.problems == ["labels.csv: names 'missing.png', which was not given"]
 
 
@@ -100,6 +100,103 @@ def test_labels_of_a_csv_that_are_no_class_are_told_once_each(tmp_path: Path) ->
     told = many.unknown_labels(("ALL", "HEM"))
     assert len(told) == 21 and max(map(len, told)) < 100
     assert told[-1] == "5 more labels are none of ALL, HEM"
+
+
+def test_a_class_is_the_innermost_folder_that_names_one() -> None:
+    names = ("ALL/P00/1.png", "P00/hem/1.png", "ALL/hem/1.png", "P00/1.png")
+    assert [Batch().label_of(name, ("ALL", "HEM")) for name in names] == ["ALL", "HEM", "HEM", ""]
+
+
+@pytest.mark.parametrize("row", ["P1/1.png", "./P1/1.png", "P1\\1.png", "study/P1/1.png", "../study/P1/1.png"])
+def test_a_csv_names_pictures_from_its_own_folder_on(tmp_path: Path, row: str) -> None:
+    table = f"file,label,subject\n{row},ALL,1\n".encode()
+    files = {"study/P1/1.png": b"", "study/P2/1.png": b""}
+    inside = open_batch([pack(tmp_path / "cells.zip", {**files, "study/labels.csv": table})])
+    assert (inside.labels, inside.subjects) == ({"study/P1/1.png": "ALL"}, {"study/P1/1.png": "1"})
+    assert inside.problems == []
+
+
+def test_a_csv_apart_names_pictures_by_the_end_of_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\nP1/1.png,ALL\n2.png,HEM\n1.png,HEM\nP2/1.png,\n")
+    zipped = pack(tmp_path / "cells.zip", {"study/P1/1.png": b"", "study/P2/1.png": b"", "study/P2/2.png": b""})
+    batch = open_batch([zipped, str(tmp_path / "labels.csv")])
+    assert batch.labels == {"study/P1/1.png": "ALL", "study/P2/2.png": "HEM"}
+    assert batch.problems == [
+        "labels.csv: '1.png' is the name of several pictures; write the folder before it (rows like this: 1)"
+    ]
+
+
+def test_rows_of_csvs_that_contradict_each_other_are_told_and_not_used(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("file,label,subject\n1.png,ALL,P1\n1.png,HEM,P1\n2.png,ALL,P1\n")
+    (tmp_path / "b.csv").write_text("file,subject\n2.png,P2\n")
+    zipped = pack(tmp_path / "cells.zip", {"1.png": b"", "2.png": b""})
+    batch = open_batch([zipped, str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
+    assert (batch.labels, batch.subjects) == ({"2.png": "ALL"}, {"1.png": "P1"})
+    assert batch.problems == [
+        "a.csv: 1.png is there with the label 'ALL' and with 'HEM'; neither is used: keep one of the two rows",
+        "b.csv: 2.png is there with the subject 'P1' and with 'P2'; neither is used: keep one of the two rows",
+    ]
+
+
+def test_a_csv_as_a_german_excel_saves_it_is_read(tmp_path: Path) -> None:
+    table = "file;label;subject\r\nZähl1.png;ALL;Müller, A.\r\n".encode("cp1252")
+    batch = open_batch([pack(tmp_path / "cells.zip", {"Zähl1.png": b"", "labels.csv": table})])
+    assert (batch.labels, batch.subjects) == ({"Zähl1.png": "ALL"}, {"Zähl1.png": "Müller, A."})
+    assert batch.problems == []
+
+
+def test_zips_that_hold_the_same_names_keep_all_their_pictures_apart(tmp_path: Path) -> None:
+    labels = b"file,label\n0.png,ALL\n"
+    first = pack(tmp_path / "P1.zip", {"0.png": b"a", "1.png": b"b", "labels.csv": labels})
+    second = pack(tmp_path / "P2.zip", {"0.png": b"c", "1.png": b"d"})
+    batch = open_batch([first, second])
+    names = ["P1/0.png", "P1/1.png", "P2/0.png", "P2/1.png"]
+    assert [file.name for file in batch.files] == names and batch.problems == []
+    assert b"".join(file.read() for file in batch.files) == b"abcd"
+    assert batch.labels == {"P1/0.png": "ALL"}
+    pattern = suggested_pattern(names, ("ALL", "HEM"))
+    assert list(subjects_of(names, pattern, {}).values()) == ["P1", "P1", "P2", "P2"]
+    third = pack(tmp_path / "more.zip", {"2.png": b"e"})
+    assert [file.name for file in open_batch([first, third]).files] == ["0.png", "1.png", "2.png"]
+
+
+def test_loose_files_of_one_name_are_told(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "0.png" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    batch = open_batch([str(path) for path in paths])
+    assert [file.read() for file in batch.files] == [b"a"]
+    assert batch.problems == ["0.png: is the name of two files; only the first is used: rename the other"]
+
+
+def test_a_zip_s_directory_is_read_once_for_all_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, path: str) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    path = pack(tmp_path / "cells.zip", {f"{number}.png": b"%d" % number for number in range(5)})
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    batch = open_batch([path])
+    assert [file.read() for file in batch.files] == [b"0", b"1", b"2", b"3", b"4"]
+    assert opened == [path]
+
+
+def test_what_a_mac_adds_to_a_zip_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "MAX_FILES", 3)
+    names = [f"P1/{number}.png" for number in range(3)]
+    added = {f"__MACOSX/P1/._{number}.png": b"" for number in range(3)} | {"P1/.DS_Store": b""}
+    batch = open_batch([pack(tmp_path / "mac.zip", dict.fromkeys(names, b"") | added)])
+    assert [file.name for file in batch.files] == names
+
+
+def test_a_time_in_a_name_leads_nowhere(tmp_path: Path) -> None:
+    name = "P1/2024-05-01T12:30:00.png"
+    (file,) = open_batch([pack(tmp_path / "cells.zip", {name: b"a"})]).files
+    assert (file.name, file.read()) == (name, b"a")
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
@@ -207,6 +304,9 @@ def test_subjects_come_from_names() -> None:
     found = subjects_of(names, r"^UID_(H?\d+)_", {"other.bmp": "3"})
     assert list(found.values()) == ["H12", "7", "3"]
     assert set(subjects_of(names, "", {}).values()) == {""}
+    found = subjects_of(["ALL_P01_1.png", "HEM_P02_1.png", "HEM.png"], r"(ALL|HEM)(?:_(?P<subject>P\d+))?", {})
+    assert list(found.values()) == ["P01", "P02", ""], "the group `subject`, as on the command line"
+    assert list(subjects_of(["P1_2.png"], r"P\d", {}).values()) == ["P1"]
 
 
 @pytest.mark.parametrize(
@@ -444,13 +544,19 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons()
         (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["p1", "p2"]),
         (["ALL/P01_a.png", "ALL/P01_b.png", "HEM/P02-1.png", "HEM/P02-2.png"],
          r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$", ["P01", "P02"]),
-        (["anna_1.png", "anna_2.png", "ben_1.png", "ben_2.png"], r"(?:^|/)([^/_-]+)[_-][^/]*$", ["anna", "ben"]),
+        (["1a_1.png", "1a_2.png", "2-1.png", "2-2.png"], r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$", ["1a", "2"]),
+        (["ALL/P1/1.png", "ALL/P1/2.png", "HEM/P2/3.png", "HEM/P2/4.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
+         ["P1", "P2"]),
         (["ALL/1.png", "ALL/2.png", "HEM/3.png", "HEM/4.png"], "", []),
+        (["ALL_1.png", "ALL_2.png", "HEM_1.png", "HEM_2.png"], "", []),
+        (["blast_P1_1.png", "blast_P1_2.png", "normal_P2_1.png", "normal_P2_2.png"], "", []),
+        (["L1/1.png", "L1/2.png", "l2/3.png", "l2/4.png"], "", []),
+        (["fold_0/1.png", "fold_0/2.png", "fold_1/3.png", "fold_1/4.png"], "", []),
         (["a.png"], "", []),
     ],
 )  # fmt: skip
 def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, persons: list[str]) -> None:
-    assert suggested_pattern(names) == pattern
+    assert suggested_pattern(names, ("ALL", "HEM", "L1", "L2")) == pattern
     found = subjects_of(names, pattern, {})
     assert sorted(set(found.values()) - {""}) == persons
     said = subjects_found(list(found.values()), pattern)
@@ -509,6 +615,20 @@ def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) 
     assert pattern_for(["a.png"], folders) == folders
 
 
+def test_an_emptied_pattern_is_suggested_anew(tab: BatchTab) -> None:
+    rows = tuple(replace(one, name=f"p{number // 2}/{number}.png") for number, one in enumerate(RESULT.rows))
+    updates = tab._on_pattern(replace(RESULT, rows=rows), " ", "names", "", None)
+    assert updates[tab.pattern] == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
+    assert [one.subject for one in updates[tab.result].rows] == ["p0", "p0", "p1", "p1"]
+
+
+def test_whom_a_report_is_on_stays_where_that_person_is_still_known(tab: BatchTab) -> None:
+    result = replace(RESULT, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
+    assert tab._on_point(result, "names", "youden", "2")[tab.person].value == "2"
+    assert tab._on_pattern(result, r"\w", "names", "", "2")[tab.person].value == "a"
+    assert tab._on_point(RESULT, "names", "youden", None)[tab.person].value is None
+
+
 def test_stopping_a_batch_that_waits_deletes_its_files(
     tab: BatchTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,7 +643,7 @@ def test_stopping_a_batch_that_waits_deletes_its_files(
 
 def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None:
     names = [file.name for file in sample_batch().files]
-    found = subjects_of(names, suggested_pattern(names), {})
+    found = subjects_of(names, suggested_pattern(names, ("ALL", "HEM")), {})
     assert sorted(set(found.values())) == ["synthetic-1", "synthetic-2"]
     assert len(names) == 2 * SAMPLE_CELLS
     needed = json.loads(

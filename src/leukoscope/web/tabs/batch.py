@@ -160,8 +160,8 @@ class BatchTab(ResultTab):
             running.append(begun.then(predict, inputs, self.outputs, **runs))
         self.stop.click(self._on_stop, self.upload, self.outputs, cancels=running, **quiet)
         self.clear_on_model_change(running)
-        self.pattern.submit(self._on_pattern, [self.result, *given], self.outputs, **quiet)
-        self.point.input(self._on_point, [self.result, self.order, self.point], self.outputs, **quiet)
+        self.pattern.submit(self._on_pattern, [self.result, *given, self.person], self.outputs, **quiet)
+        self.point.input(self._on_point, [self.result, self.order, self.point, self.person], self.outputs, **quiet)
         self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
         cell_tab.open_from([self.summary, self.gallery], self.result, tabs, self._cell)
 
@@ -196,17 +196,23 @@ class BatchTab(ResultTab):
             interactive=False, wrap=True, max_height=420, label=localised("every_cell"), buttons=[]
         )
 
-    def show(self, result: BatchResult, order: str, point: str) -> Updates:
-        """Updates that show a result, decided at an operating point where the release has it."""
+    def show(self, result: BatchResult, order: str, point: str, person: str | None = None) -> Updates:
+        """Updates that show a result, decided at an operating point where the release has it.
+
+        Args:
+            person: whom a report would be on; the first where the result does not know that person.
+        """
         point, decided = point if point in result.points else "", result.at_point(point)
         persons = [person.patient for person in decided.persons]
+        if person not in persons:
+            person = persons[0] if persons else None
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
         return {
             self.result: decided,
             self.summary: batch_summary(decided, point),
             self.shown: gr.Column(visible=True),
             self.reports: gr.Row(visible=bool(persons)),
-            self.person: gr.Dropdown(persons, value=persons[0] if persons else None),
+            self.person: gr.Dropdown(persons, value=person),
             self.point: gr.Dropdown(points, value=point),
             self.gallery: gallery(decided, order),
             self.table: _table(decided),
@@ -228,7 +234,7 @@ class BatchTab(ResultTab):
             names = [file.name for file in batch.files]
             pattern = pattern.strip()
             if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
-                pattern = suggested_pattern(names) or pattern
+                pattern = suggested_pattern(names, self.models.predictor(choice).release.labels) or pattern
             found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()), pattern)
             filled = {self.pattern: pattern, self.shown: gr.Column(visible=False)}
             yield {**filled, self.summary: progress(0, len(names), 0.0, found)}
@@ -257,16 +263,21 @@ class BatchTab(ResultTab):
     def _on_sample(self, choice: str | None, order: str, point: str) -> Iterator[Updates]:
         yield from self._predict(sample_batch, choice, "", order, point)
 
-    def _on_pattern(self, result: BatchResult | None, pattern: str, order: str, point: str) -> Updates:
+    def _on_pattern(
+        self, result: BatchResult | None, pattern: str, order: str, point: str, person: str | None
+    ) -> Updates:
         if result is None:
             return {self.result: None}
+        pattern = pattern.strip() or suggested_pattern([row.name for row in result.rows], result.classes)
         try:
-            return self.show(result.with_subjects(pattern.strip()), order, point)
+            return {**self.show(result.with_subjects(pattern), order, point, person), self.pattern: pattern}
         except LeukoscopeError as error:
             return {self.summary: panels.message(t("pattern_unusable"), translate(str(error)))}
 
-    def _on_point(self, result: BatchResult | None, order: str, point: str) -> Updates:
-        return self.show(result, order, point) if result else self.clear(panels.placeholder(t("result_deleted")))
+    def _on_point(self, result: BatchResult | None, order: str, point: str, person: str | None) -> Updates:
+        if result is None:
+            return self.clear(panels.placeholder(t("result_deleted")))
+        return self.show(result, order, point, person)
 
     def _on_order(self, result: BatchResult | None, order: str) -> str:
         return gallery(result, order) if result else panels.placeholder(t("result_deleted"))
