@@ -53,6 +53,16 @@ def test_what_was_named_and_is_not_there_is_one_line(flag: str) -> None:
     assert answer.stderr.strip() == f"error: {flag} modles.txt: not found; check the path"
 
 
+def test_a_folder_without_a_release_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no release")
+    for wrong in (tmp_path, tmp_path / "notes.txt"):
+        answer = run_app("--releases", str(wrong))
+        assert answer.returncode == 1
+        assert answer.stderr.strip() == (
+            f"error: --releases {wrong}: holds no release; give a release folder, or a folder of them"
+        )
+
+
 @pytest.mark.slow
 def test_a_terminated_server_deletes_what_visitors_sent(tmp_path: Path) -> None:
     with socket.socket() as free:

@@ -141,6 +141,34 @@ def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: P
     assert {tuple(row["classes"]) for row in listed} >= {("ALL", "HEM")} and all(row["megabytes"] > 1 for row in listed)
     assert f"{tiny_release.name} " in run("release", "list", tiny_release.parent).stdout.replace("│", " ")
     assert run("release", "list", tmp_path / "none").stderr.startswith(f"error: {tmp_path / 'none'}: no such folder")
+    assert run("release", "list", tiny_release).stderr == (
+        f"error: {tiny_release}: holds no release; give the folder that holds the folders of releases\n"
+    )
+
+
+def test_help_shows_no_value_for_a_switch_and_joins_the_lines_of_a_paragraph() -> None:
+    shown = run("score", "-h").stdout
+    assert "--json" in shown and "<bool>" not in shown
+    assert "the folder of the output must be one that all of them see." in shown
+
+
+def test_what_cannot_be_written_is_said_before_long_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "new"
+    commands = {
+        "evaluate nobody/nothing --dataset_name phantoms": output,
+        "data audit --dataset_name phantoms": output,
+        "experiment protocol": output.parent,
+        "experiment reproduce --dataset_name cnmc2019": output,
+    }
+    for command, named in commands.items():
+        said = f"error: --output {named}: cannot write there (File exists); name another folder\n"
+        assert run(*command.split(), "--output", output).stderr == said
+
+
+def test_a_space_of_a_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    said = run("release", "space", tmp_path, "--output", tmp_path / "space").stderr
+    assert said.startswith(f"error: {tmp_path}: is a folder, and a Space loads its models from the Hub; publish it")
 
 
 def test_a_release_that_is_damaged_or_half_written_leaves_the_others_listed(tiny_release: Path, tmp_path: Path) -> None:
@@ -210,8 +238,10 @@ def test_a_table_keeps_names_and_numbers_whole(monkeypatch: pytest.MonkeyPatch, 
     (line,) = (line for line in narrow if "0.1234" in line)
     assert row[0] in line and "12 (0.1–0.2)" in line
     assert any("of these" in line and "refused" not in line for line in narrow), "a heading may be broken"
-    for width in (40, 66, 74):
-        assert shown(width) == [row[0], "  outcome out of distribution, ALL 0.1234, of these refused 12 (0.1–0.2)"]
+    assert shown(74) == [row[0], "  outcome out of distribution, ALL 0.1234, of these refused 12 (0.1–0.2)"]
+    for width in (40, 66):
+        lines = ["  outcome out of distribution", "  ALL 0.1234", "  of these refused 12 (0.1–0.2)"]
+        assert shown(width) == [row[0], *lines]
 
 
 def test_in_a_pipe_every_row_of_a_table_is_one_line(

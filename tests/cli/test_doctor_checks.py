@@ -112,7 +112,7 @@ def test_the_disk_is_measured_where_the_cache_cannot_be_looked_at(tmp_path: Path
 def test_without_a_network_what_still_works_is_said() -> None:
     found = check_network()
     assert found.state == "advice" and found.seen == "the Hub cannot be reached: HF_HUB_OFFLINE is set"
-    assert "--from_scratch" in found.next_step
+    assert "--from_scratch" in found.next_step and found.next_step.endswith("for the rest unset HF_HUB_OFFLINE")
 
 
 def test_a_hub_that_keeps_the_start_weights_back_is_advice(hub: Hub) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell, smear_picture
+from leukoscope.data.synthetic import draw_cell, draw_field, smear_picture
 from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.inference.graph import computes
 from leukoscope.models.release_files import METRICS
@@ -91,6 +91,36 @@ def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cel
         for share in answer["probabilities"].values():
             assert f" {share:.4f} " in row
     assert RESEARCH_NOTICE in result.stdout
+
+
+def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, cells, tmp_path):
+    phantoms, out = tmp_path / "phantoms", tmp_path / "out.csv"
+    shutil.copytree(tiny_release, phantoms)
+    metrics = json.loads((phantoms / METRICS).read_text())
+    (phantoms / METRICS).write_text(json.dumps(metrics | {"data": {"synthetic": True}}))
+    Image.fromarray(draw_field(size=(300, 380), um_per_pixel=0.2).image).save(tmp_path / "smear.png")
+    on_phantoms = "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing"
+    no_detector = "This model has no OOD detector: it gives a class to any picture"
+    for words in (
+        ("predict", phantoms, cells / "a.png"),
+        ("field", phantoms, tmp_path / "smear.png", "--um_per_pixel", 0.2),
+        ("score", phantoms, "--input", cells, "--output", out),
+    ):
+        shown = run(*words)
+        assert shown.exit_code == 0, shown.output
+        lines = shown.stdout.splitlines()
+        assert lines[-3].startswith(on_phantoms) and lines[-2].startswith(no_detector), lines
+        assert lines[-1] == RESEARCH_NOTICE
+        out.unlink(missing_ok=True)
+        quiet = run(*words, "--quiet").stdout.splitlines()
+        assert not any(line.startswith("This model") for line in quiet)
+        out.unlink(missing_ok=True)
+
+
+def test_many_files_show_how_far_it_is(tiny_release, cells, monkeypatch):
+    monkeypatch.setattr("leukoscope.progress.EVERY", 0.001)
+    assert "predicting cells: " in run("predict", tiny_release, cells).stderr
+    assert run("predict", tiny_release, cells, "--quiet").stderr == ""
 
 
 def test_a_narrow_terminal_keeps_the_file_name_and_the_numbers(tiny_release, tmp_path):

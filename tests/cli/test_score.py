@@ -43,7 +43,9 @@ def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
     pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
     result = run("--model", tiny_release, "--input", cells, "--output", out, *pattern)
     assert result.exit_code == 1, "as predict ends with a file that cannot be read"
-    assert result.stdout.splitlines() == [f"4 cells scored: {out}", f"2 subjects: {subjects}", RESEARCH_NOTICE]
+    detector = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
+    written = [f"4 cells scored: {out}", f"2 subjects: {subjects}"]
+    assert result.stdout.splitlines() == [*written, detector, RESEARCH_NOTICE]
     assert f"1 file(s) could not be read: {tmp_path / 'out.unreadable.csv'}" in result.stderr.splitlines()
     table = pq.read_table(out)
     assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]

@@ -117,10 +117,8 @@ def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path,
 def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     result = run("patient", tmp_path / "missing", "--model", "nobody/nothing", "--output", tmp_path / "out.ods")
     assert result.exit_code == 1
-    assert (
-        "out.ods: is no kind of table written here; give a name that ends in .parquet, .csv, .json, .xlsx"
-        in result.stderr
-    )
+    said = "out.ods: is no kind of table or report written here; give a name that ends in .parquet, .csv, .json, .xlsx"
+    assert f"{said}, .html, .pdf" in result.stderr
 
 
 def test_no_table_is_overwritten(release: Path, cells: Path, tmp_path: Path) -> None:
@@ -145,7 +143,15 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     (line,) = result.stderr.splitlines()
     assert "cannot predict for a person: its metrics.json has no 'patients'" in line
     result = run("patient", cells, "--model", tiny_release, "--output", tmp_path / "report.docx")
-    assert "report.docx: is no kind of table written here; give a name that ends in" in result.stderr
+    assert "report.docx: is no kind of table or report written here; give a name that ends in" in result.stderr
+
+
+def test_a_table_that_cannot_be_written_leaves_the_persons_printed(release: Path, cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "file" / "persons.csv"
+    (tmp_path / "file").touch()
+    result = run("patient", cells / "b", "--model", release, "--output", table)
+    assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
+    assert result.stderr == f"error: --output {table}: cannot be written (File exists); name another folder\n"
 
 
 def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_path: Path) -> None:

@@ -311,6 +311,13 @@ def test_subjects_come_from_a_csv_with_or_without_byte_order_mark(own_cells: Pat
         assert data.train["subject"][:] == ["Ä", "b", "c", "c"], encoding
 
 
+def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "subjects.csv"
+    rows = "file,subject\nblast\\p1_1.png,a\nblast\\p2_1.png,b\nnormal\\p3_1.png,c\nnormal/p3_2.png,c\n"
+    table.write_text(rows)
+    assert load_cells("imagefolder", own_cells, subject_csv=table).train["subject"][:] == ["a", "b", "c", "c"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -318,8 +325,12 @@ def test_subjects_come_from_a_csv_with_or_without_byte_order_mark(own_cells: Pat
         ("file,subject\nblast/p1_1.png,\n", "no row for file 'blast/p1_1.png'; every image needs a subject"),
         ("file,patient\nblast/p1_1.png,a\n", "lacks the column(s) subject; it needs file,subject"),
         ("", "lacks the column(s) file, subject; it needs file,subject"),
+        (
+            "file;subject\nblast/p1_1.png;a\n",
+            "lacks the column(s) file, subject; its columns are separated by semicolons; save it with commas",
+        ),
     ],
-    ids=["missing row", "empty subject", "missing column", "empty file"],
+    ids=["missing row", "empty subject", "missing column", "empty file", "semicolons"],
 )
 def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, message: str) -> None:
     table = tmp_path / "subjects.csv"
@@ -398,7 +409,8 @@ def test_a_column_of_text_given_as_images_is_refused(tmp_path: Path) -> None:
 def test_one_class_is_not_enough(own_cells: Path) -> None:
     shutil.rmtree(own_cells / "normal")
     assert _refusal(load_cells, "imagefolder", own_cells) == (
-        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more classes"
+        f"--train_dir {own_cells}: only the class 'blast' found; a classifier needs two or more classes, each in a "
+        "folder of its name"
     )
 
 

@@ -114,6 +114,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         inspect_folder(tmp_path / "nowhere")
 
 
+def test_folders_of_one_class_are_refused_without_a_flag_that_nobody_gave(tmp_path: Path) -> None:
+    _cell(tmp_path / "P01" / "1.png")
+    with pytest.raises(LeukoscopeError) as refused:
+        inspect_folder(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path}: only the class 'P01' found; a classifier needs two or more classes, each in a folder of its name"
+    )
+
+
 def test_real_cells_are_recognised(real_data: Path) -> None:
     assert recognise(real_data / "cnmc2019").name == "cnmc2019"
     assert recognise(real_data / "ball4").name == "ball4"

@@ -373,8 +373,8 @@ def test_data_without_subjects_cannot_be_split_by_subject(strategy: str) -> None
     with pytest.raises(LeukoscopeError) as refused:
         make_split(data, strategy)
     assert str(refused.value) == (
-        f"--split {strategy}: C-NMC 2019 (ISBI 2019 challenge) has no subject ids; give --subject_pattern or "
-        f"--subject_csv, or use --split block or random ({BY_IMAGE})"
+        f"--split {strategy}: the subjects of C-NMC 2019 (ISBI 2019 challenge) are not known; give --subject_pattern "
+        f"or --subject_csv, or use --split random ({BY_IMAGE})"
     )
 
 

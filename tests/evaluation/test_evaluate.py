@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from leukoscope import LeukoscopeError
@@ -128,9 +130,10 @@ def test_another_data_set_s_subjects_are_other_people_where_its_cells_can_be_com
     predictions = predictions_for(everything)
     others = KnownCells(hashes=frozenset({"0123456789abcdef"}))
     found = training_overlap(elsewhere(everything, predictions), predictions, everything, others)
-    assert found["verdict"] == "good"
+    assert found["verdict"] == "warning"
     assert found["statement"] == (
-        "These weights were trained on another data set (C-NMC), which holds none of these cells."
+        "These weights were trained on another data set (C-NMC); none of these cells has the name or the exact pixels "
+        "of one of its cells, but a renamed and re-encoded copy is not recognised."
     )
 
 
@@ -240,6 +243,9 @@ def test_what_is_no_file_of_predictions_says_so(tmp_path):
     (tmp_path / "x.parquet").write_text("no parquet")
     with pytest.raises(LeukoscopeError, match="x.parquet: cannot be read as predictions .*; give a"):
         predictions_in_file(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"cell_id": ["a"]}), tmp_path / "scores.parquet")
+    with pytest.raises(LeukoscopeError, match=r"it has no column '\w+'; a table of `leukoscope score` has no true cl"):
+        predictions_in_file(tmp_path / "scores.parquet")
     with pytest.raises(LeukoscopeError, match="none.parquet: no such file; give a predictions.parquet"):
         predictions_in_file(tmp_path / "none.parquet")
 

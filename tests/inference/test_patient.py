@@ -131,6 +131,16 @@ def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: P
     assert [(one.patient, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
 
 
+def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> None:
+    for label in ("ALL", "HEM"):
+        _draw(tmp_path / label / "p1-1.png", 1)
+    predictor = Predictor.from_pretrained(release)
+    with pytest.raises(LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a person; name"):
+        predict_patients(predictor, open_source(str(tmp_path)))
+    persons, _ = predict_patients(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
+    assert [(one.patient, one.cells) for one in persons] == [("p1", 2)]
+
+
 @pytest.mark.parametrize(("pooling", "coefficients", "needed"), [("mean", [1.0, 2.0], 1), ("quantiles", [1.0], 5)])
 def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients: list[float], needed: int) -> None:
     rule = BLOCK["rule"] | {"pooling": pooling, "coefficients": coefficients}

@@ -199,6 +199,17 @@ def test_a_table_without_paths_is_refused(tmp_path):
         open_source(str(tmp_path / "cells.csv"))
 
 
+def test_a_table_with_semicolons_is_named_as_such(tmp_path):
+    (tmp_path / "cells.csv").write_text("path;subject\na.png;ann\n")
+    with pytest.raises(LeukoscopeError, match="only path;subject; its columns are separated by semicolons; save it w"):
+        open_source(str(tmp_path / "cells.csv"))
+
+
+def test_a_data_set_without_its_folder_is_refused_with_the_flag_of_the_command():
+    with pytest.raises(LeukoscopeError, match="^--input imagefolder: it has no Hub copy; give its folder with --train"):
+        open_source("imagefolder")
+
+
 def test_subjects_named_twice_are_refused(tmp_path):
     (tmp_path / "cells.csv").write_text("file,subject\na.png,ann\n")
     with pytest.raises(LeukoscopeError, match="its column 'subject' names the subjects as well; leave the pattern out"):

@@ -348,6 +348,14 @@ def test_labels_that_are_not_different_texts_are_named(copy, labels):
     )
 
 
+def test_a_single_class_is_refused_because_its_probability_is_always_one(copy):
+    change_config(copy, label_names=["ALL"], num_classes=1)
+
+    assert refusal(copy) == (
+        f"{copy / 'config.json'}: label_names is ['ALL']; a classifier needs two or more classes: give another release"
+    )
+
+
 def test_a_config_of_another_head_is_named(copy):
     change_config(copy, label_names=["ALL", "HEM", "OTHER"], num_classes=3)
 

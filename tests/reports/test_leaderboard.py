@@ -119,6 +119,17 @@ def test_the_command_prints_the_board_without_private_paths(releases):
     assert str(releases["weak"].parent) not in shown.stdout
 
 
+def test_the_table_names_each_release_first_and_the_page_may_lie_in_a_new_folder(tmp_path, releases):
+    words = ["experiment", "leaderboard", str(releases["weak"]), str(releases["strong"])]
+    page = tmp_path / "new" / "board.html"
+    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, [*words, "--output", str(page)])
+    assert shown.exit_code == 0 and page.is_file()
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "strong" and lines[1].startswith("  ") and len(lines[1]) <= 60
+    refused = CliRunner().invoke(app, [*words, "--output", str(page / "board.html")])
+    assert f"--output {page / 'board.html'}: cannot be written (File exists)" in " ".join(refused.stderr.split())
+
+
 def test_cells_of_unknown_subjects_are_refused(tmp_path):
     made = answers(0.9)
     nameless = CellPredictions(

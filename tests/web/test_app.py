@@ -7,13 +7,16 @@ import socket
 from html import escape
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
+import httpx
 import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
 from leukoscope.web import app as web_app
 from leukoscope.web.address import Address
-from leukoscope.web.app import build_demo, routes, serve
+from leukoscope.web.app import AT_ONCE, OPEN_FILES, allow_open_files, build_demo, describe, routes, serve
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import t
 
@@ -34,6 +37,8 @@ def test_a_session_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
 
 def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM may come after the page is served and before the server waits for it."""
+    demo = build_demo(ModelCache({}))
+    monkeypatch.setattr(web_app, "build_demo", lambda models: demo)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(web_app, "Thread", lambda **_: signal.raise_signal(signal.SIGTERM))
     with socket.socket() as free:
@@ -46,6 +51,7 @@ def test_a_server_terminated_as_it_starts_ends_by_itself(tmp_path: Path, monkeyp
         signal.signal(signal.SIGTERM, before)
     with socket.socket() as again:
         again.bind(("127.0.0.1", port))
+    assert demo.max_threads == AT_ONCE * len(demo.fns), "events that wait for a model take no thread from others"
 
 
 def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
@@ -56,6 +62,34 @@ def test_a_video_is_never_written_to_disk(app: App, tmp_path: Path) -> None:
 
 def test_it_lives(app: App) -> None:
     assert TestClient(app).get("/healthz").json()["status"] == "ok"
+
+
+def test_it_lives_while_every_thread_waits(app: App) -> None:
+    async def ask() -> httpx.Response:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = 1
+        threads.acquire_on_behalf_of_nowait("a download")
+        with anyio.fail_after(10):
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://demo") as visitor:
+                return await visitor.get("/healthz")
+
+    assert anyio.run(ask).json()["status"] == "ok"
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if before[1] == resource.RLIM_INFINITY else min(OPEN_FILES, before[1])
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_model_card_leaves_the_visitor_s_results_where_they_are(tiny_release: Path) -> None:
+    assert 'target="_blank"' in describe(ModelCache({"tiny": tiny_release}), "tiny")
 
 
 def test_the_privacy_text_is_folded() -> None:

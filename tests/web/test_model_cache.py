@@ -31,6 +31,14 @@ def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
     assert find_releases(tmp_path / "missing") == {}
 
 
+def test_a_folder_that_is_a_release_is_found_by_its_name_or_its_run_s(tmp_path: Path) -> None:
+    for folder in (tmp_path / "mine", tmp_path / "run" / "release"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert find_releases(tmp_path / "mine") == {"mine": tmp_path / "mine"}
+    assert find_releases(tmp_path / "run" / "release") == {"run": tmp_path / "run" / "release"}
+
+
 def test_it_keeps_the_models_used_last(tiny_release: Path) -> None:
     one = weights_bytes(ModelCache({"a": tiny_release}).predictor("a"))
     models = ModelCache(dict.fromkeys("abc", tiny_release), capacity=2 * one)

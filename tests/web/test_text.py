@@ -89,8 +89,9 @@ def test_without_a_class_the_reason_is_told_and_no_class_is_named(
     probability: float, checks: dict[str, object], headline: str, because: str, point: str
 ) -> None:
     text = text_of(probability, point, **checks)
-    if point and not checks:
-        assert text.has_class, "an operating point decides on unsure cells too"
+    if point and "ood_score" not in checks:
+        assert text.has_class, "an operating point decides on every cell in distribution"
+        assert "disagreement" not in checks or because in text.because
         return
     assert (text.headline, text.because, text.has_class) == (headline, because, False)
     assert "leukaemic" not in text.headline + text.because

@@ -13,10 +13,20 @@ import pytest
 from gradio import route_utils
 from PIL import Image
 
+from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.upload import OWN_FOLDER, delete_old_uploads, keep_uploads_apart, png_answer, read_upload
+from leukoscope.web.text import Localised, t
+from leukoscope.web.upload import (
+    OWN_FOLDER,
+    File,
+    delete_old_uploads,
+    keep_uploads_apart,
+    png_answer,
+    read_upload,
+    save_button,
+)
 
 
 def _predict(releases: Mapping[str, Path]) -> Callable[..., Any]:
@@ -53,6 +63,36 @@ def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.M
     # Neither was ever finished.
     route_utils.delete_files_created_by_app(demo, age=0)
     assert not list(cache.iterdir())
+
+
+def test_paths_of_uploads_come_and_go_while_gradio_deletes_old_files(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_utils, "GradioUploadFile", route_utils.GradioUploadFile)
+    with gradio.Blocks() as demo:
+        gradio.Image()
+    keep_uploads_apart(demo)
+    (cache / "new.png").write_bytes(b"1")
+    for paths in demo.temp_file_sets:
+        paths |= {str(cache / "new.png"), str(cache / "deleted.png")}
+        for number, _ in enumerate(paths):
+            paths.add(str(cache / f"{number}.png"))
+    route_utils.delete_files_created_by_app(demo, age=3600)
+    assert len(demo.temp_file_sets) >= 2
+    assert [set(paths) for paths in demo.temp_file_sets] == [{str(cache / "new.png")}] * len(demo.temp_file_sets)
+
+
+def test_an_error_as_a_file_is_saved_shows_names_as_text_below_a_heading_of_ours() -> None:
+    def make(result: str) -> File:
+        raise LeukoscopeError(f"{result}: is not kept")
+
+    with gradio.Blocks() as demo:
+        save_button(Localised(lambda: "Save"), make, [gradio.State()])
+    (pack,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "pack")
+    assert pack is not None
+    with pytest.raises(gradio.Error, match="^'&lt;img src=x&gt;.png: is not kept'$") as error:
+        pack("<img src=x>.png")
+    assert error.value.title == t("failed")
 
 
 def test_what_a_killed_server_left_is_deleted_once_it_is_old(cache: Path) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.data import AuditCommand, audit, check
 from leukoscope.cli.data import push as push_data
 from leukoscope.cli.doctor import demo, doctor
 from leukoscope.cli.experiment import ablation, evaluate, leaderboard, leakage, protocol, reproduce
-from leukoscope.cli.options import CommandGroup, ModelCommand
+from leukoscope.cli.options import Command, CommandGroup, ModelCommand
 from leukoscope.cli.predict import field, patient, predict, score
 from leukoscope.cli.release import assess, card, convert, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
@@ -27,10 +26,10 @@ leukoscope predict my-release cell.bmp
 leukoscope predict my-release cells/ --explain overlays --json
 leukoscope field my-release smear.jpg --output overlay.png
 leukoscope field my-release slides/ --crops crops
-leukoscope patient my-release my_cells
+leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
 leukoscope patient my-release one_person --output report.html
 leukoscope score my-release --input my_cells --output cells.parquet
-leukoscope score my-release --input cells.csv --output cells.csv --by_subject subjects.xlsx
+leukoscope score my-release --input cells.csv --output scores.csv --by_subject subjects.xlsx
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
 leukoscope data check C-NMC_Leukemia
@@ -112,7 +111,7 @@ def _add(
     function: Callable[..., None],
     name: str,
     *,
-    cls: type[TyperCommand] = ModelCommand,
+    cls: type[Command] = ModelCommand,
     old_flags: Mapping[str, str] | None = None,
     training_flags: bool = False,
 ) -> None:
@@ -143,9 +142,9 @@ _add(app, patient, "patient")
 _add(app, score, "score")
 _add(app, evaluate, "evaluate", old_flags={"output-dir": "output"})
 app.add_typer(data)
-_add(data, check, "check", cls=TyperCommand)
+_add(data, check, "check", cls=Command)
 _add(data, audit, "audit", cls=AuditCommand, old_flags={"output-dir": "output"})
-_add(data, push_data, "push", cls=TyperCommand)
+_add(data, push_data, "push", cls=Command)
 app.add_typer(release)
 _add(release, export, "export", old_flags={"out": "output"})
 _add(release, push, "push")
@@ -154,12 +153,12 @@ _add(release, card, "card")
 _add(release, recalibrate, "recalibrate", old_flags={"output-dir": "output"})
 _add(release, assess, "assess")
 _add(release, space, "space", old_flags={"out": "output"})
-_add(release, list_releases, "list", cls=TyperCommand)
+_add(release, list_releases, "list", cls=Command)
 app.add_typer(experiment)
-_add(experiment, protocol, "protocol", cls=TyperCommand, old_flags={"release": "output"}, training_flags=True)
-_add(experiment, ablation, "ablation", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
-_add(experiment, leakage, "leakage", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
-_add(experiment, reproduce, "reproduce", cls=TyperCommand, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, protocol, "protocol", cls=Command, old_flags={"release": "output"}, training_flags=True)
+_add(experiment, ablation, "ablation", cls=Command, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, leakage, "leakage", cls=Command, old_flags={"results": "output"}, training_flags=True)
+_add(experiment, reproduce, "reproduce", cls=Command, old_flags={"results": "output"}, training_flags=True)
 _add(experiment, leaderboard, "leaderboard", old_flags={"page": "output"})
-_add(app, doctor, "doctor", cls=TyperCommand)
-_add(app, demo, "demo", cls=TyperCommand)
+_add(app, doctor, "doctor", cls=Command)
+_add(app, demo, "demo", cls=Command)

@@ -11,10 +11,18 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.cli.options import (
+    AsJson,
+    Command,
+    Quiet,
+    SubjectCsv,
+    SubjectPattern,
+    TrainDir,
+    print_table,
+    require_writable,
+)
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
@@ -78,7 +86,7 @@ def check(
 FINDINGS_EXIT = 2
 
 
-class AuditCommand(TyperCommand):
+class AuditCommand(Command):
     """Ends with 1, not with the usual 2, on an unknown flag: scripts read 2 as findings."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,6 +136,8 @@ def audit(
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
+    folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
+    require_writable(folder)
     data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
     if not quiet:
         typer.echo(data.report(), err=True)
@@ -145,7 +155,6 @@ def audit(
     )
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
-    folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     with disk_errors(f"--output {folder}: cannot write there", "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", findings)

@@ -226,11 +226,12 @@ def check_network() -> Finding:
     from leukoscope.training.config import ModelArguments
 
     start_weights = get_recipe(ModelArguments().recipe).base_model
-    without = "embedded releases, cached models and --from_scratch work without; for the rest check the network"
+    without = "embedded releases, cached models and --from_scratch work without; for the rest"
     try:
         hub_model_info(start_weights)
     except HubUnreachable as reason:
-        return Finding("network", "advice", f"the Hub cannot be reached: {reason}", without)
+        fix = "unset HF_HUB_OFFLINE" if "HF_HUB_OFFLINE" in str(reason) else "check the network"
+        return Finding("network", "advice", f"the Hub cannot be reached: {reason}", f"{without} {fix}")
     except HfHubHTTPError as error:
         seen = f"the Hub refuses access to {start_weights} (HTTP {error.response.status_code})"
         return Finding("network", "advice", seen, "run `hf auth login`")

@@ -20,8 +20,10 @@ from leukoscope.cli.options import (
     SubjectPattern,
     TrainDir,
     print_table,
+    require_writable,
 )
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on
+from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def evaluate(
     for pair in label_map or ():
         if "=" not in pair:
             raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
+    require_writable(output or Path("evaluations"))
     names = {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ())}
     from leukoscope.data.loading import load_cells
     from leukoscope.evaluation.evaluate import (
@@ -182,6 +185,7 @@ def protocol(
 
     # Checked now rather than after hours of training.
     check_release_folder(output)
+    require_writable(output.parent)
     resource_file(TEMPLATE)
     config = parse_config(ctx.args)
     runs = run_protocol(config)
@@ -277,6 +281,7 @@ def reproduce(
             "leukoscope experiment reproduce: name the cells, with --dataset_name cnmc2019 --train_dir DIR "
             "(prior_b_densenet201: ball4), or give --table"
         )
+    require_writable(output)
     from accelerate import PartialState
 
     from leukoscope.experiments import prior_systems as rows_of
@@ -320,11 +325,13 @@ def leaderboard(
         compared.append(recorded_predictions(folder, evaluation, name=name, revision=revision))
     board = compare_releases(compared, seed=seed)
     if output is not None:
-        write_board(output, board)
+        with disk_errors(f"--output {output}: cannot be written", "name another file"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_board(output, board)
     if as_json:
         typer.echo(json.dumps(board, indent=1))
         return
-    print_table(COLUMNS, table_rows(board), texts=2)
+    print_table(COLUMNS[1:], [row[1:] for row in table_rows(board)])  # without the place, which the order shows
     for line in (f"{board['cells']:,} cells of {board['subjects']} subjects", first_place(board), *board["left_out"]):
         typer.echo(line)
     for row in board["rows"]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
+import leukoscope
 from leukoscope import LeukoscopeError
-from leukoscope.progress import quiet
+from leukoscope.progress import is_quiet, quiet
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
@@ -115,7 +119,24 @@ class CommandGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class ModelCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command whose help shows no value for a switch, and breaks lines where the terminal ends."""
+
+    def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, help=help and re.sub(r"(?<=\S)\n(?=\S)", " ", help), **settings)
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption) and parameter.is_flag:
+                parameter.metavar = ""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The switch --help."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class ModelCommand(Command):
     """A command whose first argument is a model, which may also be given as `--model MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -166,6 +187,28 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
     return predictor
 
 
+def release_warnings(predictor: Predictor) -> list[str]:
+    """What the demo says beside predictions of a release trained on phantoms, or without OOD detector; [] if quiet."""
+    # The file, since the demo's module that reads it loads Gradio.
+    path = Path(leukoscope.__file__).parent / "web" / "texts.json"
+    texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
+    synthetic = (predictor.release.metrics.get("data") or {}).get("synthetic")
+    keys = ["warn_synthetic"] * bool(synthetic) + ["no_detector"] * (predictor.ood is None)
+    return [] if is_quiet() else [texts[key]["en"] for key in keys]
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse an `--output` that cannot be written, before long work begins; nothing is made yet.
+
+    Raises:
+        LeukoscopeError: the folder, or the nearest one above it that exists, takes no new file.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST)
+        raise LeukoscopeError(f"--output {folder}: cannot write there ({reason}); name another folder")
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
     """Print a table that keeps file names and numbers whole.
 
@@ -207,8 +250,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     fits = sum(whole) + borders <= console.width
     if not fits and room < whole[0]:
         for first, *others in rows:
-            shown = ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True))
-            typer.echo(f"{first}\n  {shown}")
+            shown = [f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True)]
+            one_line = ", ".join(shown)
+            typer.echo("\n  ".join([first, *([one_line] if cell_len(one_line) + 2 <= console.width else shown)]))
         return
     for place, name in enumerate(columns):
         width = None if fits else words[place] if place else whole[0]

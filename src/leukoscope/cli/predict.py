@@ -29,6 +29,7 @@ from leukoscope.cli.options import (
     end_with,
     open_predictor,
     print_table,
+    release_warnings,
     shown_name,
 )
 from leukoscope.files import atomic_file, disk_errors, write_atomic
@@ -65,6 +66,7 @@ def predict(
     precision: Precision = "auto",
     device: Device = "cpu",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Classify images of single cells with a release."""
     from leukoscope.data.images import UnreadableImage
@@ -73,7 +75,8 @@ def predict(
     files, problems = _image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
     rows, taken = [], {_key(file) for file in files}
-    for prediction in predictor.iter_predictions(files, explain=explain is not None, tta=tta):
+    predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta)
+    for prediction in track(predictions, "predicting cells", len(files)):
         if isinstance(prediction, UnreadableImage):
             problems.append(prediction)
             continue
@@ -85,7 +88,7 @@ def predict(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
-        _print_predictions(rows, predictor.labels)
+        _print_predictions(rows, predictor.labels, release_warnings(predictor))
     if explain is not None and rows and not any("overlay" in row for row in rows):
         typer.echo(f"{model}: {NO_MAP}; nothing is written to {explain}", err=True)
     end_with(problems)
@@ -107,7 +110,7 @@ def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeErro
     return files, problems
 
 
-def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
     from leukoscope.inference.prediction import WITHOUT_CLASS
     from leukoscope.inference.predictor import VIEWS
 
@@ -128,7 +131,8 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str]) ->
         typer.echo("Where the outcome is no class, the probabilities are no result.")
     model, revision = rows[0]["model"], rows[0]["revision"]
     typer.echo(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
-    typer.echo(RESEARCH_NOTICE)
+    for line in (*warnings, RESEARCH_NOTICE):
+        typer.echo(line)
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -254,7 +258,7 @@ def field(
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_fields(readings, slides if folders else {})
+        _print_fields(readings, slides if folders else {}, release_warnings(predictor))
     if single and not quiet:
         typer.echo(
             f"passed over: {len(single):,} picture(s) of single cut-out cells, for example {single[0]}; leukoscope "
@@ -308,7 +312,7 @@ def _numbered(path: Path, taken: set[str]) -> Path:
     return chosen
 
 
-def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path]) -> None:
+def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], warnings: Sequence[str]) -> None:
     """Print a table of the fields, and one of the slides where these are named."""
     counts = sum((Counter(reading.counts) for reading in readings), Counter[str]())
     # Kinds of no class that no field has would make the table too wide for a terminal.
@@ -334,7 +338,8 @@ def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path])
     explained = [reading for reading in readings if len(readings) <= MOST_EXPLAINED or reading.field.notes]
     for reading in explained:
         typer.echo(f"{shown_name(Path(reading.source).name)}: {' '.join((reading.summary, *reading.field.notes))}")
-    typer.echo(RESEARCH_NOTICE)
+    for line in (*warnings, RESEARCH_NOTICE):
+        typer.echo(line)
 
 
 def score(
@@ -411,7 +416,8 @@ def score(
         typer.echo(f"{scored.cells:,} cells scored{listed}: {output}")
         if by_subject is not None:
             typer.echo(f"{scored.subjects:,} subjects: {by_subject}")
-        typer.echo(RESEARCH_NOTICE)
+        for line in (*release_warnings(predictor), RESEARCH_NOTICE):
+            typer.echo(line)
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
@@ -446,12 +452,18 @@ def patient(
 ) -> None:
     """Predict for each person, from the images of that person's cells."""
     from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring import check_output, patients_table, write_table
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
     from leukoscope.inference.sources import open_source
 
     report = output if output is not None and output.suffix.lower() in REPORTS else None
-    if output is not None and report is None:
-        check_output(output)
+    if output is not None:
+        if output.suffix.lower() not in (*TABLE_SUFFIXES, *REPORTS):
+            kinds = ", ".join((*TABLE_SUFFIXES, *REPORTS))
+            raise LeukoscopeError(
+                f"--output {output}: is no kind of table or report written here; give a name that ends in {kinds}"
+            )
+        if report is None:
+            check_output(output)
     try:
         cells = open_source(source, subject_pattern=subject_pattern)
     except LeukoscopeError as error:
@@ -475,16 +487,19 @@ def patient(
     persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
     if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
         persons = [persons[0].named(Path(source).resolve().name)]
-    if output is not None:
-        write_table(patients_table(persons), output)
     if as_json:
         typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
     else:
-        _print_persons(persons, model=predictor.release.name, output=output)
+        _print_persons(persons, model=predictor.release.name)
+    if output is not None:
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            write_table(patients_table(persons), output)
+        if not as_json:
+            typer.echo(f"table: {output}")
     end_with(unreadable)
 
 
-def _print_persons(persons: list[PatientPrediction], *, model: str, output: Path | None) -> None:
+def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
     rows = []
     for person in persons:
         share = "–" if person.probability is None else f"{person.probability:.3f}"
@@ -498,6 +513,4 @@ def _print_persons(persons: list[PatientPrediction], *, model: str, output: Path
             typer.echo(f"{shown_name(person.patient)}: {person.outcome}: {person.reason}")
     typer.echo(f"rule: {persons[0].rule.text}")
     typer.echo("The interval is of this person's cells alone; it does not say how persons differ.")
-    if output is not None:
-        typer.echo(f"table: {output}")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

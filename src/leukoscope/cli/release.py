@@ -296,6 +296,11 @@ def space(
         write_static_space(release, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"
     else:
+        if local := next((name for name in models if Path(name).is_dir()), None):
+            raise LeukoscopeError(
+                f"{local}: is a folder, and a Space loads its models from the Hub; publish it first with "
+                "`leukoscope release push`, then name it owner/name, or add --static"
+            )
         write_space([find_model(name) for name in dict.fromkeys(models)], output, title=title, gpu=gpu)
         how = "python app.py"
     typer.echo(f"space: {output} (try it: cd {shlex.quote(str(output))} && {how})")
@@ -323,9 +328,11 @@ def list_releases(
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such folder; give the folder that holds the folders of releases")
     rows: list[dict[str, Any]] = []
-    for config in sorted(root.glob(f"*/{CONFIG}")):
-        if config.parent.name.startswith("."):  # still being written or copied
-            continue
+    # One whose name begins with a dot is still being written or copied.
+    configs = [config for config in sorted(root.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
+    if not configs:
+        raise LeukoscopeError(f"{root}: holds no release; give the folder that holds the folders of releases")
+    for config in configs:
         try:
             release = read_release(config.parent)
         except LeukoscopeError as error:

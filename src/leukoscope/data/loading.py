@@ -274,7 +274,8 @@ def _assemble(
     labels = info.labels or tuple(sorted({row.label for row in rows}))
     if len(labels) < 2:
         seen = f"only the class {labels[0]!r}" if labels else "no cell"
-        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes")
+        how = "" if info.hub_id else ", each in a folder of its name"
+        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
     for one, other in pairwise(sorted(labels, key=lambda label: (label.casefold(), label))):
         if one.casefold() == other.casefold():
             raise LeukoscopeError(
@@ -427,13 +428,14 @@ def _with_subjects(
             raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
         subjects: dict[str, str] = {}
         for file, subject in read_columns(Path(csv_path), "file", "subject"):
-            if (other := subjects.setdefault(file.strip(), subject.strip())) != subject.strip():
+            file = file.strip().replace("\\", "/")  # as Windows writes paths
+            if (other := subjects.setdefault(file, subject.strip())) != subject.strip():
                 raise LeukoscopeError(
-                    f"{csv_path}: file {file.strip()!r} is there as subject {other!r} and as {subject.strip()!r}; keep "
+                    f"{csv_path}: file {file!r} is there as subject {other!r} and as {subject.strip()!r}; keep "
                     "one of the two rows"
                 )
         for cell in cells:
-            file = cell.path.relative_to(root).as_posix()
+            file = cell.path.relative_to(root).as_posix().replace("\\", "/")
             if not subjects.get(file):
                 raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
             yield replace(cell, subject=subjects[file])
@@ -757,7 +759,11 @@ def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_cs
     """
     own_subjects = subject_pattern is not None or subject_csv is not None
     info = DATASETS["imagefolder"] if own_subjects else recognise(root)
-    data = load_cells(info.name, root, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    try:
+        data = load_cells(info.name, root, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    except LeukoscopeError as error:
+        # The folder is no flag here.
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
     partitions: dict[str, Counter[str]] = {}
     subjects: dict[str, Counter[str]] = {label: Counter() for label in data.info.labels}
     for fold, label, subject in (row for cells in data.cells.values() for row in _rows(data.info, cells)):

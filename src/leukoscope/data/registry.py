@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -168,6 +168,13 @@ def files_left_out(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> 
     return left
 
 
+def wrong_separator(columns: Sequence[str]) -> str:
+    """What to say of a CSV file whose heading was read as one column, because no comma separates it; else ""."""
+    separators = {";": "semicolons", "\t": "tabs"}
+    found = next((name for mark, name in separators.items() if len(columns) == 1 and mark in columns[0]), "")
+    return f"its columns are separated by {found}; save it with commas" if found else ""
+
+
 def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
     """The named columns of a CSV file, row by row; a cell that is not there reads as "".
 
@@ -180,7 +187,8 @@ def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {needed}")
+                reason = wrong_separator(reader.fieldnames or ()) or needed
+                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {reason}")
             return [tuple(row[name] or "" for name in columns) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise LeukoscopeError(f"{path}: cannot be read as a CSV file in UTF-8 ({error}); {needed}") from None

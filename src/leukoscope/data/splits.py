@@ -157,8 +157,8 @@ def make_split(
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
         raise LeukoscopeError(
-            f"--split {strategy}: {data.info.title} has no subject ids; give --subject_pattern or --subject_csv, "
-            f"or use --split block or random ({BY_IMAGE})"
+            f"--split {strategy}: the subjects of {data.info.title} are not known; give --subject_pattern or "
+            f"--subject_csv, or use --split {'block or ' * (data.info.group == 'block')}random ({BY_IMAGE})"
         )
     group = {"random": "cell", "random-cv": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(
         strategy, "subject"

@@ -169,6 +169,8 @@ def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> Model
         predictions = CellPredictions.load(path)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            reason = f"it has no column {reason}; a table of `leukoscope score` has no true classes"
         raise LeukoscopeError(f"{path}: cannot be read as predictions ({reason}); give a predictions.parquet") from None
     estimates, overlap, unit = _recorded(path, len(predictions.cell_ids))
     left_out: tuple[str, ...] = ()
@@ -227,7 +229,9 @@ def training_overlap(
     if seen.cells:
         return _overlap("bad", f"{other}, which holds {seen.cells:,} of these {len(ids):,} cells, too: not a test.")
     if seen.certain:
-        return _overlap("good", f"{other}, which holds none of these cells.", 0)
+        # No verdict "good": a copy that was encoded anew has other pixels.
+        compared = "none of these cells has the name or the exact pixels of one of its cells"
+        return _overlap("warning", f"{other}; {compared}, but a renamed and re-encoded copy is not recognised.")
     return _overlap("warning", f"{other}; whether it holds some of these cells cannot be told.")
 
 

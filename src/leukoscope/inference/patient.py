@@ -285,7 +285,8 @@ def predict_patients(
         the predictions, and what could not be read.
 
     Raises:
-        LeukoscopeError: the release was not measured by person, or no cell could be read.
+        LeukoscopeError: the release was not measured by person, no cell could be read, or a folder is named like one
+            of the release's classes, so that it is no person.
     """
     rule = patient_rule(predictor)
     probabilities: dict[str, list[list[float]]] = {}
@@ -298,6 +299,11 @@ def predict_patients(
             unreadable.append(prediction)
         else:
             name = person_of(cell, source)
+            if not source.has_subjects and name in predictor.labels:
+                raise LeukoscopeError(
+                    f"{cell.file}: lies in the folder {name!r}, which is a class, not a person; name the persons with "
+                    "--subject_pattern, or give a folder with one folder a person"
+                )
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)
     if not outcomes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
-from leukoscope.data.registry import walked
+from leukoscope.data.registry import walked, wrong_separator
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -166,7 +166,7 @@ def _table_of_paths(
     if path is None:
         raise LeukoscopeError(
             f"--input {table}: has no column of image paths (one of {', '.join(_PATH_COLUMNS)}), only "
-            f"{', '.join(names)}; rename the one that holds them"
+            f"{', '.join(names)}; {wrong_separator(names) or 'rename the one that holds them'}"
         )
     cell_id = "cell_id" if "cell_id" in names else path
     subject = _subject_column(table, names, subject_pattern)
@@ -304,7 +304,10 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
         )
     from datasets import Image, concatenate_datasets
 
-    data = load_cells(name, train_dir, subject_pattern=subject_pattern)
+    try:
+        data = load_cells(name, train_dir, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:
+        raise LeukoscopeError(str(error).replace("--dataset_name", "--input")) from None
     rows = concatenate_datasets(list(data.cells.values())).select_columns(["image", "cell_id", "subject"])
     encoded = rows.cast_column("image", Image(decode=False))
 

@@ -49,11 +49,11 @@ def convert_dinov2(checkpoint: Path, folder: Path) -> Path:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LeukoscopeError(f"{checkpoint}: cannot be read ({error.strerror or error}); check the path") from None
-    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError, ValueError):
+        # Without torch's reason, which advises to load the file in a way that runs code.
         raise LeukoscopeError(
-            f"{checkpoint}: is no checkpoint of tensors alone ({reason}); anything else in it could run code and is "
-            "never loaded"
+            f"{checkpoint}: is no checkpoint of tensors alone; anything else in it could run code and is never loaded; "
+            "give a checkpoint of DINOv2's layout"
         ) from None
     for part in ("teacher", "model"):
         content = content.get(part, content) if isinstance(content, dict) else content

@@ -95,7 +95,8 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
-        LeukoscopeError: no such folder, a file missing or damaged, or labels that do not match the head or each other.
+        LeukoscopeError: no such folder, a file missing or damaged, fewer than two labels, or labels that do not
+            match the head or are not different.
     """
     root = Path(directory)
     config = read_config(root)
@@ -157,6 +158,11 @@ def read_config(root: Path) -> dict[str, Any]:
         raise LeukoscopeError(
             f"{path}: damaged (label_names is {reprlib.repr(labels)}; the labels must be different texts); restore it "
             "from the release"
+        )
+    if len(labels) < 2:
+        raise LeukoscopeError(
+            f"{path}: label_names is {reprlib.repr(labels)}; a classifier needs two or more classes: give another "
+            "release"
         )
     return config
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -43,6 +44,8 @@ CACHE_SECONDS = 3600
 # computed at once.
 # Beyond the queue, visitors would only wait in vain.
 AT_ONCE, QUEUE = 16, 64
+# Files open at once: one for each picture while it is uploaded, of several visitors. macOS allows no more.
+OPEN_FILES = 10_240
 # One visitor more, and the session that was idle longest is forgotten. What a session keeps is bounded by what an
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
@@ -144,7 +147,9 @@ def describe(models: ModelCache, choice: str | None) -> str:
     here = f"?{urlencode({'model': choice, 'tab': 'evidence', 'lang': language()})}"
     more = here if choice in models.releases else on_hub
     text = escape(model_text(release.metrics))
-    return f'<p class="lk-note">{text}{" · " if text else ""}<a href="{escape(more)}">{t("model_card")}</a></p>'
+    # In a window of its own: the page loaded anew would lose the visitor's results.
+    link = f'<a href="{escape(more)}" target="_blank">{t("model_card")}</a>'
+    return f'<p class="lk-note">{text}{" · " if text else ""}{link}</p>'
 
 
 def routes() -> list[Route]:
@@ -163,7 +168,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     """Serve the demo until interrupted.
 
     Args:
-        releases: folder whose sub-folders with a config.json are the embedded releases.
+        releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
         hub_ids: text file of Hub ids to offer, one a line; it may be missing.
 
     Raises:
@@ -175,6 +180,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     demo = build_demo(models)
     keep_uploads_apart(demo)
     delete_old_uploads(CACHE_SECONDS)
+    allow_open_files()
     if current_thread() is main_thread():
         # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -188,6 +194,8 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 mcp_server=code.serves_mcp(),
                 app_kwargs={"routes": routes()},
                 max_file_size=MAX_ZIP,
+                # A thread for every request that may run: those that wait for a model hold up no others.
+                max_threads=AT_ONCE * len(demo.fns),
                 state_session_capacity=SESSIONS,
                 theme=build_theme(),
                 css=CSS,
@@ -207,8 +215,19 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
         demo.close(verbose=False)
 
 
-def _healthz(request: Request) -> JSONResponse:
-    """Report that the server runs, whether or not a model is loaded yet."""
+def allow_open_files() -> None:
+    """Let this process have `OPEN_FILES` files open, or as many as the system allows; many begin with 256 or 1024."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+async def _healthz(request: Request) -> JSONResponse:
+    """Report that the server runs, whether or not a model is loaded yet, and without waiting for a thread."""
     return JSONResponse({"status": "ok", "version": __version__})
 
 

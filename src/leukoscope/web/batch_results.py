@@ -68,7 +68,7 @@ class BatchRow:
         if not self.picture:
             raise LeukoscopeError(
                 f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
-                "them; open it in the tab “Cell”"
+                "them; send this person's cells alone"
             )
         return Image.open(io.BytesIO(self.picture)).convert("RGB")
 

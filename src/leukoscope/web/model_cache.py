@@ -18,7 +18,7 @@ from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.release_files import WEIGHTS
+from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
 from leukoscope.web.text import purpose, t
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ _T = TypeVar("_T")
 
 
 def find_releases(root: Path) -> dict[str, Path]:
-    """Releases embedded under a folder, by name; {} where the folder is missing.
+    """Releases embedded under a folder, or the folder itself if it is one, by name; {} where the folder is missing.
 
     The first is what the demo opens with: the one with the highest AUROC by subject on subjects it has not seen. Those
     without such a metric follow in alphabetical order.
     """
-    folders = (config.parent for config in sorted(root.glob("*/config.json")))
+    if (root / CONFIG).is_file():
+        return {folder_name(root): root}
+    folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG}")))
     # A hidden folder is a release still being written or copied.
     found = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
     return dict(sorted(found.items(), key=lambda item: -_auroc_of_unseen_subjects(item[1])))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -61,6 +62,18 @@ class _OwnName:
         return self.name
 
 
+class _Paths(set[str]):
+    """Paths of files that Gradio deletes once they are old.
+
+    It goes through them in a thread, and would break off for good where one is added meanwhile; those of files that
+    are no more it would keep.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        self.difference_update([path for path in set(self) if not Path(path).exists()])
+        return iter(set(self))
+
+
 class _OwnFolder(route_utils.GradioUploadFile):
     """An upload in a folder of its own.
 
@@ -83,9 +96,12 @@ def keep_uploads_apart(demo: gr.Blocks) -> None:
     """Let every upload to this process have a folder of its own, which its handler may delete.
 
     Args:
-        demo: deletes what is left of an upload once it is old.
+        demo: deletes what is left of an upload once it is old; all its components stand.
     """
-    _OwnFolder.begun = demo.upload_file_set
+    _OwnFolder.begun = demo.upload_file_set = _Paths()
+    for block in demo.blocks.values():
+        block.temp_files = _Paths(block.temp_files)
+    demo.temp_file_sets = [demo.upload_file_set, *(block.temp_files for block in demo.blocks.values())]
     route_utils.GradioUploadFile = _OwnFolder  # type: ignore[misc]
 
 
@@ -256,11 +272,12 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
 
     def pack(*values: Any) -> dict[str, str]:
         if values[0] is None:
-            raise gr.Error(t("result_deleted"), print_exception=False)
+            raise gr.Error(t("result_deleted"), title=t("failed"), print_exception=False)
         try:
             return make(*values).to_dict()
         except LeukoscopeError as error:
-            raise gr.Error(translate(str(error)), print_exception=False) from None
+            # Shown as HTML; the message may hold a file's name.
+            raise gr.Error(escape(translate(str(error))), title=t("failed"), print_exception=False) from None
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     packed = button.click(pack, inputs, parcel, **hidden)

@@ -22,7 +22,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.prediction import Checks, Thresholds
-from leukoscope.web import batch_files
+from leukoscope.web import batch_files, panels
 from leukoscope.web.app import build_demo
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
@@ -49,6 +49,7 @@ from leukoscope.web.tabs.batch import (
     subjects_found,
 )
 from leukoscope.web.tabs.cell import CellTab
+from leukoscope.web.text import t
 from leukoscope.web.upload import OWN_FOLDER
 
 
@@ -580,7 +581,8 @@ def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tm
     with pytest.raises(LeukoscopeError, match="subject 'nobody': is none of this batch"):
         save_report(models, result, "nobody", "")
     with pytest.raises(
-        LeukoscopeError, match=r"of a batch, 64 MB of pictures are kept, and this one is not among them"
+        LeukoscopeError,
+        match=r"of a batch, 64 MB of pictures are kept, and this one is not among them; send this person's cells alone",
     ):
         replace(result.rows[0], picture=b"").open()
     assert "miller-1" in save_persons(result).content.decode()
@@ -597,9 +599,10 @@ def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -
 @pytest.fixture
 def tab(tiny_release: Path) -> BatchTab:
     models = ModelCache({"tiny": tiny_release})
-    with gradio.Blocks(), gradio.Tabs() as tabs:
+    with gradio.Blocks():
         model = gradio.Dropdown(["tiny"])
-        return BatchTab(models, model, tabs, CellTab(models, model))
+        with gradio.Tabs() as tabs:
+            return BatchTab(models, model, tabs, CellTab(models, model))
 
 
 def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) -> None:
@@ -613,6 +616,12 @@ def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) 
     assert pattern_for(files, folders) == r"UID_(H?\d+)_"
     assert pattern_for(files, r"(\d)_1_all") == r"(\d)_1_all", "a visitor's own pattern stays"
     assert pattern_for(["a.png"], folders) == folders
+
+
+def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(tab: BatchTab) -> None:
+    updates = tab._on_order(None, "names")
+    assert updates[tab.summary] == panels.placeholder(t("result_deleted")) and not updates[tab.gallery]
+    assert list(tab._on_order(RESULT, "names")) == [tab.gallery]
 
 
 def test_an_emptied_pattern_is_suggested_anew(tab: BatchTab) -> None:

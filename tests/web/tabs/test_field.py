@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_the_exports_agree_and_name_no_folder(result: FieldResult, reading: Fiel
     with Image.open(BytesIO(save_field("PNG", result).content)) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert image.text["Title"].startswith("Synthetic field 1 read by tiny: 5 nucleated cell(s)")
+
+
+def test_another_model_ends_a_reading_which_would_stand_below_its_name() -> None:
+    events = build_demo(ModelCache({})).fns
+    reading = {
+        number for number, event in events.items() if re.search(r"FieldTab\._on_(upload|example)", repr(event.fn))
+    }
+    assert len(reading) == 3
+    assert reading in [set(event.cancels) for event in events.values()]
 
 
 def test_a_smear_given_as_one_cell_is_not_a_cell_and_is_sent_to_this_tab() -> None:

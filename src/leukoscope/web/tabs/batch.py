@@ -162,7 +162,7 @@ class BatchTab(ResultTab):
         self.clear_on_model_change(running)
         self.pattern.submit(self._on_pattern, [self.result, *given, self.person], self.outputs, **quiet)
         self.point.input(self._on_point, [self.result, self.order, self.point, self.person], self.outputs, **quiet)
-        self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
+        self.order.input(self._on_order, [self.result, self.order], self.outputs, **quiet)
         cell_tab.open_from([self.summary, self.gallery], self.result, tabs, self._cell)
 
     def _build_result(self) -> None:
@@ -279,8 +279,8 @@ class BatchTab(ResultTab):
             return self.clear(panels.placeholder(t("result_deleted")))
         return self.show(result, order, point, person)
 
-    def _on_order(self, result: BatchResult | None, order: str) -> str:
-        return gallery(result, order) if result else panels.placeholder(t("result_deleted"))
+    def _on_order(self, result: BatchResult | None, order: str) -> Updates:
+        return {self.gallery: gallery(result, order)} if result else self.clear(panels.placeholder(t("result_deleted")))
 
     def _cell(self, result: BatchResult, number: int) -> CellResult:
         row = result.rows[number]

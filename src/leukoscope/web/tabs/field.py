@@ -138,12 +138,13 @@ class FieldTab(ResultTab):
         self.outputs = [self.result, self.summary, self.picture, self.exports, self.upload]
 
         busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
-        self.upload.upload(self._on_upload, [self.upload, model, pitch], self.outputs, trigger_mode="multiple", **busy)
+        given = [self.upload, model, pitch]
+        running: list[Any] = [self.upload.upload(self._on_upload, given, self.outputs, trigger_mode="multiple", **busy)]
         for number, button in enumerate(examples):
-            button.click(partial(self._on_example, number), model, self.outputs, **busy)
+            running.append(button.click(partial(self._on_example, number), model, self.outputs, **busy))
             button.click(None, js=reveal("field-summary"), **PRIVATE)
         self.upload.upload(None, js=reveal("field-summary"), **PRIVATE)
-        self.clear_on_model_change()
+        self.clear_on_model_change(running)
         self.refuse_others()
         cell_tab.open_from([self.picture], self.result, tabs, self._cell)
 
