@@ -57,7 +57,7 @@ def _lay_out_own_cells(folder: Path) -> None:
                 file = f"{label}/P{offset * SUBJECTS + subject:02d}_{cell:03d}.png"
                 _save(draw_cell(label, subject=subject, cell=cell, size=SIDE).image, folder / "my_cells" / file)
                 rows.append(f"{file},{file[4:7]}")
-    (folder / "subjects.csv").write_text("\n".join(rows) + "\n")
+    (folder / "my_cells" / "subjects.csv").write_text("\n".join(rows) + "\n")
     for cell in range(CELLS):
         _save(draw_cell("ALL", subject=0, cell=cell, size=SIDE).image, folder / "one_person" / f"{cell}.png")
 
