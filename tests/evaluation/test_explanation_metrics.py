@@ -192,8 +192,19 @@ def test_maps_that_ignore_the_weights_survive_randomisation() -> None:
     assert found["another_cell"].mean() < 0.5
 
 
+def test_the_other_cell_is_any_other_whatever_the_order_of_the_classes() -> None:
+    network, pictures = BlindMapNetwork(), noise_pictures(40)
+    predicted, own, _ = own_maps(network, pictures)
+    # As an even sample deals them out: every cell is followed by one of the other class, whose map is the opposite.
+    own = np.where(np.arange(40)[:, None, None] % 2, own[0].max() - own[0], own[0])
+
+    found = checks.randomisation(release(network), pictures, predicted, own, seed=0)["another_cell"]
+
+    assert 10 < np.count_nonzero(found > 0.99) < 30 and 10 < np.count_nonzero(found < -0.99) < 30
+
+
 def test_maps_that_depend_on_every_layer_do_not_survive_randomisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "BATCH", 2)  # twelve random networks, so that none decides alone
+    monkeypatch.setattr(checks, "AT_ONCE", 2)  # twelve random networks, so that none decides alone
     torch.manual_seed(0)
     network, pictures = TextureNetwork(), noise_pictures()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -157,9 +157,9 @@ def test_maps_without_evidence_are_said_to_be_flat(release: Path, release_metric
 def test_what_stays_of_a_map_is_said_as_its_intervals_say_it(
     release: Path, release_metrics: dict[str, Any], another: tuple[float, float], said: str
 ) -> None:
-    gain = {"gain_over_random": {"mean": 0.1, "low": 0.05, "high": 0.2}}
-    itself = {"mean": 0.1, "low": 0.0, "high": 0.15}
-    other = {"mean": sum(another) / 2, "low": another[0], "high": another[1]}
+    gain = {"gain_over_random": {"mean": 0.1, "low": 0.05, "high": 0.2, "cells": 9}}
+    itself = {"mean": 0.1, "low": 0.0, "high": 0.15, "cells": 9}
+    other = {"mean": sum(another) / 2, "low": another[0], "high": another[1], "cells": 9}
     release_metrics["heat_maps"] = {
         "estimates": "these weights", "cells": 12, "subjects": 3, "flat_maps": 0, "intervals": "95 %",
         "definitions": {}, "deletion": gain, "insertion": gain,

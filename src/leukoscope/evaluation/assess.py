@@ -179,13 +179,14 @@ def fit_and_measure(
         metrics["calibration"] = calibration_block(predictions, estimates=estimates, unit=unit)
         metrics["decisions"] = decision_block(predictions, metrics["positive_label"], estimates=estimates, unit=unit)
         temperature = metrics["calibration"]["temperature"]
-        metrics.pop("patients", None)
         positive = metrics["positive_label"]
         size_only = size_only_out_of_fold(predictions)
         if patients := patients_block(
             predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only
         ):
             metrics["patients"] = patients
+        else:
+            metrics.pop("patients", None)
     release = load_release(directory)
     rescale_classifier(release.network, temperature / earlier_temperature)
     save_weights(release.network, directory)

@@ -25,10 +25,8 @@ from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track
 
-BATCH = 32
-"""Cells that share one random network."""
 AT_ONCE = 8
-"""Cells computed at once; of more, the activations do not fit a processor's cache."""
+"""Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""
 # A map has some 25 to 100 values, so eight steps trace a curve as well as the 224 of the RISE paper.
 STEPS = 8
 RANDOM_MAPS = 2
@@ -44,8 +42,8 @@ DEFINITIONS = {
     "map": "Grad-CAM (ReLU) of the class the network answers, from its last feature map",
     "randomisation": "Adebayo et al. 2018 (doi:10.48550/arXiv.1810.03292): rank correlation of a cell's map with that "
     "of a network whose layers, from the output backwards, are redrawn from normal distributions with each tensor's "
-    "own mean and deviation, anew for every batch of cells (redrawn batch normalisation uses the batch's statistics); "
-    "another_cell: with the trained network's map of another cell, which is what maps of any two cells share",
+    "own mean and deviation, anew for every eight cells (redrawn batch normalisation uses their statistics); "
+    "another_cell: with the trained network's map of another cell, chosen at random: what maps of any two cells share",
     "deletion": "Petsiuk et al. 2018 (doi:10.48550/arXiv.1806.07421): mean probability of the answered class while "
     "pixels, most evidence first, give way to a blurred copy of the picture; low is good",
     "insertion": "the same while pixels of the picture, most evidence first, replace a blurred copy; high is good",
@@ -193,20 +191,22 @@ def randomisation(
     """
     layers = len(_layers(release.network))
     depths = {"last_layer": 1, "later_half": max(1, layers // 2), "all_layers": layers}
-    found = {"another_cell": rank_correlation(own, np.roll(own, 1, axis=0))}
+    cells = len(own)
+    others = (np.arange(cells) + np.random.default_rng(seed).integers(1, cells, cells)) % cells
+    found = {"another_cell": rank_correlation(own, own[others])}
     generator = torch.Generator().manual_seed(seed)
-    batches = _batches(pixels, BATCH)
+    batches = _batches(pixels, AT_ONCE)
     with progress("Grad-CAM maps of random networks", len(depths) * len(batches)) as advance:
         for name, depth in depths.items():
             parts = []
-            for cells in batches:
+            for batch in batches:
                 # A new random network for each batch: one alone could resemble the trained one by chance.
                 network = _randomised(release.network, depth, generator)
-                maps = TorchBackend(network, release.preprocessing)(cells, explain=True).maps
+                maps = TorchBackend(network, release.preprocessing)(batch, explain=True).maps
                 assert maps is not None
                 parts.append(maps)
                 advance()
-            found[name] = rank_correlation(own, np.concatenate(parts)[np.arange(len(own)), predicted])
+            found[name] = rank_correlation(own, np.concatenate(parts)[np.arange(cells), predicted])
     return found
 
 

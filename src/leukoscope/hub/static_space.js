@@ -129,17 +129,25 @@ function networkInput({width, data}, {mean, std}) {
 
 const DENSITY = Float32Array.from({length: 256}, (_, level) => -Math.log((level + 1) / 256))
 
-export function pictureStatistics({width: size, data}) {
-  const step = Math.max(1, rint(size / 48)), places = []
-  for (let place = 0; place < size; place += step) places.push(place)
-  const n = places.length, at = (y, x, c) => data[(y * size + x) * 3 + c]
-  const cell = places.map((y) => places.map((x) => brightest(data, y * size + x) > BACKGROUND_LEVEL))
+export function pictureStatistics(picture) {
+  const step = Math.max(1, rint(picture.width / 48)), starts = step > 1 ? [0, Math.floor(step / 2)] : [0]
+  const found = starts.flatMap((down) => starts.map((across) => gridStatistics(picture, step, down, across)))
+  if (found.includes(null)) return Array(22).fill(-10)
+  return found[0].map((_, k) => sum(found.map((statistics) => statistics[k])) / found.length)
+}
+
+// The statistics of every `step`-th pixel from (across, down) on; null of a picture with too few points of a cell.
+function gridStatistics({width: size, data}, step, down, across) {
+  const placesFrom = (start) => Array.from({length: Math.ceil((size - start) / step)}, (_, k) => start + k * step)
+  const rows = placesFrom(down), columns = placesFrom(across), height = rows.length, width = columns.length
+  const at = (y, x, c) => data[(y * size + x) * 3 + c]
+  const cell = rows.map((y) => columns.map((x) => brightest(data, y * size + x) > BACKGROUND_LEVEL))
   const points = []
   cell.forEach((row, j) => row.forEach((inside, i) => { if (inside) points.push([j, i]) }))
   const count = points.length
-  if (count < 20) return Array(22).fill(-10)
+  if (count < 20) return null
 
-  const density = [0, 1, 2].map((c) => points.map(([j, i]) => DENSITY[at(places[j], places[i], c)]))
+  const density = [0, 1, 2].map((c) => points.map(([j, i]) => DENSITY[at(rows[j], columns[i], c)]))
   const mean = density.map((values) => sum(values) / count)
   const centred = density.map((values, c) => values.map((value) => value - mean[c]))
   const covariance = centred.map((a) => centred.map((b) => sum(a.map((value, k) => value * b[k])) / count))
@@ -149,7 +157,7 @@ export function pictureStatistics({width: size, data}) {
 
   const texture = [1, 2, 4].map((apart) => {
     let changes = 0, total = 0
-    places.forEach((y, j) => places.forEach((x, i) => {
+    rows.forEach((y, j) => columns.forEach((x, i) => {
       if (x + apart >= size || !cell[j][i]) return
       const neighbour = at(y, x + apart, 1)
       if (neighbour > BACKGROUND_LEVEL) { total += Math.abs(DENSITY[neighbour] - DENSITY[at(y, x, 1)]); changes += 1 }
@@ -167,26 +175,25 @@ export function pictureStatistics({width: size, data}) {
     }))
     return edges
   }
-  const y = sum(points.map(([j]) => j / n)) / count, x = sum(points.map(([, i]) => i / n)) / count
-  const varY = sum(points.map(([j]) => (j / n - y) ** 2)) / count
-  const varX = sum(points.map(([, i]) => (i / n - x) ** 2)) / count
-  const both = sum(points.map(([j, i]) => (j / n - y) * (i / n - x))) / count
+  const place = ([j, i]) => [(j + 0.5) / height, (i + 0.5) / width], places = points.map(place)
+  const y = sum(places.map((at) => at[0])) / count, x = sum(places.map((at) => at[1])) / count
+  const varY = sum(places.map((at) => (at[0] - y) ** 2)) / count
+  const varX = sum(places.map((at) => (at[1] - x) ** 2)) / count
+  const both = sum(places.map((at) => (at[0] - y) * (at[1] - x))) / count
   const spread = 2 * Math.hypot((varY - varX) / 2, both)
-  let border = 0
-  for (const place of places) for (let c = 0; c < 3; c++) {
-    const last = places[n - 1]
-    border += at(0, place, c) + at(last, place, c) + at(place, 0, c) + at(place, last, c)
-  }
+  const bottom = rows[height - 1], right = columns[width - 1], channels = [0, 1, 2]
+  const acrossEdges = sum(columns.flatMap((x) => channels.map((c) => at(down, x, c) + at(bottom, x, c))))
+  const downEdges = sum(rows.flatMap((y) => channels.map((c) => at(y, across, c) + at(y, right, c))))
   return [
     ...mean, ...deviation.map(Math.log), ...skewness,
     correlation(0, 1), correlation(0, 2), correlation(1, 2), ...texture,
-    Math.log(count / (n * n)),
+    Math.log(count / (height * width)),
     nucleus / count,
     Math.log(perimeter(dark) ** 2 / nucleus + 1),
     Math.log(perimeter(cell) ** 2 / count + 1),
     Math.log((varY + varX + spread) / Math.max(varY + varX - spread, 1e-6)),
     Math.hypot(y - 0.5, x - 0.5),
-    border / (3 * n) / 1020,
+    (acrossEdges / width + downEdges / height) / 3 / 1020,
   ]
 }
 

@@ -2,7 +2,7 @@
 
 A classifier gives every picture a class, a blank slide included. The detector compares 22 statistics of the framed
 pixels (colour, texture, shape) with those of the training cells. It needs no network, so its limit can be taken from
-subjects that nothing was fitted on, and it costs less than a thousandth of a prediction. Our own code because libraries
+subjects that nothing was fitted on, and it costs less than a hundredth of a prediction. Our own code because libraries
 such as pytorch-ood score a network's features or logits: on C-NMC 2019 this detector refuses white cells of other
 laboratories at more than twice the limit, and distances in the network's last features let some of them pass.
 """
@@ -33,7 +33,11 @@ MIN_CELLS, MIN_SUBJECTS = 50, 2
 GROUPS = {"colour": slice(0, 12), "texture": slice(12, 15), "shape": slice(15, 22)}
 STATISTICS = 22
 _GRID = 48
-"""A picture is sampled at about this many points a side; more changed no decision."""
+"""A picture is sampled at about this many points a side, on four grids, each half a step from the others.
+
+On one grid, of 300 cells of C-NMC moved by a pixel or turned, 13 were refused in one placing and 3 in all; the mean of
+four is 5 and 4.
+"""
 _FEWEST = 20  # points, of which a cell's statistics are taken
 _EMPTY = -10.0  # every statistic of a picture without as many
 _SHRINKAGE = 0.01  # added to the correlation matrix: axes along which training cells hardly vary may not decide alone
@@ -51,11 +55,19 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
         (22,) float32, in the order of `GROUPS`.
     """
     step = max(1, round(len(pixels) / _GRID))
+    starts = sorted({0, step // 2})
+    found = [_grid_statistics(pixels[down:, across:], step) for down in starts for across in starts]
+    known = [one for one in found if one is not None]
+    return np.mean(known, axis=0) if len(known) == len(found) else np.full(STATISTICS, _EMPTY, np.float32)
+
+
+def _grid_statistics(pixels: np.ndarray, step: int) -> np.ndarray | None:
+    """The statistics of every `step`-th pixel of (H, W, 3) uint8; None of a picture with too few points of a cell."""
     points = pixels[::step, ::step]
     cell = foreground(points)
     count = int(np.count_nonzero(cell))
     if count < _FEWEST:
-        return np.full(STATISTICS, _EMPTY, np.float32)
+        return None
 
     density = _OPTICAL_DENSITY[points[cell]].T.copy()
     mean = density.mean(axis=1)
@@ -79,7 +91,7 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     dark = np.zeros_like(cell)
     dark[cell] = density[1] > mean[1]  # of a cell mostly its nucleus
     nucleus = max(1, int(np.count_nonzero(dark)))
-    across, down = (np.arange(edge) / edge for edge in reversed(cell.shape))
+    across, down = ((np.arange(edge) + 0.5) / edge for edge in reversed(cell.shape))
     in_row, in_column = cell.sum(axis=1), cell.sum(axis=0)
     y, x = (in_row * down).sum() / count, (in_column * across).sum() / count
     var_y, var_x = (in_row * (down - y) ** 2).sum() / count, (in_column * (across - x) ** 2).sum() / count

@@ -246,15 +246,15 @@ def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
 
 
 def explanation_table(block: Metrics) -> Table:
-    """The checks of the Grad-CAM maps, block "heat_maps"."""
+    """The checks of the Grad-CAM maps, block "heat_maps", each with the cells that it could be made on."""
     rows = [
         [check.replace("_", " "), name.replace("_", " "), with_span(one, "mean") if one.get("low") is not None else
-         share(one["mean"])]
+         share(one["mean"]), count(one["cells"])]
         for check, values in block.items()
         if isinstance(values, Mapping) and check != "definitions"
         for name, one in values.items()
     ]  # fmt: skip
-    return Table(("check", "metric", "mean"), rows, text_columns=2)
+    return Table(("check", "metric", "mean", "cells"), rows, text_columns=2)
 
 
 def tta_table(block: Metrics, unit: str = "subject") -> Table:
