@@ -394,6 +394,10 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
         ("white cells found, scale given", _found(bccd["test_scale_given"])),
         ("white cells found, scale read from the red cells", _found(bccd["test_scale_from_red_cells"])),
         (
+            "scale read from the red cells, within 25 % of the true one",
+            f"{bccd['scale']['within_25_percent']:.0%} of {bccd['scale']['read_in']} fields",
+        ),
+        (
             "nuclei against ball4's own segmentation, Dice coefficient",
             _each({name: one["dice"] for name, one in fields["ball4"]["classes"].items()})
             + f" ({fields['ball4']['seen']})",

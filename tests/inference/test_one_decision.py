@@ -208,7 +208,7 @@ def test_a_picture_gets_one_outcome_whichever_way_it_is_asked_about(
 
 def field_of(stain: tuple[float, float, float]) -> Image.Image:
     classes = ("ALL", "HEM", "ALL", "HEM", "ALL")
-    drawn = draw_field(classes, size=(720, 960), um_per_pixel=PITCH, red_cells=90, scale_bar=False, seed=1).image
+    drawn = draw_field(classes, size=(720, 960), um_per_pixel=PITCH, red_cells=90, scale_bar=False, seed=66).image
     return Image.fromarray((drawn * np.asarray(stain)).astype(np.uint8))
 
 

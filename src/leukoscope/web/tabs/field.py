@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, each cell gets its class
 # from leukoscope-densenet169-cnmc.
-EXAMPLES = ((8, ("ALL", "HEM", "ALL", "HEM", "ALL")), (21, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+EXAMPLES = ((66, ("ALL", "HEM", "ALL", "HEM", "ALL")), (22, ("ALL", "HEM", "ALL", "HEM", "ALL")))
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
 
