@@ -142,15 +142,15 @@ _SLIDES = {
         platelets=12, clumps=0.48,
     ),
     "Pre": _Slide(
-        _Plasma(middle=(232, 254, 242), edge=(231, 242, 251), cloud=8, cloud_width=24),
+        _Plasma(middle=(234, 248, 239), edge=(235, 251, 248), cloud=4.8, cloud_width=24),
         _RedCells(
-            colour=(142, 187, 233), slide_spread=3.6, stain_spread=0.34, count=120, radius=10,
-            radius_spread=0.14, irregularity=0.07, hollow=0.55, pallor=0.8, clustered=0.78, apart=0.95,
+            colour=(160, 180, 206), slide_spread=3.6, stain_spread=0.13, count=120, radius=10,
+            radius_spread=0.14, irregularity=0.07, hollow=0.55, pallor=0.74, clustered=0.78, apart=0.95,
             halo=0.015, mottle=0.047, shade=0.18, blur=0.47, glow=0.15,
         ),
         _WhiteCells(
-            colour=(151, 138, 248), slide_spread=4.7, cell_spread=3, count=19, radius=16,
-            radius_spread=0.07, irregularity=0.032, spikes=0.0098, fine=14, coarse=3.6, grain=1.2,
+            colour=(151, 140, 241), slide_spread=4.7, cell_spread=3, count=19, radius=16,
+            radius_spread=0.07, irregularity=0.032, spikes=0.0098, fine=22, coarse=3, grain=1.2,
             edge=0.52, smudged=0.015, lobed=0, blur=1.1,
         ),
         platelets=2.7, clumps=0.062,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leukoscope.data.registry import DATASETS
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
@@ -108,6 +109,25 @@ def test_an_explanation_is_held_against_nothing_where_nothing_was_measured():
     assert replace(TWO, least_on_cell=None).decide(SURE, Checks(on_cell=0.0)).reasons == ()
 
 
+@pytest.mark.parametrize(
+    ("side", "cautious"),
+    [(None, False), (450, False), (430, False), (472, False), (420, True), (302, True), (700, True)],
+)
+def test_a_cell_in_another_frame_gets_its_class_with_a_reason_for_caution(side: int | None, cautious: bool):
+    """A cell in a smaller frame is enlarged: normal ones then look like blasts, and not all are out of distribution."""
+    decision = replace(TWO, picture_side=450).decide(SURE, Checks(ood_score=0.5, shorter_side=side))
+
+    assert decision == Decision("ALL", (Reason("other_frame", side, 450),) if cautious else ())
+    assert TWO.decide(SURE, Checks(shorter_side=side)) == Decision("ALL"), "the training cells have no common side"
+
+
+def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side():
+    sides = {name: Thresholds.from_metrics({"data": {"name": name}}).picture_side for name in DATASETS}
+
+    assert sides.pop("cnmc2019") == 450
+    assert set(sides.values()) == {None} and Thresholds.from_metrics({}).picture_side is None
+
+
 def test_a_release_without_thresholds_always_gives_its_most_probable_class():
     assert Thresholds().decide({"ALL": 0.5001, "HEM": 0.4999}) == Decision("ALL")
 
@@ -203,6 +223,11 @@ def test_the_positive_class_is_found_by_name_not_by_place():
             Reason("explanation_off_cell", 0.31, 0.42),
             "31% of its Grad-CAM map lies on the cell; 95 % of the cells measured have more than 42%",
         ),
+        (
+            Reason("other_frame", 302, 450),
+            "its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, the "
+            "model sees the cell too large or too small",
+        ),
     ],
     ids=lambda value: value.code if isinstance(value, Reason) else "",
 )
@@ -212,7 +237,7 @@ def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, t
 
 def test_every_reason_that_can_be_given_has_words():
     everything = [
-        TWO.decide(UNSURE, Checks(disagreement=1.0, on_cell=0.0)),
+        replace(TWO, picture_side=450).decide(UNSURE, Checks(disagreement=1.0, on_cell=0.0, shorter_side=300)),
         TWO.decide(SURE, Checks(ood_score=0.5, field_share=0.0)),
         *(
             TWO.decide(SURE, Checks(ood_score=2.0, ood_group=g, field_of_view=True))
@@ -223,7 +248,7 @@ def test_every_reason_that_can_be_given_has_words():
     found = {reason.code: reason.text for decision in everything for reason in decision.reasons}
 
     assert set(found) == {
-        "low_confidence", "views_disagree", "explanation_off_cell", "ood_field", "field_of_view", "ood_colour",
+        "low_confidence", "views_disagree", "explanation_off_cell", "ood_field", "field_of_view", "ood_colour", "other_frame",
         "ood_texture", "ood_shape",
     }  # fmt: skip
     assert all(found.values()) and len(set(found.values())) == len(found)

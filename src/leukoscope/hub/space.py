@@ -226,7 +226,7 @@ def write_static_space(
     from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.graph import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
     from leukoscope.inference.ood import GROUPS, OodDetector
-    from leukoscope.inference.prediction import REASON_TEXTS, Thresholds
+    from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
 
     assert release.folder is not None
     preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)
@@ -256,6 +256,8 @@ def write_static_space(
         "preprocessing": asdict(preprocessing) | {"resized_side": preprocessing.resized_side},
         "abstain_below": thresholds.abstain_below,
         "least_on_cell": thresholds.least_on_cell,
+        "picture_side": thresholds.picture_side,
+        "side_may_differ": SIDE_MAY_DIFFER,
         "ood": ood,
         "reasons": REASON_TEXTS,
         "colours": map_colours(256).tolist(),

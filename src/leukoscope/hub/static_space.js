@@ -256,8 +256,9 @@ function softmax(logits) {
   return raised.map((value) => value / total)
 }
 
-function decide(probabilities, ood, onCell, release) {
+function decide(probabilities, ood, onCell, shorterSide, release) {
   const {abstain_below: abstainBelow, least_on_cell: leastOnCell, reasons: texts, labels} = release
+  const {picture_side: side, side_may_differ: mayDiffer} = release
   const reason = (code, value, limit) => {
     const text = texts[code].replace(/\{(value|limit):\.(\d)([f%])\}/g, (_, name, digits, kind) => {
       const number = name === 'value' ? value : limit
@@ -271,6 +272,9 @@ function decide(probabilities, ood, onCell, release) {
     reasons.push(reason('low_confidence', confidence, abstainBelow))
   }
   const outcome = reasons.length ? 'abstain' : labels[probabilities.indexOf(confidence)]
+  if (side !== null && Math.abs(shorterSide / side - 1) > mayDiffer) {
+    reasons.push(reason('other_frame', shorterSide, side))
+  }
   if (onCell !== null && leastOnCell !== null && onCell < leastOnCell) {
     reasons.push(reason('explanation_off_cell', onCell, leastOnCell))
   }
@@ -331,7 +335,8 @@ async function predict({release, session}, {image, rgba}, name) {
     peak = maps.data.reduce((a, b) => Math.max(a, b))
   }
   const ood = release.ood && oodChecks(pixels, release.ood)
-  const decision = decide(probabilities, ood, map && shareOnCell(map, pixels), release)
+  const shorterSide = Math.min(image.width, image.height)
+  const decision = decide(probabilities, ood, map && shareOnCell(map, pixels), shorterSide, release)
   return {
     image, rgba, map, peak, box, best,
     answer: {

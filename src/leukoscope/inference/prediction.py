@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.registry import DATASETS
 from leukoscope.inference.gradcam import NO_MAP, HeatMap, overlay
 
 ABSTAIN = "abstain"
@@ -26,6 +27,8 @@ VIEWS_MAY_DISAGREE = 0.25
 """Share of a cell's eight views that may be predicted otherwise than their average before the release abstains."""
 FIELD_NEEDS = 0.5
 """Share of a field's cells that must be in distribution before any of them gets a class."""
+SIDE_MAY_DIFFER = 0.05
+"""By this share of the training pictures' side a picture's may differ without a reason for caution."""
 
 REASON_TEXTS = {
     "field_of_view": "the picture is no single cell cut out on black, which is what this model was trained on",
@@ -35,6 +38,8 @@ REASON_TEXTS = {
     "ood_shape": "its size or outline is unlike that of the training cells (OOD score {value:.1f}, limit {limit:.0f})",
     "low_confidence": "its most probable class has {value:.3f}, and the threshold is {limit:.3f}",
     "views_disagree": "{value:.0%} of its turned and mirrored views are predicted otherwise, more than {limit:.0%}",
+    "other_frame": "its shorter side has {value:.0f} pixels, that of the training cells {limit:.0f}: unless the whole "
+    "picture was resized, the model sees the cell too large or too small",
     "explanation_off_cell": "{value:.0%} of its Grad-CAM map lies on the cell; 95 % of the cells measured have more "
     "than {limit:.0%}",
 }
@@ -98,6 +103,7 @@ class Checks:
     Attributes:
         ood_score: above 1 is out of distribution; None where the release has no detector.
         ood_group: what sets it apart most: "colour", "texture" or "shape".
+        shorter_side: of the picture, in pixels; None where the training cells have no common side.
         field_of_view: it is no single cell cut out on black, such as a smear, and the release was trained on these.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
@@ -106,6 +112,7 @@ class Checks:
 
     ood_score: float | None = None
     ood_group: str = "colour"
+    shorter_side: int | None = None
     field_of_view: bool = False
     field_share: float | None = None
     disagreement: float | None = None
@@ -122,12 +129,14 @@ class Thresholds:
             as positive, 0–1.
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
         least_on_cell: share of a Grad-CAM map on the cell that 95 % of the cells measured exceed; None without any.
+        picture_side: pixels a side of the training cells' pictures; None where they have no common side.
     """
 
     positive_label: str = ""
     operating_points: Mapping[str, float] = field(default_factory=dict)
     abstain_below: float | None = None
     least_on_cell: float | None = None
+    picture_side: int | None = None
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
@@ -135,11 +144,13 @@ class Thresholds:
         decisions = metrics.get("decisions") or {}
         points = decisions.get("operating_points") or {}
         abstention = decisions.get("abstention") or {}
+        trained_on = DATASETS.get((metrics.get("data") or {}).get("name", ""))
         return cls(
             positive_label=points.get("positive_label", ""),
             operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
             abstain_below=abstention["default"]["threshold"] if abstention else None,
             least_on_cell=(metrics.get("evidence_scale") or {}).get("on_cell_p05"),
+            picture_side=trained_on and trained_on.picture_side,
         )
 
     def decide(
@@ -177,6 +188,9 @@ class Thresholds:
             outcome = self.positive_label
         else:
             outcome = next(label for label in probabilities if label != self.positive_label)
+        side = self.picture_side
+        if side and checks.shorter_side and abs(checks.shorter_side / side - 1) > SIDE_MAY_DIFFER:
+            reasons.append(Reason("other_frame", checks.shorter_side, side))
         # A caution only: the outcome must not depend on whether a map was asked for.
         if checks.on_cell is not None and self.least_on_cell is not None and checks.on_cell < self.least_on_cell:
             reasons.append(Reason("explanation_off_cell", checks.on_cell, self.least_on_cell))

@@ -236,8 +236,10 @@ class Predictor:
             return error
         preprocessing = self.release.preprocessing
         pixels, box, checks = preprocessing.frame(upright), preprocessing.view_box(upright), Checks()
+        if self.thresholds.picture_side is not None:
+            checks = replace(checks, shorter_side=min(upright.size))
         if self.ood is not None:
-            checks = Checks(ood_score=(score := float(self.ood.scores(pixels[None])[0])))
+            checks = replace(checks, ood_score=(score := float(self.ood.scores(pixels[None])[0])))
             if score > 1:
                 # Here, because scipy takes as long to import as a first prediction takes.
                 from leukoscope.data.fields import looks_like_smear
