@@ -225,8 +225,8 @@ def test_the_positive_class_is_found_by_name_not_by_place():
         ),
         (
             Reason("other_frame", 302, 450),
-            "its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, the "
-            "model sees the cell too large or too small",
+            "its shorter side has 302 pixels, that of the training cells 450: unless the whole picture was resized, "
+            "the model sees the cell too large or too small",
         ),
     ],
     ids=lambda value: value.code if isinstance(value, Reason) else "",
@@ -248,8 +248,8 @@ def test_every_reason_that_can_be_given_has_words():
     found = {reason.code: reason.text for decision in everything for reason in decision.reasons}
 
     assert set(found) == {
-        "low_confidence", "views_disagree", "explanation_off_cell", "ood_field", "field_of_view", "ood_colour", "other_frame",
-        "ood_texture", "ood_shape",
+        "low_confidence", "views_disagree", "explanation_off_cell", "ood_field", "field_of_view", "ood_colour",
+        "other_frame", "ood_texture", "ood_shape",
     }  # fmt: skip
     assert all(found.values()) and len(set(found.values())) == len(found)
 
