@@ -150,7 +150,7 @@ class Thresholds:
             operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
             abstain_below=abstention["default"]["threshold"] if abstention else None,
             least_on_cell=(metrics.get("evidence_scale") or {}).get("on_cell_p05"),
-            picture_side=trained_on and trained_on.picture_side,
+            picture_side=trained_on.picture_side if trained_on else None,
         )
 
     def decide(
