@@ -278,7 +278,11 @@ def test_visitors_of_the_demo_and_cells_scored_are_told(tmp_path: Path) -> None:
 def test_fields_are_told_with_what_they_were_counted_on() -> None:
     match = {"fields": 72, "true": 71, "recall": 0.985915, "precision": 0.933333}
     measured = {
-        "bccd": {"test_scale_given": match, "test_scale_from_red_cells": match | {"precision": 0.85}},
+        "bccd": {
+            "test_scale_given": match,
+            "test_scale_from_red_cells": match | {"precision": 0.85},
+            "scale": {"read_in": 70, "within_25_percent": 0.9428},
+        },
         "ball4": {"seen": "as seen", "classes": {"Pre": {"dice": 0.79351}}},
         "speed": {"cpu_seconds_a_megapixel": {"100x": 0.0280508}},
         "domain_gap": {
@@ -292,6 +296,7 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     assert f"| white cells found, scale given | {found} |" in table
     shares = "C-NMC, subjects the detector was not fitted on: 0.980 · BCCD: 0.290"
     assert f"| share of cells that `ours` takes as in distribution | {shares} |" in table
+    assert "| scale read from the red cells, within 25 % of the true one | 94% of 70 fields |" in table
     assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
     assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
     assert fields_table([]) == "Not measured yet."
