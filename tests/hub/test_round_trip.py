@@ -278,9 +278,8 @@ print("loaded:", json.dumps(told))
 def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) -> None:
     (place / "cells").mkdir()
     lay_out(place / "cells")
-    terms = ("--licence", "cc-by-4.0", "--citation", "Doe, J. (2026). Our cells.")
-    push = ("-m", "leukoscope", "data", "push", "cells/my_cells", "lab/cells", "--subject_csv", "cells/subjects.csv")
-    pushed = run(hub, place, *push, *terms)
+    flags = ("--subject_csv", "cells/my_cells/subjects.csv", "--licence", "cc-by-4.0", "--citation", "Doe, J. (2026).")
+    pushed = run(hub, place, "-m", "leukoscope", "data", "push", "cells/my_cells", "lab/cells", *flags)
     assert f"published privately: {hub.url}/datasets/lab/cells (commit " in pushed.stdout
     assert hub.repository("datasets/lab/cells").private
 
