@@ -20,6 +20,8 @@ from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli import train as train_command
 from leukoscope.cli.options import MOVED_COMMANDS, print_table
 from leukoscope.data.synthetic import draw_cell
+from leukoscope.files import embedded_releases
+from leukoscope.models.hub_download import find_release
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
 
 LINES = EXAMPLES.strip().splitlines()
@@ -139,6 +141,8 @@ def test_an_unknown_flag_is_refused() -> None:
 def test_the_releases_that_come_along_are_listed(tiny_release: Path, tmp_path: Path) -> None:
     listed = json.loads(run("release", "list", "--json").stdout)
     assert {tuple(row["classes"]) for row in listed} >= {("ALL", "HEM")} and all(row["megabytes"] > 1 for row in listed)
+    for row in listed:
+        assert find_release(row["model"])[0] == embedded_releases() / row["model"]
     assert f"{tiny_release.name} " in run("release", "list", tiny_release.parent).stdout.replace("│", " ")
     assert run("release", "list", tmp_path / "none").stderr.startswith(f"error: {tmp_path / 'none'}: no such folder")
     assert run("release", "list", tiny_release).stderr == (

@@ -213,8 +213,8 @@ def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
     result = run("predict", "--model", tmp_path / "nowhere", cells / "a.png")
 
     assert error_lines(result) == [
-        f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder, owner/name or "
-        "owner/name@revision"
+        f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder, a name that "
+        "`leukoscope release list` shows, owner/name or owner/name@revision"
     ]
     assert (result.exit_code, result.stdout) == (1, "")
     assert isinstance(result.exception, SystemExit), "an error the user can fix must not escape as an exception"

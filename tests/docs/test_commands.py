@@ -160,7 +160,7 @@ def _tiny(line: str) -> str:
     """A command line that trains or recalibrates, made to take seconds."""
     if line.startswith("leukoscope release recalibrate "):
         trained = "leukoscope train --dataset_name phantoms --output_dir trained"
-        return f"{_tiny(trained)}\n{re.sub('model_card/[^ ]+', 'trained/release', line)}"
+        return f"{_tiny(trained)}\n{re.sub('leukoscope-[^ ]+', 'trained/release', line)}"
     code, hash_, comment = line.partition("    #")
     if "train.py" not in code and not code.startswith("leukoscope train"):
         return line

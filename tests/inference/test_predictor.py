@@ -484,7 +484,8 @@ def test_a_malformed_name_is_refused(name):
     with pytest.raises(LeukoscopeError) as error:
         Predictor.from_pretrained(name)
     assert str(error.value) == (
-        f"{name}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+        f"{name}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release list` "
+        "shows, owner/name or owner/name@revision"
     )
 
 

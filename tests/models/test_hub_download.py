@@ -14,8 +14,10 @@ import pytest
 from hub_server import Fault, Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.synthetic import draw_cell
+from leukoscope.files import embedded_releases
 from leukoscope.inference.foreign import open_classifier
-from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release
+from leukoscope.models.hub_download import HUB_TIMEOUT, fetch_files, find_release, local_release
+from leukoscope.training.config import parse_config
 
 ID = "lab/cells"
 
@@ -54,6 +56,20 @@ def test_a_release_arrives_as_it_was_published(online: Hub, tiny_release: Path) 
     folder = fetch_files(ID, None)
     assert folder.name == online.repository(ID).branches["main"]
     assert same_files(folder, tiny_release)
+
+
+def test_a_release_that_comes_along_is_found_by_its_name_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "leukoscope-densenet169-cnmc"
+    assert find_release(name) == (embedded_releases() / name, name, "")
+    assert Predictor.from_pretrained(name).release.name == name
+    assert parse_config(["--model_name_or_path", name]).model.init_from == name
+    for other in ("template.md", "..", "", "/", "leukoscope-densenet169-cnmc/ood.safetensors"):
+        assert local_release(other) in (None, Path(other))
+    shutil.copytree(embedded_releases() / name, tmp_path / name)
+    assert local_release(name) == Path(name)
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Path, tmp_path: Path) -> None:

@@ -509,6 +509,18 @@ def test_mistyped_precision_is_refused_before_anything_is_loaded(tmp_path: Path)
     assert _refusal(config) == "--mixed_precision fp61: unknown here; give one of no, fp16, bf16"
 
 
+def test_start_weights_that_cannot_be_had_are_told_before_the_cells_are_decoded(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "frame_cells", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = _own(own_cells, tmp_path / "run")
+    config = replace(config, model=replace(config.model, from_scratch=False))
+    assert _refusal(config).startswith(
+        "timm/densenet121.ra_in1k: its weights cannot be fetched from the Hub (HF_HUB_OFFLINE is set); check the "
+    )
+
+
 def test_unwritable_run_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = _own(tmp_path / "no such cells", tmp_path / "file" / "run")

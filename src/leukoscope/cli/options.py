@@ -25,7 +25,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Release folder, or Hub id owner/name or owner/name@revision; --model MODEL means the same.",
+        help="Release folder, name that `leukoscope release list` shows, or Hub id owner/name or owner/name@revision; "
+        "--model MODEL means the same.",
     ),
 ]
 Backend = Annotated[

@@ -282,7 +282,7 @@ def space(
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.backends import require_package
     from leukoscope.inference.graph import ONNX
-    from leukoscope.models.hub_download import find_release
+    from leukoscope.models.hub_download import find_release, local_release
     from leukoscope.models.release_files import read_release
 
     if static and (len(models) > 1 or gpu):
@@ -296,7 +296,7 @@ def space(
         write_static_space(release, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"
     else:
-        if local := next((name for name in models if Path(name).is_dir()), None):
+        if local := next((name for name in models if local_release(name) is not None), None):
             raise LeukoscopeError(
                 f"{local}: is a folder, and a Space loads its models from the Hub; publish it first with "
                 "`leukoscope release push`, then name it owner/name, or add --static"
@@ -340,7 +340,7 @@ def list_releases(
             continue
         rows.append(
             {
-                "model": str(config.parent),
+                "model": str(config.parent) if folder else config.parent.name,
                 "classes": list(release.labels),
                 "recipe": release.metrics.get("recipe", {}).get("name", ""),
                 "data": release.metrics.get("data", {}).get("name", ""),

@@ -29,7 +29,7 @@ from leukoscope.inference.graph import usable_cores
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.patient import PatientPrediction, patient_rule
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
-from leukoscope.models.hub_download import fetch_files, parse_hub_id
+from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | EncodedImage
@@ -93,7 +93,7 @@ class Predictor:
         """Load a release from wherever it lies; a path that exists wins over a Hub id.
 
         Args:
-            model: a release folder, `owner/name` or `owner/name@revision`.
+            model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`.
             revision: a Hub branch, tag or commit.
             backend: "torch", "openvino", "onnx", or "auto" for the first that suits this machine; "" takes the
                 environment variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
@@ -106,10 +106,10 @@ class Predictor:
                 release, a backend that is unknown or not installed, a device this machine lacks, or "fast" where this
                 machine or release cannot.
         """
-        if Path(model).exists():
+        if (folder := local_release(str(model))) is not None:
             if revision:
                 raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
-            return cls(read_release(model), backend=backend, device=device, precision=precision)
+            return cls(read_release(folder, name=str(model)), backend=backend, device=device, precision=precision)
         return cls.from_hub(str(model), revision=revision, backend=backend, device=device, precision=precision)
 
     @classmethod

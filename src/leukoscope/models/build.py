@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leukoscope import LeukoscopeError
+from leukoscope.models.hub_download import first_line
 from leukoscope.models.recipes import RECIPES, TIMM, Recipe
 from leukoscope.models.release_files import load_safetensors
 from leukoscope.models.remote.networks import OWN_ARCHITECTURES, Classifier
@@ -168,15 +169,17 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     if start.file is not None:
         left_out = _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
         return (start.name or start.file.stem) + left_out
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
     except (HTTPError, HFValidationError, OSError) as error:
+        # Asked for what is not cached, the client does not say why it asked nobody.
+        offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
+        reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
         raise LeukoscopeError(
-            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({type(error).__name__}); check the "
-            "network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
     left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
     return hub_weights_name(recipe.base_model) + left_out

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
+from leukoscope.files import embedded_releases
 from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, WEIGHTS
 from leukoscope.progress import is_quiet, progress
 
@@ -39,20 +40,30 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
     """Find a release, downloaded first where it is named by Hub id.
 
     Args:
-        model: a release folder, `owner/name` or `owner/name@revision`; a path that exists wins over a Hub id.
+        model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`; a
+            path that exists wins over both.
         patterns: which files to download.
 
     Returns:
-        its folder; the folder as given, or the Hub id without a revision; and its Hub commit, "" for a local folder.
+        its folder; the name as given, of the Hub without a revision; and its Hub commit, "" for a local folder.
 
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`.
     """
-    if Path(model).exists():
-        return Path(model), model, ""
+    if (local := local_release(model)) is not None:
+        return local, model, ""
     hub_id, revision = parse_hub_id(model)
     folder = fetch_files(hub_id, revision, patterns)
     return folder, hub_id, folder.name
+
+
+def local_release(model: str) -> Path | None:
+    """Where a model lies on this machine: a path that exists, or the name of a release that comes with Leukoscope."""
+    if Path(model).exists():
+        return Path(model)
+    # A name of one part, so neither a path nor a Hub id.
+    embedded = embedded_releases() / model
+    return embedded if Path(model).name == model and (embedded / CONFIG).is_file() else None
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -72,7 +83,8 @@ def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | No
         validate_repo_id(match["id"])
     except HFValidationError:
         raise LeukoscopeError(
-            f"{model}: no such folder, and no Hub id either; give a release folder, owner/name or owner/name@revision"
+            f"{model}: no such folder, and no Hub id either; give a release folder, a name that `leukoscope release "
+            "list` shows, owner/name or owner/name@revision"
         ) from None
     if revision and match["revision"] and revision != match["revision"]:
         raise LeukoscopeError(f"{model}: names another revision than revision={revision!r}; give only one of them")
@@ -158,7 +170,7 @@ def hub_model_info(
     except OfflineModeIsEnabled:
         raise HubUnreachable("HF_HUB_OFFLINE is set") from None
     except (HTTPError, OSError) as error:
-        raise HubUnreachable(_first_line(error)) from None
+        raise HubUnreachable(first_line(error)) from None
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
@@ -212,7 +224,7 @@ def _snapshot(
         raise
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(
-            f"{hub_id}: cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+            f"{hub_id}: cannot be fetched from the Hub ({first_line(error)}); try again, or give a release folder"
         ) from None
 
 
@@ -280,10 +292,11 @@ def _refusal(error: Exception, hub_id: str, anonymous: bool) -> str:
         return "no such folder, and no such model on the Hub; check the name, or `hf auth login` if it is private"
     if isinstance(error, RevisionNotFoundError):
         return "the Hub has this model but not this revision; name one of its branches, tags or commits"
-    return f"cannot be fetched from the Hub ({_first_line(error)}); try again, or give a release folder"
+    return f"cannot be fetched from the Hub ({first_line(error)}); try again, or give a release folder"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its full stop; its type where it has no text."""
     # The full text of a file system's error holds the path of the cache.
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0].rstrip(".")

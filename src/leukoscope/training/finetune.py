@@ -23,7 +23,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
 from leukoscope.models.build import copy_weights
-from leukoscope.models.hub_download import find_release
+from leukoscope.models.hub_download import find_release, local_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import Release, load_release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
@@ -82,7 +82,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         raise LeukoscopeError(
             f"--model_name_or_path {name} and {' and '.join(given)} exclude each other; leave one out"
         )
-    if not Path(name).exists() and ("/" not in name or name.startswith(TIMM)):
+    if local_release(name) is None and ("/" not in name or name.startswith(TIMM)):
         return {"recipe": timm_recipe(name, "--model_name_or_path").name}
     if Path(name).is_file():
         raise LeukoscopeError(
@@ -107,7 +107,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     recipe = timm_recipe(architecture, "--model_name_or_path")
     differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
     settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
-    at = "" if Path(name).exists() else f"@{folder.name[:12]}"
+    at = "" if local_release(name) is not None else f"@{folder.name[:12]}"
     return {
         "recipe": recipe.name,
         "pretrained_weights": str(folder / WEIGHTS),

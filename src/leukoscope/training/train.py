@@ -88,7 +88,14 @@ def train(config: TrainingConfig) -> Path:
             (out / ".writable").unlink()
     set_seed(config.run.seed)
 
-    cells = load_framed_cells(config, recipe, accelerator)
+    with accelerator.main_process_first():
+        data = config.data.load(recipe.image_size)
+    # Start weights that cannot be had are told before all cells are decoded, which may take minutes.
+    network = build_network(recipe, len(data.info.labels))
+    weights = "" if config.model.init_from else load_start_weights(network, recipe, config.start_weights)
+    preprocessing = preprocessing_for(recipe, data)
+    with accelerator.main_process_first():
+        cells = frame_cells(data, preprocessing, keep=config.data.cache_images)
     note(cells.data.report())
     split = choose_split(config, cells.data)
     note(
@@ -102,11 +109,9 @@ def train(config: TrainingConfig) -> Path:
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
-    network = build_network(recipe, len(cells.data.info.labels))
+    start = NetworkStart(weights)
     if config.model.init_from:
         start = start_from_release(network, recipe, config.model.init_from, cells, split)
-    else:
-        start = NetworkStart(load_start_weights(network, recipe, config.start_weights))
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     require_validation(split, recipe)
     batches_per_step = config.run.gradient_accumulation_steps
@@ -120,7 +125,6 @@ def train(config: TrainingConfig) -> Path:
     split = replace(split, notes=(*split.notes, *notes))
     for line in (*start.remarks, *notes):
         note(f"  {line}")
-    preprocessing = preprocessing_for(recipe, cells.data)
     # Named as a person would look for it: beside the flags, what determines the result.
     settings = {
         "processes (accelerate launch --num_processes)": accelerator.num_processes,
@@ -251,13 +255,6 @@ def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     return Preprocessing(
         recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std, recipe.framing
     )
-
-
-def load_framed_cells(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> FramedCells:
-    """Load the data set and decode it once; the main process does it first, the others read its cache."""
-    with accelerator.main_process_first():
-        data = config.data.load(recipe.image_size)
-        return frame_cells(data, preprocessing_for(recipe, data), keep=config.data.cache_images)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
