@@ -128,10 +128,13 @@ def test_an_unknown_flag_is_named() -> None:
         parse_config(["--epochs", "3"])
 
 
-def test_a_value_of_another_type_ends_in_a_usage_message(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_config(["--seed", "abc"])
-    assert "invalid int value: 'abc'" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--num_train_epochs", "--num-train-epochs"])
+def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config([flag, "many"])
+    assert str(refused.value) == (
+        "--num_train_epochs: invalid int value: 'many'; `python train.py --help` lists all flags"
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,6 +258,9 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         for flag in fields(group):
             assert f"--{flag.name}" in shown
             assert " ".join(flag.metadata["help"].split())[:30] in shown, f"--{flag.name} is not explained"
+    assert shown.startswith("usage: train.py [flags] Train a classifier")
+    assert "(default: None)" not in shown and "--image-size" not in shown
+    assert "--seed SEED Seed of weights, order, augmentation and splits; the same seed repeats the run. (default: 0)" in shown
 
 
 def test_args_yaml_holds_every_flag_in_plain_values() -> None:

@@ -29,7 +29,7 @@ def train(ctx: typer.Context) -> None:
     sys.argv = [str(resource_file("train.py")), *ctx.args]
     if {"-h", "--help"} & set(ctx.args):
         typer.echo("\n".join(("Examples:", *EXAMPLES, "")))
-    run(parse_config(ctx.args))
+    run(parse_config(ctx.args, command="leukoscope train"))
 
 
 def run(config: TrainingConfig) -> None:

@@ -1,4 +1,4 @@
-"""Every flag of `train.py`: three frozen dataclasses, which are at once the configuration and the command line.
+"""Every flag of `train.py`: three frozen dataclasses, which are both the configuration and the command line.
 
 Flags follow the Hugging Face example scripts. What is left unset comes from the recipe; `resolve` tells what that is,
 and the run folder's `args.yaml` records the outcome.
@@ -7,14 +7,15 @@ and the run folder's `args.yaml` records the outcome.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
-from argparse import ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import SUBJECT_COLUMNS, LoadedCells, load_cells
@@ -134,6 +135,8 @@ def _flag(default: Any, text: str, **of_parser: Any) -> Any:
 class DataArguments:
     """Which cells, and how they are split."""
 
+    _argument_group_name = "data"
+
     dataset_name: str = _flag("phantoms", f"{', '.join(DATASETS)}, or a Hub data-set id (owner/name).")
     train_dir: str | None = _flag(None, "Local folder with the cells; without it the data set's Hub copy is used.")
     subject_pattern: str | None = _flag(
@@ -173,7 +176,9 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "Train on at most this many cells (drawn at random).")
     max_eval_samples: int | None = _flag(None, "Validate and test on at most this many cells each.")
     cache_images: bool = _flag(
-        True, "Decode every cell once and keep the pixels on disk; without, nothing is written and each epoch decodes."
+        True,
+        "Decode every cell once and keep the pixels on disk. With --no_cache_images nothing is written, and each epoch "
+        "decodes.",
     )
 
     @property
@@ -197,6 +202,8 @@ class DataArguments:
 @dataclass(frozen=True)
 class ModelArguments:
     """Which network, and its start weights."""
+
+    _argument_group_name = "model"
 
     model_name_or_path: str | None = _flag(
         None,
@@ -227,6 +234,8 @@ class ModelArguments:
 @dataclass(frozen=True)
 class RunArguments:
     """How the network is trained, and what happens with the result."""
+
+    _argument_group_name = "run"
 
     output_dir: str | None = _flag(None, "The run folder (default: runs/<dataset>-<recipe>).")
     config: str | None = _flag(None, "A YAML file of flags, such as an earlier run's args.yaml; flags given here win.")
@@ -398,18 +407,48 @@ def file_name(path: str | None) -> str | None:
     return Path(path).name if path else None
 
 
-def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Help without the second spelling of each flag (--image-size) and without defaults that say nothing."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name[2:]]
+        value = "" if action.nargs == 0 or action.const is True else self._format_args(action, action.dest.upper())
+        return f"{', '.join(names)} {value}".rstrip()
+
+    def _get_help_string(self, action: Action) -> str | None:
+        unsaid = action.default in (None, "", []) or isinstance(action.default, bool)
+        return action.help if unsaid or "(default" in (action.help or "") else super()._get_help_string(action)
+
+
+def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
     """Read the command line (`sys.argv` when None) into a `TrainingConfig`.
 
     With --init_from the release is opened: it gives what the flags leave open.
 
+    Args:
+        command: what the help calls the program.
+
     Raises:
-        LeukoscopeError: a flag that does not exist, or a release that cannot be fine-tuned.
+        LeukoscopeError: a flag that does not exist, a value of another type, or a release that cannot be fine-tuned.
     """
     from transformers import HfArgumentParser
 
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            # argparse prints a usage of 45 lines and ends the process.
+            named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
+            raise LeukoscopeError(f"{named}; `python train.py --help` lists all flags")
+
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
-    parser = HfArgumentParser(kinds, description=__doc__, prog="train.py", allow_abbrev=False)
+    parser = Parser(
+        kinds,
+        prog=command,
+        usage="%(prog)s [flags]",
+        description="Train a classifier of white-blood-cell images; without flags, a small one on synthetic cells. "
+        "Where a flag of the network or the run is left out, the recipe decides.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
     # Only so can a recipe that was given be told from the default.
     parser.set_defaults(recipe=None)
     arguments = list(sys.argv[1:] if argv is None else argv)
