@@ -68,6 +68,7 @@ def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release, cells, tm
     assert len(report["data"]["fingerprint"]) == 64
     assert len(CellPredictions.load(tmp_path / "predictions.parquet").cell_ids) == 5
     assert "What trained these weights is not recorded" in result.stdout
+    assert "decisions: The release gives a class to " in result.stdout
     assert "only subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
 
 

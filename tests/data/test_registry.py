@@ -36,6 +36,11 @@ def _described(cells: list[CellFile]) -> set[tuple[str, str, str, str]]:
     return {(cell.cell_id, cell.label, cell.subject, cell.fold) for cell in cells}
 
 
+def test_recipes_that_data_sets_name_exist() -> None:
+    named = {info.recipe for info in DATASETS.values()} - {""}
+    assert named == {"densenet169_block2"} and named <= set(RECIPES)
+
+
 def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
     training = "C-NMC_Leukemia/training_data"
     _place(

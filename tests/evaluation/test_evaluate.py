@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -43,11 +44,28 @@ def everything(phantoms) -> SelectedCells:
 def classifier(labels: tuple[str, ...] = ("ALL", "HEM")) -> Classifier:
     """Says how bright a picture is; no network, but a classifier in every other respect."""
 
-    def probabilities(pictures: Any) -> np.ndarray:
+    def predict(pictures: Any) -> tuple[np.ndarray, None]:
         bright = np.asarray([np.asarray(picture).mean() / 255 for picture in pictures])
-        return np.stack([bright, 1 - bright], axis=1)
+        return np.stack([bright, 1 - bright], axis=1), None
 
-    return Classifier("house/bright", "abc", labels, {}, probabilities)
+    return Classifier("house/bright", "abc", labels, {}, predict)
+
+
+def test_what_predict_would_decide_is_counted_under_the_names_of_the_data_set(everything):
+    outcomes = itertools.cycle(("blast", "abstain", "normal", "out of distribution"))
+
+    def predict(pictures: Any) -> tuple[np.ndarray, list[str]]:
+        return np.full((len(pictures), 2), 0.5), [next(outcomes) for _ in pictures]
+
+    release = Classifier("house/release", "", ("blast", "normal"), {}, predict)
+    answered = predictions_of_model(release, everything, label_map={"blast": "ALL", "normal": "HEM"})
+
+    truth = answered.predictions.references
+    right = sum(truth[::4] == 0) + sum(truth[2::4] == 1)
+    quarter = len(truth) // 4
+    counts = {"ALL": quarter, "HEM": quarter, "abstain": quarter, "out of distribution": quarter}
+    assert answered.decisions() == {"outcomes": counts, "given": 2 * quarter, "right": right}
+    assert predictions_of_model(classifier(), everything).decisions() is None
 
 
 def predictions_for(cells: SelectedCells) -> CellPredictions:

@@ -81,6 +81,16 @@ def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells)
     assert np.ptp([prediction[0] for prediction in predictions.values() if isinstance(prediction, np.ndarray)]) > 1e-3
 
 
+def test_a_release_gives_the_outcomes_of_predict(tiny_release, cells):
+    rows = load_cells("imagefolder", cells).train
+    found = list(predict_cells(open_classifier(tiny_release), rows, ("HEM", "ALL"), batch_size=2))
+
+    readable = [cells / f"{cell.cell_id}.png" for cell in found if cell.outcome]
+    assert len(readable) == 4
+    predicted = Predictor.from_pretrained(tiny_release)(readable)
+    assert [cell.outcome for cell in found if cell.outcome] == [prediction.outcome for prediction in predicted]
+
+
 def test_a_damaged_cell_has_its_error_in_its_place(foreign, cells):
     rows = load_cells("imagefolder", cells).train
     predictions = {
@@ -168,7 +178,7 @@ def test_what_timm_itself_exports_opens(tmp_path, cells, named):
     theirs = open_classifier(tmp_path / "theirs")
 
     assert theirs.labels == (("ALL", "HEM") if named else ("LABEL_0", "LABEL_1"))
-    (prediction,) = theirs.probabilities([open_image(cells / "ALL" / "0.png")])
+    (prediction,), _ = theirs.predict([open_image(cells / "ALL" / "0.png")])
     assert prediction.sum() == pytest.approx(1, abs=1e-5)
 
 

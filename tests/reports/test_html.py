@@ -15,7 +15,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.evaluation.evaluate import ModelPredictions
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import confusion_plot
-from leukoscope.reports.html import build_evaluation, plot_picture, write_evaluation
+from leukoscope.reports.html import build_evaluation, decisions_line, plot_picture, write_evaluation
 from leukoscope.reports.release_tables import worst_first
 
 NOT_A_TEST = {"verdict": "bad", "statement": "These weights were trained on 6 of these 6 subjects: not a test."}
@@ -83,6 +83,19 @@ def test_the_page_shows_figures_subjects_and_the_other_model(evaluation, tmp_pat
     assert text.count("data:image/svg+xml") == 3
     assert "With so few subjects of ALL and HEM" in text
     assert "bootstrap samples of subjects. An interval" in text and "difference (95% interval, by subject)" in text
+
+
+def test_decisions_of_a_release_are_said(tmp_path):
+    cells = answers()
+    some = ("ALL", "abstain", "out of distribution", "HEM", *["abstain"] * (len(cells.cell_ids) - 4))
+    right = int(cells.references[0] == 0) + int(cells.references[3] == 1)
+    evaluation = build_evaluation(replace(answered(), predictions=cells, outcomes=some), None)
+    line = (
+        f"The release gives a class to 2 of these {len(some)} cells, {right} of them right ({len(some) - 3} abstain, "
+        "1 out of distribution)."
+    )
+    assert decisions_line(evaluation["decisions"]) == line
+    assert line in write_evaluation(tmp_path, evaluation, cells).read_text()
 
 
 def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path):

@@ -47,6 +47,7 @@ def check(
     flags = ["--dataset_name", info.name, "--train_dir", str(folder)]
     flags += ["--subject_pattern", subject_pattern] if subject_pattern else []
     flags += ["--subject_csv", str(subject_csv)] if subject_csv else []
+    train_flags = [*flags, *report.split_flags, *(["--recipe", info.recipe] if info.recipe else [])]
     if as_json:
         found = {
             "dataset_name": info.name,
@@ -55,7 +56,7 @@ def check(
             "partitions": {name: dict(labels) for name, labels in report.partitions.items()},
             "subjects": {label: dict(cells) for label, cells in report.subjects.items()},
             "problems": list(report.problems),
-            "flags": [*flags, *report.split_flags],
+            "flags": train_flags,
         }
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
         if fewest < LEAST_CELLS:
@@ -80,7 +81,7 @@ def check(
     if fewest < LEAST_CELLS:
         typer.secho(f"cannot be trained on: a class has {fewest} cell(s)", fg="red", bold=True)
         raise typer.Exit(1)
-    typer.echo(f"train on it: leukoscope train {shlex.join([*flags, *report.split_flags])}")
+    typer.echo(f"train on it: leukoscope train {shlex.join(train_flags)}")
 
 
 FINDINGS_EXIT = 2

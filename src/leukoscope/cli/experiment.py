@@ -104,7 +104,7 @@ def evaluate(
     )
     from leukoscope.inference.backends import gpu_or_cpu
     from leukoscope.inference.foreign import open_classifier
-    from leukoscope.reports.html import build_evaluation, write_evaluation
+    from leukoscope.reports.html import build_evaluation, decisions_line, write_evaluation
     from leukoscope.reports.release_tables import metrics_table, worst_first
 
     device = gpu_or_cpu() if device == "auto" else device
@@ -146,6 +146,8 @@ def evaluate(
     rows = metrics_table(evaluation["figures"], evaluation["intervals"]).rows
     print_table(["metric", "value", "95 % by subject", "naive, by cell"], rows)
     typer.echo(f"estimates: {evaluation['estimates']}")
+    if evaluation["decisions"]:
+        typer.echo(f"decisions: {decisions_line(evaluation['decisions'])}")
     typer.secho(overlap["statement"], fg={"good": "green", "warning": "yellow", "bad": "red"}[overlap["verdict"]])
     for line in evaluation["left_out"]:
         typer.echo(f"left out: {line}")

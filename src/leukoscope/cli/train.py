@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "leukoscope train --output_dir run",
-    "leukoscope train --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe densenet121",
+    "leukoscope train --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe densenet169_block2",
 )
 
 

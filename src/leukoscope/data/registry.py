@@ -42,6 +42,7 @@ class DatasetInfo:
         background: what surrounds a cell; augmentation fills uncovered corners with it.
         crop_pct: the central share of the shorter side that the network sees.
         picture_side: pixels a side of every picture, where these are squares that show all cells at one scale.
+        recipe: the recipe that did best on its cells; empty for the default of `train.py`.
         url: where its publisher offers it; empty where there is nothing to fetch.
         find_cells: walks a local folder; empty for data sets that are generated rather than read.
         label_list: the publisher's file without which the preliminary test has no labels.
@@ -71,6 +72,7 @@ class DatasetInfo:
     other_folders: tuple[str, ...] = ()
     licence_id: str = ""
     picture_side: int | None = None
+    recipe: str = ""
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
@@ -264,6 +266,7 @@ DATASETS: dict[str, DatasetInfo] = {
             # The central 350 of 450 pixels hold 97 % of the cells whole.
             crop_pct=350 / 450,
             picture_side=450,
+            recipe="densenet169_block2",
             find_cells=find_cnmc_cells,
             official_counts={
                 "fold_0": {"ALL": 2397, "HEM": 1130},

@@ -6,6 +6,7 @@ have trained it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.foreign import Classifier, predict_cells
+from leukoscope.inference.foreign import Classifier, PredictedCell, predict_cells
 from leukoscope.models.release_files import PREDICTIONS, folder_name, read_metrics
 from leukoscope.progress import track
 
@@ -51,6 +52,7 @@ class ModelPredictions:
         left_out: one line per cell that could not be predicted, or a reason for leaving some out.
         metrics: the release's metrics.json; {} where the predictions are not from a release.
         unit: what `subjects` of the predictions stand for, "subject" or "block".
+        outcomes: of `leukoscope predict` for each cell of the predictions; () where the model is no release.
     """
 
     predictions: CellPredictions
@@ -61,6 +63,21 @@ class ModelPredictions:
     left_out: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "subject"
+    outcomes: tuple[str, ...] = ()
+
+    def decisions(self) -> dict[str, Any] | None:
+        """What `leukoscope predict` decides on these cells; None where the model is no release.
+
+        Returns:
+            outcomes: outcome → number of cells; given: how many get a class; right: how many of these are right.
+        """
+        if not self.outcomes:
+            return None
+        labels = self.predictions.label_names
+        given = [(labels[k], named) for k, named in zip(self.predictions.references, self.outcomes, strict=True)]
+        given = [pair for pair in given if pair[1] in labels]
+        counts = dict(sorted(Counter(self.outcomes).items()))
+        return {"outcomes": counts, "given": len(given), "right": sum(true == named for true, named in given)}
 
     def about(self) -> dict[str, Any]:
         """Return what evaluation.json holds about the model."""
@@ -130,27 +147,35 @@ def predictions_of_model(
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
     stream = predict_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
     damaged: list[str] = []
-    found: list[tuple[int, np.ndarray, float, str]] = []
+    found: list[tuple[int, PredictedCell]] = []
     name = _public_name(classifier.name)
-    for row, (_, outcome, area, pixel_hash) in enumerate(track(stream, f"predicting with {name}", len(rows))):
-        if isinstance(outcome, np.ndarray):
-            found.append((row, outcome, area, pixel_hash))
+    for row, cell in enumerate(track(stream, f"predicting with {name}", len(rows))):
+        if isinstance(cell.probabilities, np.ndarray):
+            found.append((row, cell))
         else:
-            damaged.append(str(outcome))
-    predicted, units = rows.select([row for row, *_ in found]), groups_of(cells.data, cells.data.info.group)
+            damaged.append(str(cell.probabilities))
+    predicted, units = rows.select([row for row, _ in found]), groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
         tuple(predicted["cell_id"][:]),
         tuple(units[cell] for cell in predicted["cell_id"][:]),
         np.asarray(predicted["label"][:], dtype=int),
-        np.asarray([probabilities for _, probabilities, *_ in found]).reshape(-1, len(labels)),
+        np.asarray([cell.probabilities for _, cell in found]).reshape(-1, len(labels)),
         labels,
-        np.asarray([area for _, _, area, _ in found]) if cells.data.info.background == "black" else None,
-        tuple(pixel_hash for *_, pixel_hash in found),
+        np.asarray([cell.area for _, cell in found]) if cells.data.info.background == "black" else None,
+        tuple(cell.pixel_hash for _, cell in found),
     )
     metrics = classifier.metrics
     overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
     return ModelPredictions(
-        predictions, name, classifier.revision, "these weights", overlap, tuple(damaged), metrics, cells.data.info.group
+        predictions,
+        name,
+        classifier.revision,
+        "these weights",
+        overlap,
+        tuple(damaged),
+        metrics,
+        cells.data.info.group,
+        tuple(cell.outcome for _, cell in found if cell.outcome),
     )
 
 

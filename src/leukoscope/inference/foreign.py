@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,24 @@ _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
 _AREA_SIDE = 224
 
 
+class PredictedCell(NamedTuple):
+    """What `predict_cells` finds of one cell.
+
+    Attributes:
+        probabilities: (K,) of the data set's classes; the error where the picture is damaged.
+        outcome: of `leukoscope predict`: one of the data set's classes, or a reason why there is none; "" where the
+            model is no release or the picture is damaged.
+        area: the share of the picture that is not black.
+        pixel_hash: see `pixel_hash`.
+    """
+
+    cell_id: str
+    probabilities: np.ndarray | UnreadableImage
+    outcome: str = ""
+    area: float = 0.0
+    pixel_hash: str = ""
+
+
 @dataclass(frozen=True)
 class Classifier:
     """An image classifier, our own or another.
@@ -40,7 +58,8 @@ class Classifier:
         name, revision: folder or Hub id, and Hub commit ("" for a folder).
         labels: its own class names, in the order of its outputs.
         metrics: the release's metrics.json; {} for a model that is no release.
-        probabilities: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1.
+        predict: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1, and the B outcomes of
+            `leukoscope predict`; None for a model that is no release.
         folder: where a release's files lie; None for a model that is no release.
     """
 
@@ -48,7 +67,7 @@ class Classifier:
     revision: str
     labels: tuple[str, ...]
     metrics: Mapping[str, Any]
-    probabilities: Callable[[Sequence[Image.Image]], np.ndarray]
+    predict: Callable[[Sequence[Image.Image]], tuple[np.ndarray, list[str] | None]]
     folder: Path | None = None
 
 
@@ -69,11 +88,12 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
         release = read_release(folder, name=name, revision=revision)
         predictor = Predictor(release, device=device)
 
-        def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+        def predict(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, list[str]]:
             predictions = predictor(list(pictures), batch_size=len(pictures))
-            return np.asarray([list(prediction.probabilities.values()) for prediction in predictions])
+            probabilities = [list(prediction.probabilities.values()) for prediction in predictions]
+            return np.asarray(probabilities), [prediction.outcome for prediction in predictions]
 
-        return Classifier(name, revision, release.labels, release.metrics, probabilities, folder)
+        return Classifier(name, revision, release.labels, release.metrics, predict, folder)
     if revision:
         # Beside a release's files: its image processor, and weights in shards.
         fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
@@ -87,16 +107,13 @@ def predict_cells(
     *,
     label_map: Mapping[str, str] | None = None,
     batch_size: int = 16,
-) -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
+) -> Iterator[PredictedCell]:
     """Predict every cell, a batch at a time; a damaged one has its error in its place.
 
     Args:
         cells: rows with `image` and `cell_id`.
         labels: the K classes of the data set.
         label_map: the model's class → ours; see `match_labels`.
-
-    Yields:
-        cell id, its (K,) probabilities, the share of the picture that is not black, and its `pixel_hash`.
 
     Raises:
         LeukoscopeError: classes that cannot be matched, before any cell is opened.
@@ -105,7 +122,9 @@ def predict_cells(
 
     if batch_size < 1:
         raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
-    to_ours = np.eye(len(labels))[list(match_labels(classifier.name, classifier.labels, labels, label_map or {}))]
+    matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
+    to_ours = np.eye(len(labels))[list(matched)]
+    our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
     encoded = cells.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
 
     def opened(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
@@ -114,17 +133,20 @@ def predict_cells(
         except UnreadableImage as error:
             return error
 
-    def predicted() -> Iterator[tuple[str, np.ndarray | UnreadableImage, float, str]]:
+    def predicted() -> Iterator[PredictedCell]:
         for rows in encoded.iter(batch_size):
             found = [opened(image, cell) for image, cell in zip(rows["image"], rows["cell_id"], strict=True)]
             pictures = [picture for picture in found if isinstance(picture, Image.Image)]
-            probabilities = iter(classifier.probabilities(pictures) @ to_ours if pictures else ())
+            theirs, outcomes = classifier.predict(pictures) if pictures else (np.zeros((0, len(matched))), None)
+            predictions = zip(theirs @ to_ours, outcomes or [""] * len(pictures), strict=True)
             for cell, picture in zip(rows["cell_id"], found, strict=True):
                 if isinstance(picture, UnreadableImage):
-                    yield cell, picture, 0.0, ""
+                    yield PredictedCell(cell, picture)
                 else:
                     small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
-                    yield cell, next(probabilities), float(cell_areas([small])[0]), pixel_hash(picture)
+                    probabilities, outcome = next(predictions)
+                    area = float(cell_areas([small])[0])
+                    yield PredictedCell(cell, probabilities, our_name.get(outcome, outcome), area, pixel_hash(picture))
 
     # A generator of its own, so that wrong arguments are refused by the call and not by the first cell.
     return predicted()
@@ -204,12 +226,12 @@ def _from_pipeline(folder: Path, name: str, revision: str, device: str, trust_re
     config = pipe.model.config
     labels = tuple(dict.fromkeys(str(label) for _, label in sorted(config.id2label.items())))
 
-    def probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
+    def predict(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, None]:
         options = {"top_k": config.num_labels, "function_to_apply": "softmax"}
         found = np.zeros((len(pictures), len(labels)))
         for row, outputs in zip(found, pipe(list(pictures), batch_size=len(pictures), **options), strict=True):
             for output in outputs:  # two outputs of one name count together
                 row[labels.index(str(output["label"]))] += output["score"]
-        return found
+        return found, None
 
-    return Classifier(name, revision, labels, {}, probabilities)
+    return Classifier(name, revision, labels, {}, predict)

@@ -34,6 +34,7 @@ from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.evaluation.patients import measure_patient_rule
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
 from leukoscope.files import disk_errors, write_atomic
+from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import write_json
 from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
 from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
@@ -175,6 +176,7 @@ def build_evaluation(
             "by_cell": cell_intervals(predictions, seed=seed),
         },
         "metrics": measure(predictions),
+        "decisions": predicted.decisions(),
         "patients": measure_patient_rule(predictions, predicted.metrics),
         "comparison": comparison,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -201,6 +203,15 @@ def write_evaluation(folder: Path, evaluation: Mapping[str, Any], predictions: C
         write_json(folder / "evaluation.json", evaluation)
         title = f"{evaluation['model']['name']} — evaluation"
         return write_page(folder / "evaluation.html", title, _lead(evaluation), list(_sections(evaluation)))
+
+
+def decisions_line(decisions: Mapping[str, Any]) -> str:
+    """One sentence on evaluation.json's `decisions`."""
+    cells, given = sum(decisions["outcomes"].values()), decisions["given"]
+    without = [f"{count(n)} {name}" for name, n in decisions["outcomes"].items() if name in WITHOUT_CLASS]
+    right = f", {count(decisions['right'])} of them right" if given else ""
+    named = f" ({', '.join(without)})" if without else ""
+    return f"The release gives a class to {count(given)} of these {count(cells)} cells{right}{named}."
 
 
 def _lead(evaluation: Mapping[str, Any]) -> list[str]:
@@ -245,6 +256,8 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
         plot = plot_picture(subject_strip(subjects, list(metrics["per_class"]), unit), alt)
         table = subjects_table(subjects, unit, most=_WORST)
         yield Section(f"{unit.capitalize()} by {unit}", [text], table, [plot])
+    if evaluation["decisions"]:
+        yield Section("Decisions", ["The metrics count every cell.", decisions_line(evaluation["decisions"])])
     if evaluation["patients"]:
         yield _persons(evaluation["patients"])
     confusion = confusion_plot(metrics["confusion_matrix"], list(metrics["per_class"]))
