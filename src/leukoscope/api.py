@@ -117,7 +117,7 @@ def evaluate(
     *,
     seed: int = 0,
     label_map: Mapping[str, str] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a model on labelled cells.
 
@@ -127,19 +127,22 @@ def evaluate(
         split: test on the test side of this split; None tests on every cell.
         seed: of the split and of the bootstrap samples.
         label_map: the model's name of a class → the data set's.
-        device: "cpu" or "cuda".
+        device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
 
     Returns:
         The content of evaluation.json: metrics, intervals by subject, confusion matrix, and whether tested subjects
         trained the model.
 
     Raises:
-        LeukoscopeError: classes that do not match, a split without a test side, or a model that cannot be opened.
+        LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be opened.
     """
+    from leukoscope.data.loading import LoadedCells
     from leukoscope.evaluation.evaluate import predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation
 
+    if not isinstance(data, LoadedCells):
+        raise LeukoscopeError(f"evaluate: {data!r}: is no data set; give what `load_dataset` returns")
     cells = select_cells(data, split, seed=seed)
     predicted = predictions_of_model(open_classifier(str(model), device=device), cells, label_map=label_map)
     return build_evaluation(predicted, cells, seed=seed)
@@ -153,7 +156,7 @@ def score(
     by_subject: str | Path | None = None,
     subject_pattern: str | None = None,
     backend: str = "",
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "auto",
 ) -> Scored:
     """Predict for every image of a folder or a table, and write one row a cell.

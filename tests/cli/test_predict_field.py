@@ -140,7 +140,7 @@ def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
     shown = run("field", warm, "--model", RELEASE, "--um_per_pixel", 0.12)
 
     inside, outside = json.loads(result.stdout)
-    assert inside["share_known"] >= 0.5 > outside["share_known"]
+    assert inside["in_distribution"] >= 0.5 > outside["in_distribution"]
     assert inside["counts"]["ALL"] > 0
     assert outside["counts"]["ALL"] == outside["counts"]["HEM"] == 0
     for cell in outside["cells"]:

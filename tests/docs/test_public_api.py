@@ -58,6 +58,11 @@ def test_an_unknown_flag_of_train_is_named() -> None:
         lk.train(model_name_or_path="no_such_net")
 
 
+def test_evaluate_names_what_is_no_data_set() -> None:
+    with pytest.raises(lk.LeukoscopeError, match="^evaluate: 'my_cells': is no data set; give what `load_dataset` ret"):
+        lk.evaluate("leukoscope-densenet169-cnmc", "my_cells")
+
+
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [

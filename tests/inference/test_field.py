@@ -50,7 +50,7 @@ def knows(predictor: Predictor, smear: Image.Image, count: int) -> OodDetector:
     return replace(around, limit=np.float32((near[count - 1] + near[count]) / 2))
 
 
-def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear):
+def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear, tmp_path):
     reading = read_field(predictor, smear, "a.png", um_per_pixel=0.2)
 
     assert len(reading.cells) == sum(reading.counts.values()) == len(CLASSES)
@@ -62,7 +62,11 @@ def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear):
     told = json.loads(json.dumps(reading.to_dict()))
     assert told["notice"] == RESEARCH_NOTICE
     assert told["um_per_pixel"] == 0.2 and told["scale_from"] == "given"
-    assert told["share_known"] is None
+    assert told["in_distribution"] is None
+    smear.save(tmp_path / "smear.png")
+    named = read_field(predictor, tmp_path / "smear.png", um_per_pixel=0.2)
+    assert (named.source, named.counts) == (str(tmp_path / "smear.png"), reading.counts)
+    assert repr(named) == f"FieldReading({named.source!r}, {named.counts}, model={named.model!r})"
     assert [cell["box"] for cell in told["cells"]] == [list(cell.cell.box) for cell in reading.cells]
     assert [cell["outcome"] for cell in told["cells"]] == [cell.outcome for cell in reading.cells]
     for cell, one in zip(told["cells"], reading.cells, strict=True):
@@ -102,7 +106,7 @@ def test_a_field_with_few_known_cells_gives_no_class_even_to_those(predictor, sm
     assert all(found[0] in ("ood_colour", "ood_texture", "ood_shape") for found in codes(reading)[1:])
     assert "only 25% of these" in reading.summary
     told = json.loads(json.dumps(reading.to_dict()))
-    assert told["share_known"] == 0.25
+    assert told["in_distribution"] == 0.25
     assert told["cells"][0]["outcome"] == OUT_OF_DISTRIBUTION
     assert told["cells"][0]["reasons"] == [reason.to_dict()]
     assert told["cells"][0]["ood_score"] == first.prediction.checks.ood_score

@@ -231,7 +231,7 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     assert [cell.outcome for cell in seen.reading.cells] == outcomes
     assert told["cells"] == reading["cells"] == ours.to_dict()["cells"]
     assert told["counts"] == reading["counts"] == ours.counts == seen.reading.counts
-    assert told["share_known"] == reading["share_known"] == ours.in_distribution
+    assert told["in_distribution"] == reading["in_distribution"] == ours.in_distribution
     if known:
         assert "ALL" in outcomes and (ours.in_distribution or 0) >= 0.5
     else:

@@ -64,7 +64,7 @@ def predict(
     ] = False,
     backend: Backend = "",
     precision: Precision = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -206,7 +206,7 @@ def field(
     ] = None,
     backend: Backend = "",
     precision: Precision = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from leukoscope.data.fields import (
     measure_scale,
     measure_stain,
 )
+from leukoscope.data.images import open_field
 from leukoscope.inference.prediction import (
     ABSTAIN,
     FIELD_NEEDS,
@@ -60,7 +62,7 @@ class CellReading:
         return self.prediction.outcome if self.prediction else AT_EDGE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FieldReading:
     """A field of view as one release reads it.
 
@@ -77,6 +79,9 @@ class FieldReading:
     cells: tuple[CellReading, ...]
     model: str
     revision: str
+
+    def __repr__(self) -> str:
+        return f"FieldReading({self.source!r}, {self.counts}, model={self.model!r})"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -116,7 +121,7 @@ class FieldReading:
             "um_per_pixel": scale and scale.um_per_pixel,
             "scale_from": scale and scale.source,
             "counts": self.counts,
-            "share_known": self.in_distribution,
+            "in_distribution": self.in_distribution,
             "summary": self.summary,
             "notes": list(self.field.notes),
             "cells": [
@@ -140,8 +145,8 @@ class FieldReading:
 
 def read_field(
     predictor: Predictor,
-    image: Image.Image,
-    source: str = "field",
+    image: Image.Image | str | Path,
+    source: str = "",
     *,
     um_per_pixel: float | None = None,
     scale_source: ScaleSource = "given",
@@ -150,12 +155,14 @@ def read_field(
     """Find a field's cells and predict each.
 
     Args:
-        image: RGB, of any size.
+        image: an RGB picture of any size, or the path of one of up to 178 megapixels.
+        source: its name in the result and in messages; "" for its path, or "field" where it has none.
         um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
         scale_source: where `um_per_pixel` comes from.
         most_cells: how many cells may be predicted; None for any number.
 
     Raises:
+        UnreadableImage: the file cannot be opened.
         UnusableField: the picture cannot be read as a stained smear, or shows more cells than that.
         LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
     """
@@ -165,6 +172,9 @@ def read_field(
             f"{release.name}: was trained on pictures with their background, not on cells cut out on black; choose a "
             "release of cut-out cells for a field, or predict the picture as it is (leukoscope predict)"
         )
+    if not isinstance(image, Image.Image):
+        image, source = open_field(image), source or str(image)
+    source = source or "field"
     try:
         field = find_cells(image, um_per_pixel=um_per_pixel, scale_source=scale_source)
     except UnusableField as error:

@@ -235,7 +235,7 @@ class Prediction:
     model: str
     revision: str
     seconds: float
-    heatmaps: dict[str, HeatMap] | None
+    heatmaps: dict[str, HeatMap] | None = field(repr=False)
     view_box: tuple[float, float, float, float]
     checks: Checks = field(default_factory=Checks)
     picture: Image.Image | None = field(default=None, repr=False, compare=False)

@@ -105,7 +105,7 @@ def test_the_exports_agree_and_name_no_folder(result: FieldResult, reading: Fiel
     assert [row["outcome"] for row in rows] == [cell["outcome"] for cell in whole["cells"]]
     assert Counter(cell["outcome"] for cell in whole["cells"]) == {k: n for k, n in whole["counts"].items() if n}
     # A release without a detector has no OOD scores.
-    assert {row["ood_score"] for row in rows} == {""} and whole["share_known"] is None
+    assert {row["ood_score"] for row in rows} == {""} and whole["in_distribution"] is None
     assert float(rows[0]["p_ALL"]) == whole["cells"][0]["probabilities"]["ALL"]
     assert {row["notice"] for row in rows} == {whole["notice"]} == {RESEARCH_NOTICE}
     assert {row["model"] for row in rows} == {whole["model"]} == {"tiny"}
