@@ -134,7 +134,8 @@ def evaluate(
         trained the model.
 
     Raises:
-        LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be opened.
+        LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be
+            opened.
     """
     from leukoscope.data.loading import LoadedCells
     from leukoscope.evaluation.evaluate import predictions_of_model, select_cells

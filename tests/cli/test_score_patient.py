@@ -64,6 +64,15 @@ def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> Non
     assert any(line.startswith("rule: mean logit of the cells, from at least 2 cells; wrong for 5%") for line in lines)
 
 
+def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> None:
+    for name in ("c", "d"):
+        shutil.copytree(cells / "b", cells / name)
+    lines = run("patient", cells, "--model", release).stdout.splitlines()
+    assert [line for line in lines if "are needed" in line] == [
+        "b: too few cells: 1 cells in use, and 2 are needed; likewise 2 more"
+    ]
+
+
 def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Path) -> None:
     (cells / "=1+1" / "broken.png").write_text("no picture")
     result = run("patient", cells / "=1+1", "--model", release, "--json")

@@ -23,6 +23,7 @@ from leukoscope.data.registry import (
     image_files,
     read_columns,
 )
+from leukoscope.models.recipes import RECIPES
 
 
 def _place(root: Path, *names: str) -> None:

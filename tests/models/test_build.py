@@ -241,7 +241,9 @@ def test_an_unreachable_hub_ends_in_one_clear_message_at_once(network: nn.Module
     started = time.monotonic()
     message = _refusal(network, replace(recipe, base_model="nobody/no-such-weights"), StartWeights())
     assert time.monotonic() - started < 30
-    assert message.startswith("nobody/no-such-weights: its weights cannot be fetched from the Hub (HF_HUB_OFFLINE is set)")
+    assert message.startswith(
+        "nobody/no-such-weights: its weights cannot be fetched from the Hub (HF_HUB_OFFLINE is set)"
+    )
     assert message.endswith(
         "; check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
     )

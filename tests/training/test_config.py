@@ -260,7 +260,10 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
             assert " ".join(flag.metadata["help"].split())[:30] in shown, f"--{flag.name} is not explained"
     assert shown.startswith("usage: train.py [flags] Train a classifier")
     assert "(default: None)" not in shown and "--image-size" not in shown
-    assert "--seed SEED Seed of weights, order, augmentation and splits; the same seed repeats the run. (default: 0)" in shown
+    assert (
+        "--seed SEED Seed of weights, order, augmentation and splits; the same seed repeats the run. (default: 0)"
+        in shown
+    )
 
 
 def test_args_yaml_holds_every_flag_in_plain_values() -> None:

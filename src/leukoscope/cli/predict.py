@@ -124,7 +124,7 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
     print_table(columns, shown, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     if overlays:
-        typer.echo(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} pictures)")
+        typer.echo(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture{'s' * (len(overlays) > 1)})")
     for line in _reasons(rows):
         typer.echo(line)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
@@ -507,10 +507,11 @@ def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
         counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
         rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
     positive = persons[0].positive_label
-    print_table(["person", "outcome", positive, "95 % interval", "cells", "refused", "unsure"], rows, texts=2)
-    for person in persons:
-        if person.reason:
-            typer.echo(f"{shown_name(person.patient)}: {person.outcome}: {person.reason}")
+    print_table(["person", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
+    for outcome in dict.fromkeys(person.outcome for person in persons if person.reason):
+        first, *others = (person for person in persons if person.outcome == outcome)
+        likewise = f"; likewise {len(others)} more" if others else ""
+        typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
     typer.echo(f"rule: {persons[0].rule.text}")
     typer.echo("The interval is of this person's cells alone; it does not say how persons differ.")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

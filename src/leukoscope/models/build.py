@@ -179,7 +179,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
         offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
         reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
         raise LeukoscopeError(
-            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give --pretrained_weights FILE.safetensors, or train with --from_scratch"
+            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give "
+            "--pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
     left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
     return hub_weights_name(recipe.base_model) + left_out
