@@ -168,7 +168,7 @@ def headline_table(releases: Sequence[Path]) -> str:
     for release in releases:
         metrics = read_metrics(release)
         unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
-        row = evaluation_row(metrics, unseen) if unseen else {}
+        row = _row(metrics, unseen) if unseen else {}
         patients = metrics.get("patients") or {}
         persons = [with_span(patients.get(part, {}).get("auroc")) for part in ("measured", "size_only")]
         healthy = healthy_share(metrics, _positive_label(metrics))
@@ -177,6 +177,15 @@ def headline_table(releases: Sequence[Path]) -> str:
         shown = [row.get("auroc_by_subject", "–"), f"{row.get('size_auroc', '–')} / {best}", *persons]
         rows.append([f"`{release.name}`", *shown, _normal_called_leukaemic(release, metrics, unseen), healthy])
     return str(Table(columns, rows))
+
+
+def _row(metrics: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, str]:
+    """As `evaluation_row`; under a heading "by subject", a metric of another unit says so."""
+    row, unit = evaluation_row(metrics, block), metrics["data"]["unit"]
+    return {
+        key: f"{value} by {unit}" if key.endswith("_by_subject") and unit != "subject" and value != "–" else value
+        for key, value in row.items()
+    }
 
 
 def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any], unseen: Mapping[str, Any] | None) -> str:
@@ -208,7 +217,7 @@ def results_table(releases: Sequence[Path]) -> str:
     for release in releases:
         metrics = read_metrics(release)
         for block in metrics.get("evaluations", []):
-            row = evaluation_row(metrics, block)
+            row = _row(metrics, block)
             both_sides = row["both_sides"]
             for flattering in ("yes", "a few"):
                 both_sides = both_sides.replace(flattering, f"**{flattering}**")

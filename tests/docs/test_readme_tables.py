@@ -104,6 +104,13 @@ def test_decisions_are_counted_with_every_subject_weighing_the_same_and_healthy_
     assert row == "| `leukoscope-test` | 0.800 | 0.100 | – | 50 | 2 | 2 | 80 |"
 
 
+def test_metrics_by_block_say_so_under_the_heading_by_subject() -> None:
+    (ball4,) = [release for release in EMBEDDED if "ball4" in release.name]
+    row = headline_table([ball4]).splitlines()[-1]
+    assert row.split(" | ")[1].endswith(") by block")
+    assert all(row.count(") by block") == 2 for row in results_table([ball4]).splitlines()[-2:])
+
+
 def test_results_table_marks_patients_on_both_sides(release: Path) -> None:
     rows = [line for line in results_table([release]).splitlines() if line.startswith("| `")]
     assert "| no | 1,234 | 0.777 | 0.667 | 0.701 | 0.855 | 0.833 | 0.722 / – |" in rows[0]
