@@ -49,6 +49,19 @@ def test_a_clean_tree_ends_with_0(tree: Path, tmp_path: Path) -> None:
     assert RESEARCH_NOTICE in (tmp_path / "out/audit.html").read_text()
 
 
+def test_a_folder_is_recognised(tree: Path, tmp_path: Path) -> None:
+    result = run(tree, "--subject_pattern", PATTERN, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "other").mkdir()
+    (tree / "HEM").rename(tmp_path / "other" / "HEM")
+    result = run(tree, "--output", tmp_path / "out")
+    assert (result.exit_code, result.stderr.split(":")[1]) == (1, f" {tree}"), result.stderr
+    both = "error: leukoscope data audit: name the images, by DIR or by --dataset_name, not by both\n"
+    for wrong in ((), (tree, "--dataset_name", "cnmc2019"), (tree, "--train_dir", tree), ("--train_dir", tree)):
+        result = run(*wrong)
+        assert (result.exit_code, result.stderr) == (1, both)
+
+
 def test_findings_end_with_2_and_are_said(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(tree / "ALL/ALL0_0.png", tree / "ALL/ALL1_9.png")
@@ -79,7 +92,7 @@ def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> No
         (("--dataset_name", "imagefolder", "--train_dir", "nowhere"), "--train_dir nowhere: no such folder"),
         (("--dataset_name", "phantoms", "--split", "all", "--split_file", "s.json"), "both name the split; give one"),
         (("--dataset_name", "phantoms", "--no_such_flag"), "No such option"),
-        ((), "Missing option"),
+        ((), "name the images, by DIR or by --dataset_name"),
     ],
 )
 def test_what_cannot_be_audited_ends_with_1(arguments: tuple[str, ...], message: str) -> None:

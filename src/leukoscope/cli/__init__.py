@@ -34,8 +34,8 @@ leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemi
 leukoscope evaluate --predictions my-release/predictions/subject_cv.parquet --output report
 leukoscope data check C-NMC_Leukemia
 leukoscope data check my_cells --subject_pattern '(?P<subject>P.+)_' --json
-leukoscope data audit --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
-leukoscope data audit --dataset_name imagefolder --train_dir my_cells --split random --output audit
+leukoscope data audit C-NMC_Leukemia
+leukoscope data audit my_cells --split random --output audit
 leukoscope data push my_cells owner/cells --licence cc-by-4.0 --citation 'Doe (2026). Our cells.'
 leukoscope data push C-NMC_Leukemia owner/cnmc --public
 leukoscope release export my-release --output graph

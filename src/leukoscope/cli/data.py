@@ -44,9 +44,9 @@ def check(
     info = report.info
     training = [cells for name, cells in report.partitions.items() if name != PRELIMINARY_TEST]
     fewest = min(sum(cells.get(label, 0) for cells in training) for label in info.labels)
-    flags = ["--dataset_name", info.name, "--train_dir", str(folder)]
-    flags += ["--subject_pattern", subject_pattern] if subject_pattern else []
-    flags += ["--subject_csv", str(subject_csv)] if subject_csv else []
+    subjects = ["--subject_pattern", subject_pattern] if subject_pattern else []
+    subjects += ["--subject_csv", str(subject_csv)] if subject_csv else []
+    flags = ["--dataset_name", info.name, "--train_dir", str(folder), *subjects]
     train_flags = [*flags, *report.split_flags, *(["--recipe", info.recipe] if info.recipe else [])]
     if as_json:
         found = {
@@ -77,7 +77,7 @@ def check(
     for problem in report.problems:
         typer.echo(f"problem: {problem}")
     typer.echo(f"licence: {info.licence}")
-    typer.echo(f"look closer: leukoscope data audit {shlex.join(flags)}")
+    typer.echo(f"look closer: leukoscope data audit {shlex.join([str(folder), *subjects])}")
     if fewest < LEAST_CELLS:
         typer.secho(f"cannot be trained on: a class has {fewest} cell(s)", fg="red", bold=True)
         raise typer.Exit(1)
@@ -100,7 +100,12 @@ class AuditCommand(Command):
 
 
 def audit(
-    dataset_name: Annotated[str, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of the images, recognised as by `data check`.")
+    ] = None,
+    dataset_name: Annotated[
+        str, typer.Option("--dataset_name", metavar="NAME", help="Data set in place of DIR, as for train.")
+    ] = "",
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
     subject_csv: SubjectCsv = None,
@@ -130,16 +135,25 @@ def audit(
     where a feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
-    from leukoscope.data.loading import load_cells
+    from leukoscope.data.loading import load_cells, recognise
     from leukoscope.data.splits import load_split, make_split, own_split
     from leukoscope.models.release_files import write_json
     from leukoscope.reports.audit_page import write_audit_page
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
-    folder = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
-    require_writable(folder)
-    data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    if bool(folder) == bool(dataset_name) or (folder and train_dir):
+        raise LeukoscopeError("leukoscope data audit: name the images, by DIR or by --dataset_name, not by both")
+    if folder:
+        train_dir = folder
+        dataset_name = "imagefolder" if subject_pattern or subject_csv else recognise(folder).name
+    output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
+    require_writable(output)
+    try:
+        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    except LeukoscopeError as error:
+        # Named by the flag, which is not given beside DIR.
+        raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
     if not quiet:
         typer.echo(data.report(), err=True)
     if split_file and not split_file.is_file():
@@ -156,12 +170,12 @@ def audit(
     )
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
-    with disk_errors(f"--output {folder}: cannot write there", "name another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "audit.json", findings)
-        page = write_audit_page(folder / "audit.html", findings, seen)
+    with disk_errors(f"--output {output}: cannot write there", "name another folder"):
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "audit.json", findings)
+        page = write_audit_page(output / "audit.html", findings, seen)
     if as_json:
-        typer.echo((folder / "audit.json").read_text(encoding="utf-8"))
+        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
     else:
         _print_summary(findings)
         typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
