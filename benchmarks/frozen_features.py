@@ -25,7 +25,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import Split
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, get_recipe
@@ -33,7 +33,7 @@ from leukoscope.models.release import round_as_stored
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, features_file, frozen_features
-from leukoscope.training.train import choose_split, load_framed_cells, make_accelerator, preprocessing_for
+from leukoscope.training.train import choose_split, make_accelerator, preprocessing_for
 from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "frozen_features.json"
@@ -48,7 +48,8 @@ def main() -> None:
     data = DataArguments(flags.dataset_name, flags.train_dir, max_train_samples=flags.max_train_samples)
     config = TrainingConfig(data, run=RunArguments(mixed_precision="no"))
     accelerator = make_accelerator(config, recipe)
-    cells = load_framed_cells(config, recipe, accelerator)
+    loaded = config.data.load(recipe.image_size)
+    cells = frame_cells(loaded, preprocessing_for(recipe, loaded))
     split = choose_split(config, cells.data)
     with tempfile.TemporaryDirectory() as folder:
         # Features kept by an earlier run would make the first epoch free.
