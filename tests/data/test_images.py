@@ -19,9 +19,11 @@ from leukoscope.data.images import (
     cell_areas,
     check_header,
     from_array,
+    is_cut_out,
     open_bytes,
     open_field,
     open_image,
+    pixel_hash,
     to_rgb,
 )
 
@@ -417,3 +419,14 @@ def test_area_is_the_share_of_what_is_not_background() -> None:
     cells[2, 5:15, 5:10] = 8  # what JPEG and WebP leave in the background
     cells[3] = 9
     assert cell_areas(cells).tolist() == pytest.approx([10 * 5 / 400, 2 / 400, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(("bright", "cut_out"), [(0, False), (8, True), (12, False), (20, False)])
+def test_a_cut_out_cell_has_a_border_that_is_half_black_or_more(bright: int, cut_out: bool) -> None:
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels[:, :bright] = 200
+    assert is_cut_out(Image.fromarray(pixels)) is cut_out
+
+
+def test_pictures_of_equal_bytes_and_another_shape_have_another_hash() -> None:
+    assert pixel_hash(Image.new("RGB", (16, 32))) != pixel_hash(Image.new("RGB", (32, 16)))

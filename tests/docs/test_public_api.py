@@ -16,7 +16,6 @@ from leukoscope.api import _of_kind
 from scratch import ROOT
 
 HEAVY = {"torch", "datasets", "gradio", "transformers", "timm", "numpy", "PIL", "scipy", "sklearn", "matplotlib"}
-SECONDS = 0.5  # of the processor: torch alone takes more, also where nothing else runs
 
 
 def run(code: str, folder: Path, timeout: float = 300) -> str:
@@ -28,14 +27,9 @@ def run(code: str, folder: Path, timeout: float = 300) -> str:
     return done.stdout
 
 
-def test_importing_takes_a_moment_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; start = time.process_time(); import leukoscope\n"
-        "print(time.process_time() - start, *sorted(name.partition('.')[0] for name in sys.modules))"
-    )
-    seconds, *loaded = run(code, tmp_path).split()
-    assert not HEAVY & set(loaded)
-    assert float(seconds) <= SECONDS
+def test_importing_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys, leukoscope; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    assert not HEAVY & set(run(code, tmp_path).split())
 
 
 @pytest.mark.parametrize("name", lk.__all__)

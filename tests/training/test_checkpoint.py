@@ -90,10 +90,10 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
 
 def test_only_the_last_ones_are_kept_and_nothing_half_written(checkpoints: Checkpoints) -> None:
     (checkpoints.folder / ".00001-epoch-1-step-1.99.tmp").mkdir(parents=True)
-    for step in (8, 9, 10):
+    for step in range(8, 13):
         checkpoints.save(STATE, epoch=1, step=step)
     names = sorted(path.name for path in checkpoints.folder.iterdir())
-    assert names == ["00002-epoch-1-step-9", "00003-epoch-1-step-10"]
+    assert names == ["00004-epoch-1-step-11", "00005-epoch-1-step-12"]
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
@@ -354,6 +354,23 @@ def test_a_killed_run_resumes_bit_exactly(
     # In the middle of the second epoch; resumed, at the very end of it, before validation.
     runs.killed_after(per_epoch + 3)
     runs.killed_after(2 * per_epoch, resume=True)
+    _same(runs.resumed(), whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"selected_by": "val_loss"}, {"schedule": "constant", "plateau": Plateau("val_loss", 0.5, 1, 9)}],
+    ids=["best epoch", "plateau"],
+)
+def test_a_resumed_run_knows_the_best_epoch_before_it(
+    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    losses = (0.1, 0.5, 0.5)
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_loss": losses[trainer.state.progress.epoch]})
+    runs = Runs(replace(RECIPE, **change), cells, tmp_path, "1")
+    whole = runs.whole()
+    assert whole[0].kept_epoch == 1
+    runs.killed_after(whole[0].steps_per_epoch + 3)
     _same(runs.resumed(), whole)
 
 
