@@ -163,6 +163,8 @@ def test_what_cannot_be_written_is_said_before_long_work_begins(tmp_path: Path) 
         "evaluate nobody/nothing --dataset_name phantoms": output,
         "data audit --dataset_name phantoms": output,
         "experiment protocol": output.parent,
+        "experiment leakage": output.parent,
+        "experiment ablation grid.yaml": output.parent,
         "experiment reproduce --dataset_name cnmc2019": output,
     }
     for command, named in commands.items():

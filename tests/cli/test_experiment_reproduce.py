@@ -24,6 +24,11 @@ def test_the_table_has_ten_rows_before_anything_is_run(tmp_path: Path) -> None:
     assert result.stdout.endswith(f"{RESEARCH_NOTICE}\n")
 
 
+def test_the_name_may_be_written_with_dashes() -> None:
+    result = run("--recipe", "prior_d_baseline_cnn", "--dataset-name", "phantoms")
+    assert result.stderr.startswith("error: --dataset_name phantoms: prior_d_baseline_cnn is rebuilt on cnmc2019; ")
+
+
 def test_cells_must_be_named() -> None:
     result = run("--recipe", "prior_d_baseline_cnn")
     assert result.exit_code == 1

@@ -41,6 +41,7 @@ def test_a_grid_is_read_in_order_with_variables_filled_in(tmp_path: Path, monkey
         ("- a\n- b\n", "grid.yaml: give two settings or more"),
         ("house: --seed 0\n", "grid.yaml: give two settings or more"),
         ("a:\nb:\na: --seed 1\n", "grid.yaml: a: a name used twice; rename one of the settings$"),
+        ("a:\nb: --override 'x\n", "grid.yaml: b: --override 'x: no closing quotation; close the quotes$"),
         ("1:\nb:\n'1': --seed 1\n", "grid.yaml: 1: a name used twice"),
         ("house: 1\nother: 2\n", "grid.yaml: give two settings or more, each a line"),
     ],

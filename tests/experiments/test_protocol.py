@@ -215,6 +215,14 @@ def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match="give the release a folder of its own"):
         check_release_folder(Path("."))
     check_release_folder(tmp_path / "new")
+    for name in ("config.json", "model.safetensors", "metrics.json"):
+        with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced"):
+            check_release_folder(tmp_path / "work")
+        (tmp_path / "work" / name).touch()
+    check_release_folder(tmp_path / "work")
+    (tmp_path / "work" / ".git").mkdir()
+    with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced"):
+        check_release_folder(tmp_path / "work")
 
 
 def test_runs_on_other_data_are_not_pooled(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:
@@ -424,7 +432,8 @@ def test_an_older_release_is_replaced_as_a_whole(finished_runs: list[ProtocolRun
     old = tmp_path / "release"
     old.mkdir()
     (old / "stale.txt").touch()
-    (old / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors", "metrics.json"):
+        (old / name).write_text("{}")
     assert compose_release(finished_runs, old) == old
     assert not (old / "stale.txt").exists()
     assert load_release(old).labels == ("ALL", "HEM")

@@ -230,6 +230,21 @@ def test_a_pull_request_is_opened_and_main_stays_as_it_was(hub: Hub, whole_relea
     assert titles(hub, "somebody/else") == ["initial commit"]
 
 
+def test_a_private_release_is_proposed_to_no_public_repository(hub: Hub, whole_release: Path) -> None:
+    hub.storage.create("somebody/else", private=False)
+    with pytest.raises(LeukoscopeError, match="somebody/else: publishing failed: this model is public already"):
+        publish(whole_release, Destination("somebody/else", create_pr=True, private=True))
+    assert not hub.repository("somebody/else").pull_requests
+
+
+def test_what_the_hub_refuses_is_told_in_its_own_words(hub: Hub) -> None:
+    said = {"X-Error-Message": "Spaces require a PRO subscription."}
+    hub.faults.append(Fault("POST /api/repos/create", status=402, headers=said, times=99))
+    with pytest.raises(LeukoscopeError) as refused:
+        check_can_publish(HERE)
+    assert str(refused.value) == "lab/cells: the Hub refuses it (HTTP 402: Spaces require a PRO subscription)"
+
+
 def test_a_tag_names_a_version_and_never_moves(hub: Hub, whole_release: Path) -> None:
     tagged = Destination("lab/cells", tag="v1")
     first = publish(whole_release, tagged)

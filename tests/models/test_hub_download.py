@@ -68,8 +68,18 @@ def test_a_release_that_comes_along_is_found_by_its_name_from_every_folder(
     assert parse_config(["--model_name_or_path", name]).model.init_from == name
     for other in ("template.md", "..", "", "/", "leukoscope-densenet169-cnmc/ood.safetensors"):
         assert local_release(other) in (None, Path(other))
+    assert local_release("x" * 300) is None, "too long for a file"
     shutil.copytree(embedded_releases() / name, tmp_path / name)
     assert local_release(name) == Path(name)
+
+
+def test_a_copy_without_the_embedded_releases_finds_hub_ids(
+    online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leukoscope.files._HOMES", (tmp_path,))
+    assert find_release(ID)[1] == ID
+    with pytest.raises(LeukoscopeError, match="^name: no such folder, and no Hub id either"):
+        find_release("name")
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(online: Hub, tiny_release: Path, tmp_path: Path) -> None:

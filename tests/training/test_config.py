@@ -167,6 +167,8 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
             "--override framing=cell: timm frames no cell, so that plain pipeline() would",
         ),
         (["--override", "learning_rate=-1"], "--override learning_rate=-1.0: give a number above 0"),
+        (["--override", "learning_rate=-1E-4"], "--override learning_rate=-0.0001: give a number above 0"),
+        (["--override", "learning_rate=1.2.3e-4"], "--override learning_rate=1.2.3e-4: '1.2.3e-4' does not fit"),
         (["--override", "learning_rate=.nan"], "--override learning_rate=nan: give a number above 0"),
         (["--override", "label_smoothing=2"], "--override label_smoothing=2.0: give 0 or more, at most 1"),
         (["--override", "augmentation.scale=-2"], "--override augmentation.scale=-2.0: give 0 or more"),

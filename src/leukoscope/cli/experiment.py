@@ -214,6 +214,7 @@ def leakage(
     from leukoscope.experiments.leakage import measure_leakage
     from leukoscope.training.config import parse_config
 
+    require_writable(output.parent)
     comparison = measure_leakage(parse_config(ctx.args), range(seeds), output)
     if PartialState().is_main_process:
         for name, spread in comparison["difference"].items():
@@ -241,6 +242,7 @@ def ablation(
     from leukoscope.experiments.ablation import ablate, ablation_settings, make_runs, read_grid
     from leukoscope.reports.tables import ablation_table
 
+    require_writable(output.parent)
     settings = ablation_settings(ctx.args, read_grid(grid))
     if only:
         make_runs(settings, only)
@@ -278,7 +280,8 @@ def reproduce(
         measured = read_results(output)
         typer.echo(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
         return
-    if not any(word.partition("=")[0] == "--dataset_name" for word in ctx.args):
+    named = ("--dataset_name", "--dataset-name", "--config")
+    if not any(word.partition("=")[0] in named for word in ctx.args):
         raise LeukoscopeError(
             "leukoscope experiment reproduce: name the cells, with --dataset_name cnmc2019 --train_dir DIR "
             "(prior_b_densenet201: ball4), or give --table"

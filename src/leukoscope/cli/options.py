@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -106,6 +107,9 @@ class CommandGroup(TyperGroup):
         """Run the command."""
         if os.environ.get("NO_COLOR"):  # https://no-color.org; click does not look at it
             ctx.color = False
+        for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may lack letters that a name or a message has
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except LeukoscopeError as error:
@@ -230,8 +234,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = sys.maxsize
     folders = [os.path.dirname(first) for first, *_ in rows]
-    one_root = all(folders) and len(set(map(os.path.isabs, folders))) == 1
-    common = os.path.commonpath(folders) if one_root else ""
+    try:
+        common = os.path.commonpath(folders) if all(folders) else ""
+    except ValueError:  # relative beside absolute ones, or two drives
+        common = ""
 
     def widths() -> list[int]:
         return [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]

@@ -76,7 +76,11 @@ class DatasetInfo:
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
-        return self.subject_aliases.get(subject, subject)
+        seen = {subject}
+        while (named := self.subject_aliases.get(subject, subject)) not in seen:
+            subject = named
+            seen.add(subject)
+        return subject
 
     def about(self) -> dict[str, Any]:
         """What a report names of it, ready for JSON."""

@@ -69,7 +69,13 @@ def read_grid(path: Path) -> dict[str, list[str]]:
     names = [name.value for name, _ in node.value]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise LeukoscopeError(f"{path}: {repeated[0]}: a name used twice; rename one of the settings")
-    return {str(name): shlex.split(os.path.expandvars(flags or "")) for name, flags in grid.items()}
+    settings = {}
+    for name, flags in grid.items():
+        try:
+            settings[str(name)] = shlex.split(os.path.expandvars(flags or ""))
+        except ValueError as error:
+            raise LeukoscopeError(f"{path}: {name}: {flags}: {str(error).lower()}; close the quotes") from None
+    return settings
 
 
 def ablation_settings(argv: Sequence[str], grid: dict[str, list[str]]) -> list[Setting]:

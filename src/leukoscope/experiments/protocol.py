@@ -27,8 +27,9 @@ from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
+from leukoscope.files import is_git_clone
 from leukoscope.models.release import edit_release
-from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, read_metrics, write_json
+from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, WEIGHTS, read_metrics, write_json
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -222,7 +223,8 @@ def check_release_folder(output: Path) -> None:
     """Refuse to replace a folder that is no release; also called before hours of training."""
     if not output.name:
         raise LeukoscopeError(f"--output {output}: give the release a folder of its own, e.g. model_card/my-model")
-    if output.exists() and not (output / CONFIG).is_file():
+    is_release = all((output / name).is_file() for name in (CONFIG, WEIGHTS, METRICS)) and not is_git_clone(output)
+    if output.exists() and not is_release:
         raise LeukoscopeError(f"--output {output}: exists, is no release and would be replaced; name another folder")
 
 

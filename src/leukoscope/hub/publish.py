@@ -235,11 +235,12 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
         api.auth_check(to.id, repo_type=to.kind)
         if api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PermissionError(_MAY_NOT_WRITE)
-        return
-    sdk = to.sdk if to.kind == "space" else None
-    api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
-    # A repository that exists already is no proof: a token that only reads would have come as far.
-    api.auth_check(to.id, repo_type=to.kind, write=True)
+    else:
+        sdk = to.sdk if to.kind == "space" else None
+        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
+        # A repository that exists already is no proof: a token that only reads would have come as far.
+        api.auth_check(to.id, repo_type=to.kind, write=True)
+    # A pull request of a public repository is public, too.
     if to.private and not api.repo_info(to.id, repo_type=to.kind).private:
         what, instead = ("data set", "add --public") if to.kind == "dataset" else (to.kind, "ask for no private one")
         raise PermissionError(f"this {what} is public already; {instead} to publish there, or name another one")
@@ -279,13 +280,15 @@ def _reason(error: Exception) -> str:
         return text if known else f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch or pull request; name another one"
-    status = error.response.status_code
+    status, said = error.response.status_code, (error.server_message or "").strip().splitlines()
     if status == 401:
         return "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
     if status in (403, 404):
         return _MAY_NOT_WRITE
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
+    if status < 500 and said:
+        return f"the Hub refuses it (HTTP {status}: {said[0].rstrip('.')})"
     return f"the Hub fails (HTTP {status}); try again"
 
 

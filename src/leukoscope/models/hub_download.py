@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -59,11 +60,15 @@ def find_release(model: str, patterns: Sequence[str] = RELEASE_FILES) -> tuple[P
 
 def local_release(model: str) -> Path | None:
     """Where a model lies on this machine: a path that exists, or the name of a release that comes with Leukoscope."""
-    if Path(model).exists():
+    if os.path.exists(model):  # unlike `Path.exists`, no error for a name that is too long
         return Path(model)
-    # A name of one part, so neither a path nor a Hub id.
-    embedded = embedded_releases() / model
-    return embedded if Path(model).name == model and (embedded / CONFIG).is_file() else None
+    if Path(model).name != model:  # a path or a Hub id
+        return None
+    try:
+        embedded = embedded_releases() / model
+    except LeukoscopeError:  # a copy of the package alone
+        return None
+    return embedded if os.path.isfile(embedded / CONFIG) else None
 
 
 def parse_hub_id(model: str, revision: str | None = None) -> tuple[str, str | None]:

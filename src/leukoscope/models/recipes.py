@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -559,8 +560,9 @@ def with_overrides(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
                 f"--override {assignment}: {text!r} is no value; give e.g. 0.4, true or null"
             ) from None
         # YAML reads 1e-4, the usual way to write a learning rate, as text.
-        if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value):
-            value = float(value)
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
+            with suppress(ValueError):
+                value = float(value)
         recipe = _replaced(recipe, key.strip().split("."), value, assignment)
     return recipe
 

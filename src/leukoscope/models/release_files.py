@@ -138,7 +138,7 @@ def read_config(root: Path) -> dict[str, Any]:
         raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     if not isinstance(config, dict):
         raise LeukoscopeError(f"{path}: damaged (holds {config!r}, no settings); restore it from the release")
