@@ -35,7 +35,7 @@ def slowly(capsys: pytest.CaptureFixture[str], **options: int) -> str:
 
 def test_a_pipe_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     lines = slowly(capsys).splitlines()
-    assert 1 < len(lines) < 6, lines
+    assert len(lines) > 1, lines
     assert re.fullmatch(r"counting: [0-4] of 4(, about \d+ s left)?", lines[0])
     assert "left" in lines[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ def test_refused_cells_are_not_pooled_and_too_many_refuse_the_person() -> None:
     assert (found.outcome, found.probability, found.interval) == ("out of distribution", None, None)
     with pytest.raises(LeukoscopeError, match="patient '7': has no cell; give at least one picture"):
         RULE.predict(_p(), [], patient="7")
+
+
+def test_refused_cells_do_not_count_as_cells_in_use() -> None:
+    found = RULE.predict(_p(0.99, 0.99, 0.99), ["ALL", "ALL", "not a cell"])
+    assert (found.outcome, found.used) == ("too few cells", 2)
+
+
+def test_a_person_with_half_of_the_cells_refused_gets_a_class() -> None:
+    found = replace(RULE, least_cells=2).predict(_p(*[0.9] * 4), ["ALL", "ALL", "not a cell", "not a cell"])
+    assert (found.outcome, found.refused) == ("ALL", 2)
+
+
+def test_shares_are_of_the_cells_in_use_and_only_abstained_cells_are_counted_as_such() -> None:
+    found = RULE.predict(_p(0.9, 0.9, 0.2, 0.6, 0.01), ["ALL", "ALL", "HEM", "abstain", "not a cell"])
+    assert (found.used, found.refused, found.abstained, found.share_positive) == (4, 1, 1, 0.75)
+
+
+def test_the_interval_holds_95_percent_of_the_resamples() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 4, 20)
+    means = rng.choice(logits, (20_000, 20)).mean(axis=1)
+    expected = np.quantile(1 / (1 + np.exp(-means)), [0.025, 0.975])
+    assert RULE.interval(logits) == pytest.approx(tuple(expected), abs=0.02)
 
 
 def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:

@@ -20,7 +20,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds, softmax
+from leukoscope.inference.predictor import tta_views
 from leukoscope.models.release_files import OOD
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -658,3 +659,20 @@ def test_a_vision_transformer_predicts_and_has_no_map(vit_release: Path) -> None
     assert prediction.heatmaps is None
     with pytest.raises(LeukoscopeError, match="has no Grad-CAM map: the last features of its network are no map"):
         prediction.overlay()
+
+
+def test_views_are_averaged(predictor, cells):
+    framed = predictor.release.preprocessing.frame(open_image(cells[0]))
+    by_view = softmax(predictor.backend(tta_views(framed[None]), explain=False)[0])
+    found = shares(predictor(cells[0], tta=True))
+    assert found == pytest.approx(by_view.mean(axis=0).tolist(), abs=1e-6)
+    assert found != pytest.approx(by_view[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width", "codes"), [(450, 600, []), (300, 450, ["other_frame"])])
+def test_the_shorter_side_is_compared_with_the_side_of_training(tiny_release, height, width, codes):
+    predictor = Predictor.from_pretrained(tiny_release)
+    predictor.thresholds = replace(predictor.thresholds, picture_side=450)
+    found = predictor(np.zeros((height, width, 3), np.uint8))
+    assert found.checks.shorter_side == min(height, width)
+    assert [reason.code for reason in found.decision.reasons] == codes

@@ -17,7 +17,7 @@ def test_the_first_view_is_the_picture_and_no_two_are_alike():
     assert len({view.tobytes() for view in views}) == 2 * VIEWS
 
 
-def test_maps_are_average_maps_onto_the_picture():
+def test_maps_are_turned_back_onto_the_picture_and_averaged():
     pixels = np.random.default_rng(1).random((3, 4, 4, 2))
     # A map that shows where a pixel lies follows it through every view.
     maps = np.moveaxis(tta_views(pixels), -1, 1)

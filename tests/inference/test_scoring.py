@@ -136,6 +136,31 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path)
     assert (scored.abstained, scored.refused) == (outcomes.count(ABSTAIN), outcomes.count(OUT_OF_DISTRIBUTION))
 
 
+def test_shards_beyond_those_joined_at_once_are_in_the_output(predictor, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
+    scored = score(predictor, cells, tmp_path / "out.parquet", cells_per_shard=1)
+
+    expected = sorted(path.name for path in cells.iterdir() if not path.name.startswith("bad"))
+    assert pq.read_table(tmp_path / "out.parquet")["cell_id"].to_pylist() == expected
+    assert (scored.cells, scored.unreadable) == (11, 2)
+    assert csv.read_csv(unreadable_list(tmp_path / "out.parquet")).num_rows == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "ood.safetensors"])
+def test_a_release_whose_file_changed_does_not_continue_the_shards(decided_release, cells, tmp_path, name):
+    release = shutil.copytree(decided_release, tmp_path / "release")
+    with pytest.raises(Stopped):
+        score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet", progress=stop_after(5))
+    content = bytearray((release / name).read_bytes())
+    if name == "metrics.json":
+        content += b"\n"
+    else:
+        content[-2] ^= 1
+    (release / name).write_bytes(content)
+    with pytest.raises(LeukoscopeError, match="was begun with another model_files"):
+        score(Predictor.from_pretrained(release), cells, tmp_path / "out.parquet")
+
+
 def test_the_columns_are_named_and_in_order(predictor, cells, tmp_path):
     score(predictor, cells, tmp_path / "out.parquet")
     assert pq.read_schema(tmp_path / "out.parquet").names == [
