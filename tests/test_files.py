@@ -59,6 +59,19 @@ def test_a_folder_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_of_two_that_write_one_folder_neither_gets_files_of_the_other(tmp_path: Path) -> None:
+    target = tmp_path / "release"
+    with atomic_folder(target) as first:
+        first.mkdir()
+        (first / "1").write_text("")
+        with atomic_folder(target) as second:
+            second.mkdir()
+            (second / "2").write_text("")
+        assert [path.name for path in target.iterdir()] == ["2"]
+    assert [path.name for path in target.iterdir()] == ["1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
 def test_a_folder_that_fails_half_way_leaves_the_older_one(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()

@@ -7,16 +7,16 @@ import glob
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from leukoscope import LeukoscopeError
 
 _BETWEEN_RENAMES = 5.0  # seconds
-_ABANDONED = 86_400.0  # seconds after which a temporary file is one of a process that was killed
+_ABANDONED = 86_400.0  # seconds after which a temporary file or folder is one of a process that was killed
 
 
 def remedy(error: Exception, otherwise: str) -> str:
@@ -67,10 +67,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """
     # Two that decode the same cells may write together, and in containers both are process 1.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    for other in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - other.stat().st_mtime > _ABANDONED:
-                other.unlink()
+    _remove_abandoned(target)
     try:
         yield temporary
         temporary.replace(target)
@@ -97,16 +94,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Make a folder at a temporary path, which replaces `target` when the block ends without an error.
 
     Yields:
-        the temporary path, beside `target`; nothing is there yet.
+        the temporary path, in a folder beside `target` that no other process uses; nothing is there yet.
 
     Raises:
         OSError: the disk refuses; `target` is then as it was.
     """
     target = target.resolve()  # "." has no name, and a link is to stay one
-    temporary, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
+    old = target.with_name(f".{target.name}.old")
     restore_replaced(target)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    _remove_abandoned(target)
+    with TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as aside:
+        temporary = Path(aside, target.name)
         yield temporary
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -118,8 +116,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 old.rename(target)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files and folders of `target` that processes left a day ago when they were killed."""
+    for other in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def is_git_clone(folder: Path) -> bool:
@@ -142,7 +146,8 @@ def restore_replaced(target: Path) -> None:
 
 _HOMES = (
     Path(__file__).parents[2],  # a checkout
-    Path(sys.prefix) / "share" / "leukoscope",  # an installed wheel
+    # An installed wheel: below the prefix that pip installed into, which is not sys.prefix with --user or --target.
+    *(above / "share" / "leukoscope" for above in Path(__file__).parents[1:5]),
 )
 
 

@@ -741,6 +741,16 @@ def test_a_validation_folder_stands_beside_the_training_folder(own_cells: Path, 
     )
 
 
+def test_one_table_of_subjects_does_not_name_those_of_two_folders(own_cells: Path, split_folder: Path) -> None:
+    table = own_cells.parent / "subjects.csv"
+    table.write_text("file,subject\n" + "".join(f"{path.relative_to(own_cells)},a\n" for path in own_cells.glob("*/*")))
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_csv=table, validation_dir=split_folder / "val")
+    assert message == (
+        f"--subject_csv {table} --validation_dir {split_folder / 'val'}: the table names the files of one folder, and "
+        "these are two; put both into one as train/ and validation/, or use --subject_pattern"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "value"),
     [

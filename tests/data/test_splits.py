@@ -574,6 +574,9 @@ def test_validation_is_set_apart_by_subject_where_the_given_splits_have_none() -
     assert split.group == "subject"
     assert len(split.validation) == 8
     assert split.detail == "the data set's own splits, 20% of train set apart for validation by subject"
+    assert make_split(data, "given", train_val_split=0.9).detail.endswith(
+        ", 50% of train set apart for validation by subject"
+    )
     assert make_split(data, "given", train_val_split=0).validation == ()
     assert make_split(data, "given", validation=False).validation == ()
 

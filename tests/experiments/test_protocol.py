@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
@@ -223,6 +225,18 @@ def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "work" / ".git").mkdir()
     with pytest.raises(LeukoscopeError, match="exists, is no release and would be replaced"):
         check_release_folder(tmp_path / "work")
+
+
+def test_a_copy_on_the_hub_is_split_by_the_unit_of_the_data_set_that_its_card_names(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    labels = DATASETS["ball4"].labels
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 4, "label": list(labels)})
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "copy" / "train.parquet")
+    (tmp_path / "copy" / "README.md").write_text("---\nleukoscope: {dataset_name: ball4}\n---\n")
+    source = replace(config.data, dataset_name=str(tmp_path / "copy"), train_dir=None)
+    runs = protocol_runs(replace(config, data=source))
+    assert {run.config.data.split for run in runs if run.estimates == OUT_OF_FOLD} == {"block-cv"}
 
 
 def test_runs_on_other_data_are_not_pooled(finished_runs: list[ProtocolRun], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -129,7 +130,7 @@ def test_what_the_hub_refuses_is_said_before_training(
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(LeukoscopeError) as refused:
         check_can_publish(Destination(repository))
-    assert str(refused.value) == f"{repository}: {problem}"
+    assert re.fullmatch(re.escape(f"{repository}: {problem}") + r"( \(the Hub: .*\))?", str(refused.value))
 
 
 def test_a_token_that_only_reads_may_not_propose(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_a_token_that_only_reads_may_not_propose(hub: Hub, monkeypatch: pytest.M
 
 def test_a_tag_that_is_taken_is_refused_before_training(hub: Hub, whole_release: Path) -> None:
     publish(whole_release, Destination("lab/cells", tag="v1"))
-    with pytest.raises(LeukoscopeError, match="^lab/cells: has the tag v1 already, and a tag stays where it is"):
+    with pytest.raises(LeukoscopeError, match="^lab/cells: has the tag v1 already .*, and a tag stays where it is"):
         check_can_publish(Destination("lab/cells", tag="v1"))
 
 
@@ -245,14 +246,40 @@ def test_what_the_hub_refuses_is_told_in_its_own_words(hub: Hub) -> None:
     assert str(refused.value) == "lab/cells: the Hub refuses it (HTTP 402: Spaces require a PRO subscription)"
 
 
-def test_a_tag_names_a_version_and_never_moves(hub: Hub, whole_release: Path) -> None:
+def test_under_a_tag_that_is_taken_nothing_is_sent(hub: Hub, whole_release: Path) -> None:
     tagged = Destination("lab/cells", tag="v1")
     first = publish(whole_release, tagged)
-    assert publish(whole_release, tagged).commit == first.commit
     (whole_release / "ood.safetensors").write_bytes(b"another detector")
-    with pytest.raises(LeukoscopeError, match=f"but the tag v1 names commit {first.commit[:12]} and a tag stays"):
+    with pytest.raises(LeukoscopeError) as refused:
         publish(whole_release, tagged)
+    assert str(refused.value) == (
+        f"lab/cells: has the tag v1 already (commit {first.commit[:12]}), and a tag stays where it is; name another one"
+    )
     assert hub.repository("lab/cells").tags == {"v1": first.commit}
+    assert titles(hub) == ["Publish release", "initial commit"]
+
+
+def test_a_repository_that_does_not_exist_takes_no_proposal(hub: Hub, whole_release: Path) -> None:
+    with pytest.raises(LeukoscopeError, match="the Hub has no such repository, or none that your token may see"):
+        publish(whole_release, Destination("lab/typo", create_pr=True))
+
+
+def test_what_the_hub_says_of_a_refusal_is_passed_on(hub: Hub) -> None:
+    said = {"X-Error-Message": "Private repository storage limit reached"}
+    hub.faults.append(Fault("POST /api/repos/create", status=403, headers=said, times=99))
+    with pytest.raises(
+        LeukoscopeError, match=r"may not write there; .* \(the Hub: Private repository storage limit reach"
+    ):
+        check_can_publish(HERE)
+
+
+def test_without_a_flag_the_owners_default_decides_who_sees_a_new_model(hub: Hub) -> None:
+    check_can_publish(Destination("lab/open"))
+    hub.storage.private_by_default = True
+    check_can_publish(Destination("lab/cells"))
+    check_can_publish(Destination("lab/pictures", kind="dataset"))
+    private = {id: repository.private for id, repository in hub.storage.repositories.items()}
+    assert private == {"lab/open": False, "lab/cells": True, "datasets/lab/pictures": False}
 
 
 def test_a_folder_that_is_no_release_is_refused_before_the_hub_is_asked(hub: Hub, tiny_release: Path) -> None:
@@ -389,6 +416,8 @@ def test_a_token_that_only_reads_ends_in_a_clear_message(
     hub.storage.create("lab/cells", private=False)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     before = contents(whole_release)
-    with pytest.raises(LeukoscopeError, match=f"^lab/cells: publishing failed: {MAY_NOT_WRITE}. The release is whole"):
+    own_words = re.escape(" (the Hub: You don't have the rights to write to lab/cells)")
+    message = f"^lab/cells: publishing failed: {MAY_NOT_WRITE}{own_words}. The release is whole"
+    with pytest.raises(LeukoscopeError, match=message):
         publish(whole_release, HERE)
     assert (titles(hub), contents(whole_release)) == (["initial commit"], before)

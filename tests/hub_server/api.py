@@ -65,7 +65,8 @@ class Api:
         body = {"url": f"{_base(request)}/{id}", "name": id, "id": id}
         if id in self.storage.repositories:
             return JSONResponse(body | {"error": "You already created this model repo"}, 409)
-        self.storage.create(id, asked.get("visibility") == "private")
+        default = "private" if self.storage.private_by_default else "public"
+        self.storage.create(id, asked.get("visibility", default) == "private")
         return JSONResponse(body)
 
     async def info(self, request: Request, id: str, revision: str | None) -> Response:

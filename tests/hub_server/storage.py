@@ -87,6 +87,7 @@ class Storage:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.repositories: dict[str, Repository] = {}
+        self.private_by_default = False  # as an organisation may decide
 
     def create(self, id: str, private: bool) -> Repository:
         """A new repository with the one file that the Hub puts into each."""

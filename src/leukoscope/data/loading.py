@@ -340,6 +340,11 @@ def _load_from_folder(
         not_used += left_out
     found = list(_with_subjects(found, root, subject_pattern, subject_csv))
     if validation_dir is not None:
+        if subject_csv is not None:
+            raise LeukoscopeError(
+                f"--subject_csv {subject_csv} --validation_dir {validation_dir}: the table names the files of one "
+                "folder, and these are two; put both into one as train/ and validation/, or use --subject_pattern"
+            )
         if any(cell.fold == "validation" for cell in found):
             raise LeukoscopeError(
                 f"--validation_dir {validation_dir}: {root} has a validation folder of its own; leave one out"

@@ -147,7 +147,8 @@ def make_split(
             everything, test on nothing: for a final release), `given` (the data set's own splits, cell for cell);
             None takes `given` where the data set has splits of its own, else `subject`.
         validation: set part of the training side apart to choose the checkpoint.
-        train_val_split: `given` without a validation split: which share of train that part is, 0–1.
+        train_val_split: `given` without a validation split: about which share of train that part is,
+            0–1; of whole subjects at most a half.
 
     Raises:
         LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
@@ -193,7 +194,9 @@ def make_split(
         detail = "the data set's own splits"
         if not val and validation and train_val_split:
             train, val = drawing.validation_share(train, train_val_split)
-            detail += f", {train_val_split:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
+            # Of whole groups it is another share than was asked for.
+            share = len(val) / (len(train) + len(val))
+            detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
     elif strategy in ("subject-cv", "block-cv"):
         train, test = drawing.fold(fold, num_folds)
         train, val = drawing.set_validation_apart(train) if validation else (train, [])

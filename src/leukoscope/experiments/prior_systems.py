@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import entry_or_folders
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, class_report, headline, measure, pooled
-from leukoscope.experiments.protocol import RANDOM_SPLIT, ProtocolRun, finish, other_cells, pooled_predictions
+from leukoscope.experiments.protocol import (
+    RANDOM_SPLIT,
+    ProtocolRun,
+    finish,
+    known_of,
+    other_cells,
+    pooled_predictions,
+)
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.checkpoint import other_settings, run_settings
@@ -199,7 +205,7 @@ def prior_rows(
                 "folder of their own, named with --output DIR"
             )
     # Blocks of neighbouring images stand for subjects where a data set names none.
-    unit = entry_or_folders(dataset).group
+    unit = known_of(data).group
     splits = {RANDOM: "random-cv", UNSEEN: f"{unit}-cv"}
     estimates = {RANDOM: RANDOM_SPLIT, UNSEEN: OUT_OF_FOLD}
     rows = []

@@ -22,7 +22,7 @@ import yaml
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
-from leukoscope.data.registry import entry_or_folders
+from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
@@ -99,6 +99,11 @@ def _loaded(**source: Any) -> LoadedCells:
     return load_cells(**source)
 
 
+def known_of(data: DataArguments) -> DatasetInfo:
+    """What is known of a data set before its cells are read; of one on the Hub, its card has to be."""
+    return DATASETS.get(data.dataset_name) or _loaded(**data.source).info
+
+
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """List the runs of a protocol in the order they are made, below the configuration's output folder.
 
@@ -106,8 +111,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """
     # The number of folds does not affect the other runs: with another number, none of them is repeated.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
-    entry = entry_or_folders(config.data.dataset_name)
-    published = entry.official_counts
+    published = known_of(config.data).official_counts
     for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
         folds = {"train_folds": [f"fold_{one}"], "test_folds": [f"fold_{other}"]}
         yield _run(single, f"official-{one}-{other}", OFFICIAL_FOLDS, split="official", no_validation=True, **folds)
@@ -118,7 +122,7 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
 
 def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """List one run a fold, by subject (or block) and without choosing an epoch, below the output folder."""
-    unit = entry_or_folders(config.data.dataset_name).group
+    unit = known_of(config.data).group
     for fold in range(config.data.num_folds):
         yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{unit}-cv", fold=fold, no_validation=True)
 

@@ -136,11 +136,9 @@ def check_can_publish(to: Destination) -> None:
     api = HfApi()
     try:
         with_retries(lambda: _require_write_access(api, to))
-        taken = to.tag and to.tag in _tags(api, to.id)
+        with_retries(lambda: _require_new_tag(api, to))
     except (HTTPError, OSError) as error:
         raise LeukoscopeError(f"{to.id}: {_reason(error)}") from None
-    if taken:
-        raise LeukoscopeError(f"{to.id}: has the tag {to.tag} already, and a tag stays where it is; name another one")
 
 
 def publish(release: Path, to: Destination, *, licence: str = "") -> Published:
@@ -214,6 +212,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
 
     try:
         with_retries(lambda: _require_write_access(api, to))
+        with_retries(lambda: _require_new_tag(api, to))
         if to.revision and not to.revision.startswith("refs/pr/"):
             with_retries(lambda: api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True))
         before = with_retries(lambda: api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind)).sha
@@ -237,7 +236,9 @@ def _require_write_access(api: HfApi, to: Destination) -> None:
             raise PermissionError(_MAY_NOT_WRITE)
     else:
         sdk = to.sdk if to.kind == "space" else None
-        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=to.private, exist_ok=True)
+        # Unless a flag says it, an organisation's own default decides.
+        private = to.private or (False if to.kind == "dataset" else None)
+        api.create_repo(to.id, repo_type=to.kind, space_sdk=sdk, private=private, exist_ok=True)
         # A repository that exists already is no proof: a token that only reads would have come as far.
         api.auth_check(to.id, repo_type=to.kind, write=True)
     # A pull request of a public repository is public, too.
@@ -254,7 +255,7 @@ def _tag(api: HfApi, to: Destination, commit: str) -> None:
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise
-        named = _tags(api, to.id).get(to.tag, "")
+        named = _tags(api, to).get(to.tag, "")
         if named != commit:
             raise ValueError(
                 f"the files are there (commit {commit[:12]}), but the tag {to.tag} names commit {named[:12]} and a tag "
@@ -262,13 +263,21 @@ def _tag(api: HfApi, to: Destination, commit: str) -> None:
             ) from None
 
 
-def _tags(api: HfApi, model: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(model).tags}
+def _require_new_tag(api: HfApi, to: Destination) -> None:
+    if to.tag and (commit := _tags(api, to).get(to.tag)):
+        raise LeukoscopeError(
+            f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and a tag stays where it is; name another "
+            "one"
+        )
+
+
+def _tags(api: HfApi, to: Destination) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(to.id, repo_type=to.kind).tags}
 
 
 def _reason(error: Exception) -> str:
     """What went wrong and what to do about it, in one line."""
-    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     # An upload's own error names the file, what happened to it is its cause.
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
@@ -280,11 +289,13 @@ def _reason(error: Exception) -> str:
         return text if known else f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch or pull request; name another one"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hub has no such repository, or none that your token may see; check the name and the token"
     status, said = error.response.status_code, (error.server_message or "").strip().splitlines()
     if status == 401:
         return "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
     if status in (403, 404):
-        return _MAY_NOT_WRITE
+        return _MAY_NOT_WRITE + (f" (the Hub: {said[0].rstrip('.')})" if said else "")
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
     if status < 500 and said:
