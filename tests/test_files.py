@@ -59,6 +59,12 @@ def test_a_folder_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_the_folder_that_a_new_folder_is_to_lie_in_is_made(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "cards" / "release") as folder:
+        folder.mkdir()
+    assert [path.name for path in (tmp_path / "cards").iterdir()] == ["release"]
+
+
 def test_of_two_that_write_one_folder_neither_gets_files_of_the_other(tmp_path: Path) -> None:
     target = tmp_path / "release"
     with atomic_folder(target) as first:

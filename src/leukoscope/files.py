@@ -103,6 +103,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     old = target.with_name(f".{target.name}.old")
     restore_replaced(target)
     _remove_abandoned(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as aside:
         temporary = Path(aside, target.name)
         yield temporary

@@ -302,7 +302,7 @@ def test_a_data_set_goes_to_the_hub_and_trains_elsewhere(hub: Hub, place: Path) 
 
 def test_pushing_again_sends_nothing(hub: Hub, place: Path, versions: dict[str, str]) -> None:
     hub.requests.clear()
-    again = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    again = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID)
     assert "these files were there already, nothing was sent" in again.stdout
     assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
     assert hub.repository(ID).tags == versions
@@ -314,7 +314,8 @@ def test_a_token_that_only_reads_is_refused_before_training(hub: Hub, place: Pat
     errors = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
     assert errors == [
         f"error: {ID}: your token may not write there; make one that may at "
-        "https://huggingface.co/settings/tokens, or name a repository of your own"
+        "https://huggingface.co/settings/tokens, or name a repository of your own "
+        f"(the Hub: You don't have the rights to write to {ID})"
     ]
     assert not (place / "never").exists()
 
