@@ -13,9 +13,7 @@ PRIOR: dict[str, Any] = {
     "data": {"name": "ball4", "title": "B-ALL", "unit": "block"},
     "split": {"detail": "about 70/15/15 by block"},
     "training": {
-        "cells": 2300,
-        "kept_epoch": 7,
-        "epochs_run": 10,
+        "folds": [{"cells": 2300, "kept_epoch": 7, "epochs_run": 10}],
         "start_weights": "part of ImageNet DenseNet201",
         "seed": 0,
         "seconds": 1200.0,
@@ -31,15 +29,14 @@ PRIOR: dict[str, Any] = {
     },
     "intervals": {"by_subject": {"accuracy": {"low": 0.85, "high": 0.96}}},
     "size_only_baseline": None,
+    "under_trained": "",
 }
 
 
 def test_a_prior_system_stands_beside_its_claim() -> None:
     table = prior_table([PRIOR]).splitlines()
     claimed = "0.996 · specificity 0.999 · precision 0.980 · recall 0.978 · f1 0.978"
-    measured = (
-        "*of one split, not cross-validated yet (0.912 (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks)*"
-    )
+    measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks"
     set_up = "part of ImageNet DenseNet201; 160 px instead of 224"
     assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} | – | {set_up} |" in table
     (note,) = (line for line in prior_notes([PRIOR]).splitlines() if line.startswith("- **B**"))
@@ -67,7 +64,7 @@ def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> 
         "size_only_baseline": {"accuracy": 0.8},
     }
     table = prior_table([row])
-    measured = "*of one split, not cross-validated yet (0.912 · balanced 0.901)*"
+    measured = "**0.912** · balanced 0.901"
     assert f"| D | `prior_d_resnet` | 0.820 | {measured} | not run | – | " in table
     assert "480 test cells (accuracy of cell size alone: 0.800), 160 px" in prior_notes([row])
 
@@ -79,7 +76,8 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
         "size_only_baseline": {"accuracy": 0.8, "balanced_accuracy": 0.7},
         "data": PRIOR["data"] | {"name": "cnmc2019"},
     }
-    fewer = row | {"training": row["training"] | {"cells": 1}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
+    one_cell = [row["training"]["folds"][0] | {"cells": 1}]
+    fewer = row | {"training": row["training"] | {"folds": one_cell}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
     both = [one | {"protocol": protocol} for one in (fewer, row) for protocol in ("random", "unseen")]
     lines = prior_table(both).splitlines()
     assert (
@@ -104,10 +102,9 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
 
 def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> None:
     folds = [{"cells": 2300, "kept_epoch": 7, "epochs_run": 10}, {"cells": 2310, "kept_epoch": 4, "epochs_run": 9}]
-    training = {k: v for k, v in PRIOR["training"].items() if k not in ("cells", "kept_epoch", "epochs_run")}
     accuracy = {"difference": 0.08, "low": 0.02, "high": 0.15}
     leak = {"accuracy": accuracy, "balanced_accuracy_by_subject": {"difference": 0.05, "low": 0.01, "high": 0.12}}
-    row = PRIOR | {"training": training | {"folds": folds}, "by_image_minus_unseen": leak, "under_trained": ""}
+    row = PRIOR | {"training": PRIOR["training"] | {"folds": folds}, "by_image_minus_unseen": leak}
     more = {"balanced_accuracy_by_subject": 0.85}
     row |= {"metrics": PRIOR["metrics"] | more, "recipe": {"image_size": 224, "num_train_epochs": 10}}
     table = prior_table([row])

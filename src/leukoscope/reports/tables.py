@@ -79,11 +79,6 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     if without_network:
         notes.append("Compare each row of C-NMC with the two at the foot, which need no network.")
-    if any("folds" not in row["training"] for row in results):
-        notes.append(
-            "What is *of one split* is no result yet: one training, tested on the few subjects that are named; it says "
-            "little about others."
-        )
     notes += _conclusion(measured)
     return f"{Table(columns, [*rows, *without_network], text_columns=len(columns))}\n\n{' '.join(notes)}"
 
@@ -156,8 +151,8 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         return []
     commonest, size, alone = [], [], []
     for measured in tested:
-        # That of a cross-validation, where there is one; fitted on all training cells, where a system had fewer.
-        row = max(measured, key=lambda one: ("folds" in one["training"], max(fold["cells"] for fold in _folds(one))))
+        # Fitted on all training cells, where a system had fewer.
+        row = max(measured, key=lambda one: max(fold["cells"] for fold in one["training"]["folds"]))
         support = [one["support"] for one in row["metrics"]["per_class"].values()]
         commonest.append(f"{share(max(support) / sum(support))} · balanced {share(1 / len(support))}")
         alone.append(row["size_only_baseline"])
@@ -192,11 +187,6 @@ def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Map
     return {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
 
 
-def _folds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The training runs of a row; one in rows made before prior systems were cross-validated."""
-    return row["training"].get("folds", [row["training"]])
-
-
 def _measured(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
@@ -209,11 +199,8 @@ def _measured(row: Mapping[str, Any] | None) -> str:
         shown.append(f"one-vs-rest {share(metrics['one_vs_rest_accuracy'])}")
     if row["protocol"] != RANDOM:
         shown.append(f"{metrics['subjects']} {unit}s")
-    reason = f"under-trained: {row['under_trained']}" if row.get("under_trained") else ""
-    if "folds" not in row["training"]:
-        reason = "of one split, not cross-validated yet"
-    if reason:
-        return f"*{reason} ({' · '.join(shown).replace('*', '')})*"
+    if row["under_trained"]:
+        return f"*under-trained: {row['under_trained']} ({' · '.join(shown).replace('*', '')})*"
     return " · ".join(shown)
 
 
@@ -226,8 +213,8 @@ def _training_note(row: Mapping[str, Any]) -> str:
     training, recipe, data, baseline = row["training"], row["recipe"], row["data"], row["size_only_baseline"]
     named = "By image" if row["protocol"] == RANDOM else "Unseen"
     size_alone = f" (accuracy of cell size alone: {share(baseline['accuracy'])})" if baseline else ""
-    cells = " · ".join(dict.fromkeys(count(fold["cells"]) for fold in _folds(row)))
-    epochs = " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in _folds(row))
+    cells = " · ".join(dict.fromkeys(count(fold["cells"]) for fold in training["folds"]))
+    epochs = " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in training["folds"])
     return (
         f"{named}: {data['title']}, {row['split']['detail']}, {cells} training and "
         f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch {epochs} kept, "
