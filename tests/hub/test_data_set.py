@@ -172,6 +172,7 @@ def test_a_known_data_set_brings_its_terms_aliases_and_framing(data_hub: Hub, tm
     known = lk.DATASETS["cnmc2019"]
     assert (data.info.name, data.info.background, data.info.crop_pct) == (ID, "black", known.crop_pct)
     assert (data.info.positive_label, data.info.citation) == ("ALL", known.citation)
+    assert data.info.about()["copy_of"] == "cnmc2019", "a release trained on it knows how its cells are shown"
 
 
 def test_splits_of_a_data_sets_own_are_those_of_the_hub(data_hub: Hub, own_cells: Path) -> None:

@@ -126,6 +126,7 @@ def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side():
 
     assert sides.pop("cnmc2019") == 450
     assert set(sides.values()) == {None} and Thresholds.from_metrics({}).picture_side is None
+    assert Thresholds.from_metrics({"data": {"name": "lab/cells", "copy_of": "cnmc2019"}}).picture_side == 450
 
 
 def test_a_release_without_thresholds_always_gives_its_most_probable_class():

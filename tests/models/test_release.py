@@ -436,6 +436,7 @@ def test_a_release_without_metrics_loads(copy):
         ({"name": "ball4"}, False),
         ({"name": "imagefolder"}, None),
         ({"name": "somebody's own"}, None),
+        ({"name": "lab/cells", "copy_of": "cnmc2019"}, True),
         ({}, None),
         (None, None),
     ],

@@ -76,8 +76,8 @@ def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
         "size_only_baseline": {"accuracy": 0.8, "balanced_accuracy": 0.7},
         "data": PRIOR["data"] | {"name": "cnmc2019"},
     }
-    one_cell = [row["training"]["folds"][0] | {"cells": 1}]
-    fewer = row | {"training": row["training"] | {"folds": one_cell}, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
+    training = row["training"] | {"folds": [row["training"]["folds"][0] | {"cells": 1}]}
+    fewer = row | {"training": training, "size_only_baseline": dict.fromkeys(("accuracy",), 0)}
     both = [one | {"protocol": protocol} for one in (fewer, row) for protocol in ("random", "unseen")]
     lines = prior_table(both).splitlines()
     assert (

@@ -585,10 +585,12 @@ def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
     pushed = card.get("leukoscope")
     pushed = pushed if isinstance(pushed, dict) else {}
     aliases = pushed.get("subject_aliases")
+    known = DATASETS.get(str(pushed.get("dataset_name")))
     return replace(
-        DATASETS.get(str(pushed.get("dataset_name")), info),
+        known or info,
         name=info.name,
         hub_id=info.hub_id,
+        copy_of=known.name if known and known.name != "imagefolder" else "",
         title=str(card.get("pretty_name") or info.title),
         licence=str(card.get("license") or ""),
         citation=str(pushed.get("citation") or ""),

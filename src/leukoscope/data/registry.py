@@ -50,6 +50,7 @@ class DatasetInfo:
         hub_id: the Hub data set used when no local folder is given.
         licence_id: `licence` as the Hub names it; empty where the owner of the cells has to say.
         synthetic: True when no image shows a real cell.
+        copy_of: the registry's name for what a data set of the Hub, published with `leukoscope data push`, holds.
     """
 
     name: str
@@ -73,6 +74,7 @@ class DatasetInfo:
     licence_id: str = ""
     picture_side: int | None = None
     recipe: str = ""
+    copy_of: str = ""
 
     def canonical_subject(self, subject: str) -> str:
         """The subject a cell counts for, once known aliases are joined."""
@@ -85,7 +87,8 @@ class DatasetInfo:
     def about(self) -> dict[str, Any]:
         """What a report names of it, ready for JSON."""
         named = {key: getattr(self, key) for key in ("name", "title", "licence", "citation", "synthetic")}
-        return {**named, "unit": self.group}
+        copy = {"copy_of": self.copy_of} if self.copy_of else {}
+        return {**named, "unit": self.group, **copy}
 
 
 def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
@@ -342,9 +345,10 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def entry_or_folders(name: str | None) -> DatasetInfo:
-    """The registry entry of a data set; of one it does not know, that of plain class folders."""
-    return DATASETS.get(name or "", DATASETS["imagefolder"])
+def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:
+    """The registry entry of the cells that a release was trained on; None where it has none."""
+    data = metrics.get("data") or {}
+    return DATASETS.get(data.get("name", "")) or DATASETS.get(data.get("copy_of", ""))
 
 
 def dataset_info(name: str) -> DatasetInfo:

@@ -470,13 +470,13 @@ def _features_of_phantoms(release: ReleaseInfo) -> tuple[np.ndarray, torch.Tenso
     """What a graph is compared on: pixels (8, S, S, 3), network input (8, 3, S, S), the network, its last features."""
     import torch
 
-    from leukoscope.data.registry import DATASETS
+    from leukoscope.data.registry import trained_on
     from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
     from leukoscope.models.release import load_release
 
     assert release.folder is not None
     network = load_release(release.folder, name=release.name, revision=release.revision).network
-    info = DATASETS.get(release.metrics.get("data", {}).get("name", ""))
+    info = trained_on(release.metrics)
     # On a background it was never trained with, a network's activations can grow until rounding is seen.
     known_black = info is not None and info.background == "black"
     backgrounds: tuple[Literal["black", "smear"], ...] = ("black",) if known_black else ("black", "smear")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import DATASETS
+from leukoscope.data.registry import trained_on
 from leukoscope.inference.gradcam import NO_MAP, HeatMap, overlay
 
 ABSTAIN = "abstain"
@@ -144,13 +144,13 @@ class Thresholds:
         decisions = metrics.get("decisions") or {}
         points = decisions.get("operating_points") or {}
         abstention = decisions.get("abstention") or {}
-        trained_on = DATASETS.get((metrics.get("data") or {}).get("name", ""))
+        cells = trained_on(metrics)
         return cls(
             positive_label=points.get("positive_label", ""),
             operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
             abstain_below=abstention["default"]["threshold"] if abstention else None,
             least_on_cell=(metrics.get("evidence_scale") or {}).get("on_cell_p05"),
-            picture_side=trained_on.picture_side if trained_on else None,
+            picture_side=cells.picture_side if cells else None,
         )
 
     def decide(

@@ -16,7 +16,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import DATASETS
+from leukoscope.data.registry import trained_on
 from leukoscope.files import restore_replaced, write_atomic
 
 SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
@@ -83,7 +83,7 @@ class ReleaseInfo:
     @property
     def takes_cut_outs(self) -> bool | None:
         """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
-        info = DATASETS.get(self.metrics.get("data", {}).get("name", ""))
+        info = trained_on(self.metrics)
         return None if info is None or info.name == "imagefolder" else info.background == "black"
 
 

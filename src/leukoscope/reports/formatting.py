@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.data.registry import DATASETS
+from leukoscope.data.registry import trained_on
 from leukoscope.inference.patient import POOLINGS
 
 _METRIC_NAMES = {
@@ -153,7 +153,7 @@ def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
     Returns:
         one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.
     """
-    info = DATASETS.get(metrics["data"]["name"])
+    info = trained_on(metrics)
     if info is None:
         return []
     persons: dict[str, list[str]] = {}

@@ -21,7 +21,7 @@ from torch import nn
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.data.registry import entry_or_folders
+from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 from leukoscope.evaluation.metrics import CellPredictions, class_report, even_sample
 from leukoscope.evaluation.plots import (
@@ -149,7 +149,7 @@ def phantoms_for(release: ReleaseInfo) -> Iterator[tuple[str, np.ndarray]]:
         for i, label in zip(range(SAMPLES), cycle(SMEAR_LABELS), strict=False):
             yield label, smear_picture(label, i // len(SMEAR_LABELS))
         return
-    background = entry_or_folders(release.metrics.get("data", {}).get("name")).background
+    background = (trained_on(release.metrics) or DATASETS["imagefolder"]).background
     side = 2 * release.preprocessing.image_size
     for i, label in zip(range(SAMPLES), cycle(PHANTOM_LABELS), strict=False):
         yield label, draw_cell(label, subject=i, size=side, background=background).image

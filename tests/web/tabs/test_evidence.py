@@ -133,7 +133,7 @@ def test_without_committed_answers_the_named_points_are_shown() -> None:
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"evaluations": [{"name": "x"}]}, "a: its metrics.json lacks &#x27;data&#x27;; restore it from the release"),
+        ({"evaluations": [{"name": "x"}]}, "a: its metrics.json lacks &#x27;split&#x27;; restore it from the release"),
         (
             {"decisions": {"operating_points": {"positive_label": "ALL", "points": {"youden": {"threshold": 0.5}}}}},
             "a: its metrics.json lacks &#x27;cross_fitted&#x27;; restore it from the release",

@@ -16,7 +16,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import StreamedCell, stream_cells
-from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.data.registry import DATASETS, DatasetInfo, trained_on
 from leukoscope.data.synthetic import knows_smears
 from leukoscope.inference.prediction import NOT_A_CELL
 from leukoscope.web import panels
@@ -508,8 +508,7 @@ def source_of(models: ModelCache, choice: str | None) -> DatasetInfo:
     Raises:
         LeukoscopeError: the model cannot be used, or its data set has no copy on the Hub.
     """
-    trained_on = models.predictor(choice).release.metrics.get("data", {})
-    info = DATASETS.get(trained_on.get("name", ""))
+    info = trained_on(models.predictor(choice).release.metrics)
     if info is None or info.hub_id is None:
         raise LeukoscopeError(
             f"{choice} was trained on data of which no copy on the Hub is known; upload a cell of your own"
