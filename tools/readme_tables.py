@@ -159,9 +159,9 @@ def headline_table(releases: Sequence[Path]) -> str:
         "release",
         "AUROC by subject",
         "the same without a network: cell size alone / at best",
-        "AUROC of persons",
+        "AUROC of one prediction a subject",
         "the same of cell size alone",
-        "of 100 normal cells of an unseen person, called leukaemic",
+        "of 100 normal cells of an unseen subject, called leukaemic",
         "of 100 healthy white cells of other laboratories, called leukaemic",
     )
     rows = []
@@ -189,9 +189,9 @@ def _row(metrics: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, str]
 
 
 def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any], unseen: Mapping[str, Any] | None) -> str:
-    """Of 100 normal cells of an unseen person, how many have the leukaemic class as their most probable one.
+    """Of 100 normal cells of an unseen subject, how many have the leukaemic class as their most probable one.
 
-    Every person weighs the same; with the 95 % interval from bootstrap samples of persons.
+    Every subject weighs the same; with the 95 % interval from bootstrap samples of subjects.
     """
     leukaemic, labels = _positive_label(metrics), metrics.get("labels", [])
     normal = [row for row, label in enumerate(labels) if label not in leukaemic]
@@ -212,7 +212,7 @@ def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any], unseen: 
 def results_table(releases: Sequence[Path]) -> str:
     """Each release on unseen subjects beside the random split of the prior systems."""
     names = [metric_name(key) for key in RESULT_METRICS]
-    columns = ("release", "tested on", "patients on both sides?", "cells", *names)
+    columns = ("release", "tested on", "subjects on both sides?", "cells", *names)
     rows = []
     for release in releases:
         metrics = read_metrics(release)
@@ -251,13 +251,13 @@ def results_notes(releases: Sequence[Path]) -> str:
 
 
 def decisions_table(releases: Sequence[Path]) -> str:
-    """How many cells of unseen subjects a release gives a class to, and how many healthy people's white cells."""
+    """How many cells of unseen subjects a release gives a class to, and how many healthy donors' white cells."""
     columns = (
         "release",
         "share of an unseen subject's cells not abstained from",
         "of these wrong",
         "of these wrong, by true class, over all cells",
-        "white cells of healthy people of other laboratories",
+        "white cells of healthy donors of other laboratories",
         "of 100 called leukaemic",
         "of 100 given any class",
         "of 100 called leukaemic by the network alone",
@@ -286,9 +286,9 @@ def decisions_table(releases: Sequence[Path]) -> str:
 
 
 def patients_table(releases: Sequence[Path]) -> str:
-    """Prediction of persons by all their cells: one row for each release that was measured so."""
-    aurocs = ("AUROC of persons", "the same of cell size alone", "difference")
-    names = ("persons", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
+    """Prediction of subjects by all their cells: one row for each release that was measured so."""
+    aurocs = ("AUROC of one prediction a subject", "the same of cell size alone", "difference")
+    names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
     rows = []
     for release in releases:
         if block := read_metrics(release).get("patients"):
@@ -331,15 +331,15 @@ def precision_table(releases: Sequence[Path]) -> str:
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """What testing on patients seen in training adds, one row a data set, recipe and metric."""
+    """What testing on subjects seen in training adds, one row a data set, recipe and metric."""
     if not comparisons:
         return NOT_MEASURED
     rows = []
     for result in comparisons:
         recipe, seeds = result["recipe"], result["seeds"]
         trained = f"{recipe['architecture']}, {recipe['image_size']} px, {recipe['num_train_epochs']} epochs"
-        # Where patients are not published, blocks stand in for them, and one patient may fill two.
-        data = result["data"]["title"] + (" — blocks for patients" if result["data"]["unit"] == "block" else "")
+        # Where subjects are not published, blocks stand in for them, and one subject may fill two.
+        data = result["data"]["title"] + (" — blocks for subjects" if result["data"]["unit"] == "block" else "")
         cells = count(round(sum(result["train_cells"]) / len(seeds)))
         for key in ("f1_weighted", "balanced_accuracy", "auroc"):
             if key not in result["difference"]:
@@ -348,7 +348,7 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             seeds_gain = result["difference"][key]
             worth = f"**{gain(seeds_gain['mean'])}** ({gain(seeds_gain['smallest'])} … {gain(seeds_gain['largest'])})"
             rows.append([data, trained, cells, metric_name(key), share(unseen), share(seen), worth])
-    tested = ("tested patients unseen", "their other cells trained on", "the leak is worth (over seeds)")
+    tested = ("tested subjects unseen", "their other cells trained on", "the leak is worth (over seeds)")
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
 
@@ -372,7 +372,7 @@ def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def healthy_share(metrics: Mapping[str, Any], labels: Sequence[str], outcomes: str = "outcomes") -> str:
-    """Of 100 white cells of healthy people, how many are predicted as one of the labels.
+    """Of 100 white cells of healthy donors, how many are predicted as one of the labels.
 
     Args:
         outcomes: "outcomes" of the release, or "most_probable" for the network without the OOD detector.
@@ -385,7 +385,7 @@ def healthy_share(metrics: Mapping[str, Any], labels: Sequence[str], outcomes: s
 
 
 def healthy_kinds(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The kinds of healthy people's white cells that a release was tested on; who gave those of fields is not known."""
+    """The kinds of healthy donors' white cells that a release was tested on; who gave those of fields is not known."""
     sources = metrics.get("ood", {}).get("healthy", {})
     return [kind for name, source in sources.items() if name != OF_FIELDS for kind in source.values()]
 

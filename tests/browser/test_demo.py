@@ -361,7 +361,7 @@ def test_another_model_leaves_no_result_of_the_one_before(visits: Callable[..., 
     visit.page.locator("#field-picture .lk-box").first.wait_for()
     visit.tab("Patients")
     visit.page.locator("#batch-sample").click()
-    visit.page.locator(".lk-person svg").nth(1).wait_for()
+    visit.page.locator(".lk-subject svg").nth(1).wait_for()
     visit.page.locator("#model input").click()
     visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#batch-summary", has_text="The model is now leukoscope-densenet201-ball4.").wait_for()
@@ -397,9 +397,9 @@ def test_the_persons_of_an_unpacked_data_set_are_found_within_its_folders(
     visit = visits()
     visit.tab("Patients")
     upload(visit, tmp_path / "C-NMC.zip", "batch-upload")
-    visit.page.locator(".lk-person svg").nth(3).wait_for()
+    visit.page.locator(".lk-subject svg").nth(3).wait_for()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() == r"UID_(H?\d+)_"
-    assert visit.page.locator(".lk-person h3").all_inner_texts() == ["1", "2", "H1", "H2"]
+    assert visit.page.locator(".lk-subject h3").all_inner_texts() == ["1", "2", "H1", "H2"]
     assert "--" not in visit.page.locator("#batch-summary").inner_text()
 
 
@@ -421,7 +421,9 @@ def test_a_batch_shows_progress_errors_and_a_table_to_keep(visits: Callable[...,
     visit.page.locator("#batch-gallery .lk-cells li").nth(19).wait_for()
     assert visit.page.evaluate("window.progress")
     said = visit.page.locator("#batch-summary").inner_text()
-    assert "20 cells predicted." in said and "Measured on your labels" in said and "One prediction for a person" in said
+    assert (
+        "20 cells predicted." in said and "Measured on your labels" in said and "One prediction for a subject" in said
+    )
     assert "ALL/broken.png: is not an image" in said
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save-batch-csv").decode())))
     assert [row["label"] for row in rows] == ["ALL"] * 10 + ["HEM"] * 10
@@ -444,12 +446,12 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     visit = visits(**PHONE) if phone else visits()
     visit.tab("Patients")
     upload(visit, tmp_path / "persons.zip", "batch-upload")
-    visit.page.locator(".lk-person svg").nth(1).wait_for()
+    visit.page.locator(".lk-subject svg").nth(1).wait_for()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
     answer = visit.page.locator("#batch-summary")
     assert "2 subjects" not in answer.inner_text(), "the progress gave way to the result"
     assert visit.page.locator(".lk-person").count() == 2
-    assert "too few cells" not in answer.inner_text(), "the sample holds enough cells of each person"
+    assert "too few cells" not in answer.inner_text(), "the sample holds enough cells of each subject"
     assert visit.width() <= (360 if phone else 1280)
 
     assert visit.page.locator(".lk-parcel").count() and not visit.page.locator(".lk-parcel >> visible=true").count()
@@ -464,7 +466,7 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     assert len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4", prefer_css_page_size=True))) <= 2
     page.close()
 
-    dot = visit.page.locator(".lk-person circle[data-cell]").nth(5)
+    dot = visit.page.locator(".lk-subject circle[data-cell]").nth(5)
     number = int(dot.get_attribute("data-cell"))
     dot.dispatch_event("click")
     visit.own_result()
@@ -483,7 +485,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
     visit.page.get_by_text("Stopped. Nothing of it was kept.").wait_for()
     visit.page.locator("#batch-stop[disabled]").wait_for()
     visit.page.locator("#batch-sample").click()
-    visit.page.locator(".lk-person svg").nth(1).wait_for()
+    visit.page.locator(".lk-subject svg").nth(1).wait_for()
     # It has ended: to stop it now would delete its result.
     visit.page.locator("#batch-stop[disabled]").wait_for()
 
@@ -548,14 +550,14 @@ def test_another_model_is_loaded_without_a_percentage_and_a_smear_is_sent_to_it(
     Image.fromarray(field.image).save(tmp_path / "smear.png")
     upload(visit, tmp_path / "smear.png")
     visit.page.get_by_text("A model for pictures of a smear: leukoscope-densenet201-ball4").wait_for()
-    assert "people it has not seen" in visit.page.locator("#about-model").inner_text()
+    assert "subjects it has not seen" in visit.page.locator("#about-model").inner_text()
     assert visit.page.locator("#about-model a").get_attribute("href").startswith("?model=")
     visit.page.evaluate(_WATCH_LOADING)
     visit.page.locator("#model input").click()
     visit.page.get_by_role("option", name="densenet201-ball4").click()
     visit.page.locator("#smear-examples button").nth(3).wait_for()
     assert visit.page.evaluate("window.percentages") == 0
-    assert "names no patients" in visit.page.locator("#about-model").inner_text()
+    assert "its data names none" in visit.page.locator("#about-model").inner_text()
 
 
 # A percentage that stands still tells nothing of a model that is being loaded.

@@ -1,4 +1,4 @@
-"""`leukoscope patient` must name each person, say why one gets no class, and write the table it was asked for."""
+"""`leukoscope patient` must name each subject, say why one gets no class, and write the table it was asked for."""
 
 from __future__ import annotations
 
@@ -150,13 +150,13 @@ def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Pat
     assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder or file")
     result = run("patient", cells, "--model", tiny_release)
     (line,) = result.stderr.splitlines()
-    assert "cannot predict for a person: its metrics.json has no 'patients'" in line
+    assert "cannot predict for a subject: its metrics.json has no 'patients'" in line
     result = run("patient", cells, "--model", tiny_release, "--output", tmp_path / "report.docx")
     assert "report.docx: is no kind of table or report written here; give a name that ends in" in result.stderr
 
 
 def test_a_table_that_cannot_be_written_leaves_the_persons_printed(release: Path, cells: Path, tmp_path: Path) -> None:
-    table = tmp_path / "file" / "persons.csv"
+    table = tmp_path / "file" / "patients.csv"
     (tmp_path / "file").touch()
     result = run("patient", cells / "b", "--model", release, "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
@@ -173,7 +173,7 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
     result = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html")
     assert result.exit_code == 0, result.output
     html = (tmp_path / "new" / "report.html").read_text()
-    assert "<h1>Report on the cells of one person</h1>" in html and "=1+1" not in html
+    assert "<h1>Report on the cells of one subject</h1>" in html and "=1+1" not in html
     assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html
     assert html.count("<circle") == 3
     assert html.count('class="map"') == 3 and "Point at a cell" in html
@@ -200,7 +200,7 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
 def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
     result = run("patient", cells, "--model", release, "--output", tmp_path / "report.html")
     assert result.exit_code == 1
-    assert "2 persons ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
+    assert "2 subjects ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
     assert not (tmp_path / "report.html").exists()
 
 

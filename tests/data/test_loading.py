@@ -668,7 +668,7 @@ def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:
         "--test_split one: is already the train side; name another split"
     )
     assert _refusal(load_cells, hub_id, **columns | {"subject_column": "person"}, train_split="one").startswith(
-        f"data set {hub_id}: lacks the column(s) person; has ["
+        f"data set {hub_id}: lacks the column(s) subject; has ["
     )
 
 

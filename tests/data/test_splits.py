@@ -281,7 +281,7 @@ def test_real_seeds_test_other_patients(real_cnmc: LoadedCells) -> None:
 
 
 def test_real_official_folds_lose_the_persons_they_share(real_cnmc: LoadedCells) -> None:
-    # As published, fold_0 has 3,527 cells; 627 of them show persons whose other cells fold_1 holds.
+    # As published, fold_0 has 3,527 cells; 627 of them show subjects whose other cells fold_1 holds.
     split = make_split(real_cnmc, "official", validation=False)
     assert (len(split.train), len(split.test)) == (3527 - 627, 3581)
     assert split.notes == ("627 training cells left out: subject 20, 43, H14 is also tested",)

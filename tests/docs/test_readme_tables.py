@@ -54,7 +54,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
     heading, _, row = headline_table([release]).splitlines()
     assert heading.endswith(" | of 100 healthy white cells of other laboratories, called leukaemic |")
     assert row == "| `leukoscope-test` | 0.777 | 0.722 / – | – | – | – | – |"
-    # Of 20 normal cells two are called leukaemic, both of one person who has no others.
+    # Of 20 normal cells two are called leukaemic, both of one subject who has no others.
     subjects = ("n1",) * 18 + ("n2",) * 2 + ("l1", "l2")
     called = np.array([[0.1, 0.9]] * 18 + [[0.9, 0.1]] * 4)
     truth = np.array([1] * 20 + [0] * 2)
@@ -83,7 +83,7 @@ def test_the_headline_row_holds_unseen_subjects_size_alone_and_persons(
     release_metrics["ood"] = {"healthy": healthy}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     shown = " | 0.722 / 0.753 | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | 50 (0–100) | 2 |"
-    assert shown in headline_table([release]), "every person weighs the same, and of fields nothing is known"
+    assert shown in headline_table([release]), "every subject weighs the same, and of fields nothing is known"
     persons = patients_table([release]).splitlines()[-1]
     assert persons == (
         "| `leukoscope-test` | 41 | 0.912 (0.80–1.00) | 0.898 (0.80–1.00) | +0.014 (-0.090 to +0.160) | "
@@ -130,7 +130,7 @@ def test_leakage_table_shows_what_seeds_agree_on() -> None:
     assert "| weighted F1 | 0.820 | 0.890 | **+0.070** (+0.040 … +0.100) |" in table
     assert "| C-NMC 2019 | densenet121" in table
     blocks = leakage_table([COMPARISON | {"data": {"name": "ball4", "title": "B-ALL", "unit": "block"}}])
-    assert "| B-ALL — blocks for patients | densenet121" in blocks
+    assert "| B-ALL — blocks for subjects | densenet121" in blocks
     assert "AUROC" not in table, "a metric that was not measured has no row"
     assert leakage_table([]) == "Not measured yet."
 

@@ -74,7 +74,7 @@ def test_a_laboratory_gets_a_release_of_its_own(
     assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
     assert told >= {
-        *("decoding", "predicting cells", "fitting temperature, thresholds and the rule for a person"),
+        *("decoding", "predicting cells", "fitting temperature, thresholds and the rule for a subject"),
         *(
             "fitting and measuring the OOD detector",
             "Grad-CAM maps of random networks",

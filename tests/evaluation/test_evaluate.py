@@ -228,7 +228,7 @@ def test_a_file_in_a_release_says_what_it_estimates(kept):
     assert (honest.estimates, honest.overlap["verdict"]) == ("recipe (subject_cv)", "good")
     assert honest.overlap["statement"] == "five folds: no subject stands on both sides."
     assert (random.estimates, random.overlap["verdict"]) == ("recipe (random)", "bad")
-    assert "patients on both sides" in random.overlap["statement"]
+    assert "subjects on both sides" in random.overlap["statement"]
 
 
 def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):

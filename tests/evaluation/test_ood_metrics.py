@@ -206,7 +206,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path, tiny_release):
     assert str(error.value) == said
 
 
-# White cells of healthy people
+# White cells of healthy donors
 
 
 @pytest.fixture

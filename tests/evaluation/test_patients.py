@@ -1,4 +1,4 @@
-"""A person must be judged by a rule that other persons chose and fitted, and from as many cells as were measured."""
+"""A subject must be judged by a rule that other subjects chose and fitted, and from as many cells as were measured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CURVE_ROW = (
 
 
 def _predictions(logits: dict[str, np.ndarray]) -> CellPredictions:
-    """Cells of persons named ALL… or HEM…, with the logits of ALL given."""
+    """Cells of subjects named ALL… or HEM…, with the logits of ALL given."""
     subjects = [name for name, values in logits.items() for _ in values]
     p = 1 / (1 + np.exp(-np.concatenate(list(logits.values()))))
     return CellPredictions(
@@ -87,9 +87,9 @@ def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatc
         judged = measure_patient_rule(predictions, {"patients": block})
         assert judged is not None
         called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
-        flattered.append(np.mean([label == given for label, given in called]))  # as many persons of each class
+        flattered.append(np.mean([label == given for label, given in called]))  # as many subjects of each class
         nested.append(block["measured"]["balanced_accuracy"])
-    chance = 3 * np.sqrt(0.25 / 10 / 12)  # three standard errors of twelve means over ten persons
+    chance = 3 * np.sqrt(0.25 / 10 / 12)  # three standard errors of twelve means over ten subjects
     assert abs(np.mean(nested) - 0.5) < chance
     assert np.mean(flattered) > np.mean(nested) + 0.05
 
@@ -105,7 +105,7 @@ def test_the_judged_person_takes_no_part_in_its_own_rule(monkeypatch: pytest.Mon
     monkeypatch.setattr(patients, "_fit_rule", noting)
     logits = _persons(1.0, persons=5)
     patients_block(_predictions(logits), "ALL")
-    # One rule a person, without that person, then the rule to ship.
+    # One rule a subject, without that subject, then the rule to ship.
     assert sorted(next(iter(logits.keys() - names)) for names in seen[:-1]) == sorted(logits)
     assert seen[-1] == set(logits)
 
@@ -191,9 +191,9 @@ def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class()
     assert block["measured"]["too_few_cells"] == 1
 
 
-@pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a person", "few persons"])
+@pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a subject", "few subjects"])
 def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
-    logits = _persons(1.0, persons=3 if why == "few persons" else 6)
+    logits = _persons(1.0, persons=3 if why == "few subjects" else 6)
     predictions = _predictions(logits)
     if why == "three classes":
         predictions = calibrated_cells(300, classes=3)
@@ -205,7 +205,7 @@ def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: C
             predictions.probabilities,
             ("ALL", "HEM"),
         )
-    elif why == "two classes in a person":
+    elif why == "two classes in a subject":
         predictions.references[0] = 1
     assert patients_block(predictions, "ALL") == {}
 

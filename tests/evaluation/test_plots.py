@@ -62,12 +62,12 @@ def test_a_class_without_subjects_has_no_panel():
 def test_intervals_are_drawn_where_they_are():
     rows = [
         ("accuracy", 0.8, {"low": 0.7, "high": 0.9}, {"low": 0.79, "high": 0.81}),
-        ("AUROC of subjects", 0.9, {"low": 0.6, "high": 1.0}, None),
+        ("AUROC of one prediction a subject", 0.9, {"low": 0.6, "high": 1.0}, None),
     ]
     axes = interval_plot(rows).axes[0]
     spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert sorted(spans) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC of subjects"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC of one prediction a subject"]
 
 
 def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend():
@@ -81,7 +81,7 @@ def test_intervals_by_block_promise_nothing_for_new_patients():
         interval_plot([("accuracy", 0.8, ends, None)], unit=unit).axes[0].get_legend().get_texts()[0].get_text()
         for unit in ("subject", "block")
     ]
-    assert legends == ["resampling subjects: for new patients", "resampling blocks: not for new patients"]
+    assert legends == ["resampling subjects: for new subjects", "resampling blocks: not for new subjects"]
 
 
 LONG_NAMES = ["segmented_neutrophil", "lymphocyte_typical", "monocyte", "metamyelocyte", "promyelocyte_bilobed",
@@ -116,7 +116,7 @@ def test_the_curve_of_persons_says_what_is_dashed_and_how_sure_its_auroc_is():
         "measured": {"persons": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
     }
     found = texts(patients_curve(block))
-    assert "AUROC of all 41 persons with all their cells: 0.920 (0.761–1.000)" in found
+    assert "AUROC of all 41 subjects with all their cells: 0.920 (0.761–1.000)" in found
     assert any("dashed: balanced accuracy with all their cells" in text for text in found)
 
 

@@ -36,7 +36,7 @@ def test_only_the_tested_patients_other_cells_differ(phantoms: LoadedCells, limi
     tested = {subject[cell] for cell in pair[UNSEEN].test}
     assert not tested & {subject[cell] for cell in pair[UNSEEN].train}
     leaked = tested & {subject[cell] for cell in pair[SEEN].train}
-    assert leaked == tested if limit is None else leaked, "the tested patients leak"
+    assert leaked == tested if limit is None else leaked, "the tested subjects leak"
     assert not set(pair[SEEN].test) & set(pair[SEEN].train), "but no tested cell is trained on"
     of_class = [Counter(label[cell] for cell in pair[side].train) for side in (UNSEEN, SEEN)]
     assert of_class[0] == of_class[1]

@@ -45,7 +45,7 @@ def data_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def own_cells(tmp_path: Path) -> Path:
-    """Two classes of two persons; P0 and P2 share a picture, and one file says in its metadata whose it is."""
+    """Two classes of two subjects; P0 and P2 share a picture, and one file says in its metadata whose it is."""
     folder = tmp_path / "own cells"
     for number, label in enumerate(PHANTOM_LABELS):
         for subject in range(2):
@@ -125,7 +125,7 @@ def test_its_card_says_what_the_audit_found(data_hub: Hub, own_cells: Path) -> N
     assert "Subjects P0, P1 share pictures, so they seem to be one person; they are not joined here. To" in card
     assert "join them, write\n`P1: P0` into `leukoscope.subject_aliases`" in card.replace("To join", "join")
     assert "the Hub gets ids as they are, such as subject 'P0' and cell 'ALL/P0_0'" in done.stderr
-    assert "| ALL | 6 | 2 |" in card and "of 4 persons" in card and "Split them by `subject`" in card
+    assert "| ALL | 6 | 2 |" in card and "of 4 subjects" in card and "Split them by `subject`" in card
     assert lk.RESEARCH_NOTICE in card and "Cite: Doe, J. (2026). Our cells." in card
     assert "publish at" not in card and "\n\n\n" not in card
     about = front_matter(data_hub)
@@ -138,7 +138,7 @@ def test_without_subjects_its_card_holds_for_nobody_new(data_hub: Hub, own_cells
     done = push(own_cells, *TERMS)
     assert "train on it: leukoscope train --dataset_name lab/cells --split random\n" in done.stdout
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
-    assert "no metric on them holds for a new person" in card and "`subject`" not in card
+    assert "no metric on them holds for a new subject" in card and "`subject`" not in card
     assert "| ALL | 6 | – |" in card
     assert datasets.load_dataset(ID)["train"].column_names == ["image", "label", "cell_id"]
     assert set(lk.load_dataset(ID).train["subject"]) == {""}

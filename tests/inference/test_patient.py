@@ -1,4 +1,4 @@
-"""Cells of a person become one prediction, and where they cannot, the outcome says why."""
+"""Cells of a subject become one prediction, and where they cannot, the outcome says why."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cells_that_disagree_are_abstained_from() -> None:
     found = RULE.predict(_p(0.9, 0.1, 0.95, 0.2, 0.6), ["ALL", "HEM", "ALL", "HEM", "ALL"])
     assert found.outcome == "abstain"
     assert found.interval is not None and found.interval[0] < 0.5 < found.interval[1]
-    assert found.reason.startswith("other cells of this person may give either class (interval 0.")
+    assert found.reason.startswith("other cells of this subject may give either class (interval 0.")
 
 
 def test_too_few_cells_give_no_class() -> None:
@@ -103,7 +103,7 @@ def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
     row = json.loads(json.dumps(rule.predict(_p(0.9, 0.8, 0.95), ["ALL"] * 3).to_dict()))
     assert row["notice"] == RESEARCH_NOTICE
     assert row["rule"] == (
-        "mean logit of the cells, from at least 3 cells; wrong for 5% of unseen persons (95 % interval 1% to 20%)"
+        "mean logit of the cells, from at least 3 cells; wrong for 5% of unseen subjects (95 % interval 1% to 20%)"
     )
     assert row["low"] <= row["p_ALL"] <= row["high"]
 
@@ -112,13 +112,13 @@ def test_a_rule_that_gave_nobody_a_class_names_no_error_rate() -> None:
     nothing = {"share": None, "low": None, "high": None}
     rule = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, nothing)
     assert rule.text == (
-        "mean logit of the cells, from at least 3 cells; none of the persons measured was given a class"
+        "mean logit of the cells, from at least 3 cells; none of the subjects measured was given a class"
     )
 
 
 @pytest.fixture(scope="module")
 def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny release with a rule for persons."""
+    """The tiny release with a rule for subjects."""
     folder = tmp_path_factory.mktemp("patients") / "release"
     shutil.copytree(tiny_release, folder)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -133,7 +133,7 @@ def _draw(path: Path, number: int) -> None:
 
 def test_the_cells_of_a_folder_a_person_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
-        _draw(tmp_path / f"person-{number % 2}" / "slide" / f"{number}.png", number)
+        _draw(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", number)
     (tmp_path / "person-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
     persons, unreadable = predict_patients(predictor, open_source(str(tmp_path)), batch_size=2)
@@ -159,7 +159,9 @@ def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> Non
     for label in ("ALL", "HEM"):
         _draw(tmp_path / label / "p1-1.png", 1)
     predictor = Predictor.from_pretrained(release)
-    with pytest.raises(LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a person; name"):
+    with pytest.raises(
+        LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a subject; name"
+    ):
         predict_patients(predictor, open_source(str(tmp_path)))
     persons, _ = predict_patients(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
     assert [(one.patient, one.cells) for one in persons] == [("p1", 2)]
@@ -179,7 +181,9 @@ def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients:
 def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_path: Path) -> None:
     _draw(tmp_path / "1.png", 1)
     predictor = Predictor.from_pretrained(tiny_release)
-    with pytest.raises(LeukoscopeError, match=r"tiny: cannot predict for a person: its metrics.json has no 'patients'"):
+    with pytest.raises(
+        LeukoscopeError, match=r"tiny: cannot predict for a subject: its metrics.json has no 'patients'"
+    ):
         predictor.patient([tmp_path / "1.png"])
     with pytest.raises(LeukoscopeError, match="measure this one with `leukoscope release recalibrate`"):
         predict_patients(predictor, open_source(str(tmp_path)))

@@ -195,7 +195,7 @@ def test_what_gets_no_class_stands_on_the_card(release: Path, release_metrics: d
     assert "donors" not in render_card(release)
     release_metrics["ood"] = {name: value for name, value in ood.items() if name != "healthy"}
     (release / "metrics.json").write_text(json.dumps(release_metrics))
-    assert "healthy people" not in render_card(release)
+    assert "healthy donors" not in render_card(release)
 
 
 def test_synthetic_models_say_so(release: Path, release_metrics: dict[str, Any]) -> None:
@@ -237,14 +237,14 @@ def test_no_card_without_measurements(release: Path, release_metrics: dict[str, 
 
 
 def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_metrics: dict[str, Any]) -> None:
-    alone, row = "**no metric on this\n  card holds for a new person**", "test: it does not hold for a new person."
+    alone, row = "**no metric on this\n  card holds for a new subject**", "test: it does not hold for a new subject."
     assert alone not in render_card(release) and row in render_card(release), "one of two rows is by image"
     by_image = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "cell"]
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_image}))
     assert alone in render_card(release)
     by_subject = [e for e in release_metrics["evaluations"] if e["split"]["disjoint_by"] == "subject"]
     (release / "metrics.json").write_text(json.dumps(release_metrics | {"evaluations": by_subject}))
-    assert "a new person" not in render_card(release)
+    assert "a new subject" not in render_card(release)
 
 
 def test_own_data_are_not_called_published(release: Path, release_metrics: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ def test_own_data_are_not_called_published(release: Path, release_metrics: dict[
     assert "The author's own cells: 7,779 cells" in card and "No licence of the data is stated." in card
     assert front_matter(card).keys().isdisjoint({"license", "datasets"})
     assert front_matter(render_card(release, licence="mit"))["license"] == "mit"
-    assert "published by their authors" not in card and "Nothing is recorded of the persons' age" in card
+    assert "published by their authors" not in card and "Nothing is recorded of the subjects' age" in card
     assert "The data: " not in card
 
 

@@ -104,7 +104,7 @@ def test_blocks_are_named_blocks_and_promise_nothing_for_new_patients(tmp_path):
     assert evaluation["unit"] == "block"
     assert "60 cells of 6 blocks." in text and "Block by block" in text
     assert "how far a metric may move with other blocks like these (3 ALL, 3 HEM)" in text
-    assert "other patients like these" not in text and "resampling subjects" not in text
+    assert "other subjects like these" not in text and "resampling subjects" not in text
     assert "nothing on this page says what to expect of new ones" in text
 
 

@@ -80,7 +80,7 @@ def test_equally_good_releases_are_not_ranked_with_certainty(releases):
     board = board_of(releases["strong"], releases["twin"], releases["weak"])
     second = names(board)[1]
     assert names(board)[2] == "weak"
-    assert first_place(board) == f"Not settled: {second} may be as good as {names(board)[0]} on other patients."
+    assert first_place(board) == f"Not settled: {second} may be as good as {names(board)[0]} on other subjects."
 
 
 def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases):
@@ -96,7 +96,7 @@ def test_a_split_with_patients_on_both_sides_is_marked(tmp_path, releases):
     row = board_of(leaky, releases["weak"])["rows"][0]
     assert row["trust"] == {
         "verdict": "bad",
-        "statement": "5-fold: patients on both sides, no test of new ones.",
+        "statement": "5-fold: subjects on both sides, no test of new ones.",
     }
 
 

@@ -149,7 +149,7 @@ def test_the_evidence_of_an_embedded_release_has_the_rows_of_its_card(release: P
         (line,) = (line for line in card.splitlines() if line.startswith(f"| {row[0]} |"))
         assert " | ".join(row[3:8]) in line
     if "patients" in metrics:
-        assert str(shown["One prediction for a person"].table) in card
+        assert str(shown["One prediction for a subject"].table) in card
     assert sum(len(section.pictures) for section in shown.values()) == 2 + ("patients" in metrics)
 
 
@@ -158,7 +158,7 @@ def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[st
     release_metrics["training"]["epochs_run"] = 2
     del release_metrics["evaluations"][0]["metrics"]["subjects"]
     assert list(sections(release_metrics)) == [
-        "Unseen patients beside the random split",
+        "Unseen subjects beside the random split",
         "What it was trained on",
         "Limits",
     ]
@@ -167,7 +167,7 @@ def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[st
 def test_persons_found_since_it_was_measured_are_named(release_metrics: dict[str, Any]) -> None:
     release_metrics["training"] |= {"subjects": ["H2", "H6"], "epochs_run": 2}
     section = evidence_sections(release_metrics)[0]
-    assert section.text[-1] == "Found since to be one person each: H2 = H6."
+    assert section.text[-1] == "Found since to be one subject each: H2 = H6."
     assert section.table is not None and [row[1] for row in section.table.rows] == ["a few, found since", "yes"]
 
 

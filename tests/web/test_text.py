@@ -267,12 +267,12 @@ def test_a_release_is_described_in_one_line() -> None:
         "evaluations": [{"metrics": {"auroc_by_subject": 0.887}}],
     }
     assert model_text(metrics) == (
-        "Trained on C-NMC 2019, 2 people · AUROC by subject 0.89 on people it has not seen · CC BY 3.0"
+        "Trained on C-NMC 2019, 2 subjects · AUROC by subject 0.89, on subjects it has not seen · CC BY 3.0"
     )
     assert model_text({}) == ""
     blocks = {**metrics, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}
-    assert model_text(blocks) == ("Trained on B-ALL · not measured on unseen people: its data names no patients"), (
-        "no person is known"
+    assert model_text(blocks) == ("Trained on B-ALL · not measured on unseen subjects: its data names none"), (
+        "no subject is known"
     )
 
 

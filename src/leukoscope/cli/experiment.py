@@ -202,10 +202,10 @@ def protocol(
 def leakage(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many splits by patient are made, each with its own seed.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many splits by subject are made, each with its own seed.")] = 3,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what splitting by image is worth: the same cells tested with their patients seen and unseen in training.
+    """Measure what splitting by image is worth: the same cells tested with their subjects seen and unseen in training.
 
     Takes the flags of train (--recipe, --num_train_epochs, --max_train_samples …) as well. Finished runs are kept.
     """
@@ -269,7 +269,7 @@ def reproduce(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rebuild the prior systems: what their authors claim, what a split by image gives, what unseen patients give.
+    """Rebuild the prior systems: what their authors claim, what a split by image gives, what unseen subjects give.
 
     Takes the flags of train (--dataset_name, --train_dir, --pretrained_weights …) as well. Rows that have their file
     are skipped and finished runs are kept, so the same command resumes an interrupted one.

@@ -1,4 +1,4 @@
-"""`leukoscope predict`, `field`, `patient` and `score`: a release applied to cells, smears, persons and data sets."""
+"""`leukoscope predict`, `field`, `patient` and `score`: a release applied to cells, smears, subjects and data sets."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ def patient(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of one person's cells, or of one folder a person; or a CSV or Parquet table with a column "
+            help="Folder of one subject's cells, or of one folder a subject; or a CSV or Parquet table with a column "
             "'subject', as for score.",
         ),
     ],
@@ -438,7 +438,7 @@ def patient(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write a table, one row a person (.csv, .parquet, .json or .xlsx); or, of a folder of one person's "
+            help="Write a table, one row a subject (.csv, .parquet, .json or .xlsx); or, of a folder of one subject's "
             "cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
         ),
     ] = None,
@@ -450,7 +450,7 @@ def patient(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict for each person, from the images of that person's cells."""
+    """Predict for each subject, from the images of that subject's cells."""
     from leukoscope.inference.patient import patient_rule, predict_patients
     from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
     from leukoscope.inference.sources import open_source
@@ -507,11 +507,11 @@ def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
         counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
         rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
     positive = persons[0].positive_label
-    print_table(["person", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
+    print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(person.outcome for person in persons if person.reason):
         first, *others = (person for person in persons if person.outcome == outcome)
         likewise = f"; likewise {len(others)} more" if others else ""
         typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
     typer.echo(f"rule: {persons[0].rule.text}")
-    typer.echo("The interval is of this person's cells alone; it does not say how persons differ.")
+    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -39,7 +39,7 @@ WeightsLicence = Annotated[
 HealthyDir = Annotated[
     Path | None,
     typer.Option(
-        "--healthy_dir", metavar="DIR", help="White cells of healthy people, one folder a kind (PBC): none is a blast."
+        "--healthy_dir", metavar="DIR", help="White cells of healthy donors, one folder a kind (PBC): none is a blast."
     ),
 ]
 

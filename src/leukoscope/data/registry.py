@@ -281,7 +281,7 @@ DATASETS: dict[str, DatasetInfo] = {
                 "fold_2": {"ALL": 2457, "HEM": 1096},
                 "preliminary_test": {"ALL": 1219, "HEM": 648},
             },
-            # One person under several ids: `leukoscope data audit` finds the same cells, identical pixel for pixel or
+            # One subject under several ids: `leukoscope data audit` finds the same cells, identical pixel for pixel or
             # photographed again (H6, H7, 44, H24, 17; 16 and 15 by a single cell each), under each of these groups.
             subject_aliases={
                 **{alias: "51" for alias in ("55", "75", "78")},

@@ -80,7 +80,7 @@ def assess(
         cells: the data set it was made from, framed for it.
         others: images that are no such cells, to measure the OOD detector with; see
             `ood_metrics.fit_and_measure_detector`.
-        healthy: name → folder with images of healthy people's white cells; see `ood_metrics.healthy_outcomes`.
+        healthy: name → folder with images of healthy donors' white cells; see `ood_metrics.healthy_outcomes`.
 
     Returns:
         `directory`.
@@ -175,7 +175,7 @@ def fit_and_measure(
         checks: `sample` and `perturbed` of `explanation_blocks`.
     """
     unit = cells.data.info.group
-    with progress("fitting temperature, thresholds and the rule for a person"):
+    with progress("fitting temperature, thresholds and the rule for a subject"):
         metrics["calibration"] = calibration_block(predictions, estimates=estimates, unit=unit)
         metrics["decisions"] = decision_block(predictions, metrics["positive_label"], estimates=estimates, unit=unit)
         temperature = metrics["calibration"]["temperature"]
@@ -204,7 +204,7 @@ def fit_and_measure(
     write_json(directory / METRICS, metrics)
     if healthy:
         predictor = Predictor.from_pretrained(directory, backend="torch", device="cpu")
-        groups = track(healthy.items(), "predicting healthy people's cells")
+        groups = track(healthy.items(), "predicting healthy donors' cells")
         metrics["ood"]["healthy"] = {name: healthy_outcomes(predictor, folder) for name, folder in groups}
     measured = metrics.get("precision", {})
     unseen = {name: measured[name]["unseen"] for name in (BF16, INT8) if "unseen" in measured.get(name, {})}

@@ -203,7 +203,7 @@ def point_metrics(predictions: CellPredictions) -> dict[str, float]:
 def subject_intervals(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Compute the interval of every metric by resampling subjects: what to expect on other patients.
+    """Compute the interval of every metric by resampling subjects: what to expect on other subjects.
 
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the

@@ -24,7 +24,7 @@ ECE_BINS = 15
 TEMPERATURE_BOUNDS = (0.1, 10.0)
 """Where all cells are correct, the likelihood has its maximum at temperature 0: certainty that no data support."""
 SUBJECTS_NEEDED = 3
-"""Of each class: leaving one out must leave two, or a threshold would depend on a single person."""
+"""Of each class: leaving one out must leave two, or a threshold would depend on a single subject."""
 HISTOGRAM_BINS = 20
 
 Rule: TypeAlias = Callable[[CellPredictions], Any]

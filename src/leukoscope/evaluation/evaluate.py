@@ -348,7 +348,7 @@ def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any], str]:
             group, detail = block["split"]["disjoint_by"], block["split"]["detail"]
             overlap = _overlap("good", f"{detail}: no {group} stands on both sides.", 0)
             if group == "cell":
-                overlap = _overlap("bad", f"{detail}: patients on both sides, no test of new ones.")
+                overlap = _overlap("bad", f"{detail}: subjects on both sides, no test of new ones.")
             return block["estimates"], overlap, metrics.get("data", {}).get("unit", "subject")
     statement = "Which cells trained the model that made these predictions is not recorded beside them."
     return f"the model behind {path.name}", _overlap("warning", statement), "subject"

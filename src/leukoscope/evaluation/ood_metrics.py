@@ -155,7 +155,7 @@ def white_cell_sources(release: ReleaseInfo, healthy: Path | None, fields: Path 
     """Source → folder of the white cells that `healthy_outcomes` counts.
 
     Args:
-        healthy: white cells of healthy people.
+        healthy: white cells of healthy donors.
         fields: fields of view; cells are cut out of them for a release of cut-out cells alone, so another has none.
     """
     given = {HEALTHY: healthy, OF_FIELDS: fields if release.takes_cut_outs else None}
@@ -163,7 +163,7 @@ def white_cell_sources(release: ReleaseInfo, healthy: Path | None, fields: Path 
 
 
 def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150) -> dict[str, Any]:
-    """Count a release's decisions on white cells of healthy people, none of which is a blast, or of fields of view.
+    """Count a release's decisions on white cells of healthy donors, none of which is a blast, or of fields of view.
 
     For a release of cut-out cells, cells are found in each image and cut out as in `leukoscope field`; for another
     one the images are given as they are.

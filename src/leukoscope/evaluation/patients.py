@@ -1,8 +1,8 @@
-"""Metrics per person: pool the predictions of a person's cells, and measure that on unseen persons.
+"""Metrics per subject: pool the predictions of a subject's cells, and measure that on unseen subjects.
 
-The "patients" block of metrics.json comes from nested cross-validation: the person who is measured takes no part in
+The "patients" block of metrics.json comes from nested cross-validation: the subject who is measured takes no part in
 choosing how cells are pooled, nor in fitting the logistic regression on top. Class weights are balanced, so leaving a
-person out does not shift the threshold against that person's class.
+subject out does not shift the threshold against that subject's class.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from leukoscope.inference.prediction import ABSTAIN, WITHOUT_CLASS
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 5000
-"""Random choices of n cells of each person, for the curve: with these, its chance is far below `MAY_LOSE`."""
+"""Random choices of n cells of each subject, for the curve: with these, its chance is far below `MAY_LOSE`."""
 MAY_LOSE = 0.02
-"""Balanced accuracy over persons that the smallest number of cells may lose against all their cells."""
+"""Balanced accuracy over subjects that the smallest number of cells may lose against all their cells."""
 OUTER_FOLDS = 50
-"""Up to so many persons, each is left out alone."""
+"""Up to so many subjects, each is left out alone."""
 INNER_FOLDS = 10
 _PENALTY = 1.0  # scikit-learn's C, on standardised features
 
 
 @dataclass(frozen=True)
 class _Person:
-    """A person's name, class (True: positive) and logits of all cells."""
+    """A subject's name, class (True: positive) and logits of all cells."""
 
     name: str
     positive: bool
@@ -94,14 +94,14 @@ def patients_block(
         size_only: of the same cells from their areas alone; None where these are not known.
 
     Returns:
-        positive_label; `rule` (pooling, coefficients, intercept) fitted on all persons; `candidates`: pooling →
-        cross-validated log loss in nats; `chosen`: pooling → persons for whom the others chose it; least_cells, and
+        positive_label; `rule` (pooling, coefficients, intercept) fitted on all subjects; `candidates`: pooling →
+        cross-validated log loss in nats; `chosen`: pooling → subjects for whom the others chose it; least_cells, and
         least_cells_suffice: whether that number is the one that `least_cells` finds, else it is the largest tried;
-        `measured` (nested): auroc, sensitivity and specificity over persons with intervals, abstained, error_rate (of
-        those given a class); `curve` against the number of cells; `wrong`: the persons on the wrong side; `subjects`:
+        `measured` (nested): auroc, sensitivity and specificity over subjects with intervals, abstained, error_rate (of
+        those given a class); `curve` against the number of cells; `wrong`: the subjects on the wrong side; `subjects`:
         id → label, cells, probability, interval, outcome; with `size_only` predictions, the same auroc, sensitivity
         and specificity of a rule chosen and fitted on these, and `difference`: the auroc measured less theirs, by
-        `paired_difference`. {} for more than two classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 persons
+        `paired_difference`. {} for more than two classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 subjects
         of a class, or a subject with cells of both classes.
     """
     from sklearn.model_selection import KFold
@@ -110,7 +110,7 @@ def patients_block(
     truth = np.array([person.positive for person in persons])
     if not persons or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
         return {}
-    # For each person, the rule that was chosen and fitted without that person.
+    # For each subject, the rule that was chosen and fitted without that subject.
     rules: list[Any] = [None] * len(persons)
     for others, left_out in KFold(min(OUTER_FOLDS, len(persons)), shuffle=True, random_state=0).split(persons):
         rule = _fit_rule([persons[i] for i in others], labels, positive_label)[0]
@@ -151,16 +151,16 @@ def patients_block(
 
 
 def measure_patient_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Apply a release's patient rule to the persons whose cells were predicted, and measure it.
+    """Apply a release's patient rule to the subjects whose cells were predicted, and measure it.
 
     Args:
         predictions: of the release, with its scaled probabilities.
         metrics: the release's metrics.json.
 
     Returns:
-        persons, given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
-        cells, probability, interval, outcome. None where the release has no rule for persons, or the predictions do
-        not name persons of one class each.
+        subjects, given_a_class, sensitivity and specificity of these with exact intervals, and `subjects`: id → label,
+        cells, probability, interval, outcome. None where the release has no rule for subjects, or the predictions do
+        not name subjects of one class each.
     """
     rule = PatientRule.from_metrics(metrics, predictions.label_names)
     persons = [] if rule is None else _persons(predictions, rule.positive_label)
@@ -197,7 +197,7 @@ def least_cells(curve: list[dict[str, Any]]) -> int | None:
 
 
 def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]:
-    """In order of their names; none where the predictions do not name persons of one class each."""
+    """In order of their names; none where the predictions do not name subjects of one class each."""
     if len(predictions.label_names) != 2 or "" in predictions.subjects:
         return []
     positive = predictions.label_names.index(positive_label)
@@ -248,7 +248,7 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, Any]]:
-    """Metrics from n random cells per person, without replacement; persons with fewer cells are left out."""
+    """Metrics from n random cells per subject, without replacement; subjects with fewer cells are left out."""
     from sklearn.metrics import balanced_accuracy_score
 
     rng = np.random.default_rng(0)
@@ -263,7 +263,7 @@ def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, A
         probabilities = np.stack([few for *_, few in known])
         all_cells = np.stack([rule.probability(person.logits) for person, rule, _ in known])
         right = (probabilities >= 0.5) == truth[:, None]
-        # AUROC, the mean over all repeats: how often a positive person comes before a negative one; a tie counts half.
+        # AUROC, the mean over all repeats: how often a positive subject comes before a negative one; a tie counts half.
         negative = probabilities[~truth]
         before = [(one > negative).mean() / 2 + (one >= negative).mean() / 2 for one in probabilities[truth]]
         rows.append(
@@ -306,14 +306,14 @@ def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
 
 
 def _one_row_each(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> CellPredictions:
-    """Persons as if they were cells; the second class is the positive one."""
+    """Subjects as if they were cells; the second class is the positive one."""
     scores = np.array([one["probability"] for one in subjects.values()])
     both = np.stack([1 - scores, scores], axis=1)
     return CellPredictions(tuple(subjects), tuple(subjects), truth.astype(int), both, ("0", "1"))
 
 
 def _measured(truth: np.ndarray, subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics with every person on the side of its probability, and without those abstained from or too small."""
+    """Metrics with every subject on the side of its probability, and without those abstained from or too small."""
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
     one_row_each = _one_row_each(truth, subjects)
@@ -339,7 +339,7 @@ def _exact(right: int, of: int) -> dict[str, Any]:
 
 
 def _share(count: int, of: int) -> dict[str, float | None]:
-    """A share of persons with its exact 95 % interval (Clopper & Pearson 1934); None of nobody."""
+    """A share of subjects with its exact 95 % interval (Clopper & Pearson 1934); None of nobody."""
     from scipy.stats import binomtest
 
     if not of:

@@ -160,7 +160,7 @@ def subject_strip(
 
 
 def patients_curve(block: Mapping[str, Any]) -> Figure:
-    """Plot balanced accuracy over persons against the number of cells used, beside that with all cells.
+    """Plot balanced accuracy over subjects against the number of cells used, beside that with all cells.
 
     Its title gives the AUROC with all cells and its interval.
 
@@ -178,18 +178,18 @@ def patients_curve(block: Mapping[str, Any]) -> Figure:
         axes.annotate(
             text, (cells[0], rows[0][values]), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=9
         )
-    label = "cells of a person, chosen at random · dashed: balanced accuracy with all their cells"
+    label = "cells of a subject, chosen at random · dashed: balanced accuracy with all their cells"
     if block.get("least_cells_suffice", True):
         axes.axvline(block["least_cells"], color=GREY, linewidth=0.8)
         label += " · vertical: cells needed"
     axes.set_xscale("log")
-    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} persons)" for row in rows])
+    axes.set_xticks(cells, [f"{row['cells']}\n({row['persons']} subjects)" for row in rows])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("over persons", fontsize=9)
-    # The persons change from point to point, and no point has an interval; the table's has one.
+    axes.set_ylabel("over subjects", fontsize=9)
+    # The subjects change from point to point, and no point has an interval; the table's has one.
     whole = block["measured"]["auroc"]
-    text = f"AUROC of all {block['measured']['persons']} persons with all their cells: {whole['value']:.3f}"
+    text = f"AUROC of all {block['measured']['persons']} subjects with all their cells: {whole['value']:.3f}"
     axes.set_title(f"{text} ({whole['low']:.3f}–{whole['high']:.3f})", fontsize=9, loc="right", color=GREEN)
     plain(axes)
     return figure
@@ -222,7 +222,7 @@ def interval_plot(
     axes.set_xlabel(axis)
     _rows_plain(axes)
     by_unit = (
-        "resampling subjects: for new patients" if unit == "subject" else f"resampling {unit}s: not for new patients"
+        "resampling subjects: for new subjects" if unit == "subject" else f"resampling {unit}s: not for new subjects"
     )
     kinds = [(2, BLUE, by_unit), (3, ORANGE, "resampling cells: too narrow")]
     handles = [Line2D([], [], color=c, linewidth=3, label=text) for i, c, text in kinds if any(row[i] for row in rows)]

@@ -82,7 +82,7 @@ def operating_points(
     Returns:
         {} for more than two classes, where no single threshold decides. Else `positive_label` and for each of
         `points`: threshold (positive from there up), threshold_range over leaving each subject out, rests_on (the
-        subjects of the class whose tail sets it: few people, hence the wide intervals), fitted (performance on the
+        subjects of the class whose tail sets it: few subjects, hence the wide intervals), fitted (performance on the
         cells that fitted it) and cross_fitted, with intervals and by subject.
 
     Raises:
@@ -296,7 +296,7 @@ def prediction_sets(
     A class is in a cell's set when its calibrated probability is at least `least_probability` (the LAC score of
     Sadinle et al. 2019). "marginal" has one such number for all classes; "class_conditional" one for each (Vovk 2012),
     and is released, because the smaller class has too low a coverage otherwise. Conformal prediction guarantees its
-    coverage for exchangeable cells. Cells of different patients are not exchangeable, so there is no guarantee here:
+    coverage for exchangeable cells. Cells of different subjects are not exchangeable, so there is no guarantee here:
     the coverage is measured on subjects that fitted no threshold, and single subjects lie far from it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which ingredient of a recipe helps on unseen patients: settings compared by cross-validation.
+"""Which ingredient of a recipe helps on unseen subjects: settings compared by cross-validation.
 
 A grid names settings, each a few flags of train.py on top of the common ones; the others are compared with the first.
 All share seed, folds and cells, so two settings differ in nothing else, and their difference is computed on the same

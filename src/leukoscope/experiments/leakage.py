@@ -1,8 +1,8 @@
 """How much patient leakage inflates metrics: the same test cells, with and without their patients in training.
 
 Most published results split by image, not by patient. To measure the effect, a seed selects patients and sets half of
-each one's cells aside for testing. One network is trained on other patients only; the second on equally many cells of
-each class sampled from everybody, the tested patients' other halves included. Recipe, seed, number of training cells
+each one's cells aside for testing. One network is trained on other subjects only; the second on equally many cells of
+each class sampled from everybody, the tested subjects' other halves included. Recipe, seed, number of training cells
 and test cells are the same, and no epoch is chosen on any of them: the two results differ by the leak alone.
 """
 

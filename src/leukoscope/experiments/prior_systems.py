@@ -1,4 +1,4 @@
-"""The prior systems rebuilt and measured twice: split by image, as their authors did, and on unseen patients.
+"""The prior systems rebuilt and measured twice: split by image, as their authors did, and on unseen subjects.
 
 A row is one recipe under one protocol: a cross-validation by image or by subject, so that both predict for every cell,
 and one JSON file with the pooled result beside the author's claim. Rows that have their file are skipped and finished

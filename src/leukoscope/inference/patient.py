@@ -1,6 +1,6 @@
-"""One prediction for a person, pooled from the predictions of that person's cells.
+"""One prediction for a subject, pooled from the predictions of that subject's cells.
 
-How cells are pooled, from how many, and what the result is worth on unseen persons is measured by
+How cells are pooled, from how many, and what the result is worth on unseen subjects is measured by
 `leukoscope.evaluation.patients` and stands in the "patients" block of metrics.json.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TOO_FEW_CELLS = "too few cells"
 MOST_REFUSED = 0.5
-"""Share of a person's cells that may be out of distribution before the person is: cells of one slide share a stain."""
+"""Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -46,7 +46,7 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
 
 
 def pool(logits: np.ndarray, pooling: str) -> np.ndarray:
-    """(..., N) logits of a person's N cells → (..., F) features of the person.
+    """(..., N) logits of a subject's N cells → (..., F) features of the subject.
 
     Args:
         pooling: a key of `POOLINGS`.
@@ -62,16 +62,16 @@ def pool(logits: np.ndarray, pooling: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PatientPrediction:
-    """What a release predicts for one person.
+    """What a release predicts for one subject.
 
     Attributes:
-        patient: what the user calls the person; "" where there is no name.
+        patient: what the user calls the subject; "" where there is no name.
         outcome: a class, "abstain" (the interval holds both classes), "too few cells" or "out of distribution" (most
-            of the person's cells are).
+            of the subject's cells are).
         positive_label: the class of `probability` and `share_positive`.
-        probability: of that class, for the person, 0–1; None without a cell in use.
-        interval: 95 % bootstrap interval of it over this person's cells: how far other cells of the same person would
-            move it. It does not cover how persons differ; `rule.error_rate` does.
+        probability: of that class, for the subject, 0–1; None without a cell in use.
+        interval: 95 % bootstrap interval of it over this subject's cells: how far other cells of the same subject would
+            move it. It does not cover how subjects differ; `rule.error_rate` does.
         cells, used, refused, abstained: all cells; those pooled; out of distribution or no cell; and cells in use that
             get no class by themselves.
         share_positive: share of the cells in use whose most probable class is the positive one, 0–1.
@@ -100,11 +100,11 @@ class PatientPrediction:
         if self.outcome == ABSTAIN:
             assert self.interval is not None, "abstained from by its interval"
             low, high = self.interval
-            return f"other cells of this person may give either class (interval {low:.3f} to {high:.3f})"
+            return f"other cells of this subject may give either class (interval {low:.3f} to {high:.3f})"
         return ""
 
     def named(self, patient: str) -> PatientPrediction:
-        """The same for a person of another name."""
+        """The same for a subject of another name."""
         return replace(self, patient=patient)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class PatientPrediction:
 
 @dataclass(frozen=True)
 class PatientRule:
-    """From a person's cells to a class: a logistic regression on pooled logits.
+    """From a subject's cells to a class: a logistic regression on pooled logits.
 
     Attributes:
         labels: the two classes.
@@ -136,7 +136,7 @@ class PatientRule:
         pooling: a key of `POOLINGS`.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
-        error_rate: wrong persons among those measured, with its interval, each None where nobody was given a class;
+        error_rate: wrong subjects among those measured, with its interval, each None where nobody was given a class;
             see `leukoscope.evaluation.patients`.
     """
 
@@ -182,17 +182,17 @@ class PatientRule:
 
     @property
     def text(self) -> str:
-        """The rule as a sentence, with its error rate on unseen persons."""
+        """The rule as a sentence, with its error rate on unseen subjects."""
         how = f"{POOLINGS[self.pooling]}, from at least {self.least_cells} cells"
         if not self.error_rate:
             return how
         wrong, low, high = (self.error_rate[key] for key in ("share", "low", "high"))
         if wrong is None:
-            return f"{how}; none of the persons measured was given a class"
-        return f"{how}; wrong for {wrong:.0%} of unseen persons (95 % interval {low:.0%} to {high:.0%})"
+            return f"{how}; none of the subjects measured was given a class"
+        return f"{how}; wrong for {wrong:.0%} of unseen subjects (95 % interval {low:.0%} to {high:.0%})"
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
-        """(..., N) logits of a person's cells → (...,) probability of the positive class."""
+        """(..., N) logits of a subject's cells → (...,) probability of the positive class."""
         scores = pool(logits, self.pooling) @ np.asarray(self.coefficients) + self.intercept
         return 1 / (1 + np.exp(-np.clip(scores, -50, 50)))
 
@@ -205,10 +205,10 @@ class PatientRule:
         return float(low), float(high)
 
     def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, patient: str = "") -> PatientPrediction:
-        """The prediction for one person.
+        """The prediction for one subject.
 
         Args:
-            probabilities: (N, K) of the person's cells, in the order of `labels`.
+            probabilities: (N, K) of the subject's cells, in the order of `labels`.
             outcomes: of the same cells, as their decisions say.
 
         Raises:
@@ -249,17 +249,17 @@ class PatientRule:
 
 
 def patient_rule(predictor: Predictor) -> PatientRule:
-    """How a release decides on a person.
+    """How a release decides on a subject.
 
     Raises:
-        LeukoscopeError: it was not measured by person.
+        LeukoscopeError: it was not measured by subject.
     """
     rule = PatientRule.from_metrics(predictor.release.metrics, predictor.labels)
     if rule is None:
         raise LeukoscopeError(
-            f"{predictor.release.name}: cannot predict for a person: its metrics.json has no 'patients' (measured for "
-            "two classes, where enough persons of each are known); choose another release, or measure this one with "
-            "`leukoscope release recalibrate` on labelled cells of known persons"
+            f"{predictor.release.name}: cannot predict for a subject: its metrics.json has no 'patients' (measured for "
+            "two classes, where enough subjects of each are known); choose another release, or measure this one with "
+            "`leukoscope release recalibrate` on labelled cells of known subjects"
         )
     return rule
 
@@ -277,7 +277,7 @@ def predict_patients(
     *,
     batch_size: int = 32,
 ) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
-    """One prediction for each person of a source, in the order of their names.
+    """One prediction for each subject of a source, in the order of their names.
 
     Cells are opened and predicted batch by batch, and only their probabilities are kept.
 
@@ -285,8 +285,8 @@ def predict_patients(
         the predictions, and what could not be read.
 
     Raises:
-        LeukoscopeError: the release was not measured by person, no cell could be read, or a folder is named like one
-            of the release's classes, so that it is no person.
+        LeukoscopeError: the release was not measured by subject, no cell could be read, or a folder is named like one
+            of the release's classes, so that it is no subject.
     """
     rule = patient_rule(predictor)
     probabilities: dict[str, list[list[float]]] = {}
@@ -301,8 +301,8 @@ def predict_patients(
             name = person_of(cell, source)
             if not source.has_subjects and name in predictor.labels:
                 raise LeukoscopeError(
-                    f"{cell.file}: lies in the folder {name!r}, which is a class, not a person; name the persons with "
-                    "--subject_pattern, or give a folder with one folder a person"
+                    f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects "
+                    "with --subject_pattern, or give a folder with one folder a subject"
                 )
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)

@@ -286,15 +286,15 @@ class Predictor:
         return predictions
 
     def patient(self, images: Iterable[Picture], *, name: str = "", batch_size: int = BATCH) -> PatientPrediction:
-        """One prediction for a person, from pictures of that person's cells.
+        """One prediction for a subject, from pictures of that subject's cells.
 
         Args:
             images: as for a call; at least one.
-            name: what the prediction calls the person.
+            name: what the prediction calls the subject.
             batch_size: pictures that go through the network at once.
 
         Raises:
-            LeukoscopeError: the release was not measured by person, or no picture.
+            LeukoscopeError: the release was not measured by subject, or no picture.
             UnreadableImage: for the first picture that cannot be used.
         """
         rule = patient_rule(self)

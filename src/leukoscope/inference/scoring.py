@@ -137,7 +137,7 @@ def score_cells(
     Args:
         output: table of `TABLE_SUFFIXES`, one row a cell; shards lie in `output`.parts/ until all are there, and files
             that could not be read are listed in `unreadable_list(output)`.
-        by_subject: table with one row a subject: the prediction for the person, means and shares.
+        by_subject: table with one row a subject: the prediction for the subject, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
 
     Returns:
@@ -346,19 +346,19 @@ def _join(
 
 
 def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
-    """One row a person: columns as `PatientPrediction.to_dict`."""
+    """One row a subject: columns as `PatientPrediction.to_dict`."""
     import pyarrow as pa
 
     return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
 
 
 def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | None) -> pa.Table:
-    """One row a subject, sorted: the prediction for the person, where the release makes one, then means and shares.
+    """One row a subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
     Args:
         joined: the table of the cells; those without a subject are left out.
         labels: the release's classes.
-        rule: how the release predicts for a person; None where it does not.
+        rule: how the release predicts for a subject; None where it does not.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

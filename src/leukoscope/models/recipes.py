@@ -104,7 +104,7 @@ class Recipe:
         head_learning_rate: peak rate of the new head.
         drop_rate: dropout of the architecture's own head; a `head` has its own.
         frozen: modules that keep their pretrained weights and statistics; "backbone" is all but the head. Early
-            filters carry over from photographs; leaving them alone regularises (few patients, many cells) and saves the
+            filters carry over from photographs; leaving them alone regularises (few subjects, many cells) and saves the
             costliest part of a step. Ignored when starting from scratch.
         cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU (GPUs always use bf16).
         head: layers of its own; None keeps the architecture's own head.
@@ -118,7 +118,7 @@ class Recipe:
         max_grad_norm: gradients are clipped to this norm; None leaves them alone.
         class_weighted: weigh the loss by inverse class frequency; prior systems did not.
         sampling: an epoch shows every cell once ("cells"), or every class equally and in it every subject equally
-            ("subjects"): few patients with many cells each otherwise decide what a class looks like.
+            ("subjects"): few subjects with many cells each otherwise decide what a class looks like.
         epoch_cells: cells that an epoch shows, at most as many as there are; 0 shows that many.
         ema_decay: the weights kept are a running mean over the steps with this decay (Izmailov et al. 2018,
             arXiv:1803.05407); 0 keeps the last step's.
@@ -184,8 +184,8 @@ _DENSENET_EARLY = (
     "features.transition2",
 )
 
-# Few patients have most cells. Sampled by cell, they decide what a class looks like; sampled evenly, and few times,
-# with all layers trained, the network generalises better to unseen patients (results/ablation).
+# Few subjects have most cells. Sampled by cell, they decide what a class looks like; sampled evenly, and few times,
+# with all layers trained, the network generalises better to unseen subjects (results/ablation).
 _FOR_OTHER_PATIENTS: dict[str, Any] = {
     "sampling": "subjects",
     "epoch_cells": 2000,

@@ -123,7 +123,7 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
         alt = "Bars: cells of each subject, by class"
         pictures.append(plot_picture(cells_figure(findings), alt, "Cells of each subject, as published."))
     else:
-        text.append("Subjects are not known: no metric can be shown to hold for a person the model never saw.")
+        text.append("Subjects are not known: no metric can be shown to hold for a subject the model never saw.")
     verdict = "bad" if mixed["suspect"] else "" if subjects else "warning"
     yield Section(
         "Classes and subjects", text, Table(("class", "cells", "subjects, as published"), rows), pictures, verdict

@@ -39,7 +39,7 @@ def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] =
     """
     if not metrics.get("evaluations"):
         return []
-    # What the test sets are disjoint by: blocks of neighbouring images where patients are unknown.
+    # What the test sets are disjoint by: blocks of neighbouring images where subjects are unknown.
     unit = "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
     sections = [_evaluations(metrics, unit)]
     if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
@@ -84,13 +84,12 @@ def _evaluations(metrics: Metrics, unit: str) -> Section:
     text = [
         f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
         f"intervals from bootstrap samples of {unit}s. “Size alone”: AUROC by {unit} and at equal size of nothing "
-        "but the cell's area. With patients in training and test, metrics are too good.",
+        "but the cell's area. With subjects in training and test, metrics are too good.",
     ]
     if aliases := new_aliases(metrics):
-        text.append(f"Found since to be one person each: {', '.join(aliases)}.")
-    columns = ("tested on", "patients in training and test?", "cells", *names, "size alone")
-    unseen = "patients" if unit == "subject" else "blocks"
-    return Section(f"Unseen {unseen} beside the random split", text, Table(columns, rows, text_columns=2))
+        text.append(f"Found since to be one subject each: {', '.join(aliases)}.")
+    columns = ("tested on", "subjects in training and test?", "cells", *names, "size alone")
+    return Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
 
 
 def _subjects(subjects: Metrics, labels: list[str], unit: str, draw: Callable[[Figure, str], Picture]) -> Section:
@@ -111,17 +110,17 @@ def _subjects(subjects: Metrics, labels: list[str], unit: str, draw: Callable[[F
 def _persons(block: Metrics, draw: Callable[[Figure, str], Picture]) -> Section:
     few, many = block["curve"][0], block["curve"][-1]
     alt = (
-        f"Balanced accuracy over persons against the number of cells used: {share(few['balanced_accuracy'])} with "
+        f"Balanced accuracy over subjects against the number of cells used: {share(few['balanced_accuracy'])} with "
         f"{few['cells']}, {share(many['balanced_accuracy'])} with {many['cells']}"
     )
     text = [
-        f"Pooled by the {pooling(block['rule'])}. Each person is judged with pooling and threshold chosen and fitted "
-        "on other persons. In brackets 95 % intervals, exact for shares.",
-        f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No person is on the wrong side.",
-        f"{block['measured']['persons']} persons of one laboratory, each of one class only: nothing here applies to "
+        f"Pooled by the {pooling(block['rule'])}. Each subject is judged with pooling and threshold chosen and fitted "
+        "on other subjects. In brackets 95 % intervals, exact for shares.",
+        f"Wrong: {', '.join(block['wrong'])}." if block["wrong"] else "No subject is on the wrong side.",
+        f"{block['measured']['persons']} subjects of one laboratory, each of one class only: nothing here applies to "
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
-    return Section("One prediction for a person", text, persons_table(block), [draw(patients_curve(block), alt)])
+    return Section("One prediction for a subject", text, persons_table(block), [draw(patients_curve(block), alt)])
 
 
 def _maps(block: Metrics, unit: str) -> Section:
@@ -159,7 +158,7 @@ def _limits(metrics: Metrics, unit: str) -> list[str]:
     ]
     if subjects := metrics.get("decisions", {}).get("fitted_on", {}).get("subjects", {}):
         people = ", ".join(f"{number} {label}" for label, number in subjects.items())
-        few = "few people" if unit == "subject" else "it is not known of how many people"
+        few = "few subjects" if unit == "subject" else "it is not known of how many subjects"
         lines.append(f"Thresholds and intervals rest on {people} {unit}s: {few}.")
     ood = metrics.get("ood", {})
     if worst := ood.get("held_out", {}).get("worst_subject"):

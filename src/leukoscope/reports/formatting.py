@@ -74,7 +74,7 @@ def metric_name(key: str, unit: str = "subject") -> str:
     """
     if key.endswith(_BY_SUBJECT):
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
-    if key == "subject_auroc":  # not the AUROC of persons, for whom a rule was chosen on others
+    if key == "subject_auroc":  # not the AUROC of subjects, for whom a rule was chosen on others
         return f"AUROC of {unit}s' mean logits"
     return _METRIC_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
 
@@ -127,13 +127,13 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
 
 
 def fraction(rate: Mapping[str, Any]) -> str:
-    """A share of few persons: counts, share and interval; of nobody the counts alone."""
+    """A share of few subjects: counts, share and interval; of nobody the counts alone."""
     counts = f"{rate['right']} of {rate['of']}"
     return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})" if rate["of"] else counts
 
 
 def pooling(rule: Mapping[str, Any]) -> str:
-    """How the "patients" block of metrics.json pools a person's cells, in words."""
+    """How the "patients" block of metrics.json pools a subject's cells, in words."""
     return POOLINGS[rule["pooling"]]
 
 
@@ -148,7 +148,7 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subjects that a release counts separately, although its data set is now known to hold one person under them.
+    """Subjects that a release counts separately, although its data set is now known to hold one subject under them.
 
     Returns:
         one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.

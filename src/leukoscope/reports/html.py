@@ -47,7 +47,7 @@ EVALUATION_SCHEMA_VERSION = 1
 _FEW_SUBJECTS = 20
 _WORST = 10
 _SHOWN = 20
-_NO_PATIENTS = " Patients are not known here, so nothing on this page says what to expect of new ones."
+_NO_SUBJECTS = " Subjects are not known here, so nothing on this page says what to expect of new ones."
 
 
 @dataclass(frozen=True)
@@ -305,10 +305,10 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
             f"“At equal size”: within tenths of the cells' areas, every {unit} weighing the same, so that size alone "
             "gives little more than 0.5."
         )
-        others, owner, limit = ("patients", "patient", "") if unit == "subject" else (f"{unit}s", unit, _NO_PATIENTS)
+        limit = "" if unit == "subject" else _NO_SUBJECTS
         yield (
-            f"An interval by {unit} says how far a metric may move with other {others} like these ({counts}); the "
-            f"naive one assumes that every cell came from a {owner} of its own.{limit}"
+            f"An interval by {unit} says how far a metric may move with other {unit}s like these ({counts}); the "
+            f"naive one assumes that every cell came from a {unit} of its own.{limit}"
         )
         if few := [label for label, number in intervals["subjects"].items() if 0 < number < _FEW_SUBJECTS]:
             yield f"With so few {unit}s of {' and '.join(few)}, even the interval by {unit} is rather too narrow."
@@ -318,17 +318,17 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 "certain."
             )
     if evaluation["training_overlap"]["verdict"] == "bad":
-        yield "As patients judged here also trained the model, no interval below says what to expect of new ones."
+        yield "As subjects tested here also trained the model, no interval below says what to expect of new ones."
 
 
 def _persons(block: Mapping[str, Any]) -> Section:
-    # Wrong persons first, then those without a class.
+    # Wrong subjects first, then those without a class.
     order = sorted(
         block["subjects"].items(),
         key=lambda item: (item[1]["outcome"] == item[1]["label"], item[1]["outcome"] == item[1]["called"], item[0]),
     )
     text = [
-        f"The release's rule for persons gives a class to {block['given_a_class']} of {block['persons']} persons; "
+        f"The release's rule for subjects gives a class to {block['given_a_class']} of {block['persons']} subjects; "
         f"{block['persons'] - block['given_a_class']} get none. Of those with a class: sensitivity "
         f"{fraction(block['sensitivity'])}, specificity {fraction(block['specificity'])}; in brackets exact 95 % "
         "intervals.",
@@ -339,5 +339,5 @@ def _persons(block: Mapping[str, Any]) -> Section:
         low, high = one["interval"]
         interval = span({"low": low, "high": high})
         rows.append([name, one["label"], one["outcome"], share(one["probability"]), interval, count(one["cells"])])
-    columns = ("person", "class", "outcome", "probability", "95 % interval", "cells")
-    return Section("One prediction for a person", text, Table(columns, rows, text_columns=3))
+    columns = ("subject", "class", "outcome", "probability", "95 % interval", "cells")
+    return Section("One prediction for a subject", text, Table(columns, rows, text_columns=3))

@@ -127,7 +127,7 @@ def first_place(board: Mapping[str, Any]) -> str:
     first, *others = board["rows"]
     open_to = [_called(row["model"]) for row in others if row["behind_the_first"]["high"] >= 0]
     if open_to:
-        return f"Not settled: {', '.join(open_to)} may be as good as {_called(first['model'])} on other patients."
+        return f"Not settled: {', '.join(open_to)} may be as good as {_called(first['model'])} on other subjects."
     return f"{_called(first['model'])} leads: no interval of the difference reaches 0."
 
 

@@ -1,7 +1,7 @@
-"""A report on one person's cells: one HTML file with nothing to fetch, which prints to two sides of A4.
+"""A report on one subject's cells: one HTML file with nothing to fetch, which prints to two sides of A4.
 
-It shows the prediction for the person, every cell's probability, the cells most and least like the positive class with
-their Grad-CAM maps, what was refused, and what the release's predictions are worth on unseen persons.
+It shows the prediction for the subject, every cell's probability, the cells most and least like the positive class with
+their Grad-CAM maps, what was refused, and what the release's predictions are worth on unseen subjects.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ShownCell:
 
 
 def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """Which of a person's cells a report shows.
+    """Which of a subject's cells a report shows.
 
     Args:
         probabilities: (N,) of the positive class.
@@ -69,22 +69,22 @@ def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[l
 
 
 def report_on(predictor: Predictor, source: CellSource, *, name: str = "") -> str:
-    """Predict all cells of a source as one person's, and report on them; see `patient_report`.
+    """Predict all cells of a source as one subject's, and report on them; see `patient_report`.
 
     Args:
         name: stands in the report; "" names nobody. Files are called by their numbers, since their names may name a
-            person.
+            subject.
 
     Raises:
-        LeukoscopeError: the release was not measured by person, the cells are of several persons, or a file cannot be
+        LeukoscopeError: the release was not measured by subject, the cells are of several subjects, or a file cannot be
             read.
     """
     rule = patient_rule(predictor)
     given = list(source.read([range(source.count)]))
     if len(persons := sorted({person_of(cell, source) for cell in given})) > 1:
         raise LeukoscopeError(
-            f"{len(persons)} persons ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
-            "holds one person's pictures, or write a table of all with --output persons.csv"
+            f"{len(persons)} subjects ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
+            "holds one subject's pictures, or write a table of all with --output patients.csv"
         )
     pictures = [cell.picture for cell in given]
     cells = predictor(pictures)
@@ -152,7 +152,7 @@ def patient_report(
 
     Args:
         person: the prediction; its name stands in the title, where it has one.
-        probabilities, outcomes: (N,) of all the person's cells, as for `cells_to_show`.
+        probabilities, outcomes: (N,) of all the subject's cells, as for `cells_to_show`.
         shown: the cells that `cells_to_show` chose, in its order.
         model, revision: what predicted.
         metrics: the release's metrics.json.
@@ -171,20 +171,20 @@ def patient_report(
         interval = span({"low": low, "high": high})
         facts[f"probability of {person.positive_label}"] = f"{share(person.probability)} ({interval})"
         facts["the interval"] = (
-            "95 %, from bootstrap samples of this person's cells; it does not say how persons differ"
+            "95 %, from bootstrap samples of this subject's cells; it does not say how subjects differ"
         )
         facts[f"share of {person.positive_label}"] = f"{share(person.share_positive)} of the cells in use"
         facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
     facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
-    # A folder's path may name a person or a laboratory.
+    # A folder's path may name a subject or a laboratory.
     facts |= {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
     measured = metrics["patients"]["measured"]
     trust = [
-        f"Measured on {measured['persons']} persons whom the networks, the pooling and the threshold had not seen: "
+        f"Measured on {measured['persons']} subjects whom the networks, the pooling and the threshold had not seen: "
         f"AUROC {with_span(measured['auroc'])}, sensitivity for {metrics['patients']['positive_label']} "
         f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
         "intervals.",
-        f"These were {measured['persons']} persons of one laboratory ({data['title']}), each of one class only. "
+        f"These were {measured['persons']} subjects of one laboratory ({data['title']}), each of one class only. "
         "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
         "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
         RESEARCH_NOTICE,
@@ -192,7 +192,7 @@ def patient_report(
     citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
     return rendered(
         Path(__file__).with_name("patient_report.html"),
-        title=f"Report on the cells of {person.patient}" if person.patient else "Report on the cells of one person",
+        title=f"Report on the cells of {person.patient}" if person.patient else "Report on the cells of one subject",
         person=person,
         headline=headline,
         facts=facts,
@@ -216,7 +216,7 @@ def strip_plot(
     threshold: float = 0.5,
     cells: Sequence[int] | None = None,
 ) -> str:
-    """Every cell of a person as a dot, sorted by its probability, as an SVG.
+    """Every cell of a subject as a dot, sorted by its probability, as an SVG.
 
     Args:
         probabilities: (N,) of the positive class, 0–1.

@@ -53,7 +53,7 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
     """One evaluation as text.
 
     Returns:
-        detail (of the split), both_sides (whether persons are in training and test), estimates, cells, the
+        detail (of the split), both_sides (whether subjects are in training and test), estimates, cells, the
         `RESULT_METRICS` with their intervals, accuracy; and of the cell's area alone size_auroc, size_aurocs (that and
         the one at equal size) and size_f1.
     """
@@ -183,7 +183,7 @@ _RATES = ("sensitivity", "specificity")
 
 
 def persons_table(block: Metrics) -> Table:
-    """One prediction for a person: the measurements of the "patients" block."""
+    """One prediction for a subject: the measurements of the "patients" block."""
     measured = block["measured"]
     without_class = (
         f"{measured['abstained']} abstained from, {measured['too_few_cells']} with fewer than {block['least_cells']} "
@@ -203,21 +203,21 @@ def persons_table(block: Metrics) -> Table:
             ["AUROC, less that of cell size alone", difference(alone["difference"])],
             *([f"{name}, cell size alone", fraction(alone[rate])] for name, rate in of_rates.items()),
         ]
-    return Table(("persons", "value"), rows)
+    return Table(("subjects", "value"), rows)
 
 
 def cells_needed(block: Metrics) -> str:
-    """From how many cells on a person is given a class; "more than" where even so many were measured not to suffice."""
+    """From how many cells on a subject gets a class; "more than" where even so many were measured not to suffice."""
     number = count(block["least_cells"])
     return number if block.get("least_cells_suffice", True) else f"more than {number}"
 
 
 def person_cells_table(block: Metrics) -> Table:
-    """The same for persons of whom only some cells, chosen at random, are used."""
+    """The same for subjects of whom only some cells, chosen at random, are used."""
     keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
     names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
     rows = [[str(row["cells"]), str(row["persons"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
-    return Table(("cells a person, drawn at random", "persons", *names), rows, text_columns=0)
+    return Table(("cells a subject, drawn at random", "subjects", *names), rows, text_columns=0)
 
 
 def ood_table(block: Metrics) -> Table:
@@ -230,7 +230,7 @@ def ood_table(block: Metrics) -> Table:
 
 
 def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
-    """What white cells of healthy people, none of them leukaemic, and those found in fields are predicted as."""
+    """What white cells of healthy donors, none of them leukaemic, and those found in fields are predicted as."""
     rows = [
         [
             "of fields of view, donors not described" if source == OF_FIELDS else name,

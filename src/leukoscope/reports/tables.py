@@ -23,7 +23,7 @@ from leukoscope.reports.formatting import (
 )
 
 NOT_MEASURED = "Not measured yet."
-# Which difference says whether a split by image promises too much: over cells, three persons would decide it.
+# Which difference says whether a split by image promises too much: over cells, three subjects would decide it.
 _DECIDES = "balanced_accuracy_by_subject"
 
 
@@ -44,7 +44,7 @@ def read_results(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
 
 
 def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Every rebuilt prior system: the claim, what a split by image gives, and what unseen patients give."""
+    """Every rebuilt prior system: the claim, what a split by image gives, and what unseen subjects give."""
     measured = _by_protocol(results)
     rows = []
     for claim in _claims():
@@ -66,7 +66,7 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         "recipe",
         "its author claims",
         "measured, split by image",
-        "measured, unseen patients",
+        "measured, unseen subjects",
         "by image less unseen",
         "set up here",
     )
@@ -74,8 +74,8 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
     notes = [
         "Accuracy over cells, with its 95 % bootstrap interval by subject; balanced accuracy over cells, then with "
         "every subject weighing the same. The difference of the last decides what is said here of splitting by image: "
-        "over cells, the few people with most cells would decide it.",
-        "The data of system B name no patients: blocks of neighbouring images stand for them.",
+        "over cells, the few subjects with most cells would decide it.",
+        "The data of system B name no subjects: blocks of neighbouring images stand for them.",
     ]
     if without_network:
         notes.append("Compare each row of C-NMC with the two at the foot, which need no network.")
@@ -96,7 +96,7 @@ def _conclusion(measured: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[s
             (higher if low > 0 else lower if high < 0 else open_).append(f"`{claim.recipe}`")
     sentences = []
     if higher:
-        sentences.append(f"A split by image promises more than unseen patients give for {', '.join(higher)}.")
+        sentences.append(f"A split by image promises more than unseen subjects give for {', '.join(higher)}.")
     if lower:
         sentences.append(f"It promises less for {', '.join(lower)}.")
     if open_:

@@ -137,7 +137,7 @@ def _localise_on_load(demo: gr.Blocks) -> None:
 
 
 def describe(models: ModelCache, choice: str | None) -> str:
-    """What a model was trained on, how good it is on unseen people, its licence and where more stands, as HTML."""
+    """What a model was trained on, how good it is on unseen subjects, its licence and where more stands, as HTML."""
     try:
         release = models.embedded(choice or "") or models.predictor(choice).release
     except LeukoscopeError:

@@ -130,7 +130,7 @@ def _is_table(file: BatchFile) -> bool:
 
 
 def _apart(given: Sequence[tuple[str, Sequence[BatchFile]]]) -> list[BatchFile]:
-    """All files; where two zips hold a picture of one name, as of one person each, names begin with their zip's."""
+    """All files; where two zips hold a picture of one name, as of one subject each, names begin with their zip's."""
     held = Counter(name for stem, files in given if stem for name in {one.name for one in files if not _is_table(one)})
     apart = max(held.values(), default=0) > 1
     return [
@@ -307,7 +307,7 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
     return {name: by_table.get(name) or (match and match[group]) or "" for name, match in found.items()}
 
 
-# Tried in this order on the names of a batch; the first that finds several persons in all of them is suggested. Each
+# Tried in this order on the names of a batch; the first that finds several subjects in all of them is suggested. Each
 # asks for a digit: a word alone, such as ALL or benign, may be a class.
 SUGGESTIONS = (
     r"UID_(H?\d+)_",
@@ -318,9 +318,9 @@ SUGGESTIONS = (
 
 
 def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
-    """A pattern that finds the persons in file names, for `subjects_of`; "" where none seems to.
+    """A pattern that finds the subjects in file names, for `subjects_of`; "" where none seems to.
 
-    It must name a person for every file, two persons at least, and two files a person on average, as a number of its
+    It must name a subject for every file, two subjects at least, and two files a subject on average, as a number of its
     own for each file is the file's; and what it finds may be no class and no fold of a cross-validation.
 
     Args:

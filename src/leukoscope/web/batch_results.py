@@ -1,4 +1,4 @@
-"""The predictions of a batch and what follows from them: subjects, persons, metrics on labels, and files to save."""
+"""The predictions of a batch and what follows from them: subjects, metrics on labels, and files to save."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class BatchRow:
         if not self.picture:
             raise LeukoscopeError(
                 f"{self.name}: of a batch, {MAX_KEPT // 2**20} MB of pictures are kept, and this one is not among "
-                "them; send this person's cells alone"
+                "them; send this subject's cells alone"
             )
         return Image.open(io.BytesIO(self.picture)).convert("RGB")
 
@@ -108,7 +108,7 @@ class BatchResult:
 
     @cached_property
     def persons(self) -> list[PatientPrediction]:
-        """One prediction for each known subject, by name; none where the release does not predict for persons."""
+        """One prediction for each known subject, by name; none where the release does not predict for subjects."""
         rule = PatientRule.from_metrics(self.metrics, self.classes)
         if rule is None:
             return []
@@ -304,32 +304,32 @@ def save_cells(kind: str, result: BatchResult) -> File:
 
 
 def save_persons(result: BatchResult) -> File:
-    """One row a person, as CSV.
+    """One row a subject, as CSV.
 
     Raises:
-        LeukoscopeError: no person is known, or the release does not predict for persons.
+        LeukoscopeError: no subject is known, or the release does not predict for subjects.
     """
     import pyarrow as pa
     import pyarrow.csv
 
     rows = [person.to_dict() for person in result.persons]
     if not rows:
-        raise LeukoscopeError("no person is known: name the subjects by a pattern, a folder each, or a CSV")
+        raise LeukoscopeError("no subject is known: name the subjects by a pattern, a folder each, or a CSV")
     safe = [{key: safe_cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(pa.Table.from_pylist(safe), buffer)
-    return File("leukoscope-persons.csv", "text/csv", buffer.getvalue())
+    return File("leukoscope-patients.csv", "text/csv", buffer.getvalue())
 
 
 def save_report(models: ModelCache, result: BatchResult, subject: str | None, name: str) -> File:
-    """The report on one person's cells, as HTML.
+    """The report on one subject's cells, as HTML.
 
     Args:
         subject: whose.
-        name: what the report calls the person; "" for nobody.
+        name: what the report calls the subject; "" for nobody.
 
     Raises:
-        LeukoscopeError: no such person, or pictures that are no longer kept.
+        LeukoscopeError: no such subject, or pictures that are no longer kept.
     """
     from leukoscope.reports.patient_report import ShownCell, cells_to_show, patient_report
 

@@ -300,7 +300,7 @@ def purpose(labels: Sequence[str], takes_cut_outs: bool | None) -> str:
 
 
 def model_text(metrics: Mapping[str, Any]) -> str:
-    """A release in one line: what it was trained on, how good it is on unseen people, and the data's licence."""
+    """A release in one line: what it was trained on, how good it is on unseen subjects, and the data's licence."""
     data, measured = metrics.get("data") or {}, (metrics.get("evaluations") or [{}])[0]
     subjects = len((metrics.get("training") or {}).get("subjects") or ())
     people, title = subjects and data.get("unit") == "subject", data.get("title")

@@ -135,9 +135,9 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-parcel { display: none !important; }
 .lk-cells button { all: unset; cursor: pointer; display: block; }
 .lk-cells button:hover, .lk-cells button:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
-.lk-person { margin: 0.6rem 0; } .lk-person h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
-.lk-person svg { width: 100%; max-width: 60rem; height: auto; display: block; }
-.lk-person circle[data-cell] { cursor: pointer; } .lk-person circle:hover { stroke: currentColor; stroke-width: 1.5; }
+.lk-subject { margin: 0.6rem 0; } .lk-subject h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
+.lk-subject svg { width: 100%; max-width: 60rem; height: auto; display: block; }
+.lk-subject circle[data-cell] { cursor: pointer; } .lk-subject circle:hover { stroke: currentColor; stroke-width: 1.5; }
 .lk-cells li.wrong img { outline: 2px solid var(--lk-warn-line); }
 .lk-scroll { overflow-x: auto; margin: 0.4rem 0 1rem; }
 .lk-scroll table { border: 0 !important; border-collapse: collapse; font-size: 0.9rem; min-width: 50%;

@@ -494,7 +494,7 @@ def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
     assert "0 of 20 pictures predicted." in progress(0, 20, 0.0, "")
 
 
-# Persons
+# Subjects
 
 RULE = {
     "positive_label": "ALL",
@@ -516,7 +516,7 @@ def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey
     first, second = result.persons
     assert (first.patient, first.cells, first.refused, second.patient) == ("1", 3, 1, "2")
     page = batch_summary(result)
-    assert "One prediction for a person" in page and "By subject" not in page
+    assert "One prediction for a subject" in page and "By subject" not in page
     assert page.count("<svg") == 2
     # A dot opens the cell of its number, counted over the whole batch.
     numbers = sorted(int(number) for number in re.findall(r'<circle[^>]* data-cell="(\d+)"', page))
@@ -571,7 +571,7 @@ def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tm
     result = replace(predicted, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
     assert [person.patient for person in result.persons] == ["miller-0", "miller-1"]
     html = save_report(models, result, "miller-0", "").content.decode()
-    assert "miller" not in html and "Report on the cells of one person" in html
+    assert "miller" not in html and "Report on the cells of one subject" in html
     assert RESEARCH_NOTICE in html and "cell 1" in html
     assert not re.search(r'(?:src|href)="(?!data:)', html), "nothing may be fetched"
     assert (
@@ -582,11 +582,11 @@ def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tm
         save_report(models, result, "nobody", "")
     with pytest.raises(
         LeukoscopeError,
-        match=r"of a batch, 64 MB of pictures are kept, and this one is not among them; send this person's cells alone",
+        match=r"of a batch, 64 MB of pictures are kept, and this one is not among them; send this subject's cells",
     ):
         replace(result.rows[0], picture=b"").open()
     assert "miller-1" in save_persons(result).content.decode()
-    with pytest.raises(LeukoscopeError, match="no person is known"):
+    with pytest.raises(LeukoscopeError, match="no subject is known"):
         save_persons(replace(result, metrics={}))
 
 

@@ -1,4 +1,4 @@
-"""The tab "Patients": many pictures or one zip, predicted together, cell by cell and person by person.
+"""The tab "Patients": many pictures or one zip, predicted together, cell by cell and subject by subject.
 
 The pictures are predicted once; sorting, subjects, operating points and exports are made from the predictions in the
 visitor's session. The same steps serve the API at /batch.
@@ -57,7 +57,7 @@ from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_error
 
 # A batch holds hundreds of megabytes while it is read.
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
-# Enough cells of each for one prediction for a person, which needs 50 by the releases of C-NMC.
+# Enough cells of each for one prediction for a subject, which needs 50 by the releases of C-NMC.
 SAMPLE_PERSONS, SAMPLE_CELLS = 2, 56
 MOST_PICTURED = 400
 """Rows of the table that show their cell; more would make the page heavy."""
@@ -74,7 +74,7 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 
 @lru_cache(maxsize=1)
 def sample_batch() -> Batch:
-    """Cells of two synthetic persons, drawn by a program: each of one class, from no patient."""
+    """Cells of two synthetic subjects, drawn by a program: each of one class, from no patient."""
 
     def draw(person: int, cell: int) -> bytes:
         label = PHANTOM_LABELS[person % len(PHANTOM_LABELS)]
@@ -290,7 +290,7 @@ class BatchTab(ResultTab):
         """The named endpoint /batch: files, model, pattern → every prediction, subjects and metrics as JSON."""
 
         def batch(files: list[str] | None, model: str | None, subject_pattern: str = "") -> dict[str, Any]:
-            """Classify many cells, with one prediction for each person where subjects are known. For research only.
+            """Classify many cells, with one prediction for each subject where subjects are known. For research only.
 
             Args:
                 files: pictures of single cells, zips of them, or CSV files with the columns file, label and subject.
@@ -359,7 +359,7 @@ def subjects_found(subjects: Sequence[str], pattern: str) -> str:
 
 
 def batch_summary(result: BatchResult, point: str = "") -> str:
-    """The batch as a whole, as HTML: counts, persons, metrics on labels, wrong cells and problems.
+    """The batch as a whole, as HTML: counts, subjects, metrics on labels, wrong cells and problems.
 
     Args:
         point: the operating point that its decisions were made at.
@@ -391,7 +391,7 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
 
 
 def _persons(result: BatchResult, point: str) -> str:
-    """One prediction for each subject with all its cells; without a rule for persons, counts by subject."""
+    """One prediction for each subject with all its cells; without a rule for subjects, counts by subject."""
     if not result.persons:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
         mean = t("mean_probability", label=result.positive)
@@ -424,7 +424,7 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
     )
     reason = f": {translate(one.reason)}" if one.reason else ""
     return (
-        f'<section class="lk-person"><h3>{escape(one.patient)}</h3>'
+        f'<section class="lk-subject"><h3>{escape(one.patient)}</h3>'
         f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{translate_html(drawn)}"
         "</section>"
     )
