@@ -159,7 +159,7 @@ def headline_table(releases: Sequence[Path]) -> str:
         "release",
         "AUROC by subject",
         "the same without a network: cell size alone / at best",
-        "AUROC of one prediction a subject",
+        "AUROC, one prediction per subject",
         "the same of cell size alone",
         "of 100 normal cells of an unseen subject, called leukaemic",
         "of 100 healthy white cells of other laboratories, called leukaemic",
@@ -212,7 +212,7 @@ def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any], unseen: 
 def results_table(releases: Sequence[Path]) -> str:
     """Each release on unseen subjects beside the random split of the prior systems."""
     names = [metric_name(key) for key in RESULT_METRICS]
-    columns = ("release", "tested on", "subjects on both sides?", "cells", *names)
+    columns = ("release", "tested on", "same subjects in training and test?", "cells", *names)
     rows = []
     for release in releases:
         metrics = read_metrics(release)
@@ -287,7 +287,7 @@ def decisions_table(releases: Sequence[Path]) -> str:
 
 def patients_table(releases: Sequence[Path]) -> str:
     """Prediction of subjects by all their cells: one row for each release that was measured so."""
-    aurocs = ("AUROC of one prediction a subject", "the same of cell size alone", "difference")
+    aurocs = ("AUROC, one prediction per subject", "the same of cell size alone", "difference")
     names = ("subjects", *aurocs, "sensitivity", "specificity", "given a class", "of these wrong")
     rows = []
     for release in releases:

@@ -216,6 +216,30 @@ def test_crops_stay_in_their_folder_however_a_field_is_named(tiny_release, slide
     assert {path.parent for path in tmp_path.rglob("a-field-0-*.png")} == {tmp_path / "crops" / "slide"}
 
 
+def test_crops_never_lie_among_the_fields(tiny_release, slides, tmp_path, monkeypatch):
+    home = tmp_path / "fields" / "slide"
+    home.mkdir(parents=True)
+    for name in ("f.png", "f-0.png"):
+        shutil.copy(slides / "first" / "a-field-0.png", home / name)
+    before = (home / "f-0.png").read_bytes()
+    monkeypatch.chdir(tmp_path / "fields")
+    result = run("field", tiny_release, "slide", "--crops", ".")
+    assert result.exit_code == 1
+    assert "--crops .: crops would lie among the fields of slide; name another folder" in result.stderr
+    assert (home / "f-0.png").read_bytes() == before and len(list(home.iterdir())) == 2
+
+
+def test_a_picture_to_pass_on_names_no_folder(tiny_release, slides, tmp_path):
+    field = slides / "first" / "a-field-0.png"
+    result = run("field", tiny_release, field, "--crops", tmp_path / "crops", "--output", tmp_path / "overlay.png")
+    assert result.exit_code == 0, result.output
+    written = [tmp_path / "overlay.png", *(tmp_path / "crops").rglob("*.png")]
+    titles = [Image.open(path).info["Title"] for path in written]
+    assert len(titles) > 1 and all(title.startswith("a-field-0.png") for title in titles)
+    assert not any(str(part) in title for title in titles for part in (slides, tiny_release))
+    assert f"read by {tiny_release.name}: " in titles[0]
+
+
 def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):
     fields = sorted(slides.rglob("a-field*.png"))
     readings = json.loads(run("field", tiny_release, *fields, "--json").stdout)

@@ -172,6 +172,8 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
     (release / "metrics.json").write_text(json.dumps(metrics))
     result = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html")
     assert result.exit_code == 0, result.output
+    said = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html", "--json")
+    assert json.loads(said.stdout) == {"report": str(tmp_path / "new" / "report.html"), "notice": RESEARCH_NOTICE}
     html = (tmp_path / "new" / "report.html").read_text()
     assert "<h1>Report on the cells of one subject</h1>" in html and "=1+1" not in html
     assert html.count(RESEARCH_NOTICE) >= 3 and str(tmp_path) not in html

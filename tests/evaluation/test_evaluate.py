@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,23 @@ def test_a_file_of_unknown_origin_is_not_called_tested(kept, tmp_path):
     shutil.copy(kept / "subject_cv.parquet", alone)
     found = predictions_in_file(alone)
     assert (found.estimates, found.overlap["verdict"]) == ("the model behind predictions.parquet", "warning")
+
+
+def test_a_file_is_recorded_wherever_it_is_named_from(kept, monkeypatch):
+    monkeypatch.chdir(kept)
+    assert predictions_in_file(Path("subject_cv.parquet")).estimates == "recipe (subject_cv)"
+
+
+def test_predictions_of_cell_size_alone_are_not_a_runs_own(kept, tmp_path):
+    metrics = json.loads((kept.parent / "metrics.json").read_text())
+    metrics["evaluations"] = [{**metrics["evaluations"][0], "name": "test"}]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    for name in ("predictions", "size_only_predictions"):
+        shutil.copy(kept / "subject_cv.parquet", tmp_path / f"{name}.parquet")
+    own = predictions_in_file(tmp_path / "predictions.parquet")
+    assert own.overlap["verdict"] == "good"
+    size = predictions_in_file(tmp_path / "size_only_predictions.parquet")
+    assert (size.estimates, size.overlap["verdict"]) == ("the model behind size_only_predictions.parquet", "warning")
 
 
 def test_predictions_to_other_cells_are_left_out_and_counted(kept, phantoms):

@@ -62,12 +62,12 @@ def test_a_class_without_subjects_has_no_panel():
 def test_intervals_are_drawn_where_they_are():
     rows = [
         ("accuracy", 0.8, {"low": 0.7, "high": 0.9}, {"low": 0.79, "high": 0.81}),
-        ("AUROC of one prediction a subject", 0.9, {"low": 0.6, "high": 1.0}, None),
+        ("AUROC, one prediction per subject", 0.9, {"low": 0.6, "high": 1.0}, None),
     ]
     axes = interval_plot(rows).axes[0]
     spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert sorted(spans) == [[0.6, 1.0], [0.7, 0.9], [0.79, 0.81]]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC of one prediction a subject"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["accuracy", "AUROC, one prediction per subject"]
 
 
 def test_only_the_kinds_of_interval_that_are_drawn_have_a_legend():

@@ -133,7 +133,7 @@ def _draw(path: Path, number: int) -> None:
 
 def test_the_cells_of_a_folder_a_person_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
-        _draw(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", number)
+        _draw(tmp_path / f"person-{number % 2}" / "slide" / f"{number}.png", number)
     (tmp_path / "person-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
     persons, unreadable = predict_patients(predictor, open_source(str(tmp_path)), batch_size=2)

@@ -31,7 +31,7 @@ from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS, Thresholds
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds
 from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
 from leukoscope.inference.sources import open_source
 from leukoscope.models.release import load_release
@@ -129,7 +129,8 @@ def test_each_cell_gets_the_prediction_it_gets_alone(predictor, cells, tmp_path)
     assert [row["ood_score"] for row in rows] == [prediction.checks.ood_score for prediction in alone]
     thresholds = Thresholds.from_metrics(predictor.release.metrics)
     for name, called in thresholds.positives(shares, predictor.labels).items():
-        assert [row[f"positive_{name}"] for row in rows] == called.tolist()
+        decided = [None if one.outcome in REFUSED else bool(yes) for one, yes in zip(alone, called, strict=True)]
+        assert [row[f"positive_{name}"] for row in rows] == decided and None in decided
     assert {(row["model"], row["revision"]) for row in rows} == {(predictor.release.name, "")}
     assert (scored.cells, scored.unreadable) == (11, 2)
     outcomes = [row["outcome"] for row in rows]

@@ -221,6 +221,7 @@ def test_subjects_named_twice_are_refused(tmp_path):
     [
         ("cells.csv", b"file\n\xff\xfe.png\n", "cells.csv: cannot be read as CSV in UTF-8"),
         ("cells.csv", b"", "cells.csv: cannot be read as CSV in UTF-8"),
+        ("cells.csv", "path,Präparat\n0.png,1\n".encode("cp1252"), "cells.csv: cannot be read as CSV in UTF-8"),
         ("cells.parquet", b"PAR1, or is it?", "cells.parquet: is no whole Parquet file"),
         ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
         ("cells.csv", b"file\n", "cells.csv: holds no cell"),

@@ -56,6 +56,17 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_release(root / name, made) for name, made in skills.items()}
 
 
+def test_blocks_are_not_called_subjects(tmp_path: Path) -> None:
+    folders = [make_release(tmp_path / name, answers(0.9, seed=7), disjoint_by="block") for name in ("a", "b")]
+    for folder in folders:
+        found = json.loads((folder / "metrics.json").read_text()) | {"data": {"unit": "block"}}
+        (folder / "metrics.json").write_text(json.dumps(found))
+    board = board_of(*folders)
+    page = write_board(tmp_path / "board.html", board).read_text()
+    assert "on other blocks" in first_place(board) and "AUROC by block" in page and "24 blocks" in page
+    assert "subject" not in page
+
+
 def board_of(*folders: Path) -> dict:
     return compare_releases([recorded_predictions(f, "subject_cv", name=f.name) for f in folders], samples=200)
 

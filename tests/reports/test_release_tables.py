@@ -167,7 +167,7 @@ def test_sections_of_what_was_not_measured_are_left_out(release_metrics: dict[st
 def test_persons_found_since_it_was_measured_are_named(release_metrics: dict[str, Any]) -> None:
     release_metrics["training"] |= {"subjects": ["H2", "H6"], "epochs_run": 2}
     section = evidence_sections(release_metrics)[0]
-    assert section.text[-1] == "Found since to be one subject each: H2 = H6."
+    assert section.text[-1] == "Found since to be one person each: H2 = H6."
     assert section.table is not None and [row[1] for row in section.table.rows] == ["a few, found since", "yes"]
 
 

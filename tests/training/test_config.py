@@ -51,6 +51,11 @@ def test_every_override_reaches_the_recipe(dataset: list[str]) -> None:
     assert values == [value for _, value in flags.values()]
 
 
+def test_overrides_given_twice_add_up() -> None:
+    config = parse_config(["--override", "drop_rate=0.4", "--override", "ema_decay=0.9", "drop_rate=0.5"])
+    assert (config.resolve().drop_rate, config.resolve().ema_decay) == (0.5, 0.9)
+
+
 def test_from_scratch_on_real_cells_freezes_nothing() -> None:
     config = parse_config([*REAL, "--from_scratch"])
     assert config.start_weights.from_scratch

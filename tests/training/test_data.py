@@ -73,6 +73,10 @@ def test_a_damaged_cell_met_by_the_loader_ends_in_one_line(own_cells: Path) -> N
         list(read(training_loader(_rows(cells), 8, _accelerator(), RandomSampler(cells.labels))))
     assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
     assert "Traceback" not in str(refused.value)
+    path.unlink()
+    with pytest.raises(LeukoscopeError) as refused:
+        list(read(training_loader(_rows(cells), 8, _accelerator(), RandomSampler(cells.labels))))
+    assert str(refused.value).startswith(f"{path}: no such file") and "Traceback" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

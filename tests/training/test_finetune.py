@@ -253,6 +253,17 @@ def test_validation_on_known_subjects_is_noted(tmp_path: Path, cells: FramedCell
     )
 
 
+def test_validation_on_known_cells_of_nameless_subjects_is_noted(
+    tmp_path: Path, cells: FramedCells, split: Split
+) -> None:
+    folder = _keeps_predictions(_release(tmp_path / "r", _network(1)), cells, split.validation)
+    only = replace(split, test=())
+    (note, *_) = _start(_network(2), folder, cells, only).notes
+    assert (
+        note == f"r was made from {len(split.validation)} cells of the validation side: validation metrics are too good"
+    )
+
+
 def test_a_release_that_says_nothing_of_its_training_is_noted(tmp_path: Path, cells: FramedCells, split: Split) -> None:
     started = _start(_network(2), _release(tmp_path / "r", _network(1), metrics={}), cells, split)
     assert started.notes == ("r does not say which cells it was trained on; it may have seen some of these",)

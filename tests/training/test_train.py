@@ -198,6 +198,8 @@ def test_a_split_file_gives_another_seed_the_very_same_cells(finished: Path, tin
     other = tiny_run("--seed", "1", "--split_file", str(finished / "split.json"))
     ids = [sorted(CellPredictions.load(run / "predictions.parquet").cell_ids) for run in (finished, other)]
     assert ids[0] == ids[1]
+    notes = [json.loads((run / "split.json").read_text())["notes"] for run in (finished, other)]
+    assert notes[0] == notes[1], "what a run notes of itself is no part of its split"
 
 
 # Pretrained weights

@@ -256,6 +256,8 @@ def test_a_decision_has_plain_words_and_what_was_checked() -> None:
         ("not like its training cells", False),
     )
     assert told(0.9, ood_score=1.5, field_of_view=True).short == "Not a single cell"
+    in_field = told(0.9, ood_score=0.5, field_share=0.2)
+    assert not in_field.has_class and in_field.checks == (("like its training cells", True),), "only its field is not"
     plain = decision_text(Thresholds().decide({"Early": 0.9, "Pro": 0.1}), {"Early": 0.9, "Pro": 0.1}, Thresholds())
     assert plain.short == "Looks like an early pre-B blast" and plain.checks == ()
 

@@ -182,14 +182,15 @@ def check_backends(wanted: str) -> Finding:
     Args:
         wanted: the value of LEUKOSCOPE_BACKEND; "" leaves the choice to the predictor.
     """
-    from leukoscope.inference.backends import AUTO, BACKENDS, ONNX, OPENVINO, TORCH
+    from leukoscope.inference.backends import AUTO, BACKENDS, TORCH
+    from leukoscope.inference.graph import PACKAGES
 
-    modules = {TORCH: "torch", OPENVINO: "openvino", ONNX: "onnxruntime"}
-    there = [name for name, module in modules.items() if find_spec(module)]
+    packages = {TORCH: "torch", **{name: packages for name, (_, packages) in PACKAGES.items()}}
+    there = [name for name, needed in packages.items() if all(map(find_spec, needed.split()))]
     seen = f"{', '.join(there)}; LEUKOSCOPE_BACKEND is {wanted or 'not set'}"
     if wanted not in ("", AUTO, *there):
         known = f"unset LEUKOSCOPE_BACKEND, or name one of {', '.join((AUTO, *there))}"
-        install = f", or pip install {modules[wanted]}" if wanted in BACKENDS else ""
+        install = f", or pip install {packages[wanted]}" if wanted in BACKENDS else ""
         return Finding("backends", "broken", seen, known + install)
     return Finding("backends", "good", seen)
 

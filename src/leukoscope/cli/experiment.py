@@ -102,12 +102,9 @@ def evaluate(
         predictions_of_model,
         select_cells,
     )
-    from leukoscope.inference.backends import gpu_or_cpu
     from leukoscope.inference.foreign import open_classifier
     from leukoscope.reports.html import build_evaluation, decisions_line, write_evaluation
     from leukoscope.reports.release_tables import metrics_table, worst_first
-
-    device = gpu_or_cpu() if device == "auto" else device
 
     def opened(model: str | None) -> Classifier | None:
         if model is None or model.endswith(".parquet"):
@@ -143,8 +140,9 @@ def evaluate(
         typer.echo((folder / "evaluation.json").read_text(encoding="utf-8"))
         return
     overlap = evaluation["training_overlap"]
-    rows = metrics_table(evaluation["figures"], evaluation["intervals"]).rows
-    print_table(["metric", "value", "95 % by subject", "naive, by cell"], rows)
+    unit = evaluation["unit"]
+    rows = metrics_table(evaluation["figures"], evaluation["intervals"], unit).rows
+    print_table(["metric", "value", f"95 % by {unit}", "naive, by cell"], rows)
     typer.echo(f"estimates: {evaluation['estimates']}")
     if evaluation["decisions"]:
         typer.echo(f"decisions: {decisions_line(evaluation['decisions'])}")
@@ -153,14 +151,15 @@ def evaluate(
         typer.echo(f"left out: {line}")
     if comparison := evaluation["comparison"]:
         found = comparison["figures"]["balanced_accuracy"]
+        resampled = unit if comparison["resampled"] == "subjects" else "cell"
         typer.echo(
             f"compared with {comparison['model']['name']}: balanced accuracy {found['difference']:+.3f} "
-            f"({found['low']:+.3f} to {found['high']:+.3f} by {comparison['resampled'].removesuffix('s')}), "
+            f"({found['low']:+.3f} to {found['high']:+.3f} by {resampled}), "
             f"better in {found['share_a_better']:.0%} of bootstrap samples"
         )
     if worst := worst_first(evaluation["metrics"]["subjects"])[:3]:
         named = ", ".join(f"{name} ({s['label']}, {s['accuracy']:.0%} of {s['cells']})" for name, s in worst)
-        typer.echo(f"worst subjects: {named}")
+        typer.echo(f"worst {unit}s: {named}")
     typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
 
 
@@ -194,7 +193,8 @@ def protocol(
     if PartialState().is_main_process:
         compose_release(runs, output)
         preprocessing = read_release(output).preprocessing
-        cells = frame_cells(config.data.load(preprocessing.image_size), preprocessing)
+        data = config.data.load(preprocessing.image_size)
+        cells = frame_cells(data, preprocessing, keep=config.data.cache_images)
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
 
@@ -314,7 +314,7 @@ def leaderboard(
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
     from leukoscope.reports.leaderboard import (
-        COLUMNS,
+        columns,
         compare_releases,
         first_place,
         recorded_predictions,
@@ -336,8 +336,12 @@ def leaderboard(
     if as_json:
         typer.echo(json.dumps(board, indent=1))
         return
-    print_table(COLUMNS[1:], [row[1:] for row in table_rows(board)])  # without the place, which the order shows
-    for line in (f"{board['cells']:,} cells of {board['subjects']} subjects", first_place(board), *board["left_out"]):
+    print_table(columns(board)[1:], [row[1:] for row in table_rows(board)])  # without the place, which the order shows
+    for line in (
+        f"{board['cells']:,} cells of {board['subjects']} {board['unit']}s",
+        first_place(board),
+        *board["left_out"],
+    ):
         typer.echo(line)
     for row in board["rows"]:
         if row["trust"]["verdict"] != "good":

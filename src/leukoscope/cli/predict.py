@@ -157,9 +157,16 @@ def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
     path = _numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
-    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {prediction.model}"
+    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {_model_named(prediction)}"
     _save_png(prediction.overlay(), path, title)
     return path
+
+
+def _model_named(made: Prediction | FieldReading) -> str:
+    """The model's name as a picture to pass on may have it: where a local release lies is private."""
+    from leukoscope.models.release_files import folder_name
+
+    return made.model if made.revision else folder_name(Path(made.model))
 
 
 def _save_png(image: Image, path: Path, title: str) -> None:
@@ -225,6 +232,14 @@ def field(
         home = Path(os.path.abspath(path)).parent
         inside = (home.relative_to(folder.parent) for folder in folders if home.is_relative_to(folder))
         slides[path] = next(inside, Path(home.name))
+    if crops is not None:
+        # A crop may have the name of a field that lies in its folder.
+        for path in fields:
+            if (crops / slides[path]).resolve() == path.resolve().parent:
+                home = path.parent
+                raise LeukoscopeError(
+                    f"--crops {crops}: crops would lie among the fields of {home}; name another folder"
+                )
     overlays = iter(_overlay_paths(output, fields) if output is not None else ())
     scale_source: ScaleSource = "given"
     if um_per_pixel is None and (one_scale or folders):
@@ -247,9 +262,9 @@ def field(
             for number, one in enumerate(reading.cells):
                 if crops is not None and scale is not None and one.cell.whole:
                     name = crops / of_crops[path].with_stem(f"{of_crops[path].stem}-{number}")
-                    _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{reading.source}: {one.outcome}")
+                    _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{path.name}: {one.outcome}")
             if overlay is not None:
-                title = f"{shown_name(reading.source)} read by {reading.model}: {reading.summary}"
+                title = f"{path.name} read by {_model_named(reading)}: {reading.summary}"
                 _save_png(draw_reading(image, reading), overlay, title)
                 if not quiet:
                     typer.echo(f"overlay: {overlay}", err=True)
@@ -473,7 +488,7 @@ def patient(
     if report is not None:
         from leukoscope.reports.patient_report import print_to_pdf, report_on
 
-        html = report_on(predictor, cells, name=name)
+        html = report_on(predictor, cells, name=name, batch_size=batch_size)
         with disk_errors(f"--output {report}: cannot be written", "name another folder"):
             report.parent.mkdir(parents=True, exist_ok=True)
             if report.suffix.lower() == ".pdf":
@@ -481,7 +496,8 @@ def patient(
                     print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
             else:
                 write_atomic(report, html)
-        typer.echo(f"{report}\n{RESEARCH_NOTICE}")
+        about = {"report": str(report), "notice": RESEARCH_NOTICE}
+        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return
     patient_rule(predictor)  # raises now rather than after all cells are read
     persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
@@ -500,10 +516,12 @@ def patient(
 
 
 def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
+    from leukoscope.reports.formatting import span
+
     rows = []
     for person in persons:
         share = "–" if person.probability is None else f"{person.probability:.3f}"
-        interval = "–" if person.interval is None else "{:.2f}–{:.2f}".format(*person.interval)
+        interval = "–" if person.interval is None else span({"low": person.interval[0], "high": person.interval[1]})
         counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
         rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
     positive = persons[0].positive_label

@@ -96,7 +96,10 @@ class LoadedCells:
         return {side: counts[side] for side in SIDES if counts[side]} if several else {}
 
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
-        """The same data less the cells found damaged, given as cell id → message."""
+        """The same data less the cells found damaged, given as cell id → message.
+
+        The fingerprint stays: who only lists the files must find the same data as who decodes them.
+        """
         if not problems:
             return self
         from datasets import DatasetDict
@@ -108,7 +111,6 @@ class LoadedCells:
         return replace(
             self,
             cells=DatasetDict(parts),
-            fingerprint=_fingerprint([(self.fingerprint,), *((cell,) for cell in problems)]),
             unreadable=(*self.unreadable, *problems.values()),
         )
 

@@ -340,7 +340,11 @@ def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[
 def _recorded(path: Path, cells: int) -> tuple[str, dict[str, Any], str]:
     """What the metrics.json of the release or run that the file lies in says: estimates, overlap, unit."""
     # A release keeps predictions/<name>.parquet, a run predictions.parquet of its test side.
-    for folder, name in ((path.parent.parent, path.stem), (path.parent, "test")):
+    path = path.resolve()
+    places = [(path.parent.parent, path.stem)]
+    if path.name == "predictions.parquet":
+        places.append((path.parent, "test"))
+    for folder, name in places:
         metrics = read_metrics(folder)
         for block in metrics.get("evaluations", ()):
             if block["name"] != name or block["metrics"]["cells"] != cells:

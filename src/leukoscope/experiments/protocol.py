@@ -21,7 +21,7 @@ import yaml
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.evaluation.assess import tta_gain
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
@@ -33,7 +33,7 @@ from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, WEIGHT
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.train import preprocessing_for, train
+from leukoscope.training.train import train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
 RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
@@ -87,9 +87,6 @@ def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
     if args.train_dir is None or not Path(args.train_dir).is_dir():
         return []
     data = _loaded(**args.source)
-    if then["fingerprint"] != data.fingerprint and then["cells"] < sum(map(len, data.cells.values())):
-        # Damaged pictures, which only decoding finds, are no part of a run's fingerprint.
-        data = frame_cells(data, preprocessing_for(config.resolve(), data), keep=args.cache_images).data
     return [] if then["fingerprint"] == data.fingerprint else [f"the data's fingerprint: {then['fingerprint'][:12]}"]
 
 

@@ -197,7 +197,7 @@ class Thresholds:
         return Decision(outcome, tuple(reasons), operating_point)
 
     def positives(self, probabilities: np.ndarray, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """(N, K) probabilities → for each operating point (N,) bool: whether a cell counts as positive.
+        """(N, K) probabilities → for each operating point (N,) bool: whether a cell in distribution counts as positive.
 
         Args:
             labels: the K classes in the order of the probabilities.

@@ -273,6 +273,7 @@ def _shard_table(
     predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
     probabilities = np.array([list(found.probabilities.values()) for _, found in predicted]).reshape(-1, len(labels))
     text, number, truth = pa.string(), pa.float64(), pa.bool_()
+    refused = np.array([found.outcome in REFUSED for _, found in predicted], dtype=bool)
     columns = {
         "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
         "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
@@ -281,7 +282,11 @@ def _shard_table(
             [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted], text
         ),
         **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
-        **{f"positive_{k}": pa.array(v, truth) for k, v in thresholds.positives(probabilities, labels).items()},
+        # A refused cell has no class at any operating point.
+        **{
+            f"positive_{point}": pa.array(called, truth, mask=refused)
+            for point, called in thresholds.positives(probabilities, labels).items()
+        },
         "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
         "model": pa.array([found.model for _, found in predicted], text),
         "revision": pa.array([found.revision for _, found in predicted], text),

@@ -119,9 +119,11 @@ def _csv(path: Path, subject_pattern: str | None) -> CellSource:
 
     try:
         return _table_of_paths(path, csv.open_csv(path).schema.names, read, subject_pattern)
-    except pa.ArrowInvalid as error:
+    except ValueError as error:  # of pyarrow, or of names that are not in UTF-8
         reason = str(error).splitlines()[0]
         raise LeukoscopeError(f"--input {path}: cannot be read as CSV in UTF-8 ({reason}); export it again") from None
+    except OSError as error:
+        raise _unreadable(f"--input {path}: damaged CSV", path, error) from None
 
 
 def _parquet(path: Path, subject_pattern: str | None) -> CellSource:

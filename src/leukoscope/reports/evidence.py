@@ -56,7 +56,6 @@ def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] =
         sections.append(Section("Are its probabilities calibrated?", text, pictures=[picture]))
     if metrics["evaluations"][0].get("shortcut_baselines"):
         table = baselines_table(metrics["evaluations"][0], unit)
-        table = Table(table.columns, [[cell.strip("*") for cell in row] for row in table.rows])
         about = (
             "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
         )
@@ -84,11 +83,11 @@ def _evaluations(metrics: Metrics, unit: str) -> Section:
     text = [
         f"By {unit}: every {unit} weighs the same. At equal size: among cells of similar area. In brackets 95 % "
         f"intervals from bootstrap samples of {unit}s. “Size alone”: AUROC by {unit} and at equal size of nothing "
-        "but the cell's area. With subjects in training and test, metrics are too good.",
+        f"but the cell's area. Where the same {unit}s are in training and test, metrics are too good.",
     ]
     if aliases := new_aliases(metrics):
-        text.append(f"Found since to be one subject each: {', '.join(aliases)}.")
-    columns = ("tested on", "subjects in training and test?", "cells", *names, "size alone")
+        text.append(f"Found since to be one person each: {', '.join(aliases)}.")
+    columns = ("tested on", f"same {unit}s in training and test?", "cells", *names, "size alone")
     return Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
 
 

@@ -148,7 +148,7 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subjects that a release counts separately, although its data set is now known to hold one subject under them.
+    """Subjects that a release counts separately, although its data set is now known to hold one person under them.
 
     Returns:
         one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.

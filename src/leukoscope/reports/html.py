@@ -10,7 +10,7 @@ import base64
 import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +84,11 @@ class Section:
     pictures: Sequence[Picture] = ()
     verdict: str = ""
     terms: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.table:  # a page shows no Markdown
+            rows = [[cell.strip("*") for cell in row] for row in self.table.rows]
+            object.__setattr__(self, "table", replace(self.table, rows=rows))
 
 
 def plot_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
@@ -246,7 +251,9 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     ]
     alt = f"Every metric with its interval by {unit} and by cell, as in the table."
     plot = plot_picture(interval_plot(lines, unit=unit), alt)
-    yield Section("Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals), [plot])
+    yield Section(
+        "Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals, unit), [plot]
+    )
     if subjects := metrics["subjects"]:
         below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
         alt = f"Accuracy of each of {len(subjects)} {unit}s by class; {below} lie below one half."
@@ -264,15 +271,16 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     alt = "Confusion matrix: rows are the true classes, columns the predicted ones."
     yield Section("Which class is taken for which", (), classes_table(metrics), [plot_picture(confusion, alt)])
     if other := evaluation["comparison"]:
-        narrow = "" if other["resampled"] == "subjects" else " Intervals by cell are too narrow."
+        by_subject = other["resampled"] == "subjects"
+        resampled, narrow = (f"{unit}s", "") if by_subject else ("cells", " Intervals by cell are too narrow.")
         yield Section(
             f"Beside {other['model']['name']}",
             [
                 f"The other model's metrics estimate: {other['estimates']}. {other['training_overlap']['statement']}",
-                f"Both are judged on the same cells and the same bootstrap samples of {other['resampled']}. An "
+                f"Both are judged on the same cells and the same bootstrap samples of {resampled}. An "
                 f"interval that holds 0 decides nothing.{narrow}",
             ],
-            comparison_table(other["figures"], LEVEL, other["resampled"]),
+            comparison_table(other["figures"], LEVEL, other["resampled"], unit),
         )
     if left_out := evaluation["left_out"]:
         more = [f"… and {len(left_out) - _SHOWN} more, in evaluation.json"] if len(left_out) > _SHOWN else []
@@ -295,7 +303,7 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
     intervals = evaluation["intervals"]
     unit = evaluation["unit"]
     if unit == "block":
-        yield "This data set publishes no subjects: “subject” on this page means a block of neighbouring images."
+        yield "This data set publishes no subjects: blocks of neighbouring images stand in for them."
     if intervals["by_subject"] is None:
         yield f"No interval by {unit}: {intervals['by_subject_missing']}. The naive ones are too narrow."
     else:

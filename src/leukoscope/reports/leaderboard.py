@@ -27,7 +27,6 @@ from leukoscope.reports.html import Section, plot_picture, write_page
 
 RANKED_BY = "auroc_by_subject"
 SHOWN = (RANKED_BY, "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted", "subject_auroc")
-COLUMNS = ("", "release", *map(metric_name, SHOWN), "behind the first", "estimates")
 
 
 def recorded_predictions(release: Path, evaluation: str, *, name: str, revision: str = "") -> ModelPredictions:
@@ -55,9 +54,10 @@ def compare_releases(
     """Rank releases by their AUROC by subject on the cells that all of them predicted.
 
     Returns:
-        cells and subjects compared on, left_out (a sentence for each release with more cells), and rows, best first:
-        model, estimates, trust (whether and why the split is a test), metrics (value, low, high by subject; key
-        `figures`) and behind_the_first (difference, low, high, share_a_better; None for the first).
+        cells and subjects compared on, unit (what the subjects are, "subject" or "block"), left_out (a sentence for
+        each release with more cells), and rows, best first: model, estimates, trust (whether and why the split is a
+        test), metrics (value, low, high by subject; key `figures`) and behind_the_first (difference, low, high,
+        share_a_better; None for the first).
 
     Raises:
         LeukoscopeError: fewer than two releases, no cell or not every class in common, other classes or labels, or
@@ -98,6 +98,7 @@ def compare_releases(
         "notice": RESEARCH_NOTICE,
         "cells": len(shared),
         "subjects": len(set(first.predictions.subjects)),
+        "unit": first.unit,
         "level": LEVEL,
         "left_out": [
             f"{one.name}: {more:,} cells that not every release predicted"
@@ -108,8 +109,13 @@ def compare_releases(
     }
 
 
+def columns(board: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads of the board's columns."""
+    return ("", "release", *(metric_name(key, board["unit"]) for key in SHOWN), "behind the first", "estimates")
+
+
 def table_rows(board: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The board as a person reads it, in the order of `COLUMNS`."""
+    """The board as a person reads it, in the order of `columns`."""
     return [
         (
             str(place),
@@ -127,7 +133,9 @@ def first_place(board: Mapping[str, Any]) -> str:
     first, *others = board["rows"]
     open_to = [_called(row["model"]) for row in others if row["behind_the_first"]["high"] >= 0]
     if open_to:
-        return f"Not settled: {', '.join(open_to)} may be as good as {_called(first['model'])} on other subjects."
+        return (
+            f"Not settled: {', '.join(open_to)} may be as good as {_called(first['model'])} on other {board['unit']}s."
+        )
     return f"{_called(first['model'])} leads: no interval of the difference reaches 0."
 
 
@@ -138,21 +146,23 @@ def write_board(path: Path, board: Mapping[str, Any]) -> Path:
         for row in board["rows"]
         if (found := row["figures"][RANKED_BY])
     ]
-    alt = f"{metric_name(RANKED_BY)} of each release with its interval by subject, as in the table."
+    unit = board["unit"]
+    ranked_by = metric_name(RANKED_BY, unit)
+    alt = f"{ranked_by} of each release with its interval by {unit}, as in the table."
     ranking = Section(
         "Side by side",
         [
-            f"Intervals: {board['level']:.0%}, bootstrap samples of subjects; differences on the same samples.",
+            f"Intervals: {board['level']:.0%}, bootstrap samples of {unit}s; differences on the same samples.",
             *board["left_out"],
         ],
-        Table(COLUMNS, table_rows(board), text_columns=2),
-        [plot_picture(interval_plot(lines, axis=metric_name(RANKED_BY)), alt)],
+        Table(columns(board), table_rows(board), text_columns=2),
+        [plot_picture(interval_plot(lines, axis=ranked_by, unit=unit), alt)],
     )
     splits = [
         Section(_called(row["model"]), [row["trust"]["statement"]], verdict=row["trust"]["verdict"])
         for row in board["rows"]
     ]
-    lead = f"{count(board['cells'])} cells of {board['subjects']} subjects, predicted by every release."
+    lead = f"{count(board['cells'])} cells of {board['subjects']} {unit}s, predicted by every release."
     return write_page(path, "Leaderboard", [lead, first_place(board)], [ranking, *splits])
 
 

@@ -68,7 +68,7 @@ def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[l
     return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
 
 
-def report_on(predictor: Predictor, source: CellSource, *, name: str = "") -> str:
+def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 16) -> str:
     """Predict all cells of a source as one subject's, and report on them; see `patient_report`.
 
     Args:
@@ -87,7 +87,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "") -> st
             "holds one subject's pictures, or write a table of all with --output patients.csv"
         )
     pictures = [cell.picture for cell in given]
-    cells = predictor(pictures)
+    cells = predictor(pictures, batch_size=batch_size)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     person = rule.predict(probabilities, outcomes, patient=name)

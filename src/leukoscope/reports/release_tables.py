@@ -268,31 +268,33 @@ def tta_table(block: Metrics, unit: str = "subject") -> Table:
     return Table(("", "without", "with TTA", "difference"), rows)
 
 
-def metrics_table(values: Metrics, intervals: Metrics) -> Table:
+def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
     """Every metric of an evaluation with both its intervals.
 
     Args:
         values: metric → value.
         intervals: by_subject (or None), by_cell, level.
+        unit: what the subjects are, "subject" or "block".
     """
     by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
     rows = [
-        [metric_name(key), share(value), span(by_subject.get(key)), span(by_cell.get(key))]
+        [metric_name(key, unit), share(value), span(by_subject.get(key)), span(by_cell.get(key))]
         for key, value in values.items()
     ]
-    return Table(("metric", "value", f"{intervals['level']:.0%} interval, by subject", "naive, by cell"), rows)
+    return Table(("metric", "value", f"{intervals['level']:.0%} interval, by {unit}", "naive, by cell"), rows)
 
 
-def comparison_table(differences: Metrics, level: float, resampled: str) -> Table:
+def comparison_table(differences: Metrics, level: float, resampled: str, unit: str) -> Table:
     """Two models on the same cells and the same bootstrap samples.
 
     Args:
         differences: of `paired_difference`.
         resampled: "subjects" or "cells".
+        unit: what the subjects are, "subject" or "block".
     """
     rows = [
-        [metric_name(key), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]
+        [metric_name(key, unit), share(one["a"]), share(one["b"]), difference(one), share(one["share_a_better"])]
         for key, one in differences.items()
     ]
-    interval = f"difference ({level:.0%} interval, by {resampled.removesuffix('s')})"
+    interval = f"difference ({level:.0%} interval, by {unit if resampled == 'subjects' else 'cell'})"
     return Table(("metric", "this model", "the other", interval, "share of samples in which it is better"), rows)

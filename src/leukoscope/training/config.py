@@ -220,12 +220,14 @@ class ModelArguments:
         None, "Start from this .safetensors file instead of the Hub's pretrained weights."
     )
     pretrained_name: str = _flag("", "What those weights truly are, for the card (default: the file's name).")
-    pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.")
+    pretrained_may_miss: list[str] = _flag([], "Patterns of tensors that the file is known to lack.", action="extend")
     ignore_mismatched_sizes: bool = _flag(
         False, "Leave out start weights of another shape than the network's, and name them; the head is always new."
     )
     from_scratch: bool = _flag(False, "Start from random weights, without a download.")
-    override: list[str] = _flag([], "Single values of the recipe, KEY=VALUE: drop_rate=0.4 sampling=subjects …")
+    override: list[str] = _flag(
+        [], "Single values of the recipe, KEY=VALUE: drop_rate=0.4 sampling=subjects …", action="extend"
+    )
     init_from: str | None = _flag(
         None, "Fine-tune this release: a folder, owner/name or owner/name@revision. The same classes keep its head."
     )

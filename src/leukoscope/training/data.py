@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -179,7 +180,7 @@ def read(loader: Iterable[Batch]) -> Iterator[Batch]:
         yield from loader
     except LeukoscopeError as error:
         # From a worker process an error comes with its traceback; its own message is the last line.
-        raise LeukoscopeError(str(error).rpartition("LeukoscopeError: ")[2].strip()) from None
+        raise LeukoscopeError(re.split(r"\n[\w.]+: ", str(error))[-1].strip()) from None
 
 
 def ready_batches(

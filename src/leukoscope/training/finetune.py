@@ -272,6 +272,10 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
             f"{name} was trained on {len(validated.subjects)} {unit}(s) of the validation side: validation metrics are "
             "too good"
         )
+    elif validated.cells:
+        notes.append(
+            f"{name} was made from {validated.cells:,} cells of the validation side: validation metrics are too good"
+        )
     if not trainings_of(release.metrics):
         notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
     elif not (tested.certain and validated.certain):

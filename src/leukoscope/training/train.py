@@ -122,7 +122,7 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.is_main_process:
         require_disk_space(out, network, recipe, config.run.save_total_limit)
     notes = (*start.notes, *missing_classes(cells, split))
-    split = replace(split, notes=(*split.notes, *notes))
+    drawn, split = split, replace(split, notes=(*split.notes, *notes))
     for line in (*start.remarks, *notes):
         note(f"  {line}")
     # Named as a person would look for it: beside the flags, what determines the result.
@@ -152,7 +152,7 @@ def train(config: TrainingConfig) -> Path:
         write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
         if accelerator.is_main_process:
             _remove_earlier_run(out, keep_checkpoints=resume is not None)
-            split.save(out / "split.json")
+            drawn.save(out / "split.json")
             write_args(out / ARGS, config, recipe)
     summary = out / "summary.csv"
     with summary.open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:

@@ -227,7 +227,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
     """Every metric with its interval, over the cells whose true class is known; None where there is none."""
     from leukoscope.evaluation.bootstrap import cell_intervals, point_metrics, subject_intervals
     from leukoscope.evaluation.metrics import CellPredictions
-    from leukoscope.reports.formatting import metric_name
+    from leukoscope.reports.formatting import metric_name, span
 
     rows = [row for row in result.rows if row.truth]
     if not rows:
@@ -257,8 +257,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
-        span = f"{interval['low']:.2f}–{interval['high']:.2f}" if interval else "–"
-        found.append((translate(metric_name(name)), translate(f"{value:.3f}"), translate(span)))
+        found.append((translate(metric_name(name)), translate(f"{value:.3f}"), translate(span(interval))))
     return LabelMetrics(tuple(found), tuple(notes))
 
 
@@ -279,7 +278,13 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
         "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
         **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
-        **{f"{result.positive}_at_{name}": called.tolist() for name, called in positives.items()},
+        # A refused cell has no class at any operating point.
+        **{
+            f"{result.positive}_at_{name}": [
+                None if row.decision.outcome in REFUSED else bool(one) for row, one in zip(rows, called, strict=True)
+            ]
+            for name, called in positives.items()
+        },
         "ood_score": [row.checks.ood_score for row in rows],
         **{name: [value] * len(rows) for name, value in about.items()},
     }

@@ -143,7 +143,7 @@ class CellResult:
             t("fact_model"): self.model,
             t("fact_revision"): self.prediction.revision[:12] or t("local_files"),
             t("fact_time"): milliseconds(self.prediction.seconds),
-            t("fact_seen"): t("seen_framed", seen=seen) if (right - left) < self.image.width else seen,
+            t("fact_seen"): t("seen_framed", seen=seen) if (width, height) != self.image.size else seen,
         }
 
     def summary(self, point: str = "") -> str:

@@ -250,7 +250,7 @@ def checks_held(
 
     known = decision.outcome not in REFUSED
     if checks.ood_score is not None:
-        add(known, "check_known", "check_unknown")
+        add(checks.ood_score <= 1, "check_known", "check_unknown")
     if thresholds.abstain_below is not None and known:
         confidence = max(probabilities.values())
         add(confidence >= thresholds.abstain_below, "check_confident", "check_unsure", share=percent(confidence))
