@@ -82,7 +82,11 @@ def test_a_backend_that_is_not_there_is_broken(monkeypatch: pytest.MonkeyPatch) 
     assert unknown.next_step.startswith("unset LEUKOSCOPE_BACKEND, or name one of auto, torch")
     monkeypatch.setattr(doctor, "find_spec", lambda module: module == "torch")
     missing = check_backends("onnx")
-    assert missing.state == "broken" and missing.next_step.endswith("one of auto, torch, or pip install onnxruntime")
+    assert missing.state == "broken" and missing.next_step.endswith(
+        "one of auto, torch, or pip install onnxruntime onnxscript"
+    )
+    monkeypatch.setattr(doctor, "find_spec", lambda module: module != "onnxscript")
+    assert check_backends("onnx").state == "broken", "no graph is made without it"
 
 
 def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path) -> None:

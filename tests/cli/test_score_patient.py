@@ -187,8 +187,8 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
             self.predictor = Predictor.from_pretrained(release)
             self.release, self.labels = self.predictor.release, self.predictor.labels
 
-        def __call__(self, pictures: Any, *, explain: bool = False) -> Any:
-            made = self.predictor(pictures, explain=explain)
+        def __call__(self, pictures: Any, *, explain: bool = False, batch_size: int = 16) -> Any:
+            made = self.predictor(pictures, explain=explain, batch_size=batch_size)
             return (
                 [replace(one, heatmaps=None) for one in made]
                 if isinstance(made, list)

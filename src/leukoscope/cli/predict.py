@@ -262,9 +262,11 @@ def field(
             for number, one in enumerate(reading.cells):
                 if crops is not None and scale is not None and one.cell.whole:
                     name = crops / of_crops[path].with_stem(f"{of_crops[path].stem}-{number}")
-                    _save_png(cut_out(image, one.cell, scale.um_per_pixel), name, f"{path.name}: {one.outcome}")
+                    _save_png(
+                        cut_out(image, one.cell, scale.um_per_pixel), name, f"{shown_name(path.name)}: {one.outcome}"
+                    )
             if overlay is not None:
-                title = f"{path.name} read by {_model_named(reading)}: {reading.summary}"
+                title = f"{shown_name(path.name)} read by {_model_named(reading)}: {reading.summary}"
                 _save_png(draw_reading(image, reading), overlay, title)
                 if not quiet:
                     typer.echo(f"overlay: {overlay}", err=True)

@@ -157,7 +157,7 @@ def _limits(metrics: Metrics, unit: str) -> list[str]:
     ]
     if subjects := metrics.get("decisions", {}).get("fitted_on", {}).get("subjects", {}):
         people = ", ".join(f"{number} {label}" for label, number in subjects.items())
-        few = "few subjects" if unit == "subject" else "it is not known of how many subjects"
+        few = "few subjects" if unit == "subject" else "it is not known of how many people"
         lines.append(f"Thresholds and intervals rest on {people} {unit}s: {few}.")
     ood = metrics.get("ood", {})
     if worst := ood.get("held_out", {}).get("worst_subject"):

@@ -78,7 +78,7 @@ def test_blocks_of_images_are_not_called_subjects() -> None:
     assert "AUROC by block" in page and "3,256 cells of 88 blocks" in page
     before, after = re.sub(r"<[^>]*>", " ", page).split("What it was trained on")
     assert "subject" not in before.split("What each check means")[0] and "subject" not in after
-    assert "20 Pro blocks: it is not known of how many subjects" in after
+    assert "20 Pro blocks: it is not known of how many people" in after
 
 
 def test_what_was_not_measured_is_left_out() -> None:
