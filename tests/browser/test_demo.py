@@ -450,7 +450,7 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
     answer = visit.page.locator("#batch-summary")
     assert "2 subjects" not in answer.inner_text(), "the progress gave way to the result"
-    assert visit.page.locator(".lk-person").count() == 2
+    assert visit.page.locator(".lk-subject").count() == 2
     assert "too few cells" not in answer.inner_text(), "the sample holds enough cells of each subject"
     assert visit.width() <= (360 if phone else 1280)
 
