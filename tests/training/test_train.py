@@ -216,7 +216,7 @@ def test_frozen_modules_keep_their_weights_and_statistics(tmp_path: Path, tiny_r
     early = ("features.conv0", "features.norm0", "features.denseblock1")
     run = tiny_run(
         "--pretrained_weights", str(tmp_path / "start.safetensors"), "--pretrained_name", "a test's weights",
-        "--override", f"frozen=[{','.join(early)}]",
+        "--override", "block_config=[]", f"frozen=[{','.join(early)}]",
     )  # fmt: skip
     trained = load_file(run / "release" / "model.safetensors")
     frozen = [name for name in start if name.startswith(early) and not name.endswith("num_batches_tracked")]
