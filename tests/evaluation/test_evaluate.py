@@ -200,8 +200,20 @@ def test_without_subject_ids_only_the_training_split_proves_a_test(phantoms):
     nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
     metrics = release_metrics(asked, [])
     assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "bad"
-    metrics["evaluations"] = [{"split": {"fingerprint": asked.split.fingerprint}}]
+    metrics["evaluations"] = [{"split": asked.split.about()}]
     assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == "good"
+
+
+def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_validation_side(phantoms):
+    """`select_cells` draws no validation side; a training run does."""
+    asked = select_cells(phantoms, "random-cv")
+    nameless = replace(predictions_for(asked), subjects=("",) * len(asked.split.test))
+    trained, other = (make_split(phantoms, "random-cv", fold=fold) for fold in (0, 1))
+    assert trained.validation and trained.fingerprint != asked.whole.fingerprint
+    metrics = release_metrics(asked, [])
+    for split, verdict in ((trained, "good"), (other, "bad")):
+        metrics["evaluations"] = [{"split": split.about()}]
+        assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == verdict
 
 
 @pytest.fixture

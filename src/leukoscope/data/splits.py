@@ -71,9 +71,14 @@ class Split:
         sides = json.dumps([sorted(self.train), sorted(self.validation), sorted(self.test)])
         return sha256(sides.encode()).hexdigest()
 
+    @property
+    def test_fingerprint(self) -> str:
+        """sha256 over the cell ids of the test side, which does not change with the validation side."""
+        return sha256(json.dumps(sorted(self.test)).encode()).hexdigest()
+
     def about(self) -> dict[str, Any]:
         """What a report names of it, ready for JSON."""
-        named = {key: getattr(self, key) for key in ("strategy", "detail", "seed", "fingerprint")}
+        named = {key: getattr(self, key) for key in ("strategy", "detail", "seed", "fingerprint", "test_fingerprint")}
         return {**named, "disjoint_by": self.group}
 
     def at_most(self, train: int | None, evaluation: int | None) -> Split:

@@ -35,9 +35,10 @@ class SelectedCells:
     def about(self) -> dict[str, Any]:
         """Return the blocks `data` and `split` of evaluation.json."""
         counts = {"cells": len(self.split.test), "drawn_from": len(self.whole.test)}
+        fingerprints = {key: getattr(self.whole, key) for key in ("fingerprint", "test_fingerprint")}
         return {
             "data": {**self.data.info.about(), "fingerprint": self.data.fingerprint},
-            "split": {**self.split.about(), "fingerprint": self.whole.fingerprint, **counts},
+            "split": {**self.split.about(), **fingerprints, **counts},
         }
 
 
@@ -234,7 +235,7 @@ def training_overlap(
     tested = {same_person(cells.data.info.name, one) for one in predictions.subjects} - {""}
     ids, hashes = predictions.cell_ids, predictions.pixel_hashes
     seen = seen_in_training(
-        metrics, known, cells.data, predictions.subjects, ids, hashes, split_fingerprint=cells.whole.fingerprint
+        metrics, known, cells.data, predictions.subjects, ids, hashes, split_fingerprint=cells.whole.test_fingerprint
     )
     if both := len(seen.subjects):
         return _overlap(
@@ -293,7 +294,7 @@ def seen_in_training(
         known: the cells that it keeps predictions of.
         subjects: of the cells; "" where a cell's is not known.
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
-        split_fingerprint: of the split that sets these cells apart.
+        split_fingerprint: of the split that sets these cells apart, or of its test side where they are that side.
     """
     name, here = data.info.name, set(subjects)
     trainings = trainings_of(metrics)
@@ -308,8 +309,9 @@ def seen_in_training(
     elif own["subjects"] and here - {""}:
         cells, certain = 0, certain and "" not in here
     else:
-        set_apart = split_fingerprint in [block["split"].get("fingerprint") for block in metrics.get("evaluations", ())]
-        cells = 0 if set_apart else len(cell_ids)
+        splits = [block["split"] for block in metrics.get("evaluations", ())]
+        fingerprints = [split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")]
+        cells = 0 if split_fingerprint in fingerprints else len(cell_ids)
     both = sorted(one for one in here - {""} if same_person(name, one) in trained)
     return SeenInTraining(tuple(both), cells, certain)
 
