@@ -73,6 +73,7 @@ def test_every_setting_is_cross_validated_in_a_folder_of_its_own(tmp_path: Path)
         (["--max_eval_samples", "5"], "setting 'b': --max_eval_samples differs"),
         (["--override", "ema_decay=often"], "--override ema_decay=often: 'often' does not fit; give a number"),
         (["--push_to_hub"], "publishes nothing"),
+        (["--split", "random"], "--split: an experiment makes its own splits"),
     ],
 )
 def test_settings_that_cannot_be_compared_are_refused_before_training(flags: list[str], message: str) -> None:
@@ -107,16 +108,22 @@ def test_a_setting_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
 def test_a_finished_table_is_replaced_only_by_a_finished_one_of_the_main_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
 ) -> None:
-    results, seen = tmp_path / "r.json", []
+    results, seen, kept = tmp_path / "r.json", [], []
     results.write_text("an earlier table")
 
     def finish(runs: list[ProtocolRun]) -> None:
         seen.append({path.name: path.read_text() for path in tmp_path.iterdir()})
 
     monkeypatch.setattr(ablation, "finish", finish)
-    monkeypatch.setattr(ablation, "compare_settings", lambda settings: {"settings": [s.name for s in settings]})
+
+    def compare(settings: list[ablation.Setting], measured: list[str]) -> dict[str, list[str]]:
+        kept.append(list(measured))
+        return {"settings": [setting.name for setting in settings]}
+
+    monkeypatch.setattr(ablation, "compare_settings", compare)
     monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=main))
     ablation.ablate(ablation_settings([*COMMON, "--output_dir", str(tmp_path / "runs")], GRID), results)
+    assert kept == [[], ["house"]], "no setting is measured twice"
     assert seen[0] == {"r.json": "an earlier table"}
     assert seen[1].pop("r.json") == "an earlier table", "though the first setting is finished"
     assert [json.loads(text) for text in seen[1].values()] == [{"settings": ["house"]}] * main

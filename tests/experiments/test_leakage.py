@@ -102,11 +102,10 @@ def _write_metrics(folder: Path, f1: float, **more: float | None) -> None:
     (folder / "metrics.json").write_text(json.dumps(content))
 
 
-def test_split_files_of_the_user_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "split.json"
-    file.write_text("{}")
-    with pytest.raises(LeukoscopeError, match=r"^--split_file: .* leave it out$"):
-        next(leakage_runs(parse_config(["--split_file", str(file)]), seeds=[0]))
+@pytest.mark.parametrize("flag", [["--split", "random"], ["--num_folds", "3"], ["--push_to_hub"]])
+def test_flags_without_an_effect_are_refused(flag: list[str]) -> None:
+    with pytest.raises(LeukoscopeError, match=rf"^{flag[0]}: an experiment makes its own splits .* leave it out$"):
+        next(leakage_runs(parse_config(flag), seeds=[0]))
 
 
 def test_no_seed_is_refused(tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_blocks_stand_for_patients_where_none_are_named(tmp_path: Path) -> None:
     [
         (CNMC, ("vgg",), (), r"^--recipe vgg: unknown; choose one of prior_e_densenet121_frozen, "),
         (CNMC, (), ("both",), r"^--protocol both: unknown; choose one of random, unseen$"),
-        ([*CNMC, "--split", "all"], (), (), r"^--split: the protocols make their own splits .*; leave it out$"),
-        ([*CNMC, "--push_to_hub"], (), (), r"^--push_to_hub: the protocols make .*; leave it out$"),
+        ([*CNMC, "--split", "all"], (), (), r"^--split: an experiment makes its own splits .*; leave it out$"),
+        ([*CNMC, "--push_to_hub"], (), (), r"^--push_to_hub: an experiment makes .*; leave it out$"),
         ([*CNMC, "--pretrained_weights", "w.safetensors"], (), (), r"^--pretrained_weights w\.safetensors: fits one "),
     ],
 )

@@ -204,9 +204,9 @@ def test_data_without_published_folds_is_cross_validated_only() -> None:
     assert names == [FINAL, "cv-0", "cv-1", "random"]
 
 
-@pytest.mark.parametrize("flag", [["--push_to_hub"], ["--split_file", "split.json"]])
+@pytest.mark.parametrize("flag", [["--push_to_hub"], ["--fold", "1"], ["--no_validation"]])
 def test_flags_a_protocol_sets_itself_are_refused(config: TrainingConfig, flag: list[str]) -> None:
-    with pytest.raises(LeukoscopeError, match=f"^{flag[0]}: a protocol makes its own splits and publishes nothing"):
+    with pytest.raises(LeukoscopeError, match=f"^{flag[0]}: an experiment makes its own splits and publishes nothing"):
         run_protocol(parse_config(["--dataset_name", "cnmc2019", *flag]))
 
 

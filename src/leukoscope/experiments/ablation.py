@@ -29,7 +29,13 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
-from leukoscope.experiments.protocol import ProtocolRun, cross_validation_runs, finish, pooled_predictions
+from leukoscope.experiments.protocol import (
+    ProtocolRun,
+    cross_validation_runs,
+    finish,
+    pooled_predictions,
+    refuse_split_flags,
+)
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.progress import progress
 from leukoscope.training.config import parse_config
@@ -92,8 +98,7 @@ def ablation_settings(argv: Sequence[str], grid: dict[str, list[str]]) -> list[S
     settings: dict[str, Setting] = {}
     for name, config in configs.items():
         config.resolve()
-        if config.data.split_file or config.run.push_to_hub:
-            raise LeukoscopeError("--split_file, --push_to_hub: an ablation makes its own folds and publishes nothing")
+        refuse_split_flags(config)
         tested = {**asdict(config.data), "seed": config.run.seed}
         shared = {**asdict(common.data), "seed": common.run.seed}
         if different := [key for key in tested if key != "max_train_samples" and tested[key] != shared[key]]:
@@ -129,7 +134,7 @@ def ablate(settings: Sequence[Setting], results: Path) -> dict[str, Any]:
         finish(list(setting.runs))
         finished.append(setting)
         with progress("comparing settings"):
-            comparison = compare_settings(finished)
+            comparison = compare_settings(finished, measured=comparison.get("settings", ()))
         if PartialState().is_main_process:
             results.parent.mkdir(parents=True, exist_ok=True)
             write_json(partial, comparison)
@@ -151,8 +156,11 @@ def make_runs(settings: Sequence[Setting], names: Sequence[str]) -> None:
         finish(list(by_name[name].runs))
 
 
-def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
+def compare_settings(settings: Sequence[Setting], measured: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Compare finished settings, ready for `write_json`.
+
+    Args:
+        measured: rows of the first settings from an earlier call; the other settings are measured.
 
     Returns:
         data and hardware of the runs, and `settings`: each with its command, recipe, pooled out-of-fold metrics and
@@ -165,8 +173,8 @@ def compare_settings(settings: Sequence[Setting]) -> dict[str, Any]:
     # Aligned: folds in another order would average predictions of different cells.
     probabilities = np.mean([aligned(one, reference).probabilities for one in predictions], axis=0)
     first = read_metrics(settings[0].runs[0].folder)
-    folds, rows = len(settings[0].runs), []
-    for setting, its_own in zip(settings, predictions, strict=True):
+    folds, rows = len(settings[0].runs), list(measured)
+    for setting, its_own in list(zip(settings, predictions, strict=True))[len(measured) :]:
         made, config = [read_metrics(run.folder) for run in setting.runs], setting.runs[0].config
         row = {
             "name": setting.name,

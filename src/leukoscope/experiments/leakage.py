@@ -19,7 +19,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
-from leukoscope.experiments.protocol import ProtocolRun, finish
+from leukoscope.experiments.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.config import TrainingConfig
 
@@ -86,8 +86,7 @@ def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng:
 
 def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[ProtocolRun]:
     """List the runs of a comparison; their splits are made and written below the configuration's output folder."""
-    if config.data.split_file:
-        raise LeukoscopeError("--split_file: leakage is measured on splits of its own; leave it out")
+    refuse_split_flags(config, "num_folds")
     data = config.data.load(config.resolve().image_size)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in seeds:

@@ -27,11 +27,12 @@ from leukoscope.experiments.protocol import (
     known_of,
     other_cells,
     pooled_predictions,
+    refuse_split_flags,
 )
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.checkpoint import other_settings, run_settings
-from leukoscope.training.config import NOT_THE_RESULT, DataArguments, TrainingConfig
+from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
 from leukoscope.training.run_folder import plain
 
 PRIOR_RESULTS = Path("results/prior")
@@ -178,15 +179,8 @@ def prior_rows(
         LeukoscopeError: an unknown recipe or protocol, flags that a row sets itself, one weights file for several
             recipes, or cells on which the system is not rebuilt without a `results` folder of their own.
     """
-    data, defaults = config.data, DataArguments()
-    given = {
-        "split": data.split != defaults.split,
-        "split_file": data.split_file,
-        "no_validation": data.no_validation,
-        "push_to_hub": config.run.push_to_hub,
-    }
-    for flag in (flag for flag, is_given in given.items() if is_given):
-        raise LeukoscopeError(f"--{flag}: the protocols make their own splits and publish nothing; leave it out")
+    data = config.data
+    refuse_split_flags(config)
     for flag, names, known in (("recipe", recipes, tuple(CLAIMS)), ("protocol", protocols, PROTOCOLS)):
         for name in names:
             if name not in known:

@@ -101,6 +101,21 @@ def known_of(data: DataArguments) -> DatasetInfo:
     return DATASETS.get(data.dataset_name) or _loaded(**data.source).info
 
 
+def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
+    """Refuse flags that an experiment of several runs sets itself: given, they would have no effect.
+
+    Args:
+        also: further fields of `DataArguments`.
+
+    Raises:
+        LeukoscopeError: one of them is given.
+    """
+    names = ("split", "split_file", "fold", "train_folds", "test_folds", "train_val_split", "no_validation", *also)
+    given = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
+    for flag in (*given, *["push_to_hub"] * config.run.push_to_hub):
+        raise LeukoscopeError(f"--{flag}: an experiment makes its own splits and publishes nothing; leave it out")
+
+
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
     """List the runs of a protocol in the order they are made, below the configuration's output folder.
 
@@ -140,9 +155,7 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     Raises:
         LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
     """
-    for flag, given in (("split_file", config.data.split_file), ("push_to_hub", config.run.push_to_hub)):
-        if given:
-            raise LeukoscopeError(f"--{flag}: a protocol makes its own splits and publishes nothing; leave it out")
+    refuse_split_flags(config)
     return finish(list(protocol_runs(config)))
 
 
