@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument(
         "--releases", type=Path, help="release folder, or folder of them, to offer (default: model_card)"
     )
-    parser.add_argument("--models", type=Path, help="file of Hub ids to offer, one a line (default: models.txt)")
+    parser.add_argument("--models", type=Path, help="file of Hub ids to offer, one per line (default: models.txt)")
     asked = parser.parse_args()
     try:
         address = server_address()

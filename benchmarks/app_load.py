@@ -1,4 +1,4 @@
-"""How the demo bears visitors: predictions with heat maps a second, waiting times, errors and memory, on loopback.
+"""How the demo bears visitors: predictions with heat maps per second, waiting times, errors and memory, on loopback.
 
     PYTHONPATH=src python benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
 

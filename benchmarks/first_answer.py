@@ -46,7 +46,7 @@ def main() -> None:
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "seconds of wall time: cloning, installing from the package index without a cache, and each answer "
-        "with its overlay, every one a process of its own",
+        "with its overlay, each in a process of its own",
         "cloned": "local clone, without the network",
         "installer": "uv" if shutil.which("uv") else "pip",
         "seconds": seconds,

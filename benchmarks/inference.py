@@ -402,7 +402,7 @@ def _other_versions(keras_python: Path | None) -> dict[str, str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Bars of every system's milliseconds for one cell, with and without explanation, and of its cells a second."""
+    """Bars of every system's milliseconds for one cell, with and without explanation, and of its cells per second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -411,7 +411,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     panels: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
         "one cell: ms": lambda found: _milliseconds(found, "one_seconds"),
         "with Grad-CAM: ms": lambda found: _milliseconds(found, "explained_seconds"),
-        "many: cells a second": lambda found: found.get("many_cells_a_second", {}).get("median"),
+        "many: cells per second": lambda found: found.get("many_cells_a_second", {}).get("median"),
     }
     releases = result["releases"]
     figure, axes = plt.subplots(

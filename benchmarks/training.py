@@ -1,4 +1,4 @@
-"""How fast training is beside Hugging Face's example script: cells a second and memory, taking turns in one run.
+"""How fast training is beside Hugging Face's example script: cells per second and memory, taking turns in one run.
 
     PYTHONPATH=src python benchmarks/training.py --hf_script run_image_classification_no_trainer.py \
         --dataset_name cnmc2019 --train_dir … [--threads 2 --cells 128 --turns 2]
@@ -76,7 +76,7 @@ def main() -> None:
         rows = [row for recipe in flags.recipes for row in _compared(flags, recipe)]
     result = {
         "notice": RESEARCH_NOTICE,
-        "measures": "cells a second of an epoch's training side: cold, the first epoch with all that is done before; "
+        "measures": "cells per second of an epoch's training side: cold, the first epoch with all that is done before; "
         "warm, the median of the others. Beside the script, and beside forward, backward and optimiser step on a fixed "
         "batch",
         "beside": "Hugging Face's example script",

@@ -154,7 +154,7 @@ def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def headline_table(releases: Sequence[Path]) -> str:
-    """One short row a release: what it is worth on unseen subjects; `results_table` has every metric."""
+    """One short row per release: what it is worth on unseen subjects; `results_table` has every metric."""
     columns = (
         "release",
         "AUROC by subject",
@@ -468,7 +468,7 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             (f"**{benchmark['until_first_answer']:.0f}** ({parts})"),
         )
     if "levels" in benchmark:
-        what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps a second; 95 % within"
+        what = f"`{benchmark['model']}`, demo: predictions with Grad-CAM maps per second; 95 % within"
         values = [
             f"{level['clients']} at once **{level['per_second']:.1f}**, {level['p95_seconds']:.2f} s, "
             f"{level['errors']} errors"
@@ -480,7 +480,7 @@ def _comparisons(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         growth, scored = benchmark["memory_growth"], f"{count(benchmark['cells'])} cells scored"
         memory = f"memory {growth['times_short_run']:.2f} times that of {count(benchmark['short_cells'])} cells"
         yield (
-            f"`{benchmark['model']}`, {scored}: cells a second until killed, and resumed",
+            f"`{benchmark['model']}`, {scored}: cells per second until killed, and resumed",
             f"**{speeds}**; {memory} (aim: {growth['aim']})",
         )
     if "times_faster_an_epoch" in benchmark:

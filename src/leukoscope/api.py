@@ -160,13 +160,13 @@ def score(
     device: str = "auto",
     precision: str = "auto",
 ) -> Scored:
-    """Predict for every image of a folder or a table, and write one row a cell.
+    """Predict for every image of a folder or a table, and write one row per cell.
 
     Args:
         model: release folder or Hub id.
         source: a folder of images, a CSV or Parquet file with a column of paths, or a key of `DATASETS`.
         output: the table to write: .parquet, .csv, .json or .xlsx.
-        by_subject: a second table, with one row a subject.
+        by_subject: a second table, with one row per subject.
         subject_pattern: a regular expression that finds the subject in an image's path.
         backend, precision: as for `Predictor.from_pretrained`.
         device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.

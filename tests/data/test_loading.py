@@ -233,7 +233,7 @@ def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path
     _paint(own_cells / "loose.png")
     assert load_cells("imagefolder", own_cells).passed_over == (
         f"1 image file(s) passed over, for example {own_cells / 'loose.png'}: "
-        "not laid out as <class>/<image>, one folder a class",
+        "not laid out as <class>/<image>, one folder per class",
     )
 
 

@@ -536,7 +536,7 @@ def test_blocks_are_cross_validated_like_subjects(tmp_path: Path) -> None:
 
 
 def _with_splits(sides: Mapping[str, str]) -> LoadedCells:
-    """Two cells a subject; subject → its side, or two sides with a comma."""
+    """Two cells per subject; subject → its side, or two sides with a comma."""
     rows = []
     for number, (subject, side) in enumerate(sides.items()):
         first, *others = side.split(",")

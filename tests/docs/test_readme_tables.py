@@ -275,9 +275,9 @@ def test_visitors_of_the_demo_and_cells_scored_are_told(tmp_path: Path) -> None:
     scored |= {"memory_growth": {"times_short_run": 1.034, "aim": "within 10%", "met": True}}
     (tmp_path / "scoring.json").write_text(json.dumps(scored))
     assert speed_table(tmp_path).splitlines()[2:4] == [
-        "| `app_load.py` | `ours`, demo: predictions with Grad-CAM maps a second; 95 % within | "
+        "| `app_load.py` | `ours`, demo: predictions with Grad-CAM maps per second; 95 % within | "
         "10 at once **10.3**, 1.32 s, 0 errors · 50 at once **10.3**, 1.32 s, 0 errors | x86_64, 2 cores |",
-        "| `scoring.py` | `ours`, 100,000 cells scored: cells a second until killed, and resumed | "
+        "| `scoring.py` | `ours`, 100,000 cells scored: cells per second until killed, and resumed | "
         "**84 and 86**; memory 1.03 times that of 1,000 cells (aim: within 10%) | x86_64, 2 cores |",
     ]
 

@@ -96,7 +96,7 @@ def test_equally_good_releases_are_not_ranked_with_certainty(releases):
 
 def test_only_cells_that_all_answered_count_and_the_others_are_told_of(releases):
     board = board_of(releases["weak"], releases["strong"])
-    # Of 25 cells a subject the first 20 carry the same ids.
+    # Of 25 cells per subject the first 20 carry the same ids.
     assert board["cells"] == SUBJECTS * CELLS
     assert board["subjects"] == SUBJECTS
     assert board["left_out"] == [f"strong: {SUBJECTS * 5} cells that not every release predicted"]

@@ -335,7 +335,7 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("learning_rat: 1", "learning_rat is no flag; `python train.py --help` lists them all"),
-        ("- seed", "holds no flags; write one a line, like `learning_rate: 1e-4`"),
+        ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
         ("a: [", "cannot be read as YAML ("),
     ],
 )

@@ -307,7 +307,7 @@ def test_gradients_are_clipped_only_where_the_recipe_says_so(
     assert (moved < 1e-6) is clipped
 
 
-# Several batches a step
+# Several batches per step
 
 
 def test_a_step_of_several_batches_learns_from_their_mean(trainer_for: MakeTrainer, cells: FramedCells) -> None:

@@ -65,7 +65,7 @@ def demo(
         Path | None, typer.Option(metavar="DIR", help="Folder of releases to offer (default: those that come along).")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of Hub ids to offer as well, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="File of Hub ids to offer as well, one per line.")
     ] = None,
 ) -> None:
     """Open the demo on http://127.0.0.1:7860; GRADIO_SERVER_PORT names another port.

@@ -261,7 +261,7 @@ def reproduce(
     protocol: Annotated[
         str | None, typer.Option(metavar="random|unseen", help="Split by image, or by subject (default: both).")
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one JSON file a row.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one JSON file per row.")] = Path(
         "results/prior"
     ),
     table: Annotated[

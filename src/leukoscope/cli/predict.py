@@ -371,7 +371,7 @@ def score(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Table to write, one row a cell (.parquet, .csv, .json or .xlsx).")
+        Path, typer.Option(metavar="FILE", help="Table to write, one row per cell (.parquet, .csv, .json or .xlsx).")
     ],
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
@@ -380,7 +380,7 @@ def score(
         typer.Option(
             "--by_subject",
             metavar="FILE",
-            help="Write one row a subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
+            help="Write one row per subject: its prediction, means and shares (.csv, .parquet, .json or .xlsx).",
         ),
     ] = None,
     backend: Backend = "",
@@ -446,7 +446,7 @@ def patient(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of one subject's cells, or of one folder a subject; or a CSV or Parquet table with a column "
+            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
             "'subject', as for score.",
         ),
     ],
@@ -455,8 +455,8 @@ def patient(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write a table, one row a subject (.csv, .parquet, .json or .xlsx); or, of a folder of one subject's "
-            "cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
+            help="Write a table, one row per subject (.csv, .parquet, .json or .xlsx); or, of a folder of one "
+            "subject's cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",

@@ -71,7 +71,7 @@ class LoadedCells:
         cells: `train` and, where the publisher has one, `preliminary_test`.
         fingerprint: sha256 over (cell id, label, subject, content) of every row; the same data gives the same value
             whatever the folder. The content is a file's size in bytes, or a hash where no file can be looked up.
-        unreadable: one message a file that could not be used.
+        unreadable: one message per file that could not be used.
         count_differences: one line a partition whose counts differ from the publisher's.
         passed_over: one line a reason for which images given are not among the cells.
     """

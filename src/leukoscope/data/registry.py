@@ -326,7 +326,7 @@ DATASETS: dict[str, DatasetInfo] = {
             background="smear",
             crop_pct=1.0,
             find_cells=find_class_folders,
-            layout="<class>/<image>, one folder a class",
+            layout="<class>/<image>, one folder per class",
         ),
         DatasetInfo(
             name="phantoms",

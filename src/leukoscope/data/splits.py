@@ -289,7 +289,7 @@ class _Drawing:
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
         """Deal whole groups out to folds, stratified by class and by size, as the seed decides.
 
-        The groups of a class, largest first, are dealt in rounds of one a fold, in random order: so every fold tests
+        The groups of a class, largest first, are dealt in rounds of one per fold, in random order: so every fold tests
         as many groups of a class as any other, to one, and about as many cells, while seeds differ. (scikit-learn's
         `StratifiedGroupKFold` places groups greedily by size: where sizes differ as patients' do, its seed decides
         nothing.) Of several such deals the one is kept whose folds depend least on single groups.

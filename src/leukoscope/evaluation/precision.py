@@ -182,7 +182,7 @@ def _in_each_precision(
         pixels: (N, S, S, 3) uint8, framed by the release.
 
     Returns:
-        precision → backend; → (N, K) logits of these cells; → seconds a cell, the median of the batches.
+        precision → backend; → (N, K) logits of these cells; → seconds per cell, the median of the batches.
 
     Raises:
         NoGraph: see `kept_graph` and `ExportedBackend`.

@@ -112,7 +112,7 @@ CLAIMS: dict[str, Claim] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe under one protocol: the runs that measure it, one a fold, and the file that keeps the result."""
+    """One recipe under one protocol: the runs that measure it, one per fold, and the file that keeps the result."""
 
     claim: Claim
     protocol: str

@@ -133,14 +133,14 @@ def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
 
 
 def cross_validation_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
-    """List one run a fold, by subject (or block) and without choosing an epoch, below the output folder."""
+    """List one run per fold, by subject (or block) and without choosing an epoch, below the output folder."""
     unit = known_of(config.data).group
     for fold in range(config.data.num_folds):
         yield _run(config, f"cv-{fold}", OUT_OF_FOLD, split=f"{unit}-cv", fold=fold, no_validation=True)
 
 
 def pooled_predictions(folds: Sequence[ProtocolRun]) -> CellPredictions:
-    """Pool the out-of-fold predictions: one row a cell, from a model that never saw its subject (or block)."""
+    """Pool the out-of-fold predictions: one row per cell, from a model that never saw its subject (or block)."""
     return pooled([CellPredictions.load(run.folder / "predictions.parquet") for run in folds])
 
 

@@ -302,7 +302,7 @@ def predict_patients(
             if not source.has_subjects and name in predictor.labels:
                 raise LeukoscopeError(
                     f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects "
-                    "with --subject_pattern, or give a folder with one folder a subject"
+                    "with --subject_pattern, or give a folder with one folder per subject"
                 )
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)

@@ -135,9 +135,9 @@ def score_cells(
     """Predict every cell of a source; resumes where an earlier run with the same model and cells was interrupted.
 
     Args:
-        output: table of `TABLE_SUFFIXES`, one row a cell; shards lie in `output`.parts/ until all are there, and files
-            that could not be read are listed in `unreadable_list(output)`.
-        by_subject: table with one row a subject: the prediction for the subject, means and shares.
+        output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
+            files that could not be read are listed in `unreadable_list(output)`.
+        by_subject: table with one row per subject: the prediction for the subject, means and shares.
         batch_size: cells that go through the network at once; may be another when a run is resumed.
 
     Returns:
@@ -351,14 +351,14 @@ def _join(
 
 
 def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
-    """One row a subject: columns as `PatientPrediction.to_dict`."""
+    """One row per subject: columns as `PatientPrediction.to_dict`."""
     import pyarrow as pa
 
     return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
 
 
 def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | None) -> pa.Table:
-    """One row a subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
+    """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
     Args:
         joined: the table of the cells; those without a subject are left out.

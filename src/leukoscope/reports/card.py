@@ -257,7 +257,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
 
 
 def draw_examples(release: Path) -> list[Path]:
-    """Draw one synthetic cell a class, which the Hub's page of the model offers to predict; see `EXAMPLES`.
+    """Draw one synthetic cell per class, which the Hub's page of the model offers to predict; see `EXAMPLES`.
 
     Raises:
         LeukoscopeError: no release.

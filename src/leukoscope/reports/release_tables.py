@@ -217,7 +217,7 @@ def person_cells_table(block: Metrics) -> Table:
     keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
     names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
     rows = [[str(row["cells"]), str(row["persons"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
-    return Table(("cells a subject, drawn at random", "subjects", *names), rows, text_columns=0)
+    return Table(("cells per subject, drawn at random", "subjects", *names), rows, text_columns=0)
 
 
 def ood_table(block: Metrics) -> Table:

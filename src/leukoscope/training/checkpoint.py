@@ -279,7 +279,7 @@ class Progress:
         epoch: epochs that are over.
         step: optimiser steps done in the epoch under way.
         batches: (2,) loss and accuracy of every batch of that epoch that this process saw.
-        rows: of summary.csv, one an epoch that is over.
+        rows: of summary.csv, one per epoch that is over.
         waited: seconds of the epoch under way that passed until batches were ready.
         kept_epoch: the epoch whose weights are kept, counted from 1; 0 for none.
         kept_for: its metric and value, for a person.

@@ -479,7 +479,7 @@ def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
         raise LeukoscopeError(f"--config {file}: cannot be read as YAML ({reason}); give a file of flags") from None
     content = content.get("flags", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
-        raise LeukoscopeError(f"--config {file}: holds no flags; write one a line, like `learning_rate: 1e-4`")
+        raise LeukoscopeError(f"--config {file}: holds no flags; write one per line, like `learning_rate: 1e-4`")
     defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
     arguments = []
     for name, value in content.items():

@@ -120,7 +120,7 @@ def training_loader(
     """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate.
 
     Args:
-        batch_size: cells a batch of one process.
+        batch_size: cells per batch of one process.
         sampler: gives each epoch's order.
 
     Raises:
@@ -227,7 +227,7 @@ class SubjectBalancedSampler(Sampler[int]):
         """Args:
         labels: (N,) class of each position.
         subjects: N subject ids; cells whose subject is unnamed ("") count as one subject a class.
-        size: cells an epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
+        size: cells per epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
         """
         self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size
         named = np.asarray(subjects)

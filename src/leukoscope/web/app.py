@@ -169,7 +169,7 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
 
     Args:
         releases: a release folder, or the folder whose sub-folders with a config.json are the embedded releases.
-        hub_ids: text file of Hub ids to offer, one a line; it may be missing.
+        hub_ids: text file of Hub ids to offer, one per line; it may be missing.
 
     Raises:
         LeukoscopeError: the port is taken.

@@ -242,7 +242,7 @@ def _rows(table: BatchFile) -> list[dict[str, str]]:
     """A CSV's rows, by column."""
     content = table.read()
     if len(content) > MAX_TABLE:
-        raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row a picture")
+        raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row per picture")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -257,7 +257,7 @@ def _rows(table: BatchFile) -> list[dict[str, str]]:
     except csv.Error as error:
         raise LeukoscopeError(f"{table.name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
     if len(rows) > MAX_ROWS:
-        raise LeukoscopeError(f"{table.name}: holds more than {MAX_ROWS:,} rows; give one row a picture")
+        raise LeukoscopeError(f"{table.name}: holds more than {MAX_ROWS:,} rows; give one row per picture")
     if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
         raise LeukoscopeError(f"{table.name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
     return rows
@@ -320,8 +320,8 @@ SUGGESTIONS = (
 def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
     """A pattern that finds the subjects in file names, for `subjects_of`; "" where none seems to.
 
-    It must name a subject for every file, two subjects at least, and two files a subject on average, as a number of its
-    own for each file is the file's; and what it finds may be no class and no fold of a cross-validation.
+    It must name a subject for every file, two subjects at least, and two files per subject on average, as a number
+    of its own for each file is the file's; and what it finds may be no class and no fold of a cross-validation.
 
     Args:
         classes: of the release.

@@ -262,7 +262,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
 
 
 def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[Any]]:
-    """Column → one value a picture.
+    """Column → one value per picture.
 
     Args:
         safe: so that no text can be taken for a formula.
@@ -291,7 +291,7 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
 
 
 def save_cells(kind: str, result: BatchResult) -> File:
-    """One row a cell, as a file.
+    """One row per cell, as a file.
 
     Args:
         kind: "CSV" or "Parquet".
@@ -309,7 +309,7 @@ def save_cells(kind: str, result: BatchResult) -> File:
 
 
 def save_persons(result: BatchResult) -> File:
-    """One row a subject, as CSV.
+    """One row per subject, as CSV.
 
     Raises:
         LeukoscopeError: no subject is known, or the release does not predict for subjects.

@@ -69,7 +69,7 @@ def _auroc_of_unseen_subjects(release: Path) -> float:
 
 
 def listed_models(file: Path) -> list[str]:
-    """The Hub ids that a text file names, one a line; [] where the file is missing."""
+    """The Hub ids that a text file names, one per line; [] where the file is missing."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [line.strip() for line in lines if line.strip()]
 
