@@ -39,11 +39,15 @@ def test_a_prior_system_stands_beside_its_claim() -> None:
     measured = "**0.912** (0.85–0.96) · balanced 0.901 · one-vs-rest 0.956 · 11 blocks"
     set_up = "part of ImageNet DenseNet201; 160 px instead of 224"
     assert f"| B | `prior_b_densenet201` | {claimed} | not run | {measured} | – | {set_up} |" in table
-    (note,) = (line for line in prior_notes([PRIOR]).splitlines() if line.startswith("- **B**"))
-    assert note.endswith(
-        "Unseen: B-ALL, about 70/15/15 by block, 2,300 training and 480 test cells, 160 px, epoch 7 of 10 kept, from "
-        "part of ImageNet DenseNet201, seed 0, 20 min on CPU."
-    )
+    made = "`ball4` | about 70/15/15 by block | 2,300 | 480 | 160 px | 7 of 10 | part of ImageNet DenseNet201 | 0"
+    assert prior_notes([PRIOR]).endswith(f"\n| `prior_b_densenet201` | {made} | 20 min on CPU |")
+    assert "trained in" not in prior_notes([]), "no heading without a row"
+
+
+def test_recipes_of_one_description_share_its_note() -> None:
+    (note,) = (line for line in prior_notes([]).splitlines() if line.startswith("- **C**"))
+    named = "`prior_c_resnet50`, `prior_c_efficientnet_b3`, `prior_c_alexnet`, `prior_c_vgg16`"
+    assert note.startswith(f"- **C** {named}: a comparison of four networks in TensorFlow; ")
 
 
 def test_two_columns_trained_in_two_ways_both_say_how() -> None:
@@ -66,7 +70,6 @@ def test_two_classes_show_no_one_vs_rest_and_size_alone_stands_beside_them() -> 
     table = prior_table([row])
     measured = "**0.912** · balanced 0.901"
     assert f"| D | `prior_d_resnet` | 0.820 | {measured} | not run | – | " in table
-    assert "480 test cells (accuracy of cell size alone: 0.800), 160 px" in prior_notes([row])
 
 
 def test_what_needs_no_network_stands_below_the_prior_systems() -> None:
@@ -121,7 +124,7 @@ def test_a_cross_validated_row_names_its_folds_and_the_price_of_the_leak() -> No
     decides |= {"difference": -0.04, "low": -0.08, "high": -0.02}
     assert "It promises less for `prior_b_densenet201`. Each interval is one of several" in prior_table([row])
     row["recipe"] = PRIOR["recipe"]
-    assert "2,300 · 2,310 training and 480 test cells, 160 px, epoch 7 of 10 · 4 of 9 kept" in prior_notes([row])
+    assert " | 2,300 · 2,310 | 480 | 160 px | 7 of 10 · 4 of 9 | " in prior_notes([row])
     grey = prior_table([row | {"under_trained": "predicts one class for nearly every cell"}])
     assert "| *under-trained: predicts one class for nearly every cell (0.912 (0.85–0.96) · balanced" in grey
 

@@ -170,12 +170,30 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
     """Where each prior system is described, what its description leaves open, and how our rows were made."""
-    measured, notes = _by_protocol(results), []
+    measured = _by_protocol(results)
+    recipes: dict[str, list[str]] = {}
     for claim in _claims():
-        keys = [(claim.recipe, protocol) for protocol in PROTOCOLS]
-        runs = [_training_note(measured[key]) for key in keys if key in measured]
-        notes.append(" ".join([f"- **{claim.system}** `{claim.recipe}`: {claim.source}; {claim.remark}.", *runs]))
-    return "\n".join(notes)
+        recipes.setdefault(f"{claim.source}; {claim.remark}.", []).append(claim.recipe)
+    systems = {claim.recipe: claim.system for claim in _claims()}
+    notes = [
+        f"- **{systems[named[0]]}** {', '.join(f'`{recipe}`' for recipe in named)}: {note}"
+        for note, named in recipes.items()
+    ]
+    keys = [(claim.recipe, protocol) for claim in _claims() for protocol in PROTOCOLS]
+    rows = [_training_row(measured[key]) for key in keys if key in measured]
+    columns = (
+        "recipe",
+        "data",
+        "split",
+        "training cells in a fold",
+        "test cells",
+        "picture",
+        "epoch kept, of the epochs trained, fold by fold",
+        "start weights",
+        "seed",
+        "trained in",
+    )
+    return "\n".join([*notes, *(["", str(Table(columns, rows, text_columns=len(columns)))] if rows else [])])
 
 
 def _claims() -> list[Claim]:
@@ -209,18 +227,20 @@ def _by_subject(row: Mapping[str, Any]) -> str:
     return f" ({span(interval)})" if interval else ""
 
 
-def _training_note(row: Mapping[str, Any]) -> str:
-    training, recipe, data, baseline = row["training"], row["recipe"], row["data"], row["size_only_baseline"]
-    named = "By image" if row["protocol"] == RANDOM else "Unseen"
-    size_alone = f" (accuracy of cell size alone: {share(baseline['accuracy'])})" if baseline else ""
-    cells = " · ".join(dict.fromkeys(count(fold["cells"]) for fold in training["folds"]))
-    epochs = " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in training["folds"])
-    return (
-        f"{named}: {data['title']}, {row['split']['detail']}, {cells} training and "
-        f"{count(row['metrics']['cells'])} test cells{size_alone}, {recipe['image_size']} px, epoch {epochs} kept, "
-        f"from {training['start_weights']}, seed {training['seed']}, {minutes(training['seconds'])} on "
-        f"{training['hardware']}."
-    )
+def _training_row(row: Mapping[str, Any]) -> list[str]:
+    training = row["training"]
+    return [
+        f"`{row['claim']['recipe']}`",
+        f"`{row['data']['name']}`",
+        row["split"]["detail"],
+        " · ".join(dict.fromkeys(count(fold["cells"]) for fold in training["folds"])),
+        count(row["metrics"]["cells"]),
+        f"{row['recipe']['image_size']} px",
+        " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in training["folds"]),
+        training["start_weights"],
+        str(training["seed"]),
+        f"{minutes(training['seconds'])} on {training['hardware']}",
+    ]
 
 
 def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
