@@ -35,7 +35,7 @@ def test_cnmc_is_recognised_and_counted_by_class_and_person(cnmc: Path) -> None:
     assert report.subjects == {"ALL": {"1": 3}, "HEM": {"H10": 2}}
     assert "fold_0 ALL: 3 cells here, 2,397 published" in report.problems
     few = "HEM: 1 subject(s) to train on, fewer than the 7 of --split subject"
-    assert f"{few}: no figure on so few holds for a new subject; gather cells of more subjects" in report.problems
+    assert f"{few}: no figure on so few applies to a new subject; gather cells of more subjects" in report.problems
 
 
 def test_ball4_is_recognised_and_said_to_name_no_patients(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_the_interval_of_ece_holds_a_large_error_too() -> None:
     intervals = [_measured(_subjects_each_off(rng, claimed=0.08))["intervals"]["ece"] for _ in range(60)]
 
     assert np.mean([one["low"] <= 0.08 <= one["high"] for one in intervals]) >= 0.93
-    assert np.mean([one["low"] > 0.0 for one in intervals]) > 0.5, "an interval that always holds 0 says nothing"
+    assert np.mean([one["low"] > 0.0 for one in intervals]) > 0.5, "an interval that always includes 0 says nothing"
 
 
 def _subjects_each_off(rng: np.random.Generator, claimed: float = 0.0, subjects: int = 40) -> CellPredictions:

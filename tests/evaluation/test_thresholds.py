@@ -296,7 +296,7 @@ def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(predictions: Ce
     assert json.loads(json.dumps(block, allow_nan=False)) == block
 
 
-# Prediction sets: they hold the truth as often as they say, on subjects that fitted no threshold
+# Prediction sets: they contain the true class as often as they say, on subjects that fitted no threshold
 
 
 def _methods(predictions: CellPredictions) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_without_subjects_its_card_holds_for_nobody_new(data_hub: Hub, own_cells
     done = push(own_cells, *TERMS)
     assert "train on it: leukoscope train --dataset_name lab/cells --split random\n" in done.stdout
     card = data_hub.content(f"datasets/{ID}", "README.md").decode()
-    assert "no metric on them holds for a new subject" in card and "`subject`" not in card
+    assert "no metric on them applies to a new subject" in card and "`subject`" not in card
     assert "| ALL | 6 | – |" in card
     assert datasets.load_dataset(ID)["train"].column_names == ["image", "label", "cell_id"]
     assert set(lk.load_dataset(ID).train["subject"]) == {""}

@@ -139,9 +139,7 @@ def test_without_subjects_two_models_are_compared_by_cell_and_the_page_says_so(t
     found = evaluation["comparison"]["figures"]["accuracy"]
     assert found["low"] <= found["difference"] <= found["high"]
     text = write_evaluation(tmp_path, evaluation, first.predictions).read_text()
-    assert (
-        "the same bootstrap samples of cells. An interval that holds 0 decides nothing. Intervals by cell are" in text
-    )
+    assert "the same bootstrap samples of cells. An interval that includes 0 decides nothing. Intervals by cell" in text
     assert "difference (95% interval, by cell)" in text
 
 

@@ -821,12 +821,12 @@ def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterato
     if not any(subjects.values()):
         split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
         fix = "give --subject_pattern or --subject_csv" if info.name == "imagefolder" else split
-        yield f"whose cells these are is not known: no figure on them holds for a new subject; {fix}"
+        yield f"whose cells these are is not known: no figure on them applies to a new subject; {fix}"
         return
     for label, known in subjects.items():
         if known < SUBJECT_FOLDS:
             few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
             if min(subjects.values()) < 2:
-                yield f"{few}: no figure on so few holds for a new subject; gather cells of more subjects"
+                yield f"{few}: no figure on so few applies to a new subject; gather cells of more subjects"
             else:
                 yield f"{few}; cross-validate as the last line shows, or gather cells of more subjects"

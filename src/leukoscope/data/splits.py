@@ -37,7 +37,7 @@ LARGEST_SHARE = 0.4
 _DEALS = 20
 TRAIN_VAL_SPLIT = 0.15
 """Share of train that is set apart for validation where a data set's own splits have none."""
-BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not hold for a new subject"
+BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not apply to a new subject"
 """What is said of every split by image."""
 SIDES = ("train", "validation", "test")
 """The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""

@@ -333,7 +333,7 @@ def _class_of(key: str, names: Sequence[str]) -> int | None:
 
 
 def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
-    """Simulate how often nominal 95 % intervals by subject hold the truth in studies like this one.
+    """Simulate how often nominal 95 % intervals by subject contain the true value in studies like this one.
 
     Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed; a
     subject's cells are correct at a rate of its own, from the Beta distribution of its class that has the mean and

@@ -66,7 +66,7 @@ class PatientPrediction:
 
     Attributes:
         patient: what the user calls the subject; "" where there is no name.
-        outcome: a class, "abstain" (the interval holds both classes), "too few cells" or "out of distribution" (most
+        outcome: a class, "abstain" (the interval includes both classes), "too few cells" or "out of distribution" (most
             of the subject's cells are).
         positive_label: the class of `probability` and `share_positive`.
         probability: of that class, for the subject, 0–1; None without a cell in use.

@@ -278,7 +278,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
             [
                 f"The other model's metrics estimate: {other['estimates']}. {other['training_overlap']['statement']}",
                 f"Both are judged on the same cells and the same bootstrap samples of {resampled}. An "
-                f"interval that holds 0 decides nothing.{narrow}",
+                f"interval that includes 0 decides nothing.{narrow}",
             ],
             comparison_table(other["figures"], LEVEL, other["resampled"], unit),
         )
