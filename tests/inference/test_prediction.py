@@ -189,6 +189,15 @@ def test_the_positive_class_is_found_by_name_not_by_place():
     assert called["specificity_95"].tolist() == [True]
 
 
+def test_a_refused_cell_is_neither_positive_nor_negative_in_a_table():
+    shares = np.array([[0.95, 0.05], [0.95, 0.05], [0.5, 0.5], [0.1, 0.9]])
+    columns = TWO.positive_columns(shares, ("ALL", "HEM"), [OUT_OF_DISTRIBUTION, "ALL", ABSTAIN, "HEM"])
+    assert columns == {
+        "positive_sensitivity_95": [None, True, True, False],
+        "positive_specificity_95": [None, True, False, False],
+    }
+
+
 # In words
 
 

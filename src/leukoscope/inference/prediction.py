@@ -7,7 +7,7 @@ which `leukoscope.evaluation.thresholds` measures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -206,6 +206,22 @@ class Thresholds:
             return {}
         score = probabilities[:, labels.index(self.positive_label)]
         return {name: score >= threshold for name, threshold in self.operating_points.items()}
+
+    def positive_columns(
+        self, probabilities: np.ndarray, labels: tuple[str, ...], outcomes: Sequence[str]
+    ) -> dict[str, list[bool | None]]:
+        """The columns "positive_<operating point>" of a table of N cells; None for a refused cell, which has no class.
+
+        Args:
+            probabilities, labels: as for `positives`.
+            outcomes: (N,) of the cells.
+        """
+        return {
+            f"positive_{name}": [
+                None if outcome in REFUSED else bool(one) for outcome, one in zip(outcomes, called, strict=True)
+            ]
+            for name, called in self.positives(probabilities, labels).items()
+        }
 
 
 @dataclass(frozen=True)

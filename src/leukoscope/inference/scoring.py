@@ -273,20 +273,17 @@ def _shard_table(
     predicted = [(cell, found) for cell, found in rows if not isinstance(found, UnreadableImage)]
     probabilities = np.array([list(found.probabilities.values()) for _, found in predicted]).reshape(-1, len(labels))
     text, number, truth = pa.string(), pa.float64(), pa.bool_()
-    refused = np.array([found.outcome in REFUSED for _, found in predicted], dtype=bool)
+    outcomes = [found.outcome for _, found in predicted]
+    positives = thresholds.positive_columns(probabilities, labels, outcomes)
     columns = {
         "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
         "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
-        "outcome": pa.array([found.outcome for _, found in predicted], text),
+        "outcome": pa.array(outcomes, text),
         "reasons": pa.array(
             [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted], text
         ),
         **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
-        # A refused cell has no class at any operating point.
-        **{
-            f"positive_{point}": pa.array(called, truth, mask=refused)
-            for point, called in thresholds.positives(probabilities, labels).items()
-        },
+        **{name: pa.array(called, truth) for name, called in positives.items()},
         "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
         "model": pa.array([found.model for _, found in predicted], text),
         "revision": pa.array([found.revision for _, found in predicted], text),

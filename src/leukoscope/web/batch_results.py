@@ -269,22 +269,16 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
     """
     rows, text = result.rows, safe_cell if safe else str
     shares = np.array([[row.probabilities[label] for label in result.classes] for row in rows])
-    positives = result.thresholds.positives(shares, result.classes)
+    outcomes = [row.decision.outcome for row in rows]
     about = {"model": text(result.model), "revision": result.revision, "notice": RESEARCH_NOTICE}
     return {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
-        "outcome": [text(row.decision.outcome) for row in rows],
+        "outcome": [text(outcome) for outcome in outcomes],
         "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
         **{f"p_{label}": [row.probabilities[label] for row in rows] for label in result.classes},
-        # A refused cell has no class at any operating point.
-        **{
-            f"{result.positive}_at_{name}": [
-                None if row.decision.outcome in REFUSED else bool(one) for row, one in zip(rows, called, strict=True)
-            ]
-            for name, called in positives.items()
-        },
+        **result.thresholds.positive_columns(shares, result.classes, outcomes),
         "ood_score": [row.checks.ood_score for row in rows],
         **{name: [value] * len(rows) for name, value in about.items()},
     }

@@ -412,7 +412,7 @@ def test_the_gallery_is_sorted(order: str, first: str) -> None:
 def test_files_to_keep_hold_every_answer_and_no_formula() -> None:
     table = pyarrow.parquet.read_table(io.BytesIO(save_cells("Parquet", RESULT).content))
     assert table["p_ALL"].to_pylist() == [0.9, 0.2, 0.99, 0.1]
-    assert table["ALL_at_youden"].to_pylist() == [True, False, True, False]
+    assert table["positive_youden"].to_pylist() == [True, False, True, False]
     assert table["outcome"].to_pylist() == ["ALL", "HEM", "ALL", "HEM"]
     assert table["label"].to_pylist() == ["ALL", "ALL", "HEM", "HEM"], "the truth that was given"
     assert table["ood_score"].to_pylist() == [0.1] * 4
