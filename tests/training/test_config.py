@@ -129,8 +129,23 @@ def test_the_beginning_of_a_flag_is_none() -> None:
 
 
 def test_an_unknown_flag_is_named() -> None:
-    with pytest.raises(LeukoscopeError, match="^--epochs 3: no such flag; `python train.py --help` lists them all$"):
-        parse_config(["--epochs", "3"])
+    with pytest.raises(LeukoscopeError, match="^--mixup 3: no such flag; `leukoscope train --help` lists them all$"):
+        parse_config(["--mixup", "3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--epochs", "--num_train_epochs"),
+        ("--batch-size=8", "--per_device_train_batch_size"),
+        ("--dataset", "--dataset_name"),
+        ("--trian_dir", "--train_dir"),
+    ],
+)
+def test_the_flag_that_was_meant_is_proposed(given: str, meant: str) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        parse_config([given, "3"])
+    assert f"no such flag; did you mean {meant}" in str(refused.value)
 
 
 @pytest.mark.parametrize("flag", ["--num_train_epochs", "--num-train-epochs"])
@@ -138,7 +153,7 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         parse_config([flag, "many"])
     assert str(refused.value) == (
-        "--num_train_epochs: invalid int value: 'many'; `python train.py --help` lists all flags"
+        "--num_train_epochs: invalid int value: 'many'; `leukoscope train --help` lists all flags"
     )
 
 
@@ -334,7 +349,7 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat is no flag; `python train.py --help` lists them all"),
+        ("learning_rat: 1", "learning_rat is no flag; did you mean --learning_rate or --head_learning_rate? "),
         ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),
         ("a: [", "cannot be read as YAML ("),
     ],

@@ -14,6 +14,7 @@ import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -243,8 +244,8 @@ class RunArguments:
     config: str | None = _flag(None, "A YAML file of flags, such as an earlier run's args.yaml; flags given here win.")
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
     max_train_steps: int | None = _flag(None, "Optimiser steps in all, in place of --num_train_epochs.")
-    per_device_train_batch_size: int | None = _flag(None, "Training batch a process (default: the recipe's).")
-    per_device_eval_batch_size: int = _flag(64, "Evaluation batch a process.")
+    per_device_train_batch_size: int | None = _flag(None, "Training batch per process (default: the recipe's).")
+    per_device_eval_batch_size: int = _flag(64, "Evaluation batch per process.")
     gradient_accumulation_steps: int = _flag(
         1, "Batches that make one optimiser step: one process with N trains as N processes do."
     )
@@ -439,7 +440,7 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
         def error(self, message: str) -> NoReturn:
             # argparse prints a usage of 45 lines and ends the process.
             named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-            raise LeukoscopeError(f"{named}; `python train.py --help` lists all flags")
+            raise LeukoscopeError(f"{named}; `leukoscope train --help` lists all flags")
 
     kinds: list[Any] = [DataArguments, ModelArguments, RunArguments]
     parser = Parser(
@@ -460,8 +461,18 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
         arguments = [*_arguments_of(Path(file), kinds), *arguments]
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
-        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; `python train.py --help` lists them all")
+        raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0], kinds)}")
     return complete(TrainingConfig(data, model, replace(run, config=None)))
+
+
+def _known_flags(unknown: str, kinds: Sequence[type[Any]]) -> str:
+    """Where the flags are listed, and which of them are most like one that does not exist."""
+    name = unknown.partition("=")[0].lstrip("-").replace("-", "_")
+    names = [one.name for kind in kinds for one in fields(kind)]
+    # What contains it, such as num_train_epochs for epochs, is likelier than what is spelt like it.
+    alike = [one for one in names if len(name) > 3 and name in one] or get_close_matches(name, names, 2)
+    guess = f"did you mean {' or '.join(f'--{one}' for one in alike[:2])}? " if alike else ""
+    return f"{guess}`leukoscope train --help` lists them all"
 
 
 def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
@@ -484,7 +495,7 @@ def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
     arguments = []
     for name, value in content.items():
         if name not in defaults or (name == "config" and value is not None):
-            raise LeukoscopeError(f"--config {file}: {name} is no flag; `python train.py --help` lists them all")
+            raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(name, kinds)}")
         if isinstance(defaults[name], bool):
             arguments += [f"--{name}={value}"]
         elif isinstance(value, list):
