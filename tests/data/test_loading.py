@@ -635,9 +635,8 @@ def test_a_hub_data_sets_own_splits_are_its_sides(tmp_path: Path) -> None:
     assert data.train["fold"][:] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2
     assert data.train["cell_id"][3:] == ["validation/row_000003", "validation/row_000004", "test/row_000005",
                                          "test/row_000006"]  # fmt: skip
-    assert (
-        "splits of its own: train 3, validation 2, test 2 (taken by --split given, the default here)" in data.report()
-    )
+    taken = "taken by --split given, the default of `leukoscope train`"
+    assert f"splits of its own: train 3, validation 2, test 2 ({taken})" in data.report()
 
 
 def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:

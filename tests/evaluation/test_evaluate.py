@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells
+from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
@@ -214,6 +216,21 @@ def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_valida
     for split, verdict in ((trained, "good"), (other, "bad")):
         metrics["evaluations"] = [{"split": split.about()}]
         assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == verdict
+
+
+def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_test_split(tmp_path):
+    for number, path in enumerate(product(("train", "test"), ("ALL", "HEM"), range(8))):
+        folder = tmp_path.joinpath(*path[:2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{path[2]}.png")
+    data = load_cells("imagefolder", tmp_path)
+    trained, asked, every = make_split(data, "given"), select_cells(data, "given"), select_cells(data)
+    assert trained.validation and trained.fingerprint != asked.whole.fingerprint
+    metrics = release_metrics(asked, []) | {"evaluations": [{"split": trained.about()}]}
+    assert training_overlap(metrics, predictions_for(asked), asked, KnownCells())["verdict"] == "good"
+    found = training_overlap(metrics, predictions_for(every), every, KnownCells())
+    assert found["verdict"] == "bad"
+    assert found["statement"].endswith("not a test. --split given tests the cells of the test split alone.")
 
 
 @pytest.fixture

@@ -245,6 +245,8 @@ def training_overlap(
     if own and _same_cells(own, cells.data):
         if seen.cells:
             statement = "These weights were trained on this data set, whose subjects are not known: not a test."
+            if cells.data.own_splits and cells.whole.strategy == "none":
+                statement += " --split given tests the cells of the test split alone."
             return _overlap("bad", statement)
         if not tested or not own["subjects"]:
             return _overlap("good", "The split that these weights were trained with sets these cells apart.")
