@@ -100,11 +100,6 @@ def _metrics(cells: FramedCells, predictions: CellPredictions, folds: list[list[
     return metrics
 
 
-def _as_an_earlier_version_left_it(release: Path) -> None:
-    (release / "guard.safetensors").write_bytes(b"of version 0.2")
-    write_json(release / "metrics.json", dict(load_release(release).metrics) | {"guard": {"estimates": "anything"}})
-
-
 def _healthy(folder: Path) -> Path:
     (folder / "field").mkdir(parents=True)
     field = draw_field(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2)
@@ -119,7 +114,6 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     # How fast a precision is depends on the machine's other work.
     monkeypatch.setattr(precision, "perf_counter", count().__next__)
     before = load_release(made_release)
-    _as_an_earlier_version_left_it(made_release)
     healthy = {"drawn": _healthy(tmp_path / "healthy")}
     metrics = load_release(assess(made_release, cells, healthy=healthy)).metrics
     assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(metrics)] == []
@@ -145,7 +139,6 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     assert predictor.ood.limit == pytest.approx(metrics["ood"]["distance_limit"], rel=1e-5)
     assert predictor.thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
     assert predictor.thresholds.least_on_cell == metrics["evidence_scale"]["on_cell_p05"]
-    assert "guard" not in metrics and not (made_release / "guard.safetensors").exists()
     found = metrics["ood"]["healthy"]["drawn"]
     assert found["field"]["cells"] == 4
     assert found == healthy_outcomes(predictor, healthy["drawn"]), "decided with what was just fitted"

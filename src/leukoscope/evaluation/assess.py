@@ -192,8 +192,6 @@ def fit_and_measure(
     save_weights(release.network, directory)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
     pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
-    metrics.pop("guard", None)  # of releases made before
-    (directory / "guard.safetensors").unlink(missing_ok=True)
     with progress("fitting and measuring the OOD detector"):
         detector, metrics["ood"] = fit_and_measure_detector(
             release.preprocessing, pixels, units, background=background, others=others
