@@ -113,7 +113,7 @@ def test_a_model_that_saw_these_people_is_called_out_before_any_figure(tmp_path)
     text = write_evaluation(tmp_path, evaluation, answers()).read_text()
     header = text.split("</header>")[0]
     assert header.index(NOT_A_TEST["statement"]) < header.index("Balanced accuracy")
-    assert 'Is this a test?<span class="verdict bad">' in text
+    assert 'Overlap with the training<span class="verdict bad">' in text
     assert "no interval below says what to expect of new ones" in text
 
 

@@ -226,8 +226,8 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
         lines.append("Synthetic cells: these metrics say nothing about patients.")
     unit = evaluation["unit"]
     subjects = f" of {len(metrics['subjects'])} {unit}s" if metrics["subjects"] else ""
-    source = f" from {data['title']}" if data else ""
-    lines.append(f"{count(metrics['cells'])} cells{subjects}{source}. The metrics estimate: {evaluation['estimates']}.")
+    source = f"{data['title']}: " if data else ""
+    lines.append(f"{source}{count(metrics['cells'])} cells{subjects}. The metrics estimate: {evaluation['estimates']}.")
     values = evaluation["figures"]
     suffix = "_by_subject" if "balanced_accuracy_by_subject" in values else ""
     intervals = evaluation["intervals"]["by_subject"] or {}
@@ -242,7 +242,7 @@ def _lead(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     overlap, metrics = evaluation["training_overlap"], evaluation["metrics"]
-    yield Section("Is this a test?", [overlap["statement"]], verdict=overlap["verdict"])
+    yield Section("Overlap with the training", [overlap["statement"]], verdict=overlap["verdict"])
     intervals, unit = evaluation["intervals"], evaluation["unit"]
     by_subject, by_cell = intervals["by_subject"] or {}, intervals["by_cell"]
     lines = [
@@ -288,7 +288,8 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     data, split = evaluation["data"], evaluation["split"]
     rows = [("model", f"{evaluation['model']['name']} {evaluation['model']['revision']}".strip())]
     if data:
-        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"]), ("cite", data["citation"])]
+        rows += [("data", data["title"]), ("fingerprint of the data", data["fingerprint"])]
+        rows += [("cite", data["citation"])] if data["citation"] else []
     if split:
         counts = f"{count(split['cells'])} of {count(split['drawn_from'])}"
         rows.append(("cells predicted", f"{split['detail']}: {counts} (seed {split['seed']})"))
