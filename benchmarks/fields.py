@@ -182,9 +182,9 @@ def _nuclear_pixels(size: tuple[int, int], cells: Sequence[FieldCell]) -> np.nda
 
 
 def _speed() -> dict[str, Any]:
-    """CPU seconds a megapixel, so that whatever else the machine does counts for nothing; best of three."""
+    """CPU seconds per megapixel, so that whatever else the machine does counts for nothing; best of three."""
     speeds = {}
-    for name, um_per_pixel in (("100x, 0.07 µm a pixel", 0.07), ("40x, 0.25 µm a pixel", 0.25)):
+    for name, um_per_pixel in (("100x, 0.07 µm per pixel", 0.07), ("40x, 0.25 µm per pixel", 0.25)):
         side = round(140 / um_per_pixel)
         drawn = draw_field(("ALL", "HEM") * 6, size=(side, side), um_per_pixel=um_per_pixel, red_cells=150)
         image = Image.fromarray(np.tile(drawn.image, (1, 1, 1) if side > 1000 else (3, 3, 1)))

@@ -412,7 +412,7 @@ def fields_table(measured: Sequence[Mapping[str, Any]]) -> str:
             + f" ({fields['ball4']['seen']})",
         ),
         (f"share of cells that `{Path(gap['model']).name}` takes as in distribution", _each(known)),
-        ("CPU seconds a megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
+        ("CPU seconds per megapixel", " · ".join(f"{pitch}: {seconds:.2f}" for pitch, seconds in speeds.items())),
     ]
     return str(Table(("measured", "value"), rows, text_columns=2))
 

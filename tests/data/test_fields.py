@@ -133,7 +133,7 @@ def test_a_photograph_through_an_eyepiece_is_read_and_one_mostly_dark_is_not():
 
 
 def test_an_impossible_scale_is_refused():
-    with pytest.raises(UnusableField, match="scale 72 µm a pixel: .* check the unit"):
+    with pytest.raises(UnusableField, match="scale 72 µm per pixel: .* check the unit"):
         find_cells(Image.new("RGB", (100, 100), "white"), um_per_pixel=72)
 
 

@@ -305,7 +305,7 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
     assert f"| share of cells that `ours` takes as in distribution | {shares} |" in table
     assert "| scale read from the red cells, within 25 % of the true one | 94% of 70 fields |" in table
     assert "Dice coefficient | Pre: 0.794 (as seen) |" in table
-    assert "| CPU seconds a megapixel | 100x: 0.03 |" in table
+    assert "| CPU seconds per megapixel | 100x: 0.03 |" in table
     assert fields_table([]) == "Not measured yet."
 
 

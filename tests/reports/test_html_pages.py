@@ -27,6 +27,14 @@ def test_text_from_the_data_is_never_read_as_markup(tmp_path: Path) -> None:
     assert "<script>" not in text and "<img src=x>" not in text and "&lt;img src=x&gt;" in text
 
 
+def test_an_interval_in_a_table_is_not_broken_at_its_dash(tmp_path: Path) -> None:
+    sections = [Section("Metrics", (), Table(["AUROC"], [["0.887 (0.81–0.94)"], ["out-of-fold"], ["<i>1–2"]]))]
+    text = write_page(tmp_path / "page.html", "A report", [], sections).read_text()
+    assert '<td>0.887 <span style="white-space: nowrap">(0.81–0.94)</span></td>' in text
+    assert "<td>out-of-fold</td>" in text
+    assert '<td>&lt;i&gt;<span style="white-space: nowrap">1–2</span></td>' in text
+
+
 def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
     from matplotlib import pyplot
 

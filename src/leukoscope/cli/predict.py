@@ -195,7 +195,7 @@ def field(
         typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
     ] = None,
     um_per_pixel: Annotated[
-        float | None, typer.Option("--um_per_pixel", help="Micrometres a pixel; else measured on the red cells.")
+        float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else measured on the red cells.")
     ] = None,
     one_scale: Annotated[
         bool,

@@ -182,7 +182,7 @@ ScaleSource = Literal["given", "red cells of the series", "red cells", "nuclei"]
 
 @dataclass(frozen=True)
 class Scale:
-    """Micrometres a pixel, and the source: the caller, red cells (of the field or its series), or a guess by nuclei."""
+    """Micrometres per pixel, and the source: the caller, red cells (of the field or its series), or the nuclei."""
 
     um_per_pixel: float
     source: ScaleSource
@@ -264,7 +264,7 @@ WORKING_PITCH = 0.3
 TILE = 1024  # working pixels
 # Two cells side by side: no cell that a tile owns is cut by the tile's edge, nor is its neighbour.
 OVERLAP = 40.0
-# Micrometres a pixel of C-NMC 2019's cut-out cells. Not published: this makes its median normal cell (186 px) 11 µm
+# Micrometres per pixel of C-NMC 2019's cut-out cells. Not published: this makes its median normal cell (186 px) 11 µm
 # and its median blast (216 px) 13 µm wide, as lymphoid cells are in smears.
 CUT_OUT_PITCH = 0.06
 CUT_OUT_SIDE = 450
@@ -335,7 +335,7 @@ class Field:
     Attributes:
         size: (width, height) in pixels.
         cells: from top to bottom.
-        scale: micrometres a pixel, and where that was read; None in a field without a stained object.
+        scale: micrometres per pixel, and where that was read; None in a field without a stained object.
         notes: what a reader of the result must know, most important first.
     """
 
@@ -369,7 +369,9 @@ def find_cells(
         UnusableField: a grey picture, one with a dark background, or a scale that cannot be true.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
-        raise UnusableField(f"scale {um_per_pixel} µm a pixel: a microscope's lies between 0.01 and 2; check the unit")
+        raise UnusableField(
+            f"scale {um_per_pixel} µm per pixel: a microscope's lies between 0.01 and 2; check the unit"
+        )
     stain = measure_stain(image)
     if stain.problem:
         raise UnusableField(stain.problem)
@@ -536,7 +538,7 @@ def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
         if not PLAUSIBLE_NUCLEI[0] <= width <= PLAUSIBLE_NUCLEI[1]:
             low, high = PLAUSIBLE_NUCLEI
             yield (
-                f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm a pixel ({scale.source}); "
+                f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
                 f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
             )
     if scale.source == "nuclei":
@@ -549,7 +551,7 @@ def split_cells(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettin
     Args:
         region: (h, w) cells with their cytoplasm.
         nuclei: (h, w) their nuclei.
-        pitch: micrometres a pixel.
+        pitch: micrometres per pixel.
 
     Returns:
         (h, w) 0, or the number of the cell from 1.

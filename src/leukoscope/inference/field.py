@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 AT_EDGE = "cut by the edge"
 CUT_OUT_AS_C_NMC = (
-    f"Cells are cut out on black at {CUT_OUT_PITCH:g} µm a pixel, as those of C-NMC 2019 are; whether the model was "
+    f"Cells are cut out on black at {CUT_OUT_PITCH:g} µm per pixel, as those of C-NMC 2019 are; whether the model was "
     "trained on such cells is not known."
 )
 
@@ -204,7 +204,7 @@ def series_scale(images: Iterable[Image.Image]) -> float | None:
     """One scale for fields of one series, taken with one microscope: the median of theirs.
 
     Returns:
-        Micrometres a pixel; None where no field tells it by its red cells.
+        Micrometres per pixel; None where no field tells it by its red cells.
     """
     scales = []
     for image in images:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import trained_on
@@ -33,9 +37,10 @@ def rendered(template: Path, **values: Any) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    escape = template.suffix == ".html"
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=escape)
-    environment.filters |= {one.__name__: one for one in (count, minutes, pooling, share, span, with_interval)}
+    is_html = template.suffix == ".html"
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=is_html)
+    filters = (cell_html, count, minutes, pooling, share, span, with_interval)
+    environment.filters |= {one.__name__: one for one in filters}
     text = environment.from_string(template.read_text(encoding="utf-8"))
     return text.render({"notice": RESEARCH_NOTICE, "version": __version__} | values)
 
@@ -64,6 +69,11 @@ class Table:
 def _in_one_cell(text: str) -> str:
     """A text that ends neither its cell nor its line and starts no HTML element."""
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
+
+
+def cell_html(text: str) -> Markup:
+    """A table cell's text as HTML in which no interval, such as 0.81–0.94, is broken at its dash."""
+    return Markup(re.sub(r"\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text)))
 
 
 def metric_name(key: str, unit: str = "subject") -> str:

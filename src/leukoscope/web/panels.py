@@ -228,9 +228,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
     Args:
         label: its name for a screen reader where it has no caption; "" for the first heading.
     """
+    from leukoscope.reports.formatting import cell_html
+
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{cell_html(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""

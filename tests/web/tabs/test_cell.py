@@ -53,6 +53,11 @@ CNMC = EMBEDDED / "leukoscope-densenet169-cnmc"
 BLANK = Image.new("RGB", (40, 40), "white")
 
 
+def test_an_interval_in_a_table_is_not_broken_at_its_dash() -> None:
+    found = panels.table(("metric", "value"), [("AUROC", "0,887 (0,81–0,94)")])
+    assert '<td>0,887 <span style="white-space: nowrap">(0,81–0,94)</span></td>' in found
+
+
 def test_panels_escape_what_strangers_wrote_and_carry_the_notice() -> None:
     hostile = "<script>x</script>"
     page = panels.decision({hostile: 0.9, "b": 0.1}, DecisionText(hostile, hostile))

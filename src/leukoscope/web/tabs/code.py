@@ -32,7 +32,7 @@ print(text)
 _PYTHON_MORE = """from gradio_client import Client, handle_file
 
 client = Client("{address}")
-# A smear: micrometres a pixel, or 0 to have the scale read from the red cells.
+# A smear: micrometres per pixel, or 0 to have the scale read from the red cells.
 reading, boxes = client.predict(handle_file("smear.png"), "{model}", 0, api_name="/field")
 print(reading["summary"])
 # Many cells, or a zip of them: a pattern that finds the subject in a file's name, or "".

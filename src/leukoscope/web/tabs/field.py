@@ -187,7 +187,7 @@ class FieldTab(ResultTab):
         )
 
     def _add_endpoint(self) -> None:
-        """The named endpoint /field: image, model, micrometres a pixel → reading (JSON), picture with boxes."""
+        """The named endpoint /field: image, model, micrometres per pixel → reading (JSON), picture with boxes."""
 
         def field(
             image: str | None, model: str | None, um_per_pixel: float | None = None
@@ -197,7 +197,7 @@ class FieldTab(ResultTab):
             Args:
                 image: the picture of a stained smear; PNG, JPEG, BMP, TIFF or WebP.
                 model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
-                um_per_pixel: micrometres a pixel; 0 has the scale read from the size of the red cells.
+                um_per_pixel: micrometres per pixel; 0 has the scale read from the size of the red cells.
             """
             with gradio_errors():
                 result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
