@@ -27,7 +27,7 @@ Floats = NDArray[np.floating]
 Colour = tuple[float, float, float]
 Place = tuple[float, float, float]  # y, x, radius
 
-# One row of the sheet a tuple, one seed a class; the first row's and the last's are in distribution for
+# One tuple per row of the sheet, one seed per class; the first row's and the last's are in distribution for
 # leukoscope-densenet201-ball4 wherever the demo shows them.
 SHEET_SEEDS = (*((4 * row, 4 * row + 1, 4 * row + 2, 4 * row + 3) for row in range(4)), (16, 17, 57, 23))
 

@@ -266,7 +266,7 @@ def _shard_table(
 ) -> pa.Table:
     """Rows of the output, then one for each unreadable picture, with a `reason` in place of a prediction.
 
-    Columns: the outcome and why, one probability a class, for each operating point whether the cell is positive.
+    Columns: the outcome and why, one probability per class, for each operating point whether the cell is positive.
     """
     import pyarrow as pa
 

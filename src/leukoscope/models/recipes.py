@@ -40,7 +40,7 @@ class Head:
     """The layers between the last feature map and the logits, where they are not the architecture's own.
 
     Attributes:
-        pooling: how the map becomes one number a channel; "avg_std" gives two, mean and standard deviation.
+        pooling: how the map becomes one number per channel; "avg_std" gives two, mean and standard deviation.
         levels: numbers of the feature maps that are read (timm's `feature_info`, 0 is the first); () reads the last.
         batch_norm: normalise the pooled features; eps and momentum (PyTorch's: the share of the new batch) follow.
         hidden: layers before the last linear one.

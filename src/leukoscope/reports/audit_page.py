@@ -202,7 +202,7 @@ def _pair_picture(pair: Findings, seen: ScannedCells) -> Picture:
 
 
 def cells_figure(findings: Findings) -> Figure:
-    """How many cells each subject has, one panel a class, most first."""
+    """How many cells each subject has, one panel per class, most first."""
     figure = new_figure(9.5, 2.6)
     for axes, (label, colour, subjects) in _panels(figure, findings, lambda s: -sum(s["cells"].values())):
         heights = [subject["cells"][label] for _, subject in subjects]
@@ -234,7 +234,7 @@ def areas_figure(findings: Findings) -> Figure:
 def _panels(
     figure: Figure, findings: Findings, order: Callable[[Findings], float]
 ) -> Iterator[tuple[Axes, tuple[str, str, list[tuple[str, Findings]]]]]:
-    """One panel a class: its axes, its name, its colour and its subjects in order."""
+    """One panel per class: its axes, its name, its colour and its subjects in order."""
     of_class = {
         label: sorted(
             ((name, s) for name, s in findings["subjects"].items() if label in s["cells"]), key=lambda e: order(e[1])

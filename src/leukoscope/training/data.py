@@ -226,7 +226,7 @@ class SubjectBalancedSampler(Sampler[int]):
     def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None):
         """Args:
         labels: (N,) class of each position.
-        subjects: N subject ids; cells whose subject is unnamed ("") count as one subject a class.
+        subjects: N subject ids; cells whose subject is unnamed ("") count as one subject per class.
         size: cells per epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
         """
         self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size

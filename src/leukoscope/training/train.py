@@ -1,7 +1,7 @@
 """One training run, top to bottom: cells → split → network → epochs → predictions on the test side → release folder.
 
 The run folder explains itself: args.yaml (flags and resolved recipe), split.json (which cells), summary.csv (one row
-an epoch), predictions.parquet (one row a test cell), metrics.json, figures/, and release/ in Hub format.
+per epoch), predictions.parquet (one row per test cell), metrics.json, figures/, and release/ in Hub format.
 """
 
 from __future__ import annotations
