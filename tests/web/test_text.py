@@ -266,12 +266,16 @@ def test_a_release_is_described_in_one_line() -> None:
     metrics = {
         "data": {"title": "C-NMC 2019", "unit": "subject", "licence": "CC BY 3.0"},
         "training": {"subjects": ["1", "2"]},
-        "evaluations": [{"metrics": {"auroc_by_subject": 0.887}}],
+        "evaluations": [{"split": {"disjoint_by": "subject"}, "metrics": {"auroc_by_subject": 0.887}}],
     }
     assert model_text(metrics) == (
         "Trained on C-NMC 2019, 2 subjects · AUROC by subject 0.89, on subjects it has not seen · CC BY 3.0"
     )
     assert model_text({}) == ""
+    metrics["evaluations"][0]["split"]["disjoint_by"] = "cell"
+    assert model_text(metrics) == "Trained on C-NMC 2019, 2 subjects · CC BY 3.0", (
+        "a split by image says nothing of them"
+    )
     blocks = {**metrics, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}
     assert model_text(blocks) == ("Trained on B-ALL · not measured on unseen subjects: its data names none"), (
         "no subject is known"

@@ -312,7 +312,7 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
 SUGGESTIONS = (
     r"UID_(H?\d+)_",
     r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
-    r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$",
+    r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*\.[^/.]+$",
     r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$",
 )
 

@@ -55,9 +55,14 @@ class BatchRow:
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
+    def called(self) -> str:
+        """The class decided on; where there is none, the most probable one."""
+        return self.decision.label or self.most_probable
+
+    @property
     def confidence(self) -> float:
-        """The probability of that class."""
-        return self.probabilities[self.most_probable]
+        """The probability of `called`."""
+        return self.probabilities[self.called]
 
     def open(self) -> Image.Image:
         """The picture.
@@ -79,6 +84,7 @@ class BatchResult:
 
     Attributes:
         metrics: the release's metrics.json.
+        point: the operating point that its cells are decided at; "" for the most probable class.
         subjects_by_table: file name → subject, by the CSV.
         problems: one sentence for each file, and each label of a CSV, that could not be used.
     """
@@ -88,6 +94,7 @@ class BatchResult:
     model: str
     revision: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    point: str = ""
     subjects_by_table: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -113,7 +120,8 @@ class BatchResult:
         if rule is None:
             return []
         found = []
-        for subject, cells in self.cells_by_subject().items():
+        # An operating point changes the classes of cells, not the prediction for a subject.
+        for subject, cells in self.at_point("").cells_by_subject().items():
             probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
             found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], patient=subject))
         return found
@@ -125,7 +133,7 @@ class BatchResult:
         def decide(row: BatchRow) -> Decision:
             return self.thresholds.decide(row.probabilities, row.checks, operating_point=known)
 
-        return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows))
+        return replace(self, rows=tuple(replace(row, decision=decide(row)) for row in self.rows), point=known)
 
     def with_subjects(self, pattern: str) -> BatchResult:
         """The same predictions, their subjects found by another pattern.
@@ -188,7 +196,14 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
     if not rows:
         raise LeukoscopeError(f"not one picture can be used: {problems[0] if problems else 'none was given'}")
     yield BatchResult(
-        tuple(rows), release.labels, str(choice), release.revision, release.metrics, batch.subjects, tuple(problems)
+        tuple(rows),
+        release.labels,
+        str(choice),
+        release.revision,
+        release.metrics,
+        "",
+        batch.subjects,
+        tuple(problems),
     )
 
 
@@ -199,8 +214,8 @@ def _webp(image: Image.Image, **options: Any) -> bytes:
 
 
 def wrong_rows(result: BatchResult) -> list[BatchRow]:
-    """Cells whose most probable class is not the true one, the most confident first."""
-    wrong = (row for row in result.rows if row.truth and row.truth != row.most_probable)
+    """Cells whose class, or most probable class where they have none, is not the true one; most confident first."""
+    wrong = (row for row in result.rows if row.truth and row.truth != row.called)
     return sorted(wrong, key=lambda row: -row.confidence)
 
 
@@ -274,6 +289,7 @@ def columns(result: BatchResult, *, safe: bool = False) -> dict[str, Sequence[An
     return {
         "file": [text(row.name) for row in rows],
         "subject": [text(row.subject) for row in rows],
+        "operating_point": [result.point] * len(rows),
         "outcome": [text(outcome) for outcome in outcomes],
         "reasons": [" ".join(reason.code for reason in row.decision.reasons) for row in rows],
         "label": [text(row.truth) for row in rows],
@@ -335,7 +351,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     person = next((one for one in result.persons if one.patient == subject), None)
     if person is None:
         raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")
-    rows = result.cells_by_subject()[person.patient]
+    rows = result.at_point("").cells_by_subject()[person.patient]
     positive = np.array([row.probabilities[person.positive_label] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
     shown = []

@@ -308,7 +308,7 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     if title:
         parts.append(t("trained_on_people", title=title, number=subjects) if people else t("trained_on", title=title))
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
-    if found is not None and people:
+    if found is not None and people and (measured.get("split") or {}).get("disjoint_by") == "subject":
         parts.append(t("auroc_unseen", value=translate(f"{found:.2f}")))
     elif data.get("unit") == "block":
         parts.append(t("not_on_people"))

@@ -28,6 +28,7 @@ from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of
 from leukoscope.web.batch_results import (
     BatchResult,
     BatchRow,
+    columns,
     label_metrics,
     predict_batch,
     save_cells,
@@ -49,7 +50,7 @@ from leukoscope.web.tabs.batch import (
     subjects_found,
 )
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import t
+from leukoscope.web.text import percent, t
 from leukoscope.web.upload import OWN_FOLDER
 
 
@@ -339,6 +340,28 @@ RESULT = BatchResult(
 )  # fmt: skip
 
 
+def test_at_an_operating_point_a_cell_stands_with_the_class_it_gets_and_that_class_s_probability() -> None:
+    result = replace(RESULT, rows=(row("a", "ALL", 0.45), row("b", "HEM", 0.45), row("c", "ALL", 0.3)))
+    assert [one.name for one in wrong_rows(result)] == ["c", "a"]
+    decided = result.at_point("youden")
+    assert [(one.name, one.called, one.confidence) for one in wrong_rows(decided)] == [
+        ("c", "HEM", 0.7),
+        ("b", "ALL", 0.45),
+    ]
+    shown = gallery(decided, "names")
+    assert f"<b>ALL {percent(0.45)}</b>" in shown and f"<b>ALL {percent(0.45)}, is HEM</b>" in shown
+    assert columns(decided)["operating_point"] == ["youden"] * 3 and columns(result)["operating_point"] == [""] * 3
+
+
+def test_an_operating_point_leaves_the_prediction_for_a_subject() -> None:
+    abstain = {"abstention": {"default": {"threshold": 0.8}}}
+    rows = tuple(row(f"{n}", "", p_all, "1") for n, p_all in enumerate((0.9, 0.6, 0.55, 0.95)))
+    result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS | abstain})
+    default, decided = result.at_point(""), result.at_point("youden")
+    assert [one.decision.outcome for one in decided.rows] == ["ALL"] * 4
+    assert decided.persons == default.persons and default.persons[0].abstained == 2
+
+
 def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     assert [wrong.name for wrong in wrong_rows(RESULT)] == ["=c", "b"]
     measured = label_metrics(RESULT)
@@ -544,7 +567,7 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons()
          r"UID_(H?\d+)_", ["1", "H2"]),
         (["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["p1", "p2"]),
         (["ALL/P01_a.png", "ALL/P01_b.png", "HEM/P02-1.png", "HEM/P02-2.png"],
-         r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*$", ["P01", "P02"]),
+         r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*\.[^/.]+$", ["P01", "P02"]),
         (["1a_1.png", "1a_2.png", "2-1.png", "2-2.png"], r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$", ["1a", "2"]),
         (["ALL/P1/1.png", "ALL/P1/2.png", "HEM/P2/3.png", "HEM/P2/4.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
          ["P1", "P2"]),
@@ -553,6 +576,7 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons()
         (["blast_P1_1.png", "blast_P1_2.png", "normal_P2_1.png", "normal_P2_2.png"], "", []),
         (["L1/1.png", "L1/2.png", "l2/3.png", "l2/4.png"], "", []),
         (["fold_0/1.png", "fold_0/2.png", "fold_1/3.png", "fold_1/4.png"], "", []),
+        (["ALL/cell_1.png", "ALL/cell_2.png", "HEM/cell_1.png", "HEM/cell_2.png"], "", []),
         (["a.png"], "", []),
     ],
 )  # fmt: skip
@@ -615,7 +639,8 @@ def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) 
     assert folders == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
     assert pattern_for(files, folders) == r"UID_(H?\d+)_"
     assert pattern_for(files, r"(\d)_1_all") == r"(\d)_1_all", "a visitor's own pattern stays"
-    assert pattern_for(["a.png"], folders) == folders
+    assert pattern_for(["a.png"], folders) == "", "as on a fresh page"
+    assert pattern_for([f"fold_{n}/{cell}.png" for n in (0, 1) for cell in (1, 2)], folders) == ""
 
 
 def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(tab: BatchTab) -> None:

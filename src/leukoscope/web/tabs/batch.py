@@ -234,7 +234,7 @@ class BatchTab(ResultTab):
             names = [file.name for file in batch.files]
             pattern = pattern.strip()
             if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
-                pattern = suggested_pattern(names, self.models.predictor(choice).release.labels) or pattern
+                pattern = suggested_pattern(names, self.models.predictor(choice).release.labels)
             found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()), pattern)
             filled = {self.pattern: pattern, self.shown: gr.Column(visible=False)}
             yield {**filled, self.summary: progress(0, len(names), 0.0, found)}
@@ -443,7 +443,7 @@ def _cells(rows: Sequence[tuple[int, BatchRow]]) -> str:
 
 
 def _cell(number: int, row: BatchRow) -> str:
-    truth = t("is_truly", label=row.truth) if row.truth and row.truth != row.most_probable else ""
+    truth = t("is_truly", label=row.truth) if row.truth and row.truth != row.called else ""
     share = f" {percent(row.confidence)}" if row.decision.label else ""
     text = f"{outcome_text(row.decision.outcome)}{share}{truth}"
     wrong = ' class="wrong"' if truth else ""
