@@ -153,7 +153,7 @@ def test_outside_the_repository_the_command_that_trains_is_one(installed: Path, 
     # Four cells are enough for no run.
     launched = _run("bash", "-c", f"{installed}/{command} --from_scratch", cwd=tmp_path)
     assert "error: " in launched.stderr and "Traceback" not in launched.stderr, launched.stderr
-    assert "Your own class folders" in launched.stdout, launched.stderr
+    assert "Own class folders" in launched.stdout, launched.stderr
 
 
 @pytest.mark.slow

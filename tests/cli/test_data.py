@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_described_and_the_command_to_train_on_it_is_one(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0, result.output
-    assert "Your own class folders" in result.stdout and "licence: yours" in result.stdout
+    assert "Own class folders" in result.stdout and "licence: yours" in result.stdout
     assert "problem: whose cells these are is not known" in result.stdout
     train = result.stdout.splitlines()[-1].removeprefix("train on it: leukoscope train ")
     config = parse_config(shlex.split(train))

@@ -206,6 +206,14 @@ def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_report_on_a_class_folder_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    shutil.copytree(cells / "b", tmp_path / "own" / "ALL")
+    result = run("patient", tmp_path / "own", "--model", release, "--output", tmp_path / "report.html")
+    assert result.exit_code == 1
+    assert "lies in the folder 'ALL', which is a class, not a subject" in " ".join(result.stderr.split())
+
+
 def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path, tmp_path: Path) -> None:
     metrics = json.loads((release / "metrics.json").read_text())
     rate = {"value": 0.9, "right": 9, "of": 10, "low": 0.8, "high": 1.0}
@@ -222,5 +230,5 @@ def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path,
 def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:
     source = open_source(str(cells))
     named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
-    assert {cell: person_of(SourceCell(cell, "", ""), source) for cell in named} == named
+    assert {cell: person_of(SourceCell(cell, "", ""), source, ()) for cell in named} == named
     assert person_of(SourceCell("P1/1.png", "7", ""), source) == "7"

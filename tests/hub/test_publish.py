@@ -326,7 +326,7 @@ def test_the_pages_examples_are_phantoms_drawn_when_published(hub: Hub, whole_re
 
 def test_the_licence_of_weights_of_ones_own_data_is_asked_for(hub: Hub, whole_release: Path) -> None:
     metrics = json.loads((whole_release / "metrics.json").read_text())
-    metrics["data"] |= {"name": "imagefolder", "title": "Your own class folders", "licence": "yours", "citation": ""}
+    metrics["data"] |= {"name": "imagefolder", "title": "Own class folders", "licence": "yours", "citation": ""}
     (whole_release / "metrics.json").write_text(json.dumps(metrics))
 
     def push(*flags: str) -> tuple[str, dict[str, Any]]:

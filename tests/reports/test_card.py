@@ -249,7 +249,7 @@ def test_a_split_by_image_does_not_hold_for_a_new_person(release: Path, release_
 
 def test_own_data_are_not_called_published(release: Path, release_metrics: dict[str, Any]) -> None:
     assert "The data were published by their authors" in render_card(release)
-    release_metrics["data"] |= {"name": "imagefolder", "title": "Your own class folders", "citation": ""}
+    release_metrics["data"] |= {"name": "imagefolder", "title": "Own class folders", "citation": ""}
     release_metrics["data"]["licence"] = "yours"
     (release / "metrics.json").write_text(json.dumps(release_metrics))
     card = render_card(release)

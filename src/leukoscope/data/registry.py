@@ -316,7 +316,7 @@ DATASETS: dict[str, DatasetInfo] = {
         ),
         DatasetInfo(
             name="imagefolder",
-            title="Your own class folders",
+            title="Own class folders",
             labels=(),
             positive_label="",
             licence="yours",

@@ -264,11 +264,24 @@ def patient_rule(predictor: Predictor) -> PatientRule:
     return rule
 
 
-def person_of(cell: SourceCell, source: CellSource) -> str:
-    """Whose a cell is: its subject, where none is named its top folder, or outside any folder ""."""
+def person_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> str:
+    """Whose a cell is: its subject, where none is named its top folder, or outside any folder "".
+
+    Args:
+        labels: the release's classes.
+
+    Raises:
+        LeukoscopeError: the folder is named like one of the classes.
+    """
     path = PurePath(cell.cell_id)
     folders = () if path.is_absolute() or source.has_subjects else path.parts[:-1]
-    return cell.subject or (folders[0] if folders else "")
+    name = cell.subject or (folders[0] if folders else "")
+    if not source.has_subjects and name in labels:
+        raise LeukoscopeError(
+            f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects with "
+            "--subject_pattern, or give a folder with one folder per subject"
+        )
+    return name
 
 
 def predict_patients(
@@ -298,12 +311,7 @@ def predict_patients(
         if isinstance(prediction, UnreadableImage):
             unreadable.append(prediction)
         else:
-            name = person_of(cell, source)
-            if not source.has_subjects and name in predictor.labels:
-                raise LeukoscopeError(
-                    f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects "
-                    "with --subject_pattern, or give a folder with one folder per subject"
-                )
+            name = person_of(cell, source, predictor.labels)
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)
     if not outcomes:

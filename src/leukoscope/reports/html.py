@@ -321,10 +321,11 @@ def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
         )
         if few := [label for label, number in intervals["subjects"].items() if 0 < number < _FEW_SUBJECTS]:
             yield f"With so few {unit}s of {' and '.join(few)}, even the interval by {unit} is rather too narrow."
-        if flat := [metric_name(key) for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]:
+        flat = [key for key, ends in intervals["by_subject"].items() if ends["low"] == ends["high"]]
+        if flat:
+            named = ", ".join(metric_name(key, unit) for key in flat)
             yield (
-                f"No width ({', '.join(flat)}) means that every bootstrap sample gave the same, not that the metric is "
-                "certain."
+                f"No width ({named}) means that every bootstrap sample gave the same, not that the metric is certain."
             )
     if evaluation["training_overlap"]["verdict"] == "bad":
         yield "As subjects tested here also trained the model, no interval below says what to expect of new ones."

@@ -81,7 +81,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     """
     rule = patient_rule(predictor)
     given = list(source.read([range(source.count)]))
-    if len(persons := sorted({person_of(cell, source) for cell in given})) > 1:
+    if len(persons := sorted({person_of(cell, source, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(persons)} subjects ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output patients.csv"
@@ -179,12 +179,14 @@ def patient_report(
     # A folder's path may name a subject or a laboratory.
     facts |= {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
     measured = metrics["patients"]["measured"]
+    # A release that was recalibrated was measured on the cells that it was recalibrated with.
+    laboratory = metrics.get("recalibration", {}).get("data") or data["title"]
     trust = [
         f"Measured on {measured['persons']} subjects whom the networks, the pooling and the threshold had not seen: "
         f"AUROC {with_span(measured['auroc'])}, sensitivity for {metrics['patients']['positive_label']} "
         f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
         "intervals.",
-        f"These were {measured['persons']} subjects of one laboratory ({data['title']}), each of one class only. "
+        f"These were {measured['persons']} subjects of one laboratory ({laboratory}), each of one class only. "
         "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
         "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
         RESEARCH_NOTICE,

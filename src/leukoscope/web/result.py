@@ -146,14 +146,18 @@ class CellResult:
             t("fact_seen"): t("seen_framed", seen=seen) if (width, height) != self.image.size else seen,
         }
 
-    def summary(self, point: str = "") -> str:
-        """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice."""
+    def summary(self, point: str = "", label: str = "") -> str:
+        """The whole result as plain text: decision, warnings, Grad-CAM map in words, model and research notice.
+
+        Args:
+            label: the class whose map is described; "" for the most probable one.
+        """
         predicted, decided = self.prediction, self.decision_text(point)
         lines = (
             decided.headline,
             decided.because,
             *self.warnings,
-            self.map_text(predicted.most_probable),
+            self.map_text(label or predicted.most_probable),
             "; ".join(f"{name}: {value}" for name, value in self.morphology.items()),
             f"{about_model(self.model, predicted.revision)}; {milliseconds(predicted.seconds)}.",
             t("notice"),
@@ -196,6 +200,16 @@ def predict_cell(
         measure_cell(image),
         um_per_pixel,
     )
+
+
+def predict_again(models: ModelCache, result: CellResult, choice: str | None) -> CellResult:
+    """Predict a result's picture with another model; a field's cell keeps its scale and what its field is worth.
+
+    Raises:
+        LeukoscopeError: the model cannot be used.
+    """
+    share, scale = result.prediction.checks.field_share, result.um_per_pixel
+    return predict_cell(models, result.image, result.caption, choice, field_share=share, um_per_pixel=scale)
 
 
 def check_views(models: ModelCache, result: CellResult) -> str:
@@ -247,7 +261,7 @@ def save_result(
         title=t("saved_title", caption=result.caption, model=result.model),
         model=result.model,
         revision=result.prediction.revision,
-        description=result.summary(point or ""),
+        description=result.summary(point or "", label),
     )
 
 
@@ -262,7 +276,7 @@ def result_image(
         pictures.append(picture.resize(size))
     shares = sorted(result.prediction.probabilities.items(), key=lambda item: -item[1])
     decided = result.decision_text(point)
-    lines = [line for text in result.summary(point).splitlines() for line in textwrap.wrap(text, LETTERS)]
+    lines = [line for text in result.summary(point, label).splitlines() for line in textwrap.wrap(text, LETTERS)]
     width, captions_at = 2 * SIDE + 3 * MARGIN, max(picture.height for picture in pictures) + MARGIN + 4
     bars_at = captions_at + 2 * LINE + MARGIN
     text_at = bars_at + (2 * len(shares) + (not decided.has_class)) * LINE + MARGIN
@@ -274,7 +288,7 @@ def result_image(
     ):
         left = MARGIN + column * (SIDE + MARGIN)
         drawn.paste(picture, (left, MARGIN))
-        pen.text((left, captions_at), textwrap.shorten(caption, 52), QUIET, font)
+        pen.text((left, captions_at), caption if len(caption) <= 52 else f"{caption[:51]}…", QUIET, font)
     if result.maps:
         colours = map_colours(160)[None].repeat(12, axis=0)
         drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))

@@ -22,6 +22,7 @@ from leukoscope.web.result import (
     EXAMPLES,
     SMEAR_EXAMPLES,
     example,
+    predict_again,
     predict_cell,
     result_image,
     save_result,
@@ -172,13 +173,23 @@ def test_every_synthetic_cell_offered_is_given_its_class(name: str) -> None:
 
 def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: Path) -> None:
     result = predict_cell(ModelCache({"tiny": tiny_release}), example(0)[0], "../my <cell>.png", "tiny")
-    file = save_result(result, "HEM", 0.5)
+    assert result.prediction.most_probable == "HEM"
+    file = save_result(result, "ALL", 0.5)
     assert file.name == "leukoscope----my--cell-.png"
     with Image.open(BytesIO(file.content)) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
         assert image.text["Source"] == "model tiny, revision of a local folder"
-        assert image.text["Description"] == result.summary()
+        assert image.text["Description"] == result.summary(label="ALL") != result.summary()
+        assert "Grad-CAM map for ALL" in image.text["Description"], "the map that the picture shows"
         assert image.width > image.height > 450
+
+
+def test_a_field_s_cell_stays_one_for_another_model(tiny_release: Path) -> None:
+    models = ModelCache({"cnmc": CNMC, "other": CNMC})
+    seen = predict_cell(models, *example(0), "cnmc", field_share=0.2, um_per_pixel=0.1)
+    again = predict_again(models, seen, "other")
+    assert seen.decision().outcome == again.decision().outcome == OUT_OF_DISTRIBUTION
+    assert again.model == "other" and again.um_per_pixel == 0.1
 
 
 def test_a_saved_result_holds_the_bars_and_the_colour_scale() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import gradio
 import numpy as np
 import pytest
+from starlette.datastructures import URL
 
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.models.release_files import ReleaseInfo
@@ -35,7 +36,7 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
     assert page.count("<section>") == 9
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
-        assert f"{block['metrics']['f1_weighted']:.3f} (" in page
+        assert f"{block['metrics']['f1_weighted']:.3f} <span" in page
     assert f"{METRICS['evaluations'][0]['shortcut_baselines']['mean colour']['auroc']:.3f}" in page
     assert f"{METRICS['heat_maps']['rotation']['correlation']['mean']:.3f}" in page
     subjects = METRICS["evaluations"][0]["metrics"]["subjects"]
@@ -182,9 +183,15 @@ def test_what_is_no_models_name_stands_in_no_program(tiny_release: Path) -> None
     demo = build_demo(ModelCache({"tiny": tiny_release}))
     (fill,) = (block.fn for block in demo.fns.values() if getattr(block.fn, "__name__", "") == "fill")
     assert fill is not None
-    visit = SimpleNamespace(request=SimpleNamespace(base_url="http://127.0.0.1:1/"))
+
+    def visit_of(headers: dict[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(request=SimpleNamespace(base_url=URL("http://127.0.0.1:1/"), headers=headers))
+
+    visit = visit_of({})
     assert 'x"' not in "".join(fill('x");__import__("os").system("ls")#', visit))
-    assert '"tiny"' in fill("tiny", visit)[0]
+    assert '"tiny"' in fill("tiny", visit)[0] and "http://127.0.0.1:1/" in fill("tiny", visit)[0]
+    behind_a_proxy = visit_of({"x-forwarded-proto": "https,http"})
+    assert all("https://127.0.0.1:1/" in text for text in fill("tiny", behind_a_proxy)[:1])
 
 
 def test_the_snippets_are_whole_programs() -> None:

@@ -83,6 +83,7 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
     )
     page = boxes(seen.image, seen.reading)
     assert page.count("border-style:dashed") == len(seen.reading.cells)
+    assert "out of distribution; open it" in page and "out of distribution, " not in page, "no share without a class"
     # A cell opened from the field is decided knowing its field.
     assert seen.reading.field.scale is not None
     cut = cut_out(warm, whole[0].cell, seen.reading.field.scale.um_per_pixel)

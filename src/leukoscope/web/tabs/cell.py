@@ -28,6 +28,7 @@ from leukoscope.web.result import (
     CellResult,
     check_views,
     example,
+    predict_again,
     predict_cell,
     save_result,
     smear_example,
@@ -292,7 +293,10 @@ class CellTab(ResultTab):
             if result.example:
                 number = result.example
                 return {**offered, **self.attempt(lambda: self.show(self._example(choice, number), opacity, point))}
-            return {**offered, **self._predict(lambda: (result.image, result.caption), choice, opacity, point)}
+            return {
+                **offered,
+                **self.attempt(lambda: self.show(predict_again(self.models, result, choice), opacity, point)),
+            }
 
         real_cells = RealCells()
 
@@ -360,7 +364,7 @@ class CellTab(ResultTab):
         if result is None or other in (None, "", result.model):
             return ""
         try:
-            both = (result, predict_cell(self.models, result.image, result.caption, other))
+            both = (result, predict_again(self.models, result, other))
         except LeukoscopeError as error:
             return panels.message(t("model_unusable"), translate(str(error)))
         shown = []
@@ -374,10 +378,15 @@ class CellTab(ResultTab):
     def _wire_result(self) -> None:
         """Connect the controls below a result."""
 
-        def on_kept(kept: list[CellResult] | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+        def on_kept(
+            kept: list[CellResult] | None, choice: str | None, opacity: float, point: str | None, picked: gr.EventData
+        ) -> Updates:
             if not kept:
                 return self.clear(panels.placeholder(t("result_deleted")))
-            return self.show(kept[picked.index], opacity, point)
+            result = kept[picked.index]
+            # It must not stand below the name of another model.
+            model = gr.skip() if result.model == choice else result.model
+            return {self.model: model, **self.show(result, opacity, point)}
 
         def on_draw(result: CellResult | None, label: str, opacity: float, common_scale: bool) -> Updates:
             if result is None:
@@ -404,7 +413,8 @@ class CellTab(ResultTab):
                 [self.summary, self.pictures, self.explanation],
                 trigger_mode="always_last", **quick,
             )  # fmt: skip
-        self._afterwards(self.visit.select(on_kept, [self.kept, self.opacity, self.point], self.outputs, **quick))
+        inputs = [self.kept, self.model, self.opacity, self.point]
+        self._afterwards(self.visit.select(on_kept, inputs, [self.model, *self.outputs], **quick))
         self.other.input(self._compare, [self.result, self.other], self.compared, **PRIVATE)
         self.point.input(on_point, [self.result, self.point], self.summary, **quick)
         self.ask_tta.click(on_tta, self.result, self.tta, show_progress_on=[self.tta], **PRIVATE)

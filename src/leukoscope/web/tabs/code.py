@@ -108,7 +108,10 @@ def build_tab(demo: gr.Blocks, models: ModelCache, model: gr.Dropdown) -> None:
 
     def fill(choice: str | None, visit: gr.Request) -> list[str]:
         assert visit.request is not None
-        address = str(visit.request.base_url).removesuffix("gradio_api/")
+        # Behind a proxy that ends TLS, as on Spaces, the server itself is asked by http.
+        proxied = visit.request.headers.get("x-forwarded-proto", "").startswith("https")
+        base = visit.request.base_url.replace(scheme="https") if proxied else visit.request.base_url
+        address = str(base).removesuffix("gradio_api/")
         # The page's address may name anything: what is no model's name must not stand in a program.
         model = choice if choice and models.is_name(choice) else "owner/name"
         return [*snippets(address, model).values(), _MCP.format(address=address)]

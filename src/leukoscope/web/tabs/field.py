@@ -230,14 +230,15 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
         if outcome == AT_EDGE:
             marks += f'<span class="{side}" style="{place}" title="{escape(text)}"></span>'
             continue
-        share = found.prediction and percent(max(found.prediction.probabilities.values()))
+        given = found.prediction and outcome in reading.labels
+        share = percent(max(found.prediction.probabilities.values())) if given else ""
         name = escape(t("open_cell", text=f"{text}, {share}" if share else text))
         marks += (
             f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
             f'title="{name}"><span aria-hidden="true">{escape(text)}</span></button>'
         )
     hint = panels.note(t("click_a_cell")) if reading.cells else ""
-    alt = escape(t("field_alt", source=reading.source, number=len(reading.cells)))
+    alt = escape(t("field_alt", source=reading.source, number=sum(found.outcome != AT_EDGE for found in reading.cells)))
     return (
         f'{hint}<div class="lk-field"><img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" '
         f'height="{shown.height}">{marks}</div>'
