@@ -380,9 +380,22 @@ def test_data_without_subjects_cannot_be_split_by_subject(strategy: str) -> None
     with pytest.raises(LeukoscopeError) as refused:
         make_split(data, strategy)
     assert str(refused.value) == (
-        f"--split {strategy}: the subjects of C-NMC 2019 (ISBI 2019 challenge) are not known; give --subject_pattern "
-        f"or --subject_csv, or use --split random ({BY_IMAGE})"
+        f"--split {strategy}: the subjects of C-NMC 2019 (ISBI 2019 challenge) are not known; use --split random "
+        f"({BY_IMAGE})"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("imagefolder", "give --subject_pattern or --subject_csv, or use"),
+        ("owner/cells", "name their column with --subject_column, or use"),
+    ],
+)
+def test_the_flag_that_names_subjects_is_that_of_the_data_s_source(name: str, advice: str) -> None:
+    data = _loaded([("ALL", "", "fold_0"), ("HEM", "", "fold_1")] * 10)
+    with pytest.raises(LeukoscopeError, match=f" are not known; {advice} --split random "):
+        make_split(replace(data, info=replace(data.info, name=name)), "subject")
 
 
 def test_too_few_subjects_of_a_class_are_refused() -> None:

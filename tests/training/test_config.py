@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -313,9 +314,26 @@ def test_the_token_goes_to_the_hubs_client_and_is_recorded_nowhere(monkeypatch: 
     from huggingface_hub import get_token
 
     monkeypatch.setenv("HF_TOKEN", "before")
-    config = parse_config(["--hub_token", "hf_secret"])
-    assert get_token() == "hf_secret"
+    for words in (["--hub_token", "hf_secret"], ["--hub-token=hf_secret"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words, "--seed", "1"])
+        config = parse_config()
+        assert get_token() == "hf_secret" and config.run.seed == 1
+        assert "hf_secret" not in " ".join(sys.argv), "wandb records it"
     assert "hf_secret" not in f"{config.as_dict()} {config.command()} {config.resume_command(['python', 'train.py'])}"
+
+
+def test_what_trackers_get_names_no_folder(tmp_path: Path) -> None:
+    given = [
+        "--train_dir",
+        f"{tmp_path}/Doe/cells",
+        "--subject_csv",
+        f"{tmp_path}/Doe.csv",
+        "--output_dir",
+        f"{tmp_path}/o",
+    ]
+    public = parse_config(["--dataset_name", "imagefolder", *given]).public()
+    assert (public["train_dir"], public["subject_csv"], public["dataset_name"]) == ("cells", "Doe.csv", "imagefolder")
+    assert str(tmp_path) not in str(public)
 
 
 # Flags from a file

@@ -481,6 +481,13 @@ def _refusal(config: TrainingConfig) -> str:
     return str(refused.value)
 
 
+def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
+    config = _own(
+        own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "head.batch_norm=true"
+    )
+    assert _refusal(config).startswith("--per_device_train_batch_size 1: the head of this recipe normalises over")
+
+
 def test_a_class_without_training_cells_is_refused(own_cells: Path, tmp_path: Path) -> None:
     config = _own(own_cells, tmp_path / "run", "--max_train_samples", "1", "--per_device_train_batch_size", "1")
     message = _refusal(config)

@@ -181,7 +181,7 @@ def protocol(
     from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
-    from leukoscope.reports.card import TEMPLATE
+    from leukoscope.reports.card import TEMPLATE, write_card
     from leukoscope.training.config import parse_config
 
     # Checked now rather than after hours of training.
@@ -197,6 +197,7 @@ def protocol(
         cells = frame_cells(data, preprocessing, keep=config.data.cache_images)
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
+        write_card(output)
 
 
 def leakage(

@@ -102,12 +102,12 @@ def recalibrate(
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.experiments.protocol import check_release_folder
-    from leukoscope.models.hub_download import find_release
+    from leukoscope.models.hub_download import KNOWN_CELLS, find_release
     from leukoscope.models.release import load_release
     from leukoscope.reports.card import write_card
 
     check_release_folder(output)
-    folder, _, commit = find_release(model)
+    folder, _, commit = find_release(model, KNOWN_CELLS)
     cells = framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv, quiet)
     # Where a folder lies is private.
     recalibrate_release(folder, cells, output, name=model if commit else "")

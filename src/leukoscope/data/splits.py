@@ -162,9 +162,12 @@ def make_split(
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
+        named = {"imagefolder": "give --subject_pattern or --subject_csv, or "}
+        by_column = "name their column with --subject_column, or " if "/" in data.info.name else ""
         raise LeukoscopeError(
-            f"--split {strategy}: the subjects of {data.info.title} are not known; give --subject_pattern or "
-            f"--subject_csv, or use --split {'block or ' * (data.info.group == 'block')}random ({BY_IMAGE})"
+            f"--split {strategy}: the subjects of {data.info.title} are not known; "
+            f"{named.get(data.info.name, by_column)}use --split {'block or ' * (data.info.group == 'block')}random "
+            f"({BY_IMAGE})"
         )
     group = {"random": "cell", "random-cv": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(
         strategy, "subject"

@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.inference.backends import AUTO, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.hub_download import fetch_files, find_release
+from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
         LeukoscopeError: no such model, no network and no cached copy, pickled weights only, a model that wants to run
             code of its own, or one that is no image classifier.
     """
-    folder, name, revision = find_release(str(model))
+    folder, name, revision = find_release(str(model), KNOWN_CELLS)
     if _is_release(folder):
         release = read_release(folder, name=name, revision=revision)
         predictor = Predictor(release, device=device)

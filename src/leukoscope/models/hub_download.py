@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import embedded_releases
-from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, METRICS, OOD, PREDICTIONS, WEIGHTS
 from leukoscope.progress import is_quiet, progress
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"(?P<id>[^/@\s]+/[^/@\s]+)(@(?P<revision>\w[\w./-]*))?")
 HUB_TIMEOUT = 4.0  # seconds until the Hub counts as unreachable
 RELEASE_FILES = (CONFIG, WEIGHTS, METRICS, CARD, OOD)
+# Its predictions name the cells that it was made from: with them it is told which cells are no test of it.
+KNOWN_CELLS = (*RELEASE_FILES, f"{PREDICTIONS}/*.parquet")
 _PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 _log = logging.getLogger("leukoscope")

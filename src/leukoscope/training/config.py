@@ -379,6 +379,11 @@ class TrainingConfig:
         """Flags as given, for args.yaml."""
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
 
+    def public(self) -> dict[str, Any]:
+        """Flags as given, files and folders by their last name only, and without the output folder."""
+        flags = {k: Path(v).name if self._is_path(k, v) else v for k, v in self.as_dict().items()}
+        return {k: v for k, v in flags.items() if k != "output_dir"}
+
     def command(self) -> str:
         """The flags that make this run, files and folders by their last name only: where they lay is private."""
         return " ".join(["train.py", *self._arguments(leave_out=_NOT_IN_COMMAND, private=True)])
@@ -399,10 +404,13 @@ class TrainingConfig:
             if value == defaults[flag] or flag in leave_out:
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
-            is_path = flag in _PATHS or (flag in ("dataset_name", "init_from") and Path(value).exists())
-            hidden = private and is_path
+            hidden = private and self._is_path(flag, value)
             arguments += [f"--{flag}", *(shlex.quote(Path(v).name if hidden else str(v)) for v in values)]
         return arguments
+
+    @staticmethod
+    def _is_path(flag: str, value: Any) -> bool:
+        return bool(value) and (flag in _PATHS or (flag in ("dataset_name", "init_from") and Path(value).exists()))
 
 
 def file_name(path: str | None) -> str | None:
@@ -517,8 +525,9 @@ def complete(config: TrainingConfig) -> TrainingConfig:
     """
     model, run = config.model, config.run
     if run.hub_token is not None:
-        # Where the Hub's client looks for it, and nowhere that a run records.
+        # Where the Hub's client looks for it, and nowhere that a run records; wandb records the command line.
         os.environ["HF_TOKEN"] = run.hub_token
+        sys.argv = [word for word in sys.argv if run.hub_token not in word]
     if model.model_name_or_path:
         model = replace(model, model_name_or_path=None, **follow_model(model.model_name_or_path, asdict(model)))
     if model.init_from:

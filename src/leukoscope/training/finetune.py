@@ -23,7 +23,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
 from leukoscope.models.build import copy_weights
-from leukoscope.models.hub_download import find_release, local_release
+from leukoscope.models.hub_download import KNOWN_CELLS, find_release, local_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import Release, load_release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
@@ -55,7 +55,7 @@ def open_release(init_from: str) -> Release:
         LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
     """
     try:
-        folder, name, revision = find_release(init_from)
+        folder, name, revision = find_release(init_from, KNOWN_CELLS)
         return load_release(folder, name=name, revision=revision)
     except LeukoscopeError as error:
         raise LeukoscopeError(f"--init_from {error}") from None

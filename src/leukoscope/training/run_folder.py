@@ -382,7 +382,7 @@ def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Rec
             accelerator.init_trackers(
                 # To TensorBoard this is the folder below the run's.
                 "tensorboard" if config.tracker == "tensorboard" else _PROJECT,
-                config=_flat({**config.as_dict(), "resolved_recipe": asdict(recipe)}),
+                config=_flat({**config.public(), "resolved_recipe": asdict(recipe)}),
                 init_kwargs={"trackio": trackio, "wandb": {"name": trackio["name"], "dir": str(config.output_dir)}},
             )
     except (HTTPError, OSError, ValueError) as error:

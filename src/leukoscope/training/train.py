@@ -114,6 +114,11 @@ def train(config: TrainingConfig) -> Path:
         start = start_from_release(network, recipe, config.model.init_from, cells, split)
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     require_validation(split, recipe)
+    if recipe.train_batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in network.modules()):
+        raise LeukoscopeError(
+            "--per_device_train_batch_size 1: the head of this recipe normalises over the cells of a batch; give 2 "
+            "or more"
+        )
     batches_per_step = config.run.gradient_accumulation_steps
     epoch_cells = min(recipe.epoch_cells or len(split.train), len(split.train))
     require_whole_step(
