@@ -210,6 +210,10 @@ def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: C
     assert patients_block(predictions, "ALL") == {}
 
 
+def test_without_a_positive_class_nothing_is_predicted_for_a_subject() -> None:
+    assert patients_block(_predictions(_persons(1.0, persons=6)), "") == {}
+
+
 def test_the_rule_stands_on_the_scale_of_the_release() -> None:
     predictions = _predictions(_persons(1.0))
     as_they_are, scaled = (patients_block(predictions, "ALL", temperature=t) for t in (1.0, 2.0))

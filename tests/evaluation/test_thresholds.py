@@ -138,6 +138,11 @@ def test_a_rate_without_cells_is_none_rather_than_not_a_number() -> None:
     assert found["intervals"]["ppv"] is None
 
 
+def test_two_classes_of_which_none_is_positive_have_no_operating_point(predictions: CellPredictions) -> None:
+    block = decision_block(predictions, "")
+    assert block["operating_points"] == {} and block["abstention"]["default"]["per_class"].keys() == {"ALL", "HEM"}
+
+
 def test_more_than_two_classes_have_no_operating_point(calibrated_cells: Maker) -> None:
     block = decision_block(calibrated_cells(600, classes=3, subjects=4), "", unit="block")
 

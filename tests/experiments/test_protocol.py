@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -208,6 +209,30 @@ def test_data_without_published_folds_is_cross_validated_only() -> None:
 def test_flags_a_protocol_sets_itself_are_refused(config: TrainingConfig, flag: list[str]) -> None:
     with pytest.raises(LeukoscopeError, match=f"^{flag[0]}: an experiment makes its own splits and publishes nothing"):
         run_protocol(parse_config(["--dataset_name", "cnmc2019", *flag]))
+
+
+BY_NAME = ["--subject_pattern", r"/(?P<subject>\w+)_"]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "flags", "message"),
+    [
+        (7, [], "^--split subject-cv: the subjects of Own class folders are not known; give --subject_pattern"),
+        (4, BY_NAME, r"^class ALL has 4 subject\(s\), .* smaller --num_folds"),
+        (2, [*BY_NAME, "--num_folds", "2"], r"^class ALL: 2 subject\(s\) have it; a protocol needs 3 or more"),
+    ],
+)
+def test_cells_that_no_protocol_can_measure_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subjects: int, flags: list[str], message: str
+) -> None:
+    for label, subject, cell in product(("ALL", "HEM"), range(subjects), range(9)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        colour = (subject, cell, 99 * (label == "HEM"))
+        Image.new("RGB", (8, 8), colour).save(tmp_path / label / f"{label}{subject}_{cell}.png")
+    monkeypatch.setattr("leukoscope.experiments.protocol.train", lambda config: pytest.fail("trained"))
+    given = ["--dataset_name", "imagefolder", "--train_dir", str(tmp_path), "--output_dir", str(tmp_path / "runs")]
+    with pytest.raises(LeukoscopeError, match=message):
+        run_protocol(parse_config([*given, *flags]))
 
 
 def test_a_folder_that_is_no_release_is_never_replaced(tmp_path: Path) -> None:

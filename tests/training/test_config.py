@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.recipes import RECIPES, check_ranges, get_recipe
@@ -320,6 +321,20 @@ def test_the_token_goes_to_the_hubs_client_and_is_recorded_nowhere(monkeypatch: 
         assert get_token() == "hf_secret" and config.run.seed == 1
         assert "hf_secret" not in " ".join(sys.argv), "wandb records it"
     assert "hf_secret" not in f"{config.as_dict()} {config.command()} {config.resume_command(['python', 'train.py'])}"
+
+
+def test_a_flag_names_the_positive_of_two_classes(tmp_path: Path) -> None:
+    for label in ("blast", "healthy"):
+        (tmp_path / label).mkdir()
+        for cell in range(4):
+            Image.new("RGB", (8, 8), (cell, 99 * (label == "blast"), 0)).save(tmp_path / label / f"{cell}.png")
+    given = ["--dataset_name", "imagefolder", "--train_dir", str(tmp_path)]
+    assert parse_config(given).data.load(32).info.positive_label == ""
+    assert parse_config([*given, "--positive_label", "blast"]).data.load(32).info.positive_label == "blast"
+    with pytest.raises(
+        LeukoscopeError, match="^--positive_label ALL: must be one of two classes; these cells have blast"
+    ):
+        parse_config([*given, "--positive_label", "ALL"]).data.load(32)
 
 
 def test_what_trackers_get_names_no_folder(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_rate_that_follows_validation_needs_some(cells: FramedCells) -> None:
 
 @pytest.mark.parametrize("strategy", ["subject", "random"])
 def test_a_validation_side_that_no_flag_leaves_out_is_named(cells: FramedCells, strategy: str) -> None:
-    config = parse_config(["--no_validation", "--split", strategy, "--num_folds", "2"])
+    config = parse_config(["--no_validation", "--split", strategy])
     detail = make_split(cells.data, strategy).detail
     with pytest.raises(LeukoscopeError) as refused:
         choose_split(config, cells.data)
@@ -68,17 +68,39 @@ def test_a_validation_side_that_no_flag_leaves_out_is_named(cells: FramedCells, 
 
 @pytest.mark.parametrize("strategy", ["subject-cv", "random-cv", "all"])
 def test_elsewhere_no_cell_is_set_apart_for_validation(cells: FramedCells, strategy: str) -> None:
-    config = parse_config(["--no_validation", "--split", strategy, "--num_folds", "2"])
+    folds = ["--num_folds", "2"] if strategy.endswith("-cv") else []
+    config = parse_config(["--no_validation", "--split", strategy, *folds])
     assert choose_split(config, cells.data).validation == ()
 
 
-def test_a_share_for_validation_that_no_split_takes_is_named(cells: FramedCells) -> None:
+@pytest.mark.parametrize(
+    ("flags", "strategy"),
+    [
+        (["--train_val_split", "0.4"], "subject"),
+        (["--fold", "3"], "subject"),
+        (["--num_folds", "7"], "random"),
+        (["--train_folds", "fold_1"], "subject"),
+    ],
+)
+def test_a_flag_that_the_split_does_not_read_is_refused(cells: FramedCells, flags: list[str], strategy: str) -> None:
+    detail = make_split(cells.data, strategy).detail
     with pytest.raises(LeukoscopeError) as refused:
-        choose_split(parse_config(["--train_val_split", "0.4"]), cells.data)
+        choose_split(parse_config(["--split", strategy, *flags]), cells.data)
     assert str(refused.value) == (
-        "--train_val_split 0.4: has no effect on split subject (about 70/15/15 by subject), which sets its own share "
-        "apart; leave it out"
+        f"{' '.join(flags)}: has no effect on split {strategy} ({detail}); leave it out, or choose another --split"
     )
+
+
+def test_a_split_file_goes_with_no_other_flag_of_the_split(cells: FramedCells, tmp_path: Path) -> None:
+    make_split(cells.data, "random-cv", num_folds=2).save(tmp_path / "split.json")
+    file = ["--split_file", str(tmp_path / "split.json")]
+    assert choose_split(parse_config(file), cells.data).strategy == "random-cv"
+    for flags, refused in (
+        (["--fold", "1"], "--fold 1: has no effect on "),
+        (["--split", "random"], "--split random "),
+    ):
+        with pytest.raises(LeukoscopeError, match=f"^{refused}"):
+            choose_split(parse_config([*file, *flags]), cells.data)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,19 @@ class LoadedCells:
         several = len(counts) > 1 and counts.keys() <= set(SIDES)
         return {side: counts[side] for side in SIDES if counts[side]} if several else {}
 
+    def with_positive(self, label: str) -> LoadedCells:
+        """The same data, with one of its two classes as the positive one.
+
+        Raises:
+            LeukoscopeError: more than two classes, or no such class.
+        """
+        labels = self.info.labels
+        if len(labels) != 2 or label not in labels:
+            raise LeukoscopeError(
+                f"--positive_label {label}: must be one of two classes; these cells have {', '.join(labels)}"
+            )
+        return replace(self, info=replace(self.info, positive_label=label))
+
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
         """The same data less the cells found damaged, given as cell id → message.
 

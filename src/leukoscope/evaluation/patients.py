@@ -88,7 +88,7 @@ def patients_block(
 
     Args:
         predictions: of two classes, out-of-fold and subject-disjoint, not yet scaled.
-        positive_label: the class whose logits are pooled.
+        positive_label: the class whose logits are pooled; "" for none.
         temperature: of the release; the rule applies to its scaled probabilities.
         estimates: what metrics of the predictions estimate.
         size_only: of the same cells from their areas alone; None where these are not known.
@@ -101,11 +101,13 @@ def patients_block(
         those given a class); `curve` against the number of cells; `wrong`: the subjects on the wrong side; `subjects`:
         id → label, cells, probability, interval, outcome; with `size_only` predictions, the same auroc, sensitivity
         and specificity of a rule chosen and fitted on these, and `difference`: the auroc measured less theirs, by
-        `paired_difference`. {} for more than two classes, unknown subjects, fewer than `SUBJECTS_NEEDED` + 1 subjects
-        of a class, or a subject with cells of both classes.
+        `paired_difference`. {} without a positive label, for more than two classes, unknown subjects, fewer than
+        `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of both classes.
     """
     from sklearn.model_selection import KFold
 
+    if not positive_label:
+        return {}
     persons, labels = _persons(calibrated(predictions, temperature), positive_label), predictions.label_names
     truth = np.array([person.positive for person in persons])
     if not persons or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:

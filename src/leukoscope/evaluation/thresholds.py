@@ -48,7 +48,7 @@ def decision_block(
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
-        positive_label: the class that operating points look for; not used for more than two classes.
+        positive_label: the class that operating points look for; "" for none, as with more than two classes.
         estimates, unit: as for `calibration_block`.
 
     Returns:
@@ -80,16 +80,16 @@ def operating_points(
     """Fit thresholds on the positive class: 95 % sensitivity, 95 % specificity, and Youden's index (1950).
 
     Returns:
-        {} for more than two classes, where no single threshold decides. Else `positive_label` and for each of
-        `points`: threshold (positive from there up), threshold_range over leaving each subject out, rests_on (the
-        subjects of the class whose tail sets it: few subjects, hence the wide intervals), fitted (performance on the
-        cells that fitted it) and cross_fitted, with intervals and by subject.
+        {} for more than two classes, where no single threshold decides, and without a positive label. Else
+        `positive_label` and for each of `points`: threshold (positive from there up), threshold_range over leaving each
+        subject out, rests_on (the subjects of the class whose tail sets it: few subjects, hence the wide intervals),
+        fitted (performance on the cells that fitted it) and cross_fitted, with intervals and by subject.
 
     Raises:
         LeukoscopeError: `positive_label` is neither class.
     """
     labels = predictions.label_names
-    if len(labels) != 2:
+    if len(labels) != 2 or not positive_label:
         return {}
     if positive_label not in labels:
         raise LeukoscopeError(

@@ -23,8 +23,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, DatasetInfo
+from leukoscope.data.splits import groups_of
 from leukoscope.evaluation.assess import tta_gain
-from leukoscope.evaluation.calibration import OUT_OF_FOLD
+from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.precision import offered_precisions, precisions_on_unseen
 from leukoscope.files import is_git_clone
@@ -33,7 +34,7 @@ from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, WEIGHT
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Interrupted, checkpoints_in, other_settings, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.train import train
+from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
 RANDOM_SPLIT = "recipe (random split by image: patients on both sides)"
@@ -156,7 +157,23 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
         LeukoscopeError: flags that a protocol sets itself, or finished runs made with other settings.
     """
     refuse_split_flags(config)
-    return finish(list(protocol_runs(config)))
+    runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
+    # Told now rather than after the first trainings.
+    for run in runs:
+        choose_split(run.config, data)
+    groups = groups_of(data, data.info.group)
+    labels = dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
+    if nameless := [cell for cell in labels if not groups[cell]]:
+        raise LeukoscopeError(
+            f"cell {nameless[0]}: its {data.info.group} is not known ({len(nameless)} such cells); a protocol measures "
+            f"by {data.info.group}: name it, or take these cells out of the folder"
+        )
+    for number, name in enumerate(data.info.labels):
+        if (found := len({groups[cell] for cell, label in labels.items() if label == number})) < SUBJECTS_NEEDED:
+            raise LeukoscopeError(
+                f"class {name}: {found} {data.info.group}(s) have it; a protocol needs {SUBJECTS_NEEDED} or more"
+            )
+    return finish(runs)
 
 
 def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:

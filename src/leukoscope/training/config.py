@@ -150,6 +150,11 @@ class DataArguments:
     subject_column: str | None = _flag(
         None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
     )
+    positive_label: str | None = _flag(
+        None,
+        "Of two classes, the one that sensitivity, operating points and predictions for subjects speak of (default: "
+        "the data set's; class folders and Hub data sets have none).",
+    )
     train_split: str | None = _flag(
         None, "The data set's split, or folder below train_dir, to train on (default: train, where it has splits)."
     )
@@ -197,7 +202,8 @@ class DataArguments:
         Raises:
             LeukoscopeError: as `load_cells`.
         """
-        return load_cells(**self.source, image_size=2 * image_size)
+        data = load_cells(**self.source, image_size=2 * image_size)
+        return data if self.positive_label is None else data.with_positive(self.positive_label)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from leukoscope.models.release import round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
-from leukoscope.training.config import TrainingConfig
+from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, require_whole_step
 from leukoscope.training.finetune import NetworkStart, start_from_release
 from leukoscope.training.losses import BAD_BATCH, LossMonitor
@@ -106,6 +106,8 @@ def train(config: TrainingConfig) -> Path:
         note(f"  {line}")
     if not split.test:
         note("  nothing is tested: no test metrics, and a validation side, where there is one, chooses the epoch")
+    if len(cells.data.info.labels) == 2 and not cells.data.info.positive_label:
+        note("  no class is the positive one: no sensitivity and no operating points (--positive_label names it)")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
 
@@ -268,8 +270,12 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
     Raises:
         LeukoscopeError: as `make_split` and `load_split`, or a flag that has no effect on this split.
     """
-    args = config.data
+    args, defaults = config.data, DataArguments()
     if args.split_file:
+        if args.split:
+            raise LeukoscopeError(
+                f"--split {args.split} --split_file {args.split_file}: both say which cells are tested; give one"
+            )
         split = load_split(args.split_file, data)
     else:
         split = make_split(
@@ -289,11 +295,20 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
             "--split subject-cv, block-cv or random-cv"
         )
-    if args.train_val_split is not None and split.strategy != "given":
-        raise LeukoscopeError(
-            f"--train_val_split {args.train_val_split}: has no effect on {drawn}, which sets its own share apart; "
-            "leave it out"
-        )
+    used = {
+        "fold": split.strategy.endswith("-cv"),
+        "num_folds": split.strategy.endswith("-cv"),
+        "train_folds": split.strategy == "official",
+        "test_folds": split.strategy == "official",
+        "train_val_split": split.strategy == "given" and (args.train_val_split == 0 or "set apart" in split.detail),
+    }
+    for flag, has_effect in used.items():
+        value = getattr(args, flag)
+        if value != getattr(defaults, flag) and (args.split_file or not has_effect):
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise LeukoscopeError(
+                f"--{flag} {shown}: has no effect on {drawn}; leave it out, or choose another --split"
+            )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 
 
