@@ -18,6 +18,8 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.pixel_cache import frame_cells
+from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
@@ -216,6 +218,22 @@ def test_the_test_side_alone_proves_a_test_whatever_part_of_train_was_the_valida
     for split, verdict in ((trained, "good"), (other, "bad")):
         metrics["evaluations"] = [{"split": split.about()}]
         assert training_overlap(metrics, nameless, asked, KnownCells())["verdict"] == verdict
+
+
+@pytest.mark.parametrize("split", ["random", "random-cv", "subject"])
+def test_a_damaged_picture_changes_no_split(tmp_path, cache_in_tmp, split):
+    """Training leaves it out before it draws the split."""
+    for label, subject, cell in product(("ALL", "HEM"), range(8), range(3)):
+        (tmp_path / "cells" / label).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng((len(label), subject, cell)).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "cells" / label / f"{label}{subject}_{cell}.png")
+    damaged = tmp_path / "cells" / "ALL" / "ALL3_1.png"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    data = load_cells("imagefolder", tmp_path / "cells", subject_pattern=r"/(?P<subject>\w+)_")
+    trained = make_split(frame_cells(data, Preprocessing(32, 1.0)).data, split)
+    asked = select_cells(data, split)
+    assert set(asked.whole.test) == set(trained.test)
+    assert len(data.unreadable) == 0 and "ALL3_1" in asked.data.unreadable[0]
 
 
 def test_class_folders_with_splits_of_their_own_are_told_how_to_test_only_the_test_split(tmp_path):

@@ -124,6 +124,8 @@ def evaluate(
             typer.echo(data.report(), err=True)
         which = (fold, num_folds, test_fold)
         cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
+        for line in () if quiet else cells.data.unreadable[len(data.unreadable) :]:
+            typer.echo(f"left out: {line}", err=True)
     first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
     # A second model is compared on the cells that the first one could classify.
     ids, second = first.predictions.cell_ids, None

@@ -167,6 +167,33 @@ def frame_cells(
     return FramedCells(kept, pixels, row_of, labels, [units.get(cell, "") for cell in ids], hashes, areas)
 
 
+def without_damaged(data: LoadedCells) -> LoadedCells:
+    """The cells whose pictures can be decoded; the others are named in `unreadable`.
+
+    A training run leaves them out before it draws its split, so the same split is drawn of these alone.
+
+    Raises:
+        UnreachableImage: a file that is there no more.
+    """
+    from datasets import concatenate_datasets
+
+    rows = concatenate_datasets(list(data.cells.values()))
+    encoded, ids = _encoded(rows), rows["cell_id"][:]
+
+    def problem(row: int) -> str:
+        try:
+            open_encoded(encoded[row]["image"], ids[row])
+        except UnreachableImage:
+            raise
+        except UnreadableImage as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        found = track(pool.map(problem, range(len(ids))), "looking for damaged pictures", len(ids))
+        return data.without({cell: text for cell, text in zip(ids, found, strict=True) if text})
+
+
 def _area(image: Image.Image) -> float:
     """The share of a picture that its cell covers, as the cache keeps it."""
     return round(float(cell_areas([np.asarray(image)])[0]), 6)

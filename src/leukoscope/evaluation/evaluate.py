@@ -16,6 +16,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells
+from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
@@ -111,6 +112,7 @@ def select_cells(
     if split_file:
         whole = load_split(split_file, data)
     elif split:
+        data = without_damaged(data)
         # Only the test side matters: which cells and folds trained the model is not known here.
         fold, num_folds, official = which
         options: dict[str, Any] = {"fold": fold, "num_folds": num_folds, "test_folds": (official,)}

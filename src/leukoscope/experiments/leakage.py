@@ -17,6 +17,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.loading import LoadedCells
+from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
 from leukoscope.experiments.protocol import ProtocolRun, finish, refuse_split_flags
@@ -87,7 +88,7 @@ def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng:
 def leakage_runs(config: TrainingConfig, seeds: Sequence[int]) -> Iterator[ProtocolRun]:
     """List the runs of a comparison; their splits are made and written below the configuration's output folder."""
     refuse_split_flags(config, "num_folds")
-    data = config.data.load(config.resolve().image_size)
+    data = without_damaged(config.data.load(config.resolve().image_size))
     config.output_dir.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for side, split in leakage_pair(data, seed, max_train_cells=config.data.max_train_samples).items():
