@@ -139,6 +139,17 @@ def test_people_who_trained_the_release_it_was_fine_tuned_from_are_counted(every
     assert (found["verdict"], found["subjects"]) == ("bad", 1)
 
 
+def test_a_copy_on_the_hub_holds_the_same_subjects(everything):
+    predictions = predictions_for(everything)
+    copied = replace(everything.data.info, name="lab/cells", copy_of=everything.data.info.name)
+    on_copy = replace(everything, data=replace(everything.data, info=copied, fingerprint="another"))
+    trained_on_original = release_metrics(everything, [min(predictions.subjects)])
+    assert training_overlap(trained_on_original, predictions, on_copy, KnownCells())["subjects"] == 1
+    trained_on_copy = release_metrics(on_copy, [min(predictions.subjects)])
+    trained_on_copy["data"]["copy_of"] = copied.copy_of
+    assert training_overlap(trained_on_copy, predictions, everything, KnownCells())["subjects"] == 1
+
+
 def test_a_model_without_a_record_is_not_called_tested(everything):
     found = training_overlap({}, predictions_for(everything), everything, KnownCells())
     assert found["verdict"] == "warning" and "What trained these weights is not recorded" in found["statement"]

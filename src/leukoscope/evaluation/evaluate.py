@@ -234,7 +234,7 @@ def training_overlap(
         return _overlap(
             "warning", "What trained these weights is not recorded: a test only if none of these cells did."
         )
-    tested = {same_person(cells.data.info.name, one) for one in predictions.subjects} - {""}
+    tested = {same_person(_source(cells.data), one) for one in predictions.subjects} - {""}
     ids, hashes = predictions.cell_ids, predictions.pixel_hashes
     seen = seen_in_training(
         metrics, known, cells.data, predictions.subjects, ids, hashes, split_fingerprint=cells.whole.test_fingerprint
@@ -300,7 +300,7 @@ def seen_in_training(
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
         split_fingerprint: of the split that sets these cells apart, or of its test side where they are that side.
     """
-    name, here = data.info.name, set(subjects)
+    name, here = _source(data), set(subjects)
     trainings = trainings_of(metrics)
     if not trainings:
         return SeenInTraining((), 0, certain=False)
@@ -329,14 +329,22 @@ def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     training = metrics.get("training")
     if not training:
         return []
-    own = {key: metrics.get("data", {}).get(key) for key in ("name", "fingerprint", "unit")}
+    data = metrics.get("data", {})
+    own = {key: data.get(key) for key in ("name", "fingerprint", "unit")}
+    # A copy on the Hub holds the same subjects, called the same.
+    own["name"] = data.get("copy_of") or own["name"]
     own["subjects"] = training.get("subjects", [])
     return [own, *training.get("started_from", {}).get("seen", [])]
 
 
 def _same_cells(training: Mapping[str, Any], data: LoadedCells) -> bool:
     """True where it was trained on this data set, or a part of it."""
-    return training["fingerprint"] == data.fingerprint or training["name"] == data.info.name != "imagefolder"
+    return training["fingerprint"] == data.fingerprint or training["name"] == _source(data) != "imagefolder"
+
+
+def _source(data: LoadedCells) -> str:
+    """The name of the data set that the cells are of, whatever a copy on the Hub is called."""
+    return data.info.copy_of or data.info.name
 
 
 def _overlap(verdict: str, statement: str, subjects: int | None = None) -> dict[str, Any]:
