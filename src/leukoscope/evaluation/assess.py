@@ -30,7 +30,7 @@ from leukoscope.evaluation.bootstrap import (
     simulated_coverage,
     subject_intervals,
 )
-from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block
+from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
@@ -176,10 +176,11 @@ def fit_and_measure(
     """
     unit = cells.data.info.group
     with progress("fitting temperature, thresholds and the rule for a subject"):
-        metrics["calibration"] = calibration_block(predictions, estimates=estimates, unit=unit)
-        metrics["decisions"] = decision_block(predictions, metrics["positive_label"], estimates=estimates, unit=unit)
+        positive, about = metrics["positive_label"], {"estimates": estimates, "unit": unit}
+        left_out = leave_one_subject_out(predictions)
+        metrics["calibration"] = calibration_block(predictions, left_out=left_out, **about)
+        metrics["decisions"] = decision_block(predictions, positive, left_out=left_out, **about)
         temperature = metrics["calibration"]["temperature"]
-        positive = metrics["positive_label"]
         size_only = size_only_out_of_fold(predictions)
         if patients := patients_block(
             predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only

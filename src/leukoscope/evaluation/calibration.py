@@ -147,7 +147,11 @@ def own_thresholds(predictions: CellPredictions, left_out: tuple[LeftOut, ...], 
 
 
 def calibration_block(
-    predictions: CellPredictions, *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+    predictions: CellPredictions,
+    *,
+    estimates: str = OUT_OF_FOLD,
+    unit: str = "subject",
+    left_out: tuple[LeftOut, ...] = (),
 ) -> dict[str, Any]:
     """Make the "calibration" block of metrics.json: the temperature to ship, and what scaling gains on new subjects.
 
@@ -156,6 +160,7 @@ def calibration_block(
             blocks of one slide in their place.
         estimates: what metrics of the predictions estimate.
         unit: what the predictions' subjects are: "subject", or "block" where blocks stand in their place.
+        left_out: of `leave_one_subject_out`, where it was computed before.
 
     Returns:
         temperature (1 where scaling does not make unseen subjects' classes likelier), fitted_temperature,
@@ -165,7 +170,7 @@ def calibration_block(
     Raises:
         LeukoscopeError: as `leave_one_subject_out`.
     """
-    left_out, boot = leave_one_subject_out(predictions), bootstrap_subjects(predictions)
+    left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
     each = [one.temperature for one in left_out]
     # A softmax sums to 1 only up to rounding: no confidence may lie outside the histogram.

@@ -8,8 +8,8 @@ and over cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
 from leukoscope.evaluation.calibration import (
     OUT_OF_FOLD,
     LeftOut,
-    Rule,
     calibrated,
     cross_fitted,
     leave_one_subject_out,
@@ -42,14 +41,19 @@ SET_COVERAGE = 0.90
 
 
 def decision_block(
-    predictions: CellPredictions, positive_label: str, *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+    predictions: CellPredictions,
+    positive_label: str,
+    *,
+    estimates: str = OUT_OF_FOLD,
+    unit: str = "subject",
+    left_out: tuple[LeftOut, ...] = (),
 ) -> dict[str, Any]:
     """Make the "decisions" block of metrics.json; thresholds apply to the probabilities of the calibrated release.
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
         positive_label: the class that operating points look for; "" for none, as with more than two classes.
-        estimates, unit: as for `calibration_block`.
+        estimates, unit, left_out: as for `calibration_block`.
 
     Returns:
         operating_points, abstention and prediction_sets, with what they were fitted on and measured on.
@@ -57,7 +61,7 @@ def decision_block(
     Raises:
         LeukoscopeError: no such label; or as `leave_one_subject_out`.
     """
-    left_out, boot = leave_one_subject_out(predictions), bootstrap_subjects(predictions)
+    left_out, boot = left_out or leave_one_subject_out(predictions), bootstrap_subjects(predictions)
     if shipped_temperature(predictions, left_out) == 1:
         # The release is not scaled, so no subject's cells are scaled either.
         left_out = tuple(replace(one, temperature=1.0) for one in left_out)
@@ -97,20 +101,19 @@ def operating_points(
         )
     positive = labels.index(positive_label)
     negative_label = labels[1 - positive]
-    # Sums of weights reach a target only up to rounding, hence the 1e-9.
-    choices: dict[str, tuple[Callable[[np.ndarray, np.ndarray], int], list[str]]] = {
-        "sensitivity_95": (lambda sens, spec: np.flatnonzero(sens >= TARGET_RATE - 1e-9)[0], [positive_label]),
-        "specificity_95": (lambda sens, spec: np.flatnonzero(spec >= TARGET_RATE - 1e-9)[-1], [negative_label]),
-        "youden": (lambda sens, spec: (sens + spec).argmax(), [positive_label, negative_label]),
+    rests_on = {
+        "sensitivity_95": [positive_label],
+        "specificity_95": [negative_label],
+        "youden": [positive_label, negative_label],
     }
     shipped = calibrated(predictions, shipped_temperature(predictions, left_out))
     held_out = cross_fitted(predictions, left_out).probabilities[:, positive]
     truth, weights = predictions.references == positive, predictions.subject_weights
     class_of = {"sensitivity": positive, "specificity": 1 - positive}
+    rule = partial(_roc_thresholds, positive=positive)
+    thresholds, all_own = rule(shipped), own_thresholds(predictions, left_out, rule)
     points = {}
-    for name, (choose, rests_on) in choices.items():
-        rule = _roc_rule(positive, choose)
-        threshold, own = rule(shipped), own_thresholds(predictions, left_out, rule)
+    for name, threshold, own in zip(rests_on, thresholds, all_own.T, strict=True):
         called = held_out >= own
         fitted = _rates(truth, shipped.probabilities[:, positive] >= threshold, weights, boot.once())
         measured = _rates(truth, called, weights, boot.once())
@@ -130,29 +133,32 @@ def operating_points(
                 "intervals": intervals,
                 "subjects": right_by_subject(predictions, called == truth),
             },
-            "rests_on": {label: who_fitted(predictions)["subjects"][label] for label in rests_on},
+            "rests_on": {label: who_fitted(predictions)["subjects"][label] for label in rests_on[name]},
         }
     return {"positive_label": positive_label, "points": points}
 
 
-def _roc_rule(positive: int, choose: Callable[[np.ndarray, np.ndarray], int]) -> Rule:
-    """A rule that chooses a point of the ROC curve by the sensitivities and specificities of all points."""
+def _roc_thresholds(predictions: CellPredictions, positive: int) -> np.ndarray:
+    """The thresholds, (3,), of 95 % sensitivity, of 95 % specificity and of Youden's index, on one ROC curve."""
+    from sklearn.metrics import roc_curve
 
-    def rule(predictions: CellPredictions) -> float:
-        from sklearn.metrics import roc_curve
-
-        false_positives, sensitivity, cuts = roc_curve(
-            predictions.references == positive,
-            predictions.probabilities[:, positive],
-            drop_intermediate=False,
-            sample_weight=predictions.subject_weights,
-        )
-        at = int(choose(sensitivity, 1 - false_positives))
-        # Halfway to the next score below, so that rounding moves no cell to the other side.
-        below = cuts[at + 1] if at + 1 < len(cuts) else 0.0
-        return float((min(cuts[at], 1.0) + below) / 2)
-
-    return rule
+    false_positives, sensitivity, cuts = roc_curve(
+        predictions.references == positive,
+        predictions.probabilities[:, positive],
+        drop_intermediate=False,
+        sample_weight=predictions.subject_weights,
+    )
+    specificity = 1 - false_positives
+    # Sums of weights reach a target only up to rounding, hence the 1e-9.
+    at = np.array(
+        [
+            np.flatnonzero(sensitivity >= TARGET_RATE - 1e-9)[0],
+            np.flatnonzero(specificity >= TARGET_RATE - 1e-9)[-1],
+            (sensitivity + specificity).argmax(),
+        ]
+    )
+    # Halfway to the next score below, so that rounding moves no cell to the other side.
+    return (np.minimum(cuts[at], 1.0) + np.append(cuts, 0.0)[at + 1]) / 2
 
 
 def _rates(
