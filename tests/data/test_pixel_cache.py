@@ -20,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data import pixel_cache
 from leukoscope.data.images import cell_areas, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
-from leukoscope.data.pixel_cache import CellsOnDemand, decode_cells, frame_cells
+from leukoscope.data.pixel_cache import CellsOnDemand, PixelRows, decode_cells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import cache_root
 
@@ -291,3 +291,12 @@ def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path
     assert kept.areas_of(rows) == pytest.approx([0.09, 0.36], abs=1e-3)
     assert kept.hashes_of(rows) == tuple(pixel_hash(open_image(tmp_path / c / "1.png")) for c in ("HEM", "ALL"))
     assert np.array_equal(on_demand.areas_of(rows), kept.areas_of(rows))
+
+
+def test_rows_of_the_pixels_are_read_as_an_array_of_them_would_be() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 4, 4, 3), dtype=np.uint8)
+    rows = np.array([7, 2, 3, 8])
+    seen, copied = PixelRows(pixels, rows), pixels[rows]
+    assert len(seen) == 4 and np.array_equal(np.stack(list(seen)), copied)
+    for index in (1, slice(1, 3), np.array([3, 0])):
+        assert np.array_equal(seen[index], copied[index])

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +79,29 @@ class FramedCells:
     def hashes_of(self, rows: np.ndarray) -> tuple[str, ...] | None:
         """The `hashes` of these cells."""
         return None if self.hashes is None else tuple(self.hashes[row] for row in rows.tolist())
+
+
+class PixelRows:
+    """Some rows of framed cells' pixels, read when they are indexed: an index array into a memory map copies them."""
+
+    def __init__(self, pixels: np.ndarray | CellsOnDemand, rows: np.ndarray):
+        """Read nothing yet.
+
+        Args:
+            pixels: of `FramedCells`.
+            rows: (N,) of them, in the order wanted.
+        """
+        self._pixels, self._rows = pixels, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
+        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array of numbers."""
+        return self._pixels[self._rows[index]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._pixels[row] for row in self._rows)
 
 
 class CellsOnDemand:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.evaluation.baselines import log_areas, shortcut_metrics, size_only_out_of_fold, trivial_features
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
@@ -192,7 +192,7 @@ def fit_and_measure(
     rescale_classifier(release.network, temperature / earlier_temperature)
     save_weights(release.network, directory)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
-    pixels, units = cells.pixels[rows], [cells.subjects[row] for row in rows]
+    pixels, units = PixelRows(cells.pixels, rows), [cells.subjects[row] for row in rows]
     with progress("fitting and measuring the OOD detector"):
         detector, metrics["ood"] = fit_and_measure_detector(
             release.preprocessing, pixels, units, background=background, others=others

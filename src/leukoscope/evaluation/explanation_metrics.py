@@ -17,6 +17,7 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import foreground
+from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
@@ -60,7 +61,7 @@ DEFINITIONS = {
 
 def explanation_blocks(
     release: Release,
-    pixels: np.ndarray,
+    pixels: np.ndarray | PixelRows,
     labels: np.ndarray,
     subjects: Sequence[str],
     *,

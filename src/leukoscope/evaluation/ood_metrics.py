@@ -18,6 +18,7 @@ from PIL import Image, ImageFilter
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.images import open_image
+from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import Background, phantom_cells
@@ -56,7 +57,7 @@ KINDS = FROM_ELSEWHERE | _MADE_HERE | _FOR_INFORMATION
 
 def fit_and_measure_detector(
     preprocessing: Preprocessing,
-    pixels: np.ndarray,
+    pixels: np.ndarray | PixelRows,
     subjects: Sequence[str],
     *,
     background: Background,
@@ -274,6 +275,6 @@ def _image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+def evenly(rows: np.ndarray | PixelRows, count: int) -> np.ndarray:
     """Take at most `count` of (N, …), evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leukoscope.data.pixel_cache import FramedCells
+from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.evaluation.bootstrap import paired_difference
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, pooled
@@ -45,7 +45,7 @@ BATCH = 8
 
 
 def precision_block(
-    folder: Path, pixels: np.ndarray, unseen: Mapping[str, Mapping[str, Any]] | None = None
+    folder: Path, pixels: np.ndarray | PixelRows, unseen: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Make the "precision" block of metrics.json: what bfloat16 and int8 change of a release's predictions.
 

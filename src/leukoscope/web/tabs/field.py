@@ -230,8 +230,9 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
         if outcome == AT_EDGE:
             marks += f'<span class="{side}" style="{place}" title="{escape(text)}"></span>'
             continue
-        given = found.prediction and outcome in reading.labels
-        share = percent(max(found.prediction.probabilities.values())) if given else ""
+        share = ""
+        if found.prediction and outcome in reading.labels:
+            share = percent(max(found.prediction.probabilities.values()))
         name = escape(t("open_cell", text=f"{text}, {share}" if share else text))
         marks += (
             f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
