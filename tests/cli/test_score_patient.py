@@ -231,4 +231,4 @@ def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path
     source = open_source(str(cells))
     named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
     assert {cell: person_of(SourceCell(cell, "", ""), source, ()) for cell in named} == named
-    assert person_of(SourceCell("P1/1.png", "7", ""), source) == "7"
+    assert person_of(SourceCell("P1/1.png", "7", ""), source, ()) == "7"
