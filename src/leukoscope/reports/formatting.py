@@ -9,8 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import trained_on
 from leukoscope.inference.patient import POOLINGS
@@ -71,9 +69,9 @@ def _in_one_cell(text: str) -> str:
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
 
 
-def cell_html(text: str) -> Markup:
+def cell_html(text: str) -> str:
     """A table cell's text as HTML in which no interval, such as 0.81–0.94, is broken at its dash."""
-    return Markup(re.sub(r"\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text)))
+    return re.sub(r"\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
 def metric_name(key: str, unit: str = "subject") -> str:
