@@ -95,7 +95,21 @@ def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, 
         (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
         (
             ("--predictions", "p", "--split", "subject"),
-            "--train_dir, --split, --split_file and --max_eval_samples need --dataset_name",
+            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
+            "--dataset_name",
+        ),
+        (
+            ("--predictions", "p", "--subject_pattern", r"(?P<subject>\d+)_"),
+            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
+            "--dataset_name",
+        ),
+        (
+            ("m", "--dataset_name", "phantoms", "--split", "subject", "--fold", "2"),
+            "--fold 2: needs --split subject-cv, block-cv or random-cv; leave it out, or choose that split",
+        ),
+        (
+            ("m", "--dataset_name", "phantoms", "--test_fold", "fold_0"),
+            "--test_fold fold_0: needs --split official; leave it out, or choose that split",
         ),
         (
             ("m", "--dataset_name", "phantoms", "--label_map", "blast"),

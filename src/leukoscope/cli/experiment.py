@@ -51,8 +51,10 @@ def evaluate(
     split_file: Annotated[
         Path | None, typer.Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
     ] = None,
-    fold: Annotated[int, typer.Option(help="subject-cv: the fold to test on.")] = 0,
-    num_folds: Annotated[int, typer.Option("--num_folds", help="subject-cv: number of folds.")] = 5,
+    fold: Annotated[int, typer.Option(help="subject-cv, block-cv, random-cv: the fold to test on.")] = 0,
+    num_folds: Annotated[
+        int, typer.Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")
+    ] = 5,
     test_fold: Annotated[str, typer.Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
     seed: Annotated[
         int, typer.Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")
@@ -86,8 +88,18 @@ def evaluate(
         raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
     if model and model.endswith(".parquet"):
         raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    if dataset_name is None and (train_dir or split or split_file or max_eval_samples):
-        raise LeukoscopeError("--train_dir, --split, --split_file and --max_eval_samples need --dataset_name")
+    of_data = (train_dir, subject_pattern, subject_csv, split, split_file, max_eval_samples)
+    if dataset_name is None and any(of_data):
+        raise LeukoscopeError(
+            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
+            "--dataset_name"
+        )
+    cross_validated, official = ("fold", fold, 0, "-cv"), ("test_fold", test_fold, "fold_1", "official")
+    by_fold = (cross_validated, ("num_folds", num_folds, 5, "-cv"), official)
+    for flag, value, default, strategy in by_fold:
+        if value != default and not (split or "").endswith(strategy):
+            needed = "official" if strategy == "official" else "subject-cv, block-cv or random-cv"
+            raise LeukoscopeError(f"--{flag} {value}: needs --split {needed}; leave it out, or choose that split")
     if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
         raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
     for pair in label_map or ():
