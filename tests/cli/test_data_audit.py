@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_the_sides_of_a_split_file_are_checked(tree: Path, tmp_path: Path) -> No
     assert "across the sides of the split" in result.stdout
 
 
+def test_a_split_file_that_divides_a_subject_is_a_finding(tree: Path, tmp_path: Path) -> None:
+    data = load_cells("imagefolder", tree, subject_pattern=PATTERN)
+    split = make_split(data, "subject-cv", num_folds=2, validation=False)
+    divided = replace(split, train=(*split.train, split.test[0]), test=split.test[1:])
+    divided.save(tmp_path / "split.json")
+    result = run_on(tree, "--split_file", tmp_path / "split.json", "--output", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert (tmp_path / "out/audit.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -144,7 +155,9 @@ def test_own_splits_are_checked_as_they_are(tree: Path, tmp_path: Path) -> None:
 def test_a_split_file_that_is_not_there_is_refused_before_an_image_is_read(tree: Path) -> None:
     result = run_on(tree, "--split_file", tree / "none.json")
     assert result.exit_code == 1
-    assert result.stderr.strip().endswith(f"error: --split_file {tree / 'none.json'}: no such file; give a split.json")
+    assert result.stderr.strip().endswith(
+        f"error: --split_file {tree / 'none.json'}: cannot be read (No such file or directory); give a split.json"
+    )
 
 
 def test_an_unknown_split_is_refused(tree: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_server import Hub
+from leukoscope import LeukoscopeError
 from leukoscope.cli.doctor import (
     Finding,
     check_backends,
@@ -133,6 +134,13 @@ def test_releases_that_come_along_are_whole() -> None:
 def test_no_release_is_advice(tmp_path: Path) -> None:
     (found,) = check_releases(tmp_path)
     assert (found.state, found.seen) == ("advice", f"none in {tmp_path}") and "leukoscope train" in found.next_step
+
+
+def test_a_wrong_folder_of_releases_is_named_and_a_release_itself_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^--releases {tmp_path / 'typo'}: no such folder"):
+        list(check_releases(tmp_path / "typo"))
+    (found,) = check_releases(sorted(embedded_releases().glob("*169*"))[0])
+    assert found.state == "good"
 
 
 def test_a_release_without_an_ood_detector_is_advice(copied: Path) -> None:

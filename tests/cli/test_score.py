@@ -46,7 +46,7 @@ def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
     detector = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
     written = [f"4 cells scored: {out}", f"2 subjects: {subjects}"]
     assert result.stdout.splitlines() == [*written, detector, RESEARCH_NOTICE]
-    assert f"1 file(s) could not be read: {tmp_path / 'out.unreadable.csv'}" in result.stderr.splitlines()
+    assert f"1 file(s) could not be read: {tmp_path / 'out.parquet.unreadable.csv'}" in result.stderr.splitlines()
     table = pq.read_table(out)
     assert table["cell_id"].to_pylist() == ["s0-0.png", "s0-2.png", "s1-1.png", "s1-3.png"]
     assert table["subject"].to_pylist() == ["s0", "s0", "s1", "s1"]
@@ -63,7 +63,7 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
     assert result.exit_code == 1, result.output
     assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
     listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
-    assert (tmp_path / "out.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
+    assert (tmp_path / "out.parquet.unreadable.csv").read_text().splitlines() == ["source,reason", listed]
 
 
 def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):

@@ -75,6 +75,13 @@ def test_the_square_of_a_cell_lies_round_its_middle_and_may_reach_beyond_the_pic
     assert cell_box(Image.new("RGB", (30, 20), (8, 8, 8))) is None
 
 
+def test_a_frame_that_reaches_far_beyond_its_picture_is_no_decompression_bomb(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    wide = Image.new("RGB", (90, 20), "white")
+    frame = np.asarray(framed_cell(wide, (20.0, -15.0, 70.0, 35.0), 50, "nearest"))
+    assert (frame[15:35] == 255).all() and not frame[:14].any() and not frame[36:].any()
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -67,7 +67,8 @@ def test_the_answer_is_the_predictors_decision_and_map(handler: EndpointHandler,
 def test_a_picture_may_come_as_bytes_or_base64(handler: EndpointHandler, cell: Image.Image) -> None:
     expected = handler({"inputs": cell})["probabilities"]
     encoded = base64.b64encode(png(cell)).decode()
-    for inputs in (png(cell), encoded, f"data:image/png;base64,{encoded}"):
+    wrapped = base64.encodebytes(png(cell)).decode()
+    for inputs in (png(cell), encoded, wrapped, f"data:image/png;base64,{encoded}"):
         assert handler({"inputs": inputs})["probabilities"] == expected
 
 

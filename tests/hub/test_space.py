@@ -240,6 +240,24 @@ def test_a_filter_that_the_page_does_not_know_is_refused(tiny_release: Path, tmp
         write_static_space(release, tmp_path / "page")
 
 
+def test_a_download_that_is_cut_off_is_told(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutOff(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"too short")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("leukoscope.hub.space.RUNTIME_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(LeukoscopeError, match=r"cannot be read \(IncompleteRead.*npm install"):
+            write_static_space(read_release(tiny_release), tmp_path / "page")
+        server.shutdown()
+
+
 def test_the_runtime_is_downloaded_and_its_content_checked(
     tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,6 +217,17 @@ def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, 
     assert [path.name for path in made.parent.iterdir()] == [made.name], "the others are removed all the same"
 
 
+@pytest.mark.parametrize("lost", [REPORT, "model.xml"])
+def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew(cache, tiny_release, lost):
+    made = kept_graph(read_release(tiny_release), "openvino")
+    if lost == REPORT:
+        (made / REPORT).write_text("")
+    else:
+        (made / lost).unlink()
+    again = kept_graph(read_release(tiny_release), "openvino")
+    assert again == made and (made / "model.xml").is_file() and json.loads((made / REPORT).read_text())
+
+
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):
     shutil.copytree(kept_graph(read_release(tiny_release), "openvino"), tmp_path / "graph")
     (tmp_path / "graph" / GRAPHS["openvino"]).write_text("no graph")

@@ -50,6 +50,13 @@ def knows(predictor: Predictor, smear: Image.Image, count: int) -> OodDetector:
     return replace(around, limit=np.float32((near[count - 1] + near[count]) / 2))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_a_picture_of_another_mode_is_read_as_the_same_field(predictor, smear, mode):
+    given = smear.convert(mode)
+    same = read_field(predictor, given.convert("RGB"), um_per_pixel=0.2)
+    assert read_field(predictor, given, um_per_pixel=0.2).counts == same.counts
+
+
 def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear, tmp_path):
     reading = read_field(predictor, smear, "a.png", um_per_pixel=0.2)
 

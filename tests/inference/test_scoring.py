@@ -263,11 +263,15 @@ def test_only_unreadable_files_give_an_empty_table(predictor, tmp_path):
     assert (tmp_path / "subjects.csv").read_text().count("\n") == 1
 
 
+def test_two_tables_of_one_name_have_lists_of_their_own():
+    assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
+
+
 def test_the_file_says_what_it_is_and_leaves_nothing_beside_it(predictor, cells, tmp_path):
     for path in cells.glob("*-0?.png"):
         (tmp_path / "good" / path.name).parent.mkdir(exist_ok=True)
         (tmp_path / "good" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "out.unreadable.csv").write_text("of an earlier run")
+    (tmp_path / "out.parquet.unreadable.csv").write_text("of an earlier run")
     score(predictor, tmp_path / "good", tmp_path / "out.parquet")
     metadata = pq.read_schema(tmp_path / "out.parquet").metadata
     assert metadata[b"notice"].decode() == RESEARCH_NOTICE

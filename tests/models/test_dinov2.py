@@ -66,6 +66,7 @@ def test_it_becomes_timms_network_with_the_same_numbers(
     torch.save(layout(small), tmp_path / "DinoBloom-S.pth")
     folder = convert_dinov2(tmp_path / "DinoBloom-S.pth", tmp_path / "dinobloom-s")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044, "others may read it"
     network = timm.create_model(f"local-dir:{folder}", pretrained=True)
     state = network.state_dict()
     assert state.keys() == small.keys() - {"mask_token"}

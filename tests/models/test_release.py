@@ -381,6 +381,8 @@ def test_damaged_metrics_are_named(copy):
     (copy / "metrics.json").write_text("{")
 
     assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
+    (copy / "metrics.json").write_text("[" * 100_000)
+    assert refusal(copy).startswith(f"{copy / 'metrics.json'}: damaged (")
 
 
 @pytest.mark.parametrize(
@@ -391,6 +393,8 @@ def test_damaged_metrics_are_named(copy):
         ({"evaluations": [3]}, "evaluations[0] is 3; it must be an object"),
         ({"data": None}, "data is missing; it must be an object"),
         ({"data": {"name": ["a"]}}, "data.name is ['a']; it must be a text"),
+        ({"data": {"name": {}}}, "data.name is {}; it must be a text"),
+        ({"data": {"copy_of": []}}, "data.copy_of is []; it must be a text"),
         ({"calibration": {"temperature": True}}, "calibration.temperature is True; it must be a number"),
         ({"decisions": {"abstention": {"default": {}}}}, "decisions.abstention.default.threshold is missing;"),
         (

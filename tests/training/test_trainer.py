@@ -199,8 +199,10 @@ def test_early_layers_that_are_frozen_record_no_gradients(trainer_for: MakeTrain
 # The loss
 
 
-def test_validation_loss_is_the_training_loss_on_those_cells(trainer_for: MakeTrainer) -> None:
-    recipe = replace(RECIPE, label_smoothing=0.1, penalty=Penalty(weight_l2=0.5, bias_l1=0.25), num_train_epochs=1)
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_validation_loss_is_the_training_loss_on_those_cells(trainer_for: MakeTrainer, ema_decay: float) -> None:
+    penalised = Penalty(weight_l2=0.5, bias_l1=0.25)
+    recipe = replace(RECIPE, label_smoothing=0.1, penalty=penalised, num_train_epochs=1, ema_decay=ema_decay)
     trainer, network = trainer_for(recipe), build_network(recipe, 2)
     (row,) = trainer.fit(network)
     answers = trainer.predict(trainer.split.validation)

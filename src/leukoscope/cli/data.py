@@ -156,13 +156,14 @@ def audit(
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
     if not quiet:
         typer.echo(data.report(), err=True)
-    if split_file and not split_file.is_file():
-        raise LeukoscopeError(f"--split_file {split_file}: no such file; give a split.json")
-    if split:
-        make_split(data, split)  # raises now rather than after every image is read
+    # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
+    if split_file:
+        load_split(split_file, data, disjoint=False)
+    elif split:
+        make_split(data, split)
     seen = scan_cells(data)
     chosen = (
-        load_split(split_file, seen.data)
+        load_split(split_file, seen.data, disjoint=False)
         if split_file
         else make_split(seen.data, split)
         if split

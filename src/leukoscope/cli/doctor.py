@@ -243,7 +243,10 @@ def check_releases(folder: Path) -> Iterator[Finding]:
     """Every release in a folder, loaded and run on a phantom."""
     from leukoscope.models.release_files import CONFIG
 
+    if not folder.is_dir():
+        raise LeukoscopeError(f"--releases {folder}: no such folder; check the path")
     found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
+    found = [folder] if (folder / CONFIG).is_file() else found
     if not found:
         train = "train one with `leukoscope train`, or give their folder with --releases"
         yield Finding("releases", "advice", f"none in {folder}", train)

@@ -44,6 +44,8 @@ def framed_cell(
     """The square of a picture, black where it reaches beyond it, resized to `size` pixels."""
     left, top = math.floor(min(box[0], 0)), math.floor(min(box[1], 0))
     right, bottom = math.ceil(max(box[2], image.width)), math.ceil(max(box[3], image.height))
-    whole = image.crop((left, top, right, bottom))
+    # Not by `crop`, which takes a padded picture of many pixels for a decompression bomb.
+    whole = Image.new(image.mode, (right - left, bottom - top))
+    whole.paste(image, (-left, -top))
     inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     return whole.resize((size, size), Image.Resampling[interpolation.upper()], box=inside)

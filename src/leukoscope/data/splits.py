@@ -102,8 +102,11 @@ class Split:
         write_atomic(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
-def load_split(path: str | Path, data: LoadedCells) -> Split:
+def load_split(path: str | Path, data: LoadedCells, *, disjoint: bool = True) -> Split:
     """Read a `split.json` and refuse it when it was made from other data.
+
+    Args:
+        disjoint: refuse one that has a subject (or block) on two sides, too.
 
     Raises:
         LeukoscopeError: no such file, not a split, or a fingerprint that is not this data's.
@@ -126,7 +129,8 @@ def load_split(path: str | Path, data: LoadedCells) -> Split:
             f"--split_file {path}: was drawn from other data (fingerprint {split.data_fingerprint[:12]}, these cells "
             f"are {data.fingerprint[:12]}); use the data it was made from, or draw a new split with --split"
         )
-    assert_disjoint(split, groups_of(data, split.group))
+    if disjoint:
+        assert_disjoint(split, groups_of(data, split.group))
     return split
 
 

@@ -187,13 +187,12 @@ def healthy_outcomes(predictor: Predictor, folder: Path, *, pictures: int = 150)
     found = {}
     for kind, paths in kinds.items():
         chosen = evenly(np.asarray(paths), pictures)
-        shown = [cell for path in chosen for cell in _cells_of(predictor, path)]
-        predictions = predictor(shown)
+        predictions = predictor(cell for path in chosen for cell in _cells_of(predictor, path))
         outcomes = Counter(one.outcome for one in predictions)
         most_probable = Counter(one.most_probable for one in predictions)
         found[kind] = {
             "pictures": len(chosen),  # some may show no cell that can be cut out
-            "cells": len(shown),
+            "cells": len(predictions),
             "outcomes": {outcome: outcomes[outcome] for outcome in (*predictor.labels, *WITHOUT_CLASS)},
             "most_probable": {label: most_probable[label] for label in predictor.labels},
         }

@@ -49,7 +49,8 @@ class EndpointHandler:
         picture = data.get("inputs")
         try:
             if isinstance(picture, str):
-                picture = base64.b64decode(picture.partition(",")[2] or picture, validate=True)
+                text = picture.partition(",")[2] or picture
+                picture = base64.b64decode("".join(text.split()), validate=True)  # it may be wrapped into lines
         except ValueError:  # binascii.Error among them
             raise LeukoscopeError("inputs: is no image file in base64; send the picture as image/png") from None
         if picture is None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -303,8 +304,9 @@ def _runtime_file(name: str, package: Path | None) -> bytes:
                 content = answer.read()
         else:
             content = Path(source).read_bytes()
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or error  # a server's words, or the system's
+    except (OSError, HTTPException) as error:  # the latter where a download is cut off
+        # A server's words, or the system's.
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise LeukoscopeError(f"{source}: cannot be read ({reason}); {fix}") from None
     if sha256(content).hexdigest() != RUNTIME_FILES[name]:
         raise LeukoscopeError(f"{source}: is not the file of onnxruntime-web {ONNXRUNTIME_WEB}; {fix}")

@@ -174,6 +174,8 @@ def read_field(
         )
     if not isinstance(image, Image.Image):
         image, source = open_field(image), source or str(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
     source = source or "field"
     try:
         field = find_cells(image, um_per_pixel=um_per_pixel, scale_source=scale_source)

@@ -327,8 +327,11 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
     parts = [f"{GRAPH_VERSION} {backend} {version(PACKAGES[backend][0])}".encode()]
     parts += [path.read_bytes() for path in (release.folder / CONFIG, release.folder / WEIGHTS) if path.is_file()]
     folder = cache_root() / "graphs" / sha256(b"\0".join(parts)).hexdigest()[:32]
-    if not (folder / REPORT).is_file():
+    compared = _report_of(folder, backend)
+    if compared is None:
         try:
+            if folder.exists() and _report_of(folder, backend) is None:  # what a loss of power left
+                shutil.rmtree(folder)
             _make(release, backend, folder)
         except OSError as error:
             raise NoGraph(
@@ -343,12 +346,22 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
             shutil.rmtree(old, ignore_errors=True)
     with suppress(OSError):  # the cache may be another user's, or read-only
         os.utime(folder / REPORT)  # when it was last used
-    compared = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    compared = compared or json.loads((folder / REPORT).read_text(encoding="utf-8"))
     if "impossible" in compared:
         raise NoFeatureMap(f"{release.name}: {compared['impossible']}")
     differences = compared["probability_difference"], compared["heat_map_difference"]
     _require_like_torch(release, backend, *differences, compared["allowed"])
     return folder
+
+
+def _report_of(folder: Path, backend: str) -> dict[str, Any] | None:
+    """What a kept graph's report says; None where it or the graph is missing or was cut short."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(report, dict) and ("impossible" in report or (folder / GRAPHS[backend]).is_file())
+    return report if whole else None
 
 
 def _require_like_torch(

@@ -84,7 +84,7 @@ class Scored:
 
 def unreadable_list(output: Path) -> Path:
     """Where the files that could not be read are listed."""
-    return output.with_suffix(".unreadable.csv")
+    return output.with_name(f"{output.name}.unreadable.csv")
 
 
 def check_output(output: Path) -> None:

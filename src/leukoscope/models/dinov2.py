@@ -76,6 +76,7 @@ def convert_dinov2(checkpoint: Path, folder: Path) -> Path:
     with disk_errors(f"{folder}: cannot be written", "name another folder"), atomic_folder(folder) as aside:
         aside.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
         write_json(aside / CONFIG, config, exact=True)
     return folder
 

@@ -33,7 +33,7 @@ HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
 # its block is there, "*" every entry; what only reports show is not checked here.
 _METRICS_SHAPE: dict[str, Any] = {
     "labels": [str],
-    "data": {"name": str},
+    "data": {"name": str, "copy_of": str},
     "training": {"subjects": [object]},
     "evaluations": [{}],
     "calibration": {"temperature!": float},
@@ -183,7 +183,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
         return {}
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):
         raise LeukoscopeError(f"{path}: {problem}: restore the file from the release, or leave it out")
@@ -205,7 +205,9 @@ def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
         for key, part in shape.items():
             needed = key.endswith("!")
             for name in value if key == "*" else [key.removesuffix("!")]:
-                if key == "*" or needed or value.get(name, {}) != {}:
+                # Of a block that may be missing, {} says the same.
+                empty = name not in value or (value[name] == {} and isinstance(part, dict))
+                if key == "*" or needed or not empty:
                     yield from _misshapen(value.get(name), part, f"{prefix}{name}")
 
 

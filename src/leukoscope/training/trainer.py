@@ -406,7 +406,8 @@ class Trainer:
         logits, rows = self._logits(self.split.validation, "validation", between=self._stop_if_asked)
         device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
-            loss = self.loss(logits.to(device), labels.to(device), self.network)
+            # Of the weights that gave the logits and are kept, an average of the trained ones where there is one.
+            loss = self.loss(logits.to(device), labels.to(device), self.state.eval_network)
         metrics = {"loss": float(loss)} | measure(self._predictions(logits, rows))
         return {f"val_{k}": round(metrics[k], 5) for k in _VALIDATION_METRICS if metrics.get(k) is not None}
 
