@@ -217,9 +217,17 @@ BY_NAME = ["--subject_pattern", r"/(?P<subject>\w+)_"]
 @pytest.mark.parametrize(
     ("subjects", "flags", "message"),
     [
-        (7, [], "^--split subject-cv: the subjects of Own class folders are not known; give --subject_pattern"),
-        (4, BY_NAME, r"^class ALL has 4 subject\(s\), .* smaller --num_folds"),
-        (2, [*BY_NAME, "--num_folds", "2"], r"^class ALL: 2 subject\(s\) have it; a protocol needs 3 or more"),
+        (
+            7,
+            [],
+            r"^cell ALL/ALL0_0: its subject is not known \(126 such cells\); a protocol .*--subject_pattern or --sub",
+        ),
+        (
+            4,
+            BY_NAME,
+            r"^class ALL: 4 subject\(s\) have it; .* 5 folds needs 5 or more: give a --num_folds of 4, or gather",
+        ),
+        (2, [*BY_NAME, "--num_folds", "2"], r"^class ALL: 2 subject\(s\) have it; .* needs 3 or more: gather cells"),
     ],
 )
 def test_cells_that_no_protocol_can_measure_are_refused_before_anything_is_trained(

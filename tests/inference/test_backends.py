@@ -217,15 +217,12 @@ def test_an_old_graph_that_another_process_removes_meanwhile_is_no_error(cache, 
     assert [path.name for path in made.parent.iterdir()] == [made.name], "the others are removed all the same"
 
 
-@pytest.mark.parametrize("lost", [REPORT, "model.xml"])
+@pytest.mark.parametrize("lost", [REPORT, "model.xml", "model.bin"])
 def test_a_graph_cut_short_by_a_loss_of_power_is_made_anew(cache, tiny_release, lost):
     made = kept_graph(read_release(tiny_release), "openvino")
-    if lost == REPORT:
-        (made / REPORT).write_text("")
-    else:
-        (made / lost).unlink()
+    (made / lost).write_text("")
     again = kept_graph(read_release(tiny_release), "openvino")
-    assert again == made and (made / "model.xml").is_file() and json.loads((made / REPORT).read_text())
+    assert again == made and (made / lost).stat().st_size
 
 
 def test_a_damaged_graph_is_named_with_the_way_out(cache, tiny_release, tmp_path):

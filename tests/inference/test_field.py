@@ -55,6 +55,8 @@ def test_a_picture_of_another_mode_is_read_as_the_same_field(predictor, smear, m
     given = smear.convert(mode)
     same = read_field(predictor, given.convert("RGB"), um_per_pixel=0.2)
     assert read_field(predictor, given, um_per_pixel=0.2).counts == same.counts
+    with pytest.raises(LeukoscopeError, match="CMYK"):
+        read_field(predictor, smear.convert("CMYK"), um_per_pixel=0.2)
 
 
 def test_every_whole_cell_gets_a_class_and_counts_add_up(predictor, smear, tmp_path):

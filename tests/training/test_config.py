@@ -320,6 +320,8 @@ def test_the_token_goes_to_the_hubs_client_and_is_recorded_nowhere(monkeypatch: 
         config = parse_config()
         assert get_token() == "hf_secret" and config.run.seed == 1
         assert "hf_secret" not in " ".join(sys.argv), "wandb records it"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "", "--seed", "1"])
+    assert parse_config().run.seed == 1 and sys.argv[0] == "train.py", "as with a variable that is not set"
     assert "hf_secret" not in f"{config.as_dict()} {config.command()} {config.resume_command(['python', 'train.py'])}"
 
 
@@ -349,9 +351,19 @@ def test_what_trackers_get_names_no_folder(tmp_path: Path) -> None:
     public = parse_config(["--dataset_name", "imagefolder", *given]).public()
     assert (public["train_dir"], public["subject_csv"], public["dataset_name"]) == ("cells", "Doe.csv", "imagefolder")
     assert str(tmp_path) not in str(public)
+    resumed = parse_config(["--resume_from_checkpoint", f"{tmp_path}/Doe/checkpoints/e1"]).public()
+    assert str(tmp_path) not in str(resumed)
 
 
 # Flags from a file
+
+
+def test_a_split_named_beside_the_file_takes_the_place_of_the_file_s(tmp_path: Path) -> None:
+    given = _file(tmp_path / "run.yaml", "split: subject-cv\nfold: 1\nnum_folds: 3\nseed: 4\n")
+    assert parse_config([*given, "--fold", "2"]).data.num_folds == 3
+    other = parse_config([*given, "--split", "random"])
+    assert (other.data.split, other.data.fold, other.data.num_folds, other.run.seed) == ("random", 0, 5, 4)
+    assert parse_config([*given, "--split-file=s.json"]).data.split is None
 
 
 def _file(path: Path, text: str) -> list[str]:

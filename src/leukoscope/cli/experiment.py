@@ -136,8 +136,6 @@ def evaluate(
             typer.echo(data.report(), err=True)
         which = (fold, num_folds, test_fold)
         cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
-        for line in () if quiet else cells.data.unreadable[len(data.unreadable) :]:
-            typer.echo(f"left out: {line}", err=True)
     first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
     # A second model is compared on the cells that the first one could classify.
     ids, second = first.predictions.cell_ids, None
@@ -239,7 +237,7 @@ def leakage(
 
 def ablation(
     ctx: typer.Context,
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML: one `name: flags of train` a setting.")],
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML: one `name: flags of train` per setting.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Make this setting's runs and compare nothing; repeatable.")

@@ -72,8 +72,8 @@ class LoadedCells:
         fingerprint: sha256 over (cell id, label, subject, content) of every row; the same data gives the same value
             whatever the folder. The content is a file's size in bytes, or a hash where no file can be looked up.
         unreadable: one message per file that could not be used.
-        count_differences: one line a partition whose counts differ from the publisher's.
-        passed_over: one line a reason for which images given are not among the cells.
+        count_differences: one line per partition whose counts differ from the publisher's.
+        passed_over: one line per reason for which images given are not among the cells.
     """
 
     info: DatasetInfo
@@ -128,7 +128,7 @@ class LoadedCells:
         )
 
     def report(self) -> str:
-        """What a person should know about the data before training, one line a fact."""
+        """What a person should know about the data before training, one line per fact."""
         counts = ", ".join(f"{name}: {len(rows):,} cells" for name, rows in self.cells.items())
         subjects = len({s for s in self.train["subject"] if s})
         lines = [f"{self.info.title} — {counts}" + (f", {subjects} subjects" if subjects else "")]
@@ -394,7 +394,7 @@ def _load_from_folder(
 
 
 def _found_in_folder(info: DatasetInfo, root: Path, flag: str) -> tuple[list[CellFile], list[str]]:
-    """The cells of a folder, and one line a reason for which images are not among them."""
+    """The cells of a folder, and one line per reason for which images are not among them."""
     if not root.is_dir():
         fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
         raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
@@ -506,7 +506,7 @@ def _header_problem(cell: CellFile) -> str:
 
 
 def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
-    """One line a partition and label whose number of cells is not the publisher's."""
+    """One line per partition and label whose number of cells is not the publisher's."""
     found = Counter((row.fold, row.label) for row in rows)
     published = info.official_counts
     if published and not any(fold in published for fold, _ in found):

@@ -35,7 +35,8 @@ class DatasetInfo:
 
     Attributes:
         labels: class names in the order of the network's outputs.
-        positive_label: the class whose detection "sensitivity" speaks of; empty with more than two classes.
+        positive_label: the class whose detection "sensitivity" speaks of; empty where none is named, as with more than
+            two classes.
         official_counts: publisher's partition → label → number of cells.
         subject_aliases: subject id → the id it is the same person as.
         group: the unit that must not stand on two sides of an honest split.

@@ -237,7 +237,13 @@ def training_overlap(
     tested = {same_person(_source(cells.data), one) for one in predictions.subjects} - {""}
     ids, hashes = predictions.cell_ids, predictions.pixel_hashes
     seen = seen_in_training(
-        metrics, known, cells.data, predictions.subjects, ids, hashes, split_fingerprint=cells.whole.test_fingerprint
+        metrics,
+        known,
+        cells.data,
+        predictions.subjects,
+        ids,
+        hashes,
+        split_fingerprints=(cells.whole.fingerprint, cells.whole.test_fingerprint),
     )
     if both := len(seen.subjects):
         return _overlap(
@@ -289,7 +295,7 @@ def seen_in_training(
     cell_ids: Sequence[str],
     hashes: Sequence[str] | None,
     *,
-    split_fingerprint: str = "",
+    split_fingerprints: Sequence[str] = (),
 ) -> SeenInTraining:
     """Determine which of some cells of `data` a release was trained on.
 
@@ -298,7 +304,7 @@ def seen_in_training(
         known: the cells that it keeps predictions of.
         subjects: of the cells; "" where a cell's is not known.
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
-        split_fingerprint: of the split that sets these cells apart, or of its test side where they are that side.
+        split_fingerprints: of the split that sets these cells apart, and of its test side where they are that side.
     """
     name, here = _source(data), set(subjects)
     trainings = trainings_of(metrics)
@@ -315,7 +321,7 @@ def seen_in_training(
     else:
         splits = [block["split"] for block in metrics.get("evaluations", ())]
         fingerprints = [split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")]
-        cells = 0 if split_fingerprint in fingerprints else len(cell_ids)
+        cells = 0 if set(split_fingerprints) & set(fingerprints) else len(cell_ids)
     both = sorted(one for one in here - {""} if same_person(name, one) in trained)
     return SeenInTraining(tuple(both), cells, certain)
 

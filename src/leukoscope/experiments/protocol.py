@@ -159,20 +159,25 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     refuse_split_flags(config)
     runs, data = list(protocol_runs(config)), _loaded(**config.data.source)
     # Told now rather than after the first trainings.
-    for run in runs:
-        choose_split(run.config, data)
-    groups = groups_of(data, data.info.group)
+    unit, num_folds = data.info.group, config.data.num_folds
+    groups = groups_of(data, unit)
     labels = dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
     if nameless := [cell for cell in labels if not groups[cell]]:
+        flag = "--subject_column" if "/" in data.info.name else "--subject_pattern or --subject_csv"
         raise LeukoscopeError(
-            f"cell {nameless[0]}: its {data.info.group} is not known ({len(nameless)} such cells); a protocol measures "
-            f"by {data.info.group}: name it, or take these cells out of the folder"
+            f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
+            f"{unit}: name it ({flag}), or take these cells out"
         )
     for number, name in enumerate(data.info.labels):
-        if (found := len({groups[cell] for cell, label in labels.items() if label == number})) < SUBJECTS_NEEDED:
+        found = len({groups[cell] for cell, label in labels.items() if label == number})
+        if found < max(SUBJECTS_NEEDED, num_folds):
+            fewer = f"give a --num_folds of {found}, or " if found >= SUBJECTS_NEEDED else ""
             raise LeukoscopeError(
-                f"class {name}: {found} {data.info.group}(s) have it; a protocol needs {SUBJECTS_NEEDED} or more"
+                f"class {name}: {found} {unit}(s) have it; a protocol of {num_folds} folds needs "
+                f"{max(SUBJECTS_NEEDED, num_folds)} or more: {fewer}gather cells of more {unit}s"
             )
+    for run in runs:
+        choose_split(run.config, data)
     return finish(runs)
 
 
@@ -214,6 +219,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     final = next(run for run in runs if run.name == FINAL)
     metrics = read_metrics(final.folder)
     metrics["training"]["command"] = final.config.command()
+    # It changes no weight, so that finished runs are kept where it is named afterwards.
+    metrics["positive_label"] = final.config.data.positive_label or metrics["positive_label"]
     metrics["training"]["protocol_seconds"] = sum(read_metrics(run.folder)["training"]["seconds"] for run in runs)
     with edit_release(final.folder / "release", directory) as folder:
         predictions = folder / PREDICTIONS

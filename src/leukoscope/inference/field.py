@@ -28,7 +28,7 @@ from leukoscope.data.fields import (
     measure_scale,
     measure_stain,
 )
-from leukoscope.data.images import open_field
+from leukoscope.data.images import open_field, to_rgb
 from leukoscope.inference.prediction import (
     ABSTAIN,
     FIELD_NEEDS,
@@ -175,7 +175,7 @@ def read_field(
     if not isinstance(image, Image.Image):
         image, source = open_field(image), source or str(image)
     elif image.mode != "RGB":
-        image = image.convert("RGB")
+        image = to_rgb(image, source or "field")
     source = source or "field"
     try:
         field = find_cells(image, um_per_pixel=um_per_pixel, scale_source=scale_source)

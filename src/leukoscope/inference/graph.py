@@ -355,13 +355,14 @@ def kept_graph(release: ReleaseInfo, backend: str) -> Path:
 
 
 def _report_of(folder: Path, backend: str) -> dict[str, Any] | None:
-    """What a kept graph's report says; None where it or the graph is missing or was cut short."""
+    """What a kept graph's report says; None where it or a file of the graph is missing or empty."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(report, dict) and ("impossible" in report or (folder / GRAPHS[backend]).is_file())
-    return report if whole else None
+    files = [folder / GRAPHS[backend], *([folder / "model.bin"] if backend == OPENVINO else [])]
+    there = all(file.is_file() and file.stat().st_size for file in files)
+    return report if isinstance(report, dict) and ("impossible" in report or there) else None
 
 
 def _require_like_torch(

@@ -124,7 +124,7 @@ class Thresholds:
     """What a release decides by; empty for one that carries no decisions.
 
     Attributes:
-        positive_label: the class that operating points are for; "" where there are none (more than two classes).
+        positive_label: the class that operating points are for; "" where there are none, as with more than two classes.
         operating_points: name (such as "sensitivity_95") → the positive class's probability from which a cell counts
             as positive, 0–1.
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.

@@ -71,7 +71,7 @@ def _in_one_cell(text: str) -> str:
 
 def cell_html(text: str) -> str:
     """A table cell's text as HTML in which no interval, such as 0.81–0.94, is broken at its dash."""
-    return re.sub(r"\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
+    return re.sub(r"(?<![\d.,])\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
 def metric_name(key: str, unit: str = "subject") -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
 from leukoscope.inference.patient import patient_rule, person_of
-from leukoscope.inference.prediction import REFUSED
+from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.models.release_files import folder_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
@@ -236,11 +236,12 @@ def strip_plot(
 
     dots = []
     for place, i in enumerate(order):
+        named = outcomes[i] if outcomes[i] in WITHOUT_CLASS else f"class {outcomes[i]}"
         opens = "" if cells is None else f' data-cell="{cells[i]}"'
         dots.append(
             f'<circle cx="{_MARGIN + (place + 0.5) * step:.1f}" cy="{height(float(probabilities[i])):.1f}" '
             f'r="{radius:.1f}" fill="{_REFUSED if grey[i] else _USED}"{opens}><title>{float(probabilities[i]):.3f}, '
-            f"{escape(str(outcomes[i]))}</title></circle>"
+            f"{escape(named)}</title></circle>"
         )
     ticks = "".join(
         f'<text x="{_MARGIN - 6}" y="{height(value) + 3:.1f}" text-anchor="end" font-size="10" fill="currentColor">'

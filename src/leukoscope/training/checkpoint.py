@@ -177,7 +177,8 @@ def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     for group, prefix in groups:
         made = {**defaults[group], **then[group]}
         # The cells of a split are compared by its fingerprint, whatever dealt them out.
-        names = [k for k in now[group] if k not in (*NOT_THE_RESULT, "finetuned_by", "about", "split", "split_file")]
+        left_out = (*NOT_THE_RESULT, "finetuned_by", "about", "split", "split_file", "positive_label")
+        names = [k for k in now[group] if k not in left_out]
         different += [
             f"{prefix}{k}: {made.get(k)}" for k in names if _still_known(made.get(k), now[group][k]) != now[group][k]
         ]

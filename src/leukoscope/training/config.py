@@ -121,6 +121,9 @@ NOT_THE_RESULT = (
     *("trackio_space_id", "trackio_public"),
     *("push_to_hub", "hub_model_id", "hub_revision", "hub_private", "hub_create_pr", "hub_tag"),
 )
+_OF_SPLIT = (
+    *("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation", "train_val_split"),
+)
 _PATHS = ("train_dir", "validation_dir", "split_file", "subject_csv", "pretrained_weights")
 _NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
 
@@ -153,7 +156,7 @@ class DataArguments:
     positive_label: str | None = _flag(
         None,
         "Of two classes, the one that sensitivity, operating points and predictions for subjects speak of (default: "
-        "the data set's; class folders and Hub data sets have none).",
+        "the data set's, where it names one).",
     )
     train_split: str | None = _flag(
         None, "The data set's split, or folder below train_dir, to train on (default: train, where it has splits)."
@@ -386,9 +389,9 @@ class TrainingConfig:
         return {**asdict(self.data), **asdict(self.model), **asdict(self.run)}
 
     def public(self) -> dict[str, Any]:
-        """Flags as given, files and folders by their last name only, and without the output folder."""
+        """Flags as given, files and folders by their last name only, and without those of the run's own folder."""
         flags = {k: Path(v).name if self._is_path(k, v) else v for k, v in self.as_dict().items()}
-        return {k: v for k, v in flags.items() if k != "output_dir"}
+        return {k: v for k, v in flags.items() if k not in ("output_dir", "resume_from_checkpoint")}
 
     def command(self) -> str:
         """The flags that make this run, files and folders by their last name only: where they lay is private."""
@@ -472,7 +475,10 @@ def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py"
     files = ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
     if (file := files.parse_known_args(arguments)[0].config) is not None:
-        arguments = [*_arguments_of(Path(file), kinds), *arguments]
+        given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
+        # A split that is named beside the file takes the place of all that the file says of its own.
+        other_split = given & {"split", "split_file"}
+        arguments = [*_arguments_of(Path(file), kinds, _OF_SPLIT if other_split else ()), *arguments]
     data, model, run, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         raise LeukoscopeError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0], kinds)}")
@@ -489,8 +495,11 @@ def _known_flags(unknown: str, kinds: Sequence[type[Any]]) -> str:
     return f"{guess}`leukoscope train --help` lists them all"
 
 
-def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
+def _arguments_of(file: Path, kinds: Sequence[type[Any]], without: Sequence[str] = ()) -> list[str]:
     """The flags that a YAML file holds, by name or under `flags` as in args.yaml, as parts of a command line.
+
+    Args:
+        without: flags that are left out.
 
     Raises:
         LeukoscopeError: no such file, no YAML, or a name that is no flag.
@@ -510,6 +519,8 @@ def _arguments_of(file: Path, kinds: Sequence[type[Any]]) -> list[str]:
     for name, value in content.items():
         if name not in defaults or (name == "config" and value is not None):
             raise LeukoscopeError(f"--config {file}: {name} is no flag; {_known_flags(name, kinds)}")
+        if name in without:
+            continue
         if isinstance(defaults[name], bool):
             arguments += [f"--{name}={value}"]
         elif isinstance(value, list):
@@ -530,10 +541,10 @@ def complete(config: TrainingConfig) -> TrainingConfig:
         LeukoscopeError: a model or a release that cannot be started from, or flags that name two starts.
     """
     model, run = config.model, config.run
-    if run.hub_token is not None:
+    if run.hub_token:
         # Where the Hub's client looks for it, and nowhere that a run records; wandb records the command line.
         os.environ["HF_TOKEN"] = run.hub_token
-        sys.argv = [word for word in sys.argv if run.hub_token not in word]
+        sys.argv[1:] = [word for word in sys.argv[1:] if run.hub_token not in word]
     if model.model_name_or_path:
         model = replace(model, model_name_or_path=None, **follow_model(model.model_name_or_path, asdict(model)))
     if model.init_from:

@@ -249,7 +249,7 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
         rows = cells.rows(cell_ids)
         subjects, hashes = {cells.subjects[row] for row in rows}, cells.hashes_of(rows)
         return seen_in_training(
-            release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprint=split.fingerprint
+            release.metrics, known, cells.data, subjects, cell_ids, hashes, split_fingerprints=(split.fingerprint,)
         )
 
     tested, validated = seen_of(split.test), seen_of(split.validation)

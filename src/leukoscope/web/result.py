@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from leukoscope import LeukoscopeError
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
@@ -203,13 +204,15 @@ def predict_cell(
 
 
 def predict_again(models: ModelCache, result: CellResult, choice: str | None) -> CellResult:
-    """Predict a result's picture with another model; a field's cell keeps its scale and what its field is worth.
+    """Predict a result's picture with another model.
 
     Raises:
-        LeukoscopeError: the model cannot be used.
+        LeukoscopeError: the model cannot be used; or the picture is a cell of a field, which is decided by how many of
+            the field's cells this model takes as in distribution.
     """
-    share, scale = result.prediction.checks.field_share, result.um_per_pixel
-    return predict_cell(models, result.image, result.caption, choice, field_share=share, um_per_pixel=scale)
+    if result.prediction.checks.field_share is not None:
+        raise LeukoscopeError(f"{result.caption}: is a cell of a field that {result.model} read; open the field anew")
+    return predict_cell(models, result.image, result.caption, choice, um_per_pixel=result.um_per_pixel)
 
 
 def check_views(models: ModelCache, result: CellResult) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.web import panels
@@ -184,11 +184,15 @@ def test_a_saved_result_says_who_answered_and_that_it_is_research(tiny_release: 
         assert image.width > image.height > 450
 
 
-def test_a_field_s_cell_stays_one_for_another_model(tiny_release: Path) -> None:
-    models = ModelCache({"cnmc": CNMC, "other": CNMC})
+def test_another_model_decides_on_a_field_s_cell_only_where_it_read_the_field(tiny_release: Path) -> None:
+    models = ModelCache({"cnmc": CNMC, "other": tiny_release})
     seen = predict_cell(models, *example(0), "cnmc", field_share=0.2, um_per_pixel=0.1)
-    again = predict_again(models, seen, "other")
-    assert seen.decision().outcome == again.decision().outcome == OUT_OF_DISTRIBUTION
+    assert seen.decision().outcome == OUT_OF_DISTRIBUTION
+    with pytest.raises(
+        LeukoscopeError, match="^Synthetic ALL: is a cell of a field that cnmc read; open the field anew$"
+    ):
+        predict_again(models, seen, "other")
+    again = predict_again(models, predict_cell(models, *example(0), "cnmc", um_per_pixel=0.1), "other")
     assert again.model == "other" and again.um_per_pixel == 0.1
 
 
