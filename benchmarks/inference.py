@@ -35,7 +35,7 @@ MEASURES = {
     "many": "files answered a second, at the batch size that suits a system best",
     "explained": "seconds from a file's bytes to an answer with Grad-CAM: of every class by ours, of one by others",
     "views": "seconds for the eight turned and mirrored views of a file, in one batch",
-    "cold": "seconds from the start of a process to its first answer, without Grad-CAM",
+    "cold": "seconds from the start of a process to its first answer, without Grad-CAM; an earlier run kept the graph",
     "peak_bytes": "the most memory that a process of all these measures held",
 }
 BACKENDS = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}  # and the module each needs

@@ -16,6 +16,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "leukoscope"
@@ -166,6 +167,14 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_no_picture_carries_a_path_of_one_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.png"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in listed.stdout.split():
+        with Image.open(ROOT / name) as picture:
+            for text in getattr(picture, "text", {}).values():
+                assert not re.search(r"(^|\s)/\w", text), f"{name}: {text}"
 
 
 def test_text_is_read_and_written_as_utf_8_on_every_system() -> None:

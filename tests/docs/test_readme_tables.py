@@ -337,3 +337,16 @@ def test_committed_metrics_of_a_prior_system_are_those_of_its_predictions(file: 
     assert predictions.folds is not None
     committed = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["metrics"]
     assert headline(committed) == pytest.approx(headline(point_metrics(predictions)), abs=2e-5)
+    if file.stem.endswith("-unseen"):
+        whole = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        by_image = point_metrics(CellPredictions.load(file.with_stem(file.stem.replace("-unseen", "-random"))))
+        unseen = point_metrics(predictions)
+        for name, leak in whole["by_image_minus_unseen"].items():
+            assert leak["difference"] == pytest.approx(by_image[name] - unseen[name], abs=2e-5), name
+
+
+def test_a_cold_epoch_counts_all_that_comes_before_it() -> None:
+    rows = json.loads((REPOSITORY / "results" / "benchmarks" / "training.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        complete = all("preparing_seconds" in turn for turn in row["turns"]["leukoscope"])
+        assert complete or "cold" not in row["times_faster"], row["recipe"]
