@@ -241,16 +241,18 @@ def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path
 
 
 def test_a_folder_given_with_phantoms_is_refused() -> None:
+    folders = ", ".join(name for name in DATASETS if name != "phantoms")
     assert _refusal(load_cells, "phantoms", "my_cells") == (
         "--train_dir my_cells: --dataset_name phantoms reads no folder; say what the folder holds with "
-        "--dataset_name (one of cnmc2019, ball4, imagefolder) --train_dir my_cells"
+        f"--dataset_name (one of {folders}) --train_dir my_cells"
     )
 
 
 def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
+    folders = ", ".join(name for name in DATASETS if name != "phantoms")
     assert _refusal(load_cells, "owner/name", own_cells) == (
         f"--dataset_name owner/name --train_dir {own_cells}: a Hub id and a folder exclude each other; leave "
-        "--train_dir out, or say what the folder holds with --dataset_name (one of cnmc2019, ball4, imagefolder)"
+        f"--train_dir out, or say what the folder holds with --dataset_name (one of {folders})"
     )
 
 

@@ -184,8 +184,7 @@ def test_unknown_data_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LeukoscopeError) as refused:
         dataset_info("cnmc2020")
     assert str(refused.value) == (
-        "--dataset_name cnmc2020: unknown data set; choose one of cnmc2019, ball4, imagefolder, phantoms "
-        "or a Hub id like owner/name"
+        f"--dataset_name cnmc2020: unknown data set; choose one of {', '.join(DATASETS)} or a Hub id like owner/name"
     )
 
 

@@ -130,7 +130,7 @@ def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
         f"--recipe resnet50: unknown; choose one of {', '.join(RECIPES)}, or any model of timm with "
         "--model_name_or_path"
     )
-    assert ", ".join(RECIPES).startswith("efficientnet_b3, densenet121, densenet169, densenet201, densenet169_levels, ")
+    assert RECIPES.keys() >= {"efficientnet_b3", "densenet121", "densenet169_block2"}
 
 
 # Any model of timm
