@@ -157,18 +157,12 @@ def audit(
     if not quiet:
         typer.echo(data.report(), err=True)
     # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
-    if split_file:
-        load_split(split_file, data, disjoint=False)
-    elif split:
+    chosen = load_split(split_file, data, disjoint=False) if split_file else None
+    if split:
         make_split(data, split)
     seen = scan_cells(data)
-    chosen = (
-        load_split(split_file, seen.data, disjoint=False)
-        if split_file
-        else make_split(seen.data, split)
-        if split
-        else own_split(seen.data)
-    )
+    if chosen is None:
+        chosen = make_split(seen.data, split) if split else own_split(seen.data)
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
