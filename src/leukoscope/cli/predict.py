@@ -153,20 +153,16 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
     """Save the most probable class's Grad-CAM map over its image; that of an earlier run is replaced."""
+    from leukoscope.models.release_files import public_name
+
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
     path = _numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
-    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {_model_named(prediction)}"
+    model = public_name(prediction.model, prediction.revision)
+    title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {model}"
     _save_png(prediction.overlay(), path, title)
     return path
-
-
-def _model_named(made: Prediction | FieldReading) -> str:
-    """The model's name as a picture to pass on may have it: where a local release lies is private."""
-    from leukoscope.models.release_files import folder_name
-
-    return made.model if made.revision else folder_name(Path(made.model))
 
 
 def _save_png(image: Image, path: Path, title: str) -> None:
@@ -221,6 +217,7 @@ def field(
     from leukoscope.data.fields import cut_out
     from leukoscope.data.images import is_cut_out, open_field
     from leukoscope.inference.field import draw_reading, read_field, series_scale
+    from leukoscope.models.release_files import public_name
 
     predictor = open_predictor(model, backend, device, precision)
     # Absolute, since "." and ".." name no slide, and crops would be written outside their folder.
@@ -266,7 +263,8 @@ def field(
                         cut_out(image, one.cell, scale.um_per_pixel), name, f"{shown_name(path.name)}: {one.outcome}"
                     )
             if overlay is not None:
-                title = f"{shown_name(path.name)} read by {_model_named(reading)}: {reading.summary}"
+                named = public_name(reading.model, reading.revision)
+                title = f"{shown_name(path.name)} read by {named}: {reading.summary}"
                 _save_png(draw_reading(image, reading), overlay, title)
                 if not quiet:
                     typer.echo(f"overlay: {overlay}", err=True)

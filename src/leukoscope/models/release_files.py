@@ -217,6 +217,15 @@ def folder_name(release: Path) -> str:
     return folder.parent.name if folder.name == "release" else folder.name
 
 
+def public_name(model: str, revision: str) -> str:
+    """A model's name as a picture or a report to pass on may have it: where a local release lies is private.
+
+    Args:
+        model, revision: of the Hub; or a local folder and "".
+    """
+    return model if revision else folder_name(Path(model))
+
+
 def write_json(path: Path, content: Mapping[str, Any], *, exact: bool = False) -> None:
     """Write JSON with `write_atomic`; unless `exact`, floats keep six significant digits, more would be noise."""
     write_atomic(path, json.dumps(content if exact else _rounded(content), indent=1, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
 from leukoscope.inference.patient import patient_rule, person_of
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.models.release_files import folder_name
+from leukoscope.models.release_files import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
@@ -177,7 +177,7 @@ def patient_report(
         facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
     facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
     # A folder's path may name a subject or a laboratory.
-    facts |= {"model": model if revision else folder_name(Path(model)), "revision": revision or "local files"}
+    facts |= {"model": public_name(model, revision), "revision": revision or "local files"}
     measured = metrics["patients"]["measured"]
     # A release that was recalibrated was measured on the cells that it was recalibrated with.
     laboratory = metrics.get("recalibration", {}).get("data") or data["title"]
