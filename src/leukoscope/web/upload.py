@@ -1,5 +1,9 @@
 """A visitor's files: uploads, read once and then deleted, and what is made for the visitor to save.
 
+Gradio 6.31 hands a component the path that the request names. It refuses one outside its upload folder where the file's
+description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one guard: a component here
+gives its handler nothing but a file of an upload's own folder, whose random name only its sender knows.
+
 Gradio's own image component decodes before any handler runs and shows a traceback for a broken file; the one here
 hands the file over untouched, so that a bad picture is refused in the same words as everywhere else in Leukoscope.
 """
@@ -7,6 +11,7 @@ hands the file over untouched, so that a bad picture is refused in the same word
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 import shutil
 import time
@@ -113,7 +118,7 @@ def cell_upload(**options: Any) -> gr.Image:
     is written on it is Gradio's own, in the browser's language.
     """
     upload = gr.Image(type="filepath", image_mode=None, **options)
-    upload.preprocess = lambda payload: payload.path if payload else None  # type: ignore
+    upload.preprocess = lambda payload: uploaded(payload.path) if payload else None  # type: ignore
     upload.example_payload = lambda: {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}  # type: ignore[method-assign]
     upload.example_value = lambda: "cell.png"  # type: ignore[method-assign]
     return upload
@@ -129,7 +134,27 @@ def files_upload(**options: Any) -> gr.File:
 def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
     if payload is None:
         return None
-    return [file.path for file in (payload.root if isinstance(payload, ListFiles) else [payload])]
+    return [uploaded(file.path) for file in (payload.root if isinstance(payload, ListFiles) else [payload])]
+
+
+def uploaded(path: str) -> str:
+    """The path itself, where it is that of an upload that is still there.
+
+    Of any other path nothing is looked at: the answer must not tell what lies on this machine.
+
+    Raises:
+        gradio.Error: anything else, always in the same words.
+    """
+    with suppress(OSError, ValueError):  # a name that is too long or holds a zero byte
+        file, cache = Path(path), Path(get_upload_folder())
+        own = re.fullmatch(rf"{OWN_FOLDER}[0-9a-f]{{32}}", file.parent.name) and file.parent.parent in (
+            cache,
+            cache.resolve(),
+        )
+        # Resolved, the path of a link is another one; a device or a pipe is no regular file.
+        if own and file.resolve() == file.parent.parent.resolve() / file.parent.name / file.name and file.is_file():
+            return path
+    raise gr.Error(t("no_upload"), title=t("failed"), print_exception=False)
 
 
 def read_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Image, str]:

@@ -1,0 +1,94 @@
+"""What this machine does stays on this machine: no command asks another server unless it is told to."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leukoscope.data.synthetic import draw_cell
+
+# Python runs it at the start of each process. CPython tells an audit hook of every socket, whoever opens it.
+GUARD = """
+import os, sys
+def note(event, args):
+    host = None
+    if event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    if host and str(host) not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        with open(os.environ["ASKED"], "a") as file:
+            file.write(f"{host}\\n")
+sys.addaudithook(note)
+"""
+COMMANDS = {
+    "predict": ["predict", "cell.bmp", "--model", "RELEASE"],
+    "score": ["score", "--model", "RELEASE", "--input", ".", "--output", "scores.csv"],
+    "export": ["release", "export", "RELEASE", "--format", "openvino", "--output", "exported"],
+    "train": ["train", "--output_dir", "run"],
+    "train, tracked": ["train", "--output_dir", "run", "--with_tracking"],
+}
+DEMO = """
+import threading, time, urllib.request
+from pathlib import Path
+from leukoscope.web.address import Address
+from leukoscope.web.app import serve
+def visit():
+    for _ in range(100):
+        time.sleep(.3)
+        try:
+            urllib.request.urlopen("http://127.0.0.1:PORT/config").read()
+            break
+        except OSError:
+            pass
+    time.sleep(8)  # the first model loads, and predicts
+    import _thread
+    _thread.interrupt_main()
+threading.Thread(target=visit, daemon=True).start()
+serve(Path("RELEASE"), Path("models.txt"), Address("127.0.0.1", PORT))
+"""
+
+
+def asked(command: list[str], folder: Path) -> list[str]:
+    """The hosts beyond loopback that a command asks for."""
+    (folder / "guard").mkdir()
+    (folder / "guard" / "sitecustomize.py").write_text(GUARD)
+    log = folder / "asked.txt"
+    log.touch()
+    # With CI set, OpenVINO reports nothing of its own accord; told to be offline, the Hub's client asks nobody.
+    unset = ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "LEUKOSCOPE_BACKEND")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PYTHONPATH": str(folder / "guard"), "ASKED": str(log), "LEUKOSCOPE_CACHE": str(folder / "cache")}
+    # Of a home of its own: a consent file there would decide.
+    environment |= {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 0, ran.stderr
+    return log.read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_asks_no_other_server(name: str, tiny_release: Path, tmp_path: Path) -> None:
+    Image.fromarray(draw_cell("ALL").image).save(tmp_path / "cell.bmp")
+    words = [str(tiny_release) if word == "RELEASE" else word for word in COMMANDS[name]]
+    assert asked([sys.executable, "-m", "leukoscope", *words], tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_demo_asks_no_other_server(tiny_release: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        program = DEMO.replace("RELEASE", str(tiny_release)).replace("PORT", str(free.getsockname()[1]))
+    assert asked([sys.executable, "-c", program], tmp_path) == []
+
+
+def test_openvino_has_nothing_to_report_with() -> None:
+    program = "import leukoscope, openvino.tools.ovc.telemetry_utils as used; print(used.tm.__name__)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
