@@ -46,8 +46,8 @@ class LeukoscopeError(Exception):
 
 RESEARCH_NOTICE = "For research only. Not a medical device; never use it for diagnosis."
 
-# OpenVINO reports each import and conversion to Google Analytics through this package, and has no setting against it for
-# one program. Without the package it takes a stand-in of its own that reports nothing.
+# OpenVINO reports each import and conversion to Google Analytics through this package, and has no setting against it
+# for one program. Without the package it takes a stand-in of its own that reports nothing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _MODULES = {

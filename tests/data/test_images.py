@@ -213,6 +213,27 @@ def test_refuses_more_than_100_megapixels_from_the_header_alone(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_refuses_a_jpeg_of_thousands_of_scans_without_decoding_them(tmp_path: Path, picture: Image.Image) -> None:
+    """Each scan of a progressive JPEG costs a pass over the whole picture, however few bytes it has."""
+    encoded = BytesIO()
+    picture.save(encoded, "JPEG", progressive=True)
+    content = encoded.getvalue()
+    (tmp_path / "photograph.jpg").write_bytes(content)
+    open_image(tmp_path / "photograph.jpg")
+    last = content[content.rindex(b"\xff\xda") : -2]
+    (tmp_path / "cell.jpg").write_bytes(content[:-2] + 2490 * last + content[-2:])
+    with pytest.raises(UnreadableImage, match=r"cell.jpg: is a JPEG of 2500 scans; at most 100 are decoded: save it"):
+        check_header(tmp_path / "cell.jpg")
+
+
+def test_a_tiff_packed_as_jpeg_has_a_scan_in_each_strip(tmp_path: Path) -> None:
+    Image.effect_noise((64, 4000), 50).convert("RGB").resize((500, 4000)).save(
+        tmp_path / "strips.tif", compression="jpeg", tiffinfo={278: 8}
+    )
+    assert (tmp_path / "strips.tif").read_bytes().count(b"\xff\xda") > 400
+    assert open_image(tmp_path / "strips.tif").size == (500, 4000)
+
+
 def test_the_size_limit_itself_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(_png_of_size(10_000, MAX_PIXELS // 10_000))

@@ -8,7 +8,7 @@ are micrometres, and the field is processed in tiles at one fixed pitch, so memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -352,6 +352,8 @@ def find_cells(
     scale_source: ScaleSource = "given",
     settings: FinderSettings | None = None,
     tile: int = TILE,
+    most_cells: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Field:
     """Find the nucleated cells of a stained smear (Romanowsky stains: May-Grünwald-Giemsa, Wright, Leishman).
 
@@ -361,12 +363,14 @@ def find_cells(
         scale_source: where `um_per_pixel` comes from.
         settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
+        most_cells: the search ends with an error at the first tile that shows more than that.
+        check: called before each tile; what it raises ends the search.
 
     Returns:
         The cells, and what their scale rests on. A field without stained nuclei has no cells, which is no error.
 
     Raises:
-        UnusableField: a grey picture, one with a dark background, or a scale that cannot be true.
+        UnusableField: a grey picture, one with a dark background, a scale that cannot be true, or too many cells.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
         raise UnusableField(
@@ -382,7 +386,15 @@ def find_cells(
         return Field(image.size, (), None)
     grid = _Grid(image, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
     rules = settings or FinderSettings()
-    cells = [cell for core in grid.cores(tile) for cell in _cells_of_tile(grid, core, stain, rules)]
+    cells: list[FieldCell] = []
+    for core in grid.cores(tile):
+        check()
+        cells += _cells_of_tile(grid, core, stain, rules)
+        if most_cells is not None and len(cells) > most_cells:
+            raise UnusableField(
+                f"shows more than the {most_cells} nucleated cells predicted at once; crop it, check its scale, or use "
+                "leukoscope field on your own machine"
+            )
     cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
     return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
 
@@ -573,10 +585,11 @@ def split_cells(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettin
 def _discs(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
     """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
     round_ones = [disc for disc in _peaks(nuclei, pitch, settings) if disc[2] * pitch >= settings.round_nucleus]
+    v, u, r = np.reshape(round_ones, (-1, 3)).T
     return round_ones + [
         (y, x, radius)
         for y, x, radius in _peaks(region, pitch, settings)
-        if all(np.hypot(y - v, x - u) > radius + r for v, u, r in round_ones)
+        if (np.hypot(y - v, x - u) > radius + r).all()
     ]
 
 
@@ -585,13 +598,17 @@ def _peaks(mask: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / pitch)
     # A square, because its filter costs the same at any size.
     tops = mask & (depth == ndimage.maximum_filter(depth, 2 * round(settings.split_distance / 2 / pitch) + 1))
-    kept: list[tuple[int, int, float]] = []
-    for y, x in sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]]):
+    places = sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]])
+    # An array, because a picture of dots has thousands of peaks, and each is compared with all before it.
+    kept, count = np.empty((len(places), 3)), 0
+    for y, x in places:
         radius = float(depth[y, x])
-        near = [(v, u) for v, u, r in kept if np.hypot(v - y, u - x) <= 2 * r + radius]
-        if not any(_waist(depth, at, (y, x)) >= settings.waist * radius for at in near):
-            kept.append((y, x, radius))
-    return kept
+        v, u, r = kept[:count].T
+        near = kept[:count][np.hypot(v - y, u - x) <= 2 * r + radius, :2].astype(int)
+        if not any(_waist(depth, (at[0], at[1]), (y, x)) >= settings.waist * radius for at in near.tolist()):
+            kept[count] = y, x, radius
+            count += 1
+    return [(int(y), int(x), radius) for y, x, radius in kept[:count].tolist()]
 
 
 def _waist(depth: NDArray[np.floating], one: tuple[int, int], other: tuple[int, int]) -> float:

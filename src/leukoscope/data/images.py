@@ -46,6 +46,11 @@ UPRIGHT = 1  # EXIF orientation
 _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
 # Of this one Pillow keeps nothing with a picture but its pixels; of others parts of the file, or a decoder's canvases.
 _KEPT_BARE = "BMP"
+# A progressive JPEG has about ten scans. Each one decodes the whole picture anew: thousands fit into a few kilobytes.
+MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+# Tags of a TIFF: where its strips and its tiles begin. Packed as JPEG, each is a picture with a scan of its own.
+_PARTS_OF_TIFF = (273, 324)
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
@@ -161,7 +166,29 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
                 formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
                 raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
             _check_kind(image, name, max_pixels)
+            _check_scans(image, name)
         yield image
+
+
+def _check_scans(image: Image.Image, name: str | Path) -> None:
+    """Refuse a JPEG, or a TIFF packed as JPEG, of more scans than a photograph has."""
+    assert image.fp is not None
+    parts = 1
+    if image.format == "TIFF":
+        if image.info.get("compression") != "jpeg":
+            return
+        parts = max(len(image.tag_v2.get(tag, ())) for tag in _PARTS_OF_TIFF)  # type: ignore[attr-defined]
+    elif image.format not in ("JPEG", "MPO"):
+        return
+    at = image.fp.tell()
+    image.fp.seek(0)
+    # Within a scan's data, 255 is followed by 0 or a restart marker: the marker is found nowhere else.
+    scans = image.fp.read().count(_START_OF_SCAN)
+    image.fp.seek(at)
+    if scans > parts + MAX_SCANS:
+        raise UnreadableImage(
+            f"{name}: is a JPEG of {scans} scans; at most {MAX_SCANS} are decoded: save it again as a plain JPEG"
+        )
 
 
 def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

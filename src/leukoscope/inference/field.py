@@ -6,8 +6,9 @@ field most of whose cells are out of distribution gets no class at all.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,7 @@ def read_field(
     um_per_pixel: float | None = None,
     scale_source: ScaleSource = "given",
     most_cells: int | None = None,
+    seconds: float | None = None,
 ) -> FieldReading:
     """Find a field's cells and predict each.
 
@@ -160,10 +162,11 @@ def read_field(
         um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
         scale_source: where `um_per_pixel` comes from.
         most_cells: how many cells may be predicted; None for any number.
+        seconds: how long it may take; None for any time.
 
     Raises:
         UnreadableImage: the file cannot be opened.
-        UnusableField: the picture cannot be read as a stained smear, or shows more cells than that.
+        UnusableField: the picture cannot be read as a stained smear, shows more cells than that, or takes longer.
         LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
     """
     release = predictor.release
@@ -176,20 +179,32 @@ def read_field(
         image, source = open_field(image), source or str(image)
     elif image.mode != "RGB":
         image = to_rgb(image, source or "field")
-    source = source or "field"
+    source, started = source or "field", time.monotonic()
+
+    def check() -> None:
+        if seconds is not None and time.monotonic() - started > seconds:
+            raise UnusableField(
+                f"{source}: takes longer than the {seconds:g} seconds given to a field here; crop it, or use "
+                "leukoscope field on your own machine"
+            )
+
     try:
-        field = find_cells(image, um_per_pixel=um_per_pixel, scale_source=scale_source)
-    except UnusableField as error:
-        raise UnusableField(f"{source}: {error}") from None
-    if most_cells is not None and len(field.cells) > most_cells:
-        raise UnusableField(
-            f"{source}: shows {len(field.cells)} nucleated cells, more than the {most_cells} predicted at once; "
-            "crop it, check its scale, or use leukoscope field on your own machine"
+        field = find_cells(
+            image, um_per_pixel=um_per_pixel, scale_source=scale_source, most_cells=most_cells, check=check
         )
+    except UnusableField as error:
+        raise UnusableField(f"{source}: {str(error).removeprefix(f'{source}: ')}") from None
     if release.takes_cut_outs is None and field.cells:
         field = replace(field, notes=(*field.notes, CUT_OUT_AS_C_NMC))
     scale = field.scale.um_per_pixel if field.scale else 1.0  # without cells there may be none
-    predictions = predictor(cut_out(image, cell, scale) for cell in field.cells if cell.whole)
+
+    def cut_outs() -> Iterator[Image.Image]:
+        for cell in field.cells:
+            if cell.whole:
+                check()
+                yield cut_out(image, cell, scale)
+
+    predictions = predictor(cut_outs())
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
     cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in field.cells)

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
     from leukoscope.models.release_files import ReleaseInfo
 
-# Two predictions at a time keep a small machine responsive, whichever tab they are for.
-PREDICTIONS_AT_ONCE, LOADED_AT_ONCE = 2, 4
+# Two predictions at a time keep a small machine responsive. Fields, which take seconds, wait in a line of their own, so
+# that no cell waits for them.
+PREDICTIONS_AT_ONCE, FIELDS_AT_ONCE, LOADED_AT_ONCE = 2, 1, 4
 # Bytes; what a visitor names may be of any size.
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20
 MAX_DOWNLOAD = 400 * 2**20
 MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
-MOST_CELLS = 500  # of one field: half a minute of a small machine
+# Of one field: half a minute of a small machine.
+MOST_CELLS, FIELD_SECONDS = 500, 60
 # One cell takes well under a second; the rest is for a graphics card that has to start.
 GPU_SECONDS = 15
 _P = ParamSpec("_P")
@@ -97,9 +99,9 @@ class ModelCache:
         # One lock a model, and how many hold or await it: a slow download holds up only those who want the same model.
         self._model_locks: dict[str, tuple[Lock, int]] = {}
         # A pool of threads takes those who wait in their order; a semaphore would not.
-        self._predicting, self._loading = ThreadPoolExecutor(PREDICTIONS_AT_ONCE), Semaphore(LOADED_AT_ONCE)
-        self.predict = self._limited(on_gpu(self._predict))
-        self.read_field = self._limited(on_gpu(self._read_field))
+        self._loading = Semaphore(LOADED_AT_ONCE)
+        self.predict = self._limited(on_gpu(self._predict), ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        self.read_field = self._limited(on_gpu(self._read_field), ThreadPoolExecutor(FIELDS_AT_ONCE))
 
     @property
     def loaded(self) -> list[str]:
@@ -173,13 +175,15 @@ class ModelCache:
             choices.append((text, name))
         return choices
 
-    def _limited(self, call: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
-        """`call`, whose first argument is a model's name, once fewer than two other predictions are computed."""
+    def _limited(
+        self, call: Callable[Concatenate[str, _P], _T], line: ThreadPoolExecutor
+    ) -> Callable[Concatenate[str, _P], _T]:
+        """`call`, whose first argument is a model's name, once a thread of the line is free."""
 
         def wait_and_call(choice: str, *args: _P.args, **options: _P.kwargs) -> _T:
             # Loaded first: a download may take minutes, and must not hold up those whose model is in memory.
             self.predictor(choice)
-            return self._predicting.submit(copy_context().run, call, choice, *args, **options).result()
+            return line.submit(copy_context().run, call, choice, *args, **options).result()
 
         return wait_and_call
 
@@ -194,7 +198,9 @@ class ModelCache:
         from leukoscope.inference.field import read_field
 
         predictor = self.predictor(choice)
-        return read_field(predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS)
+        return read_field(
+            predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS
+        )
 
     def _require_known(self, name: str) -> None:
         """Refuse what is no model name: a visitor may name Hub repositories, but no folder of this machine."""

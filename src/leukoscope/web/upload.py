@@ -1,8 +1,8 @@
 """A visitor's files: uploads, read once and then deleted, and what is made for the visitor to save.
 
-Gradio 6.31 hands a component the path that the request names. It refuses one outside its upload folder where the file's
-description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one guard: a component here
-gives its handler nothing but a file of an upload's own folder, whose random name only its sender knows.
+Gradio 6.31 hands a component the path that the request names. It refuses one outside its upload folder where the
+file's description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one guard: a
+component here gives its handler nothing but a file of an upload's own folder, whose random name only its sender knows.
 
 Gradio's own image component decodes before any handler runs and shows a traceback for a broken file; the one here
 hands the file over untouched, so that a bad picture is refused in the same words as everywhere else in Leukoscope.
