@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 import gradio
 import pytest
 from gradio import route_utils
+from gradio.data_classes import FileData
+from gradio.processing_utils import async_move_files_to_cache
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -19,9 +22,11 @@ from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import Localised, t
 from leukoscope.web.upload import (
+    ANSWER_FOLDER,
     OWN_FOLDER,
     File,
-    delete_old_uploads,
+    cell_upload,
+    delete_old,
     keep_uploads_apart,
     png_answer,
     read_upload,
@@ -101,9 +106,34 @@ def test_what_a_killed_server_left_is_deleted_once_it_is_old(cache: Path) -> Non
         folder.mkdir()
         (folder / "cell.png").write_bytes(b"1")
         os.utime(folder, (time.time() - 7300,) * 2)
-    delete_old_uploads(7200)
+    delete_old(OWN_FOLDER, 7200)
     assert sorted(folder.name for folder in cache.parent.iterdir()) == ["of-another-app", cache.name]
-    assert Path(png_answer(Image.new("RGB", (8, 8)))).parent.name.startswith(OWN_FOLDER), "answers are deleted as well"
+
+
+def test_a_picture_that_a_program_was_sent_is_deleted_minutes_later(cache: Path) -> None:
+    answers = [Path(png_answer(Image.new("RGB", (8, 8)))) for _ in range(2)]
+    os.utime(answers[0].parent, (time.time() - 400,) * 2)
+    delete_old(ANSWER_FOLDER, 300)
+    assert [answer.exists() for answer in answers] == [False, True]
+
+
+def test_a_picture_from_a_web_address_lies_where_nobody_else_looks(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def download(address: str, cache_dir: str) -> str:
+        path = Path(cache_dir) / "named-by-the-address" / "cell.bmp"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(path)
+        return str(path)
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", download)
+    with gradio.Blocks():
+        upload = cell_upload()
+    given = {"path": "https://example.org/cell.bmp", "meta": {"_type": "gradio.FileData"}}
+    moved = asyncio.run(async_move_files_to_cache(given, upload, check_in_upload_folder=True))
+    path = upload.preprocess(FileData(**moved))
+    assert read_upload(path)[0].size == (40, 40)
+    assert not list(cache.parent.rglob("cell.bmp"))
 
 
 def test_an_example_that_everyone_sees_is_not_deleted(cache: Path) -> None:

@@ -27,6 +27,7 @@ import gradio as gr
 from gradio import route_utils
 from gradio.data_classes import FileData, ListFiles
 from gradio.utils import get_upload_folder
+from gradio_client.utils import is_http_url_like
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -35,7 +36,7 @@ from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.web.text import Localised, in_english, t, translate
 
 MAX_BYTES = 20 * 1024 * 1024
-OWN_FOLDER = "upload-"
+OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
 
 
 class Limit(NamedTuple):
@@ -119,6 +120,7 @@ def cell_upload(**options: Any) -> gr.Image:
     """
     upload = gr.Image(type="filepath", image_mode=None, **options)
     upload.preprocess = lambda payload: uploaded(payload.path) if payload else None  # type: ignore
+    _keep_downloads_apart(upload)
     upload.example_payload = lambda: {"path": "cell.png", "meta": {"_type": "gradio.FileData"}}  # type: ignore[method-assign]
     upload.example_value = lambda: "cell.png"  # type: ignore[method-assign]
     return upload
@@ -128,7 +130,27 @@ def files_upload(**options: Any) -> gr.File:
     """An input of many files that gives its handler their paths exactly as they were sent."""
     upload = gr.File(file_count="multiple", **options)
     upload.preprocess = _paths_as_sent  # type: ignore[method-assign]
+    _keep_downloads_apart(upload)
     return upload
+
+
+def _keep_downloads_apart(upload: gr.components.Component) -> None:
+    """Let what a component downloads from a web address be an upload: in a folder of its own, deleted by its handler.
+
+    Gradio names the folder by the address, which others may know.
+    """
+    to_cache = upload.async_move_resource_to_block_cache
+
+    async def to_own_folder(source: str | Path | None) -> str | None:
+        path = await to_cache(source)
+        if path is None or not is_http_url_like(str(source)):
+            return path
+        own = Path(get_upload_folder()) / f"{OWN_FOLDER}{secrets.token_hex(16)}" / file_name(path)
+        own.parent.mkdir()
+        upload.temp_files.add(str(own))
+        return str(Path(path).replace(own))
+
+    upload.async_move_resource_to_block_cache = to_own_folder  # type: ignore[method-assign]
 
 
 def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
@@ -138,16 +160,17 @@ def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:
 
 
 def uploaded(path: str) -> str:
-    """The path itself, where it is that of an upload that is still there.
+    """The path itself, where it is that of an upload that is still there, or of a picture that an assistant sent.
 
-    Of any other path nothing is looked at: the answer must not tell what lies on this machine.
+    The folder of the first has a random name, that of the second the hash of its content: nobody else knows either. Of
+    any other path nothing is looked at: the answer must not tell what lies on this machine.
 
     Raises:
         gradio.Error: anything else, always in the same words.
     """
     with suppress(OSError, ValueError):  # a name that is too long or holds a zero byte
         file, cache = Path(path), Path(get_upload_folder())
-        own = re.fullmatch(rf"{OWN_FOLDER}[0-9a-f]{{32}}", file.parent.name) and file.parent.parent in (
+        own = re.fullmatch(rf"{OWN_FOLDER}[0-9a-f]{{32}}|[0-9a-f]{{64}}", file.parent.name) and file.parent.parent in (
             cache,
             cache.resolve(),
         )
@@ -227,9 +250,14 @@ def gradio_errors() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def delete_old_uploads(seconds: float) -> None:
-    """Delete what visitors sent to a server that was killed before it could delete it, once it is so old."""
-    for folder in Path(get_upload_folder()).glob(f"{OWN_FOLDER}*"):
+def delete_old(kind: str, seconds: float) -> None:
+    """Delete the files of this cache that are so old.
+
+    Args:
+        kind: `OWN_FOLDER`: what visitors sent to a server that was killed before it could delete it; or
+            `ANSWER_FOLDER`: pictures that programs were sent.
+    """
+    for folder in Path(get_upload_folder()).glob(f"{kind}*"):
         with suppress(OSError):  # another server deletes it just now
             if time.time() - folder.stat().st_mtime > seconds:
                 shutil.rmtree(folder)
@@ -314,7 +342,7 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
 def png_answer(image: Image.Image) -> str:
     """Write a picture as a PNG that carries the research notice, in a folder of its own of Gradio's cache.
 
-    Gradio sends it from there and deletes it once it is old. Its own files take three times as long to compress, and
+    Gradio sends it from there; `delete_old` deletes it. Its own files take three times as long to compress, and
     have the name of an equal answer's: writing one anew breaks off the download of whoever is being sent it.
 
     Returns:
@@ -322,7 +350,7 @@ def png_answer(image: Image.Image) -> str:
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)
-    path = Path(get_upload_folder()) / f"{OWN_FOLDER}{secrets.token_hex(16)}" / "image.png"
+    path = Path(get_upload_folder()) / f"{ANSWER_FOLDER}{secrets.token_hex(16)}" / "image.png"
     path.parent.mkdir(parents=True)
     image.save(path, pnginfo=about, compress_level=1)
     return str(path)
