@@ -323,13 +323,17 @@ def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) 
     ("rows", "message"),
     [
         ("file,subject\nblast/p1_1.png,a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),
-        ("file,subject\nblast/p1_1.png,\n", "no row for file 'blast/p1_1.png'; every image needs a subject"),
-        ("file,patient\nblast/p1_1.png,a\n", "lacks the column(s) subject; it needs file,subject"),
-        ("", "lacks the column(s) file, subject; it needs file,subject"),
         (
-            "file;subject\nblast/p1_1.png;a\n",
-            "lacks the column(s) file, subject; its columns are separated by semicolons; save it with commas",
+            "file,subject\nblast/p1_1.png,\nblast/p2_1.png,b\n",
+            "row 2 names no subject for 'blast/p1_1.png', other rows name theirs; fill it in, or delete the row",
         ),
+        (
+            "file,age\nblast/p1_1.png,7\n",
+            "names no subject; add a column called subject (or subject_id, patient_id, patient, person, person_id, "
+            "donor, donor_id)",
+        ),
+        ("", "is empty; give a header with the columns file,subject (and label, where classes are known)"),
+        ("file;subject\nblast/p1_1.png;a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),
     ],
     ids=["missing row", "empty subject", "missing column", "empty file", "semicolons"],
 )
@@ -353,7 +357,8 @@ def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_cou
     assert load_cells("imagefolder", own_cells, subject_csv=table).train["subject"][:] == ["p1", "p2", "p3", "p3"]
     table.write_text("\n".join([*rows, "blast/p1_1.png,other"]))
     assert _refusal(load_cells, "imagefolder", own_cells, subject_csv=table) == (
-        f"{table}: file 'blast/p1_1.png' is there as subject 'p1' and as 'other'; keep one of the two rows"
+        f"{table}: file 'blast/p1_1.png' is there with subject 'p1' (row 2) and with 'other' (row 6); keep one of "
+        "the two rows"
     )
 
 
@@ -484,17 +489,27 @@ def _publish(
 
 
 def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> None:
-    columns = {"label": [1, 0, 1], "patient_id": [7, 8, None], "file_name": ["a.png", "b.png", "c.png"]}
+    columns = {"label": [1, 0, 1], "patient_id": [7, 8, 9], "file_name": ["a.png", "b.png", "c.png"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.ClassLabel(names=["normal", "blast"]))
     data = load_cells(hub_id)
     assert data.train.column_names == COLUMNS
     assert data.info.labels == ("blast", "normal")
     names = [data.train.features["label"].int2str(i) for i in data.train["label"]]
     assert names == ["blast", "normal", "blast"]
-    assert data.train["subject"][:] == ["7", "8", ""], "a missing subject stays unknown"
+    assert data.train["subject"][:] == ["7", "8", "9"]
     assert data.train["cell_id"][:] == ["a", "b", "c"]
     assert data.train["fold"][:] == ["", "", ""]
     assert np.asarray(data.train[2]["image"])[0, 0].tolist() == [20, 0, 0]
+
+
+@pytest.mark.parametrize("nobody", [None, "", " ", "nan", "None", "NULL"])
+def test_a_hub_data_set_names_all_subjects_or_none(tmp_path: Path, nobody: str | None) -> None:
+    """Cells without a subject would train while the same person's cells are tested."""
+    names = {"label": ["ALL", "HEM", "HEM"], "file_name": ["a.png", "b.png", "c.png"]}
+    none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}, datasets.Value("string")))
+    assert none.train["subject"][:] == ["", "", ""]
+    some = _publish(tmp_path / "some", names | {"subject": ["p", nobody, "p"]}, datasets.Value("string"))
+    assert "cell b has no subject, other cells have one; name it" in _refusal(load_cells, some)
 
 
 def test_a_cells_own_id_is_kept_but_for_the_suffix_of_a_file(tmp_path: Path) -> None:

@@ -416,6 +416,7 @@ def test_what_could_not_be_written_is_refused_first(tmp_path, cells):
     with pytest.raises(LeukoscopeError, match=r"^--by_subject .*s.csv: is the file of --output too; name another one$"):
         check_by_subject(tmp_path / "s.csv", tmp_path / "." / "s.csv", open_source(str(cells), subject_pattern=BY_NAME))
     table = tmp_path / "cells.csv"
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     table.write_text("file,subject\na.png,ann\n")
     with pytest.raises(LeukoscopeError, match=r"^--by_subject .*cells.csv: is the file of --input too; name another"):
         check_by_subject(table, tmp_path / "o.csv", open_source(str(table)))

@@ -484,6 +484,8 @@ def patient(
     except LeukoscopeError as error:
         # The message is that of `score`, where the source is a flag.
         raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    if cells.report and not quiet:
+        typer.echo(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
     if report is not None:
         from leukoscope.reports.patient_report import print_to_pdf, report_on

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -172,7 +172,7 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
 
 def _check_scans(image: Image.Image, name: str | Path) -> None:
     """Refuse a JPEG, or a TIFF packed as JPEG, of more scans than a photograph has."""
-    assert image.fp is not None
+    file: BinaryIO = image.fp  # type: ignore[attr-defined]
     parts = 1
     if image.format == "TIFF":
         if image.info.get("compression") != "jpeg":
@@ -180,11 +180,11 @@ def _check_scans(image: Image.Image, name: str | Path) -> None:
         parts = max(len(image.tag_v2.get(tag, ())) for tag in _PARTS_OF_TIFF)  # type: ignore[attr-defined]
     elif image.format not in ("JPEG", "MPO"):
         return
-    at = image.fp.tell()
-    image.fp.seek(0)
+    at = file.tell()
+    file.seek(0)
     # Within a scan's data, 255 is followed by 0 or a restart marker: the marker is found nowhere else.
-    scans = image.fp.read().count(_START_OF_SCAN)
-    image.fp.seek(at)
+    scans = file.read().count(_START_OF_SCAN)
+    file.seek(at)
     if scans > parts + MAX_SCANS:
         raise UnreadableImage(
             f"{name}: is a JPEG of {scans} scans; at most {MAX_SCANS} are decoded: save it again as a plain JPEG"

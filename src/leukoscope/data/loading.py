@@ -39,11 +39,11 @@ from leukoscope.data.registry import (
     files_left_out,
     find_class_folders,
     passed_over,
-    read_columns,
 )
 from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
 from leukoscope.data.synthetic import phantom_cells
-from leukoscope.progress import progress
+from leukoscope.data.tables import SUBJECT_COLUMNS, located, read_csv, subject_name
+from leukoscope.progress import note, progress
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 PRELIMINARY_TEST = "preliminary_test"
 _BACKGROUND_SAMPLE = 24
-# What others call our columns.
-SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient")
 # What splits and their folders are called, as `datasets` reads them.
 _SIDE_NAMES = {
     "train": ("train", "training"),
@@ -446,17 +444,14 @@ def _with_subjects(
     if csv_path is not None:
         if not Path(csv_path).is_file():
             raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
-        subjects: dict[str, str] = {}
-        for file, subject in read_columns(Path(csv_path), "file", "subject"):
-            file = file.strip().replace("\\", "/")  # as Windows writes paths
-            if (other := subjects.setdefault(file, subject.strip())) != subject.strip():
-                raise LeukoscopeError(
-                    f"{csv_path}: file {file!r} is there as subject {other!r} and as {subject.strip()!r}; keep "
-                    "one of the two rows"
-                )
+        table = read_csv(Path(csv_path))
+        table.require_subjects()
+        for line in table.notes:
+            note(line)
+        subjects = {file: row.subject for row, file in located(table, root)}
         for cell in cells:
-            file = cell.path.relative_to(root).as_posix().replace("\\", "/")
-            if not subjects.get(file):
+            file = cell.path.relative_to(root).as_posix()
+            if file not in subjects:
                 raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
             yield replace(cell, subject=subjects[file])
     elif pattern is not None:
@@ -645,6 +640,12 @@ def _hub_rows(
     subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:
         subjects = [match["subject"] if (match := CNMC_NAME.match(cell)) else "" for cell in ids]
+    subjects = [subject_name(subject) for subject in subjects]
+    if any(subjects) and "" in subjects:
+        raise LeukoscopeError(
+            f"data set {hub_id}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or "
+            f"remove its row ({subjects.count('')} row(s) like this)"
+        )
     folds = [side] * len(ids) if side else column(["fold"]) or [""] * len(ids)
     prefix = "" if side in ("", "train") else f"{side}/"
     made = zip(ids, names, subjects, _hub_contents(hub_id, images, ids), folds, strict=True)

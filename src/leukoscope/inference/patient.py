@@ -16,6 +16,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import UnreadableImage
+from leukoscope.data.tables import SUBJECT_COLUMNS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
 from leukoscope.progress import track
 
@@ -271,8 +272,14 @@ def person_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> st
         labels: the release's classes.
 
     Raises:
-        LeukoscopeError: the folder is named like one of the classes.
+        LeukoscopeError: the folder is named like one of the classes, or a table without subjects: what its rows have in
+            common, a folder or nothing, is no subject.
     """
+    if source.table is not None and not source.has_subjects:
+        raise LeukoscopeError(
+            f"{source.table}: names no subject; add a column called subject (or {', '.join(SUBJECT_COLUMNS[1:])}), or "
+            "give --subject_pattern"
+        )
     path = PurePath(cell.cell_id)
     folders = () if path.is_absolute() or source.has_subjects else path.parts[:-1]
     name = cell.subject or (folders[0] if folders else "")

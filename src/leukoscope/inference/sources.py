@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
-from leukoscope.data.registry import walked, wrong_separator
+from leukoscope.data.registry import walked
+from leukoscope.data.tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
-_PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 # Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
 _ROWS_AT_ONCE = 16
 _LISTED_AT_ONCE = 10_000
@@ -91,7 +91,7 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
     elif path.is_dir():
         source = _files(path, ((name, name, "") for name in _image_paths(path)), subject_pattern, has_subjects=False)
     elif path.suffix.lower() == ".csv":
-        source = replace(_csv(path, subject_pattern), table=path)
+        source = replace(_table_of_paths(path, read_csv(path), subject_pattern), table=path)
     elif path.suffix.lower() == ".parquet":
         source = replace(_parquet(path, subject_pattern), table=path)
     else:
@@ -109,23 +109,6 @@ def _image_paths(folder: Path) -> Iterator[str]:
                 yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
 
 
-def _csv(path: Path, subject_pattern: str | None) -> CellSource:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    def read(columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-        as_text = csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()))
-        return csv.open_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
-
-    try:
-        return _table_of_paths(path, csv.open_csv(path).schema.names, read, subject_pattern)
-    except ValueError as error:  # of pyarrow, or of names that are not in UTF-8
-        reason = str(error).splitlines()[0]
-        raise LeukoscopeError(f"--input {path}: cannot be read as CSV in UTF-8 ({reason}); export it again") from None
-    except OSError as error:
-        raise _unreadable(f"--input {path}: damaged CSV", path, error) from None
-
-
 def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,48 +122,29 @@ def _parquet(path: Path, subject_pattern: str | None) -> CellSource:
                 # Text, of whatever type, is a path; a number, say, is neither.
                 if pa.types.is_struct(kind) or kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
                     return _table_of_pictures(path, file.metadata.num_rows, names, subject_pattern)
-            return _table_of_paths(path, names, lambda wanted: file.iter_batches(columns=wanted), subject_pattern)
+            wanted = [name for name in names if not pa.types.is_nested(file.schema_arrow.field(name).type)]
+            batches = (batch.to_pydict() for batch in file.iter_batches(columns=wanted))
+            rows = (row for batch in batches for row in zip(*(batch[name] for name in wanted), strict=True))
+            return _table_of_paths(path, cell_table(str(path), wanted, enumerate(rows, start=1)), subject_pattern)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(f"--input {path}: is no whole Parquet file", path, error) from None
 
 
-def _subject_column(table: Path, names: Sequence[str], subject_pattern: str | None) -> str:
-    """The column of subjects; "" where there is none."""
-    from leukoscope.data.loading import SUBJECT_COLUMNS
-
-    column = next((name for name in SUBJECT_COLUMNS if name in names), "")
-    if column and subject_pattern:
-        raise LeukoscopeError(
-            f"--input {table} --subject_pattern {shlex.quote(subject_pattern)}: its column {column!r} names the "
-            "subjects as well; leave the pattern out, or the column"
-        )
-    return column
-
-
-def _table_of_paths(
-    table: Path,
-    names: Sequence[str],
-    read: Callable[[list[str]], Iterable[pa.RecordBatch]],
-    subject_pattern: str | None,
-) -> CellSource:
+def _table_of_paths(path: Path, table: CellTable, subject_pattern: str | None) -> CellSource:
     """Cells in files whose paths, relative to the table, stand in one of its columns."""
-    path = next((name for name in _PATH_COLUMNS if name in names), None)
-    if path is None:
+    if table.has_subjects:
+        _refuse_pattern(path, subject_pattern)
+    rows = ((row.cell_id, file, row.subject) for row, file in located(table, path.parent))
+    source = _files(path.parent, rows, subject_pattern, has_subjects=table.has_subjects)
+    return replace(source, report="\n".join(table.notes))
+
+
+def _refuse_pattern(table: Path, subject_pattern: str | None) -> None:
+    if subject_pattern:
         raise LeukoscopeError(
-            f"--input {table}: has no column of image paths (one of {', '.join(_PATH_COLUMNS)}), only "
-            f"{', '.join(names)}; {wrong_separator(names) or 'rename the one that holds them'}"
+            f"--input {table} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects as "
+            "well; leave the pattern out, or the column"
         )
-    cell_id = "cell_id" if "cell_id" in names else path
-    subject = _subject_column(table, names, subject_pattern)
-
-    def rows() -> Iterator[tuple[str, str, str]]:
-        for batch in read([name for name in dict.fromkeys((cell_id, path, subject)) if name]):
-            for row in batch.to_pylist():
-                of_cell = (row[cell_id], row[path], row[subject] if subject else None)
-                first, second, third = ("" if value is None else str(value) for value in of_cell)
-                yield first, second, third
-
-    return _files(table.parent, rows(), subject_pattern, has_subjects=bool(subject))
 
 
 def _files(
@@ -231,6 +195,8 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pattern: str | None) -> CellSource:
     """Pictures inside a Parquet file, as 🤗 data sets are stored: read row group by row group."""
+    import pyarrow.parquet as pq
+
     from leukoscope.data.loading import ID_COLUMNS
 
     if subject_pattern:
@@ -239,8 +205,15 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
             "give it a column 'subject' instead"
         )
     id_column = next((name for name in ID_COLUMNS if name in names), "")
-    subject = _subject_column(path, names, None)
+    subject = next((name for name in names if name.strip().casefold() in SUBJECT_COLUMNS), "")
     columns = ["image", *(name for name in (id_column, subject) if name)]
+    owners = (
+        [subject_name(one) for one in pq.read_table(path, columns=[subject])[subject].to_pylist()] if subject else []
+    )
+    if any(owners) and "" in owners:
+        raise LeukoscopeError(
+            f"--input {path}: row {owners.index('')} names no subject, other rows name theirs; fill it in, or remove it"
+        )
 
     def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
         for number, row in _rows_of_groups(path, columns, ranges):
@@ -250,10 +223,10 @@ def _table_of_pictures(path: Path, count: int, names: Sequence[str], subject_pat
             # Its bytes alone; or bytes or path, as 🤗 data sets keep them; or nothing.
             stored = row["image"] if isinstance(row["image"], Mapping) else {"bytes": row["image"]}
             stored = {"bytes": stored.get("bytes"), "path": stored.get("path") and str(path.parent / stored["path"])}
-            yield SourceCell(cell_id, "" if owner is None else str(owner), _picture(stored, cell_id))
+            yield SourceCell(cell_id, subject_name(owner), _picture(stored, cell_id))
 
     fingerprint = hashlib.sha256(repr((path.name, count, _state(path))).encode()).hexdigest()
-    return CellSource(count, fingerprint, bool(subject), read)
+    return CellSource(count, fingerprint, any(owners), read)
 
 
 def _picture(stored: Mapping[str, Any], cell_id: str) -> str | EncodedImage:
@@ -316,7 +289,7 @@ def _data_set(name: str, train_dir: str | Path | None, subject_pattern: str | No
     def read(ranges: Sequence[range]) -> Iterator[SourceCell]:
         for wanted in ranges:
             for row in encoded.select(wanted):
-                yield SourceCell(row["cell_id"], row["subject"] or "", _picture(row["image"], row["cell_id"]))
+                yield SourceCell(row["cell_id"], subject_name(row["subject"]), _picture(row["image"], row["cell_id"]))
 
     # The data's own fingerprint covers neither the order of its cells nor a file replaced by one of the same size.
     digest = hashlib.sha256(data.fingerprint.encode())

@@ -5,8 +5,6 @@ Labels and subjects come from a CSV, labels also from the folders of a zip, subj
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 import re
 import stat
@@ -20,6 +18,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.tables import HEADER, FileIndex, parse_csv
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
@@ -27,7 +26,6 @@ MAX_TABLES, MAX_TABLE, MAX_ROWS = 4, 2**20, 20_000
 LONGEST_NAME = 255
 MOST_LABELS, MOST_UNKNOWN, LONGEST_LABEL = 20, 20, 60
 LONGEST_PATTERN, PATTERN_SECONDS = 200, 0.5
-_HOW_A_CSV_LOOKS = "give a header with the column file, and label or subject beside it"
 
 
 @dataclass(frozen=True)
@@ -192,21 +190,31 @@ def _unpacked(path: str, entry: zipfile.ZipInfo, opened: Callable[[str], zipfile
 
 def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
     """Take labels and subjects from CSVs, and list the rows that cannot be used."""
-    known = _endings([file.name for file in batch.files])
+    endings = _endings([file.name for file in batch.files])
+    index = FileIndex(endings)
     # File → its different entries, each with the CSV that gives it first.
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     subjects: dict[str, dict[str, str]] = defaultdict(dict)
-    for table in tables:
-        rows = [(row, _named(row["file"], table.name, known)) for row in _rows(table)]
-        batch.problems += _not_one_picture(table.name, [(row["file"], len(pictures)) for row, pictures in rows])
+    for file in tables:
+        content = file.read()
+        if len(content) > MAX_TABLE:
+            raise LeukoscopeError(f"{file.name}: is over {MAX_TABLE // 2**20} MB; give one row per picture")
+        if content.count(b"\n") > MAX_ROWS:
+            raise LeukoscopeError(f"{file.name}: holds more than {MAX_ROWS:,} rows; give one row per picture")
+        table = parse_csv(content, file.name)
+        if not table.has_subjects and not any(row.label for row in table.rows):
+            raise LeukoscopeError(f"{file.name}: names neither a subject nor a label; {HEADER}")
+        batch.problems += table.notes
+        rows = [(row, _named(row.file, file.name, index, endings)) for row in table.rows]
+        batch.problems += _not_one_picture(file.name, [(row.file, len(pictures)) for row, pictures in rows])
         for row, pictures in rows:
             if len(pictures) != 1:
                 continue
-            if label := row.get("label"):
-                labels[pictures[0]].setdefault(label, table.name)
-                batch.label_tables.setdefault(label, table.name)
-            if subject := row.get("subject"):
-                subjects[pictures[0]].setdefault(subject, table.name)
+            if row.label:
+                labels[pictures[0]].setdefault(row.label, file.name)
+                batch.label_tables.setdefault(row.label, file.name)
+            if row.subject:
+                subjects[pictures[0]].setdefault(row.subject, file.name)
     batch.labels = _agreed("label", labels, batch.problems)
     batch.subjects = _agreed("subject", subjects, batch.problems)
 
@@ -238,31 +246,6 @@ def _agreed(column: str, given: Mapping[str, Mapping[str, str]], problems: list[
     return {file: entry for file, (entry, *others) in given.items() if not others}
 
 
-def _rows(table: BatchFile) -> list[dict[str, str]]:
-    """A CSV's rows, by column."""
-    content = table.read()
-    if len(content) > MAX_TABLE:
-        raise LeukoscopeError(f"{table.name}: is over {MAX_TABLE // 2**20} MB; give one row per picture")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", "replace")  # as Excel writes a CSV in Western Europe
-    header = text.partition("\n")[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
-    try:
-        rows = [
-            {(key or "").strip().casefold(): (value or "").strip() for key, value in row.items() if key is not None}
-            for row in islice(csv.DictReader(io.StringIO(text), delimiter=delimiter), MAX_ROWS + 1)
-        ]
-    except csv.Error as error:
-        raise LeukoscopeError(f"{table.name}: is no CSV ({error}); {_HOW_A_CSV_LOOKS}") from None
-    if len(rows) > MAX_ROWS:
-        raise LeukoscopeError(f"{table.name}: holds more than {MAX_ROWS:,} rows; give one row per picture")
-    if not rows or "file" not in rows[0] or not {"label", "subject"} & rows[0].keys():
-        raise LeukoscopeError(f"{table.name}: lacks the columns; {_HOW_A_CSV_LOOKS}")
-    return rows
-
-
 def _endings(names: Sequence[str]) -> dict[str, list[str]]:
     """Each ending of the pictures' paths (study/P1/1.png, P1/1.png, 1.png) → the pictures that it names."""
     found: dict[str, list[str]] = defaultdict(list)
@@ -273,12 +256,11 @@ def _endings(names: Sequence[str]) -> dict[str, list[str]]:
     return found | {name: [name] for name in names}
 
 
-def _named(file: str, table: str, known: Mapping[str, list[str]]) -> list[str]:
+def _named(file: str, table: str, index: FileIndex, endings: Mapping[str, list[str]]) -> list[str]:
     """The pictures that a CSV's row may mean: from the CSV's own folder on, else by the end of their paths."""
-    path = file.replace("\\", "/")
-    for one in (posixpath.join(posixpath.dirname(table), path), path):
-        if found := known.get(posixpath.normpath(one)):
-            return found
+    for one in (posixpath.join(posixpath.dirname(table), file), file):
+        if found := index.find(posixpath.normpath(one)):
+            return sorted({name for ending in found for name in endings[ending]})
     return []
 
 

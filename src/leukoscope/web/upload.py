@@ -150,7 +150,7 @@ def _keep_downloads_apart(upload: gr.components.Component) -> None:
         upload.temp_files.add(str(own))
         return str(Path(path).replace(own))
 
-    upload.async_move_resource_to_block_cache = to_own_folder  # type: ignore[method-assign]
+    upload.async_move_resource_to_block_cache = to_own_folder  # type: ignore[method-assign, assignment]
 
 
 def _paths_as_sent(payload: ListFiles | FileData | None) -> list[str] | None:

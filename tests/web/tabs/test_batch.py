@@ -129,13 +129,12 @@ def test_a_csv_apart_names_pictures_by_the_end_of_their_paths(tmp_path: Path) ->
 
 
 def test_rows_of_csvs_that_contradict_each_other_are_told_and_not_used(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("file,label,subject\n1.png,ALL,P1\n1.png,HEM,P1\n2.png,ALL,P1\n")
+    (tmp_path / "a.csv").write_text("file,label,subject\n1.png,ALL,P1\n2.png,ALL,P1\n")
     (tmp_path / "b.csv").write_text("file,subject\n2.png,P2\n")
     zipped = pack(tmp_path / "cells.zip", {"1.png": b"", "2.png": b""})
     batch = open_batch([zipped, str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
-    assert (batch.labels, batch.subjects) == ({"2.png": "ALL"}, {"1.png": "P1"})
+    assert (batch.labels, batch.subjects) == ({"1.png": "ALL", "2.png": "ALL"}, {"1.png": "P1"})
     assert batch.problems == [
-        "a.csv: 1.png is there with the label 'ALL' and with 'HEM'; neither is used: keep one of the two rows",
         "b.csv: 2.png is there with the subject 'P1' and with 'P2'; neither is used: keep one of the two rows",
     ]
 
@@ -144,7 +143,9 @@ def test_a_csv_as_a_german_excel_saves_it_is_read(tmp_path: Path) -> None:
     table = "file;label;subject\r\nZähl1.png;ALL;Müller, A.\r\n".encode("cp1252")
     batch = open_batch([pack(tmp_path / "cells.zip", {"Zähl1.png": b"", "labels.csv": table})])
     assert (batch.labels, batch.subjects) == ({"Zähl1.png": "ALL"}, {"Zähl1.png": "Müller, A."})
-    assert batch.problems == []
+    assert batch.problems == [
+        "labels.csv: is not in UTF-8 and was read as Windows-1252; check names with umlauts or accents"
+    ]
 
 
 def test_zips_that_hold_the_same_names_keep_all_their_pictures_apart(tmp_path: Path) -> None:
@@ -294,10 +295,18 @@ def test_loose_files_are_bounded_together_and_none_is_read_to_be_listed(
         open_batch(paths)
 
 
-@pytest.mark.parametrize("content", [b"name,label\na.png,ALL\n", b"file\na.png\n", b"", b"\xff\x00\x00"])
-def test_a_csv_without_the_columns_says_what_it_needs(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name,label\na.png,ALL\n", "has no column of image paths"),
+        (b"file\na.png\n", "names neither a subject nor a label; give a header with the columns file,subject"),
+        (b"", "is empty; give a header with the columns file,subject"),
+        (b"\xff\x00\x00", "is no text; export the table as CSV"),
+    ],
+)
+def test_a_csv_without_the_columns_says_what_it_needs(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(LeukoscopeError, match="labels.csv: .*give a header with the column file, and label or subject"):
+    with pytest.raises(LeukoscopeError, match=f"labels.csv: {said}"):
         open_batch([str(tmp_path / "labels.csv")])
 
 

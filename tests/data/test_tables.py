@@ -1,0 +1,190 @@
+"""Tables as laboratories export them: every reader gives the same cells to the same subjects, or the same refusal."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from unicodedata import normalize
+
+import pytest
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import load_cells
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.data.tables import parse_csv, subject_name
+from leukoscope.inference.sources import open_source
+from leukoscope.web.batch_files import open_batch
+
+PLAIN = {
+    "ALL/P00_0.bmp": "P00",
+    "ALL/P00_1.bmp": "P00",
+    "ALL/P01_2.bmp": "P01",
+    "HEM/P10_0.bmp": "P10",
+    "HEM/P10_1.bmp": "P10",
+    "HEM/P11_2.bmp": "P11",
+}
+_ROWS = [(file, subject, file[:3]) for file, subject in PLAIN.items()]
+
+
+def table(*header: str, separator: str = ",", end: str = "\n", edit: Callable[[str], str] = str) -> str:
+    """The plain table, its entries changed by `edit`."""
+    lines = [header, *([edit(entry) for entry in row[: len(header)]] for row in _ROWS)]
+    return end.join(separator.join(line) for line in lines) + end
+
+
+COLUMNS = ("file", "subject", "label")
+# What is read as the plain table.
+READ: Mapping[str, str | bytes] = {
+    "plain": table(*COLUMNS),
+    "byte-order mark": table(*COLUMNS).encode("utf-8-sig"),
+    "UTF-16": table(*COLUMNS, separator="\t").encode("utf-16"),
+    "UTF-16, big end first": b"\xfe\xff" + table(*COLUMNS).encode("utf-16-be"),
+    "semicolons": table(*COLUMNS, separator=";"),
+    "tabs": table(*COLUMNS, separator="\t"),
+    "sep= line": "sep=;\r\n" + table(*COLUMNS, separator=";", end="\r\n"),
+    "Windows lines and paths": table(*COLUMNS, end="\r\n", edit=lambda one: one.replace("/", "\\")),
+    "CR only": table(*COLUMNS, end="\r"),
+    "header in capitals": table("File", "Subject", "Label"),
+    "header with blanks": table("file", " subject ", " label"),
+    "Patient": table("Filename", "Patient"),
+    "Patient ID": table("File Name", "Patient ID"),
+    "person": table("path", "person"),
+    "donor": table("image", "Donor", "class"),
+    "blanks": table("file", "subject", edit=lambda one: f"{one} "),
+    "no-break spaces": table("file", "subject", edit=lambda one: f"\xa0{one}\xa0"),
+    "quotes": table('"file"', '"subject"', '"label"', edit=lambda one: f'"{one}"'),
+    "dot slash": table("file", "subject", edit=lambda one: f"./{one}" if "/" in one else one),
+    "no suffix": table("file", "subject", edit=lambda one: one.removesuffix(".bmp")),
+    "suffix in capitals": table("file", "subject", edit=lambda one: one.replace(".bmp", ".BMP")),
+    "index column": "".join(
+        f"{number},{line}\n" if number else f",{line}\n" for number, line in enumerate(table(*COLUMNS).splitlines())
+    ),
+    "comment": "# exported 2024\n\n" + table(*COLUMNS),
+    "blank rows": table(*COLUMNS) + "\n,,\n\n",
+    "rows twice": table(*COLUMNS) + "".join(table(*COLUMNS).splitlines(keepends=True)[1:3]),
+}
+# What is refused, and what every reader says.
+REFUSED: Mapping[str, tuple[str | bytes, str]] = {
+    "no header": (table(*COLUMNS).partition("\n")[2], "has no header, its first row is"),
+    "header twice": (table("file", "subject", "Subject"), "its columns 'subject' and 'Subject' both name the subject"),
+    "two kinds of subject": (table("file", "subject", "patient"), "its columns 'subject' and 'patient' both name"),
+    "no subject": (table("file"), "names n(o|either a) subject"),
+    "ID is no subject": (table("file", "ID"), "names n(o|either a) subject"),
+    "one without subject": (
+        table("file", "subject").replace("bmp,P01", "bmp,"),
+        "row 4 names no subject for 'ALL/P01_2",
+    ),
+    "one subject is nan": (
+        table("file", "subject").replace("bmp,P01", "bmp,nan"),
+        "row 4 names no subject for 'ALL/P0",
+    ),
+    "two subjects": (table("file", "subject") + "ALL/P00_0.bmp,P01\n", "'P00' (row 2) and with 'P01' (row 8)"),
+    "two labels": (table(*COLUMNS) + "ALL/P00_0.bmp,P00,HEM\n", "'ALL' (row 2) and with 'HEM' (row 8)"),
+    "no such file": (table("file", "subject") + "ALL/gone.bmp,P00\n", "ALL/gone.bmp'"),
+    "a comma too many": (table("file", "subject") + "ALL/P00_0.bmp,Doe, A.\n", "row 8 has 3 entries, the header 2"),
+    "a row without file": (table("file", "subject") + ",P00\n", "row 8 names no file"),
+    "header only": ("file,subject\n", "has a header and no row"),
+    "nothing": ("", "is empty"),
+    "a spreadsheet": (b"PK\x03\x04" + bytes(20), "is no text"),
+    "names of another list": ("Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\n", "has no (column|header)"),
+}
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """The plain table's pictures, a class a folder, all different."""
+    for number, name in enumerate(PLAIN):
+        path = tmp_path / "cells" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_cell(name[:3], cell=number).image).save(path)
+    return tmp_path / "cells"
+
+
+def scored(cells: Path, content: bytes) -> dict[str, str]:
+    (cells / "table.csv").write_bytes(content)
+    source = open_source(str(cells / "table.csv"))
+    read = source.read([range(source.count)])
+    found = {os.path.relpath(cell.file, cells): cell.subject for cell in read}
+    if not all(found.values()):
+        raise LeukoscopeError(
+            "names no subject"
+        )  # `patient` and `--by_subject` say so: tests/cli/test_score_patient.py
+    return found
+
+
+def loaded(cells: Path, content: bytes) -> dict[str, str]:
+    (cells.parent / "table.csv").write_bytes(content)
+    train = load_cells("imagefolder", cells, subject_csv=cells.parent / "table.csv").train
+    return {f"{cell}.bmp": subject for cell, subject in zip(train["cell_id"][:], train["subject"][:], strict=True)}
+
+
+def uploaded(cells: Path, content: bytes) -> dict[str, str]:
+    with zipfile.ZipFile(cells.parent / "cells.zip", "w") as packed:
+        for name in PLAIN:
+            packed.write(cells / name, name)
+        packed.writestr("table.csv", content)
+    batch = open_batch([str(cells.parent / "cells.zip")])
+    told = [line for line in batch.problems if "counts once" not in line]
+    if told:  # shown beside the result, whose other cells are predicted
+        raise LeukoscopeError("; ".join(told))
+    return batch.subjects
+
+
+READERS = {"patient": scored, "--subject_csv": loaded, "demo": uploaded}
+
+
+def encoded(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", READ)
+def test_every_reader_gives_each_cell_to_its_subject(cells: Path, reader: str, name: str) -> None:
+    assert READERS[reader](cells, encoded(READ[name])) == PLAIN
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_reader_refuses_what_could_give_a_wrong_subject(cells: Path, reader: str, name: str) -> None:
+    content, said = REFUSED[name]
+    pattern = said.replace("(row", r"\(row").replace("2)", r"2\)").replace("8)", r"8\)")
+    with pytest.raises(LeukoscopeError, match=pattern):
+        READERS[reader](cells, encoded(content))
+
+
+def test_umlauts_are_one_name_however_they_are_written() -> None:
+    for encoding in ("utf-8", "utf-16", "cp1252"):
+        read = parse_csv("file,subject\nä.png,Müller\n".encode(encoding), "t.csv")
+        assert (read.rows[0].file, read.rows[0].subject) == ("ä.png", "Müller")
+        assert bool(read.notes) == (encoding == "cp1252")
+    assert subject_name(normalize("NFD", "Müller")) == "Müller"
+
+
+def test_a_file_is_found_in_another_unicode_form(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / normalize("NFD", "zähl.png"))
+    (tmp_path / "t.csv").write_text("file,subject\n" + normalize("NFC", "zähl.png") + ",P1\n", encoding="utf-8")
+    source = open_source(str(tmp_path / "t.csv"))
+    assert [Path(cell.file).is_file() for cell in source.read([range(1)])] == [True]
+
+
+def test_a_name_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
+    for suffix in (".png", ".bmp"):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"cell{suffix}")
+    (tmp_path / "t.csv").write_text("file,subject\ncell,P1\n")
+    with pytest.raises(
+        LeukoscopeError, match=r"row 2: 'cell' may be .*cell.bmp' or .*cell.png'; write the name as it is"
+    ):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_subjects_that_differ_in_case_only_are_named() -> None:
+    read = parse_csv(b"file,subject\na.png,anna\nb.png,ANNA\n", "t.csv")
+    assert read.notes == ("t.csv: subjects 'ANNA' and 'anna' differ in case only; they count as two",)
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "nan", "NaN", "None", "null", "\xa0"])
+def test_what_names_nobody_is_no_subject(value: str | None) -> None:
+    assert subject_name(value) == ""
