@@ -65,8 +65,9 @@ def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> Non
 
 
 def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> None:
-    for name in ("c", "d"):
-        shutil.copytree(cells / "b", cells / name)
+    for number, name in enumerate(("c", "d"), start=4):
+        (cells / name).mkdir()
+        Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(cells / name / "0.png")
     lines = run("patient", cells, "--model", release).stdout.splitlines()
     assert [line for line in lines if "are needed" in line] == [
         "b: too few cells: 1 cells in use, and 2 are needed; likewise 2 more"
@@ -121,6 +122,28 @@ def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path,
             assert scored[person["patient"]][key] == person[key]
         assert scored[person["patient"]]["p_ALL"] == pytest.approx(person["p_ALL"], abs=1e-6)
     assert {"mean_p_ALL", "share_refused"} <= set(head)
+
+
+def test_copies_count_once_in_the_table_by_subject(release: Path, cells: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        shutil.copy(cells / "b" / "3.png", cells / "b" / f"copy-{number}.png")
+    flags = ("--subject_pattern", "(.*)/", "--output", tmp_path / "out.csv", "--by_subject", tmp_path / "subjects.csv")
+    assert run("score", "--model", release, "--input", cells, *flags).exit_code == 0
+    with (tmp_path / "subjects.csv").open() as file:
+        outcomes = {row["subject"]: (row["cells"], row["outcome"]) for row in csv.DictReader(file)}
+    assert outcomes["b"] == ("1", "too few cells")
+
+
+def test_a_table_without_subjects_makes_no_subject_of_its_folder(release: Path, cells: Path) -> None:
+    """Cells of two persons would become one subject, and a leukaemic one be reported normal."""
+    rows = "".join(f"{path.relative_to(cells.parent)}\n" for path in sorted(cells.rglob("*.png")))
+    (cells.parent / "t.csv").write_text(f"file\n{rows}")
+    result = run("patient", cells.parent / "t.csv", "--model", release)
+    assert result.exit_code == 1 and "t.csv: names no subject; add a column called subject (or" in result.output
+    named = "".join(f"{path.relative_to(cells.parent)},P{path.parent.name}\n" for path in sorted(cells.rglob("*.png")))
+    (cells.parent / "t.csv").write_text(f"File, Patient ID\n{named}")
+    result = run("patient", cells.parent / "t.csv", "--model", release)
+    assert result.exit_code == 0 and "P=1+1" in result.output and "Pb" in result.output, result.output
 
 
 def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:

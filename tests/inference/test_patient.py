@@ -155,9 +155,29 @@ def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: P
     assert [(one.patient, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
 
 
+def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: Path, capsys: Any) -> None:
+    """Enough copies of one cell would lift "too few cells" to a class."""
+    for number in range(2):
+        _draw(tmp_path / "p1" / f"{number}.png", number)
+    shutil.copy(tmp_path / "p1" / "0.png", tmp_path / "p1" / "0 (1).png")
+    Image.open(tmp_path / "p1" / "1.png").save(tmp_path / "p1" / "again.bmp")
+    predictor, paths = Predictor.from_pretrained(release), sorted((tmp_path / "p1").iterdir())
+    (person,), _ = predict_patients(predictor, open_source(str(tmp_path)), batch_size=1)
+    assert person.cells == predictor.patient(paths).cells == 2
+    assert "2 picture(s) are copies of others, pixel for pixel, and count once" in "".join(capsys.readouterr())
+
+
+def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> None:
+    for subject in ("anna", "bert"):
+        _draw(tmp_path / subject / "0.png", 1)
+    said = r"bert/0.png: is the same picture as .*anna/0.png, pixel for pixel, which is of another subject \('bert' and"
+    with pytest.raises(LeukoscopeError, match=said):
+        predict_patients(Predictor.from_pretrained(release), open_source(str(tmp_path)))
+
+
 def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> None:
-    for label in ("ALL", "HEM"):
-        _draw(tmp_path / label / "p1-1.png", 1)
+    for number, label in enumerate(("ALL", "HEM")):
+        _draw(tmp_path / label / "p1-1.png", number)
     predictor = Predictor.from_pretrained(release)
     with pytest.raises(
         LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a subject; name"

@@ -166,7 +166,7 @@ def test_the_columns_are_named_and_in_order(predictor, cells, tmp_path):
     score(predictor, cells, tmp_path / "out.parquet")
     assert pq.read_schema(tmp_path / "out.parquet").names == [
         "cell_id", "subject", "outcome", "reasons", "p_ALL", "p_HEM", "positive_sensitivity_95", "positive_youden",
-        "ood_score", "model", "revision",
+        "ood_score", "pixel_hash", "model", "revision",
     ]  # fmt: skip
 
 

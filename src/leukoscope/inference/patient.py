@@ -6,7 +6,7 @@ How cells are pooled, from how many, and what the result is worth on unseen subj
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import PurePath
@@ -18,9 +18,10 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.tables import SUBJECT_COLUMNS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
-from leukoscope.progress import track
+from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
+    from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.sources import CellSource, SourceCell
 
@@ -291,6 +292,14 @@ def person_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> st
     return name
 
 
+def without_copies(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The predictions of pictures that differ: a copy adds nothing to what is known of a subject."""
+    first: dict[str, Prediction] = {}
+    for prediction in predictions:
+        first.setdefault(prediction.pixel_hash or str(id(prediction)), prediction)
+    return list(first.values())
+
+
 def predict_patients(
     predictor: Predictor,
     source: CellSource,
@@ -299,18 +308,21 @@ def predict_patients(
 ) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
     """One prediction for each subject of a source, in the order of their names.
 
-    Cells are opened and predicted batch by batch, and only their probabilities are kept.
+    Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
+    for pixel, count once.
 
     Returns:
         the predictions, and what could not be read.
 
     Raises:
-        LeukoscopeError: the release was not measured by subject, no cell could be read, or a folder is named like one
-            of the release's classes, so that it is no subject.
+        LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
+            picture, or a folder is named like one of the release's classes, so that it is no subject.
     """
     rule = patient_rule(predictor)
     probabilities: dict[str, list[list[float]]] = {}
     outcomes: dict[str, list[str]] = {}
+    first: dict[str, tuple[str, str]] = {}
+    copies: list[str] = []
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
     cells, pictures = tee(source.read([range(source.count)]))
     predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
@@ -319,9 +331,20 @@ def predict_patients(
             unreadable.append(prediction)
         else:
             name = person_of(cell, source, predictor.labels)
+            owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
+            if owner != name:
+                raise LeukoscopeError(
+                    f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
+                    f"({name!r} and {owner!r}); give it to one of them"
+                )
+            if file != cell.file:
+                copies.append(f"{cell.file} of {file}")
+                continue
             probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
             outcomes.setdefault(name, []).append(prediction.outcome)
     if not outcomes:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+    if copies:
+        note(f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once, for example {copies[0]}")
     persons = [rule.predict(np.array(probabilities[name]), outcomes[name], patient=name) for name in sorted(outcomes)]
     return persons, unreadable

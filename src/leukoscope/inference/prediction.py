@@ -243,6 +243,7 @@ class Prediction:
         checks: what the decision rests on beside the probabilities.
         picture: the upright RGB picture, with `explain=True`.
         peak: the Grad-CAM value at the upper end of the release's colour scale; None where it was not measured.
+        pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
     """
 
     decision: Decision
@@ -256,6 +257,7 @@ class Prediction:
     checks: Checks = field(default_factory=Checks)
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
     peak: float | None = None
+    pixel_hash: str = ""
 
     @property
     def outcome(self) -> str:

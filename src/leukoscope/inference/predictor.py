@@ -22,12 +22,20 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import EncodedImage, UnreadableImage, from_array, open_bytes, open_image, to_rgb
+from leukoscope.data.images import (
+    EncodedImage,
+    UnreadableImage,
+    from_array,
+    open_bytes,
+    open_image,
+    pixel_hash,
+    to_rgb,
+)
 from leukoscope.inference.backends import AUTO, Backend, open_backend
 from leukoscope.inference.gradcam import EvidenceScale, HeatMap, share_on_cell
 from leukoscope.inference.graph import usable_cores
 from leukoscope.inference.ood import OodDetector
-from leukoscope.inference.patient import PatientPrediction, patient_rule
+from leukoscope.inference.patient import PatientPrediction, patient_rule, without_copies
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
 from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
@@ -53,6 +61,7 @@ class _Framed:
     source: str
     view_box: tuple[float, float, float, float]
     checks: Checks
+    pixel_hash: str
     upright: Image.Image | None
 
 
@@ -246,7 +255,7 @@ class Predictor:
 
                 smear = self.release.takes_cut_outs is True and looks_like_smear(upright)
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
-        return _Framed(pixels, source, box, checks, upright if keep else None)
+        return _Framed(pixels, source, box, checks, pixel_hash(upright), upright if keep else None)
 
     def _predict(self, cells: list[_Framed], explain: bool, tta: bool, start: float) -> list[Prediction]:
         """One pass of the cells, or of all their views, through the network, and a decision for each."""
@@ -281,6 +290,7 @@ class Predictor:
                     checks=checks,
                     picture=cell.upright,
                     peak=peak,
+                    pixel_hash=cell.pixel_hash,
                 )
             )
         return predictions
@@ -298,7 +308,7 @@ class Predictor:
             UnreadableImage: for the first picture that cannot be used.
         """
         rule = patient_rule(self)
-        cells = self(images, batch_size=batch_size)
+        cells = without_copies(self(images, batch_size=batch_size))
         probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
         return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
 

@@ -285,6 +285,7 @@ def _shard_table(
         **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
         **{name: pa.array(called, truth) for name, called in positives.items()},
         "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
+        "pixel_hash": pa.array([found.pixel_hash for _, found in predicted], text),
         "model": pa.array([found.model for _, found in predicted], text),
         "revision": pa.array([found.revision for _, found in predicted], text),
     }
@@ -357,6 +358,8 @@ def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
 def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | None) -> pa.Table:
     """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
+    Copies of a picture, pixel for pixel, count once for a subject.
+
     Args:
         joined: the table of the cells; those without a subject are left out.
         labels: the release's classes.
@@ -369,8 +372,11 @@ def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | Non
     probabilities = [f"p_{label}" for label in labels]
     # As dictionaries, since both hold few different texts.
     texts = ["subject", "outcome"]
-    cells = pq.read_table(joined, columns=[*texts, *probabilities], read_dictionary=texts)
+    cells = pq.read_table(joined, columns=[*texts, "pixel_hash", *probabilities], read_dictionary=texts)
     cells = cells.filter(pc.is_valid(cells["subject"]))
+    keys = zip(cells["subject"].to_pylist(), cells["pixel_hash"].to_pylist(), strict=True)
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    cells = cells.take(pa.array(sorted(first.values()), pa.int64()))
     outcome = cells["outcome"].cast(pa.string())
     columns = {
         "subject": cells["subject"].cast(pa.string()),

@@ -28,6 +28,7 @@ from leukoscope.reports.formatting import fraction, rendered, share, span, with_
 from leukoscope.reports.html import cell_picture
 
 if TYPE_CHECKING:
+    from leukoscope.data.images import EncodedImage
     from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
@@ -86,8 +87,10 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
             f"{len(persons)} subjects ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output patients.csv"
         )
-    pictures = [cell.picture for cell in given]
-    cells = predictor(pictures, batch_size=batch_size)
+    of_hash: dict[str, tuple[Prediction, str | EncodedImage]] = {}
+    for cell, found in zip(given, predictor((cell.picture for cell in given), batch_size=batch_size), strict=True):
+        of_hash.setdefault(found.pixel_hash, (found, cell.picture))  # a copy adds nothing to what is known
+    cells, pictures = zip(*of_hash.values(), strict=True)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     person = rule.predict(probabilities, outcomes, patient=name)

@@ -166,6 +166,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
     subjects = subjects_of([file.name for file in batch.files], pattern, batch.subjects)
     problems = [*batch.problems, *batch.unknown_labels(release.labels)]
     rows: list[BatchRow] = []
+    first_of: dict[str, str] = {}
     kept = 0
     for first in range(0, len(batch.files), PICTURES_AT_ONCE):
         names, images = [], []
@@ -177,6 +178,9 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
                 problems.append(str(error))
         predictions = models.predict(str(choice), images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
+            if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
+                problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
+                continue
             picture = _webp(image, quality=0, lossless=True, method=0) if kept < MAX_KEPT else b""
             kept += len(picture)
             image.thumbnail((THUMBNAIL, THUMBNAIL))

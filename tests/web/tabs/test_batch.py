@@ -518,7 +518,7 @@ def test_nothing_usable_is_one_message_and_leaves_no_file(
 
 
 def test_progress_is_told(tiny_release: Path, tmp_path: Path) -> None:
-    path = pack(tmp_path / "cells.zip", {f"{n}.png": png() for n in range(20)})
+    path = pack(tmp_path / "cells.zip", {f"{n}.png": cell_png(n) for n in range(20)})
     first, second, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny", "")
     assert (first, second) == (16, 20)
     assert isinstance(result, BatchResult) and len(result.rows) == 20
