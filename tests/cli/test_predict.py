@@ -189,7 +189,8 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp
 
     assert [answer["source"] for answer in json.loads(result.stdout)] == [str(cells / "a.png")]
     assert error_lines(result) == [
-        f"error: {empty}: this folder holds no image (.bmp, .png, .jpg, .jpeg, .tif, .tiff, .webp); name another",
+        f"error: {empty}: this folder holds no image (.bmp, .png, .jpg, .jpeg, .jpe, .jfif, .tif, .tiff, .webp, .gif); "
+        "name another",
         f"error: {text}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP",
         f"error: {tmp_path / 'none.bmp'}: no such file; check the path",
     ]

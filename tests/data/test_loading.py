@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -233,7 +234,7 @@ def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path
     _paint(own_cells / "loose.png")
     assert load_cells("imagefolder", own_cells).passed_over == (
         f"1 image file(s) passed over, for example {own_cells / 'loose.png'}: "
-        "not laid out as <class>/<image>, one folder per class",
+        "not laid out as <class>/<image>, one folder per class, or <class>/<subject>/<image>",
     )
 
 
@@ -703,6 +704,26 @@ def test_a_hub_split_without_labels_is_not_used_and_named(tmp_path: Path) -> Non
 def test_a_hub_row_without_a_label_is_refused(tmp_path: Path) -> None:
     hub_id = _publish(tmp_path / "hub", {"label": [0, 1, -1]}, datasets.ClassLabel(names=["ALL", "HEM"]))
     assert _refusal(load_cells, hub_id) == f"data set {hub_id}: cell row_000002 has no label; remove its row"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "home"),
+    [
+        ("Train", "Test", ""),
+        ("TRAIN", "TEST", ""),
+        ("train_data", "test_data", ""),
+        ("Training set", "Testing set", ""),
+        ("train", "test", "unpacked/cells"),
+    ],
+)
+def test_splits_are_known_in_any_spelling_and_below_the_folder_that_was_unpacked(
+    tmp_path: Path, train: str, test: str, home: str
+) -> None:
+    """Merged, the test pictures would train."""
+    for number, (side, label) in enumerate(product((train, test), ("blast", "normal"))):
+        _paint(tmp_path / "set" / home / side / label / f"{number}.png", number)
+        _paint(tmp_path / "set" / home / side / label / f"{number + 10}.png", number + 10)
+    assert load_cells("imagefolder", tmp_path / "set").own_splits == {"train": 4, "test": 4}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.loading import recognise
 from leukoscope.data.registry import (
     CNMC_NAME,
     CNMC_PRELIM_LABELS,
@@ -22,6 +24,7 @@ from leukoscope.data.registry import (
     find_class_folders,
     find_cnmc_cells,
     image_files,
+    passed_over,
     read_columns,
 )
 from leukoscope.models.recipes import RECIPES
@@ -178,6 +181,80 @@ def test_class_folders_give_class_and_an_id_that_is_unique_below_the_root(tmp_pa
         ("ben/blast/1", "blast", "", ""),
         ("ben/normal/2", "normal", "", ""),
     }
+
+
+def test_a_cell_in_the_folder_of_the_other_class_is_named(tmp_path: Path) -> None:
+    _place(tmp_path, "fold_0/hem/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp")
+    info = DATASETS["cnmc2019"]
+    (said,) = passed_over(info, tmp_path, list(find_cnmc_cells(tmp_path)))
+    assert said.startswith("1 image file(s) lie in the folder of another class than their name says, for example ")
+
+
+def test_one_copy_leaves_cnmc_what_it_is(tmp_path: Path) -> None:
+    _place(
+        tmp_path, "fold_0/all/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp", "fold_0/all/UID_1_1_1_all (1).bmp"
+    )
+    assert recognise(tmp_path).name == "cnmc2019"
+
+
+def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
+    """Their names would be classes: P00, P01 and so on."""
+    _place(tmp_path, "ALL/P00/c.png", "ALL/P01/c.png", "HEM/P10/c.png", "HEM/P11/c.png")
+    cells = list(find_class_folders(tmp_path))
+    assert [(cell.label, cell.subject, cell.cell_id) for cell in cells] == [
+        ("ALL", "P00", "ALL/P00/c"),
+        ("ALL", "P01", "ALL/P01/c"),
+        ("HEM", "P10", "HEM/P10/c"),
+        ("HEM", "P11", "HEM/P11/c"),
+    ]
+    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, cells)
+    assert said.startswith("read as <class>/<subject>/<image>: each innermost folder is a subject")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["benign/lymphocyte/1.png", "benign/monocyte/1.png", "malignant/pre/1.png"],
+        ["train/class1/1.png", "train/class2/1.png", "test/class1/1.png", "test/class2/1.png"],
+        ["fold_0/all/1.png", "fold_0/hem/1.png", "fold_1/all/1.png", "fold_1/hem/1.png"],
+    ],
+)
+def test_other_innermost_folders_are_classes(tmp_path: Path, files: list[str]) -> None:
+    _place(tmp_path, *files)
+    assert {cell.label for cell in find_class_folders(tmp_path)} == {Path(file).parent.name for file in files}
+
+
+def test_folders_above_the_classes_are_named(tmp_path: Path) -> None:
+    _place(tmp_path, "P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png")
+    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, list(find_class_folders(tmp_path)))
+    assert "the folders above the classes (P01, P02 …) were not used: if they are subjects, give --subject_patt" in said
+
+
+def test_pictures_are_found_by_content_whatever_they_are_called(tmp_path: Path) -> None:
+    for kind, name in {
+        "PNG": "a",
+        "JPEG": "b.jfif",
+        "BMP": "c.dat",
+        "TIFF": "d.1",
+        "WEBP": "e.img",
+        "GIF": "f",
+    }.items():
+        (tmp_path / "ALL").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "ALL" / name, kind)
+    (tmp_path / "ALL" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "ALL" / "notes.txt").write_text("BM is no bitmap")
+    os.mkfifo(tmp_path / "ALL" / "pipe")
+    for junk in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
+        (tmp_path / junk).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / junk / "thumbnail.png")
+    (tmp_path / "ALL" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "HEM").mkdir()
+    assert [path.name for path in image_files(tmp_path)] == ["a", "b.jfif", "c.dat", "d.1", "e.img", "f"]
+    told = list(passed_over(DATASETS["imagefolder"], tmp_path, list(find_class_folders(tmp_path))))
+    assert told == [
+        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG",
+        "folder 'HEM' holds no picture that can be read: it makes no class",
+    ]
 
 
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:

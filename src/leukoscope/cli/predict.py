@@ -97,13 +97,15 @@ def predict(
 def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
     """The files meant by files and folders, in the order given, and a problem for each folder without an image."""
     from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage
-    from leukoscope.data.registry import image_files
+    from leukoscope.data.registry import image_files, other_files
 
     files: list[Path] = []
     problems: list[LeukoscopeError] = []
     for path in named:
         inside = list(image_files(path)) if path.is_dir() else [path]
         files += inside
+        if path.is_dir() and (left_out := other_files(path)):
+            typer.echo(f"{path}: {left_out}", err=True)
         if not inside:
             kinds = ", ".join(IMAGE_SUFFIXES)
             problems.append(UnreadableImage(f"{path}: this folder holds no image ({kinds}); name another"))

@@ -32,7 +32,7 @@ class UnreachableImage(UnreadableImage):
     """An image file that is not there or that the system does not give: of its content nothing is known."""
 
 
-IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
 # A field of view is read in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
@@ -163,8 +163,7 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
             try:
                 image = stack.enter_context(Image.open(source, formats=_FORMATS))
             except UnidentifiedImageError:
-                formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
-                raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
+                raise UnreadableImage(f"{name}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP") from None
             _check_kind(image, name, max_pixels)
             _check_scans(image, name)
         yield image

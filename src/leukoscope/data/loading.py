@@ -51,12 +51,13 @@ if TYPE_CHECKING:
 
 PRELIMINARY_TEST = "preliminary_test"
 _BACKGROUND_SAMPLE = 24
-# What splits and their folders are called, as `datasets` reads them.
+# What splits and their folders are called, as `datasets` reads them, in any case; `train_data` and `test-set` as well.
 _SIDE_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_SIDE_SUFFIX = re.compile(r"[-_ ]*(data|set|dataset|split|images|imgs|cells|folder)$")
 ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
 
 
@@ -250,7 +251,8 @@ def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: st
     for side, usual in _SIDE_NAMES.items():
         if (wanted := given[side]) is not None and wanted not in names:
             raise LeukoscopeError(f"--{side}_split {wanted}: {source} has no such split, only {', '.join(names)}")
-        taken = wanted or next((name for name in usual if name in names and name not in named), None)
+        plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names if name not in named}
+        taken = wanted or next((plain[name] for name in usual if name in plain), None)
         if taken in found:
             raise LeukoscopeError(f"--{side}_split {taken}: is already the {found[taken]} side; name another split")
         if taken is not None:
@@ -412,17 +414,23 @@ def _with_own_splits(
 
     They have some where flags name them, or where `train` and another side lie directly below the folder.
     """
+    home = root
+    # The folder that was unpacked may hold nothing but the data set's own.
+    while len(firsts := {cell.path.relative_to(home).parts[0] for cell in cells}) == 1 and all(
+        len(cell.path.relative_to(home).parts) > 3 for cell in cells
+    ):
+        home /= next(iter(firsts))
     tops: Counter[str] = Counter()
     for cell in cells:
-        top, *below = cell.path.relative_to(root).parts
+        top, *below = cell.path.relative_to(home).parts
         tops[top] += len(below) > 1
-    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(root))
+    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(home))
     if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
         return cells, []
-    _require_train(side_of, tops, f"--train_dir {root}")
+    _require_train(side_of, tops, f"--train_dir {home}")
     kept, left = [], Counter[str]()
     for cell in cells:
-        top, *below = cell.path.relative_to(root).parts
+        top, *below = cell.path.relative_to(home).parts
         if top in side_of and len(below) > 1:
             kept.append(replace(cell, fold=side_of[top]))
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,37 @@ class DatasetInfo:
         return {**named, "unit": self.group, **copy}
 
 
+# What systems and programs put beside pictures; names that begin with "." are left out too.
+_JUNK = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
+# Files that lie beside pictures and need no mention.
+_COMPANIONS = (
+    *(".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".parquet", ".html"),
+    *(".pdf", ".log", ".py", ".ipynb", ".safetensors", ".sha256", ".db"),
+)
+_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file manager or another program, not a person, made a file or folder of that name."""
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def is_image_file(path: str) -> bool:
+    """Whether a file is named as a picture, or begins as one that is read here."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _COMPANIONS:
+        return suffix in IMAGE_SUFFIXES
+    try:
+        if not os.path.isfile(path):  # a pipe would wait for its writer
+            return False
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    bitmap = start[:2] == b"BM" and start[6:10] == bytes(4)
+    return start.startswith(_MAGIC) or bitmap or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
 def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
     """A folder and those below it, each with the names of its files, in a fixed order; what is hidden is left out.
 
@@ -118,12 +150,12 @@ def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
         return True
 
     for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
-        inside[:] = [n for n in sorted(inside) if not n.startswith(".") and is_entered(Path(folder, n))]
-        yield folder, sorted(name for name in files if not name.startswith("."))
+        inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
+        yield folder, sorted(name for name in files if not is_junk(name))
 
 
 def image_files(root: Path) -> Iterator[Path]:
-    """All image files under a folder, as `walked` finds them, in a fixed order.
+    """All image files under a folder, as `walked` finds them, in a fixed order, whatever their suffix.
 
     A link to an image that is not there is among them: who opens it says so.
 
@@ -134,7 +166,7 @@ def image_files(root: Path) -> Iterator[Path]:
         Path(folder, name)
         for folder, names in walked(root)
         for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        if is_image_file(os.path.join(folder, name))
     )
     for path in sorted(images):
         try:
@@ -142,6 +174,20 @@ def image_files(root: Path) -> Iterator[Path]:
         except UnicodeEncodeError:
             raise LeukoscopeError(f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it") from None
         yield path
+
+
+def other_files(root: Path) -> str:
+    """One line on the files under a folder that are no pictures read here, by suffix; "" without."""
+    kinds = Counter(
+        os.path.splitext(name)[1].lower() or "no suffix"
+        for folder, names in walked(root)
+        for name in names
+        if os.path.splitext(name)[1].lower() not in _COMPANIONS and not is_image_file(os.path.join(folder, name))
+    )
+    if not kinds:
+        return ""
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+    return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
 
 
 def files_named(root: Path, name: str) -> list[Path]:
@@ -154,7 +200,8 @@ PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why an image fi
 
 def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
     """One line a reason for which image files under `root` are not among the cells found there."""
-    left = files_left_out(info, root, found)
+    cells = list(found)
+    left = files_left_out(info, root, cells)
     if preliminary := left[PRELIMINARY]:
         missing = not files_named(root, info.label_list)
         state = "that list is not there; put it beside them" if missing else "it names no cell for them"
@@ -162,9 +209,42 @@ def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Ite
             f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
             f"their labels come from {info.label_list}, and {state}"
         )
+    if others := other_files(root):
+        yield others
+    classes = {label.casefold() for label in info.labels}
+    elsewhere = [cell.path for cell in cells if cell.path.parent.name.casefold() in classes - {cell.label.casefold()}]
+    if elsewhere:
+        yield (
+            f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
+            f"{elsewhere[0]}: the name counts"
+        )
+    if info.find_cells is find_class_folders:
+        yield from _about_folders(root, {cell.path.parent for cell in cells}, any(cell.subject for cell in cells))
     for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
         if paths := left[reason]:
             yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
+
+
+def _about_folders(root: Path, filled: set[Path], subjects: bool) -> Iterator[str]:
+    """What a person should know of how class folders were read."""
+    if subjects:
+        yield (
+            "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
+            "--subject_csv if it is not"
+        )
+    above = {folder.parent.name for folder in filled if root not in (folder, folder.parent)}
+    parts = re.compile(r"(fold|train|test|val|dev|eval)", re.IGNORECASE)
+    if not subjects and len(above) > 1 and not any(map(parts.match, above)):
+        yield (
+            f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
+            "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
+        )
+    for folder, _ in walked(root):
+        path = Path(folder)
+        # Beside the folders of pictures, where a class would be.
+        is_beside = path != root and path.parent in {one.parent for one in filled}
+        if is_beside and not any(one.is_relative_to(path) for one in filled):
+            yield f"folder {path.relative_to(root).as_posix()!r} holds no picture that can be read: it makes no class"
 
 
 def files_left_out(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> dict[str, list[Path]]:
@@ -248,12 +328,29 @@ def find_ball4_cells(root: Path) -> Iterator[CellFile]:
 
 
 def find_class_folders(root: Path) -> Iterator[CellFile]:
-    """A user's own cells: `<root>/…/<class>/<image>`; the class is the folder an image lies in."""
-    for path in image_files(root):
-        if path.parent != root:
-            yield CellFile(
-                path, path.parent.name, subject="", cell_id=path.relative_to(root).with_suffix("").as_posix()
-            )
+    """A user's own cells: `<root>/…/<class>/<image>`, or `<root>/…/<class>/<subject>/<image>`.
+
+    The class is the folder an image lies in; where each innermost folder lies in one class alone, has a digit in its
+    name as ids have, and there are more of them than of the folders above, these are the classes and it is a subject.
+    """
+    files = [path for path in image_files(root) if path.parent != root]
+    subjects = _are_subjects({path.parent for path in files}, root)
+    for path in files:
+        label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
+        name = path.relative_to(root)
+        cell_id = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
+        yield CellFile(path, label, subject=subject, cell_id=cell_id.as_posix())
+
+
+def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
+    """Whether these folders of pictures are subjects rather than classes."""
+    above: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        if folder.parent == root or not any(letter.isdigit() for letter in folder.name):
+            return False
+        above[folder.name].add(folder.parent.name)
+    classes = {name for names in above.values() for name in names}
+    return all(len(names) == 1 for names in above.values()) and 2 <= len(classes) < len(above)
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -327,7 +424,7 @@ DATASETS: dict[str, DatasetInfo] = {
             background="smear",
             crop_pct=1.0,
             find_cells=find_class_folders,
-            layout="<class>/<image>, one folder per class",
+            layout="<class>/<image>, one folder per class, or <class>/<subject>/<image>",
         ),
         DatasetInfo(
             name="phantoms",

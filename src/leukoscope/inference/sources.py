@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
-from leukoscope.data.registry import walked
+from leukoscope.data.images import EncodedImage
+from leukoscope.data.registry import is_image_file, other_files, walked
 from leukoscope.data.tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
         source = _data_set(named, train_dir, subject_pattern)
     elif path.is_dir():
         source = _files(path, ((name, name, "") for name in _image_paths(path)), subject_pattern, has_subjects=False)
+        source = replace(source, report=other_files(path))
     elif path.suffix.lower() == ".csv":
         source = replace(_table_of_paths(path, read_csv(path), subject_pattern), table=path)
     elif path.suffix.lower() == ".parquet":
@@ -105,7 +106,7 @@ def _image_paths(folder: Path) -> Iterator[str]:
     """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte."""
     for root, names in walked(folder):
         for name in names:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if is_image_file(os.path.join(root, name)):
                 yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
 
 

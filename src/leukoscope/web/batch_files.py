@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.registry import is_junk
 from leukoscope.data.tables import HEADER, FileIndex, parse_csv
 from leukoscope.web.upload import MAX_BYTES, file_name
 
@@ -149,8 +150,7 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
 
 def _is_added(name: str) -> bool:
     """Whether a file manager, not the visitor, put an entry into a zip."""
-    parts = PurePosixPath(name).parts
-    return "__MACOSX" in parts or any(re.match(r"\.[^.]", part) for part in parts)
+    return any(is_junk(part) for part in PurePosixPath(name).parts if not part.startswith(".."))
 
 
 def _require_safe(entries: Sequence[zipfile.ZipInfo], name: str) -> None:
