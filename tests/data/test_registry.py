@@ -197,6 +197,15 @@ def test_one_copy_leaves_cnmc_what_it_is(tmp_path: Path) -> None:
     assert recognise(tmp_path).name == "cnmc2019"
 
 
+def test_a_metadata_csv_names_classes_and_subjects_as_datasets_reads_it(tmp_path: Path) -> None:
+    _place(tmp_path, "pictures/0.png", "pictures/1.png", "pictures/2.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label,subject\npictures/0.png,ALL,P1\npictures/1.png,HEM,P2\n")
+    cells = list(find_class_folders(tmp_path))
+    assert _described(cells) == {("pictures/0", "ALL", "P1", ""), ("pictures/1", "HEM", "P2", "")}
+    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, cells)
+    assert said.startswith(f"1 image file(s) passed over, for example {tmp_path / 'pictures' / '2.png'}: not laid out")
+
+
 def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
     """Their names would be classes: P00, P01 and so on."""
     _place(tmp_path, "ALL/P00/c.png", "ALL/P01/c.png", "HEM/P10/c.png", "HEM/P11/c.png")

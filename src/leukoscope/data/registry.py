@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.tables import located, read_csv
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Ite
             f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
             f"{elsewhere[0]}: the name counts"
         )
-    if info.find_cells is find_class_folders:
+    if info.find_cells is find_class_folders and not (root / "metadata.csv").is_file():
         yield from _about_folders(root, {cell.path.parent for cell in cells}, any(cell.subject for cell in cells))
     for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
         if paths := left[reason]:
@@ -330,16 +331,24 @@ def find_ball4_cells(root: Path) -> Iterator[CellFile]:
 def find_class_folders(root: Path) -> Iterator[CellFile]:
     """A user's own cells: `<root>/…/<class>/<image>`, or `<root>/…/<class>/<subject>/<image>`.
 
-    The class is the folder an image lies in; where each innermost folder lies in one class alone, has a digit in its
+    A `metadata.csv` at the root with labels names the cells instead, as 🤗 datasets reads one. Otherwise the class is
+    the folder an image lies in; where each innermost folder lies in one class alone, has a digit in its
     name as ids have, and there are more of them than of the folders above, these are the classes and it is a subject.
     """
+    listed = root / "metadata.csv"
+    if listed.is_file() and any(row.label for row in (table := read_csv(listed)).rows):
+        for row, file in located(table, root):
+            yield CellFile(root / file, row.label, row.subject, cell_id=_cell_id(Path(file)))
+        return
     files = [path for path in image_files(root) if path.parent != root]
     subjects = _are_subjects({path.parent for path in files}, root)
     for path in files:
         label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
-        name = path.relative_to(root)
-        cell_id = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
-        yield CellFile(path, label, subject=subject, cell_id=cell_id.as_posix())
+        yield CellFile(path, label, subject=subject, cell_id=_cell_id(path.relative_to(root)))
+
+
+def _cell_id(name: Path) -> str:
+    return (name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name).as_posix()
 
 
 def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
