@@ -336,7 +336,8 @@ def find_class_folders(root: Path) -> Iterator[CellFile]:
     name as ids have, and there are more of them than of the folders above, these are the classes and it is a subject.
     """
     listed = root / "metadata.csv"
-    if listed.is_file() and any(row.label for row in (table := read_csv(listed)).rows):
+    table = read_csv(listed) if listed.is_file() else None
+    if table is not None and any(row.label for row in table.rows):
         for row, file in located(table, root):
             yield CellFile(root / file, row.label, row.subject, cell_id=_cell_id(Path(file)))
         return
