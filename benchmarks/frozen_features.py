@@ -97,7 +97,7 @@ def _measure(
     network = built()
     started = time.perf_counter()
     path = features_file(network, cells, recipe)
-    features = frozen_features(path, network, cells, preprocessing, recipe.augmentation.mirrorings)
+    features = frozen_features(path, network, cells, preprocessing, recipe.augmentation.views)
     to_keep = time.perf_counter() - started
 
     seconds: dict[str, list[float]] = {"anew": [], "kept": []}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leukoscope.data.augmentation import Augmentation, Augmenter
+from leukoscope.data.augmentation import Augmentation, Augmenter, in_view
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
 
@@ -294,24 +294,25 @@ def test_a_horizontal_flip_never_turns_a_cell_upside_down() -> None:
     assert 0.4 < mirrored.float().mean() < 0.6
 
 
-@pytest.mark.parametrize(("flips", "looks"), [("none", 1), ("horizontal", 2), ("both", 4)])
-def test_with_flips_alone_a_cell_has_exactly_its_mirrorings(phantom: torch.Tensor, flips: str, looks: int) -> None:
+@pytest.mark.parametrize(("flips", "looks"), [("none", 1), ("horizontal", 2), ("both", 4), ("dihedral", 8)])
+def test_with_flips_alone_a_cell_has_exactly_its_views(phantom: torch.Tensor, flips: str, looks: int) -> None:
     augmentation = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips=flips)
-    assert augmentation.only_mirrors
-    assert len(augmentation.mirrorings) == looks
-    augment, rows = Augmenter(augmentation, "black", seed=0), list(range(100))
-    out, which = augment(phantom.expand(100, -1, -1, -1), rows, epoch=3), augment.mirrorings_of(rows, epoch=3)
+    assert augmentation.only_views
+    assert len(augmentation.views) == looks
+    augment, rows = Augmenter(augmentation, "black", seed=0), list(range(400))
+    out, which = augment(phantom.expand(400, -1, -1, -1), rows, epoch=3), augment.views_of(rows, epoch=3)
     for cell, number in zip(out, which.tolist(), strict=True):
-        assert torch.equal(cell, phantom.flip(augmentation.mirrorings[number])[0].float())
-    shares = torch.bincount(which, minlength=looks) / 100
+        assert torch.equal(cell, in_view(phantom, augmentation.views[number])[0].float())
+    assert len({tuple(in_view(phantom, view).flatten().tolist()) for view in augmentation.views}) == looks
+    shares = torch.bincount(which, minlength=looks) / 400
     assert len(shares) == looks
     assert shares.min() > 0.6 / looks
 
 
 @pytest.mark.parametrize("name", ["scale", "brightness", "contrast", "stain", "rotation"])
-def test_any_other_change_leaves_more_looks_than_mirrorings(name: str) -> None:
+def test_any_other_change_leaves_more_looks_than_views(name: str) -> None:
     nothing = {"scale": 0.0, "brightness": 0.0, "contrast": 0.0, "stain": 0.0, "rotation": 0.0}
-    assert not Augmentation(**nothing | {name: 0.1}).only_mirrors
+    assert not Augmentation(**nothing | {name: 0.1}).only_views
 
 
 def test_a_smear_has_no_black_corners() -> None:

@@ -156,7 +156,7 @@ def test_other_weights_of_the_same_architecture_bring_their_own_settings() -> No
 
 def test_a_network_trained_without_classes_is_frozen_under_a_linear_head() -> None:
     recipe = timm_recipe("vit_small_patch14_dinov2", "--recipe")
-    assert (recipe.frozen, recipe.augmentation.only_mirrors, recipe.drop_rate) == (("backbone",), True, 0.0)
+    assert (recipe.frozen, recipe.augmentation.only_views, recipe.drop_rate) == (("backbone",), True, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def network() -> nn.Module:
 
 def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     path = features_file(network, cells, RECIPE)
-    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.mirrorings)
+    return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
 
 
 def _fitted(
@@ -191,7 +191,7 @@ def test_a_second_run_reads_what_the_first_one_kept(
     assert np.array_equal(first, second)
     assert isinstance(second, np.memmap)
     assert capsys.readouterr().out.splitlines() == [
-        f"frozen backbone: features of 32 cells in 2 mirrored version(s) kept in {path}",
+        f"frozen backbone: features of 32 cells in 2 view(s) kept in {path}",
         f"frozen backbone: features of 32 cells read from {path}",
     ]
 

@@ -13,11 +13,20 @@ import torch.nn.functional as F
 
 from leukoscope.data.framing import BACKGROUND_LEVEL
 
-_MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "horizontal": ((), (3,)),
-    "both": ((), (3,), (2,), (2, 3)),
+View = tuple[int, bool]
+"""Quarter turns of a picture, after it was mirrored left to right or not."""
+_VIEWS: dict[str, tuple[View, ...]] = {
+    "none": ((0, False),),
+    "horizontal": ((0, False), (0, True)),
+    "both": ((0, False), (0, True), (2, True), (2, False)),
+    "dihedral": tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4)),
 }
+
+
+def in_view(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """(B, C, S, S) pictures in one of the eight views."""
+    turns, mirrored = view
+    return torch.rot90(pixels.flip(3) if mirrored else pixels, turns, (2, 3))
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class Augmentation:
         rotation: largest angle in degrees, both ways; 180 is any angle, and half of the cells then turn by right
             angles only: their pixels are not resampled, and their size stays as it is.
         flips: mirrored left to right half of the time ("horizontal"), upside down half of the time as well ("both"),
-            or never ("none"). A full circle of rotation already holds the second mirroring.
+            or never ("none"). A full circle of rotation already holds the second mirroring. "dihedral" is the
+            same, and without any other change each of the eight views (quarter turns, mirrored) equally often.
     """
 
     scale: float = 0.25
@@ -45,16 +55,16 @@ class Augmentation:
     contrast: float = 0.15
     stain: float = 0.2
     rotation: float = 180.0
-    flips: Literal["both", "horizontal", "none"] = "both"
+    flips: Literal["both", "horizontal", "none", "dihedral"] = "both"
 
     @property
-    def mirrorings(self) -> tuple[tuple[int, ...], ...]:
-        """The axes of a (B, 3, S, S) batch to flip, one entry a variant; the first is the picture as it is."""
-        return _MIRRORINGS[self.flips]
+    def views(self) -> tuple[View, ...]:
+        """The views in which a cell is shown, where `only_views`; the first is the picture as it is."""
+        return _VIEWS[self.flips]
 
     @property
-    def only_mirrors(self) -> bool:
-        """True if mirroring, which is exact to the pixel, is all that the augmentation does."""
+    def only_views(self) -> bool:
+        """True if mirroring and quarter turns, which are exact to the pixel, are all that the augmentation does."""
         return not any((self.scale, self.brightness, self.contrast, self.stain, self.rotation))
 
 
@@ -91,14 +101,18 @@ class Augmenter:
         Returns:
             (B, 3, S, S) float32, 0–255.
         """
-        if self.augmentation.only_mirrors:
-            return self._mirrored(pixels.float(), self.mirrorings_of(rows, epoch))
+        if self.augmentation.only_views:
+            return self._in_views(pixels.float(), self.views_of(rows, epoch))
         draws = self._draws(rows, epoch)
         return self._colour(self._warp(pixels.float(), draws), draws)
 
-    def mirrorings_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
-        """(B,) which of the augmentation's `mirrorings` each cell shows in this epoch."""
-        across, down = (flip < 0 for flip in self._flips(self._draws(rows, epoch)))
+    def views_of(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
+        """(B,) which of the augmentation's `views` each cell shows in this epoch."""
+        draws = self._draws(rows, epoch)
+        if self.augmentation.flips == "dihedral":
+            turns = ((draws[:, 0] + 1) * 2).long().clamp(max=3)
+            return turns + 4 * (draws[:, 2] < 0).long()
+        across, down = (flip < 0 for flip in self._flips(draws))
         return across.long() + 2 * down.long()
 
     def _draws(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
@@ -119,13 +133,13 @@ class Augmenter:
         """(B,) each, −1 where a cell is mirrored: left to right, upside down."""
         a, kept = self.augmentation, torch.ones(len(draws), device=draws.device)
         across = kept if a.flips == "none" else torch.where(draws[:, 2] < 0, -1.0, 1.0)
-        down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips == "both" and a.rotation < 180 else kept
+        down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips in ("both", "dihedral") and a.rotation < 180 else kept
         return across, down
 
-    def _mirrored(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def _in_views(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         out, chosen = pixels, which.view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
-        for number, axes in enumerate(self.augmentation.mirrorings[1:], start=1):
-            out = torch.where(chosen == number, pixels.flip(axes), out)
+        for number, view in enumerate(self.augmentation.views[1:], start=1):
+            out = torch.where(chosen == number, in_view(pixels, view), out)
         return out
 
     def _warp(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

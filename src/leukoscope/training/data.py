@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_convert
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.augmentation import Augmenter
+from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
@@ -60,7 +60,7 @@ class PixelInputs:
 
 
 class FeatureInputs:
-    """A frozen backbone's features of every cell in each of its V mirrored versions; items are (V, F) float32."""
+    """A frozen backbone's features of every cell in each of its V views; items are (V, F) float32."""
 
     decodes = False
 
@@ -71,7 +71,7 @@ class FeatureInputs:
         return torch.from_numpy(self.features[rows])
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
-        versions = self.augment.mirrorings_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
+        versions = self.augment.views_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
         return items[torch.arange(len(items), device=items.device), versions]
 
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
@@ -265,8 +265,8 @@ def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 
 # Cached features of a frozen backbone
 #
-# Where nothing below the head is trained and a cell has only finitely many versions (itself and mirrored), the pooled
-# features of every version are computed once, kept on disk, and read by every run. The file is named for the decoded
+# Where nothing below the head is trained and a cell has finitely many views (quarter turns and mirrored), the pooled
+# features of every view are computed once, kept on disk, and read by every run. The file is named for the decoded
 # cells, the backbone's weights and the versions; a digest beside it reveals a damaged one.
 
 
@@ -284,10 +284,10 @@ class HeadOnFeatures(nn.Module):
 
 
 def can_cache_features(recipe: Recipe) -> bool:
-    """True where the whole backbone is frozen and no augmentation but mirroring changes its input."""
+    """True where the whole backbone is frozen and each cell has finitely many views."""
     # Dropout before timm's own last layer would strike the features.
     constant = recipe.head is not None or not recipe.drop_rate
-    return "backbone" in recipe.frozen and recipe.augmentation.only_mirrors and constant
+    return "backbone" in recipe.frozen and recipe.augmentation.only_views and constant
 
 
 def caching_pays_off(cells: FramedCells, recipe: Recipe, passes: int) -> bool:
@@ -295,7 +295,7 @@ def caching_pays_off(cells: FramedCells, recipe: Recipe, passes: int) -> bool:
 
     Features that another run left do not count: the same command would then give other weights.
     """
-    return passes >= len(cells.pixels) * len(recipe.augmentation.mirrorings)
+    return passes >= len(cells.pixels) * len(recipe.augmentation.views)
 
 
 def features_suffice(network: nn.Module, picture: torch.Tensor) -> bool:
@@ -322,7 +322,7 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     # The decoded cells' file is itself named for the data, when its files changed, and how they are framed.
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
     backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
-    parts = (decoded, *backbone, recipe.augmentation.mirrorings)
+    parts = (decoded, *backbone, recipe.augmentation.views)
     pool = network.head.pool if isinstance(network, Classifier) else getattr(network, "global_pool", "")
     key = hashlib.sha256(repr((*parts, str(pool))).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
@@ -342,17 +342,17 @@ def frozen_features(
     network: nn.Module,
     cells: FramedCells,
     preprocessing: Preprocessing,
-    mirrorings: Sequence[tuple[int, ...]],
+    views: Sequence[View],
 ) -> np.ndarray:
     """Read the features kept in `path`; compute them first where they are missing or damaged.
 
     Args:
         path: from `features_file`.
         network: a `Classifier` or a model of timm; used on the device it is on, in eval mode and float32.
-        mirrorings: the V versions of a cell, as `Augmentation.mirrorings` lists them.
+        views: the V views of a cell, as `Augmentation.views` lists them.
 
     Returns:
-        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
+        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its views.
 
     Raises:
         LeukoscopeError: the cache folder cannot be written (full disk, no permission).
@@ -363,7 +363,7 @@ def frozen_features(
         return preprocessing.normalise(torch.from_numpy(pixels))
 
     width = _pooled(network, batch(0)[:1]).shape[1]
-    shape = (len(cells.pixels), len(mirrorings), width)
+    shape = (len(cells.pixels), len(views), width)
     if path.exists():
         if (kept := _read(path, shape)) is not None:
             note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
@@ -377,8 +377,9 @@ def frozen_features(
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             for start in track(range(0, shape[0], _FEATURE_BATCH), "features of the frozen backbone"):
                 inputs = batch(start)
-                for number, axes in enumerate(mirrorings):
-                    features = _pooled(network, inputs.flip(axes)).cpu().numpy()
+                for number, view in enumerate(views):
+                    turned = in_view(inputs, view).contiguous(memory_format=torch.channels_last)
+                    features = _pooled(network, turned).cpu().numpy()
                     array[start : start + len(features), number] = features
             array.flush()
             digest = _digest(temporary)
@@ -386,7 +387,7 @@ def frozen_features(
             path.with_suffix(".sha256").unlink(missing_ok=True)
         write_atomic(path.with_suffix(".sha256"), digest)
 
-    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} mirrored version(s) kept in {path}")
+    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} view(s) kept in {path}")
     return np.load(path, mmap_mode="r")
 
 

@@ -233,8 +233,7 @@ class Trainer:
             return pixels, self.network
         # One process computes; the others read what it kept.
         with accelerator.main_process_first():
-            mirrorings = recipe.augmentation.mirrorings
-            features = frozen_features(path, self.network, cells, self.preprocessing, mirrorings)
+            features = frozen_features(path, self.network, cells, self.preprocessing, recipe.augmentation.views)
         return FeatureInputs(features, augment), HeadOnFeatures(self.network)
 
     def _forward_passes(self) -> int:
