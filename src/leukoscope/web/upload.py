@@ -1,7 +1,7 @@
 """A visitor's files: uploads, read once and then deleted, and what is made for the visitor to save.
 
 Gradio 6.31 hands a component the path that the request names. It refuses one outside its upload folder where the
-file's description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one guard: a
+file's description has `meta`, and opens any path of the machine where it has not. `uploaded` is the one check: a
 component here gives its handler nothing but a file of an upload's own folder, whose random name only its sender knows.
 
 Gradio's own image component decodes before any handler runs and shows a traceback for a broken file; the one here
@@ -27,7 +27,6 @@ import gradio as gr
 from gradio import route_utils
 from gradio.data_classes import FileData, ListFiles
 from gradio.utils import get_upload_folder
-from gradio_client.utils import is_http_url_like
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -143,7 +142,7 @@ def _keep_downloads_apart(upload: gr.components.Component) -> None:
 
     async def to_own_folder(source: str | Path | None) -> str | None:
         path = await to_cache(source)
-        if path is None or not is_http_url_like(str(source)):
+        if path is None or not str(source).lower().startswith(("http://", "https://")):
             return path
         own = Path(get_upload_folder()) / f"{OWN_FOLDER}{secrets.token_hex(16)}" / file_name(path)
         own.parent.mkdir()
