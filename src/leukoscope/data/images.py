@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import foreground
+from leukoscope.files import LFS_POINTER
 
 
 class UnreadableImage(LeukoscopeError):
@@ -51,6 +52,14 @@ MAX_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 # Tags of a TIFF: where its strips and its tiles begin. Packed as JPEG, each is a picture with a scan of its own.
 _PARTS_OF_TIFF = (273, 324)
+# Tags that say how a TIFF stores its pixels.
+_WIDTH, _BITS, _PACKING, _PHOTOMETRIC, _BIT_ORDER, _CHANNELS, _PLANES, _EXTRA, _NUMBERS = (
+    256, 258, 259, 262, 266, 277, 284, 338, 339,
+)  # fmt: skip
+_FLOATS, _WHOLE = 3, 1  # of _NUMBERS
+_ALPHA = (2,)  # of _EXTRA
+_PHOTOMETRIC_MODES = {5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB", 10: "LAB"}
+_BIG_TIFF = 43
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
@@ -62,6 +71,10 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
+# Brands in the first box of a file; a file may name several, AVIF beside the common ones.
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
+_HEAD = 256  # bytes of a file that show what it is
 
 
 @dataclass(frozen=True)
@@ -163,11 +176,33 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
             try:
                 image = stack.enter_context(Image.open(source, formats=_FORMATS))
             except UnidentifiedImageError:
-                formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
-                raise UnreadableImage(f"{name}: is not an image; give one of {formats}") from None
+                raise UnreadableImage(f"{name}: {_unopened(source)}") from None
             _check_kind(image, name, max_pixels)
             _check_scans(image, name)
         yield image
+
+
+def _unopened(source: Path | BytesIO) -> str:
+    """What a file is that Pillow does not open, and the fix."""
+    with source.open("rb") if isinstance(source, Path) else BytesIO(source.getvalue()) as file:
+        head = file.read(_HEAD)
+        if head.startswith(LFS_POINTER):
+            return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        if head[4:8] == b"ftyp":
+            brands = {head[at : at + 4] for at in range(8, min(int.from_bytes(head[:4], "big"), _HEAD), 4)}
+            if brands & _AVIF:
+                return "is an AVIF picture; export it as JPEG or PNG"
+            if brands & _HEIC:
+                return "is a HEIC picture (iPhones); export it as JPEG or PNG"
+        if head.startswith(tuple(TiffImagePlugin.PREFIXES)):
+            start = head[:16] if head[2] == _BIG_TIFF else head[:8]
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+            if _WIDTH in tags:
+                return f"{_tiff_problem(tags) or _unusual(tags)}; convert it to 8-bit RGB first"
+    formats = ", ".join(suffix[1:].upper() for suffix in IMAGE_SUFFIXES if suffix not in (".jpeg", ".tif"))
+    return f"is not an image; give one of {formats}"
 
 
 def _check_scans(image: Image.Image, name: str | Path) -> None:
@@ -294,6 +329,38 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
     if deep or image.mode not in _MODES_READ_AS_RGB:
         problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (problem := _tiff_problem(image.tag_v2)):
+        raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+
+
+def _tiff_problem(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    """Why Pillow reads no pixels of such a TIFF, or wrong ones without a word; "" where no reason is known."""
+    bits, numbers, extra = max(tags.get(_BITS, (1,))), max(tags.get(_NUMBERS, (_WHOLE,))), tags.get(_EXTRA, ())
+    channels, photometric, packing = tags.get(_CHANNELS, 1), tags.get(_PHOTOMETRIC, 0), tags.get(_PACKING, 1)
+    if numbers == _FLOATS:
+        return _MODE_PROBLEMS["F"]
+    if bits > 8:
+        return f"has more than 8 bits a channel ({bits} bits)"
+    # Packed pixels of YCbCr are made RGB as they are unpacked; others come out as the numbers they are.
+    if photometric in _PHOTOMETRIC_MODES and (photometric != 6 or packing == 1):
+        return _MODE_PROBLEMS[_PHOTOMETRIC_MODES[photometric]]
+    if photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA):
+        return f"has {channels} channels that are not RGB"
+    # Unpacked planes are taken for 8-bit ones as they stand, whatever the tags say.
+    plain = bits == 8 and tags.get(_BIT_ORDER, 1) == 1 and photometric != 0
+    plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
+    if numbers != _WHOLE or (tags.get(_PLANES, 1) == 2 and packing == 1 and not plain):
+        return _unusual(tags)
+    return ""
+
+
+def _unusual(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    bits = "+".join(map(str, tags.get(_BITS, (1,))[:8]))
+    return (
+        f"is a TIFF of a kind that is not read here ({bits} bits, photometric interpretation "
+        f"{tags.get(_PHOTOMETRIC, 0)}, planar configuration {tags.get(_PLANES, 1)}, sample format "
+        f"{max(tags.get(_NUMBERS, (_WHOLE,)))})"
+    )
 
 
 def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
