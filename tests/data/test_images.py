@@ -9,10 +9,11 @@ import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from leukoscope.data.images import (
     MAX_PIXELS,
@@ -292,6 +293,116 @@ def test_a_file_that_is_no_picture_of_ours_is_called_what_it_is(tmp_path: Path, 
         assert _refusal(tmp_path / name).startswith(said)
     with pytest.raises(UnreadableImage, match=f"^cell 7: {re.escape(said)}"):
         open_bytes(content, "cell 7")
+
+
+def _profile(
+    red: tuple[float, float, float],
+    green: tuple[float, float, float],
+    blue: tuple[float, float, float],
+    gamma: float,
+    space: bytes = b"RGB ",
+) -> bytes:
+    """An ICC profile of these primaries (XYZ under D50) and this gamma."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+    curve = b"curv" + struct.pack(">IIH", 0, 1, round(256 * gamma)) + bytes(2)
+    tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1, 0.8249), b"desc": b"desc" + bytes(4 + 4 + 79)}
+    tags |= {b"cprt": b"text" + bytes(8), b"kTRC": curve}
+    for name, xyz in zip((b"r", b"g", b"b"), (red, green, blue), strict=True):
+        tags |= {name + b"XYZ": b"XYZ " + bytes(4) + fixed(*xyz), name + b"TRC": curve}
+    table, data, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        padded = value + bytes(-len(value) % 4)
+        table += name + struct.pack(">II", start + len(data), len(value))
+        data += padded
+    header = struct.pack(">I4sI4s4s4s", start + len(data), b"", 0x02400000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + fixed(0.9642, 1, 0.8249)
+    return header.ljust(128, b"\0") + table + data
+
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_SRGB_PRIMARIES = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7139))
+_ADOBE_SPACE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446), 563 / 256)
+_P3_SPACE = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841), 563 / 256)
+_PROPHOTO_SPACE = ((0.7977, 0.2880, 0.0), (0.1352, 0.7119, 0.0), (0.0313, 0.0001, 0.8249), 461 / 256)
+_ADOBE, _PROPHOTO = _profile(*_ADOBE_SPACE), _profile(*_PROPHOTO_SPACE)
+_VIOLET = (170, 80, 160)
+
+
+def _violet_in_srgb(*space: Any) -> np.ndarray:
+    """The violet of another space as sRGB has it, by the formulas of the two."""
+    light = np.array(space[:3]).T @ (np.array(_VIOLET) / 255) ** space[3]
+    linear = np.clip(np.linalg.solve(np.array(_SRGB_PRIMARIES).T, light), 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(
+    "space", [_ADOBE_SPACE, _P3_SPACE, _PROPHOTO_SPACE], ids=["Adobe RGB", "Display P3", "ProPhoto"]
+)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+def test_colours_of_a_profile_become_srgb_however_a_picture_is_opened(
+    tmp_path: Path, suffix: str, space: tuple[Any, ...]
+) -> None:
+    path = tmp_path / f"cell.{suffix}"
+    options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16), _VIOLET).save(path, icc_profile=_profile(*space), exif=exif, **options)
+    with Image.open(path) as raw:
+        kept = raw.copy()
+        opened = [
+            open_image(path), open_field(path), open_bytes(path.read_bytes(), "cell"), to_rgb(raw), to_rgb(kept)
+        ]  # fmt: skip
+    for picture in opened:
+        assert (picture.mode, picture.size) == ("RGB", (16, 24))
+        assert np.abs(np.asarray(picture) - _violet_in_srgb(*space)).max() <= (3 if suffix == "jpg" else 1)
+        assert to_rgb(picture) is picture, "it is converted once"
+    assert kept.getpixel((5, 5)) == raw.getpixel((5, 5)), "what was given stays as it was"
+    assert opened[0].info == {}
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
+def test_colours_of_a_palette_and_beside_transparency_become_srgb_too(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGB", (16, 16), _VIOLET)
+    (picture.quantize(4) if mode == "P" else picture.convert(mode)).save(tmp_path / "cell.png", icc_profile=_ADOBE)
+    assert np.abs(np.asarray(open_image(tmp_path / "cell.png")) - _violet_in_srgb(*_ADOBE_SPACE)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        None,
+        _SRGB,
+        # Primaries a little aside, as other writers round them.
+        _SRGB.replace(struct.pack(">i", 0x6FA0), struct.pack(">i", 0x6FA0 + 16)),
+        b"broken",
+        b"x" * 999,
+        _ADOBE[:200],
+        _ADOBE[:-60],
+        _profile(*_SRGB_PRIMARIES, 2.2, space=b"GRAY"),
+        _profile(*_SRGB_PRIMARIES, 2.2, space=b"CMYK"),
+        _ADOBE.ljust(5_000_000, b"\0"),
+    ],
+    ids=["none", "sRGB", "rounded", "short", "noise", "header", "cut", "grey", "CMYK", "huge"],
+)
+def test_srgb_and_broken_profiles_leave_every_pixel(
+    tmp_path: Path, picture: Image.Image, profile: bytes | None
+) -> None:
+    picture.save(tmp_path / "cell.tiff", icc_profile=profile)
+    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+        assert np.array_equal(np.asarray(read(tmp_path / "cell.tiff")), np.asarray(picture))
+    given = picture.copy()
+    given.info["icc_profile"] = profile
+    assert to_rgb(given) is given
+
+
+def test_grey_pictures_are_left_as_they_are_whatever_their_profile(tmp_path: Path, picture: Image.Image) -> None:
+    grey = picture.convert("L")
+    for profile in (_profile(*_SRGB_PRIMARIES, 1.8, space=b"GRAY"), _PROPHOTO):
+        grey.save(tmp_path / "cell.png", icc_profile=profile)
+        assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(grey.convert("RGB")))
 
 
 def test_refuses_cmyk_jpeg(tmp_path: Path) -> None:

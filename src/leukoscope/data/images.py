@@ -1,7 +1,7 @@
 """One cell image, from a file to 8-bit RGB pixels.
 
 Loading, prediction and the demo all open images here, so a file that training refuses is refused with the same
-message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do.
+message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do; colours are converted to sRGB.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import foreground
@@ -71,10 +72,13 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
+_GREY_MODES = ("L", "LA", "1")
 # Brands in the first box of a file; a file may name several, AVIF beside the common ones.
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
 _HEAD = 256  # bytes of a file that show what it is
+# A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
+_MAX_PROFILE = 4_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def open_field(path: str | Path) -> Image.Image:
         with _identified(_file(path), path, MAX_FIELD_PIXELS) as image, _damage_named(path):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return _in_srgb(image, in_place=True)
 
 
 def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -264,7 +268,46 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
             image = ImageOps.exif_transpose(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return _in_srgb(image)
+
+
+def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
+    """The 8-bit RGB pixels of a decoded picture in sRGB; the picture itself where it holds them already."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    profile = image.info.get("icc_profile")
+    # Of grey, a profile tells only how bright it is; hardly any program follows it.
+    if image.mode in _GREY_MODES or not isinstance(profile, bytes) or (to_srgb := _to_srgb(profile)) is None:
+        return rgb
+    rgb = to_srgb.apply_in_place(rgb) if in_place or rgb is not image else to_srgb.apply(rgb)
+    del rgb.info["icc_profile"]  # sRGB's own, of no use to anybody
+    return rgb
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """What makes sRGB of RGB pixels that have this profile; None where they stay as they are.
+
+    They do under sRGB, whoever wrote the profile, and under a profile that is broken or of no RGB space: browsers and
+    viewers ignore it too, and the picture looks there as it does here.
+    """
+    if len(profile) > _MAX_PROFILE:
+        return None
+    steps = np.linspace(0, 255, 18).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
+    try:
+        to_srgb = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            "RGB",
+            "RGB",
+            # As measured; "perceptual" may shift all colours to make room for some.
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    moved = np.abs(np.asarray(to_srgb.apply(Image.fromarray(colours))).astype(int) - colours).max()
+    # Profiles of sRGB differ in rounding, by a level of 255; the next space, Rec. 709, differs by 16.
+    return to_srgb if moved > 1 else None
 
 
 def pixel_hash(image: Image.Image) -> str:
