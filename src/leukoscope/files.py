@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 
 from leukoscope import LeukoscopeError
 
+# How a file begins that Git LFS has not fetched yet: a text stands in its place.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _BETWEEN_RENAMES = 5.0  # seconds
 _ABANDONED = 86_400.0  # seconds after which a temporary file or folder is one of a process that was killed
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from leukoscope.data.images import (
     MAX_PIXELS,
@@ -134,6 +136,273 @@ def test_refuses_16_bit_tiff(tmp_path: Path) -> None:
 def test_refuses_float_tiff(tmp_path: Path) -> None:
     Image.fromarray(np.ones((16, 16), np.float32)).save(tmp_path / "map.tiff")
     assert _refusal(tmp_path / "map.tiff") == "has floating-point pixels; convert it to 8-bit RGB first"
+
+
+def _tiff(
+    planes: list[np.ndarray],
+    *,
+    apart: bool,
+    photometric: int = 2,
+    numbers: int = 1,
+    extra: int | None = None,
+    bits: int = 0,
+    tile: int = 0,
+    order: int = 1,
+) -> bytes:
+    """An unpacked little-endian TIFF of square planes, one a channel; `apart` stores them after each other.
+
+    Args:
+        photometric, numbers, extra, order: the tags PhotometricInterpretation, SampleFormat, ExtraSamples, FillOrder.
+        bits: of a value as the tags tell it; 0 for those of its dtype.
+        tile: side of the tiles; 0 for strips of eight rows.
+    """
+    side, count = len(planes[0]), len(planes)
+    stored = planes if apart else [np.stack(planes, axis=-1)]
+    step = tile or side
+    parts = [
+        plane[top : top + (tile or 8), left : left + step].tobytes()
+        for plane in stored
+        for top in range(0, side, tile or 8)
+        for left in range(0, side, step)
+    ]
+    starts = np.cumsum([8, *map(len, parts)])
+    tags: dict[int, tuple[int, list[int]]] = {
+        256: (3, [side]), 257: (3, [side]), 258: (3, [bits or 8 * planes[0].itemsize] * count), 259: (3, [1]),
+        262: (3, [photometric]), 266: (3, [order]), 277: (3, [count]), 284: (3, [2 if apart else 1]),
+        339: (3, [numbers] * count),
+    }  # fmt: skip
+    tags |= {322: (3, [tile]), 323: (3, [tile])} if tile else {278: (3, [8])}
+    tags |= {324 if tile else 273: (4, starts[:-1].tolist()), 325 if tile else 279: (4, [len(part) for part in parts])}
+    tags |= {} if extra is None else {338: (3, [extra])}
+    later, end, entries = b"", int(starts[-1]) + 6 + 12 * len(tags), b""
+    for tag, (kind, values) in sorted(tags.items()):
+        data = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(data) > 4:
+            data, later = struct.pack("<I", end + len(later)), later + data
+        entries += struct.pack("<HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", int(starts[-1])) + b"".join(parts) + directory + later
+
+
+def _planes(count: int, dtype: type = np.uint8) -> list[np.ndarray]:
+    most = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    return list((np.random.default_rng(0).random((count, 16, 16)) * most).astype(dtype))
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("apart", [True, False], ids=["planar", "interleaved"])
+@pytest.mark.parametrize(("count", "extra"), [(3, None), (4, 2)], ids=["RGB", "RGBA"])
+def test_a_tiff_of_8_bits_is_read_to_the_pixel_and_one_of_16_refused(
+    tmp_path: Path, tile: int, apart: bool, count: int, extra: int | None
+) -> None:
+    path, planes = tmp_path / "camera.tif", _planes(count)
+    path.write_bytes(_tiff(planes, apart=apart, extra=extra, tile=tile))
+    assert np.array_equal(np.asarray(open_image(path)), np.stack(planes[:3], axis=-1))
+    for deep in (_planes(count, np.uint16), [plane & 0x0FFF for plane in _planes(count, np.uint16)]):
+        path.write_bytes(_tiff(deep, apart=apart, extra=extra, tile=tile))
+        message = _refusal(path)
+        assert re.fullmatch(
+            r"has more than 8 bits a channel \((16 bits|mode RGBA?)\); convert it to 8-bit RGB first", message
+        )
+        for read in (check_header, open_field, lambda path: to_rgb(Image.open(path))):
+            with pytest.raises(UnreadableImage, match="has more than 8 bits a channel"):
+                read(path)
+
+
+_NO_TIFF_OF_OURS = "is a TIFF of a kind that is not read here"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (_tiff(_planes(3, np.uint16), apart=False, bits=12), "has more than 8 bits a channel (12 bits)"),
+        (_tiff(_planes(3, np.uint16), apart=True, bits=12), "has more than 8 bits a channel (12 bits)"),
+        (_tiff(_planes(3, np.uint32), apart=False), "has more than 8 bits a channel (32 bits)"),
+        (_tiff(_planes(3, np.float32), apart=False, numbers=3), "has floating-point pixels"),
+        (_tiff(_planes(1, np.float16), apart=False, photometric=1, numbers=3), "has floating-point pixels"),
+        (_tiff(_planes(2), apart=False, photometric=1), "has 2 channels that are not RGB"),
+        (_tiff(_planes(2), apart=True, photometric=1, extra=0), "has 2 channels that are not RGB"),
+        (_tiff(_planes(3), apart=False, photometric=1), "has 3 channels that are not RGB"),
+        (_tiff(_planes(3), apart=True, photometric=6), "is in YCbCr colours"),
+        (_tiff(_planes(1, np.int8), apart=False, photometric=1, numbers=2),
+         f"{_NO_TIFF_OF_OURS} (8 bits, photometric interpretation 1, planar configuration 1, sample format 2)"),
+        (_tiff(_planes(2), apart=True, photometric=1, extra=2), f"{_NO_TIFF_OF_OURS} (8+8 bits, photometric "
+         "interpretation 1, planar configuration 2, sample format 1)"),
+        (_tiff(_planes(1), apart=True, photometric=0), f"{_NO_TIFF_OF_OURS} (8 bits, photometric interpretation 0, "
+         "planar configuration 2, sample format 1)"),
+        (_tiff(_planes(3), apart=True, order=2), f"{_NO_TIFF_OF_OURS} (8+8+8 bits, photometric interpretation 2, "
+         "planar configuration 2, sample format 1)"),
+        (_tiff(_planes(3), apart=False, photometric=32844), f"{_NO_TIFF_OF_OURS} (8+8+8 bits, photometric "
+         "interpretation 32844, planar configuration 1, sample format 1)"),
+    ],
+)  # fmt: skip
+def test_a_tiff_that_pillow_reads_wrong_or_not_at_all_is_refused_by_what_it_is(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "map.tif").write_bytes(content)
+    assert _refusal(tmp_path / "map.tif") == f"{said}; convert it to 8-bit RGB first"
+    with pytest.raises(UnreadableImage, match=f"^cell 7: {re.escape(said)}"):
+        open_bytes(content, "cell 7")
+
+
+def test_a_packed_tiff_of_two_or_three_grey_planes_is_not_read_as_its_first(tmp_path: Path) -> None:
+    """Pillow drops extra planes whose meaning is not told; libtiff unpacks what is left."""
+    unpacked = _tiff(_planes(2), apart=True, photometric=1, extra=0)
+    packing = unpacked.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    # PackBits: 127 says that 128 bytes follow as they are.
+    rows = b"".join(b"\x7f" + part.tobytes() for plane in _planes(2) for part in (plane[:8], plane[8:]))
+    content = bytearray(unpacked + rows)
+    content[packing : packing + 2] = struct.pack("<H", 32773)
+    starts = content.index(struct.pack("<4I", *range(8, 8 + 4 * 128, 128)))
+    content[starts : starts + 16] = struct.pack("<4I", *(len(unpacked) + 129 * part for part in range(4)))
+    sizes = content.index(struct.pack("<4I", *[128] * 4))
+    content[sizes : sizes + 16] = struct.pack("<4I", *[129] * 4)
+    (tmp_path / "stains.tif").write_bytes(content)
+    assert Image.open(tmp_path / "stains.tif").convert("RGB").size == (16, 16), "Pillow alone reads it"
+    assert _refusal(tmp_path / "stains.tif") == "has 2 channels that are not RGB; convert it to 8-bit RGB first"
+
+
+def test_a_packed_tiff_in_ycbcr_is_read(tmp_path: Path, picture: Image.Image) -> None:
+    smooth = picture.resize((8, 8)).resize((64, 64), Image.Resampling.BICUBIC)
+    smooth.convert("YCbCr").save(tmp_path / "cell.tif", compression="tiff_lzw")
+    assert np.abs(np.asarray(open_image(tmp_path / "cell.tif")).astype(int) - np.asarray(smooth)).max() <= 3
+
+
+def _box(*brands: bytes) -> bytes:
+    """The first box of a file of the HEIF family, and some of what follows."""
+    return struct.pack(">I", 12 + 4 * len(brands)) + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:]) + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        *[(_box(brand, b"mif1"), "is a HEIC picture (iPhones); export it as JPEG or PNG")
+          for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")],
+        (_box(b"avif", b"mif1", b"miaf"), "is an AVIF picture; export it as JPEG or PNG"),
+        (_box(b"mif1", b"avif"), "is an AVIF picture; export it as JPEG or PNG"),
+        (_box(b"isom", b"mp42"), "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
+        (b"\0\0\0", "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"),
+        (b"II*\0\x08", "cannot be read as an image ("),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 607\n",
+         "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_picture_of_ours_is_called_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    for name in ("IMG_0001.HEIC", "cell.jpg"):
+        (tmp_path / name).write_bytes(content)
+        assert _refusal(tmp_path / name).startswith(said)
+    with pytest.raises(UnreadableImage, match=f"^cell 7: {re.escape(said)}"):
+        open_bytes(content, "cell 7")
+
+
+def _profile(
+    red: tuple[float, float, float],
+    green: tuple[float, float, float],
+    blue: tuple[float, float, float],
+    gamma: float,
+    space: bytes = b"RGB ",
+) -> bytes:
+    """An ICC profile of these primaries (XYZ under D50) and this gamma."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+    curve = b"curv" + struct.pack(">IIH", 0, 1, round(256 * gamma)) + bytes(2)
+    tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1, 0.8249), b"desc": b"desc" + bytes(4 + 4 + 79)}
+    tags |= {b"cprt": b"text" + bytes(8), b"kTRC": curve}
+    for name, xyz in zip((b"r", b"g", b"b"), (red, green, blue), strict=True):
+        tags |= {name + b"XYZ": b"XYZ " + bytes(4) + fixed(*xyz), name + b"TRC": curve}
+    table, data, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        padded = value + bytes(-len(value) % 4)
+        table += name + struct.pack(">II", start + len(data), len(value))
+        data += padded
+    header = struct.pack(">I4sI4s4s4s", start + len(data), b"", 0x02400000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + fixed(0.9642, 1, 0.8249)
+    return header.ljust(128, b"\0") + table + data
+
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_SRGB_PRIMARIES = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7139))
+_ADOBE_SPACE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446), 563 / 256)
+_P3_SPACE = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841), 563 / 256)
+_PROPHOTO_SPACE = ((0.7977, 0.2880, 0.0), (0.1352, 0.7119, 0.0), (0.0313, 0.0001, 0.8249), 461 / 256)
+_ADOBE, _PROPHOTO = _profile(*_ADOBE_SPACE), _profile(*_PROPHOTO_SPACE)
+_VIOLET = (170, 80, 160)
+
+
+def _violet_in_srgb(*space: Any) -> np.ndarray:
+    """The violet of another space as sRGB has it, by the formulas of the two."""
+    light = np.array(space[:3]).T @ (np.array(_VIOLET) / 255) ** space[3]
+    linear = np.clip(np.linalg.solve(np.array(_SRGB_PRIMARIES).T, light), 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(
+    "space", [_ADOBE_SPACE, _P3_SPACE, _PROPHOTO_SPACE], ids=["Adobe RGB", "Display P3", "ProPhoto"]
+)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+def test_colours_of_a_profile_become_srgb_however_a_picture_is_opened(
+    tmp_path: Path, suffix: str, space: tuple[Any, ...]
+) -> None:
+    path = tmp_path / f"cell.{suffix}"
+    options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16), _VIOLET).save(path, icc_profile=_profile(*space), exif=exif, **options)
+    with Image.open(path) as raw:
+        kept = raw.copy()
+        opened = [
+            open_image(path), open_field(path), open_bytes(path.read_bytes(), "cell"), to_rgb(raw), to_rgb(kept)
+        ]  # fmt: skip
+    for picture in opened:
+        assert (picture.mode, picture.size) == ("RGB", (16, 24))
+        assert np.abs(np.asarray(picture) - _violet_in_srgb(*space)).max() <= (3 if suffix == "jpg" else 1)
+        assert to_rgb(picture) is picture, "it is converted once"
+    assert kept.getpixel((5, 5)) == raw.getpixel((5, 5)), "what was given stays as it was"
+    assert opened[0].info == {}
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
+def test_colours_of_a_palette_and_beside_transparency_become_srgb_too(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGB", (16, 16), _VIOLET)
+    (picture.quantize(4) if mode == "P" else picture.convert(mode)).save(tmp_path / "cell.png", icc_profile=_ADOBE)
+    assert np.abs(np.asarray(open_image(tmp_path / "cell.png")) - _violet_in_srgb(*_ADOBE_SPACE)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        None,
+        _SRGB,
+        # Primaries a little aside, as other writers round them.
+        _SRGB.replace(struct.pack(">i", 0x6FA0), struct.pack(">i", 0x6FA0 + 16)),
+        b"broken",
+        b"x" * 999,
+        _ADOBE[:200],
+        _ADOBE[:-60],
+        _profile(*_SRGB_PRIMARIES, 2.2, space=b"GRAY"),
+        _profile(*_SRGB_PRIMARIES, 2.2, space=b"CMYK"),
+        _ADOBE.ljust(5_000_000, b"\0"),
+    ],
+    ids=["none", "sRGB", "rounded", "short", "noise", "header", "cut", "grey", "CMYK", "huge"],
+)
+def test_srgb_and_broken_profiles_leave_every_pixel(
+    tmp_path: Path, picture: Image.Image, profile: bytes | None
+) -> None:
+    picture.save(tmp_path / "cell.tiff", icc_profile=profile)
+    for read in (open_image, open_field, lambda path: to_rgb(Image.open(path))):
+        assert np.array_equal(np.asarray(read(tmp_path / "cell.tiff")), np.asarray(picture))
+    given = picture.copy()
+    given.info["icc_profile"] = profile
+    assert to_rgb(given) is given
+
+
+def test_grey_pictures_are_left_as_they_are_whatever_their_profile(tmp_path: Path, picture: Image.Image) -> None:
+    grey = picture.convert("L")
+    for profile in (_profile(*_SRGB_PRIMARIES, 1.8, space=b"GRAY"), _PROPHOTO):
+        grey.save(tmp_path / "cell.png", icc_profile=profile)
+        assert np.array_equal(np.asarray(open_image(tmp_path / "cell.png")), np.asarray(grey.convert("RGB")))
 
 
 def test_refuses_cmyk_jpeg(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import pickle
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import getfile
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import datasets
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import pixel_cache
+from leukoscope.data import framing, images, pixel_cache, preprocessing
 from leukoscope.data.images import cell_areas, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import CellsOnDemand, PixelRows, decode_cells, frame_cells
@@ -72,6 +74,20 @@ def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, c
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     pixels, *_ = decode_cells(cells, SMALL, "data")
     assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize("module", [images, framing, preprocessing])
+def test_cells_are_decoded_anew_when_the_code_that_opens_or_frames_them_changes(
+    tmp_path: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    decode_cells(cells, SMALL, "data")
+    before = len(_files())
+    (tmp_path / "newer.py").write_text("# another version")
+    monkeypatch.setattr(
+        pixel_cache, "getfile", lambda asked: str(tmp_path / "newer.py") if asked is module else getfile(asked)
+    )
+    decode_cells(cells, SMALL, "data")
+    assert len(_files()) == 2 * before
 
 
 @pytest.mark.parametrize(

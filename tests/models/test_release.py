@@ -227,6 +227,18 @@ def test_damaged_weights_are_named(copy, keep):
     assert message.endswith("); download or copy it again")
 
 
+def test_weights_that_git_lfs_has_not_fetched_are_named(copy):
+    weights = copy / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 28000000\n")
+
+    said = f"{weights}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
+
+    assert refusal(copy) == said
+    with pytest.raises(LeukoscopeError) as refused:
+        read_arrays(weights)
+    assert str(refused.value) == said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="no such file on Windows or macOS")
 def test_weights_that_the_system_does_not_give_are_named():
     with pytest.raises(LeukoscopeError, match=r"^/proc/self/mem: cannot be read \(.*\); check who may read it$"):

@@ -55,6 +55,12 @@ def text_bomb(rng: random.Random) -> bytes:
     return encoded(noise(rng), "PNG", pnginfo=about)
 
 
+def deep_tiff(rng: random.Random) -> bytes:
+    """A TIFF whose values have 12 bits each, which Pillow cannot open."""
+    file = encoded(noise(rng, side=64), "TIFF")
+    return file.replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 12, 12, 12))
+
+
 def rotated(rng: random.Random) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = rng.randint(0, 12)
@@ -105,6 +111,11 @@ MAKERS: dict[str, Maker] = {
     "HTML": lambda rng: b"<!doctype html><script>alert(1)</script>" + rng.randbytes(20),
     "PDF": lambda rng: b"%PDF-1.7\n" + rng.randbytes(200),
     "EPS": lambda rng: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n(x) run\n" + rng.randbytes(50),
+    "HEIC": lambda rng: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + rng.randbytes(200),
+    "Git LFS pointer": lambda rng: (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:%x\n" % rng.getrandbits(256)
+    ),
+    "12-bit colour": deep_tiff,
     "program": lambda rng: b"\x7fELF" + rng.randbytes(300),
     "zip": packed,
     "one pixel": lambda rng: encoded(noise(rng, side=rng.randint(1, 7)), "PNG"),
@@ -162,6 +173,9 @@ def test_no_file_crashes_or_stays(
         ("SVG", "is not an image"),
         ("HTML", "is not an image"),
         ("PDF", "is not an image"),
+        ("HEIC", "is a HEIC picture (iPhones); export it as JPEG or PNG"),
+        ("Git LFS pointer", "is a Git LFS pointer, not the file itself"),
+        ("12-bit colour", "has more than 8 bits a channel (12 bits)"),
         ("EPS", "is not an image"),
         ("one pixel", "too small for a cell"),
         ("strip", "one side more than 10 times the other"),

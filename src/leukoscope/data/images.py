@@ -1,7 +1,7 @@
 """One cell image, from a file to 8-bit RGB pixels.
 
 Loading, prediction and the demo all open images here, so a file that training refuses is refused with the same
-message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do.
+message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do; colours are converted to sRGB.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import foreground
+from leukoscope.files import LFS_POINTER
 
 
 class UnreadableImage(LeukoscopeError):
@@ -51,6 +53,14 @@ MAX_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 # Tags of a TIFF: where its strips and its tiles begin. Packed as JPEG, each is a picture with a scan of its own.
 _PARTS_OF_TIFF = (273, 324)
+# Tags that say how a TIFF stores its pixels.
+_WIDTH, _BITS, _PACKING, _PHOTOMETRIC, _BIT_ORDER, _CHANNELS, _PLANES, _EXTRA, _NUMBERS = (
+    256, 258, 259, 262, 266, 277, 284, 338, 339,
+)  # fmt: skip
+_FLOATS, _WHOLE = 3, 1  # of _NUMBERS
+_ALPHA = (2,)  # of _EXTRA
+_PHOTOMETRIC_MODES = {5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB", 10: "LAB"}
+_BIG_TIFF = 43
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
@@ -62,6 +72,13 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
+_GREY_MODES = ("L", "LA", "1")
+# Brands in the first box of a file; a file may name several, AVIF beside the common ones.
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
+_HEAD = 256  # bytes of a file that show what it is
+# A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
+_MAX_PROFILE = 4_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,7 @@ def open_field(path: str | Path) -> Image.Image:
         with _identified(_file(path), path, MAX_FIELD_PIXELS) as image, _damage_named(path):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return _in_srgb(image, in_place=True)
 
 
 def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -163,10 +180,32 @@ def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_
             try:
                 image = stack.enter_context(Image.open(source, formats=_FORMATS))
             except UnidentifiedImageError:
-                raise UnreadableImage(f"{name}: is not an image; give one of BMP, PNG, JPG, TIFF, WEBP") from None
+                raise UnreadableImage(f"{name}: {_unopened(source)}") from None
             _check_kind(image, name, max_pixels)
             _check_scans(image, name)
         yield image
+
+
+def _unopened(source: Path | BytesIO) -> str:
+    """What a file is that Pillow does not open, and the fix."""
+    with source.open("rb") if isinstance(source, Path) else BytesIO(source.getvalue()) as file:
+        head = file.read(_HEAD)
+        if head.startswith(LFS_POINTER):
+            return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        if head[4:8] == b"ftyp":
+            brands = {head[at : at + 4] for at in range(8, min(int.from_bytes(head[:4], "big"), _HEAD), 4)}
+            if brands & _AVIF:
+                return "is an AVIF picture; export it as JPEG or PNG"
+            if brands & _HEIC:
+                return "is a HEIC picture (iPhones); export it as JPEG or PNG"
+        if head.startswith(tuple(TiffImagePlugin.PREFIXES)):
+            start = head[:16] if head[2] == _BIG_TIFF else head[:8]
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+            if _WIDTH in tags:
+                return f"{_tiff_problem(tags) or _unusual(tags)}; convert it to 8-bit RGB first"
+    return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
 
 
 def _check_scans(image: Image.Image, name: str | Path) -> None:
@@ -228,7 +267,46 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
             image = ImageOps.exif_transpose(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return _in_srgb(image)
+
+
+def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
+    """The 8-bit RGB pixels of a decoded picture in sRGB; the picture itself where it holds them already."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    profile = image.info.get("icc_profile")
+    # Of grey, a profile tells only how bright it is; hardly any program follows it.
+    if image.mode in _GREY_MODES or not isinstance(profile, bytes) or (to_srgb := _to_srgb(profile)) is None:
+        return rgb
+    rgb = to_srgb.apply_in_place(rgb) if in_place or rgb is not image else to_srgb.apply(rgb)
+    del rgb.info["icc_profile"]  # sRGB's own, of no use to anybody
+    return rgb
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """What makes sRGB of RGB pixels that have this profile; None where they stay as they are.
+
+    They do under sRGB, whoever wrote the profile, and under a profile that is broken or of no RGB space: browsers and
+    viewers ignore it too, and the picture looks there as it does here.
+    """
+    if len(profile) > _MAX_PROFILE:
+        return None
+    steps = np.linspace(0, 255, 18).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
+    try:
+        to_srgb = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            "RGB",
+            "RGB",
+            # As measured; "perceptual" may shift all colours to make room for some.
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    moved = np.abs(np.asarray(to_srgb.apply(Image.fromarray(colours))).astype(int) - colours).max()
+    # Profiles of sRGB differ in rounding, by a level of 255; the next space, Rec. 709, differs by 16.
+    return to_srgb if moved > 1 else None
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -293,6 +371,38 @@ def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXE
     if deep or image.mode not in _MODES_READ_AS_RGB:
         problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (problem := _tiff_problem(image.tag_v2)):
+        raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
+
+
+def _tiff_problem(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    """Why Pillow reads no pixels of such a TIFF, or wrong ones without a word; "" where no reason is known."""
+    bits, numbers, extra = max(tags.get(_BITS, (1,))), max(tags.get(_NUMBERS, (_WHOLE,))), tags.get(_EXTRA, ())
+    channels, photometric, packing = tags.get(_CHANNELS, 1), tags.get(_PHOTOMETRIC, 0), tags.get(_PACKING, 1)
+    if numbers == _FLOATS:
+        return _MODE_PROBLEMS["F"]
+    if bits > 8:
+        return f"has more than 8 bits a channel ({bits} bits)"
+    # Packed pixels of YCbCr are made RGB as they are unpacked; others come out as the numbers they are.
+    if photometric in _PHOTOMETRIC_MODES and (photometric != 6 or packing == 1):
+        return _MODE_PROBLEMS[_PHOTOMETRIC_MODES[photometric]]
+    if photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA):
+        return f"has {channels} channels that are not RGB"
+    # Unpacked planes are taken for 8-bit ones as they stand, whatever the tags say.
+    plain = bits == 8 and tags.get(_BIT_ORDER, 1) == 1 and photometric != 0
+    plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
+    if numbers != _WHOLE or (tags.get(_PLANES, 1) == 2 and packing == 1 and not plain):
+        return _unusual(tags)
+    return ""
+
+
+def _unusual(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    bits = "+".join(map(str, tags.get(_BITS, (1,))[:8]))
+    return (
+        f"is a TIFF of a kind that is not read here ({bits} bits, photometric interpretation "
+        f"{tags.get(_PHOTOMETRIC, 0)}, planar configuration {tags.get(_PLANES, 1)}, sample format "
+        f"{max(tags.get(_NUMBERS, (_WHOLE,)))})"
+    )
 
 
 def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:

@@ -1,8 +1,8 @@
 """Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
-CPU as a training step on it. The cache is keyed by the files, when they were written, and the code that frames them;
-`--no_cache_images` decodes the same pixels whenever they are needed.
+CPU as a training step on it. The cache is keyed by the files, when they were written, and the code that opens and
+frames them; `--no_cache_images` decodes the same pixels whenever they are needed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import framing
+from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
@@ -259,7 +260,7 @@ def decode_cells(
         return state.st_mtime_ns, state.st_ctime_ns
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
-    code = [Path(getfile(module)).read_bytes() for module in (framing, preprocessing_module)]
+    code = [Path(getfile(module)).read_bytes() for module in (images_module, framing, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
     if (kept := _kept(pixels_path, found_path)) is None:

@@ -17,7 +17,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import trained_on
-from leukoscope.files import restore_replaced, write_atomic
+from leukoscope.files import LFS_POINTER, restore_replaced, write_atomic
 
 SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
@@ -255,6 +255,11 @@ def load_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]
     try:
         return load_file(path)
     except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise LeukoscopeError(
+                    f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
+                ) from None
         raise LeukoscopeError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
     except OSError as error:
         raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
