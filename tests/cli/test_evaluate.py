@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,45 @@ def test_two_models_are_compared_on_the_cells_of_the_first(tiny_release, cells, 
     differences = [figure["difference"] for figure in report["comparison"]["figures"].values()]
     assert differences and max(map(abs, differences)) < 1e-6
     assert "compared with predictions.parquet: balanced accuracy +0.000" in result.stdout
+
+
+@pytest.mark.parametrize("release", ["leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc"])
+@pytest.mark.parametrize(
+    ("folders", "flags"),
+    [
+        ({"ALL": "all", "HEM": "hem"}, ()),
+        ({"ALL": "all", "HEM": "hem"}, ("--label_map", "ALL=all", "--label_map", "HEM=hem")),
+        ({"ALL": "leukemia", "HEM": "healthy"}, ("--label_map", "ALL=leukemia", "--label_map", "HEM=healthy")),
+    ],
+)
+def test_classes_of_other_names_are_measured_by_the_rule_for_subjects(cells, tmp_path, release, folders, flags):
+    for theirs, ours in folders.items():
+        shutil.copytree(cells[3] / theirs, tmp_path / "cells" / ours)
+    data = ("--dataset_name", "imagefolder", "--train_dir", tmp_path / "cells", "--subject_pattern", cells[5])
+    result = run(RELEASE.parent / release, *data, *flags, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    subjects = json.loads((tmp_path / "out" / "evaluation.json").read_text())["patients"]["subjects"]
+    assert {name: one["label"] for name, one in subjects.items()} == {
+        **dict.fromkeys(("s0", "s1"), folders["ALL"]),
+        **dict.fromkeys(("s2", "s3"), folders["HEM"]),
+    }
+    run(RELEASE.parent / release, *cells, "--output", tmp_path / "same")
+    same = json.loads((tmp_path / "same" / "evaluation.json").read_text())["patients"]["subjects"]
+    probabilities = {name: one["probability"] for name, one in same.items()}
+    assert {name: one["probability"] for name, one in subjects.items()} == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refused(tiny_release, cells):
+    assert error_of(run(tiny_release, *cells, "--label_map", "blast=ALL")) == (
+        "--label_map blast=ALL: 'blast' is no class of the model, which has ALL, HEM; correct or leave it out"
+    )
+    assert error_of(run("--predictions", "p", "--label_map", "blast=ALL")) == (
+        "--label_map blast=ALL: 'blast' is without effect: no model is run; correct or leave it out"
+    )
+    twice = ("--label_map", "ALL=ALL", "--label_map", "ALL=HEM")
+    assert error_of(run(tiny_release, *cells, *twice)) == (
+        "--label_map ALL=HEM: ALL is already ALL; give one of the two"
+    )
 
 
 @pytest.mark.parametrize(

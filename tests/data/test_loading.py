@@ -726,6 +726,76 @@ def test_splits_are_known_in_any_spelling_and_below_the_folder_that_was_unpacked
     assert load_cells("imagefolder", tmp_path / "set").own_splits == {"train": 4, "test": 4}
 
 
+@pytest.mark.parametrize(
+    ("label", "shown", "kind"),
+    [
+        (["ALL"], "['ALL']", "list"),
+        ([0, 1], "[0, 1]", "list"),
+        ({"name": "ALL"}, "{'name': 'ALL'}", "dict"),
+        (1.0, "1.0", "float"),
+        (float("nan"), "nan", "float"),
+        (b"ALL", "b'ALL'", "bytes"),
+    ],
+)
+def test_a_hub_label_that_is_no_class_is_refused_by_its_value(
+    tmp_path: Path, label: object, shown: str, kind: str
+) -> None:
+    kinds = datasets.Dataset.from_dict({"label": [label]}).features["label"]
+    hub_id = _publish(tmp_path / "hub", {"label": [label] * 3}, kinds)
+    assert _refusal(load_cells, hub_id) == (
+        f"data set {hub_id}: cell row_000000 has the label {shown} in column 'label', a {kind}; give each cell one "
+        "class, as a text or a whole number, or name another column with --label_column_name"
+    )
+
+
+def test_a_test_split_whose_labels_are_lists_is_refused_too(tmp_path: Path) -> None:
+    lists = datasets.Dataset.from_dict({"label": [[0]]}).features["label"]
+    for name in ("train", "test"):
+        _publish(tmp_path / name, {"label": [[0], [1]]}, lists)
+        shutil.copy(tmp_path / name / "train.parquet", tmp_path / f"{name}.parquet")
+        shutil.rmtree(tmp_path / name)
+    assert "has the label [0] in column 'label', a list" in _refusal(load_cells, str(tmp_path))
+
+
+@pytest.mark.parametrize("label", ["", None])
+def test_an_empty_hub_label_is_none(tmp_path: Path, label: str | None) -> None:
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM", label]}, datasets.Value("string"))
+    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: cell row_000002 has no label; remove its row"
+
+
+_UNSEEN = "has blanks around its name, or characters that are not seen"
+_TAKEN = "is called as predictions without a class are"
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [
+        *((name, _UNSEEN) for name in ("ALL ", " ALL", "A\tLL", "A\nLL", "ALL\u200b", "\ufeffALL", "A\u00a0LL")),
+        *((name, _TAKEN) for name in ("abstain", "Abstain", "out of distribution", "Not a  cell", "too few cells")),
+    ],
+)
+def test_a_class_that_would_be_taken_for_another_or_for_none_is_refused(
+    own_cells: Path, tmp_path: Path, label: str, problem: str
+) -> None:
+    _paint(own_cells / label / "p5_1.png", 5)
+    expected = f"class {label!r} {problem}"
+    assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}; rename its folder"
+    hub_id = _split_hub(tmp_path / "hub", train=[label, "blast", "normal"])
+    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: {expected}; rename it"
+
+
+@pytest.mark.parametrize(("one", "other"), [("Zelle  a", "Zelle a"), ("e\u0301", "\u00e9"), ("\uff21LL", "all")])
+def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    hub_id = _split_hub(tmp_path / "hub", train=[one, other, "normal"])
+    assert _refusal(load_cells, hub_id).endswith("look alike; give one class one name")
+
+
+def test_whole_numbers_and_inner_blanks_make_classes(tmp_path: Path) -> None:
+    assert load_cells(_publish(tmp_path / "a", {"label": [3, 4]}, datasets.Value("int8"))).info.labels == ("3", "4")
+    named = _split_hub(tmp_path / "b", train=["not a cell line", "Lymphozyt (groß)"])
+    assert load_cells(named).info.labels == ("Lymphozyt (groß)", "not a cell line")
+
+
 @pytest.fixture
 def split_folder(tmp_path: Path) -> Path:
     """Class folders below train/ (4 cells), val/ (2) and test/ (2), each cell of a subject of its own."""

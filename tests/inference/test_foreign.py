@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -122,14 +123,56 @@ def test_several_classes_of_a_model_may_be_one_of_ours():
     assert match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names) == (1, 0, 0, 0)
 
 
+def refusal_of(theirs: list[str], ours: list[str], names: dict[str, str] | None = None) -> str:
+    with pytest.raises(LeukoscopeError) as error:
+        match_labels("some/model", theirs, ours, names or {})
+    message = str(error.value)
+    start = f"some/model: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; "
+    assert message.startswith(start)
+    return message.removeprefix(start)
+
+
+ASKED = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
+
+
 @pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
 def test_classes_without_a_counterpart_are_named_on_both_sides(names):
-    with pytest.raises(LeukoscopeError) as error:
-        match_labels("some/model", ["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names)
-    assert str(error.value) == (
-        "some/model: its classes are LABEL_0, LABEL_1, those of the data set ALL, HEM; say which is which, for "
-        "example --label_map LABEL_0=ALL --label_map LABEL_1=HEM"
-    )
+    assert refusal_of(["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["ALL", "HEM"], ["Healthy", "Leukemia"]),
+        (["ALL", "HEM"], ["Allgemein", "Hemato"]),  # parts of words
+        (["normal cell", "leukemic cell"], ["blast cell", "normal"]),  # a word of two classes
+        (["ALL", "not ALL"], ["ALL cells", "HEM"]),
+        (["non-ALL", "leukemia"], ["ALL", "leukemia free"]),
+        (["LABEL_0", "LABEL_1"], ["1", "0"]),
+        (["ALL", "HEM"], ["ALL", "Healthy"]),
+    ],
+)
+def test_no_pairing_is_suggested_that_may_be_wrong(theirs, ours):
+    assert refusal_of(theirs, ours) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "flags"),
+    [
+        (["ALL", "HEM"], ["healthy_hem", "leukemia_all"], "ALL=leukemia_all HEM=healthy_hem"),
+        (["ALL", "HEM"], ["ALL", "HEM cells"], "HEM='HEM cells'"),
+        (["Early", "Pre", "Benign"], ["early pre", "benign"], "Early='early pre' Pre='early pre'"),
+    ],
+)
+def test_a_pairing_by_equal_words_is_suggested_and_works(theirs, ours, flags):
+    words = shlex.split(refusal_of(theirs, ours).removeprefix("say which is which, for example "))
+    pairs = dict(word.split("=") for word in words if word != "--label_map")
+    assert pairs == dict(word.split("=") for word in shlex.split(flags))
+    match_labels("some/model", theirs, ours, pairs)
+
+
+def test_a_class_that_the_model_lacks_cannot_be_named():
+    assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")
 
 
 def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
@@ -275,10 +277,86 @@ def test_a_picture_may_be_closed_when_the_next_is_asked_for(predictor, cells):
     assert [shares(prediction) for prediction in found] == [shares(prediction) for prediction in expected]
 
 
-def test_something_that_is_no_picture_is_refused(predictor):
+def test_bytes_and_open_files_are_read_as_pictures(predictor, cells):
+    expected, content = shares(predictor(cells[0])), cells[0].read_bytes()
+    written = BytesIO()
+    written.write(content)  # its position is its end
+    with cells[0].open("rb") as file, tempfile.SpooledTemporaryFile() as spooled:
+        spooled.write(content)
+        given = [content, bytearray(content), memoryview(content), written, file, spooled]
+        for one in given:
+            found = predictor(one)
+            assert isinstance(found, Prediction) and shares(found) == expected
+        found = predictor([*given, file, cells[0], str(cells[0]), Image.open(cells[0])])
+    assert np.allclose([shares(prediction) for prediction in found], expected, atol=1e-5)
+    names = [prediction.source for prediction in found]
+    assert names[:5] == ["image 1", "image 2", "image 3", "image 4", str(cells[0])] and names[6] == str(cells[0])
+
+
+def test_a_file_may_be_closed_when_the_next_is_asked_for(predictor, cells):
+    def opened() -> Iterator[BinaryIO]:
+        for cell in cells:
+            with cell.open("rb") as file:
+                yield file
+
+    found, expected = predictor(opened()), predictor(cells)
+    assert [shares(prediction) for prediction in found] == [shares(prediction) for prediction in expected]
+
+
+PICTURES = "a path, a PIL image, a uint8 array, the bytes of an image file, or a file opened in binary mode"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [(None, "NoneType"), (5, "int"), (0.5, "float"), (object(), "object"), ({"cell.png": 1}, "dict")]
+)
+def test_something_that_is_no_picture_is_refused_by_its_type(predictor, given, kind):
+    for ask in (predictor, lambda images: list(predictor.iter_predictions(images))):
+        with pytest.raises(LeukoscopeError) as error:
+            ask(given)
+        assert str(error.value) == f"images: are of type {kind}; give {PICTURES}; or an iterable of these"
     with pytest.raises(UnreadableImage) as error:
-        predictor([None])
-    assert str(error.value) == "image 1: is a NoneType; give a path, a PIL image or a uint8 array"
+        predictor([given])
+    assert str(error.value) == f"image 1: is of type {kind}; give {PICTURES}"
+
+
+def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor, cells):
+    mixed = [cells[0], None, cells[1].read_bytes(), [cells[2]], torch.zeros(3, 8, 8), b"", b"no picture"]
+    found = list(predictor.iter_predictions(mixed))
+    assert [isinstance(one, Prediction) for one in found] == [True, False, True, False, False, False, False]
+    said = [str(one).partition(";")[0] for one in found if isinstance(one, UnreadableImage)]
+    assert said == [
+        "image 2: is of type NoneType", "image 4: is of type list", "image 5: is of type Tensor",
+        "image 6: the file is empty (0 bytes)", "image 7: is not an image",
+    ]  # fmt: skip
+
+
+def test_a_file_that_gives_no_bytes_is_refused_with_the_mode(predictor, cells, tmp_path):
+    with cells[0].open(encoding="latin-1") as text, pytest.raises(UnreadableImage, match="reads as str, not bytes; op"):
+        predictor(text)
+    with pytest.raises(
+        UnreadableImage, match=r"the BufferedReader given \(seek of closed file|I/O operation on closed"
+    ):
+        predictor(closed := cells[0].open("rb"), batch_size=closed.close() or 1)
+    with (tmp_path / "w").open("wb") as new, pytest.raises(UnreadableImage, match=r"given \(read\); open the file in"):
+        predictor(new)
+
+
+def test_one_picture_may_stand_for_several_wherever_several_are_taken(predictor, cells):
+    (found,) = predictor.iter_predictions(str(cells[0]))
+    assert isinstance(found, Prediction) and found.source == str(cells[0])
+
+
+@pytest.mark.parametrize("given", [None, 5, b"folder", ["folder"], "", " "])
+@pytest.mark.parametrize("method", ["from_pretrained", "from_hub"])
+def test_what_names_no_release_is_refused_by_its_type(given, method):
+    with pytest.raises(LeukoscopeError, match=rf"^Predictor\.{method}\(.*\): names no release; give a release folder"):
+        getattr(Predictor, method)(given)
+
+
+@pytest.mark.parametrize("given", [None, 5, "folder", Path("folder"), {}])
+def test_a_predictor_of_no_release_is_refused(given):
+    with pytest.raises(LeukoscopeError, match=r"takes a release that was read; give .* to Predictor.from_pretrained$"):
+        Predictor(given)
 
 
 def test_an_impossible_batch_size_is_refused(predictor, cells):

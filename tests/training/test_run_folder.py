@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import platform
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,11 +17,11 @@ import pytest
 import torch
 import yaml
 
-from leukoscope import RESEARCH_NOTICE, __version__
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.run_folder import append_row, describe_run, hardware, result_lines, write_args
+from leukoscope.training.run_folder import append_row, describe_run, hardware, locked, result_lines, write_args
 
 
 @pytest.fixture
@@ -75,3 +79,56 @@ def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> 
         "  cell size alone: balanced accuracy 0.700, weighted F1 0.600",
         f"  {RESEARCH_NOTICE}",
     ]
+
+
+# Trains, as far as a lock can tell, until it is killed; a worker forked from it goes on while its input is open.
+_TRAINING = """
+import os, sys
+from pathlib import Path
+from leukoscope.training.run_folder import locked
+with locked(Path(sys.argv[1])):
+    if worker := os.fork():
+        print(worker, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that is started forks")
+def test_a_run_folder_is_locked_while_a_process_trains_into_it_and_no_longer(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _TRAINING, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        worker = int(running.stdout.readline())
+        with pytest.raises(LeukoscopeError) as error, locked(tmp_path):
+            pass
+        assert str(error.value) == (
+            f"--output_dir {tmp_path}: another training is writing there; wait until it has ended, or give another "
+            "folder"
+        )
+        running.kill()
+        running.wait()
+        os.kill(worker, 0)  # an error unless it lives
+        for _ in range(2):  # one training after another
+            with locked(tmp_path):
+                pass
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    with locked(tmp_path):
+        said = capsys.readouterr().out
+    assert said == (
+        f"--output_dir {tmp_path}: its disk knows no locks (No locks available); start no other training into it\n"
+    )

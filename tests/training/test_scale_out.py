@@ -179,6 +179,34 @@ def test_two_processes_leave_one_run_and_resume_together(tmp_path: Path) -> None
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
 
 
+_NOTEBOOK = """
+import sys
+from accelerate import notebook_launcher
+from leukoscope.api import train
+
+flags = dict(image_size=32, max_train_samples=64, max_eval_samples=16, num_train_epochs=1, mixed_precision="no",
+             per_device_train_batch_size=8)
+notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use_port="0")
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs processes find each other")
+@pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
+def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(tmp_path: Path, launcher: str) -> None:
+    words = _launch(str(ROOT / "train.py"), *TINY[:4], "--output_dir", "run", "--num_train_epochs", "1")
+    words = words if launcher == "torchrun" else [sys.executable, "-c", _NOTEBOOK]
+    environment = _environment(tmp_path)
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
+    alone = {name: value for name, value in environment.items() if name != "ACCELERATE_USE_CPU"}
+    ended = subprocess.run(words, env=alone, **options)
+    assert ended.returncode != 0
+    assert "2 processes were started and each would train alone into --output_dir run: " in ended.stderr
+    assert not (tmp_path / "run").exists()
+    ended = subprocess.run(words, env=environment, **options)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["processes"] == 2
+
+
 if __name__ == "__main__":
     _cells, _out = map(Path, sys.argv[1:])
     _result = _learn(_cells, 1)

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -411,6 +413,37 @@ def test_fp16_on_a_cpu_is_refused_whoever_asks_for_it(
     assert _refusal(parse_config([*data, "--from_scratch"])) == (
         "accelerate launch --mixed_precision fp16: needs a GPU, and this run has none; give bf16 or no"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs processes find each other")
+@pytest.mark.parametrize("count", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_would_each_train_alone_are_refused(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    monkeypatch.setenv(count, "2")
+    out = tmp_path / "run"
+    assert _refusal(_own(own_cells, out)) == (
+        f"2 processes were started and each would train alone into --output_dir {out}: Accelerate found no GPU for "
+        "them; set ACCELERATE_USE_CPU=true before the command (in a notebook os.environ['ACCELERATE_USE_CPU'] = 'true' "
+        "before notebook_launcher), or start one process"
+    )
+    assert not out.exists()
+    monkeypatch.setenv(count, "1")
+    loop.make_accelerator(_own(own_cells, out), _own(own_cells, out).resolve())
+
+
+def test_a_training_into_a_locked_folder_is_refused_before_it_changes_anything(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    hold = "import sys, pathlib, leukoscope.training.run_folder as r\nwith r.locked(pathlib.Path(sys.argv[1])): "
+    words = [sys.executable, "-c", hold + "print(flush=True); sys.stdin.read()", str(finished)]
+    source = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    with subprocess.Popen(words, env=source, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        said = _refusal(parse_config([*TINY, *SHALLOW, "--output_dir", str(finished)]))
+        other.stdin.close()
+    assert said.startswith(f"--output_dir {finished}: another training is writing there; ")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_processes_wait_for_what_the_first_one_prepares(own_cells: Path, tmp_path: Path) -> None:

@@ -106,7 +106,10 @@ def evaluate(
         if "=" not in pair:
             raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
     require_writable(output or Path("evaluations"))
-    names = {theirs: ours for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ())}
+    names: dict[str, str] = {}
+    for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ()):
+        if (other_name := names.setdefault(theirs, ours)) != ours:
+            raise LeukoscopeError(f"--label_map {theirs}={ours}: {theirs} is already {other_name}; give one of the two")
     from leukoscope.data.loading import load_cells
     from leukoscope.evaluation.evaluate import (
         keep_cells,
@@ -129,6 +132,15 @@ def evaluate(
 
     # Models first: an error about one is shown at once, not after the data set is read.
     classifier, other = opened(model), opened(compare)
+    known = [label for one in (classifier, other) if one for label in one.labels]
+    for theirs in names:
+        if theirs.casefold() not in {label.casefold() for label in known}:
+            shown = (
+                f"no class of the model, which has {', '.join(known)}" if known else "without effect: no model is run"
+            )
+            raise LeukoscopeError(
+                f"--label_map {theirs}={names[theirs]}: {theirs!r} is {shown}; correct or leave it out"
+            )
     cells = None
     if dataset_name is not None:
         data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
     OTHER,
+    RESERVED_LABELS,
     CellFile,
     DatasetInfo,
     dataset_info,
@@ -282,7 +285,8 @@ def _assemble(
     """The one way from (N,) images and what is known of each to a data set, whatever they came from.
 
     Raises:
-        LeukoscopeError: fewer than two classes; the message opens with `source`.
+        LeukoscopeError: fewer than two classes, or a class whose name would be taken for another or for none; the
+            message opens with `source`.
     """
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
@@ -291,11 +295,18 @@ def _assemble(
         seen = f"only the class {labels[0]!r}" if labels else "no cell"
         how = "" if info.hub_id else ", each in a folder of its name"
         raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
-    for one, other in pairwise(sorted(labels, key=lambda label: (label.casefold(), label))):
-        if one.casefold() == other.casefold():
+    rename = "rename it" if info.hub_id else "rename its folder"
+    for label in labels:
+        if label != label.strip() or not label.isprintable():
             raise LeukoscopeError(
-                f"{source}: classes {one!r} and {other!r} differ only in case; give one class one name"
+                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; {rename}"
             )
+        if _folded(label) in RESERVED_LABELS:
+            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; {rename}")
+    for one, other in pairwise(sorted(labels, key=lambda label: (_folded(label), label))):
+        if _folded(one) == _folded(other):
+            how = "differ only in case" if one.casefold() == other.casefold() else "look alike"
+            raise LeukoscopeError(f"{source}: classes {one!r} and {other!r} {how}; give one class one name")
     text = Value("string")
     columns = {
         "label": [row.label for row in rows],
@@ -319,6 +330,11 @@ def _assemble(
         tuple(_compare_counts(info, rows)),
         tuple(passed_over),
     )
+
+
+def _folded(label: str) -> str:
+    """What names that a reader takes for the same have in common: without case, Unicode form and number of blanks."""
+    return " ".join(normalize("NFKC", label).casefold().split())
 
 
 def _background(images: Dataset) -> Literal["black", "smear"]:
@@ -567,7 +583,7 @@ def _load_from_hub(
         table = found[name]
         if missing := [column for column in wanted if column not in table.column_names]:
             raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
-        if side != "train" and {*table[columns["label"]]} <= {None, -1}:
+        if side != "train" and all(label in (None, -1) for label in table[columns["label"]]):
             not_used.append(f"Hub split {name!r} not used: its {len(table):,} rows have no labels")
             continue
         tables[side] = table
@@ -642,8 +658,14 @@ def _hub_rows(
     name_of = feature.int2str if isinstance(feature, ClassLabel) else str
     names = []
     for cell, label in zip(ids, table[columns["label"]], strict=True):
-        if label in (None, -1):
+        if label in (None, -1, ""):
             raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no label; remove its row")
+        if not isinstance(label, str | int):
+            raise LeukoscopeError(
+                f"data set {hub_id}: cell {cell} has the label {reprlib.repr(label)} in column {columns['label']!r}, a "
+                f"{type(label).__name__}; give each cell one class, as a text or a whole number, or name another "
+                "column with --label_column_name"
+            )
         names.append(name_of(label))
     subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:

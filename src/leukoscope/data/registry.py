@@ -19,6 +19,13 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
 from leukoscope.data.tables import located, read_csv
 
+# What is said of a cell or a subject instead of a class (`Decision`, `PatientPrediction`): no class may be called so.
+ABSTAIN = "abstain"
+OUT_OF_DISTRIBUTION = "out of distribution"
+NOT_A_CELL = "not a cell"
+TOO_FEW_CELLS = "too few cells"
+RESERVED_LABELS = (ABSTAIN, OUT_OF_DISTRIBUTION, NOT_A_CELL, TOO_FEW_CELLS)
+
 
 @dataclass(frozen=True)
 class CellFile:

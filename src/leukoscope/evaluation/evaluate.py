@@ -20,7 +20,7 @@ from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.foreign import Classifier, PredictedCell, predict_cells
+from leukoscope.inference.foreign import Classifier, PredictedCell, match_labels, predict_cells
 from leukoscope.models.release_files import PREDICTIONS, folder_name, read_metrics
 from leukoscope.progress import track
 
@@ -52,7 +52,8 @@ class ModelPredictions:
         estimates: what metrics of them estimate.
         overlap: whether tested subjects trained the model; see `training_overlap`.
         left_out: one line per cell that could not be predicted, or a reason for leaving some out.
-        metrics: the release's metrics.json; {} where the predictions are not from a release.
+        metrics: the release's metrics.json, whose rule for subjects names its class as the predictions do; {} where
+            they are not from a release.
         unit: what `subjects` of the predictions stand for, "subject" or "block".
         outcomes: of `leukoscope predict` for each cell of the predictions; () where the model is no release.
     """
@@ -167,7 +168,12 @@ def predictions_of_model(
         np.asarray([cell.area for _, cell in found]) if cells.data.info.background == "black" else None,
         tuple(cell.pixel_hash for _, cell in found),
     )
-    metrics = classifier.metrics
+    metrics = dict(classifier.metrics)
+    if rule := metrics.get("patients"):
+        matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
+        our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
+        named = rule["positive_label"]
+        metrics["patients"] = {**rule, "positive_label": our_name.get(named, named)}
     overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
     return ModelPredictions(
         predictions,

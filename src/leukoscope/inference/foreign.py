@@ -8,6 +8,8 @@ the first cell is opened.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # What config.json of a release holds and a plain transformers model lacks; see models/release.py.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
+# Words that turn round what the others in a class's name say.
+_NEGATIONS = {"no", "non", "not", "without", "negative", "free", "kein", "keine", "nicht", "ohne", "negativ"}
 # An area needs no fine detail.
 _AREA_SIDE = 224
 
@@ -173,12 +177,35 @@ def match_labels(
     found = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
     matched = tuple(k for k in found if k is not None)
     if len(matched) < len(theirs) or len(set(matched)) < len(ours):
-        example = " ".join(f"--label_map {their}={our}" for their, our in zip(theirs, ours, strict=False))
+        if len(theirs) < len(ours):
+            how = "it lacks some of these: leave their cells out, or give another model"
+        elif pairs := _paired(theirs, ours, found):
+            how = f"say which is which, for example {pairs}"
+        else:
+            how = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
         raise LeukoscopeError(
-            f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; say which is "
-            f"which, for example {example}"
+            f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}"
         )
     return matched
+
+
+def _paired(theirs: Sequence[str], ours: Sequence[str], found: Sequence[int | None]) -> str:
+    """The flags that match all classes by words of their names; "" where these leave a doubt.
+
+    An example that is wrong would be copied, and would turn all predictions round.
+    """
+    words = [{word for word in re.findall(r"[^\W_]+", name.casefold()) if not word.isdigit()} for name in ours]
+    pairs = []
+    for their, k in zip(theirs, found, strict=True):
+        own = set(re.findall(r"[^\W_]+", their.casefold()))
+        alike = [k] if k is not None else [k for k in range(len(ours)) if own & words[k]]
+        if len(alike) != 1 or (k is None and (own | words[alike[0]]) & _NEGATIONS):
+            return ""
+        pairs.append((their, alike[0]))
+    if len({k for _, k in pairs}) < len(ours):
+        return ""
+    differ = [f"{their}={ours[k]}" for their, k in pairs if their.casefold() != ours[k].casefold()]
+    return " ".join(f"--label_map {shlex.quote(pair)}" for pair in differ)
 
 
 def _is_release(folder: Path) -> bool:

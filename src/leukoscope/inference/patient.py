@@ -16,6 +16,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import UnreadableImage
+from leukoscope.data.registry import TOO_FEW_CELLS
 from leukoscope.data.tables import SUBJECT_COLUMNS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
 from leukoscope.progress import note, track
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.sources import CellSource, SourceCell
 
-TOO_FEW_CELLS = "too few cells"
 MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
 BOOTSTRAP_SAMPLES = 1000

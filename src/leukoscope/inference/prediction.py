@@ -15,12 +15,9 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.registry import trained_on
+from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, trained_on
 from leukoscope.inference.gradcam import NO_MAP, HeatMap, overlay
 
-ABSTAIN = "abstain"
-OUT_OF_DISTRIBUTION = "out of distribution"
-NOT_A_CELL = "not a cell"
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
 VIEWS_MAY_DISAGREE = 0.25

@@ -1,8 +1,8 @@
 """From pictures to predictions: the one predictor behind `leukoscope predict`, the demo and scripts.
 
-A release comes from a folder or from the Hub, a picture from a path, PIL or an array. The picture is framed as the
-release's preprocessing defines and goes once through the backbone; the head gives the logits and, with `explain`, every
-class's Grad-CAM map. Nothing here imports torch: only the torch backend does.
+A release comes from a folder or from the Hub, a picture from a path, PIL, an array or a file's bytes. The picture is
+framed as the release's preprocessing defines and goes once through the backbone; the head gives the logits and, with
+`explain`, every class's Grad-CAM map. Nothing here imports torch: only the torch backend does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, BinaryIO, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,8 @@ from leukoscope.inference.prediction import Checks, Prediction, Thresholds, soft
 from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
 
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray | EncodedImage
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | BinaryIO
+_PICTURES = "a path, a PIL image, a uint8 array, the bytes of an image file, or a file opened in binary mode"
 BATCH = 16
 VIEWS = 8
 """Of test-time augmentation (TTA): four quarter turns of a cell, each also mirrored.
@@ -81,6 +82,11 @@ class Predictor:
     """
 
     def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = AUTO, precision: str = AUTO):
+        if not isinstance(release, ReleaseInfo):
+            raise LeukoscopeError(
+                f"Predictor({_shown(release)}): takes a release that was read; give a folder or a Hub id to "
+                "Predictor.from_pretrained"
+            )
         self.release = release
         self.labels = release.labels
         backend = backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
@@ -115,6 +121,7 @@ class Predictor:
                 release, a backend that is unknown or not installed, a device this machine lacks, or "fast" where this
                 machine or release cannot.
         """
+        _require_name(model, "from_pretrained")
         if (folder := local_release(str(model))) is not None:
             if revision:
                 raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
@@ -142,7 +149,8 @@ class Predictor:
         Raises:
             LeukoscopeError: as `from_pretrained`; no message names a folder of this machine.
         """
-        hub_id, revision = parse_hub_id(model, revision)
+        _require_name(model, "from_hub")
+        hub_id, revision = parse_hub_id(str(model), revision)
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
             release = read_release(folder, name=hub_id, revision=folder.name)
@@ -170,7 +178,8 @@ class Predictor:
         """Predict one picture, or several in their order.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array or an `EncodedImage`; or any number of those.
+            images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file, a file opened in binary
+                mode or an `EncodedImage`; or an iterable of those.
             explain: add every class's Grad-CAM map, and keep the picture so that `Prediction.overlay` can draw it.
             tta: test-time augmentation: predict each picture in its eight dihedral views, average them and say how
                 far they disagree.
@@ -179,35 +188,38 @@ class Predictor:
             views: the former name of `tta`.
 
         Raises:
+            LeukoscopeError: neither a picture nor an iterable.
             UnreadableImage: for the first picture that cannot be used.
         """
         if views is not None:
             warnings.warn("Predictor(…, views=…): was renamed; give tta=…", DeprecationWarning, stacklevel=2)
             tta = views
-        pictures = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | EncodedImage) else images
         found = []
-        for prediction in self.iter_predictions(pictures, explain=explain, tta=tta, batch_size=batch_size):
+        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size):
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             found.append(prediction)
-        return found if pictures is images else found[0]
+        return found[0] if _is_picture(images) else found
 
     def iter_predictions(
-        self, images: Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
         While the network computes one batch, the next is opened by other threads; no more of `images` is taken. PIL
-        images are decoded at once, so that a file may be closed, or one image given twice.
+        images are decoded and open files read at once, so that a file may be closed, or one image given twice.
 
         Args:
             images, explain, tta, batch_size: as for a call.
+
+        Raises:
+            LeukoscopeError: `images` is neither a picture nor an iterable, or no picture at a time.
         """
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if tta:
             batch_size = max(1, batch_size // VIEWS)
-        numbered, frame = map(_decoded, enumerate(images, 1)), partial(self._frame, explain)
+        numbered, frame = map(_decoded, enumerate(_pictures(images), 1)), partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
@@ -227,10 +239,12 @@ class Predictor:
         number, image = numbered
         source = f"image {number}"
         try:
-            if isinstance(image, str | Path):
-                source, upright = str(image), open_image(image)
+            if isinstance(image, str | os.PathLike):
+                source, upright = os.fsdecode(image), open_image(os.fsdecode(image))
             elif isinstance(image, EncodedImage):
                 source, upright = image.name, open_bytes(image.data, image.name)
+            elif isinstance(image, bytes | bytearray | memoryview):
+                upright = open_bytes(bytes(image), source)
             elif isinstance(image, np.ndarray):
                 upright = from_array(image, source)
             elif isinstance(image, Image.Image):
@@ -238,9 +252,7 @@ class Predictor:
             elif isinstance(image, UnreadableImage):
                 return image
             else:
-                raise UnreadableImage(
-                    f"{source}: is a {type(image).__name__}; give a path, a PIL image or a uint8 array"
-                )
+                raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
         except UnreadableImage as error:
             return error
         preprocessing = self.release.preprocessing
@@ -308,20 +320,71 @@ class Predictor:
             UnreadableImage: for the first picture that cannot be used.
         """
         rule = patient_rule(self)
-        cells = without_copies(self(images, batch_size=batch_size))
+        cells = without_copies(self(_pictures(images), batch_size=batch_size))
         probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
         return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
 
 
+def _shown(value: object) -> str:
+    """How a message names a value that may be anything: a text as it is, all else by its type."""
+    return repr(value) if isinstance(value, str) else f"a value of type {type(value).__name__}"
+
+
+def _require_name(model: object, method: str) -> None:
+    if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str) or not str(model).strip():
+        raise LeukoscopeError(
+            f"Predictor.{method}({_shown(model)}): names no release; give a release folder, a name that `leukoscope "
+            "release list` shows, owner/name or owner/name@revision"
+        )
+
+
+def _is_picture(images: object) -> bool:
+    """Whether something given is one picture, rather than several of them."""
+    alone = str | os.PathLike | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
+    # A file is an iterable too, of its lines.
+    return isinstance(images, alone) or hasattr(images, "read")
+
+
+def _pictures(images: Any) -> Iterable[Picture]:
+    """The pictures given; raises `LeukoscopeError` where there can be none."""
+    if _is_picture(images):
+        return [images]
+    # Of a mapping the keys would be taken.
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise LeukoscopeError(f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these")
+    return images
+
+
 def _decoded(numbered: tuple[int, Picture]) -> tuple[int, Picture | UnreadableImage]:
-    """A PIL image upright and in RGB, or why it cannot be used; anything else as it is."""
+    """A PIL image upright and in RGB, an open file as its bytes, or why it cannot be used; all else as it is."""
     number, image = numbered
-    if not isinstance(image, Image.Image):
-        return numbered
     try:
-        return number, to_rgb(image, f"image {number}")
+        if isinstance(image, Image.Image):
+            return number, to_rgb(image, f"image {number}")
+        if hasattr(image, "read"):
+            return number, _file_read(image, f"image {number}")
     except UnreadableImage as error:
         return number, error
+    return numbered
+
+
+def _file_read(file: Any, source: str) -> EncodedImage:
+    """The content of an open file, from its beginning as Pillow reads it, wherever it was read or written to."""
+    name = file.name if isinstance(getattr(file, "name", None), str) else source
+    try:
+        if file.seekable():
+            file.seek(0)
+        data = file.read()
+    except Exception as error:  # closed, opened for writing alone, or what an archive's or a network's file raises
+        raise UnreadableImage(
+            f"{name}: cannot be read from the {type(file).__name__} given ({error}); open the file in mode 'rb'"
+        ) from None
+    if not isinstance(data, bytes):
+        raise UnreadableImage(
+            f"{name}: the {type(file).__name__} given reads as {type(data).__name__}, not bytes; open the file in mode "
+            "'rb'"
+        )
+    return EncodedImage(data, name)
 
 
 def turned(pixels: np.ndarray, view: int) -> np.ndarray:

@@ -6,13 +6,14 @@ Every block of metrics states what it estimates; a number without that misleads.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
@@ -36,14 +37,56 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import SCHEMA_VERSION, write_json
+from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
 THESE_WEIGHTS = "these weights"
-ARGS, ENVIRONMENT = "args.yaml", "environment.json"
+ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
 # Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
 # Numbers that the optimiser keeps of each trained parameter.
 _OPTIMIZER_NUMBERS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder within the block.
+
+    The system holds the lock for this process and drops it when the process ends, however it ends. Another training in
+    the same process is not kept out: they follow each other there.
+
+    Raises:
+        LeukoscopeError: another process trains into the folder, or the file cannot be written.
+    """
+    busy = LeukoscopeError(
+        f"--output_dir {out}: another training is writing there; wait until it has ended, or give another folder"
+    )
+    path = out / LOCK
+    with ExitStack() as opened:
+        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
+            file = opened.enter_context(path.open("a"))
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                # Unlike `flock`, no process forked from this one holds it on: workers may outlive a killed training.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise busy from None
+            note(f"--output_dir {out}: its disk knows no locks ({error.strerror}); start no other training into it")
+        # A training that just ended removed the file that was opened here, and a third may lock a new one.
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            raise busy
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
+                path.unlink()
 
 
 def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoints: int) -> None:

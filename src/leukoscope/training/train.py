@@ -48,6 +48,7 @@ from leukoscope.training.run_folder import (
     describe_run,
     evaluate_predictions,
     finish_tracking,
+    locked,
     require_disk_space,
     result_lines,
     start_tracking,
@@ -61,6 +62,8 @@ from leukoscope.training.trainer import Trainer
 PRECISIONS = ("no", "fp16", "bf16")
 # From these a network's channel statistics are measured before it is rewritten for timm.
 _MEASURED_CELLS = 64
+# How torchrun, `accelerate launch` and three kinds of MPI tell a process how many they started.
+_LAUNCHED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -77,15 +80,22 @@ def train(config: TrainingConfig) -> Path:
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    resume = config.run.resume_from_checkpoint
     out = config.output_dir
-    check_resume(out, resume, run_settings(config, recipe))
-    written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
+    check_resume(out, config.run.resume_from_checkpoint, run_settings(config, recipe))
     if accelerator.is_main_process:
-        with written():
+        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").touch()
             (out / ".writable").unlink()
+    # The processes of one launched run share the folder: the main one locks it for all of them.
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        return _train(config, recipe, accelerator)
+
+
+def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> Path:
+    """The training itself, in a folder that no other training writes to."""
+    out, resume = config.output_dir, config.run.resume_from_checkpoint
+    written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
     set_seed(config.run.seed)
 
     with accelerator.main_process_first():
@@ -219,7 +229,8 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     is printed with what decided on it.
 
     Raises:
-        LeukoscopeError: an unknown precision, or one that this device does not have.
+        LeukoscopeError: an unknown precision, or one that this device does not have; or processes that a launcher
+            started and that do not know of each other.
     """
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
@@ -248,6 +259,14 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         # While the first process downloads, decodes or computes features, the others wait.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
+    # Without a GPU, Accelerate ignores a launcher unless it is told to use the CPU: each process would train alone.
+    launched_processes = max(int(os.environ.get(name) or 1) for name in _LAUNCHED)
+    if accelerator.num_processes < launched_processes:
+        raise LeukoscopeError(
+            f"{launched_processes} processes were started and each would train alone into --output_dir "
+            f"{config.output_dir}: Accelerate found no GPU for them; set ACCELERATE_USE_CPU=true before the command "
+            "(in a notebook os.environ['ACCELERATE_USE_CPU'] = 'true' before notebook_launcher), or start one process"
+        )
     other = "" if why.startswith("--") else "; --mixed_precision chooses another"
     note(f"precision {precision}: {why}{other}")
     # `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
