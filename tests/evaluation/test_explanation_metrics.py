@@ -24,7 +24,7 @@ from leukoscope.evaluation.explanation_metrics import (
     scale_bar_corner,
 )
 from leukoscope.inference.backends import TorchBackend
-from leukoscope.inference.gradcam import share_on_cell
+from leukoscope.inference.gradcam import passes_map_checks, share_on_cell
 from leukoscope.models.release import Release
 
 SIZE, GRID = 40, 5
@@ -230,27 +230,53 @@ def test_randomisation_starts_at_the_last_layer() -> None:
 
 
 def test_maps_of_a_network_without_up_and_down_turn_with_the_picture() -> None:
-    network, pictures = PatchNetwork(), patched_pictures()
-
-    found = checks.rotation(backend(network), pictures, *_in_order(own_maps(network, pictures)))
+    found = rotated(PatchNetwork())
 
     assert found["correlation"] == pytest.approx(np.ones(12))
+    assert found["another_cell"].mean() < 0.7
+    assert found["gain_over_another_cell"] == pytest.approx(1 - found["another_cell"])
     assert found["probability_change"] == pytest.approx(np.zeros(12), abs=1e-5)
     assert not found["answer_changes"].any()
 
 
 def test_a_network_that_sees_one_side_is_unstable_under_rotation() -> None:
-    network, pictures = OneSidedNetwork(), patched_pictures()
-
-    found = checks.rotation(backend(network), pictures, *_in_order(own_maps(network, pictures)))
+    found = rotated(OneSidedNetwork())
 
     assert found["answer_changes"].mean() > 0.3
     assert found["probability_change"].mean() > 0.3
 
 
-def _in_order(found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    predicted, own, probabilities = found
-    return predicted, probabilities, own
+def rotated(network: nn.Module) -> dict[str, np.ndarray]:
+    pictures = patched_pictures()
+    predicted, own, probabilities = own_maps(network, pictures)
+    of_views, signed = checks.predict_views(backend(network), pictures, predicted)
+    assert np.array_equal(signed[0], own) and np.array_equal(of_views[0], probabilities), "the upright view is first"
+    return checks.rotation(of_views, signed, predicted, checks.other_cells(len(pictures), seed=0))
+
+
+def test_a_blob_in_the_middle_of_every_cell_turns_with_it_and_is_told_by_another_cells_map() -> None:
+    blob = np.exp(-(np.linspace(-2, 2, GRID) ** 2))
+    signed = np.broadcast_to(np.outer(blob, blob), (8, 6, GRID, GRID))
+    even, classes = np.full((8, 6, 2), 0.5), np.zeros(6, int)
+
+    found = checks.rotation(even, signed, classes, checks.other_cells(6, seed=0))
+
+    assert found["correlation"] == pytest.approx(np.ones(6)) == found["another_cell"]
+    assert found["gain_over_another_cell"] == pytest.approx(np.zeros(6))
+
+
+def test_a_view_with_a_flat_map_shares_nothing_with_the_cells() -> None:
+    signed = np.random.default_rng(0).random((8, 3, GRID, GRID))
+    signed[1:] = signed[0]
+    signed[4, 0], signed[:, 2] = -1, 0
+    found = checks.rotation(np.full((8, 3, 2), 0.5), signed, np.zeros(3, int), np.array([1, 0, 0]))["correlation"]
+    assert found[:2] == pytest.approx([6 / 7, 1]) and np.isnan(found[2])
+
+
+def test_every_cell_is_another_ones_other_cell() -> None:
+    others = checks.other_cells(9, seed=1)
+    assert sorted(others) == list(range(9)) and (others != np.arange(9)).all()
+    assert np.array_equal(others, checks.other_cells(9, seed=1)) and (others != checks.other_cells(9, seed=2)).any()
 
 
 # Where the heat lies
@@ -369,6 +395,8 @@ def test_the_block_holds_every_check_as_plain_json_and_is_the_same_again() -> No
         "cells": 10,
     }
     assert found["deletion"]["map"]["cells"] == 4
+    assert found["average_of_views"].keys() == {"another_cell", "outside_cell"}
+    assert found["passed"] is passes_map_checks(found) is True
     assert found["outside_cell"]["area"]["mean"] == pytest.approx(0, abs=1e-6), "these pictures are all cell"
     assert "scale_bar_corner" not in found
     assert found["intervals"] == "95 %, subjects drawn anew within their class"

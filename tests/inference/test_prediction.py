@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from leukoscope.data.registry import DATASETS
+from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.inference.prediction import (
     ABSTAIN,
     NOT_A_CELL,
@@ -305,7 +306,9 @@ def test_thresholds_of_a_committed_release_are_those_of_its_metrics():
     assert thresholds.positive_label == "ALL"
     assert thresholds.operating_points == {name: point["threshold"] for name, point in points.items()}
     assert thresholds.abstain_below == metrics["decisions"]["abstention"]["default"]["threshold"]
-    assert thresholds.least_on_cell == metrics["evidence_scale"].get("on_cell_p05")
+    scale = metrics["evidence_scale"]
+    assert thresholds.least_on_cell == (scale.get("on_cell_p05") if scale.get("method") == "evidence" else None)
+    assert thresholds.maps_passed == passes_map_checks(metrics["heat_maps"])
 
 
 def test_a_release_without_decisions_gives_its_class_and_no_operating_point():
@@ -317,7 +320,10 @@ def test_a_release_without_decisions_gives_its_class_and_no_operating_point():
 
 def test_the_least_share_on_the_cell_is_that_of_the_evidence_scale():
     assert Thresholds.from_metrics({"evidence_scale": {"p05": 1.0, "p95": 2.0}}).least_on_cell is None
-    assert Thresholds.from_metrics({"evidence_scale": {"on_cell_p05": 0.6}}).least_on_cell == 0.6
+    scale = {"method": "evidence", "on_cell_p05": 0.6}
+    assert Thresholds.from_metrics({"evidence_scale": scale}).least_on_cell == 0.6
+    of_other_maps = {"on_cell_p05": 0.6}
+    assert Thresholds.from_metrics({"evidence_scale": of_other_maps}).least_on_cell is None
 
 
 def test_more_than_two_classes_have_no_operating_point_but_may_be_abstained_from():

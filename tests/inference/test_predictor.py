@@ -23,7 +23,7 @@ from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds, softmax
-from leukoscope.inference.predictor import tta_views
+from leukoscope.inference.predictor import average_maps, tta_views
 from leukoscope.models.release_files import OOD
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -122,6 +122,32 @@ def test_an_explained_prediction_draws_itself(predictor, cells):
     common = replace(explained, peak=3 * peak)
     assert common.overlay() == drawn(label, peak=peak) != common.overlay(peak=common.peak)
     assert predictor(cells[0]).picture is None, "many pictures would fill the memory"
+
+
+def test_a_map_is_the_positive_evidence_or_grad_cam(predictor, cells):
+    framed = predictor.release.preprocessing.frame(open_image(cells[0]))[None]
+    signed, grad_cam = (predictor.backend(framed, explain=True, method=one).maps[0] for one in ("evidence", "gradcam"))
+    blank = predictor.backend(np.zeros_like(framed), explain=True).maps
+    assert signed.min() < 0 <= grad_cam.min() and not blank.any()
+
+    for method, expected in (("evidence", np.maximum(signed, 0)), ("gradcam", grad_cam)):
+        found = predictor(cells[0], explain=True, method=method)
+        assert np.array_equal(np.stack([heat.evidence for heat in found.heatmaps.values()]), expected)
+        assert (found.checks.on_cell is None) == (method == "gradcam")
+        assert shares(found) == shares(predictor(cells[0]))
+    plain = predictor(cells[0], explain=True)
+    assert np.array_equal(plain.heatmaps["ALL"].evidence, np.maximum(signed[0], 0)), "evidence is the default"
+    with pytest.raises(LeukoscopeError, match="method 'cam': unknown; choose one of evidence, gradcam"):
+        predictor(cells[0], method="cam")
+
+
+def test_with_tta_a_map_is_the_mean_of_the_views_turned_back(predictor, cells):
+    picture = np.asarray(open_image(cells[0]))
+    framed = predictor.release.preprocessing.frame(Image.fromarray(picture))
+    signed = average_maps(predictor.backend(tta_views(framed[None]), explain=True).maps)[0]
+    found = predictor(picture, explain=True, tta=True)
+    for k, label in enumerate(found.heatmaps):
+        assert found.heatmaps[label].evidence == pytest.approx(np.maximum(signed[k], 0), abs=1e-6)
 
 
 def test_what_cannot_be_drawn_is_refused(predictor, cells):
@@ -464,6 +490,7 @@ def test_ood_scores_are_the_same_explained_in_views_or_in_a_batch(watched, cells
 
 @pytest.mark.parametrize("explain", [False, True])
 def test_prediction_map_and_decision_come_from_one_pass_through_the_backbone(watched, cells, explain):
+    watched(cells[0], explain=explain)  # once the blank picture's features are kept
     passes = []
     hook = watched.backend.network.features.register_forward_hook(lambda *_: passes.append(1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ def test_what_a_model_lacks_is_said_once(metrics: dict[str, object], has_detecto
 
 
 def test_a_decision_has_plain_words_and_what_was_checked() -> None:
-    measured = Thresholds("ALL", {}, abstain_below=0.7, least_on_cell=0.2)
+    measured = Thresholds("ALL", {}, abstain_below=0.7, least_on_cell=0.2, maps_passed=True)
 
     def told(p_all: float, **found: Any) -> DecisionText:
         shares, checks = {"ALL": p_all, "HEM": 1 - p_all}, Checks(**found)
@@ -250,6 +251,15 @@ def test_a_decision_has_plain_words_and_what_was_checked() -> None:
         "not confident: 60\u00a0%",
         "looks beside the cell: only 10\u00a0% of the map is on it",
     ]
+    failed = replace(measured, maps_passed=False)
+    for limit in (0.2, None):
+        without = decision_text(
+            failed.decide({"ALL": 0.9, "HEM": 0.1}, Checks(on_cell=0.9)),
+            {"ALL": 0.9, "HEM": 0.1},
+            replace(failed, least_on_cell=limit),
+            Checks(on_cell=0.9),
+        )
+        assert without.checks[1:] == (("where the network reacts; this map failed our tests", False),)
     assert unsure.short == "Not sure" and [holds for _, holds in unsure.checks] == [True, False, False]
     unknown = told(0.9, ood_score=1.5, on_cell=0.4)
     assert unknown.short == "Not a cell this model knows" and unknown.checks == (

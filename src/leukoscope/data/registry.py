@@ -294,6 +294,8 @@ def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
         raise LeukoscopeError(f"{path}: cannot be read as a CSV file in UTF-8 ({error}); {needed}") from None
 
 
+EMPTY_SLIDE_RGB = (246, 254, 252)
+"""Where a smear shows neither cell nor plasma: the median over 60 pictures of ball4 of their brightest quarters."""
 CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
 CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
 

@@ -1,7 +1,8 @@
-"""Metrics of Grad-CAM maps: four checks that a map fails when it only looks plausible.
+"""Metrics of a release's maps: four checks that a map fails when it only looks plausible.
 
 A faithful map depends on the learnt weights, marks pixels that the prediction depends on, lies on the cell, and turns
 with the image. Each check gives metrics with intervals and, for comparison, those of a map without information.
+`passes_map_checks` turns them into one answer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
-from leukoscope.inference.gradcam import NO_MAP, share_on_cell
+from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, passes_map_checks, share_on_cell
 from leukoscope.inference.prediction import softmax
+from leukoscope.inference.predictor import VIEWS, turned, turned_back
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track
 
@@ -40,7 +42,8 @@ SCALE_BAR_SIDE = 1 / 7
 ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
 
 DEFINITIONS = {
-    "map": "Grad-CAM (ReLU) of the class the network answers, from its last feature map",
+    "map": "evidence for the class the network answers, relative to a blank picture, from the last feature map; its "
+    "positive part",
     "randomisation": "Adebayo et al. 2018 (doi:10.48550/arXiv.1810.03292): rank correlation of a cell's map with that "
     "of a network whose layers, from the output backwards, are redrawn from normal distributions with each tensor's "
     "own mean and deviation, anew for every eight cells (redrawn batch normalisation uses their statistics); "
@@ -54,8 +57,13 @@ DEFINITIONS = {
     "share of the area there, which a uniform map would reach",
     "scale_bar_corner": "share of the enlarged map's sum in the lower right corner, a seventh of the side each way, "
     "beside the share of the area there, which a uniform map would reach",
-    "rotation": "picture turned by 90°, 180° and 270°: rank correlation of the map turned back, absolute change of the "
-    "answered class's probability, share of turns that change the answer",
+    "rotation": "the seven other views of a cell, turned by right angles and mirrored: correlation (Pearson) of the "
+    "cell's map with each of theirs, turned back, beside that with another cell's map; absolute change of the answered "
+    "class's probability, share of views that change the answer",
+    "average of views": "the map averaged over the eight views, as test-time augmentation gives it, which turns with "
+    "the cell by construction: correlation (Pearson) with another cell's, share of its sum on the region named",
+    "passed": "correlation under rotation is at least .6, and at least .3 above that with another cell's map, and "
+    "deletion gains over random maps with an interval above 0",
 }
 
 
@@ -72,8 +80,8 @@ def explanation_blocks(
 ) -> dict[str, dict[str, Any]]:
     """Make two blocks of metrics.json from cells sampled evenly over classes and their subjects.
 
-    They cost 7 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by subject
-    where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
+    They cost some 15 forward passes for each sampled and 64 more for each perturbed cell. Intervals are 95 %, by
+    subject where all are known. Cells with a flat map are counted, and left out where there is nothing to check.
 
     Args:
         release: of any network.
@@ -86,8 +94,8 @@ def explanation_blocks(
         perturbed: how many of those go through deletion and insertion, the most expensive check.
 
     Returns:
-        `heat_maps`: every check. `evidence_scale`: the usual maximum of a map, and its usual share on a cell on black.
-        {} for a network without Grad-CAM maps.
+        `heat_maps`: every check, and whether the maps passed. `evidence_scale`: the usual maximum of a map, and its
+        usual share on a cell on black. {} for a network without maps.
 
     Raises:
         LeukoscopeError: fewer than two cells.
@@ -96,12 +104,14 @@ def explanation_blocks(
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
-    backend = float32_backend(release, 4 * len(rows) + 64 * min(perturbed, len(rows)))
+    backend = float32_backend(release, VIEWS * len(rows) + 64 * min(perturbed, len(rows)))
     if backend(cells[:1], explain=True).maps is None:
         return {}
     probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
-    own = maps[np.arange(len(rows)), predicted]
+    of_views, signed = predict_views(backend, cells, predicted)
+    own, averaged = np.maximum(signed[0], 0), np.maximum(signed.mean(axis=0), 0)
+    others = other_cells(len(rows), seed)
     sampled = tuple(subjects[row] for row in rows)
     table = CellPredictions(tuple(map(str, rows)), sampled, labels[rows], probabilities, release.labels)
     try:
@@ -118,10 +128,15 @@ def explanation_blocks(
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
         place: heat_share(own, regions),
-        "rotation": rotation(backend, cells, predicted, probabilities, own),
+        "rotation": rotation(of_views, signed, predicted, others),
+        "average_of_views": {
+            "another_cell": pearson_correlation(averaged, averaged[others]),
+            place: heat_share(averaged, regions)["heat"],
+        },
     }
-    checks = {
+    checks: dict[str, Any] = {
         "estimates": ESTIMATES,
+        "method": EVIDENCE,
         "cells": len(rows),
         "subjects": len(set(sampled) - {""}),
         "perturbed_cells": min(perturbed, len(rows)),
@@ -132,6 +147,7 @@ def explanation_blocks(
         "definitions": DEFINITIONS,
         **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
     }
+    checks["passed"] = passes_map_checks(checks)
 
     def quantiles(values: Any, *names: str) -> dict[str, float]:
         return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
@@ -139,11 +155,12 @@ def explanation_blocks(
     shares = [share for share in on_cell if share is not None]
     scale = {
         "estimates": ESTIMATES,
-        "definition": "largest value of a cell's Grad-CAMs (ReLU) of all classes; quantiles over the cells drawn",
+        "definition": "largest value of a cell's maps of all classes; quantiles over the cells drawn",
+        "method": EVIDENCE,
         **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
         "cells": len(rows),
         "seed": seed,
-        **quantiles(maps.max(axis=(1, 2, 3)), "p05", "median", "p95"),
+        **quantiles(np.maximum(maps, 0).max(axis=(1, 2, 3)), "p05", "median", "p95"),
     }
     return {"heat_maps": checks, "evidence_scale": scale}
 
@@ -160,22 +177,48 @@ def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | in
 
 
 def predict_with_maps(backend: Backend, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute probabilities and every class's Grad-CAM map.
+    """Compute probabilities and every class's map.
 
     Args:
         pixels: (N, S, S, 3) uint8.
 
     Returns:
-        probabilities (N, K) float64 and maps (N, K, h, w) float32.
+        probabilities (N, K) float64 and signed maps (N, K, h, w) float32.
 
     Raises:
-        LeukoscopeError: a network without Grad-CAM maps.
+        LeukoscopeError: a network without maps.
     """
     found = [backend(batch, explain=True) for batch in _batches(pixels, AT_ONCE)]
     maps = [one.maps for one in found if one.maps is not None]
     if not maps:
         raise LeukoscopeError(f"this model {NO_MAP}; check those of a convolutional network")
     return softmax(np.concatenate([one.logits for one in found])), np.concatenate(maps)
+
+
+def predict_views(backend: Backend, pixels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the eight views of each cell, the upright one first.
+
+    Args:
+        pixels: (N, S, S, 3) uint8.
+        predicted: (N,) the class whose maps are wanted.
+
+    Returns:
+        probabilities (8, N, K) and signed maps (8, N, h, w), turned back onto the upright cell.
+    """
+    rows, found = np.arange(len(pixels)), []
+    for view in track(range(VIEWS), "maps of turned cells"):
+        probabilities, maps = predict_with_maps(backend, turned(pixels, view))
+        found.append((probabilities, turned_back(maps[rows, predicted], view)))
+    probabilities, maps = zip(*found, strict=True)
+    return np.stack(probabilities), np.stack(maps)
+
+
+def other_cells(cells: int, seed: int) -> np.ndarray:
+    """(N,) for each cell the number of another one, each taken once; the same for the same seed."""
+    order = np.random.default_rng(seed).permutation(cells)
+    others = np.empty(cells, int)
+    others[order] = np.roll(order, 1)
+    return others
 
 
 def _batches(cells: np.ndarray, most: int) -> list[np.ndarray]:
@@ -197,13 +240,16 @@ def randomisation(
     found = {"another_cell": rank_correlation(own, own[others])}
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(pixels, AT_ONCE)
-    with progress("Grad-CAM maps of random networks", len(depths) * len(batches)) as advance:
+    with progress("maps of random networks", len(depths) * len(batches)) as advance:
         for name, depth in depths.items():
             parts = []
             for batch in batches:
                 # A new random network for each batch: one alone could resemble the trained one by chance.
                 network = _randomised(release.network, depth, generator)
-                maps = TorchBackend(network, release.preprocessing)(batch, explain=True).maps
+                random = TorchBackend(network, release.preprocessing, blank_rgb=release.blank_rgb)
+                random(batch)  # its batch normalisation takes the statistics of these cells
+                network.eval()
+                maps = random(batch, explain=True).maps
                 assert maps is not None
                 parts.append(maps)
                 advance()
@@ -224,7 +270,9 @@ def _randomised(network: nn.Module, depth: int, generator: torch.Generator) -> n
             random = torch.randn(weights.shape, generator=generator).to(weights.device)
             weights.data.copy_(random * weights.data.std(correction=0) + weights.data.mean())
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            # The running statistics belong to the old weights; with them activations would vanish or explode.
+            # The running statistics belong to the old weights; with them activations would vanish or explode. Those of
+            # the first batch replace them, so that the blank picture is then normalised as the cells are.
+            layer.momentum = 1.0
             layer.train()
     return copy
 
@@ -243,7 +291,7 @@ def perturbation(
     y, x = (np.linspace(-1, 1, side) for side in grid)
     centre = -(y[:, None] ** 2 + x**2)
     areas = np.full((2, len(pixels), 2 + RANDOM_MAPS), np.nan)
-    for i in track(np.flatnonzero(~is_flat(own)).tolist(), "deletion and insertion along Grad-CAM maps"):
+    for i in track(np.flatnonzero(~is_flat(own)).tolist(), "deletion and insertion along maps"):
         # Where the map is flat in places, chance decides, as smoothly as for the maps it is compared with.
         evidence = own[i] / own[i].max() + 1e-6 * rng.random(grid)
         maps = np.stack([evidence, centre, *rng.random((RANDOM_MAPS, *grid))])
@@ -289,23 +337,33 @@ def blurred_copy(cell: np.ndarray) -> np.ndarray:
 
 
 def rotation(
-    backend: Backend, pixels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, own: np.ndarray
+    probabilities: np.ndarray, signed: np.ndarray, predicted: np.ndarray, others: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Measure what turning the image by right angles does to the map and to the prediction; see `DEFINITIONS`.
+    """Measure what turning and mirroring a cell does to its map and to its prediction; see `DEFINITIONS`.
+
+    Args:
+        probabilities, signed: of `predict_views`.
+        predicted: (N,) the upright cells' classes.
+        others: (N,) for each cell another one.
 
     Returns:
-        correlation (NaN where a map is flat), probability_change (absolute) and answer_changes, each (N,), the mean
-        of three turns.
+        correlation with the other views' maps, another_cell and their difference gain_over_another_cell (NaN where the
+        cell's or the other cell's map is flat), probability_change (absolute) and answer_changes, each (N,), the mean
+        of seven views.
     """
-    rows = np.arange(len(pixels))
-    turns = []
-    for quarters in track((1, 2, 3), "Grad-CAM maps of turned cells"):
-        after, maps = predict_with_maps(backend, np.rot90(pixels, quarters, axes=(1, 2)))
-        back = np.rot90(maps[rows, predicted], -quarters, axes=(1, 2))
-        change = np.abs(after - probabilities)[rows, predicted]
-        turns.append((rank_correlation(own, back), change, after.argmax(axis=1) != predicted))
-    names = ("correlation", "probability_change", "answer_changes")
-    return {name: np.mean(values, axis=0) for name, values in zip(names, zip(*turns, strict=True), strict=True)}
+    maps, rows = np.maximum(signed, 0), np.arange(len(predicted))
+    # A view whose map is flat shares nothing with the cell's: left out, it would make maps look steadier than they are.
+    own = np.mean([np.nan_to_num(pearson_correlation(maps[0], view)) for view in maps[1:]], axis=0)
+    own[is_flat(maps[0])] = np.nan
+    another = pearson_correlation(maps[0], maps[0][others])
+    change = np.abs(probabilities[1:, rows, predicted] - probabilities[0, rows, predicted])
+    return {
+        "correlation": own,
+        "another_cell": another,
+        "gain_over_another_cell": own - another,
+        "probability_change": change.mean(axis=0),
+        "answer_changes": (probabilities[1:].argmax(axis=2) != predicted).mean(axis=0),
+    }
 
 
 def cell_masks(pixels: np.ndarray) -> np.ndarray:
@@ -369,7 +427,12 @@ def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """
     from scipy.stats import rankdata
 
-    a, b = (rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others))
+    return pearson_correlation(*(rankdata(m.reshape(len(m), -1), axis=1) for m in (maps, others)))
+
+
+def pearson_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute Pearson's correlation of each map with its counterpart; as `rank_correlation`."""
+    a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (maps, others))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.inference.gradcam import explain_features, is_map_of_channels
+from leukoscope.inference.gradcam import EVIDENCE, explain_features, is_map_of_channels
 from leukoscope.inference.graph import (
     BF16,
     F32,
@@ -28,11 +29,13 @@ from leukoscope.inference.graph import (
     NetworkOutput,
     NoFeatureMap,
     NoGraph,
+    blank_picture,
     computes,
     kept_graph,
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from leukoscope.data.preprocessing import Preprocessing
@@ -54,6 +57,7 @@ class TorchBackend:
     Args:
         network: in eval mode; it is moved to `device`.
         device: a torch device such as "cpu" or "cuda".
+        blank_rgb: the colour of the blank picture that evidence is relative to.
 
     Raises:
         LeukoscopeError: this machine lacks that device.
@@ -61,7 +65,13 @@ class TorchBackend:
 
     name, precision = TORCH, F32
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, device: str = "cpu"):
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: str = "cpu",
+        blank_rgb: tuple[int, int, int] = (0, 0, 0),
+    ):
         import torch
 
         try:
@@ -76,26 +86,42 @@ class TorchBackend:
             # By default a GPU's convolutions round float32 to 10 bits.
             torch.backends.cudnn.allow_tf32 = False
         self.network = network.to(self.device)
-        self._normalise = preprocessing.normalise
+        self._preprocessing, self._blank_rgb = preprocessing, blank_rgb
 
-    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
-        """Compute a batch in one pass through the backbone.
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
+        """Compute a batch in one pass through the backbone, and the blank picture once in a backend's life.
 
         Args:
             pixels: (B, S, S, 3) uint8, framed by the release's preprocessing.
-            explain: add every class's Grad-CAM map, where the network's last features are a map of channels.
+            explain: add every class's map, where the network's last features are a map of channels.
+            method: of `gradcam.METHODS`.
         """
         import torch
 
         with torch.inference_mode():
-            # Copied: torch must not be given the read-only memory of a file.
-            inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
-            features = self.network.forward_features(self._normalise(inputs))  # type: ignore[operator]
+            features = self._features(pixels)
             if not explain or not is_map_of_channels(self.network, features):
                 logits = self.network.forward_head(features)  # type: ignore[operator]
                 return NetworkOutput(logits.float().cpu().numpy())
-        logits, maps = explain_features(self.network, features)
+        logits, maps = explain_features(self.network, features, self._blank if method == EVIDENCE else None)
         return NetworkOutput(logits.cpu().numpy(), maps.cpu().numpy())
+
+    def _features(self, pixels: np.ndarray) -> torch.Tensor:
+        import torch
+
+        # Copied: torch must not be given the read-only memory of a file.
+        inputs = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2)
+        return self.network.forward_features(self._preprocessing.normalise(inputs))  # type: ignore[operator]
+
+    @cached_property
+    def _blank(self) -> torch.Tensor:
+        """(1, C, h, w), the blank picture's features, which no picture changes."""
+        import torch
+
+        with torch.inference_mode():
+            features = self._features(blank_picture(self._preprocessing, self._blank_rgb)).float()
+        # Autograd refuses what was made in inference mode; a copy made outside it is an ordinary tensor.
+        return features.clone()
 
 
 Backend: TypeAlias = TorchBackend | ExportedBackend
@@ -145,7 +171,7 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
     if not isinstance(release, Release):
         assert release.folder is not None
         release = load_release(release.folder, name=release.name, revision=release.revision)
-    return TorchBackend(release.network, release.preprocessing, device)
+    return TorchBackend(release.network, release.preprocessing, device, release.blank_rgb)
 
 
 def float32_backend(release: Release, cells: int) -> Backend:
@@ -159,7 +185,7 @@ def float32_backend(release: Release, cells: int) -> Backend:
             return ExportedBackend(kept_graph(release, OPENVINO), release)
         except NoGraph as reason:
             _log.warning("%s; torch is used", reason)
-    return TorchBackend(release.network, release.preprocessing)
+    return TorchBackend(release.network, release.preprocessing, blank_rgb=release.blank_rgb)
 
 
 def computing_device(backend: str) -> str:

@@ -1,7 +1,8 @@
-"""Grad-CAM: every class's map from the feature map that gave the prediction, its shares of a region, and its drawing.
+"""Every class's map from the feature map that gave the prediction, its shares of a region, and its drawing.
 
-Our own code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once,
-and `explain_features` takes its feature map through the head alone, for the logits and every class's map.
+A map is by default the evidence for a class relative to a blank picture; plain Grad-CAM remains as a method. Our own
+code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once, and
+`explain_features` takes its feature map through the head alone, for the logits and every class's map.
 """
 
 from __future__ import annotations
@@ -32,20 +33,31 @@ NO_MAP = (
 )
 BLACK_SHARE = 0.05
 """Of a picture at least; with less, it shows no cell cut out on black."""
+EVIDENCE, GRADCAM = "evidence", "gradcam"
+METHODS = (EVIDENCE, GRADCAM)
+"""How a map is made: evidence relative to the blank picture, or Grad-CAM as published."""
+OWN_AT_LEAST, ABOVE_ANOTHER_CELL = 0.6, 0.3
+"""Correlations that `passes_map_checks` asks for."""
 
 
-def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and Grad-CAM of every class, from the last feature map alone.
+def explain_features(
+    network: nn.Module, features: torch.Tensor, blank: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and a map of every class, from the last feature map alone.
 
-    Grad-CAM (Selvaraju et al. 2017, doi:10.1109/ICCV.2017.74) needs the class score's gradient at this map and
-    nothing before it, so only the head is differentiated, whatever layers it has.
+    Both methods need the class score's gradient at this map and nothing before it, so only the head is
+    differentiated, whatever layers it has.
 
     Args:
         network: a model in eval mode with `forward_head`.
         features: (B, C, h, w), what `network.forward_features` gave; may come from `torch.inference_mode`.
+        blank: (1, C, h, w), the same of the blank picture; None for plain Grad-CAM.
 
     Returns:
-        logits (B, K) and maps (B, K, h, w), both float32; maps ≥ 0, the gradient-weighted sum of the channels.
+        logits (B, K) and maps (B, K, h, w), both float32. With `blank`, evidence: at each position the sum over
+        channels of the gradient there times the features less the blank's; signed, and through a linear head after
+        average pooling its sum is the logit less the blank's. Without, Grad-CAM (Selvaraju et al. 2017,
+        doi:10.1109/ICCV.2017.74): ≥ 0, the sum of the channels, each weighted by its mean gradient.
 
     Raises:
         LeukoscopeError: the network's last features are not a map of channels (transformers, for one).
@@ -66,7 +78,10 @@ def explain_features(network: nn.Module, features: torch.Tensor) -> tuple[torch.
         for k in range(logits.shape[1]):
             # Pictures do not meet in the head, so the gradient of the sum is each picture's own.
             (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
-            maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
+            if blank is None:
+                maps.append(torch.einsum("bc,bchw->bhw", gradient.mean(dim=(2, 3)), leaf.detach()).relu())
+            else:
+                maps.append((gradient * (leaf.detach() - blank)).sum(dim=1))
     return logits.detach().float(), torch.stack(maps, dim=1)
 
 
@@ -77,27 +92,64 @@ def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
     return getattr(features, "ndim", 0) == 4 and channels in (None, features.shape[1])
 
 
-def linear_head_maps(features: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
-    """Grad-CAM where one linear layer follows average pooling: a class's gradient is then its row of weights.
+def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.ndarray | None = None) -> np.ndarray:
+    """Maps where one linear layer follows average pooling: a class's gradient is then its row of weights.
 
     Args:
         features: (B, C, h, w).
         class_weights: (K, C).
+        blank: (1, C, h, w), features of the blank picture; None for plain Grad-CAM.
 
     Returns:
-        (B, K, h, w) float32, ≥ 0, as `explain_features` gives.
+        (B, K, h, w) float32, as `explain_features` gives: signed with `blank`, else ≥ 0.
     """
+    seen = features if blank is None else features - blank
     # Not `@`: the threads of numpy's matrix library stay busy afterwards, on the cores that the network needs next.
-    maps = np.einsum("kc,bchw->bkhw", class_weights / features[0, 0].size, features)
-    return np.maximum(maps, 0).astype(np.float32)
+    maps = np.einsum("kc,bchw->bkhw", class_weights / features[0, 0].size, seen)
+    return (np.maximum(maps, 0) if blank is None else maps).astype(np.float32)
+
+
+def require_method(method: str) -> None:
+    """Refuse a method that is none of `METHODS`.
+
+    Raises:
+        LeukoscopeError: with those there are.
+    """
+    if method not in METHODS:
+        raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
+
+
+def passes_map_checks(block: Mapping[str, Any]) -> bool:
+    """Whether a release's maps passed the checks without which nobody may say that it looks at the cell.
+
+    A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
+    cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
+    (95 % interval above 0).
+
+    Args:
+        block: `heat_maps` of a metrics.json; one that lacks a measurement, as older ones do, has not passed.
+    """
+
+    def measured(*keys: str) -> float | None:
+        found: Any = block
+        for key in keys:  # anybody's metrics.json is read: a block may hold anything
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found if isinstance(found, int | float) else None
+
+    own, other = measured("rotation", "correlation", "mean"), measured("rotation", "another_cell", "mean")
+    gain = measured("deletion", "gain_over_random", "low")
+    if own is None or other is None or gain is None:
+        return False
+    return own >= OWN_AT_LEAST and own - other >= ABOVE_ANOTHER_CELL and gain > 0
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One class's Grad-CAM map of one picture.
+    """One class's map of one picture.
 
     Attributes:
-        evidence: (h, w) float32, ≥ 0, raw Grad-CAM; one scale for all classes of a picture.
+        evidence: (h, w) float32, ≥ 0: the positive part of the evidence relative to the blank picture, in units of the
+            logit, or plain Grad-CAM where that was asked for; one scale for all classes of a picture.
         label: its class.
     """
 
@@ -130,7 +182,7 @@ def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class EvidenceScale:
-    """How large the values of a release's Grad-CAM maps usually are, so that weak evidence looks weak in any picture.
+    """How large the values of a release's maps usually are, so that weak evidence looks weak in any picture.
 
     Attributes:
         strong: the strongest evidence of a cell, for any class, that one cell in twenty exceeds: the upper end of the
@@ -148,9 +200,12 @@ class EvidenceScale:
         return "weak" if peak < self.weak else "strong" if peak > self.strong else "usual"
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any]) -> EvidenceScale:
-        """That of a release's metrics.json; empty where none was measured."""
+    def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> EvidenceScale:
+        """That of a release's metrics.json for maps of a method; empty where none was measured."""
         measured = metrics.get("evidence_scale") or {}
+        # Before there were two methods, Grad-CAM was measured; its values are on another scale.
+        if measured.get("method", GRADCAM) != method:
+            return cls()
         return cls(strong=measured.get("p95") or None, weak=measured.get("p05"))
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_folder, cache_root, remedy, write_atomic
-from leukoscope.inference.gradcam import explain_features, linear_head_maps
+from leukoscope.inference.gradcam import EVIDENCE, GRADCAM, explain_features, linear_head_maps
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, folder_name, read_arrays
 
@@ -67,7 +67,8 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: (B, K) float32.
-        maps: (B, K, h, w) float32 Grad-CAM of every class, ≥ 0; None where `explain` was not set.
+        maps: (B, K, h, w) float32, every class's map: signed evidence relative to the blank picture, or Grad-CAM, ≥ 0;
+            None where `explain` was not set.
     """
 
     logits: np.ndarray
@@ -85,6 +86,12 @@ class NoFeatureMap(NoGraph):
 def usable_cores() -> int:
     """How many cores this process may run on; where the system does not say, as macOS does not, all there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blank_picture(preprocessing: Preprocessing, rgb: tuple[int, int, int]) -> np.ndarray:
+    """The picture without a cell that evidence is relative to: (1, S, S, 3) uint8, of one colour."""
+    side = preprocessing.image_size
+    return np.broadcast_to(np.array(rgb, np.uint8), (1, side, side, 3))
 
 
 class ExportedBackend:
@@ -139,7 +146,7 @@ class ExportedBackend:
             reason = str(error).strip().splitlines()[0]
             raise NoGraph(f"{folder}: damaged ({reason}); remove this folder, and the graph is made anew") from None
 
-    def __call__(self, pixels: np.ndarray, *, explain: bool = False) -> NetworkOutput:
+    def __call__(self, pixels: np.ndarray, *, explain: bool = False, method: str = EVIDENCE) -> NetworkOutput:
         """One pass; see `TorchBackend`."""
         logits, features = self._run(np.ascontiguousarray(pixels))
         if self.precision != F32:
@@ -149,11 +156,20 @@ class ExportedBackend:
             logits = logits + self._class_biases + self.logit_shift
         if not explain:
             return NetworkOutput(logits)
+        blank = self._blank if method == EVIDENCE else None
         if self._class_weights is not None:
-            return NetworkOutput(logits, linear_head_maps(features, self._class_weights))
+            return NetworkOutput(logits, linear_head_maps(features, self._class_weights, blank))
         import torch
 
-        return NetworkOutput(logits, explain_features(self._network, torch.from_numpy(features))[1].numpy())
+        blank_features = None if blank is None else torch.from_numpy(blank)
+        _, maps = explain_features(self._network, torch.from_numpy(features), blank_features)
+        return NetworkOutput(logits, maps.numpy())
+
+    @cached_property
+    def _blank(self) -> np.ndarray:
+        """(1, C, h, w), the blank picture's features, which no picture changes."""
+        blank = blank_picture(self._release.preprocessing, self._release.blank_rgb)
+        return self._run(np.ascontiguousarray(blank))[1]
 
     @cached_property
     def _network(self) -> nn.Module:
@@ -450,7 +466,8 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
         save_file({"weights": weights, "biases": biases}, folder / HEAD)
         (folder / HEAD).chmod(0o644)  # safetensors leaves the file readable by its owner alone
 
-    ours = ExportedBackend(folder, release)(pixels, explain=True)
+    # Grad-CAM, which needs the features alone; the evidence is made from the same features.
+    ours = ExportedBackend(folder, release)(pixels, explain=True, method=GRADCAM)
     for compiled in folder.glob("*.blob"):  # for this processor alone, and never found again once the folder is renamed
         compiled.unlink()
     assert ours.maps is not None
@@ -530,8 +547,9 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
     """Write a release in the layout that transformers.js and optimum load: two ONNX files and their settings.
 
     The graphs take `pixel_values` (B, 3, S, S) float32, as `Preprocessing.normalise` gives them, and give `logits`
-    (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), the map of every
-    class. The quantised copy keeps the convolutions' weights as whole numbers, and computes in float32.
+    (B, K) and, where one linear layer after average pooling makes these, `grad_cam` (B, K, h, w), every class's map as
+    `HeatMap.evidence` holds it: the positive part of the evidence relative to the blank picture. The quantised copy
+    keeps the convolutions' weights as whole numbers, and computes in float32.
 
     Args:
         folder: a new one.
@@ -555,6 +573,12 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         with torch.inference_mode():
             logits, weights = network.forward_head(features).numpy(), None  # type: ignore[operator]
     outputs = ["logits"] if weights is None else ["logits", "grad_cam"]
+    if weights is not None:
+        pixels = np.array(blank_picture(release.preprocessing, release.blank_rgb))
+        with torch.inference_mode():
+            blank_inputs = release.preprocessing.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            blank = network.forward_features(blank_inputs).clone()  # type: ignore[operator]
+        maps = explain_features(network, features, blank)[1].relu().numpy()
 
     class Graph(nn.Module):
         def __init__(self) -> None:
@@ -562,15 +586,19 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
             self.network = network
             if weights is not None:
                 self.register_buffer("weights", torch.from_numpy(weights)[:, :, None, None])
+                self.register_buffer("blank", self.signed_maps(blank))
 
         def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
             features = self.network.forward_features(pixel_values)  # type: ignore[operator]
             logits = self.network.forward_head(features)  # type: ignore[operator]
             if weights is None:
                 return (logits,)
+            return logits, (self.signed_maps(features) - self.blank).relu()  # type: ignore[operator]
+
+        def signed_maps(self, features: torch.Tensor) -> torch.Tensor:
             # As `linear_head_maps`: a sum over channels at every place is a convolution by one pixel.
             places = features.shape[2] * features.shape[3]
-            return logits, nn.functional.conv2d(features, self.weights / places).relu()
+            return nn.functional.conv2d(features, self.weights / places)  # type: ignore[operator,arg-type]
 
     whole, quantised = folder / WEB_GRAPH, folder / WEB_QUANTISED
     whole.parent.mkdir(parents=True)

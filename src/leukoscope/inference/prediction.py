@@ -16,7 +16,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, trained_on
-from leukoscope.inference.gradcam import NO_MAP, HeatMap, overlay
+from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, HeatMap, overlay, passes_map_checks
 
 REFUSED = (OUT_OF_DISTRIBUTION, NOT_A_CELL)
 WITHOUT_CLASS = (ABSTAIN, *REFUSED)
@@ -104,7 +104,7 @@ class Checks:
         field_of_view: it is no single cell cut out on black, such as a smear, and the release was trained on these.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
-        on_cell: share of the most probable class's Grad-CAM map on the cell; None where it was not computed.
+        on_cell: share of the most probable class's evidence map on the cell; None where it was not computed.
     """
 
     ood_score: float | None = None
@@ -125,7 +125,9 @@ class Thresholds:
         operating_points: name (such as "sensitivity_95") → the positive class's probability from which a cell counts
             as positive, 0–1.
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
-        least_on_cell: share of a Grad-CAM map on the cell that 95 % of the cells measured exceed; None without any.
+        least_on_cell: share of a map on the cell that 95 % of the cells measured exceed; None without any, and where it
+            was measured on plain Grad-CAM.
+        maps_passed: the release's maps passed their checks, so that it may be said where it looks.
         picture_side: pixels a side of the training cells' pictures; None where they have no common side.
     """
 
@@ -134,6 +136,7 @@ class Thresholds:
     abstain_below: float | None = None
     least_on_cell: float | None = None
     picture_side: int | None = None
+    maps_passed: bool = False
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
@@ -141,12 +144,13 @@ class Thresholds:
         decisions = metrics.get("decisions") or {}
         points = decisions.get("operating_points") or {}
         abstention = decisions.get("abstention") or {}
-        cells = trained_on(metrics)
+        cells, scale = trained_on(metrics), metrics.get("evidence_scale") or {}
         return cls(
             positive_label=points.get("positive_label", ""),
             operating_points={name: point["threshold"] for name, point in points.get("points", {}).items()},
             abstain_below=abstention["default"]["threshold"] if abstention else None,
-            least_on_cell=(metrics.get("evidence_scale") or {}).get("on_cell_p05"),
+            least_on_cell=scale.get("on_cell_p05") if scale.get("method") == EVIDENCE else None,
+            maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
             picture_side=cells.picture_side if cells else None,
         )
 
@@ -234,12 +238,13 @@ class Prediction:
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
         seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
             before it was predicted.
-        heatmaps: class → Grad-CAM map, with `explain=True`; None where the network has none to give: a vision
+        heatmaps: class → its map, with `explain=True`; None where the network has none to give: a vision
             transformer's features are no map of channels.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
         checks: what the decision rests on beside the probabilities.
         picture: the upright RGB picture, with `explain=True`.
-        peak: the Grad-CAM value at the upper end of the release's colour scale; None where it was not measured.
+        peak: the map's value at the upper end of the release's colour scale; None where it was not measured for maps of
+            this method.
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
     """
 

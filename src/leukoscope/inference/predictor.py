@@ -2,7 +2,7 @@
 
 A release comes from a folder or from the Hub, a picture from a path, PIL, an array or a file's bytes. The picture is
 framed as the release's preprocessing defines and goes once through the backbone; the head gives the logits and, with
-`explain`, every class's Grad-CAM map. Nothing here imports torch: only the torch backend does.
+`explain`, every class's map. Nothing here imports torch: only the torch backend does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from leukoscope.data.images import (
     to_rgb,
 )
 from leukoscope.inference.backends import AUTO, Backend, open_backend
-from leukoscope.inference.gradcam import EvidenceScale, HeatMap, share_on_cell
+from leukoscope.inference.gradcam import EVIDENCE, EvidenceScale, HeatMap, require_method, share_on_cell
 from leukoscope.inference.graph import usable_cores
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.patient import PatientPrediction, patient_rule, without_copies
@@ -160,11 +160,23 @@ class Predictor:
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
-        self, images: Picture, *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self,
+        images: Picture,
+        *,
+        explain: bool = False,
+        tta: bool = False,
+        batch_size: int = BATCH,
+        method: str = EVIDENCE,
     ) -> Prediction: ...
     @overload
     def __call__(
-        self, images: Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self,
+        images: Iterable[Picture],
+        *,
+        explain: bool = False,
+        tta: bool = False,
+        batch_size: int = BATCH,
+        method: str = EVIDENCE,
     ) -> list[Prediction]: ...
     def __call__(
         self,
@@ -173,6 +185,7 @@ class Predictor:
         explain: bool = False,
         tta: bool = False,
         batch_size: int = BATCH,
+        method: str = EVIDENCE,
         views: bool | None = None,
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
@@ -180,29 +193,36 @@ class Predictor:
         Args:
             images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file, a file opened in binary
                 mode or an `EncodedImage`; or an iterable of those.
-            explain: add every class's Grad-CAM map, and keep the picture so that `Prediction.overlay` can draw it.
+            explain: add every class's map, and keep the picture so that `Prediction.overlay` can draw it.
+            method: how maps are made: "evidence", relative to a blank picture, or "gradcam" as published.
             tta: test-time augmentation: predict each picture in its eight dihedral views, average them and say how
-                far they disagree.
+                far they disagree; a map is then the mean over the views, turned back.
             batch_size: pictures that go through the network at once; with `tta` views of pictures, and at least one
                 picture's eight.
             views: the former name of `tta`.
 
         Raises:
-            LeukoscopeError: neither a picture nor an iterable.
+            LeukoscopeError: neither a picture nor an iterable, or a method that there is not.
             UnreadableImage: for the first picture that cannot be used.
         """
         if views is not None:
             warnings.warn("Predictor(…, views=…): was renamed; give tta=…", DeprecationWarning, stacklevel=2)
             tta = views
         found = []
-        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size):
+        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size, method=method):
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             found.append(prediction)
         return found[0] if _is_picture(images) else found
 
     def iter_predictions(
-        self, images: Picture | Iterable[Picture], *, explain: bool = False, tta: bool = False, batch_size: int = BATCH
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        explain: bool = False,
+        tta: bool = False,
+        batch_size: int = BATCH,
+        method: str = EVIDENCE,
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
@@ -210,11 +230,12 @@ class Predictor:
         images are decoded and open files read at once, so that a file may be closed, or one image given twice.
 
         Args:
-            images, explain, tta, batch_size: as for a call.
+            images, explain, tta, batch_size, method: as for a call.
 
         Raises:
             LeukoscopeError: `images` is neither a picture nor an iterable, or no picture at a time.
         """
+        require_method(method)
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if tta:
@@ -229,7 +250,7 @@ class Predictor:
             while framed := list(opened):
                 opened = pool.map(frame, list(islice(numbered, batch_size)))
                 cells = [cell for cell in framed if isinstance(cell, _Framed)]
-                predictions = iter(self._predict(cells, explain, tta, start) if cells else ())
+                predictions = iter(self._predict(cells, explain, tta, method, start) if cells else ())
                 for cell in framed:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
@@ -269,23 +290,27 @@ class Predictor:
                 checks = replace(checks, ood_group=self.ood.farthest_group(pixels), field_of_view=smear)
         return _Framed(pixels, source, box, checks, pixel_hash(upright), upright if keep else None)
 
-    def _predict(self, cells: list[_Framed], explain: bool, tta: bool, start: float) -> list[Prediction]:
+    def _predict(self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float) -> list[Prediction]:
         """One pass of the cells, or of all their views, through the network, and a decision for each."""
         pixels = np.stack([cell.pixels for cell in cells])
-        logits, maps = self.backend(tta_views(pixels) if tta else pixels, explain=explain)
+        logits, maps = self.backend(tta_views(pixels) if tta else pixels, explain=explain, method=method)
         by_view = softmax(logits).reshape(len(cells), -1, len(self.labels))
         averages = by_view.mean(axis=1)
         if tta:
             disagreements = disagreement(by_view)
             maps = None if maps is None else average_maps(maps)
-        peak = EvidenceScale.from_metrics(self.release.metrics).strong if explain else None
+        if maps is not None:
+            # After the average, so that evidence against a class in one view counts against that of another.
+            maps = np.maximum(maps, 0)
+        peak = EvidenceScale.from_metrics(self.release.metrics, method).strong if explain else None
         predictions = []
         for i, cell in enumerate(cells):
             checks, heatmaps = cell.checks, None
             if tta:
                 checks = replace(checks, disagreement=float(disagreements[i]))
             if maps is not None:
-                checks = replace(checks, on_cell=share_on_cell(maps[i, averages[i].argmax()], cell.pixels))
+                if method == EVIDENCE:  # the limit that it is compared with was measured on such maps
+                    checks = replace(checks, on_cell=share_on_cell(maps[i, averages[i].argmax()], cell.pixels))
                 # Copied, so that keeping one picture's maps does not keep its whole batch in memory.
                 heatmaps = {label: HeatMap(maps[i, k].copy(), label) for k, label in enumerate(self.labels)}
             probabilities = dict(zip(self.labels, averages[i].tolist(), strict=True))
@@ -397,8 +422,14 @@ def tta_views(pixels: np.ndarray) -> np.ndarray:
     return np.stack([turned(pixels, view) for view in range(VIEWS)], axis=1).reshape(-1, *pixels.shape[1:])
 
 
+def turned_back(maps: np.ndarray, view: int) -> np.ndarray:
+    """(…, h, h) maps of pictures in one of the eight views, as they lie on the upright pictures; undoes `turned`."""
+    upright = np.rot90(maps, -(view % 4), axes=(-2, -1))
+    return upright if view < 4 else upright[..., ::-1]
+
+
 def average_maps(maps: np.ndarray) -> np.ndarray:
-    """Turn the Grad-CAM maps of a picture's views back onto the picture, and average them.
+    """Turn the maps of a picture's views back onto the picture, and average them.
 
     Args:
         maps: (8·B, K, h, h), of views in the order of `tta_views`.
@@ -407,8 +438,7 @@ def average_maps(maps: np.ndarray) -> np.ndarray:
         (B, K, h, h).
     """
     views = maps.reshape(-1, VIEWS, *maps.shape[1:])
-    upright = [np.rot90(views[:, view], -(view % 4), axes=(2, 3)) for view in range(VIEWS)]
-    upright[4:] = [mirrored[..., ::-1] for mirrored in upright[4:]]
+    upright = [turned_back(views[:, view], view) for view in range(VIEWS)]
     return np.stack(upright).mean(axis=0, dtype=np.float32)
 
 

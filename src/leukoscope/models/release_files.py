@@ -16,7 +16,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import trained_on
+from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
 from leukoscope.files import LFS_POINTER, restore_replaced, write_atomic
 
 SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
@@ -85,6 +85,11 @@ class ReleaseInfo:
         """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
         info = trained_on(self.metrics)
         return None if info is None or info.name == "imagefolder" else info.background == "black"
+
+    @property
+    def blank_rgb(self) -> tuple[int, int, int]:
+        """Colour of the blank picture that evidence is relative to: an empty slide for smears, else black."""
+        return EMPTY_SLIDE_RGB if self.takes_cut_outs is False else (0, 0, 0)
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:

@@ -22,7 +22,7 @@ from leukoscope.evaluation.plots import (
     subject_strip,
 )
 from leukoscope.files import disk_errors, resource_file, write_atomic
-from leukoscope.inference.gradcam import is_map_of_channels
+from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_SCRATCH, hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
@@ -102,6 +102,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
             if (release / FIGURES / f"{name}.png").is_file()
         },
         tested=detailed_evaluation(metrics),
+        maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
         not_known=NOT_KNOWN,
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
         own_code=needs_code(config),

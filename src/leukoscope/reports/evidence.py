@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from leukoscope.evaluation.plots import patients_curve, reliability_diagram, subject_strip
+from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Picture, Section, plot_picture
 from leukoscope.reports.release_tables import (
@@ -131,6 +132,12 @@ def _maps(block: Metrics, unit: str) -> Section:
             f"Removing what the map marks lowers the class's probability {removed} than removing random pixels "
             f"({gain(gains[0])}); showing only that raises it {shown} than showing random pixels ({gain(gains[1])})."
         )
+    text.append(
+        "These maps passed our tests: a map turns with its cell, differs from other cells' maps, and marks what the "
+        "prediction depends on."
+        if passes_map_checks(block)
+        else "A map shows where the network reacts; these maps failed our tests, or were not put to them."
+    )
     terms = {name.replace("_", " "): meaning for name, meaning in block["definitions"].items()}
     return Section("Are its Grad-CAM maps faithful?", text, explanation_table(block), terms=terms)
 

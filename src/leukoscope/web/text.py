@@ -254,7 +254,9 @@ def checks_held(
     if thresholds.abstain_below is not None and known:
         confidence = max(probabilities.values())
         add(confidence >= thresholds.abstain_below, "check_confident", "check_unsure", share=percent(confidence))
-    if checks.on_cell is not None and thresholds.least_on_cell is not None and known:
+    if checks.on_cell is not None and known and not thresholds.maps_passed:
+        held.append((t("check_map_failed"), False))
+    elif checks.on_cell is not None and thresholds.least_on_cell is not None and known:
         enough = checks.on_cell >= thresholds.least_on_cell
         add(enough, "check_on_cell", "check_off_cell", share=percent(checks.on_cell))
     return tuple(held)
