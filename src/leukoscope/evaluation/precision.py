@@ -143,7 +143,7 @@ def precisions_on_unseen(
                 parts[name].append(softmax(output.logits / temperature))
             label = outputs[F32].logits.argmax(axis=1)
             maps = {
-                name: output.maps[np.arange(len(label)), label].reshape(len(label), -1)
+                name: np.maximum(output.maps[np.arange(len(label)), label], 0).reshape(len(label), -1)
                 for name, output in outputs.items()
                 if output.maps is not None
             }
