@@ -339,7 +339,7 @@ def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, ca
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("leukoscope.inference.backends.TorchBackend", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr("leukoscope.inference.backends.TorchBackend", lambda *args, **_: asked.append(args[-1]))
     for wanted in ("auto", "torch"):
         open_backend(read_release(tiny_release), wanted)
     assert asked == ["cuda:1", "cuda:1"]

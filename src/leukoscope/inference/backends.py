@@ -171,7 +171,7 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
     if not isinstance(release, Release):
         assert release.folder is not None
         release = load_release(release.folder, name=release.name, revision=release.revision)
-    return TorchBackend(release.network, release.preprocessing, device, release.blank_rgb)
+    return TorchBackend(release.network, release.preprocessing, device, blank_rgb=release.blank_rgb)
 
 
 def float32_backend(release: Release, cells: int) -> Backend:
