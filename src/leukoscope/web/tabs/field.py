@@ -22,6 +22,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
+from leukoscope.inference.scoring import safe_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
@@ -38,7 +39,6 @@ from leukoscope.web.upload import (
     png_answer,
     png_file,
     read_upload,
-    safe_cell,
     safe_stem,
     save_button,
 )
