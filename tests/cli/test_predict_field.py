@@ -175,7 +175,7 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     assert max(map(len, tables)) <= 80
     fields = [line for line in tables if "a-field-" in line]
     assert len(fields) == 4 and len({line.split("│")[-2] for line in fields}) == 1, "one scale for the folder"
-    assert "scale: red cells of the series" in result.stdout.splitlines()
+    assert "scale: guessed from red cells of the series" in result.stdout.splitlines()
     (row,) = (line for line in tables if "slides/second" in line and "a-field" not in line)
     counts = [int(cell) for cell in row.strip("│").split("│")[1:]]
     readings = json.loads(run("field", tiny_release, slides, "--json").stdout)

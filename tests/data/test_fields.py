@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from leukoscope.data.fields import CUT_OUT_PITCH, Field, FieldCell, UnusableField, cut_out, find_cells
+from leukoscope.data.fields import (
+    CUT_OUT_PITCH,
+    Field,
+    FieldCell,
+    UnusableField,
+    cut_out,
+    find_cells,
+    find_view,
+    measure_scale,
+    measure_stain,
+)
 from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.images import open_field
 from leukoscope.data.synthetic import PhantomField, draw_cell, draw_field
 
 MIXED = ("ALL", "HEM") * 4
@@ -130,6 +144,163 @@ def test_a_photograph_through_an_eyepiece_is_read_and_one_mostly_dark_is_not():
     assert len(find_cells(photograph, um_per_pixel=0.2).cells) == len(find_cells(image, um_per_pixel=0.2).cells)
     with pytest.raises(UnusableField, match=r"most of it is dark \(\d+ of 255\), but the plasma of a smear is pale"):
         find_cells(ImageOps.invert(image))
+
+
+# Pictures of which a field is only a part
+
+
+def round_view(image: Image.Image, radius: float = 0.5, outside: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    """A field through an eyepiece; the radius in shorter sides."""
+    pixels = np.array(image)
+    y, x = np.ogrid[: image.height, : image.width]
+    seen = np.hypot(x - image.width / 2, y - image.height / 2) <= radius * min(image.size)
+    return Image.fromarray(np.where(seen[..., None], pixels, np.uint8(outside)))
+
+
+def screenshot(image: Image.Image, dark: bool = False) -> Image.Image:
+    """A field in the window of a viewer: bars with a title, words and buttons above, a line of words below."""
+    bar, ink = ((45, 45, 48), "white") if dark else ((212, 208, 200), "black")
+    width, height = image.size
+    window = Image.new("RGB", (width + 24, height + 110), bar)
+    pen = ImageDraw.Draw(window)
+    pen.rectangle((0, 0, width + 24, 32), fill=(0, 84, 166))
+    pen.text((10, 10), "field.jpg - Viewer", fill="white")
+    for number, word in enumerate(("File", "Edit", "View", "Image", "Help")):
+        pen.text((8 + 50 * number, 42), word, fill=ink)
+        pen.rectangle((280 + 28 * number, 38, 300 + 28 * number, 60), fill=(60 + 30 * number, 120, 200))
+    pen.text((8, height + 90), "100 %", fill=ink)
+    window.paste(image, (12, 72))
+    return window
+
+
+def as_jpeg(image: Image.Image) -> Image.Image:
+    file = BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return Image.open(file).convert("RGB")
+
+
+# What surrounds the field, and where the field begins.
+STRAIGHT: dict[str, tuple[Callable[[Image.Image], Image.Image], tuple[int, int]]] = {
+    "black border": (lambda image: ImageOps.expand(image, 60, "black"), (60, 60)),
+    "white border": (lambda image: ImageOps.expand(image, 60, "white"), (60, 60)),
+    "blue border as JPEG": (lambda image: as_jpeg(ImageOps.expand(image, 37, (0, 84, 166))), (37, 37)),
+    "letterbox": (lambda image: ImageOps.expand(image, (0, 80), "black"), (0, 80)),
+    "window": (screenshot, (12, 72)),
+    "dark window as JPEG": (lambda image: as_jpeg(screenshot(image, dark=True)), (12, 72)),
+    "window in a border": (lambda image: ImageOps.expand(screenshot(image), 25, "grey"), (37, 97)),
+}
+ROUND: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "eyepiece": round_view,
+    "wide eyepiece": lambda image: round_view(image, 0.6),
+    "on white": lambda image: round_view(image, outside=(255, 255, 255)),
+    "as JPEG": lambda image: as_jpeg(round_view(image)),
+}
+
+
+def scale_of(image: Image.Image) -> float:
+    view = find_view(image)
+    scale = measure_scale(view.image, measure_stain(view.image, view.circle), view.circle)
+    return scale.um_per_pixel if scale else np.inf
+
+
+@pytest.mark.parametrize("surround", STRAIGHT)
+def test_cells_and_scale_are_those_of_the_field_whatever_surrounds_it(surround):
+    _, image = drawn()
+    put, (left, top) = STRAIGHT[surround]
+    alone, found = find_cells(image), find_cells(put(image))
+
+    assert found.size == put(image).size
+    assert alone.scale is not None and found.scale is not None
+    assert found.scale.um_per_pixel == pytest.approx(alone.scale.um_per_pixel, rel=0.15)
+    # The field's outermost pixels go with the border, and one cell nearly touches its edge.
+    assert len(found.cells) == len(alone.cells) and sum(not cell.whole for cell in found.cells) <= 1
+    for cell in found.cells:
+        apart = [np.abs(np.subtract(cell.box, other.box) - (left, top, left, top)).max() for other in alone.cells]
+        assert min(apart) <= 6
+
+
+@pytest.mark.parametrize("surround", ROUND)
+def test_what_an_eyepiece_does_not_show_is_no_field_and_its_rim_cuts_cells(surround):
+    truth, image = drawn(classes=("ALL", "HEM") * 10, spacing=1.0, red_cells=30)
+    view = find_view(ROUND[surround](image))
+    assert view.circle is not None
+    centre, radius = (260, 200), 240 if surround == "wide eyepiece" else 200
+    assert np.hypot(view.circle.x - centre[0], view.circle.y - centre[1]) < 5
+    assert 0.95 * radius < view.circle.radius < radius
+
+    cells = find_cells(ROUND[surround](image), um_per_pixel=0.2).cells
+
+    # How far the cells drawn reach from the centre, and those found.
+    far = [np.hypot(*(np.argwhere(truth.labels == k)[:, ::-1] - centre).T) for k in range(1, len(truth.classes) + 1)]
+    inside = sum(distances.max() < 0.92 * radius for distances in far)
+    assert 5 <= inside <= sum(cell.whole for cell in cells) <= sum(distances.max() < radius for distances in far)
+    assert any(not cell.whole for cell in cells)
+    for cell in cells:
+        left, top, right, bottom = cell.box
+        assert np.hypot((left + right) / 2 - centre[0], (top + bottom) / 2 - centre[1]) < radius
+
+
+def test_a_field_without_borders_is_looked_at_as_it_is():
+    for _, image in (drawn(), drawn(classes=(), red_cells=5), drawn(classes=("ALL",), red_cells=0)):
+        assert find_view(image).image is image and find_view(image).circle is None
+    for colour in ("white", (238, 226, 222)):
+        assert find_view(Image.new("RGB", (300, 200), colour)).circle is None
+    # Overexposed: the plasma is as even as a border.
+    pixels = np.array(drawn(spacing=1.3)[1])
+    pixels[pixels.min(axis=-1) > 190] = 255
+    assert find_view(Image.fromarray(pixels)).image.size == (520, 400)
+
+
+def bccd_fields(real_data: Path, number: int) -> list[Image.Image]:
+    paths = sorted((real_data / "bccd" / "BCCD" / "JPEGImages").glob("*.jpg"))
+    return [open_field(path) for path in paths[7 :: len(paths) // number][:number]]
+
+
+@pytest.mark.slow
+def test_real_fields_have_the_same_scale_in_borders_and_windows(real_data):
+    fields = bccd_fields(real_data, 20)
+    assert all(find_view(field).image is field and find_view(field).circle is None for field in fields)
+    plain = np.array([scale_of(field) for field in fields])
+    for surround, (put, _) in STRAIGHT.items():
+        ratios = np.array([scale_of(put(field)) for field in fields]) / plain
+        # Compressed once more, a few of these fields are read anew even without a border.
+        assert (np.abs(ratios - 1) <= 0.15).mean() >= (0.8 if "JPEG" in surround else 0.9), surround
+
+
+@pytest.mark.slow
+def test_real_fields_have_nearly_the_same_scale_through_an_eyepiece(real_data):
+    fields = bccd_fields(real_data, 20)
+    plain = np.array([scale_of(field) for field in fields])
+    # Half of the field is gone, and with it half of some 20 red cells: crops of the same area agree in 14 of 20.
+    for surround, enough in (("wide eyepiece", 0.9), ("eyepiece", 0.75), ("on white", 0.75)):
+        ratios = np.array([scale_of(ROUND[surround](field)) for field in fields]) / plain
+        assert (np.abs(ratios - 1) <= 0.15).mean() >= enough, surround
+
+
+def test_a_scale_from_red_cells_is_a_guess_and_said_to_be_one():
+    found = find_cells(drawn()[1])
+
+    assert found.scale is not None and found.scale.source == "red cells" and found.scale.guessed
+    assert found.notes == ("The scale is guessed from the red cells, taken to be 7.5 µm wide; better give it.",)
+    given = find_cells(drawn()[1], um_per_pixel=0.2)
+    assert given.scale is not None and not given.scale.guessed and not given.notes
+
+
+def test_a_guess_that_no_nucleus_fits_is_refused_and_the_scale_asked_for():
+    # Specks as small as platelets, but many and round: they pass for red cells.
+    _, image = drawn(red_cells=0, platelets=0, scale_bar=False, classes=("ALL",) * 4)
+    level, pen = np.asarray(image).min(axis=-1), ImageDraw.Draw(image)
+    for y in range(10, 390, 20):
+        for x in range(10, 510, 20):
+            if level[y - 9 : y + 10, x - 9 : x + 10].min() > 176:
+                pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=(214, 150, 150))
+
+    said = (
+        r"^the nuclei found would be \d+\.\d µm wide at the 0\.\d+ µm per pixel guessed from its red cells, and .* are "
+    )
+    with pytest.raises(UnusableField, match=said + r".* are 4 to 20: give the scale \(--um_per_pixel\)$"):
+        find_cells(image)
+    assert len(find_cells(image, um_per_pixel=0.2).cells) == 4
 
 
 def test_an_impossible_scale_is_refused():

@@ -5,6 +5,7 @@ Launched by itself this file is a run that waits for its end: `test_scoring.py R
 
 from __future__ import annotations
 
+import csv as stdlib_csv
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
+from openpyxl import load_workbook
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
@@ -32,7 +35,14 @@ from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds
-from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
+from leukoscope.inference.scoring import (
+    Worker,
+    check_by_subject,
+    check_output,
+    score_cells,
+    unreadable_list,
+    write_table,
+)
 from leukoscope.inference.sources import open_source
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import OOD
@@ -432,6 +442,55 @@ def test_more_cells_than_a_sheet_takes_are_refused_first(predictor, cells, tmp_p
     with pytest.raises(LeukoscopeError, match=r"^13 rows: a sheet of .xlsx takes 12; write .csv or .parquet instead$"):
         score(predictor, cells, tmp_path / "out.xlsx")
     assert not list(tmp_path.iterdir())
+
+
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1")
+
+
+def test_no_text_of_a_csv_is_a_formula_and_other_tables_keep_it_as_it_is(tmp_path):
+    texts = [*FORMULAS, "a=1", "", None]
+    table = pa.table({"cell_id": texts, "p_ALL": [-0.5] * len(texts), "=1+2": texts, "none": pa.nulls(len(texts))})
+    read = list(stdlib_csv.reader(StringIO(write_table(table, tmp_path / "t.csv").read_bytes().decode(), newline="")))
+    quoted = [f"'{text}" for text in FORMULAS]
+    assert read[0] == ["cell_id", "p_ALL", "'=1+2", "none"]
+    assert [row[0] for row in read[1:]] == [row[2] for row in read[1:]] == [*quoted, "a=1", "", ""]
+    assert {row[1] for row in read[1:]} == {"-0.5"}, "a number is none"
+    assert pq.read_table(write_table(table, tmp_path / "t.parquet")).equals(table)
+    sheet = load_workbook(write_table(table.select([0]), tmp_path / "t.xlsx")).active
+    cells = [row[0] for row in sheet.iter_rows(min_row=2)]
+    assert all(cell.data_type == "s" for cell in cells[: len(FORMULAS)])
+    assert [cell.value for cell in cells[:4]] == list(FORMULAS[:4])
+
+
+def test_names_of_files_are_no_formulas_of_the_scores_nor_of_the_list_of_unreadable_files(predictor, tmp_path):
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "=1+1.png")
+    (folder / "@damaged.png").write_bytes(b"no picture")
+    output = tmp_path / "out.csv"
+    score_cells(predictor, open_source(str(folder)), output)
+    for path in (output, unreadable_list(output)):
+        rows = list(stdlib_csv.reader(path.open(newline="", encoding="utf-8")))
+        assert len(rows) == 2 and rows[1][0].startswith(("'=", "'@", "/")), rows
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
+def test_a_pipe_and_a_circle_of_links_among_the_cells_hold_nothing_up(predictor, tmp_path):
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    Image.fromarray(draw_cell("ALL", size=60).image).save(folder / "a.png")
+    os.mkfifo(folder / "cell.png")
+    (folder / "circle").symlink_to(folder)
+    (folder / "one.png").symlink_to(folder / "two.png")
+    (folder / "two.png").symlink_to(folder / "one.png")
+    signal.alarm(120)  # who waits for a pipe waits for ever
+    try:
+        score_cells(predictor, open_source(str(folder)), tmp_path / "out.csv")
+    finally:
+        signal.alarm(0)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+    listed = unreadable_list(tmp_path / "out.csv").read_text()
+    assert all(name in listed for name in ("cell.png", "one.png", "two.png"))
 
 
 def test_damage_inside_the_source_is_not_said_of_the_output(predictor, tmp_path):

@@ -389,6 +389,42 @@ def test_an_unknown_architecture_is_named(copy):
     assert refusal(copy) == f"{copy / 'config.json'}: timm has no architecture 'leukonet9000'; update timm"
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(copy, name):
+    good = (copy / name).read_text()
+    for opening, closing in (("[", "]"), ('{"labels":', "}")):
+        (copy / name).write_text(opening * 10_000 + "1" + closing * 10_000)
+        with pytest.raises(LeukoscopeError) as error:
+            read_release(copy)
+        assert str(error.value).startswith(f"{copy / name}: ") and len(str(error.value)) < 500
+    # Deep, but where nothing is looked for.
+    (copy / name).write_text(good.replace("{", '{"deep": ' + "[" * 10_000 + "]" * 10_000 + ",", 1))
+    assert refusal(copy).startswith(f"{copy / name}: damaged (")
+    with (copy / name).open("wb") as file:
+        file.truncate(10**9)
+    assert refusal(copy) == (
+        f"{copy / name}: damaged (has 1,000 MB, and a release's has less than 100); restore it from the release"
+    )
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    assert refusal(copy).startswith(f"{copy}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_weights_that_are_no_numbers_are_named(copy, value, stored):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    name = next(key for key, tensor in tensors.items() if tensor.dtype == stored and tensor.numel() > 3)
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+
+    assert refusal(copy) == (
+        f"{copy / 'model.safetensors'}: damaged ({name} holds numbers that are not finite); restore it from the release"
+    )
+
+
 def test_damaged_metrics_are_named(copy):
     (copy / "metrics.json").write_text("{")
 

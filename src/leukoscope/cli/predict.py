@@ -193,7 +193,7 @@ def field(
         typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
     ] = None,
     um_per_pixel: Annotated[
-        float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else measured on the red cells.")
+        float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
     ] = None,
     one_scale: Annotated[
         bool,
@@ -347,7 +347,10 @@ def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path],
     print_table(["field", "cells", *shown, "µm/px"], rows)
     sources = Counter(reading.field.scale.source for reading in readings if reading.field.scale)
     if sources:
-        whence = [f"{name} ({count} fields)" if len(sources) > 1 else name for name, count in sources.items()]
+        said = {name: name if name == "given" else f"guessed from {name}" for name in sources}
+        whence = [
+            f"{said[name]} ({count} fields)" if len(sources) > 1 else said[name] for name, count in sources.items()
+        ]
         typer.echo(f"scale: {', '.join(whence)}")
     if of_slide:
         columns = ["fields", "cells", *shown]

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -25,6 +25,147 @@ Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 
+# View
+
+THUMBNAIL = 512
+# Levels within which a window's bar and a border are of one colour, JPEG's noise included.
+FLAT = 8
+FLAT_LINE = 0.95  # share of a line
+# Bars hold titles and buttons.
+FLAT_BARS = 0.7  # mean share of their lines
+# A field's edge is a straight line at which at least this share of the pixels change; rows of cells are not so even.
+CHANGED_LINE = 0.4
+# The black round an eyepiece's view is lit by stray light.
+DARK_NOISE = 24
+ROUND = 0.02  # of the radius
+ROUND_SHARE = 0.8  # of the outline
+SHORTEST_ARC = 0.5  # of the radius
+# Of the picture's shorter side. C-NMC 2019's cut-out cells, round on black as well, measure 0.15 to 0.35.
+SMALLEST_RADIUS = 0.37
+# An eyepiece's rim is blurred and dark.
+RIM = 0.02  # of the radius
+
+
+@dataclass(frozen=True)
+class Circle:
+    """What an eyepiece shows of a field: centre and radius in pixels."""
+
+    x: float
+    y: float
+    radius: float
+
+    def holds(self, x: ArrayLike, y: ArrayLike) -> Mask:
+        """Whether places lie within."""
+        return np.asarray(np.hypot(np.subtract(x, self.x), np.subtract(y, self.y)) <= self.radius)
+
+    def mask(self, box: tuple[float, float, float, float], shape: tuple[int, int]) -> Mask:
+        """(h, w) bool: which pixels lie within, of a window (left, top, right, bottom) that is reduced to `shape`."""
+        y, x = ((np.arange(n) + 0.5) / n for n in shape)
+        left, top, right, bottom = box
+        return self.holds((left + (right - left) * x)[None, :], (top + (bottom - top) * y)[:, None])
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a picture shows a field, without borders and the bars of a window.
+
+    Attributes:
+        image: the picture itself, or the rectangle that shows the field.
+        left, top: where that lies in the picture.
+        circle: what of it is seen through an eyepiece, in its pixels; None where all of it is field.
+    """
+
+    image: Image.Image
+    left: int = 0
+    top: int = 0
+    circle: Circle | None = None
+
+
+def find_view(image: Image.Image) -> View:
+    """Find what of an RGB picture shows a field: not its borders, a window's bars, nor what surrounds a round view.
+
+    Borders end in a straight line, and an eyepiece's view in a circle. Plasma may be as even, but ends in cells.
+    """
+    step = -(-max(image.size) // THUMBNAIL)
+    pixels = np.asarray(image.reduce(step)).astype(np.int16)
+    rows, columns = slice(0, pixels.shape[0]), slice(0, pixels.shape[1])
+    # Twice, because a border at the side hides one above, and the other way round.
+    for _ in range(2):
+        rows = _without_bars(pixels[:, columns], rows)
+        columns = _without_bars(pixels[rows].swapaxes(0, 1), columns)
+    view = View(image)
+    if (rows.stop - rows.start, columns.stop - columns.start) != pixels.shape[:2]:
+        left, top = columns.start * step, rows.start * step
+        right, bottom = min(image.width, columns.stop * step), min(image.height, rows.stop * step)
+        view = View(image.crop((left, top, right, bottom)), left, top)
+    circle = _round_view(pixels[rows, columns])
+    if circle is None:
+        return view
+    return replace(view, circle=Circle(circle.x * step, circle.y * step, circle.radius * step * (1 - RIM)))
+
+
+def _without_bars(pixels: NDArray[np.int16], lines: slice) -> slice:
+    """Which lines of (lines, …, 3) lie between the bars or borders at both ends; those found so far are given."""
+    start = lines.start + _bar(pixels[lines])
+    return slice(start, lines.stop - _bar(pixels[start : lines.stop][::-1]))
+
+
+def _bar(pixels: NDArray[np.int16]) -> int:
+    """How many lines, from the first, are a bar or a border; at most those of the first half."""
+    half = pixels[: len(pixels) // 2]
+    colour = np.median(half, axis=1).astype(np.int16)
+    flat = (np.abs(half - colour[:, None]).max(axis=-1) <= FLAT).mean(axis=1)
+    bars = np.cumsum(flat) / np.arange(1, len(flat) + 1)
+    # The line between may be a blend of both.
+    changed = (np.abs(pixels[2 : len(half)] - colour[:-2, None]).max(axis=-1) > FLAT).mean(axis=1)
+    ends = np.flatnonzero((flat[:-2] >= FLAT_LINE) & (bars[:-2] >= FLAT_BARS) & (changed >= CHANGED_LINE))
+    # Two lines more: JPEG smears the edge.
+    return int(ends[-1]) + 4 if ends.size else 0
+
+
+def _round_view(pixels: NDArray[np.int16]) -> Circle | None:
+    """The circle that parts a view from the even colour in at least two of a picture's corners; None without one."""
+    side = max(1, min(pixels.shape[:2]) // 50)
+    ends = (slice(None, side), slice(-side, None))
+    corners = np.array([np.median(pixels[rows, columns], axis=(0, 1)) for rows in ends for columns in ends])
+    alike = np.abs(corners[:, None] - corners).max(axis=-1) <= DARK_NOISE
+    most = alike[alike.sum(axis=1).argmax()]
+    if most.sum() < 2:
+        return None
+    parts, _ = ndimage.label(np.abs(pixels - np.median(corners[most], axis=0)).max(axis=-1) <= DARK_NOISE)
+    around = np.isin(parts, np.setdiff1d(parts[[0, 0, -1, -1], [0, -1, 0, -1]][most], [0]))
+    seen, count = ndimage.label(~around)
+    if not count or not around.any():
+        return None
+    seen = seen == 1 + np.argmax(np.bincount(seen.ravel())[1:])
+    # Where the picture's own edge cuts the view, its outline is no arc.
+    outline = np.zeros_like(seen)
+    outline[1:-1, 1:-1] = (seen & ndimage.binary_dilation(around))[1:-1, 1:-1]
+    y, x = (at + 0.5 for at in np.nonzero(outline))
+    circle = _fitted_circle(x, y)
+    if circle is None:
+        return None
+    near = np.hypot(x - circle.x, y - circle.y)
+    circle = _fitted_circle(
+        *(at[np.abs(near - circle.radius) <= np.median(np.abs(near - circle.radius))] for at in (x, y))
+    )
+    if circle is None or circle.radius < SMALLEST_RADIUS * min(seen.shape) or len(x) < SHORTEST_ARC * circle.radius:
+        return None
+    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius) > max(1.0, ROUND * circle.radius)
+    inside = circle.mask((0, 0, *seen.shape[::-1]), seen.shape)
+    return circle if off.mean() <= 1 - ROUND_SHARE and inside[seen].mean() >= ROUND_SHARE else None
+
+
+def _fitted_circle(x: Floats, y: Floats) -> Circle | None:
+    """The circle of least squares; None of too few points."""
+    if len(x) < 16:
+        return None
+    # |p|² = 2 p·centre + (radius² − |centre|²) is linear in what is sought (Kåsa 1976).
+    terms = np.column_stack([2 * x, 2 * y, np.ones_like(x)])
+    (centre_x, centre_y, rest), *_ = np.linalg.lstsq(terms, x**2 + y**2, rcond=None)
+    return Circle(float(centre_x), float(centre_y), float(np.sqrt(max(0.0, rest + centre_x**2 + centre_y**2))))
+
+
 # Stain
 
 # Nuclear stain (difference of the optical densities of green and blue) lies near 0 in red cells and at 0.4 to 1.3 in
@@ -33,7 +174,6 @@ THRESHOLD_RANGE = (0.24, 0.50)
 # Less than this holds no nucleus of any field that fits under a microscope's camera.
 SMALLEST_NUCLEAR_SHARE = 1e-6
 SMEAR_NUCLEAR_SHARE = 0.005
-THUMBNAIL = 512
 DARKEST_PLASMA = 110
 # An inverted plasma lies at 20 to 40; a nucleus that fills the picture, in the darkest stain, above 50.
 DARKEST_MIDDLE = 45
@@ -76,9 +216,16 @@ class Stain:
         return density[..., 1] - density[..., 2]
 
 
-def measure_stain(image: Image.Image) -> Stain:
-    """Read plasma and threshold off the whole field, reduced to 512 pixels a side at most."""
+def measure_stain(image: Image.Image, circle: Circle | None = None) -> Stain:
+    """Read plasma and threshold off the whole field, reduced to 512 pixels a side at most.
+
+    Args:
+        image: RGB field, as `find_view` cuts it out.
+        circle: what of it is field.
+    """
     pixels = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
+    if circle is not None:
+        pixels = pixels[circle.mask((0, 0, *image.size), pixels.shape[:2])]
     plasma = _plasma(pixels)
     stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(pixels, plasma))
     if stain.problem:
@@ -174,6 +321,8 @@ NUCLEUS_WIDTH = 8.0
 SMOOTHING = 0.25
 PALLOR = 0.6  # half-width of a pale middle, at most, in widths of the ring about it
 FEWEST_RED_CELLS = 8
+# Of a round view, which is smaller, and whose rim cuts none of those counted.
+FEWEST_WHOLE_RED_CELLS = 4
 WINDOW, SAMPLE = 2048, 512
 
 
@@ -187,32 +336,41 @@ class Scale:
     um_per_pixel: float
     source: ScaleSource
 
+    @property
+    def guessed(self) -> bool:
+        """Whether it is measured on cells, whose size varies, rather than given."""
+        return self.source != "given"
 
-def measure_scale(image: Image.Image, stain: Stain) -> Scale | None:
+
+def measure_scale(image: Image.Image, stain: Stain, circle: Circle | None = None) -> Scale | None:
     """Read the scale off up to five windows of a field; None where nothing in it has a size.
 
     Args:
-        image: RGB field.
+        image: RGB field, as `find_view` cuts it out.
+        circle: what of it is field.
     """
     red, nuclear = [], []
-    for pixels, step in _windows(image):
+    for pixels, step, box in _windows(image):
+        inside = np.ones(pixels.shape[:2], bool) if circle is None else circle.mask(box, pixels.shape[:2])
         density = stain.density(pixels)
-        nuclei = density[..., 1] - density[..., 2] > stain.threshold
+        nuclei = (density[..., 1] - density[..., 2] > stain.threshold) & inside
         matter = density.mean(axis=-1)
-        pale = matter[~nuclei & (matter < 1)]
-        body = matter > max(STAINED / 2, otsu_threshold(pale) if pale.size else 0)
-        red_only = ~ndimage.binary_dilation(nuclei, iterations=2)
-        red += [width * step for width in _widths(_without_pallor(body | nuclei), red_only)]
-        nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
+        pale = matter[~nuclei & (matter < 1) & inside]
+        body = (matter > max(STAINED / 2, otsu_threshold(pale) if pale.size else 0)) & inside
+        red_only = ~ndimage.binary_dilation(nuclei, iterations=2) & inside
+        # What an eyepiece does not show counts as matter: cells that its rim cuts are part of it, not narrow cells.
+        red += [width * step for width in _widths(_without_pallor(body | nuclei) | ~inside, red_only)]
+        nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei) | ~inside, nuclei)]
     # Fringes of cytoplasm and platelets are many, but narrow.
     typical = _typical(red) if red else 0.0
-    if sum(width > typical / 2 for width in red) >= FEWEST_RED_CELLS:
+    fewest = FEWEST_RED_CELLS if circle is None else FEWEST_WHOLE_RED_CELLS
+    if sum(width > typical / 2 for width in red) >= fewest:
         return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
 
 
-def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    """Centre and quarters of a large field, else all of it; each at most 512 pixels a side, with its reduction."""
+def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float, tuple[float, float, float, float]]]:
+    """Centre and quarters of a large field, else all of it; each at most 512 pixels a side, its reduction and place."""
     width, height = image.size
     places = [(0.5, 0.5)]
     if max(width, height) > WINDOW:
@@ -223,7 +381,7 @@ def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float]]:
         step = max(1.0, max(w, h) / SAMPLE)
         size = (max(1, int(w / step)), max(1, int(h / step)))
         box = (left, top, left + size[0] * step, top + size[1] * step)
-        yield np.asarray(image.resize(size, Image.Resampling.BOX, box=box)), step
+        yield np.asarray(image.resize(size, Image.Resampling.BOX, box=box)), step, box
 
 
 def _widths(mask: NDArray[np.bool_], counted: NDArray[np.bool_]) -> list[float]:
@@ -271,6 +429,8 @@ CUT_OUT_SIDE = 450
 PLASMA_REACH = 0.55  # µm: two working pixels
 # µm; a lymphocyte's nucleus is 6 to 9 wide, a blast's up to 14.
 PLAUSIBLE_NUCLEI = (5.5, 15.0)
+# µm; beyond these, no white cell in blood or marrow: a scale guessed so is wrong, not a cell that is unusual.
+POSSIBLE_NUCLEI = (4.0, 20.0)
 # A nuclear outline wider than this has lost its chromatin; the sharp fields of BCCD measure 1.1 to 1.5 µm.
 BLURRED_EDGE = 2.0
 
@@ -317,7 +477,7 @@ class FieldCell:
         nucleus: the same for its nucleus, lobes together.
         nucleus_area: µm².
         edge_width: how far its nuclear stain takes to fade, µm; wide where the field is out of focus.
-        whole: False where the edge of the field cuts it.
+        whole: False where the edge of the field, or the rim of a round view, cuts it.
     """
 
     box: Box
@@ -335,7 +495,7 @@ class Field:
     Attributes:
         size: (width, height) in pixels.
         cells: from top to bottom.
-        scale: micrometres per pixel, and where that was read; None in a field without a stained object.
+        scale: micrometres per pixel, given or guessed; None in a field without a stained object.
         notes: what a reader of the result must know, most important first.
     """
 
@@ -359,7 +519,7 @@ def find_cells(
 
     Args:
         image: RGB, a field of view of any size.
-        um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        um_per_pixel: the picture's scale where it is known; else it is guessed from the red cells.
         scale_source: where `um_per_pixel` comes from.
         settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
@@ -370,21 +530,23 @@ def find_cells(
         The cells, and what their scale rests on. A field without stained nuclei has no cells, which is no error.
 
     Raises:
-        UnusableField: a grey picture, one with a dark background, a scale that cannot be true, or too many cells.
+        UnusableField: a grey picture, one with a dark background, a scale that cannot be true, given or guessed, or too
+            many cells.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
         raise UnusableField(
             f"scale {um_per_pixel} µm per pixel: a microscope's lies between 0.01 and 2; check the unit"
         )
-    stain = measure_stain(image)
+    view = find_view(image)
+    stain = measure_stain(view.image, view.circle)
     if stain.problem:
         raise UnusableField(stain.problem)
     if not stain.holds_nuclei:
         return Field(image.size, (), Scale(um_per_pixel, scale_source) if um_per_pixel else None)
-    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else measure_scale(image, stain)
+    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else measure_scale(view.image, stain, view.circle)
     if scale is None:
         return Field(image.size, (), None)
-    grid = _Grid(image, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
+    grid = _Grid(view, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
     rules = settings or FinderSettings()
     cells: list[FieldCell] = []
     for core in grid.cores(tile):
@@ -396,6 +558,7 @@ def find_cells(
                 "leukoscope field on your own machine"
             )
     cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
+    _check_scale(view, stain, scale, cells)
     return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
 
 
@@ -449,7 +612,7 @@ class _Grid:
         step: field pixels a working pixel, at least 1: what was never resolved is not made up.
     """
 
-    image: Image.Image
+    view: View
     step: float
     um_per_pixel: float
 
@@ -460,7 +623,7 @@ class _Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        width, height = self.image.size
+        width, height = self.view.image.size
         return max(1, int(height / self.step)), max(1, int(width / self.step))
 
     def cores(self, tile: int) -> Iterator[tuple[slice, slice]]:
@@ -472,16 +635,24 @@ class _Grid:
         """(h, w, 3) of one window."""
         box = tuple(edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        return np.asarray(self.image.resize(size, Image.Resampling.BOX, box=box))
+        return np.asarray(self.view.image.resize(size, Image.Resampling.BOX, box=box))
+
+    def outside(self, rows: slice, columns: slice) -> Mask:
+        """(h, w) bool: what of a window an eyepiece does not show."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        if self.view.circle is None:
+            return np.zeros(shape, bool)
+        left, top, right, bottom = (edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
+        return ~self.view.circle.mask((left, top, right, bottom), shape)
 
     def box(self, rows: slice, columns: slice) -> Box:
-        """Where a window lies in the field."""
-        width, height = self.image.size
+        """Where a window lies in the picture."""
+        width, height = self.view.image.size
         return (
-            int(columns.start * self.step),
-            int(rows.start * self.step),
-            min(width, round(columns.stop * self.step)),
-            min(height, round(rows.stop * self.step)),
+            self.view.left + int(columns.start * self.step),
+            self.view.top + int(rows.start * self.step),
+            self.view.left + min(width, round(columns.stop * self.step)),
+            self.view.top + min(height, round(rows.stop * self.step)),
         )
 
     def touches_edge(self, rows: slice, columns: slice) -> bool:
@@ -494,12 +665,17 @@ def _cells_of_tile(
 ) -> Iterator[FieldCell]:
     margin = round(OVERLAP / grid.pitch)
     around = [slice(max(0, c.start - margin), min(n, c.stop + margin)) for c, n in zip(core, grid.shape, strict=True)]
-    level = ndimage.gaussian_filter(stain.nuclear(grid.pixels(*around)), 0.25 / grid.pitch)
+    level = stain.nuclear(grid.pixels(*around))
+    outside = grid.outside(*around)
+    level[outside] = 0
+    level = ndimage.gaussian_filter(level, 0.25 / grid.pitch)
     # Without specks and threads thinner than a micrometre, their pale gaps filled.
     nuclei = ndimage.binary_fill_holes(ndimage.binary_opening(level > stain.threshold, disc(0.5 / grid.pitch)))
     if not nuclei.any():
         return
-    labels = split_cells(_cell_region(level, nuclei, stain, grid.pitch, settings), nuclei, grid.pitch, settings)
+    region = _cell_region(level, nuclei, stain, grid.pitch, settings)
+    labels = split_cells(region & ~outside, nuclei & ~outside, grid.pitch, settings)
+    rim = ndimage.binary_dilation(outside, iterations=2)
     slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / grid.pitch
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         if window is None:
@@ -518,7 +694,7 @@ def _cells_of_tile(
                 nucleus=nucleus,
                 nucleus_area=float(nuclear),
                 edge_width=_edge_width(level[window], slope[window], nucleus),
-                whole=not grid.touches_edge(rows, columns),
+                whole=not grid.touches_edge(rows, columns) and not rim[window][mask].any(),
             )
 
 
@@ -542,6 +718,35 @@ def _edge_width(level: NDArray[np.floating], slope: NDArray[np.floating], nucleu
     return contrast / max(float(np.percentile(slope[rim], 75)), 1e-6)
 
 
+def _check_scale(view: View, stain: Stain, scale: Scale, cells: list[FieldCell]) -> None:
+    """Refuse a scale read off this field that would make its nuclei those of no white cell."""
+    if scale.source not in ("red cells", "nuclei"):
+        return
+    low, high = POSSIBLE_NUCLEI
+    if cells:
+        width = 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
+    else:
+        # What is stained may be platelets, but if it is larger than any nucleus, it was taken for no cell for its size.
+        low, width = 0.0, _nuclear_width(view, stain) * scale.um_per_pixel
+    if not low <= width <= high:
+        raise UnusableField(
+            f"the nuclei found would be {width:.1f} µm wide at the {scale.um_per_pixel:.3f} µm per pixel guessed from "
+            f"its {scale.source}, and those of white cells are {POSSIBLE_NUCLEI[0]:g} to {high:g}: give the scale "
+            "(--um_per_pixel)"
+        )
+
+
+def _nuclear_width(view: View, stain: Stain) -> float:
+    """The commonest width of what is stained as nuclei are, in pixels; 0 where there is nothing."""
+    widths = []
+    for pixels, step, box in _windows(view.image):
+        nuclei = stain.nuclear(pixels) > stain.threshold
+        if view.circle is not None:
+            nuclei &= view.circle.mask(box, nuclei.shape)
+        widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
+    return _typical(widths) if widths else 0.0
+
+
 def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
     if cells and float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
         yield "The field looks out of focus: chromatin cannot be judged in it."
@@ -553,6 +758,8 @@ def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
                 f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
                 f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
             )
+    if scale.source == "red cells":
+        yield "The scale is guessed from the red cells, taken to be 7.5 µm wide; better give it."
     if scale.source == "nuclei":
         yield "Too few red cells to read the scale from: it is guessed from the nuclei; better give it."
 

@@ -26,6 +26,7 @@ from leukoscope.data.fields import (
     UnusableField,
     cut_out,
     find_cells,
+    find_view,
     measure_scale,
     measure_stain,
 )
@@ -159,14 +160,15 @@ def read_field(
     Args:
         image: an RGB picture of any size, or the path of one of up to 178 megapixels.
         source: its name in the result and in messages; "" for its path, or "field" where it has none.
-        um_per_pixel: the picture's scale where it is known; else it is read from the red cells.
+        um_per_pixel: the picture's scale where it is known; else it is guessed from the red cells.
         scale_source: where `um_per_pixel` comes from.
         most_cells: how many cells may be predicted; None for any number.
         seconds: how long it may take; None for any time.
 
     Raises:
         UnreadableImage: the file cannot be opened.
-        UnusableField: the picture cannot be read as a stained smear, shows more cells than that, or takes longer.
+        UnusableField: the picture cannot be read as a stained smear, its scale cannot be guessed, it shows more cells
+            than that, or takes longer.
         LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
     """
     release = predictor.release
@@ -225,8 +227,9 @@ def series_scale(images: Iterable[Image.Image]) -> float | None:
     """
     scales = []
     for image in images:
-        stain = measure_stain(image)
-        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(image, stain)
+        view = find_view(image)
+        stain = measure_stain(view.image, view.circle)
+        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(view.image, stain, view.circle)
         if scale is not None and scale.source == "red cells":
             scales.append(scale.um_per_pixel)
     return float(np.median(scales)) if scales else None

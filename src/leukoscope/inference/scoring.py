@@ -43,6 +43,8 @@ MOST_XLSX_ROWS = 1_048_575
 # Shards joined at a time: row groups of some tens of thousands of rows are what readers of Parquet like.
 _JOINED_AT_ONCE = 64
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+# What a spreadsheet takes for the beginning of a formula.
+_FORMULA = r"^[=+\-@\t\r]"
 _POLL = 0.1  # seconds between two checks for what another process writes
 
 
@@ -320,13 +322,13 @@ def _join(
     with pq.ParquetWriter(joined, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
         listed = csv.writer(file)
         listed.writerow(("source", "reason"))
-        listed.writerows(source.unreadable)
+        listed.writerows(map(safe_cell, problem) for problem in source.unreadable)
         for first in range(0, len(shards), _JOINED_AT_ONCE):
             table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
             scored = table.filter(pc.is_null(table["reason"])).select(schema.names)
             problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
             writer.write_table(scored)
-            listed.writerows(problem.values() for problem in problems)
+            listed.writerows(map(safe_cell, problem.values()) for problem in problems)
             cells, damaged = cells + len(scored), damaged + len(problems)
             for count in pc.value_counts(scored["outcome"]).to_pylist():
                 outcomes[count["values"]] += count["counts"]
@@ -410,6 +412,24 @@ def check_table(path: Path, flag: str) -> None:
         raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
 
 
+def safe_cell(text: str) -> str:
+    """Text that a spreadsheet shows rather than computes."""
+    return f"'{text}" if re.match(_FORMULA, text) else text
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """A table whose texts and names of columns a spreadsheet shows as they are; CSV has no kinds of cells to say so."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for place, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            quoted = pc.binary_join_element_wise("'", column, "")
+            safe = pc.if_else(pc.match_substring_regex(column, _FORMULA), quoted, column)
+            table = table.set_column(place, table.column_names[place], safe)
+    return table.rename_columns([safe_cell(name) for name in table.column_names])
+
+
 def write_table(table: pa.Table, path: Path) -> Path:
     """Write a table in the format of its name (`TABLE_SUFFIXES`), whole or not at all.
 
@@ -426,7 +446,7 @@ def write_table(table: pa.Table, path: Path) -> Path:
         if suffix == ".parquet":
             pq.write_table(table, temporary)
         elif suffix == ".csv":
-            arrow_csv.write_csv(table, temporary)
+            arrow_csv.write_csv(_without_formulas(table), temporary)
         elif suffix == ".json":
             text = json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8")

@@ -239,6 +239,12 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
             "safetensors"
         )
     tensors = read_safetensors(root / WEIGHTS)
+    for name, tensor in tensors.items():
+        # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
+        if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
+            raise LeukoscopeError(
+                f"{root / WEIGHTS}: damaged ({name} holds numbers that are not finite); restore it from the release"
+            )
     _require_as_large(root, config, len(info.labels), sum(tensor.numel() for tensor in tensors.values()))
     network = _network(root, config, len(info.labels))
     if needs_code(config):

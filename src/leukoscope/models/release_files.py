@@ -56,6 +56,8 @@ _METRICS_SHAPE: dict[str, Any] = {
     },
     **{name: {} for name in ("recipe", "ood", "heat_maps", "views", "recalibration")},
 }
+# Bytes of a JSON file; the largest metrics.json that comes along has less than a hundredth.
+_MOST_JSON = 100_000_000
 _Tensor = TypeVar("_Tensor")
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number"}
 
@@ -142,7 +144,7 @@ def read_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LeukoscopeError(f"{root}: has no config.json; give the folder of a release")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     if not isinstance(config, dict):
@@ -187,12 +189,30 @@ def read_metrics(root: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise LeukoscopeError(f"{path}: damaged ({error}); restore it from the release") from None
     for problem in _misshapen(metrics, _METRICS_SHAPE, "its content"):
         raise LeukoscopeError(f"{path}: {problem}: restore the file from the release, or leave it out")
     return metrics
+
+
+def _text(path: Path) -> str:
+    """The text of one of a release's JSON files.
+
+    Raises:
+        LeukoscopeError: far larger than any release's, or not given by the system.
+        ValueError: not UTF-8.
+    """
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise LeukoscopeError(
+                f"{path}: damaged (has {path.stat().st_size / 1e6:,.0f} MB, and a release's has less than "
+                f"{_MOST_JSON / 1e6:.0f}); restore it from the release"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise LeukoscopeError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
 
 
 def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:

@@ -16,10 +16,11 @@ from leukoscope.data.images import open_bytes
 from leukoscope.evaluation.evaluate import same_person, trainings_of
 from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
+from leukoscope.inference.scoring import safe_cell
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import language, t, translate, translate_html
-from leukoscope.web.upload import CELL, File, safe_cell
+from leukoscope.web.upload import CELL, File
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Decision

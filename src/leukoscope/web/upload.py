@@ -308,11 +308,6 @@ def safe_stem(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.rsplit(".", 1)[0])[:60]
 
 
-def safe_cell(text: str) -> str:
-    """Text that a spreadsheet shows rather than computes."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
 def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], **options: Any) -> gr.Button:
     """A button that saves what `make` returns for its inputs, the first of which is the result.
 

@@ -17,6 +17,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import cut_out
 from leukoscope.inference.field import FieldReading
+from leukoscope.inference.scoring import safe_cell
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import predict_cell
@@ -30,7 +31,7 @@ from leukoscope.web.tabs.field import (
     predict_field,
     save_field,
 )
-from leukoscope.web.upload import FIELD, safe_cell
+from leukoscope.web.upload import FIELD
 
 RELEASE = Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnmc"
 

@@ -22,6 +22,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
+from leukoscope.inference.scoring import safe_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
@@ -38,7 +39,6 @@ from leukoscope.web.upload import (
     png_answer,
     png_file,
     read_upload,
-    safe_cell,
     safe_stem,
     save_button,
 )
@@ -197,7 +197,7 @@ class FieldTab(ResultTab):
             Args:
                 image: the picture of a stained smear; PNG, JPEG, BMP, TIFF or WebP.
                 model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
-                um_per_pixel: micrometres per pixel; 0 has the scale read from the size of the red cells.
+                um_per_pixel: micrometres per pixel; 0 has the scale guessed from the size of the red cells.
             """
             with gradio_errors():
                 result = predict_field(self.models, *read_upload(image, FIELD), model, um_per_pixel)
@@ -252,7 +252,13 @@ def field_summary(reading: FieldReading) -> str:
     about = f"{about_model(reading.model, reading.revision)}."
     if scale:
         pitch = translate(f"{scale.um_per_pixel:.3f}")
-        about = t("scale_from", about=about[:-1], scale=pitch, source=translate(scale.source))
+        source = translate(scale.source)
+        about = t(
+            "scale_from",
+            about=about[:-1],
+            scale=pitch,
+            source=t("guessed_from", source=source) if scale.guessed else source,
+        )
     notes = "".join(f"<p>{escape(translate(note))}</p>" for note in reading.field.notes)
     headline = f'<p class="lk-headline" role="status">{escape(translate(reading.summary))}</p>'
     return f"{headline}{panels.counts(reading.counts)}{notes}{panels.note(about)}{panels.notice()}"
