@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -192,6 +194,35 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
     assert blocks[0] == blocks[1]
     assert _figures(run / "summary.csv") == _figures(whole / "summary.csv")
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_killed_three_times_at_random_moments_it_releases_the_same_weights(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    started = time.monotonic()
+    assert start(*SMALL, "--output_dir", "whole").wait(900) == 0
+    whole = time.monotonic() - started
+    flags = (*SMALL, *EVERY_STEP, "--output_dir", "run")
+    seed = time.time_ns()
+    moments = random.Random(seed)
+    for _ in range(3):
+        # Whatever it is doing then: importing, training, writing; and where it is done, that is no harm either.
+        running = start(*flags, *_resumed(tmp_path / "run"))
+        try:
+            running.wait(moments.uniform(0.2, 1.0) * whole)
+            break
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait(60)
+    last = start(*flags, *_resumed(tmp_path / "run"))
+    said = last.communicate(timeout=900)
+    assert last.returncode == 0, (seed, said)
+    weights = [tmp_path / run / "release" / "model.safetensors" for run in ("whole", "run")]
+    assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}) == 1, f"seed {seed}"
+
+
+def _resumed(run: Path) -> tuple[str, ...]:
+    return ("--resume_from_checkpoint", "latest") if any((run / "checkpoints").glob("0*")) else ()
 
 
 def _figures(summary: Path) -> list[dict[str, str]]:

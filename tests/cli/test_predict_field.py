@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -249,3 +250,18 @@ def test_fields_given_one_by_one_keep_their_own_scales(tiny_release, slides):
 def test_a_folder_without_a_field_is_one_line(tiny_release, tmp_path):
     result = run("field", tiny_release, tmp_path)
     assert result.exit_code == 1 and "this folder holds no image" in result.stderr
+
+
+def test_a_full_disk_is_named_whatever_is_written(tiny_release, slides, tmp_path, monkeypatch):
+    field = next(slides.rglob("a-field*.png"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # The last step of every file that is written whole or not at all.
+    monkeypatch.setattr(Path, "replace", full)
+    for flags in (("--output", tmp_path / "overlay.png"), ("--crops", tmp_path / "crops")):
+        result = run("field", tiny_release, field, *flags)
+        assert result.exit_code == 1
+        assert "cannot write there (No space left on device); free some space or name another folder" in result.stderr
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]

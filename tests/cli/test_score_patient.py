@@ -101,7 +101,8 @@ def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_p
         assert sheet["A2"].data_type == "s", "a name must not become a formula"
         head, *cells_of = sheet.iter_rows(values_only=True)
         rows = [dict(zip(head, row, strict=True)) for row in cells_of]
-    assert [row["patient"] for row in rows] == ["=1+1", "b"]
+    # CSV does not say what is text, so that there the name is quoted.
+    assert [row["patient"] for row in rows] == ["'=1+1" if suffix == ".csv" else "=1+1", "b"]
     assert [row["outcome"] for row in rows] == ["ALL", "too few cells"]
     assert all(row["notice"] == RESEARCH_NOTICE for row in rows)
     assert not list(tmp_path.glob(".persons*"))
