@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import struct
@@ -90,6 +91,13 @@ def test_refuses_missing_file(tmp_path: Path) -> None:
 
 def test_refuses_folder(tmp_path: Path) -> None:
     assert _refusal(tmp_path) == "is a folder; name an image file inside it"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_refuses_a_pipe_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cell.png")
+    with pytest.raises(UnreadableImage, match=r"cell.png: is no regular file but a pipe or a device; name an image file"):
+        open_image(tmp_path / "cell.png")
 
 
 def test_refuses_empty_file(tmp_path: Path) -> None:

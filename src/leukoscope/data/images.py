@@ -156,6 +156,8 @@ def _file(path: str | Path) -> Path:
             raise UnreachableImage(f"{path}: no such file; check the path")
         if file.is_dir():
             raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
+        if not file.is_file():
+            raise UnreadableImage(f"{path}: is no regular file but a pipe or a device; name an image file")
         _require_content(file.stat().st_size, path)
     except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder closed to us
         raise _unreachable(path, error) from None
