@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,7 +187,7 @@ from leukoscope.api import train
 
 flags = dict(image_size=32, max_train_samples=64, max_eval_samples=16, num_train_epochs=1, mixed_precision="no",
              per_device_train_batch_size=8)
-notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use_port="0")
+notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use_port=sys.argv[1])
 """
 
 
@@ -194,7 +195,9 @@ notebook_launcher(lambda: train(output_dir="run", **flags), num_processes=2, use
 @pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
 def test_two_processes_on_a_cpu_are_refused_unless_they_find_each_other(tmp_path: Path, launcher: str) -> None:
     words = _launch(str(ROOT / "train.py"), *TINY[:4], "--output_dir", "run", "--num_train_epochs", "1")
-    words = words if launcher == "torchrun" else [sys.executable, "-c", _NOTEBOOK]
+    if launcher == "notebook_launcher":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            words = [sys.executable, "-c", _NOTEBOOK, str(free.getsockname()[1])]
     environment = _environment(tmp_path)
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 600}
     alone = {name: value for name, value in environment.items() if name != "ACCELERATE_USE_CPU"}
