@@ -22,6 +22,7 @@ from unicodedata import normalize
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS, located, read_csv, subject_name
 from leukoscope.data.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
@@ -45,7 +46,6 @@ from leukoscope.data.registry import (
 )
 from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
 from leukoscope.data.synthetic import phantom_cells
-from leukoscope.data.tables import SUBJECT_COLUMNS, located, read_csv, subject_name
 from leukoscope.progress import note, progress
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import located, read_csv
 from leukoscope.data.images import IMAGE_SUFFIXES
-from leukoscope.data.tables import located, read_csv
 
 # What is said of a cell or a subject instead of a class (`Decision`, `PatientPrediction`): no class may be called so.
 ABSTAIN = "abstain"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.registry import TOO_FEW_CELLS
-from leukoscope.data.tables import SUBJECT_COLUMNS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
 from leukoscope.progress import note, track
 

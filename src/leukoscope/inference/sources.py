@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
 from leukoscope.data.images import EncodedImage
 from leukoscope.data.registry import is_image_file, other_files, walked
-from leukoscope.data.tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
 
 if TYPE_CHECKING:
     pass

@@ -189,7 +189,6 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     demo = build_demo(models)
     keep_uploads_apart(demo)
     delete_old(OWN_FOLDER, CACHE_SECONDS)
-    Thread(target=_delete_answers, daemon=True).start()
     allow_open_files()
     if current_thread() is main_thread():
         # As Ctrl-C does: the server then ends by itself, and deletes what visitors sent. Containers are stopped so.
@@ -219,7 +218,8 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
             raise LeukoscopeError(f"port {address.port} is taken; set GRADIO_SERVER_PORT to a free one") from None
         print(f"Leukoscope is ready at http://{address.host}:{address.port}", flush=True)
         # Only now: loading torch beside Gradio's start would hold the page back.
-        Thread(target=_warm_up, args=(models,), daemon=True).start()
+        for work in (partial(_warm_up, models), _delete_answers):
+            Thread(target=work, daemon=True).start()
         demo.block_thread()
     except KeyboardInterrupt:  # before `block_thread` began, which ends the server itself
         demo.close(verbose=False)

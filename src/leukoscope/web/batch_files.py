@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import HEADER, FileIndex, parse_csv
 from leukoscope.data.registry import is_junk
-from leukoscope.data.tables import HEADER, FileIndex, parse_csv
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.cell_tables import parse_csv, subject_name
 from leukoscope.data.loading import load_cells
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.data.tables import parse_csv, subject_name
 from leukoscope.inference.sources import open_source
 from leukoscope.web.batch_files import open_batch
 
