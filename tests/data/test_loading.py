@@ -513,6 +513,12 @@ def test_a_hub_data_set_names_all_subjects_or_none(tmp_path: Path, nobody: str |
     assert "cell b has no subject, other cells have one; name it" in _refusal(load_cells, some)
 
 
+def test_files_of_one_name_in_two_folders_are_two_cells(tmp_path: Path) -> None:
+    columns = {"label": ["ALL", "HEM", "HEM"], "file_name": ["ALL/0.png", "HEM/0.png", "HEM/1.png"]}
+    hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
+    assert load_cells(hub_id).train["cell_id"][:] == ["ALL/0", "HEM/0", "HEM/1"]
+
+
 def test_a_cells_own_id_is_kept_but_for_the_suffix_of_a_file(tmp_path: Path) -> None:
     columns = {"label": ["ALL", "HEM", "HEM"], "cell_id": ["all/1", "hem/1", "hem/2.5.PNG"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))

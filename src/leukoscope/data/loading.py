@@ -646,9 +646,11 @@ def _hub_rows(
         ids = [x.removesuffix(end) if (end := Path(x).suffix).lower() in IMAGE_SUFFIXES else x for x in named]
     else:
         files = column(ID_COLUMNS)
-        ids = (
-            [f"row_{first + i:06d}" for i in range(len(table))] if files is None else [Path(str(x)).stem for x in files]
-        )
+        paths = [Path(str(file)).with_suffix("") for file in files or ()]
+        # `ALL/0.png` and `HEM/0.png` are two cells.
+        alone = len({path.name for path in paths}) == len(paths)
+        ids = [path.name if alone else path.as_posix() for path in paths]
+        ids = ids if files is not None else [f"row_{first + number:06d}" for number in range(len(table))]
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
         raise LeukoscopeError(
