@@ -892,10 +892,10 @@ def test_hub_data_of_one_class_are_refused(tmp_path: Path) -> None:
 
 
 def test_hub_layout_with_a_cell_twice_is_refused(tmp_path: Path) -> None:
-    columns = {"label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "hem/1.bmp"]}
+    columns = {"label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "all/1.png"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
     assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: cell 1 is there more than once; give every row its own cell_id"
+        f"data set {hub_id}: cell all/1 is there more than once; give every row its own cell_id"
     )
 
 

@@ -671,7 +671,7 @@ def _hub_rows(
         names.append(name_of(label))
     subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:
-        subjects = [match["subject"] if (match := CNMC_NAME.match(cell)) else "" for cell in ids]
+        subjects = [match["subject"] if (match := CNMC_NAME.match(Path(cell).name)) else "" for cell in ids]
     subjects = [subject_name(subject) for subject in subjects]
     if any(subjects) and "" in subjects:
         raise LeukoscopeError(
