@@ -517,6 +517,9 @@ def test_files_of_one_name_in_two_folders_are_two_cells(tmp_path: Path) -> None:
     columns = {"label": ["ALL", "HEM", "HEM"], "file_name": ["ALL/0.png", "HEM/0.png", "HEM/1.png"]}
     hub_id = _publish(tmp_path / "hub", columns, datasets.Value("string"))
     assert load_cells(hub_id).train["cell_id"][:] == ["ALL/0", "HEM/0", "HEM/1"]
+    columns["file_name"] = ["a.png", "", "b.png"]
+    unnamed = _publish(tmp_path / "unnamed", columns, datasets.Value("string"))
+    assert load_cells(unnamed).train["cell_id"][:] == ["a", "", "b"]
 
 
 def test_a_cells_own_id_is_kept_but_for_the_suffix_of_a_file(tmp_path: Path) -> None:

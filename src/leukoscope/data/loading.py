@@ -646,10 +646,10 @@ def _hub_rows(
         ids = [x.removesuffix(end) if (end := Path(x).suffix).lower() in IMAGE_SUFFIXES else x for x in named]
     else:
         files = column(ID_COLUMNS)
-        paths = [Path(str(file)).with_suffix("") for file in files or ()]
+        paths = [Path(str(file)) for file in files or ()]
         # `ALL/0.png` and `HEM/0.png` are two cells.
-        alone = len({path.name for path in paths}) == len(paths)
-        ids = [path.name if alone else path.as_posix() for path in paths]
+        alone = len({path.stem for path in paths}) == len(paths)
+        ids = [path.stem if alone else (path.parent / path.stem).as_posix() for path in paths]
         ids = ids if files is not None else [f"row_{first + number:06d}" for number in range(len(table))]
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)

@@ -199,7 +199,7 @@ def _read_tables(tables: Sequence[BatchFile], batch: Batch) -> None:
         content = file.read()
         if len(content) > MAX_TABLE:
             raise LeukoscopeError(f"{file.name}: is over {MAX_TABLE // 2**20} MB; give one row per picture")
-        if content.count(b"\n") > MAX_ROWS:
+        if max(content.count(b"\n"), content.count(b"\r")) > MAX_ROWS:
             raise LeukoscopeError(f"{file.name}: holds more than {MAX_ROWS:,} rows; give one row per picture")
         table = parse_csv(content, file.name)
         if not table.has_subjects and not any(row.label for row in table.rows):

@@ -265,6 +265,8 @@ def test_tables_of_strangers_cannot_fill_the_memory(tmp_path: Path) -> None:
         open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), **many})])
     with pytest.raises(LeukoscopeError, match=r"t.csv: holds more than 20,000 rows"):
         open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": b"file,label\n" + b"a,ALL\n" * 20_001})])
+    with pytest.raises(LeukoscopeError, match=r"t.csv: holds more than 20,000 rows"):
+        open_batch([pack(tmp_path / "cells.zip", {"a.png": png(), "t.csv": b"file,label\r" + b"a,ALL\r" * 20_001})])
     with pytest.raises(LeukoscopeError, match=r"holds x{60}…, a name of 304 letters; at most 255 are read"):
         open_batch([pack(tmp_path / "cells.zip", {"x" * 300 + ".png": png()})])
 
