@@ -247,10 +247,11 @@ def _about_folders(root: Path, filled: set[Path], subjects: bool) -> Iterator[st
             f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
             "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
         )
+    homes = {folder.parent for folder in filled}
     for folder, _ in walked(root):
         path = Path(folder)
         # Beside the folders of pictures, where a class would be.
-        is_beside = path != root and path.parent in {one.parent for one in filled}
+        is_beside = path != root and path.parent in homes
         if is_beside and not any(one.is_relative_to(path) for one in filled):
             yield f"folder {path.relative_to(root).as_posix()!r} holds no picture that can be read: it makes no class"
 
