@@ -29,6 +29,7 @@ from accelerate.utils import set_seed
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
 from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
 from leukoscope.models.release_files import write_json
@@ -42,6 +43,10 @@ from leukoscope.training.trainer import Trainer
 EPOCH_CELLS = 2000
 # In epochs of `EPOCH_CELLS` draws.
 MEASURED_AT = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100)
+# What is plotted, and how.
+PLOTTED = {"auroc_by_subject": "AUROC by subject", "auroc_equal_size": "AUROC at equal size"}
+SIZE_COLOURS = {112: GREY, 160: ORANGE, 224: BLUE, 288: VERMILION}
+LINES = ("-", "--", ":")
 # Test cells that are shown in the seven other views too.
 TURNED_CELLS = 192
 COMMON = (
@@ -145,17 +150,47 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
     return curves
 
 
+def plot(folder: Path) -> None:
+    """Draw curves.png: a row for each fold, a line for each recipe and picture size."""
+    runs = sorted(path.parent for path in folder.glob("*/about.json"))
+    abouts = [json.loads((run / "about.json").read_text(encoding="utf-8")) for run in runs]
+    folds = sorted({about["fold"] for about in abouts})
+    recipes = sorted({about["recipe"] for about in abouts})
+    figure = new_figure(9.0, 3.2 * len(folds))
+    panels = figure.subplots(len(folds), len(PLOTTED), sharex=True, squeeze=False)
+    for run, about in zip(runs, abouts, strict=True):
+        measured = [(int(path.stem), json.loads(path.read_text())) for path in sorted(run.glob("[0-9]*.json"))]
+        style = {"color": SIZE_COLOURS[about["image_size"]], "linestyle": LINES[recipes.index(about["recipe"])]}
+        label = f"{about['recipe']}, {about['image_size']} px"
+        for axes, key in zip(panels[folds.index(about["fold"])], PLOTTED, strict=True):
+            axes.plot([draws for draws, _ in measured], [row[key] for _, row in measured], **style, label=label)
+    for fold, row in zip(folds, panels, strict=True):
+        subjects = len(next(about["test_subjects"] for about in abouts if about["fold"] == fold))
+        for axes, (key, words) in zip(row, PLOTTED.items(), strict=True):
+            axes.set_title(f"{words}, fold {fold} ({subjects} unseen subjects)", fontsize=9)
+            axes.set_xscale("log", base=2)
+            ticks = sorted({line_draws for line in axes.lines for line_draws in line.get_xdata()})
+            axes.set_xticks(ticks, [f"{draws / 1000:g}k" for draws in ticks], fontsize=8)
+            axes.set_xlabel("training cells drawn")
+            plain(axes)
+        row[0].legend(fontsize=7, frameon=False)
+    save_plot(figure, folder / "curves.png")
+
+
 def main() -> None:
-    """Train one curve, or summarise those that are there."""
+    """Train one curve, or summarise and plot those that are there."""
     ours, _, flags = (" ".join(sys.argv[1:]) + " ").partition(" -- ")
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, default=32_000, help="Stop when so many cells were drawn.")
-    parser.add_argument("--summarise", action="store_true", help="Write curves.json of the runs in the folder.")
+    parser.add_argument(
+        "--summarise", action="store_true", help="Write curves.json and curves.png of the runs in the folder."
+    )
     given = parser.parse_args(ours.split())
     if given.summarise:
         about = {"notice": RESEARCH_NOTICE, "estimates": "recipe (folds of a 5-fold cross-validation by subject)"}
         write_json(given.folder / "curves.json", about | {"curves": summarise(given.folder)})
+        plot(given.folder)
     else:
         run(given.folder, flags.split(), given.draws)
 
