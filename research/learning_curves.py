@@ -166,7 +166,7 @@ def plot(folder: Path) -> None:
             axes.plot([draws for draws, _ in measured], [row[key] for _, row in measured], **style, label=label)
     for fold, row in zip(folds, panels, strict=True):
         subjects = len(next(about["test_subjects"] for about in abouts if about["fold"] == fold))
-        for axes, (key, words) in zip(row, PLOTTED.items(), strict=True):
+        for axes, words in zip(row, PLOTTED.values(), strict=True):
             axes.set_title(f"{words}, fold {fold} ({subjects} unseen subjects)", fontsize=9)
             axes.set_xscale("log", base=2)
             ticks = sorted({line_draws for line in axes.lines for line_draws in line.get_xdata()})
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, default=32_000, help="Stop when so many cells were drawn.")
     parser.add_argument(
-        "--summarise", action="store_true", help="Write curves.json and curves.png of the runs in the folder."
+        "--summarise", action="store_true", help="Write curves.json and curves.png of the folder's runs."
     )
     given = parser.parse_args(ours.split())
     if given.summarise:
