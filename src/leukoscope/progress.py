@@ -127,10 +127,14 @@ def track(items: Iterable[_T], label: str, total: int | None = None, *, done: in
             advance()
 
 
-def note(text: str) -> None:
-    """Print a line about work under way; nothing when `quiet`, and in all but the first process of a launcher."""
+def note(text: str, *, err: bool = False) -> None:
+    """Print a line about work under way; nothing when `quiet`, and in all but the first process of a launcher.
+
+    Args:
+        err: to stderr, because stdout may be read as JSON.
+    """
     if not _quiet.get() and _is_first():
-        print(text, flush=True)
+        print(text, flush=True, file=sys.stderr if err else sys.stdout)
 
 
 def _is_first() -> bool:

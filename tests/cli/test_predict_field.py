@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
@@ -192,6 +192,18 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
     )
     assert is_cut_out(open_image(crops / whole[0]))
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
+
+
+def test_fields_on_black_are_read_with_their_folder(tiny_release, slides, tmp_path):
+    (tmp_path / "slide").mkdir()
+    field = Image.open(slides / "first" / "a-field-0.png").convert("RGB")
+    pixels = np.array(field)
+    y, x = np.ogrid[: field.height, : field.width]
+    pixels[np.hypot(x - field.width / 2, y - field.height / 2) > field.height / 2] = 0
+    Image.fromarray(pixels).save(tmp_path / "slide" / "round.png")
+    ImageOps.expand(field, 40, "black").save(tmp_path / "slide" / "border.png")
+    result = run("field", tiny_release, tmp_path / "slide", "--um_per_pixel", 0.2, "--json")
+    assert len(json.loads(result.stdout)) == 2 and "passed over" not in result.stderr
 
 
 def test_crops_of_fields_of_one_name_stand_beside_each_other(tiny_release, slides, tmp_path):

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from leukoscope.data import fields
 from leukoscope.data.fields import (
     CUT_OUT_PITCH,
+    PEAKS_PER_CELL,
     Field,
     FieldCell,
     UnusableField,
     cut_out,
     find_cells,
     find_view,
+    is_cut_out_cell,
     measure_scale,
     measure_stain,
 )
@@ -238,6 +241,39 @@ def test_what_an_eyepiece_does_not_show_is_no_field_and_its_rim_cuts_cells(surro
     for cell in cells:
         left, top, right, bottom = cell.box
         assert np.hypot((left + right) / 2 - centre[0], (top + bottom) / 2 - centre[1]) < radius
+
+
+@pytest.mark.parametrize("put", [*(STRAIGHT[name][0] for name in ("black border", "letterbox")), *ROUND.values()])
+def test_a_field_on_black_is_no_cell_cut_out(put):
+    assert not is_cut_out_cell(put(drawn()[1]))
+
+
+def test_a_cell_cut_out_on_black_is_one_however_tight_its_frame():
+    cell = Image.fromarray(draw_cell("ALL").image)
+    assert is_cut_out_cell(cell) and is_cut_out_cell(cell.crop(cell.getbbox()))
+
+
+@pytest.mark.parametrize("stained", ["dots", "stripes"])
+def test_thousands_of_dots_are_counted_before_anything_is_made_of_them(stained, monkeypatch):
+    """Each too small for a nucleus, or all of them one: 80,000 took the demo's line for fields 35 seconds."""
+    pixels = np.full((600, 600, 3), (225, 215, 220), np.uint8)
+    for row in range(20, 580, 8):
+        if stained == "stripes":
+            pixels[row : row + 5, 20:580] = (90, 40, 130)
+        for column in range(20, 580, 8):
+            pixels[row : row + 5, column + row % 3 : column + row % 3 + 5] = (90, 40, 130)
+    picture, compared, waist = Image.fromarray(pixels), [0], fields._waist
+
+    def counted(*places: Any) -> float:
+        compared[0] += 1
+        return waist(*places)
+
+    monkeypatch.setattr(fields, "_waist", counted)
+    with pytest.raises(UnusableField, match="more than the 200 nucleated cells predicted at once"):
+        find_cells(picture, um_per_pixel=0.3, most_cells=200)
+    assert compared == [0]
+    assert len(find_cells(picture, um_per_pixel=0.3).cells) < 200, "without a bound, they are looked at"
+    assert PEAKS_PER_CELL * 200 < 70 * 70 and compared[0] > 0
 
 
 def test_a_field_without_borders_is_looked_at_as_it_is():

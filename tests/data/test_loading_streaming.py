@@ -18,7 +18,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
 
 
-def _published(folder: Path, labels: list[str], label: datasets.ClassLabel | datasets.Value) -> str:
+def _published(folder: Path, labels: list[str | None], label: datasets.ClassLabel | datasets.Value) -> str:
     pictures = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(len(labels))]
     rows = datasets.Dataset.from_dict({"image": pictures, "label": labels, "subject": labels})
     rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
@@ -39,6 +39,20 @@ def test_a_sorted_set_gives_cells_of_each_class(tmp_path: Path, label: datasets.
 def test_a_rare_class_gives_what_there_is(tmp_path: Path) -> None:
     hub_id = _published(tmp_path / "hub", ["ALL"] * 9 + ["HEM"], datasets.Value("string"))
     assert [cell.label for cell in stream_cells(hub_id, each=3)] == ["ALL", "ALL", "ALL", "HEM"]
+
+
+@pytest.mark.parametrize("label", [["ALL", "HEM"], {"name": "ALL"}])
+def test_a_label_that_is_no_one_class_is_refused(tmp_path: Path, label: object) -> None:
+    (tmp_path / "hub").mkdir()
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 3, "label": [label] * 3})
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
+    with pytest.raises(LeukoscopeError, match=r"a cell has the label .* in column 'label', a (list|dict); give each"):
+        stream_cells(str(tmp_path / "hub"))
+
+
+def test_a_cell_without_a_label_is_of_no_class(tmp_path: Path) -> None:
+    hub_id = _published(tmp_path / "hub", ["ALL", None, "HEM", ""], datasets.Value("string"))
+    assert [cell.label for cell in stream_cells(hub_id)] == ["ALL", "HEM"]
 
 
 def test_no_such_data_set_is_one_message() -> None:

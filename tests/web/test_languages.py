@@ -185,6 +185,9 @@ def test_every_error_that_a_visitor_can_meet_is_told_in_german(german: None) -> 
          "a.tif: ist ein CMYK-Bild (für den Druck); wandeln Sie es zuerst in 8-Bit-RGB um"),
         ("set 1,5.zip: would unpack to 1,234 MB, more than 200 MB; split it",
          "set 1,5.zip: würde entpackt 1.234 MB groß, mehr als 200 MB; teilen Sie es auf"),
+        ("set.zip: 4 file(s) left out, no pictures that can be read: .txt 3, .heic 1; export them as PNG or JPEG",
+         "set.zip: 4 Datei(en) ausgelassen, keine lesbaren Bilder: .txt 3, .heic 1; exportieren Sie sie als PNG oder "
+         "JPEG"),
         ("5 nucleated cell(s), 5 of them whole within the field. 3 ALL, 1 HEM; no class: 1 abstain. 80% of the whole "
          "cells are like those the model was trained on.",
          "Kernhaltige Zellen: 5, davon ganz im Bildfeld: 5. 3 ALL, 1 HEM; ohne Klasse: Enthaltungen: 1. 80\u00a0% der "

@@ -216,8 +216,8 @@ def field(
     quiet: Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
-    from leukoscope.data.fields import cut_out
-    from leukoscope.data.images import is_cut_out, open_field
+    from leukoscope.data.fields import cut_out, is_cut_out_cell
+    from leukoscope.data.images import open_field
     from leukoscope.inference.field import draw_reading, read_field, series_scale
     from leukoscope.models.release_files import public_name
 
@@ -252,7 +252,7 @@ def field(
         overlay = next(overlays, None)
         try:
             image = open_field(path)
-            if path not in images and is_cut_out(image):
+            if path not in images and is_cut_out_cell(image):
                 single.append(path)
                 continue
             reading = read_field(predictor, image, str(path), um_per_pixel=um_per_pixel, scale_source=scale_source)
@@ -287,14 +287,15 @@ def field(
 
 def _opened(images: Iterable[Path]) -> Iterator[Image]:
     """The fields that can be read, one at a time; what is wrong with the others is told when they are read."""
-    from leukoscope.data.images import is_cut_out, open_field
+    from leukoscope.data.fields import is_cut_out_cell
+    from leukoscope.data.images import open_field
 
     for path in images:
         try:
             image = open_field(path)
         except LeukoscopeError:
             continue
-        if not is_cut_out(image):
+        if not is_cut_out_cell(image):
             yield image
 
 

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
+from leukoscope.data.images import is_cut_out
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -276,6 +277,15 @@ def looks_like_smear(image: Image.Image) -> bool:
     return bool((stain.nuclear(pixels) > stain.threshold).mean() >= SMEAR_NUCLEAR_SHARE)
 
 
+def is_cut_out_cell(image: Image.Image) -> bool:
+    """Whether an RGB picture shows one cell cut out on black, not a field in a black border or round on black."""
+    if not is_cut_out(image):
+        return False
+    view = find_view(image)
+    bordered = view.image is not image or view.circle is not None
+    return not bordered or bool(measure_stain(view.image, view.circle).problem)
+
+
 def _plasma(pixels: NDArray[np.uint8]) -> Floats:
     """Mean colour of the brightest fifth, but for the very brightest, where reflections and labels lie."""
     brightness = pixels.sum(axis=-1, dtype=np.int32)
@@ -433,6 +443,8 @@ PLAUSIBLE_NUCLEI = (5.5, 15.0)
 POSSIBLE_NUCLEI = (4.0, 20.0)
 # A nuclear outline wider than this has lost its chromatin; the sharp fields of BCCD measure 1.1 to 1.5 µm.
 BLURRED_EDGE = 2.0
+# Of what is stained, for each cell that may be found; BCCD and the four-class B-ALL set show 3.
+PEAKS_PER_CELL = 10
 
 
 class UnusableField(LeukoscopeError):
@@ -523,7 +535,8 @@ def find_cells(
         scale_source: where `um_per_pixel` comes from.
         settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
-        most_cells: the search ends with an error at the first tile that shows more than that.
+        most_cells: the search ends with an error at the first tile that shows more than that, or that shows, before
+            anything is made of them, 10 times as many peaks of what is stained.
         check: called before each tile; what it raises ends the search.
 
     Returns:
@@ -549,14 +562,21 @@ def find_cells(
     grid = _Grid(view, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
     rules = settings or FinderSettings()
     cells: list[FieldCell] = []
-    for core in grid.cores(tile):
-        check()
-        cells += _cells_of_tile(grid, core, stain, rules)
-        if most_cells is not None and len(cells) > most_cells:
+    peaks = 0
+
+    def bound(more_peaks: int) -> None:
+        nonlocal peaks
+        peaks += more_peaks
+        if most_cells is not None and (len(cells) > most_cells or peaks > PEAKS_PER_CELL * most_cells):
             raise UnusableField(
                 f"shows more than the {most_cells} nucleated cells predicted at once; crop it, check its scale, or use "
                 "leukoscope field on your own machine"
             )
+
+    for core in grid.cores(tile):
+        check()
+        cells += _cells_of_tile(grid, core, stain, rules, bound)
+        bound(0)
     cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
     _check_scale(view, stain, scale, cells)
     return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
@@ -661,7 +681,7 @@ class _Grid:
 
 
 def _cells_of_tile(
-    grid: _Grid, core: tuple[slice, slice], stain: Stain, settings: FinderSettings
+    grid: _Grid, core: tuple[slice, slice], stain: Stain, settings: FinderSettings, bound: Callable[[int], None]
 ) -> Iterator[FieldCell]:
     margin = round(OVERLAP / grid.pitch)
     around = [slice(max(0, c.start - margin), min(n, c.stop + margin)) for c, n in zip(core, grid.shape, strict=True)]
@@ -674,7 +694,7 @@ def _cells_of_tile(
     if not nuclei.any():
         return
     region = _cell_region(level, nuclei, stain, grid.pitch, settings)
-    labels = split_cells(region & ~outside, nuclei & ~outside, grid.pitch, settings)
+    labels = split_cells(region & ~outside, nuclei & ~outside, grid.pitch, settings, bound)
     rim = ndimage.binary_dilation(outside, iterations=2)
     slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / grid.pitch
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
@@ -764,20 +784,27 @@ def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
         yield "Too few red cells to read the scale from: it is guessed from the nuclei; better give it."
 
 
-def split_cells(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> NDArray[np.int32]:
+def split_cells(
+    region: Mask,
+    nuclei: Mask,
+    pitch: float,
+    settings: FinderSettings,
+    bound: Callable[[int], None] = lambda peaks: None,
+) -> NDArray[np.int32]:
     """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987).
 
     Args:
         region: (h, w) cells with their cytoplasm.
         nuclei: (h, w) their nuclei.
         pitch: micrometres per pixel.
+        bound: called with the number of peaks before these are compared; what it raises ends the search.
 
     Returns:
         (h, w) 0, or the number of the cell from 1.
     """
     reach = round(np.sqrt(settings.largest_cell / np.pi) / pitch)
     labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
-    for number, (y, x, radius) in enumerate(_discs(region, nuclei, pitch, settings), start=1):
+    for number, (y, x, radius) in enumerate(_discs(region, nuclei, pitch, settings, bound), start=1):
         window = tuple(
             slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
         )
@@ -789,22 +816,28 @@ def split_cells(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettin
     return labels
 
 
-def _discs(region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
+def _discs(
+    region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings, bound: Callable[[int], None]
+) -> list[tuple[int, int, float]]:
     """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
-    round_ones = [disc for disc in _peaks(nuclei, pitch, settings) if disc[2] * pitch >= settings.round_nucleus]
+    peaks = _peaks(nuclei, pitch, settings, bound)
+    round_ones = [disc for disc in peaks if disc[2] * pitch >= settings.round_nucleus]
     v, u, r = np.reshape(round_ones, (-1, 3)).T
     return round_ones + [
         (y, x, radius)
-        for y, x, radius in _peaks(region, pitch, settings)
+        for y, x, radius in _peaks(region, pitch, settings, bound)
         if (np.hypot(y - v, x - u) > radius + r).all()
     ]
 
 
-def _peaks(mask: Mask, pitch: float, settings: FinderSettings) -> list[tuple[int, int, float]]:
+def _peaks(
+    mask: Mask, pitch: float, settings: FinderSettings, bound: Callable[[int], None]
+) -> list[tuple[int, int, float]]:
     """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / pitch)
     # A square, because its filter costs the same at any size.
     tops = mask & (depth == ndimage.maximum_filter(depth, 2 * round(settings.split_distance / 2 / pitch) + 1))
+    bound(int(tops.sum()))
     places = sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]])
     # An array, because a picture of dots has thousands of peaks, and each is compared with all before it.
     kept, count = np.empty((len(places), 3)), 0

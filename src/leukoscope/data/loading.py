@@ -471,7 +471,7 @@ def _with_subjects(
         table = read_csv(Path(csv_path))
         table.require_subjects()
         for line in table.notes:
-            note(line)
+            note(line, err=True)
         subjects = {file: row.subject for row, file in located(table, root)}
         for cell in cells:
             file = cell.path.relative_to(root).as_posix()
@@ -662,12 +662,7 @@ def _hub_rows(
     for cell, label in zip(ids, table[columns["label"]], strict=True):
         if label in (None, -1, ""):
             raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no label; remove its row")
-        if not isinstance(label, str | int):
-            raise LeukoscopeError(
-                f"data set {hub_id}: cell {cell} has the label {reprlib.repr(label)} in column {columns['label']!r}, a "
-                f"{type(label).__name__}; give each cell one class, as a text or a whole number, or name another "
-                "column with --label_column_name"
-            )
+        _require_class(f"data set {hub_id}: cell {cell}", label, columns["label"])
         names.append(name_of(label))
     subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:
@@ -685,6 +680,15 @@ def _hub_rows(
         _Row(prefix + cell.removeprefix(prefix), name, *("" if x is None else str(x) for x in (subject, content, fold)))
         for cell, name, subject, content, fold in made
     ]
+
+
+def _require_class(cell: str, label: object, column: str) -> None:
+    """Refuse a label that does not name one class, such as a list."""
+    if not isinstance(label, str | int):
+        raise LeukoscopeError(
+            f"{cell} has the label {reprlib.repr(label)} in column {column!r}, a {type(label).__name__}; give each "
+            "cell one class, as a text or a whole number, or name another column with --label_column_name"
+        )
 
 
 def _spelled(hub_id: str, info: DatasetInfo, rows: Sequence[_Row]) -> list[_Row]:
@@ -741,6 +745,9 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
         name_of = feature.int2str if isinstance(feature, ClassLabel) else str
         cells: dict[str, list[StreamedCell]] = {}
         for row in rows.take(MOST_ROWS):
+            if row["label"] in (None, -1, ""):
+                continue
+            _require_class(f"data set {hub_id}: a cell", row["label"], "label")
             label = name_of(row["label"])
             found = cells.setdefault(label, [])
             if len(found) < each and row["image"] and row["image"]["bytes"]:
@@ -750,6 +757,8 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
                     continue
             if len(cells) > 1 and all(len(found) == each for found in cells.values()):
                 break
+    except LeukoscopeError:
+        raise
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
         reason = next(iter(str(error).splitlines()), "no reason given")
         raise LeukoscopeError(

@@ -128,6 +128,11 @@ def is_image_file(path: str) -> bool:
             start = file.read(16)
     except OSError:
         return False
+    return begins_as_image(start)
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a picture that is read here."""
     bitmap = start[:2] == b"BM" and start[6:10] == bytes(4)
     return start.startswith(_MAGIC) or bitmap or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
@@ -192,8 +197,11 @@ def other_files(root: Path) -> str:
         for name in names
         if os.path.splitext(name)[1].lower() not in _COMPANIONS and not is_image_file(os.path.join(folder, name))
     )
-    if not kinds:
-        return ""
+    return left_out(kinds) if kinds else ""
+
+
+def left_out(kinds: Counter[str]) -> str:
+    """One line on files that are no pictures read here, counted by suffix."""
     listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
     return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
 

@@ -345,6 +345,7 @@ def predict_patients(
     if not outcomes:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
     if copies:
-        note(f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once, for example {copies[0]}")
+        said = f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once"
+        note(f"{said}, for example {copies[0]}", err=True)
     persons = [rule.predict(np.array(probabilities[name]), outcomes[name], patient=name) for name in sorted(outcomes)]
     return persons, unreadable

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
@@ -29,7 +29,7 @@ from leukoscope.files import atomic_file, remedy, write_atomic
 from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
-from leukoscope.progress import progress
+from leukoscope.progress import note, progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,7 +147,7 @@ def score_cells(
 
     Raises:
         LeukoscopeError: the shards there are of another run, the source cannot be read, has more cells than an .xlsx
-            takes, or the disk refuses; finished shards stay.
+            takes, one picture of two subjects with `by_subject`, or the disk refuses; finished shards stay.
     """
     parts, release = _parts(output), predictor.release
     if output.suffix.lower() == ".xlsx":
@@ -376,8 +376,11 @@ def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | Non
     texts = ["subject", "outcome"]
     cells = pq.read_table(joined, columns=[*texts, "pixel_hash", *probabilities], read_dictionary=texts)
     cells = cells.filter(pc.is_valid(cells["subject"]))
-    keys = zip(cells["subject"].to_pylist(), cells["pixel_hash"].to_pylist(), strict=True)
+    keys = list(zip(cells["subject"].to_pylist(), cells["pixel_hash"].to_pylist(), strict=True))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    _require_one_subject(joined, sorted(first, key=first.__getitem__))
+    if copies := len(keys) - len(first):
+        note(f"{copies:,} picture(s) are copies of others of their subject, pixel for pixel, and count once", err=True)
     cells = cells.take(pa.array(sorted(first.values()), pa.int64()))
     outcome = cells["outcome"].cast(pa.string())
     columns = {
@@ -403,6 +406,31 @@ def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | Non
         found |= {name: persons[name] for name in persons.column_names}
     found |= {name: shares[f"{name}_mean"] for name in means if name not in found}
     return pa.table({**found, "notice": pa.array([RESEARCH_NOTICE] * len(shares), pa.string())})
+
+
+def _require_one_subject(joined: Path, keys: Iterable[tuple[str, str]]) -> None:
+    """Refuse a picture that is listed for two subjects.
+
+    Args:
+        joined: the table of the cells.
+        keys: its different pairs of subject and hash of the pixels.
+
+    Raises:
+        LeukoscopeError: names both cells.
+    """
+    import pyarrow.parquet as pq
+
+    owners: dict[str, str] = {}
+    for subject, pixels in keys:
+        if owners.setdefault(pixels, subject) == subject:
+            continue
+        rows = pq.read_table(joined, columns=["cell_id", "subject"], filters=[("pixel_hash", "=", pixels)]).to_pylist()
+        one = next(row for row in rows if row["subject"] == owners[pixels])
+        other = next(row for row in rows if row["subject"] == subject)
+        raise LeukoscopeError(
+            f"{other['cell_id']}: is the same picture as {one['cell_id']}, pixel for pixel, which is of another "
+            f"subject ({subject!r} and {owners[pixels]!r}); give it to one of them, or leave out --by_subject"
+        )
 
 
 def check_table(path: Path, flag: str) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import HEADER, FileIndex, parse_csv
-from leukoscope.data.registry import is_junk
+from leukoscope.data.images import IMAGE_SUFFIXES
+from leukoscope.data.registry import begins_as_image, is_junk, left_out
 from leukoscope.web.upload import MAX_BYTES, file_name
 
 MAX_FILES, MAX_UNPACKED, MAX_ZIP = 2000, 200 * 2**20, 64 * 2**20
@@ -96,19 +97,23 @@ def open_batch(paths: Sequence[str]) -> Batch:
             "batch: split it"
         )
     given: list[tuple[str, list[BatchFile]]] = []  # a zip's own name, "" for a loose file, and what is in it
+    others: list[str] = []  # one sentence for each zip that holds files of other kinds
     # A zip stays open until the next is read: its directory is parsed once, not again for each picture.
     opened = lru_cache(maxsize=1)(zipfile.ZipFile)
     for path in paths:
         name = file_name(path)
         if zipfile.is_zipfile(path):
-            given.append((PurePosixPath(name).stem, _entries(path, name, opened)))
+            entries = _entries(path, name, opened)
+            kinds = Counter(kind for file, kind in entries if kind)
+            others += [f"{name}: {left_out(kinds)}"] if kinds else []
+            given.append((PurePosixPath(name).stem, [file for file, kind in entries if not kind]))
         elif Path(path).stat().st_size > MAX_BYTES:
             raise LeukoscopeError(f"{name}: is over {MAX_BYTES // 2**20} MB; give pictures of single cells, or a zip")
         else:
             given.append(("", [BatchFile(name, Path(path).read_bytes)]))
     files = _apart(given)
     tables = [file for file in files if _is_table(file)]
-    batch = Batch([file for file in files if not _is_table(file)])
+    batch = Batch([file for file in files if not _is_table(file)], problems=others)
     if len(batch.files) > MAX_FILES:
         raise LeukoscopeError(f"{len(batch.files)} files were given; at most {MAX_FILES} fit in one batch: split it")
     if len(tables) > MAX_TABLES:
@@ -137,7 +142,8 @@ def _apart(given: Sequence[tuple[str, Sequence[BatchFile]]]) -> list[BatchFile]:
     ]
 
 
-def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> list[BatchFile]:
+def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> list[tuple[BatchFile, str]]:
+    """The files of a zip, each with "", or with the kind of one that is neither a picture nor a table."""
     if Path(path).stat().st_size > MAX_ZIP:
         raise LeukoscopeError(f"{name}: is over {MAX_ZIP // 2**20} MB; split it")
     try:
@@ -145,7 +151,21 @@ def _entries(path: str, name: str, opened: Callable[[str], zipfile.ZipFile]) -> 
     except (zipfile.BadZipFile, OSError, ValueError):
         raise LeukoscopeError(f"{name}: the zip is damaged; pack it again") from None
     _require_safe(entries, name)
-    return [BatchFile(entry.filename, partial(_unpacked, path, entry, opened)) for entry in entries]
+    files = [BatchFile(entry.filename, partial(_unpacked, path, entry, opened)) for entry in entries]
+    return [(file, _other_kind(opened(path), entry)) for file, entry in zip(files, entries, strict=True)]
+
+
+def _other_kind(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
+    """The suffix of an entry that is neither a picture, by its name or its first bytes, nor a table; else ""."""
+    kind = PurePosixPath(entry.filename).suffix.lower()
+    if kind in (*IMAGE_SUFFIXES, ".csv"):
+        return ""
+    try:
+        with archive.open(entry) as file:
+            is_image = begins_as_image(file.read(16))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
+        is_image = False
+    return "" if is_image else kind or "no suffix"
 
 
 def _is_added(name: str) -> bool:
