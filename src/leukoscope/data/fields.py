@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
+from leukoscope.data.images import BACKGROUND_LEVEL, foreground
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
