@@ -101,9 +101,9 @@ def recalibrate(
     It needs 50 cells of 5 subjects of each class, none of whom trained the release.
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
-    from leukoscope.experiments.protocol import check_release_folder
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
     from leukoscope.models.release import load_release
+    from leukoscope.protocol import check_release_folder
     from leukoscope.reports.card import write_card
 
     check_release_folder(output)

@@ -8,7 +8,7 @@ half random without anyone knowing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -21,7 +21,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import first_line
 from leukoscope.models.layers import classifier_names, classifier_parameters
-from leukoscope.models.recipes import RECIPES, TIMM, Recipe
+from leukoscope.models.recipes import TIMM, Recipe
 from leukoscope.models.release_files import read_safetensors
 from leukoscope.models.rewrite import PooledNormDenseNet
 
@@ -49,8 +49,11 @@ class StartWeights:
     ignore_mismatched: bool = False
 
 
-def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's network with random weights.
+def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
+    """The recipe's network with random weights, in channels-last memory.
+
+    Args:
+        create: makes it, with the signature of `timm.create_model`, which is the default.
 
     Raises:
         LeukoscopeError: a model of timm that takes no image of this size, or not this recipe's arguments.
@@ -59,24 +62,18 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
 
     # DenseNet takes no drop_path_rate at all.
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    create: Any = PooledNormDenseNet if recipe.pooled_norm else timm.create_model
+    create = create or (PooledNormDenseNet if recipe.pooled_norm else timm.create_model)
     try:
         network = create(
             recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
         )
-        if recipe.name not in RECIPES:
-            _try_picture(network, recipe.image_size)
+        _try_picture(network, recipe.image_size)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeukoscopeError(
             f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({reason}); give another "
             "--image_size, or leave out what --override changes"
         ) from None
-    return ready_for_training(network)
-
-
-def ready_for_training(network: nn.Module) -> nn.Module:
-    """Give a new network an undecided head and fast layers, in channels-last memory; changed in place."""
     # timm initialises EfficientNet's head within ±1/√outputs: with two classes and 1,536 features that starts
     # confidently wrong, and a short fine-tuning spends its first epoch on unlearning it. torch's usual bound is
     # ±1/√inputs.
@@ -91,7 +88,7 @@ def ready_for_training(network: nn.Module) -> nn.Module:
 
 
 def _try_picture(network: nn.Module, image_size: int) -> None:
-    """Predict one empty picture: what a recipe was not written for may not fit it."""
+    """Predict one empty picture: a network may not take its size."""
     if not network.pretrained_cfg.get("classifier"):  # type: ignore[operator, union-attr]
         raise ValueError("it has no last layer that gives classes")
     side = getattr(getattr(network, "patch_embed", None), "patch_size", 1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,19 @@ class EpochOutcome:
     watched: str
     improved: bool
     stop_reason: str = ""
+
+
+class Judge(Protocol):
+    """Decides after each epoch whether its weights are kept, and whether training stops."""
+
+    def update(self, row: Mapping[str, Any]) -> EpochOutcome:
+        """Judge an epoch by its row of summary.csv."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
 
 
 class BestEpoch:

@@ -52,6 +52,7 @@ from leukoscope.training.data import (
 from leukoscope.training.losses import LossMonitor, TrainingLoss
 from leukoscope.training.optim import (
     BestEpoch,
+    Judge,
     find_batch_size,
     make_ema,
     make_optimizer,
@@ -121,7 +122,7 @@ class Trainer:
         self.loss = TrainingLoss(
             recipe, cells.labels[cells.rows(split.train)], cells.data.info.labels, accelerator.device
         )
-        self.judge: Any = BestEpoch(run.early_stopping_patience, recipe.selected_by)
+        self.judge: Judge = BestEpoch(run.early_stopping_patience, recipe.selected_by)
         self.epochs_run = self.kept_epoch = 0
         self.seconds = 0.0
 
