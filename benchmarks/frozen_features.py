@@ -42,9 +42,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "frozen_feature
 def main() -> None:
     """Measure, write the figures, and say them."""
     flags = _flags()
-    recipe = replace(
-        get_recipe(flags.recipe), image_size=flags.image_size, num_train_epochs=flags.num_train_epochs, plateau=None
-    )
+    recipe = replace(get_recipe(flags.recipe), image_size=flags.image_size, num_train_epochs=flags.num_train_epochs)
     data = DataArguments(flags.dataset_name, flags.train_dir, max_train_samples=flags.max_train_samples)
     config = TrainingConfig(data, run=RunArguments(mixed_precision="no"))
     accelerator = make_accelerator(config, recipe)
@@ -67,7 +65,7 @@ def main() -> None:
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="prior_e_densenet121_frozen")
+    parser.add_argument("--recipe", default="densenet169_block2")
     parser.add_argument("--dataset_name", default="phantoms")
     parser.add_argument("--train_dir")
     parser.add_argument("--image_size", type=int, default=64)

@@ -112,8 +112,7 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
     """The pictures as files, as every system reads them."""
     from PIL import Image
 
-    from leukoscope.data.framing import BACKGROUND_LEVEL
-    from leukoscope.data.images import open_image
+    from leukoscope.data.images import BACKGROUND_LEVEL, open_image
     from leukoscope.data.registry import image_files
     from leukoscope.data.synthetic import draw_cell
 

@@ -32,7 +32,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
-from leukoscope.models.build import build_network
+from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import save_release
 from leukoscope.models.release_files import write_json
@@ -229,12 +229,14 @@ def _ours(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
 def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
     from hf_example import run_script
 
-    recipe, folder = _recipe(flags, turn), flags.folder / "network"
+    # The script opens what timm builds: BatchNorm before pooling costs what it costs after.
+    recipe, folder = replace(_recipe(flags, turn), pooled_norm=False), flags.folder / "network"
     data = load_cells("imagefolder", str(flags.folder / "ours"))
     save_release(
         folder,
         build_network(recipe, len(data.info.labels)),
         architecture=recipe.architecture,
+        model_args=model_args(recipe),
         labels=data.info.labels,
         preprocessing=preprocessing_for(recipe, data),
         metrics={"schema_version": 2, "labels": list(data.info.labels)},
@@ -246,7 +248,6 @@ def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
         "per_device_eval_batch_size": flags.batch_size,
         "num_train_epochs": flags.epochs,
         "seed": 0,
-        "trust_remote_code": True,  # a recipe that ends early brings its own code, written just above
     }
     argv = [str(word) for flag, value in values.items() for word in (f"--{flag}", value)]
     result = run_script(flags.hf_script, argv, flags.image_size)

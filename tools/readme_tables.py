@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from leukoscope.reports.formatting import (
     with_span,
 )
 from leukoscope.reports.release_tables import RESULT_METRICS, cells_needed, evaluation_row
-from leukoscope.reports.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
+from research.tables import NOT_MEASURED, ablation_table, prior_notes, prior_table, read_results
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
 

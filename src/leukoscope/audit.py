@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.data.framing import foreground
-from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.data.images import UnreadableImage, cell_areas, foreground, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of
 from leukoscope.evaluation.baselines import cross_validation, shortcut_metrics, split_unit, trivial_features

@@ -154,8 +154,7 @@ def test_the_map_lies_over_the_picture_as_the_predictor_draws_it(
     assert page.locator("#map-of").inner_text().startswith("Grad-CAM map of ")
 
 
-def test_each_way_of_framing_gives_the_pixels_of_python(page: Any, tmp_path: Path) -> None:
-    """A release with the framing "cell" brings its code; what the page does of it is compared by itself."""
+def test_framing_gives_the_pixels_of_python(page: Any, tmp_path: Path) -> None:
     ask_frame = """async ([bytes, settings]) => {
       const {frame, pictureStatistics} = await import('./leukoscope.js')
       const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)]), {colorSpaceConversion: 'none'})
@@ -168,8 +167,7 @@ def test_each_way_of_framing_gives_the_pixels_of_python(page: Any, tmp_path: Pat
     }"""
     base = Preprocessing(90, 0.7777)
     kinds = [
-        replace(base, framing=framing, interpolation=interpolation, image_size=size)
-        for framing in ("picture", "cell")
+        replace(base, interpolation=interpolation, image_size=size)
         for interpolation, size in (("bicubic", 96), ("bilinear", 131), ("lanczos", 65))
     ]
     for path in pictures(tmp_path):

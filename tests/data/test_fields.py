@@ -26,8 +26,7 @@ from leukoscope.data.fields import (
     measure_scale,
     measure_stain,
 )
-from leukoscope.data.framing import BACKGROUND_LEVEL
-from leukoscope.data.images import open_field
+from leukoscope.data.images import BACKGROUND_LEVEL, open_field
 from leukoscope.data.synthetic import PhantomField, draw_cell, draw_field
 
 MIXED = ("ALL", "HEM") * 4

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from leukoscope.data.framing import CELL_SIDE, cell_box, framed_cell
 from PIL import Image
 from timm.data import create_transform
 
-from leukoscope.data.framing import CELL_SIDE, cell_box, framed_cell
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 

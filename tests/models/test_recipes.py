@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.build import build_network, classifier_parameters, head_parameters
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, timm_recipe
-
-HOUSE = [name for name in RECIPES if not name.startswith("prior_")]
+from leukoscope.models.build import build_network
+from leukoscope.models.layers import classifier_parameters, head_parameters
+from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, timm_recipe, with_values
 
 
 def on_paper(recipe: Recipe, num_classes: int = 3) -> nn.Module:
@@ -47,33 +45,17 @@ class Dropouts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def expected_dropouts(recipe: Recipe) -> Iterator[float]:
-    if recipe.head is not None:
-        yield from (layer.dropout for layer in recipe.head.hidden if layer.dropout)
-    elif recipe.drop_rate:
-        # AlexNet and VGG drop before (after) each of their two dense layers.
-        yield from [recipe.drop_rate] * (2 if recipe.architecture in ("alexnet", "vgg16_bn") else 1)
-
-
 def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tuple[Recipe, nn.Module]) -> None:
     recipe, network = built
-    assert recipe.least_image_size <= recipe.image_size
     with torch.no_grad(), Dropouts() as dropouts:
-        features = network.eval().forward_features(pixels(recipe.least_image_size))
+        features = network.eval().forward_features(pixels(32))
         assert features.shape[:2] == (2, network.num_features)
         assert network.forward_head(features).shape == (2, 3)
         assert dropouts.rates == [] and not any(m.training for m in network.modules())
         network.train().forward_head(features)
-        assert dropouts.rates == list(expected_dropouts(recipe))
+        assert dropouts.rates == [recipe.drop_rate] * bool(recipe.drop_rate)
     weight, bias = classifier_parameters(network)
     assert weight.ndim == 2 and weight.shape[0] == 3 and bias.shape == (3,)
-
-
-@pytest.mark.parametrize("name", ["prior_c_alexnet", "prior_d_inception"])
-def test_below_its_least_size_nothing_is_left_of_a_picture(name: str) -> None:
-    recipe = get_recipe(name)
-    with pytest.raises(RuntimeError):
-        on_paper(recipe).eval().forward_features(pixels(recipe.least_image_size - 1))
 
 
 def test_the_modules_it_freezes_exist_and_are_an_early_part_of_it(built: tuple[Recipe, nn.Module]) -> None:
@@ -89,7 +71,7 @@ def test_its_head_is_its_last_part_and_ends_in_the_last_layer(built: tuple[Recip
     head = [id(p) for p in head_parameters(network)]
     assert head == [id(p) for p in network.parameters()][-len(head) :]
     assert head[-2:] == [id(p) for p in classifier_parameters(network)]
-    assert (len(head) > 2) == (recipe.head is not None)
+    assert (len(head) > 2) == recipe.pooled_norm
 
 
 def test_its_memory_is_channels_last(built: tuple[Recipe, nn.Module]) -> None:
@@ -112,8 +94,7 @@ def test_entries_are_consistent(recipe: Recipe) -> None:
         assert recipe.base_model.startswith(f"timm/{recipe.architecture}."), "weights of this very architecture"
     assert recipe.cpu_precision in ("no", "bf16")
     assert recipe.learning_rate <= recipe.head_learning_rate, "the head is new, the backbone is not"
-    assert recipe.schedule == "constant" or recipe.plateau is None, "a plateau cuts a constant rate"
-    assert recipe.head is None or recipe.drop_rate == 0, "a head of its own brings its own dropout"
+    assert with_values(recipe, {}, {}) == recipe, "within every range"
 
 
 def test_efficientnet_is_the_tensorflow_twin() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import RECIPES, Head, get_recipe, with_overrides
+from leukoscope.models.recipes import RECIPES, with_overrides, with_values
 
 HOUSE = RECIPES["densenet121"]
 
@@ -42,32 +42,47 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("learning_rate", "--override learning_rate: write KEY=VALUE"),
-        ("lr=1", "--override lr=1: lr is unknown; choose one of architecture, base_model, image_size"),
+        ("learning_rate", "write KEY=VALUE"),
+        ("lr=1", "lr is unknown; choose one of architecture, base_model, image_size"),
         ("name=mine", "name is unknown"),
         ("augmentation.scal=1", "scal is unknown; choose one of scale, brightness"),
         ("augmentation=1", "augmentation has parts; assign one, augmentation.KEY=VALUE, of scale, brightness"),
-        ("learning_rate.x=1", "learning_rate is 0.0002 and has no parts"),
-        ("learning_rate=fast", "'fast' does not fit; give a number"),
-        ("image_size=1.5", "1.5 does not fit; give a whole number"),
-        ("class_weighted=1", "1 does not fit; give true or false"),
-        ("learning_rate=null", "None does not fit; give a number"),
-        ("frozen=features", "'features' does not fit; give a list"),
-        ("optimizer=lion", "choose one of adamw, adam, adamax, sgd"),
-        ("mean=[0.5", "'[0.5' is no value"),
-        ("mean=[0.5]", "[0.5] does not fit; give 3 values"),
-        ("mean=[a, b, c]", "'a' does not fit; give a number"),
-        ("frozen=[1]", "1 does not fit; give a word"),
-        ("cpu_precision=fp32", "--override cpu_precision=fp32: choose one of bf16, no"),
-        ("cpu_precision=", "choose one of bf16, no"),
+        ("learning_rate.x=1", "x is unknown; 0.0002 has no parts"),
+        ("learning_rate=fast", "input should be a valid number"),
+        ("learning_rate=true", "input should be a valid number"),
+        ("image_size=1.5", "input should be a valid integer"),
+        ("num_train_epochs=yes", "input should be a valid integer"),
+        ("class_weighted=2", "input should be a valid boolean"),
+        ("learning_rate=null", "input should be a valid number"),
+        ("frozen=features", "input should be a valid tuple"),
+        ("sampling=mine", "input should be 'cells' or 'subjects'"),
+        ("mean=[0.5", "'[0.5' is no YAML"),
+        ("mean=[0.5]", "give more values"),
+        ("mean=[0.5, 0.5, 0.5, 0.5]", "tuple should have at most 3 items"),
+        ("mean=[a, b, c]", "input should be a valid number"),
+        ("frozen=[1]", "input should be a valid string"),
+        ("cpu_precision=fp32", "input should be 'bf16' or 'no'"),
+        ("cpu_precision=", "input should be 'bf16' or 'no'"),
+        # Ranges.
+        ("num_train_epochs=0", "input should be greater than or equal to 1"),
+        ("learning_rate=0", "input should be greater than 0"),
+        ("learning_rate=nan", "input should be a finite number"),
+        ("weight_decay=-1", "input should be greater than or equal to 0"),
+        ("drop_rate=1.1", "input should be less than or equal to 1"),
+        ("ema_decay=.inf", "input should be less than or equal to 1"),
+        ("std=[1, 0, 1]", "input should be greater than 0"),
+        ("block_config=[6, 0]", "input should be greater than or equal to 1"),
+        ("augmentation.scale=-1", "input should be greater than or equal to 0"),
+        ("augmentation.rotation=200", "input should be less than or equal to 180"),
+        ("image_size=2000", "input should be less than or equal to 1024"),
     ],
 )
 def test_what_does_not_fit_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(LeukoscopeError) as error:
         with_overrides(HOUSE, [assignment])
-    assert message in str(error.value)
+    assert str(error.value).startswith(f"--override {assignment}: ") and message in str(error.value)
 
 
-def test_a_part_that_a_recipe_lacks_begins_as_its_defaults() -> None:
-    recipe = with_overrides(get_recipe("densenet121"), ["head.pooling=max", "head.levels=[1, 2]"])
-    assert recipe.head == Head(pooling="max", levels=(1, 2))
+def test_a_value_that_nobody_gave_is_named_by_its_field() -> None:
+    with pytest.raises(LeukoscopeError, match=r"^interpolation=hermite: input should be 'bicubic', "):
+        with_values(replace(HOUSE, interpolation="hermite"), {}, {})  # type: ignore[arg-type]

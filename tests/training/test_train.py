@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from leukoscope.models.remote.networks import OwnNetwork
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError
@@ -29,7 +30,6 @@ from leukoscope.evaluation.metrics import CellPredictions, measure
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, timm_recipe
 from leukoscope.models.release import load_release
-from leukoscope.models.remote.networks import OwnNetwork
 from leukoscope.progress import quiet
 from leukoscope.training import train as loop
 from leukoscope.training.checkpoint import Checkpoint, Checkpoints

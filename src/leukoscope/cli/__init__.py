@@ -15,10 +15,10 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.data import AuditCommand, audit, check
 from leukoscope.cli.data import push as push_data
 from leukoscope.cli.doctor import demo, doctor
-from leukoscope.cli.experiment import ablation, evaluate, leaderboard, leakage, protocol, reproduce
+from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.options import Command, CommandGroup, ModelCommand
 from leukoscope.cli.predict import field, patient, predict, score
-from leukoscope.cli.release import assess, card, convert, export, list_releases, push, recalibrate, space
+from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 
 EXAMPLES = """
@@ -50,20 +50,10 @@ leukoscope release assess my-release --dataset_name cnmc2019 --train_dir C-NMC_L
 leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD --healthy_dir PBC
 leukoscope release space owner/name@v1 --output my-space
 leukoscope release space owner/name@v1 owner/other --output my-space --push owner/demo
-leukoscope release convert DinoBloom-S.pth dinobloom-s
-leukoscope release convert dinov2_vitb14_pretrain.pth dinov2-b
 leukoscope release list
 leukoscope release list model_card --json
-leukoscope experiment protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
-leukoscope experiment protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
-leukoscope experiment ablation grid.yaml --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ablation.json
-leukoscope experiment ablation grid.yaml --output ablation.json --only baseline
-leukoscope experiment leakage --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output leakage.json
-leukoscope experiment leakage --seeds 5 --num_train_epochs 3 --output leakage.json
-leukoscope experiment reproduce --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --recipe prior_d_resnet
-leukoscope experiment reproduce --table
-leukoscope experiment leaderboard my-release other-release
-leukoscope experiment leaderboard owner/name@v1 my-release --output comparison.html
+leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
+leukoscope protocol --recipe densenet121 --num_folds 3 --output my-release --output_dir runs/protocol
 leukoscope doctor
 leukoscope doctor --releases model_card --json
 leukoscope demo
@@ -87,8 +77,7 @@ app = _group(
     "leukoscope", f"Train, measure, publish and explain classifiers of white-blood-cell images. {RESEARCH_NOTICE}"
 )
 data = _group("data", "Check data sets before anything is trained on them, and publish them.")
-release = _group("release", "Export, publish, describe, recalibrate and list releases; convert checkpoints.")
-experiment = _group("experiment", "Protocols of many training runs, and releases compared with each other.")
+release = _group("release", "Export, publish, describe, recalibrate and list releases.")
 
 
 def _show_version(wanted: bool) -> None:
@@ -141,6 +130,7 @@ _add(app, field, "field", old_flags={"out": "output"})
 _add(app, patient, "patient")
 _add(app, score, "score")
 _add(app, evaluate, "evaluate", old_flags={"output-dir": "output"})
+_add(app, protocol, "protocol", cls=Command, old_flags={"release": "output"}, training_flags=True)
 app.add_typer(data)
 _add(data, check, "check", cls=Command)
 _add(data, audit, "audit", cls=AuditCommand, old_flags={"output-dir": "output"})
@@ -148,17 +138,10 @@ _add(data, push_data, "push", cls=Command)
 app.add_typer(release)
 _add(release, export, "export", old_flags={"out": "output"})
 _add(release, push, "push")
-_add(release, convert, "convert")
 _add(release, card, "card")
 _add(release, recalibrate, "recalibrate", old_flags={"output-dir": "output"})
 _add(release, assess, "assess")
 _add(release, space, "space", old_flags={"out": "output"})
 _add(release, list_releases, "list", cls=Command)
-app.add_typer(experiment)
-_add(experiment, protocol, "protocol", cls=Command, old_flags={"release": "output"}, training_flags=True)
-_add(experiment, ablation, "ablation", cls=Command, old_flags={"results": "output"}, training_flags=True)
-_add(experiment, leakage, "leakage", cls=Command, old_flags={"results": "output"}, training_flags=True)
-_add(experiment, reproduce, "reproduce", cls=Command, old_flags={"results": "output"}, training_flags=True)
-_add(experiment, leaderboard, "leaderboard", old_flags={"page": "output"})
 _add(app, doctor, "doctor", cls=Command)
 _add(app, demo, "demo", cls=Command)

@@ -80,18 +80,13 @@ SubjectCsv = Annotated[
 
 # The spellings of version 0.1; they are removed after the next version.
 MOVED_COMMANDS = {
-    "ablate": "experiment ablation",
     "assess": "release assess",
     "audit": "data audit",
     "card": "release card",
     "export": "release export",
-    "leaderboard": "experiment leaderboard",
-    "leakage": "experiment leakage",
-    "protocol": "experiment protocol",
     "push": "release push",
     "recalibrate": "release recalibrate",
     "report": "patient",
-    "reproduce": "experiment reproduce",
     "space": "release space",
 }
 

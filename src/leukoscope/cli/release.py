@@ -101,9 +101,9 @@ def recalibrate(
     It needs 50 cells of 5 subjects of each class, none of whom trained the release.
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
-    from leukoscope.experiments.protocol import check_release_folder
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
     from leukoscope.models.release import load_release
+    from leukoscope.protocol import check_release_folder
     from leukoscope.reports.card import write_card
 
     check_release_folder(output)
@@ -197,8 +197,6 @@ def export(
             typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
         else:
             typer.echo("no quantised file: rounded weights move this release's probabilities too far")
-        if report["framing"] == "cell":
-            typer.echo("no preprocessor_config.json: transformers.js cannot frame cells as this release needs them")
     typer.echo(RESEARCH_NOTICE)
 
 
@@ -353,18 +351,3 @@ def list_releases(
     shown = [[r["model"], ", ".join(r["classes"]), r["recipe"], r["data"], str(r["megabytes"])] for r in rows]
     print_table(["model", "classes", "recipe", "data", "MB"], shown, texts=4)
     typer.echo(RESEARCH_NOTICE)
-
-
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth file of DINOv2's layout.")],
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, in timm's format.")],
-) -> None:
-    """Convert a checkpoint of DINOv2 or DinoBloom to a folder that `leukoscope train --model_name_or_path` starts from.
-
-    Only tensors are read: no pickled code is run.
-    """
-    from leukoscope.models.dinov2 import convert_dinov2
-
-    folder = convert_dinov2(checkpoint, output)
-    typer.echo(f"converted: {folder}")
-    typer.echo(f"train on it: leukoscope train --model_name_or_path {shlex.quote(str(folder))}")

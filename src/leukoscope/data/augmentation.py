@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
-from leukoscope.data.framing import BACKGROUND_LEVEL
+from leukoscope.data.images import BACKGROUND_LEVEL
 
 View = tuple[int, bool]
 """Quarter turns of a picture, after it was mirrored left to right or not."""
@@ -50,11 +51,11 @@ class Augmentation:
             same, and without any other change each of the eight views (quarter turns, mirrored) equally often.
     """
 
-    scale: float = 0.25
-    brightness: float = 0.2
-    contrast: float = 0.15
-    stain: float = 0.2
-    rotation: float = 180.0
+    scale: Annotated[float, Field(ge=0)] = 0.25
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.2
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.15
+    stain: Annotated[float, Field(ge=0, le=1)] = 0.2
+    rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     flips: Literal["both", "horizontal", "none", "dihedral"] = "both"
 
     @property

@@ -19,8 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
-from leukoscope.data.images import is_cut_out
+from leukoscope.data.images import BACKGROUND_LEVEL, foreground, is_cut_out
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import framing
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
 from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_areas, open_encoded, pixel_hash
@@ -260,7 +259,7 @@ def decode_cells(
         return state.st_mtime_ns, state.st_ctime_ns
 
     times = [changed(row["path"]) for row in _encoded(cells.select_columns("image"))["image"]]
-    code = [Path(getfile(module)).read_bytes() for module in (images_module, framing, preprocessing_module)]
+    code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
     if (kept := _kept(pixels_path, found_path)) is None:

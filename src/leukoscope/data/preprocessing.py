@@ -12,12 +12,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-
-from leukoscope.data.framing import cell_box, framed_cell
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +34,6 @@ class Preprocessing:
         image_size: side of the square input in pixels.
         crop_pct: the share of the shorter side that is kept, centred; at most 1.
         interpolation: a filter of Pillow's by timm's name, such as "bicubic".
-        framing: "picture" keeps the central square, as timm does; "cell" shows every cut-out cell at one size: a
-            square of `CELL_SIDE` times the root of the cell's area, around the middle of its bounding box. timm knows
-            no such framing, so only a release that brings its code may have it.
     """
 
     image_size: int
@@ -46,7 +41,6 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    framing: Literal["picture", "cell"] = "picture"
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
@@ -79,15 +73,12 @@ class Preprocessing:
             numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
             if not numbers or len(values) != 3 or not all(least <= value <= 255 for value in values):
                 raise ValueError(f"{key} is {values!r}; three numbers from {least:g} to 255 are read here")
-        if cfg.get("framing", "picture") not in ("picture", "cell"):
-            raise ValueError(f"framing is {cfg['framing']!r}; 'picture' and 'cell' are made here")
         return cls(
             image_size=width,
             crop_pct=cfg["crop_pct"],
             interpolation=cfg["interpolation"],
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
-            framing=cfg.get("framing", "picture"),
         )
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
@@ -100,18 +91,14 @@ class Preprocessing:
             "crop_mode": "center",
             "mean": list(self.mean),
             "std": list(self.std),
-            **({"framing": self.framing} if self.framing != "picture" else {}),
         }
 
     def frame(self, image: Image.Image) -> np.ndarray:
         """An RGB picture of any size → the (S, S, 3) uint8 pixels the network sees.
 
-        With the framing "picture" to the pixel what timm's evaluation transform does, so that `pipeline()` sees the
-        same: the shorter side becomes `image_size / crop_pct` pixels, rounded down, and the central square of
-        `image_size` is kept.
+        To the pixel what timm's evaluation transform does, so that `pipeline()` sees the same: the shorter side becomes
+        `image_size / crop_pct` pixels, rounded down, and the central square of `image_size` is kept.
         """
-        if self.framing == "cell" and (box := cell_box(image)) is not None:
-            return np.asarray(framed_cell(image, box, self.image_size, self.interpolation))
         (width, height), (left, top) = self._resized(image)
         filter_ = Image.Resampling[self.interpolation.upper()]
         framed = Image.new("RGB", (self.image_size, height))
@@ -144,8 +131,6 @@ class Preprocessing:
 
     def view_box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """The part of a picture that the network sees, as (left, top, right, bottom) in its own pixels."""
-        if self.framing == "cell" and (box := cell_box(image)) is not None:
-            return box
         (width, height), (left, top) = self._resized(image)
         across, down = image.width / width, image.height / height
         right, bottom = left + self.image_size, top + self.image_size

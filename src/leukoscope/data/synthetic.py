@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from leukoscope.data.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 
 Background = Literal["black", "smear"]
 Floats = NDArray[np.floating]  # float32 wherever a whole image is at stake: half the time of float64

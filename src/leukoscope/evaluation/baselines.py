@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import foreground
-from leukoscope.data.images import cell_areas
+from leukoscope.data.images import cell_areas, foreground
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of, make_split
 from leukoscope.evaluation.explanation_metrics import SCALE_BAR_SIDE

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample

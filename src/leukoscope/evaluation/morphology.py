@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope.data.fields import otsu_threshold
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE
 
 _SIDE = 256  # a larger picture is reduced before it is measured

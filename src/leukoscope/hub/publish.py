@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from leukoscope import LeukoscopeError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
-from leukoscope.models.release import CODE
-from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, PROCESSOR, WEIGHTS
+from leukoscope.models.release_files import CARD, CONFIG, FIGURES, METRICS, OOD, PREDICTIONS, WEIGHTS
 from leukoscope.reports.card import EXAMPLES, SHOWN, draw_examples, render_card
 
 if TYPE_CHECKING:
@@ -305,7 +304,7 @@ def _reason(error: Exception) -> str:
 
 REQUIRED = (CONFIG, WEIGHTS, METRICS)
 RELEASE_PATTERNS = (
-    *(CONFIG, WEIGHTS, METRICS, CARD, OOD, PROCESSOR, *CODE),
+    *(CONFIG, WEIGHTS, METRICS, CARD, OOD),
     *(f"{FIGURES}/{name}.png" for name in SHOWN),
     f"{PREDICTIONS}/*.parquet",
 )

@@ -2,7 +2,7 @@
 // Which function of the package each one follows stands above it; `release.json` holds what they need of the release.
 import * as ort from './ort/ort.wasm.bundle.min.mjs'
 
-const BACKGROUND_LEVEL = 8, CELL_SIDE = 1.25, BLACK_SHARE = 0.05
+const BACKGROUND_LEVEL = 8, BLACK_SHARE = 0.05
 const MIN_SIDE = 8, MAX_SIDE_RATIO = 10, MAX_PIXELS = 30e6
 const TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/bmp', 'image/x-ms-bmp', '']
 const $ = (id) => document.getElementById(id)
@@ -82,32 +82,12 @@ function crop(image, left, top, right, bottom) {
   return {width, height, data}
 }
 
-// --- data/framing.py and data/preprocessing.py ----------------------------------------------------------------------
+// --- data/images.py and data/preprocessing.py -----------------------------------------------------------------------
 
 const brightest = (data, pixel) => Math.max(data[3 * pixel], data[3 * pixel + 1], data[3 * pixel + 2])
 
-function cellBox({width, height, data}) {
-  let count = 0, left = width, top = height, right = -1, bottom = -1
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
-    if (brightest(data, y * width + x) <= BACKGROUND_LEVEL) continue
-    count += 1
-    left = Math.min(left, x); right = Math.max(right, x); top = Math.min(top, y); bottom = Math.max(bottom, y)
-  }
-  if (!count) return null
-  const half = CELL_SIDE * Math.sqrt(count) / 2, across = (left + right + 1) / 2, down = (top + bottom + 1) / 2
-  return [across - half, down - half, across + half, down + half]
-}
-
 // The pixels that the network sees, and the part of the picture that they show.
-export function frame(image, {image_size: size, resized_side: side, interpolation, framing}) {
-  const box = framing === 'cell' ? cellBox(image) : null
-  if (box) {
-    const left = Math.floor(Math.min(box[0], 0)), top = Math.floor(Math.min(box[1], 0))
-    const right = Math.ceil(Math.max(box[2], image.width)), bottom = Math.ceil(Math.max(box[3], image.height))
-    const whole = crop(image, left, top, right, bottom)
-    const inside = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
-    return {pixels: resize(whole, size, size, interpolation, inside), box}
-  }
+export function frame(image, {image_size: size, resized_side: side, interpolation}) {
   const shorter = Math.min(image.width, image.height)
   const resized = (edge) => edge === shorter ? side : Math.trunc(side * edge / shorter)
   const width = resized(image.width), height = resized(image.height)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 
 if TYPE_CHECKING:
     import torch

@@ -653,7 +653,6 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         "probability_difference": probability,
         "heat_map_difference": of_peak,
         "quantised": {"bits": bits, "probability_difference": moved} if quantised.is_file() else None,
-        "framing": pre.framing,
         "input": "pixel_values (B, 3, S, S) float32",
         "outputs": outputs,
         "labels": list(release.labels),
@@ -661,10 +660,7 @@ def write_transformers_js(release: ReleaseInfo, folder: Path) -> dict[str, Any]:
         "revision": release.revision,
         "notice": RESEARCH_NOTICE,
     }
-    files = {CONFIG: config, REPORT: report}
-    if pre.framing == "picture":  # no processor of theirs frames cells: with this one, answers would be wrong
-        files[PROCESSOR] = processor
-    for name, content in files.items():
+    for name, content in {CONFIG: config, REPORT: report, PROCESSOR: processor}.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     base = f"base_model: {release.name}\n" if release.revision else ""
     (folder / CARD).write_text(

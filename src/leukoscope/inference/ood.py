@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.framing import BACKGROUND_LEVEL, foreground
+from leukoscope.data.images import BACKGROUND_LEVEL, foreground
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.models.release_files import read_arrays
 

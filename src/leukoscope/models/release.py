@@ -1,15 +1,12 @@
 """Save and load a release: one directory in Hub format that timm, transformers' `pipeline()` and Leukoscope all load.
 
 config.json holds the labels and the preprocessing, model.safetensors the backbone in half precision (computed with in
-float32) and the small classifier in full, metrics.json how far to trust them. A network that timm does not know comes
-with its code, which `pipeline(…, trust_remote_code=True)` runs; Leukoscope reads the same settings and builds the
-network with its own code, so that it never runs any from a release. A local folder and a Hub repository hold exactly
-the same files.
+float32) and the small classifier in full, metrics.json how far to trust them. A release holds data only: its network
+is one of timm's, and it contains no code. A local folder and a Hub repository hold exactly the same files.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 import shutil
@@ -22,39 +19,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from leukoscope import LeukoscopeError, data
+from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.files import atomic_folder, disk_errors, write_atomic
-from leukoscope.models import remote
-from leukoscope.models.build import classifier_parameters, head_parameters, read_safetensors
+from leukoscope.files import atomic_folder, disk_errors
+from leukoscope.models.layers import classifier_parameters, head_parameters
 from leukoscope.models.release_files import (
     CONFIG,
     METRICS,
-    MODEL_TYPE,
-    PROCESSOR,
     WEIGHTS,
     ReleaseInfo,
-    needs_code,
     read_config,
     read_release,
+    read_safetensors,
     write_json,
 )
-from leukoscope.models.remote.networks import OWN_ARCHITECTURES, OwnNetwork, build_own
 
-# Where each file that is copied into a release lies.
-_SOURCES = {"modeling_leukoscope.py": remote, "networks.py": remote, "framing.py": data}
-CODE = tuple(_SOURCES)
-# The attribute that holds the network in transformers' model: what the names of its tensors begin with.
-NETWORK = "network."
-_AUTO_MAP = {
-    "AutoConfig": "modeling_leukoscope.LeukoscopeConfig",
-    "AutoImageProcessor": "modeling_leukoscope.LeukoscopeImageProcessor",
-    "AutoModelForImageClassification": "modeling_leukoscope.LeukoscopeForImageClassification",
-}
-FRAMES_NO_CELL = (
-    "timm frames no cell, so that plain pipeline() would show this network other pixels than training did; give the "
-    "recipe a head of its own (--override head.pooling=avg), whose release brings code"
-)
 # Of numbers: a network this much larger than its weights is refused before it is built.
 _MAX_EXCESS = 50_000_000
 # Arguments of timm's builders that a config.json may give, and what may be given.
@@ -77,10 +56,15 @@ class Release(ReleaseInfo):
     """A loaded release.
 
     Attributes:
-        network: the timm model or `OwnNetwork` in eval mode, float32, channels-last.
+        network: the timm model in eval mode, float32, channels-last.
     """
 
     network: nn.Module = field(kw_only=True)
+
+
+def is_timm_model(network: nn.Module) -> bool:
+    """Whether timm alone builds this network, so that a release can hold it."""
+    return type(network).__module__.startswith("timm.")
 
 
 def save_release(
@@ -97,21 +81,25 @@ def save_release(
     """Write a release directory, completely or not at all.
 
     Args:
-        network: a timm model with its own head, or an `OwnNetwork`, whose code is saved beside it.
-        architecture: its name, of the backbone where the head is its own.
+        network: a timm model.
+        architecture: its name.
         model_args: what `timm.create_model` builds it with besides.
 
     Raises:
-        LeukoscopeError: the number of labels is not the number of outputs, or the disk refuses.
+        LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
+            refuses.
     """
     target = Path(directory)
+    if not is_timm_model(network):
+        raise LeukoscopeError(
+            f"{target}: {type(network).__name__} is no timm model; a release contains no code, so that nothing could "
+            "load it"
+        )
     outputs = network.num_classes
     if outputs != len(labels):
         raise LeukoscopeError(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
         )
-    if preprocessing.framing != "picture" and not isinstance(network, OwnNetwork):
-        raise LeukoscopeError(f"{target}: {FRAMES_NO_CELL}")
     source: Any = network.pretrained_cfg
     config = {
         "architecture": architecture,
@@ -134,15 +122,6 @@ def save_release(
             "description": description,
         },
     }
-    if isinstance(network, OwnNetwork):
-        config |= {
-            "model_type": MODEL_TYPE,
-            "architectures": ["LeukoscopeForImageClassification"],
-            "auto_map": _AUTO_MAP,
-            "head": network.head_settings,
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: k for k, label in enumerate(labels)},
-        }
     if model_args:
         config["model_args"] = dict(model_args)
     with _atomic_release(target) as folder:
@@ -151,13 +130,6 @@ def save_release(
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(folder / CONFIG, config, exact=True)
         write_json(folder / METRICS, metrics)
-        if isinstance(network, OwnNetwork):
-            for name, package in _SOURCES.items():
-                shutil.copyfile(Path(package.__path__[0]) / name, folder / name)
-            # For a folder transformers reads config.json's auto_map, for a Hub repository this one.
-            key = "AutoImageProcessor"
-            processor = {"auto_map": {key: _AUTO_MAP[key]}, "pretrained_cfg": preprocessing.to_pretrained_cfg()}
-            write_atomic(folder / PROCESSOR, json.dumps(processor, indent=1) + "\n")
     return target
 
 
@@ -169,9 +141,9 @@ def save_weights(network: nn.Module, directory: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    halved, prefix = _stored_halved(network), NETWORK if isinstance(network, OwnNetwork) else ""
+    halved = _stored_halved(network)
     tensors = {
-        prefix + name: (tensor.half() if name in halved else tensor).contiguous().cpu()
+        name: (tensor.half() if name in halved else tensor).contiguous().cpu()
         for name, tensor in network.state_dict().items()
     }
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -247,8 +219,6 @@ def load_release(directory: str | Path, *, name: str = "", revision: str = "") -
             )
     _require_as_large(root, config, len(info.labels), sum(tensor.numel() for tensor in tensors.values()))
     network = _network(root, config, len(info.labels))
-    if needs_code(config):
-        tensors = {k.removeprefix(NETWORK): v for k, v in tensors.items()}
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as error:
@@ -301,22 +271,9 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
 
 
 def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """The network of a config.json with random weights, by this installation's own code."""
+    """The network of a config.json with random weights."""
     import timm
 
-    architecture, head = config["architecture"], config.get("head")
-    if needs_code(config):
-        if not (architecture in OWN_ARCHITECTURES if head is None else timm.is_model(architecture)):
-            what = "without a head of its own" if head is None else "for a head of its own"
-            raise LeukoscopeError(
-                f"{root / CONFIG}: no architecture {architecture!r} {what} is known; update leukoscope and timm"
-            )
-        try:
-            return build_own(architecture, config["num_classes"], head)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise LeukoscopeError(
-                f"{root / CONFIG}: {architecture} cannot be built with its head ({error}); restore it from the release"
-            ) from None
     if not timm.is_model(config["architecture"]):
         raise LeukoscopeError(f"{root / CONFIG}: timm has no architecture {config['architecture']!r}; update timm")
     # timm's own exports name the number of classes there as well.

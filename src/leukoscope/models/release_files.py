@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, trained_on
 from leukoscope.files import LFS_POINTER, restore_replaced, write_atomic
 
+if TYPE_CHECKING:
+    import torch
+
 SCHEMA_VERSION = 2  # of metrics.json; see metrics.schema.json beside this file
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 PREDICTIONS = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES = "figures"  # pictures of the card
-MODEL_TYPE = "leukoscope"  # in config.json, of a release that brings its network's code
-PROCESSOR = "preprocessor_config.json"  # of a release that brings its code
+PROCESSOR = "preprocessor_config.json"  # of an export for transformers.js
 OOD = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 # Sources of the white cells in metrics.json's `ood.healthy`. Of the people in fields of view nothing is known.
 HEALTHY, OF_FIELDS = "white cells", "white cells of fields"
@@ -174,11 +176,6 @@ def read_config(root: Path) -> dict[str, Any]:
     return config
 
 
-def needs_code(config: Mapping[str, Any]) -> bool:
-    """Whether a release's config.json describes a network that timm does not know."""
-    return config.get("model_type") == MODEL_TYPE
-
-
 def read_metrics(root: Path) -> dict[str, Any]:
     """The release's metrics.json, {} where there is none.
 
@@ -264,6 +261,21 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     from safetensors.numpy import load_file
 
+    return load_safetensors(path, load_file)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; any other format, pickle above all, is refused.
+
+    Raises:
+        LeukoscopeError: another format, missing, damaged, or not given by the system.
+    """
+    from safetensors.torch import load_file
+
+    if path.is_file() and path.suffix != ".safetensors":
+        raise LeukoscopeError(
+            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
+        )
     return load_safetensors(path, load_file)
 
 

@@ -35,7 +35,6 @@ from leukoscope.models.release_files import (
     PREDICTIONS,
     WEIGHTS,
     folder_name,
-    needs_code,
     read_config,
     read_metrics,
     read_release,
@@ -105,14 +104,13 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
         not_known=NOT_KNOWN,
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
-        own_code=needs_code(config),
         has_map="heat_maps" in metrics or not (release / WEIGHTS).is_file() or _gives_map(release),
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
     drawn = sorted(release.glob(EXAMPLES))
     examples = {path.relative_to(release).as_posix(): path.stem.removeprefix("phantom_") for path in drawn}
-    data = _card_data(metrics, name, own_code=needs_code(config), licence=licence, examples=examples)
+    data = _card_data(metrics, name, licence=licence, examples=examples)
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
@@ -155,20 +153,17 @@ def _measured(release: Path) -> dict[str, Any]:
     return metrics
 
 
-def _card_data(
-    metrics: Mapping[str, Any], name: str, *, own_code: bool, licence: str, examples: Mapping[str, str]
-) -> ModelCardData:
+def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples: Mapping[str, str]) -> ModelCardData:
     """The YAML that the Hub reads: what the model is, and its test results."""
     from huggingface_hub import ModelCardData
 
-    libraries = ["transformers"] if own_code else ["timm", "transformers"]
     dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
         license=licence or default_licence(metrics) or None,
-        library_name=libraries[0],
+        library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", *libraries, "leukoscope", "leukaemia", "blood-cells"],
+        tags=["image-classification", "timm", "transformers", "leukoscope", "leukaemia", "blood-cells"],
         datasets=[dataset] if dataset else None,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,

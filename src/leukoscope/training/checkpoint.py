@@ -33,7 +33,7 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import METRICS
 from leukoscope.progress import note
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, file_name
-from leukoscope.training.optim import BestEpoch, PlateauController
+from leukoscope.training.optim import Judge
 from leukoscope.training.run_folder import ARGS, plain
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class TrainingState:
     accelerator: Accelerator
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    judge: PlateauController | BestEpoch
+    judge: Judge
     ema: ModelEmaV3 | None = None
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -20,13 +20,10 @@ from typing import Any, NoReturn, get_args
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import SUBJECT_COLUMNS, LoadedCells, load_cells
-from leukoscope.data.preprocessing import MAX_INPUT
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import STRATEGIES, TRAIN_VAL_SPLIT
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, Schedule, check_ranges, get_recipe, with_overrides
-from leukoscope.models.release import FRAMES_NO_CELL
-from leukoscope.models.remote.networks import OWN_ARCHITECTURES
+from leukoscope.models.recipes import RECIPES, Recipe, Schedule, get_recipe, with_overrides, with_values
 from leukoscope.training.finetune import follow_model, follow_release
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
@@ -56,7 +53,7 @@ _RECIPE_FLAGS = {
 
 
 def check_choices(flags: Mapping[str, Any]) -> None:
-    """Check every flag that can have a wrong value, but for the numbers of the recipe (`check_ranges`).
+    """Check every flag that can have a wrong value, but for those of the recipe (`with_values`).
 
     Args:
         flags: their values by name, all of them.
@@ -265,9 +262,7 @@ class RunArguments:
         None, f"The learning rate's schedule: {', '.join(get_args(Schedule))} (default: the recipe's)."
     )
     num_warmup_steps: int | None = _flag(None, "Optimiser steps of linear warm-up (default: the recipe's share).")
-    early_stopping_patience: int = _flag(
-        8, "Stop after this many epochs without a better validation score (recipes with a plateau have their own rule)."
-    )
+    early_stopping_patience: int = _flag(8, "Stop after this many epochs without a better validation score.")
     mixed_precision: str | None = _flag(
         None,
         "no, fp16 or bf16 (default: that of accelerate launch or its configuration; else bf16 on a GPU, the recipe's "
@@ -322,8 +317,7 @@ class TrainingConfig:
         """The recipe with this run's overrides; on phantoms, sized for a smoke run.
 
         Raises:
-            LeukoscopeError: an unknown recipe, a number below or above what a run takes, or a network of timm's own
-                that is to see framed cells.
+            LeukoscopeError: an unknown recipe, or a number below or above what a run takes.
         """
         recipe, given = get_recipe(self.model.recipe), self.as_dict()
         check_choices(given)
@@ -336,25 +330,15 @@ class TrainingConfig:
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,
-                # From random weights validation jumps from epoch to epoch, and a run may stop early in a trough; a
-                # rebuilt system stays as it is described.
-                ema_decay=recipe.ema_decay if recipe.about else recipe.ema_decay or 0.9,
+                # From random weights validation jumps from epoch to epoch, and a run may stop early in a trough.
+                ema_decay=recipe.ema_decay or 0.9,
             )
         recipe = with_overrides(recipe, self.model.override)
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
         flags = {name: flag for name, flag in _RECIPE_FLAGS.items() if given[flag] is not None}
-        values: dict[str, Any] = {name: given[flag] for name, flag in flags.items()}
-        recipe = replace(recipe, **values)
-        size, least = recipe.image_size, recipe.least_image_size
-        if size < least:
-            raise LeukoscopeError(f"--image_size {size}: {recipe.architecture} needs {least} or more")
-        if size > MAX_INPUT:
-            raise LeukoscopeError(f"--image_size {size}: releases are read up to {MAX_INPUT}; give that or less")
-        check_ranges(recipe, flags)
-        if recipe.framing == "cell" and recipe.head is None and recipe.architecture not in OWN_ARCHITECTURES:
-            raise LeukoscopeError(f"--override framing=cell: {FRAMES_NO_CELL}")
-        return recipe
+        values = {name: given[flag] for name, flag in flags.items()}
+        return with_values(recipe, values, {name: f"--{flag} {given[flag]}" for name, flag in flags.items()})
 
     @property
     def tracker(self) -> str | None:

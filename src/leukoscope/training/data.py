@@ -26,9 +26,8 @@ from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_spac
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.inference.graph import usable_cores
-from leukoscope.models.build import backbone_state
+from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.remote.networks import Classifier
 from leukoscope.progress import note, track
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
@@ -278,16 +277,13 @@ class HeadOnFeatures(nn.Module):
         self.network = network
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.network, Classifier):
-            return self.network.head.from_pooled(features)
         return self.network.get_classifier()(features)  # type: ignore[operator]
 
 
 def can_cache_features(recipe: Recipe) -> bool:
     """True where the whole backbone is frozen and each cell has finitely many views."""
-    # Dropout before timm's own last layer would strike the features.
-    constant = recipe.head is not None or not recipe.drop_rate
-    return "backbone" in recipe.frozen and recipe.augmentation.only_views and constant
+    # Dropout before timm's last layer would strike the features.
+    return "backbone" in recipe.frozen and recipe.augmentation.only_views and not recipe.drop_rate
 
 
 def caching_pays_off(cells: FramedCells, recipe: Recipe, passes: int) -> bool:
@@ -321,10 +317,8 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
 
     # The decoded cells' file is itself named for the data, when its files changed, and how they are framed.
     decoded = Path(cells.pixels.filename).name  # type: ignore[union-attr]
-    backbone = (recipe.architecture, getattr(network, "levels", []), timm.__version__, backbone_hash(network))
-    parts = (decoded, *backbone, recipe.augmentation.views)
-    pool = network.head.pool if isinstance(network, Classifier) else getattr(network, "global_pool", "")
-    key = hashlib.sha256(repr((*parts, str(pool))).encode()).hexdigest()[:16]
+    backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
+    key = hashlib.sha256(repr((decoded, *backbone, recipe.augmentation.views)).encode()).hexdigest()[:16]
     return cache_root() / f"features-{key}.npy"
 
 
@@ -348,7 +342,7 @@ def frozen_features(
 
     Args:
         path: from `features_file`.
-        network: a `Classifier` or a model of timm; used on the device it is on, in eval mode and float32.
+        network: used on the device it is on, in eval mode and float32.
         views: the V views of a cell, as `Augmentation.views` lists them.
 
     Returns:
@@ -397,8 +391,6 @@ def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     network.eval()
     with torch.inference_mode():
         features = network.forward_features(inputs.to(device))  # type: ignore[operator]
-        if isinstance(network, Classifier):
-            return network.head.pool(features).flatten(1).float()
         return network.forward_head(features, pre_logits=True).float()  # type: ignore[operator]
 
 

@@ -27,7 +27,6 @@ from leukoscope.models.hub_download import KNOWN_CELLS, find_release, local_rele
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import Release, load_release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
-from leukoscope.models.remote.networks import OwnNetwork
 from leukoscope.training.losses import restore_class_frequencies
 
 
@@ -66,7 +65,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         name: a model of timm, with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's
-            format (config.json and model.safetensors) whose network has no classes, such as a converted DinoBloom.
+            format (config.json and model.safetensors) whose network has no classes.
         flags: those of `ModelArguments`.
 
     Returns:
@@ -87,8 +86,7 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     if Path(name).is_file():
         raise LeukoscopeError(
             f"--model_name_or_path {name}: is a file; give the folder of a release, or for weights alone --recipe and "
-            "--pretrained_weights. A checkpoint of DINOv2 or DinoBloom becomes such a folder by `leukoscope release "
-            f"convert {name} FOLDER`"
+            "--pretrained_weights"
         )
     try:
         folder = find_release(name, (CONFIG, WEIGHTS))[0]
@@ -139,9 +137,8 @@ def follow_release(init_from: str, recipe: str | None, image_size: int | None) -
             raise LeukoscopeError(
                 f"--init_from {init_from}: {said}; name one of its architecture with --recipe"
             ) from None
-        if followed.finetuned_by and not isinstance(release.network, OwnNetwork):
-            # Rewritten for timm, it is no longer the network that the recipe builds.
-            made_by = followed.finetuned_by
+        # Rewritten for timm, it is no longer the network that the recipe builds.
+        made_by = followed.finetuned_by or made_by
     return {
         "recipe": recipe or made_by,
         "image_size": image_size or release.preprocessing.image_size,
@@ -208,11 +205,9 @@ def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) ->
     """Refuse what would load and predict differently: same tensors in another network, other pooling, other pixels."""
     assert release.folder is not None, "it was opened from files"
     architecture = json.loads((release.folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
-    head = [json.dumps(getattr(n, "head_settings", None)) for n in (release.network, network)]
     prepared = release.preprocessing
     for what, its, ours in (
         ("architecture", architecture, recipe.architecture),
-        ("head", *head),
         ("standardisation (mean, std)", (prepared.mean, prepared.std), (recipe.mean, recipe.std)),
     ):
         if its != ours:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.models.build import classifier_parameters, penalty
-from leukoscope.models.recipes import Penalty, Recipe
+from leukoscope.models.layers import classifier_parameters
+from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import write_json
 
 BAD_BATCH = "bad_batch.json"
@@ -22,7 +22,7 @@ _NAMED_CELLS = 3  # in the message; the file lists all
 
 
 class TrainingLoss:
-    """Cross-entropy with the recipe's label smoothing, class weights and penalty.
+    """Cross-entropy with the recipe's label smoothing and class weights.
 
     Attributes:
         class_counts: (K,) float32, training cells of each class.
@@ -52,20 +52,18 @@ class TrainingLoss:
             weights = torch.ones_like(weights)
         self.class_weights = weights.to(device)
 
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss of a batch.
 
         Args:
             logits, labels: (B, K) and (B,).
-            network: unwrapped, for the penalty on its weights.
 
         Returns:
             () float32.
         """
         losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
         # Divided by the batch size, not by the sum of the weights: the same on one process as on many.
-        loss = (losses * self.class_weights[labels]).mean()
-        return loss if self.recipe.penalty == Penalty() else loss + penalty(network, self.recipe)
+        return (losses * self.class_weights[labels]).mean()
 
     def undo_class_weights(self, network: nn.Module) -> None:
         """Restore the training data's class frequencies where training weighed or sampled the classes equally."""

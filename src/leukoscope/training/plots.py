@@ -35,7 +35,7 @@ from leukoscope.evaluation.plots import (
 )
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.predictor import Predictor
-from leukoscope.models.build import frozen_modules
+from leukoscope.models.layers import frozen_modules
 from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
 
 if TYPE_CHECKING:

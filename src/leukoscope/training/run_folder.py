@@ -44,8 +44,8 @@ THESE_WEIGHTS = "these weights"
 ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
 # Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
-# Numbers that the optimiser keeps of each trained parameter.
-_OPTIMIZER_NUMBERS = {"adamw": 2, "adam": 2, "adamax": 2, "sgd": 1}
+# Numbers that AdamW keeps of each trained parameter.
+_OPTIMIZER_NUMBERS = 2
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> i
     """
     weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
     trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
-    checkpoint = (3 if recipe.ema_decay else 2) * weights + _OPTIMIZER_NUMBERS[recipe.optimizer] * trained
+    checkpoint = (3 if recipe.ema_decay else 2) * weights + _OPTIMIZER_NUMBERS * trained
     return weights + (checkpoints + 1) * checkpoint * bool(checkpoints) + _BESIDES_WEIGHTS
 
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
+from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells
@@ -29,10 +31,11 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
 from leukoscope.files import disk_errors
 from leukoscope.inference.graph import usable_cores
-from leukoscope.models.build import build_network, is_rewritable, load_start_weights, model_args, rewrite_for_timm
+from leukoscope.models.build import build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import round_as_stored, save_release
+from leukoscope.models.release import is_timm_model, round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
+from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -68,8 +71,17 @@ _LAUNCHED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_S
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def train(config: TrainingConfig) -> Path:
+def train(
+    config: TrainingConfig,
+    *,
+    build: Callable[[Recipe, int], nn.Module] = build_network,
+    trainer_class: type[Trainer] = Trainer,
+) -> Path:
     """Run one training and return its run folder.
+
+    Args:
+        build: makes the network of a recipe and a number of classes; one that is no timm model leaves no release.
+        trainer_class: trains it.
 
     Raises:
         LeukoscopeError: anything the user can fix, before the first step where possible.
@@ -89,10 +101,16 @@ def train(config: TrainingConfig) -> Path:
             (out / ".writable").unlink()
     # The processes of one launched run share the folder: the main one locks it for all of them.
     with locked(out) if accelerator.is_main_process else nullcontext():
-        return _train(config, recipe, accelerator)
+        return _train(config, recipe, accelerator, build, trainer_class)
 
 
-def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> Path:
+def _train(
+    config: TrainingConfig,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    build: Callable[[Recipe, int], nn.Module],
+    trainer_class: type[Trainer],
+) -> Path:
     """The training itself, in a folder that no other training writes to."""
     out, resume = config.output_dir, config.run.resume_from_checkpoint
     written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
@@ -101,7 +119,7 @@ def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> 
     with accelerator.main_process_first():
         data = config.data.load(recipe.image_size)
     # Start weights that cannot be had are told before all cells are decoded, which may take minutes.
-    network = build_network(recipe, len(data.info.labels))
+    network = build(recipe, len(data.info.labels))
     weights = "" if config.model.init_from else load_start_weights(network, recipe, config.start_weights)
     preprocessing = preprocessing_for(recipe, data)
     with accelerator.main_process_first():
@@ -125,7 +143,6 @@ def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> 
     if config.model.init_from:
         start = start_from_release(network, recipe, config.model.init_from, cells, split)
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
-    require_validation(split, recipe)
     if recipe.train_batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in network.modules()):
         raise LeukoscopeError(
             "--per_device_train_batch_size 1: the head of this recipe normalises over the cells of a batch; give 2 "
@@ -158,7 +175,7 @@ def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> 
     if resume:
         checkpoints.resume(resume)
     monitor = LossMonitor(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
-    trainer = Trainer(
+    trainer = trainer_class(
         accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, monitor=monitor
     )
 
@@ -196,23 +213,24 @@ def _train(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator) -> 
                 metrics["evaluations"].append(block)
                 accelerator.print(result_lines(block), flush=True)
                 track_result(accelerator, block, epochs_run=trainer.epochs_run, kept_epoch=trainer.kept_epoch)
-            write_json(out / METRICS, metrics)
-            released, built_with = network, model_args(recipe)
-            # Its own code frames cells, timm does not.
-            if recipe.framing == "picture" and is_rewritable(network):
+            released = network
+            if isinstance(network, PooledNormDenseNet):
                 rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
                 pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
-                released, built_with = rewrite_for_timm(network, recipe.architecture, preprocessing.normalise(pixels))
-            save_release(
-                out / "release",
-                released,
-                architecture=recipe.architecture,
-                model_args=built_with,
-                labels=cells.data.info.labels,
-                preprocessing=preprocessing,
-                metrics=metrics,
-                description=f"{recipe.name} on {cells.data.info.title}; research only",
-            )
+                released = rewrite_for_timm(network, preprocessing.normalise(pixels))
+            if is_timm_model(released):
+                save_release(
+                    out / "release",
+                    released,
+                    architecture=recipe.architecture,
+                    model_args=model_args(recipe),
+                    labels=cells.data.info.labels,
+                    preprocessing=preprocessing,
+                    metrics=metrics,
+                    description=f"{recipe.name} on {cells.data.info.title}; research only",
+                )
+            # Last of the results: a run that has it is finished.
+            write_json(out / METRICS, metrics)
             draw_run(out, network, cells)
             checkpoints.remove()
             accelerator.print(f"run folder: {out}", flush=True)
@@ -278,9 +296,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
 
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
     """This recipe's preprocessing of this data set."""
-    return Preprocessing(
-        recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std, recipe.framing
-    )
+    return Preprocessing(recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
@@ -329,15 +345,6 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
                 f"--{flag} {shown}: has no effect on {drawn}; leave it out, or choose another --split"
             )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
-
-
-def require_validation(split: Split, recipe: Recipe) -> None:
-    """Raise `LeukoscopeError` where the recipe's learning rate follows validation cells and there are none."""
-    if recipe.plateau and not split.validation:
-        raise LeukoscopeError(
-            f"--recipe {recipe.name}: its learning rate follows the validation cells and split {split.strategy} "
-            f"({split.detail}) has none; leave out --no_validation or choose another --split"
-        )
 
 
 def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.models.build import freeze
+from leukoscope.models.layers import freeze
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import round_as_stored
 from leukoscope.progress import duration, note, track
@@ -41,7 +41,6 @@ from leukoscope.training.data import (
     SubjectBalancedSampler,
     caching_pays_off,
     can_cache_features,
-    evenly_spread,
     features_file,
     features_suffice,
     frozen_features,
@@ -53,11 +52,10 @@ from leukoscope.training.data import (
 from leukoscope.training.losses import LossMonitor, TrainingLoss
 from leukoscope.training.optim import (
     BestEpoch,
-    PlateauController,
+    Judge,
     find_batch_size,
     make_ema,
     make_optimizer,
-    recompute_batch_norm,
     set_rates,
     try_step,
 )
@@ -124,11 +122,7 @@ class Trainer:
         self.loss = TrainingLoss(
             recipe, cells.labels[cells.rows(split.train)], cells.data.info.labels, accelerator.device
         )
-        self.judge: PlateauController | BestEpoch = (
-            PlateauController(recipe.plateau)
-            if recipe.plateau
-            else BestEpoch(run.early_stopping_patience, recipe.selected_by)
-        )
+        self.judge: Judge = BestEpoch(run.early_stopping_patience, recipe.selected_by)
         self.epochs_run = self.kept_epoch = 0
         self.seconds = 0.0
 
@@ -176,6 +170,21 @@ class Trainer:
         logits, rows = self._logits(cell_ids, "prediction")
         return replace(self._predictions(logits, rows), areas=self.cells.areas_of(rows.numpy()))
 
+    # What a trainer of another optimiser or loss overrides
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser over what is trained of `network`."""
+        return make_optimizer(self.network, self.recipe)
+
+    def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        """The loss of a batch, ().
+
+        Args:
+            logits, labels: (B, K) and (B,).
+            network: what gave the logits, unwrapped.
+        """
+        return self.loss(logits, labels)
+
     # Before the first epoch
 
     def _prepare(self) -> None:
@@ -195,7 +204,7 @@ class Trainer:
         loader = training_loader(train, self.batch_size, accelerator, sampler)
         # Row numbers stay on the CPU, where the augmentation uses them; the rest is moved when its turn comes.
         prepared, self.optimizer, self.loader = accelerator.prepare(
-            learner, make_optimizer(network, recipe), loader, device_placement=[True, True, False]
+            learner, self.create_optimizer(), loader, device_placement=[True, True, False]
         )
         # Prepared, the network would always be in the precision of training; the step asks for that itself, and
         # predictions are made in float32.
@@ -271,14 +280,8 @@ class Trainer:
 
     def _epoch(self) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
-        state, progress, recipe, accelerator = self.state, self.state.progress, self.recipe, self.accelerator
+        state, progress, accelerator = self.state, self.state.progress, self.accelerator
         row = self._train_epoch()
-        if recipe.batch_norm_cells and not recipe.batch_norm_frozen:
-            # Evenly spread over the training side, whatever its order; for the network that is validated and kept.
-            spread = evenly_spread(self.cells.rows(self.split.train), recipe.batch_norm_cells)
-            self.eval_model.train()
-            freeze(state.eval_network, recipe.frozen)
-            recompute_batch_norm(self.eval_model, self.inputs, spread, accelerator, self.batch_size)
         if state.ema is not None and accelerator.num_processes > 1:
             # Each process saw batches of its own; what predicts, and what is kept, must be the same network.
             for statistic in state.ema.module.buffers():
@@ -359,7 +362,7 @@ class Trainer:
     def _set_rates(self, step: int) -> float:
         """Set every parameter's learning rate for a step of this epoch; that of the first group."""
         done = self.state.progress.epoch * self.steps_per_epoch
-        return set_rates(self.optimizer, self.recipe, done + step, self.total_steps, self.judge.rate)
+        return set_rates(self.optimizer, self.recipe, done + step, self.total_steps)
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Train on one batch.
@@ -373,7 +376,7 @@ class Trainer:
         accelerator = self.accelerator
         with accelerator.autocast():
             logits = self.learner(inputs)
-        loss = self.loss(logits, labels, self.network)
+        loss = self.compute_loss(logits, labels, self.network)
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.recipe.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.learner.parameters(), self.recipe.max_grad_norm)
@@ -406,7 +409,7 @@ class Trainer:
         device, labels = self.accelerator.device, torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
             # Of the weights that gave the logits and are kept, an average of the trained ones where there is one.
-            loss = self.loss(logits.to(device), labels.to(device), self.state.eval_network)
+            loss = self.compute_loss(logits.to(device), labels.to(device), self.state.eval_network)
         metrics = {"loss": float(loss)} | measure(self._predictions(logits, rows))
         return {f"val_{k}": round(metrics[k], 5) for k in _VALIDATION_METRICS if metrics.get(k) is not None}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.options import require_writable
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, LEVEL, paired_difference, subject_intervals
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, class_report, headline, measure, pooled
-from leukoscope.experiments.protocol import (
+from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.protocol import (
     RANDOM_SPLIT,
     ProtocolRun,
     finish,
@@ -29,11 +32,12 @@ from leukoscope.experiments.protocol import (
     pooled_predictions,
     refuse_split_flags,
 )
-from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release_files import read_metrics, write_json
 from leukoscope.training.checkpoint import other_settings, run_settings
-from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
+from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
 from leukoscope.training.run_folder import plain
+from research.commands import make_parser, run
+from research.prior_recipes import PRIOR_RECIPES, register
+from research.prior_training import train_prior
 
 PRIOR_RESULTS = Path("results/prior")
 RANDOM, UNSEEN = "random", "unseen"
@@ -45,7 +49,7 @@ class Claim:
     """What the author of a prior system claims.
 
     Attributes:
-        recipe: our rebuilding of it, in `RECIPES`.
+        recipe: our rebuilding of it, in `PRIOR_RECIPES`.
         system: its letter; several networks of one comparison share it.
         source: where it is published.
         dataset: the data set it is rebuilt on, in `DATASETS`.
@@ -239,7 +243,7 @@ def reproduce(rows: Sequence[Row]) -> Iterator[Path]:
         state = "has its row, skipped" if is_finished else row.runs[0].estimates
         print(f"row {number} of {len(rows)}, {row.file.stem}: {state}", flush=True)
         if not is_finished:
-            finish(list(row.runs))
+            finish(list(row.runs), train_prior)
             if PartialState().is_main_process:
                 row.file.parent.mkdir(parents=True, exist_ok=True)
                 predictions = pooled_predictions(row.runs)
@@ -308,7 +312,7 @@ def _under_trained(
         return "predicts one class for nearly every cell"
     planned = recipe["num_train_epochs"]
     at_the_end = sum(training["kept_epoch"] == planned for training in trainings)
-    if planned < get_recipe(name).num_train_epochs and 2 * at_the_end > len(trainings):
+    if planned < PRIOR_RECIPES[name].num_train_epochs and 2 * at_the_end > len(trainings):
         return f"still improving when its {planned} epochs ended, in {at_the_end} of {len(trainings)} folds"
     return ""
 
@@ -347,3 +351,38 @@ def _compare_protocols(row: Row) -> None:
         with suppress(LeukoscopeError):
             difference = paired_difference(*predictions)
     write_json(unseen, {**made[1], "by_image_minus_unseen": difference})
+
+
+def parser() -> ArgumentParser:
+    """The program's own flags; those of train.py, such as --dataset_name and --train_dir, follow."""
+    made = make_parser("prior_systems", __doc__)
+    made.add_argument("--recipe", action="append", default=[], help="A prior_… recipe; may be repeated (default: all).")
+    made.add_argument("--protocol", choices=PROTOCOLS, help="Split by image, or by subject (default: both).")
+    made.add_argument("--output", type=Path, default=PRIOR_RESULTS, help="Folder with one JSON file for each row.")
+    made.add_argument("--table", action="store_true", help="Train nothing: print the table of the rows there are.")
+    return made
+
+
+def main() -> None:
+    """Make the rows that have no file yet, or print the table of those that have."""
+    given, flags = parser().parse_known_args()
+    if given.table:
+        from research.tables import prior_notes, prior_table, read_results
+
+        measured = read_results(given.output)
+        print(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
+        return
+    if not any(word.partition("=")[0] in ("--dataset_name", "--config") for word in flags):
+        raise LeukoscopeError(
+            "name the cells, with --dataset_name cnmc2019 --train_dir DIR (prior_b_densenet201: ball4), or give --table"
+        )
+    require_writable(given.output)
+    register()
+    rows = prior_rows(parse_config(flags), given.recipe, [given.protocol] if given.protocol else (), given.output)
+    for file in reproduce(rows):
+        print(file)
+    print(RESEARCH_NOTICE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -8,6 +8,7 @@ and test cells are the same, and no epoch is chosen on any of them: the two resu
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.options import require_writable
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, assert_disjoint, groups_of
 from leukoscope.evaluation.metrics import headline
-from leukoscope.experiments.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.models.release_files import read_metrics, write_json
-from leukoscope.training.config import TrainingConfig
+from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
+from leukoscope.training.config import TrainingConfig, parse_config
+from research.commands import make_parser, run
 
 UNSEEN, SEEN = "unseen", "seen"
 # A quarter of a class's cells belongs to the selected patients; half of those are tested.
@@ -148,3 +151,25 @@ def measure_leakage(config: TrainingConfig, seeds: Sequence[int], results: Path)
     results.parent.mkdir(parents=True, exist_ok=True)
     write_json(results, comparison)
     return comparison
+
+
+def parser() -> ArgumentParser:
+    """The program's own flags; those of train.py, such as --recipe and --max_train_samples, follow."""
+    made = make_parser("leakage", __doc__)
+    made.add_argument("--output", type=Path, required=True, help="JSON file for the comparison.")
+    made.add_argument("--seeds", type=int, default=3, help="How many splits are made, each with a seed of its own.")
+    return made
+
+
+def main() -> None:
+    """Make the runs that are not finished, then compare."""
+    given, flags = parser().parse_known_args()
+    require_writable(given.output.parent)
+    comparison = measure_leakage(parse_config(flags), range(given.seeds), given.output)
+    for name, spread in comparison["difference"].items():
+        print(f"{name}: {spread['mean']:+.3f} ({spread['smallest']:+.3f} to {spread['largest']:+.3f})")
+    print(f"{given.output}\n{RESEARCH_NOTICE}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from leukoscope.models.remote.networks import Classifier
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,7 +24,6 @@ from leukoscope.models.build import build_network, classifier_parameters
 from leukoscope.models.recipes import PRIOR_SYSTEMS, Recipe, get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import needs_code
-from leukoscope.models.remote.networks import Classifier
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 

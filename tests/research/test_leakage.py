@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from leukoscope.experiments.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,7 +16,6 @@ from leukoscope.cli import app
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.splits import groups_of
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.experiments.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs
 from leukoscope.training.config import parse_config
 
 

@@ -1,4 +1,4 @@
-"""The tables of experiments, as commands print them and docs/results.md shows them: ablations and prior systems."""
+"""The tables of ablations and prior systems, as programs print them and docs/results.md shows them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.experiments.prior_systems import CLAIMS, PROTOCOLS, RANDOM, Claim
-from leukoscope.models.recipes import get_recipe
 from leukoscope.reports.formatting import (
     Table,
     count,
@@ -21,6 +19,8 @@ from leukoscope.reports.formatting import (
     span,
     with_interval,
 )
+from research.prior_recipes import PRIOR_RECIPES
+from research.prior_systems import CLAIMS, PROTOCOLS, RANDOM, Claim
 
 NOT_MEASURED = "Not measured yet."
 # Which difference says whether a split by image promises too much: over cells, three subjects would decide it.
@@ -127,7 +127,7 @@ def _set_ups(both: Sequence[Mapping[str, Any] | None]) -> str:
 
 def _set_up(row: Mapping[str, Any]) -> str:
     """How a row was trained, beside what its recipe rebuilds."""
-    recipe, described = row["recipe"], get_recipe(row["claim"]["recipe"])
+    recipe, described = row["recipe"], PRIOR_RECIPES[row["claim"]["recipe"]]
     start = row["training"]["start_weights"]
     parts = ["random start weights" if start.startswith("random") else start]
     for key, unit in (("architecture", ""), ("image_size", " px"), ("num_train_epochs", " epoch(s)")):

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from leukoscope.experiments import ablation
+from leukoscope.experiments.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
+from leukoscope.experiments.protocol import ProtocolRun
 from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import app
 from leukoscope.evaluation.bootstrap import aligned
 from leukoscope.evaluation.metrics import CellPredictions, pooled
-from leukoscope.experiments import ablation
-from leukoscope.experiments.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
-from leukoscope.experiments.protocol import ProtocolRun
 
 GRID = {"house": [], "No jitter!": ["--override", "augmentation.scale=0"]}
 COMMON = ["--num_folds", "3", "--image_size", "32"]

@@ -6,6 +6,7 @@ All are judged on the same bootstrap samples of subjects; a difference whose int
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,12 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.evaluate import ModelPredictions, keep_cells, predictions_in_file
 from leukoscope.evaluation.plots import interval_plot
-from leukoscope.models.release_files import PREDICTIONS
+from leukoscope.files import disk_errors
+from leukoscope.models.hub_download import find_release
+from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
 from leukoscope.reports.formatting import Table, count, difference, metric_name, with_span
 from leukoscope.reports.html import Section, plot_picture, write_page
+from research.commands import make_parser, run
 
 RANKED_BY = "auroc_by_subject"
 SHOWN = (RANKED_BY, "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted", "subject_auroc")
@@ -64,19 +68,18 @@ def compare_releases(
             unknown subjects.
     """
     if len(releases) < 2:
-        raise LeukoscopeError("leukoscope experiment leaderboard: name two releases or more")
+        raise LeukoscopeError("leaderboard: name two releases or more")
     shared = set.intersection(*(set(one.predictions.cell_ids) for one in releases))
     if not shared:
         raise LeukoscopeError(
-            "leukoscope experiment leaderboard: no cell was predicted by all of these releases; compare releases of "
-            "one data set"
+            "leaderboard: no cell was predicted by all of these releases; compare releases of one data set"
         )
     alike = [replace(one, predictions=keep_cells(one.predictions, tuple(shared))) for one in releases]
     intervals = [subject_intervals(one.predictions, samples=samples, seed=seed) for one in alike]
     points = [point_metrics(one.predictions) for one in alike]
     if any(RANKED_BY not in one for one in points):
         raise LeukoscopeError(
-            "leukoscope experiment leaderboard: the cells that all of these releases predicted lack a class, so that "
+            "leaderboard: the cells that all of these releases predicted lack a class, so that "
             "there is no AUROC; compare releases that share cells of every class"
         )
     order = sorted(range(len(alike)), key=lambda i: -points[i][RANKED_BY])
@@ -168,3 +171,42 @@ def write_board(path: Path, board: Mapping[str, Any]) -> Path:
 
 def _called(model: Mapping[str, str]) -> str:
     return f"{model['name']}@{model['revision'][:12]}" if model["revision"] else model["name"]
+
+
+def parser() -> ArgumentParser:
+    """The program's flags."""
+    made = make_parser("leaderboard", __doc__)
+    made.add_argument("releases", nargs="+", help="Release folders, or Hub ids owner/name@revision.")
+    made.add_argument("--evaluation", default="subject_cv", help="Compare the predictions of this one.")
+    made.add_argument("--output", type=Path, help="Write the comparison as an HTML page.")
+    made.add_argument("--seed", type=int, default=0, help="Of the bootstrap samples.")
+    return made
+
+
+def main() -> None:
+    """Compare releases, print the board, and write it as a page where one is named."""
+    given = parser().parse_args()
+    compared = []
+    for release in given.releases:
+        folder, name, revision = find_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
+        # The path of a local folder is private; its name is not.
+        name = name if revision else folder_name(folder)
+        compared.append(recorded_predictions(folder, given.evaluation, name=name, revision=revision))
+    board = compare_releases(compared, seed=given.seed)
+    print(f"{Table(columns(board), table_rows(board), text_columns=2)}\n")
+    print(f"{board['cells']:,} cells of {board['subjects']} {board['unit']}s", first_place(board), sep="\n")
+    for line in board["left_out"]:
+        print(line)
+    for row in board["rows"]:
+        if row["trust"]["verdict"] != "good":
+            print(f"{row['model']['name']}: {row['trust']['statement']}")
+    if given.output:
+        with disk_errors(f"--output {given.output}: cannot be written", "name another file"):
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            write_board(given.output, board)
+        print(f"page: {given.output}")
+    print(RESEARCH_NOTICE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,8 +1,7 @@
-"""`leukoscope evaluate`, and `leukoscope experiment …`: models measured, compared, and trained by whole protocols."""
+"""`leukoscope evaluate` measures a model, `leukoscope protocol` a recipe."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from leukoscope.cli.options import (
     require_writable,
 )
 from leukoscope.cli.release import FieldsDir, HealthyDir, OtherDir, assess_on
-from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
@@ -202,9 +200,9 @@ def protocol(
     from accelerate import PartialState
 
     from leukoscope.data.pixel_cache import frame_cells
-    from leukoscope.experiments.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.files import resource_file
     from leukoscope.models.release_files import read_release
+    from leukoscope.protocol import check_release_folder, compose_release, measure_on_folds, run_protocol
     from leukoscope.reports.card import TEMPLATE, write_card
     from leukoscope.training.config import parse_config
 
@@ -222,155 +220,3 @@ def protocol(
         assess_on(cells, output, fields_dir, other_dir, healthy_dir)
         measure_on_folds(runs, output, cells)
         write_card(output)
-
-
-def leakage(
-    ctx: typer.Context,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many splits by subject are made, each with its own seed.")] = 3,
-    quiet: Quiet = False,
-) -> None:
-    """Measure what splitting by image is worth: the same cells tested with their subjects seen and unseen in training.
-
-    Takes the flags of train (--recipe, --num_train_epochs, --max_train_samples …) as well. Finished runs are kept.
-    """
-    from accelerate import PartialState
-
-    from leukoscope.experiments.leakage import measure_leakage
-    from leukoscope.training.config import parse_config
-
-    require_writable(output.parent)
-    comparison = measure_leakage(parse_config(ctx.args), range(seeds), output)
-    if PartialState().is_main_process:
-        for name, spread in comparison["difference"].items():
-            typer.echo(f"{name}: {spread['mean']:+.3f} ({spread['smallest']:+.3f} to {spread['largest']:+.3f})")
-        typer.echo(f"{output}\n{RESEARCH_NOTICE}")
-
-
-def ablation(
-    ctx: typer.Context,
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML: one `name: flags of train` per setting.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the comparison.")],
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Make this setting's runs and compare nothing; repeatable.")
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Compare settings by cross-validation on the same subjects; the first of the grid is the reference.
-
-    Takes the flags of train that all settings share (--dataset_name, --num_folds, --max_train_samples …). Finished
-    runs are kept, so the same command resumes an interrupted ablation, and machines that share --output_dir can share
-    a grid: each makes the runs of some settings (--only), then one command without it compares them.
-    """
-    from accelerate import PartialState
-
-    from leukoscope.experiments.ablation import ablate, ablation_settings, make_runs, read_grid
-    from leukoscope.reports.tables import ablation_table
-
-    require_writable(output.parent)
-    settings = ablation_settings(ctx.args, read_grid(grid))
-    if only:
-        make_runs(settings, only)
-        return
-    comparison = ablate(settings, output)
-    if PartialState().is_main_process:
-        typer.echo(f"{ablation_table([comparison])}\n{output}\n{RESEARCH_NOTICE}")
-
-
-def reproduce(
-    ctx: typer.Context,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A prior_… recipe; repeatable (default: all rebuilt on the data set)."),
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(metavar="random|unseen", help="Split by image, or by subject (default: both).")
-    ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one JSON file per row.")] = Path(
-        "results/prior"
-    ),
-    table: Annotated[
-        bool, typer.Option("--table", help="Train nothing: print the table of the rows there are.")
-    ] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Rebuild the prior systems: what their authors claim, what a split by image gives, what unseen subjects give.
-
-    Takes the flags of train (--dataset_name, --train_dir, --pretrained_weights …) as well. Rows that have their file
-    are skipped and finished runs are kept, so the same command resumes an interrupted one.
-    """
-    if table:
-        from leukoscope.reports.tables import prior_notes, prior_table, read_results
-
-        measured = read_results(output)
-        typer.echo(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
-        return
-    named = ("--dataset_name", "--dataset-name", "--config")
-    if not any(word.partition("=")[0] in named for word in ctx.args):
-        raise LeukoscopeError(
-            "leukoscope experiment reproduce: name the cells, with --dataset_name cnmc2019 --train_dir DIR "
-            "(prior_b_densenet201: ball4), or give --table"
-        )
-    require_writable(output)
-    from accelerate import PartialState
-
-    from leukoscope.experiments import prior_systems as rows_of
-    from leukoscope.training.config import parse_config
-
-    rows = rows_of.prior_rows(parse_config(ctx.args), recipe or (), [protocol] if protocol else (), output)
-    for file in rows_of.reproduce(rows):
-        if PartialState().is_main_process:
-            typer.echo(file)
-    typer.echo(RESEARCH_NOTICE)
-
-
-def leaderboard(
-    releases: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Release folders, or Hub ids owner/name@revision.")
-    ],
-    evaluation: Annotated[
-        str, typer.Option(metavar="NAME", help="Compare the predictions of this one.")
-    ] = "subject_cv",
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as an HTML page.")] = None,
-    as_json: AsJson = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap samples.", min=0)] = 0,
-) -> None:
-    """Rank releases on the cells that all of them predicted for, with intervals for the differences between them."""
-    from leukoscope.models.hub_download import find_release
-    from leukoscope.models.release_files import CONFIG, METRICS, PREDICTIONS, folder_name
-    from leukoscope.reports.leaderboard import (
-        columns,
-        compare_releases,
-        first_place,
-        recorded_predictions,
-        table_rows,
-        write_board,
-    )
-
-    compared = []
-    for release in releases:
-        folder, name, revision = find_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))
-        # The path of a local folder is private; its name is not.
-        name = name if revision else folder_name(folder)
-        compared.append(recorded_predictions(folder, evaluation, name=name, revision=revision))
-    board = compare_releases(compared, seed=seed)
-    if output is not None:
-        with disk_errors(f"--output {output}: cannot be written", "name another file"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_board(output, board)
-    if as_json:
-        typer.echo(json.dumps(board, indent=1))
-        return
-    print_table(columns(board)[1:], [row[1:] for row in table_rows(board)])  # without the place, which the order shows
-    for line in (
-        f"{board['cells']:,} cells of {board['subjects']} {board['unit']}s",
-        first_place(board),
-        *board["left_out"],
-    ):
-        typer.echo(line)
-    for row in board["rows"]:
-        if row["trust"]["verdict"] != "good":
-            typer.secho(f"{row['model']['name']}: {row['trust']['statement']}", bold=True)
-    if output is not None:
-        typer.echo(f"page: {output}")
-    typer.echo(RESEARCH_NOTICE)

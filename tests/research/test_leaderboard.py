@@ -7,12 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import app
-from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.reports.formatting import cell_html
 from leukoscope.reports.leaderboard import (
     RANKED_BY,
     compare_releases,
@@ -21,6 +15,12 @@ from leukoscope.reports.leaderboard import (
     table_rows,
     write_board,
 )
+from typer.testing import CliRunner
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli import app
+from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.reports.formatting import cell_html
 
 SUBJECTS, CELLS = 24, 20
 

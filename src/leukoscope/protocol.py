@@ -1,16 +1,14 @@
 """Measure a recipe on unseen subjects, then train the weights to release.
 
-A protocol is a list of training runs of one recipe: every fold of a class-stratified cross-validation by subject (by
-blocks of neighbouring images where a data set names no subjects), the publisher's own folds both ways, the random
-split by image that prior systems used, and a model on every cell. The last one is released; the others estimate its
-performance. Each run has its own folder and is skipped when it is finished, so an interrupted protocol resumes where it
-stopped.
+A protocol is a list of training runs of one recipe: every fold of a cross-validation by subject (by blocks of
+neighbouring images where a data set names no subjects), the publisher's own folds both ways, a random split by image,
+and a model on every cell. The last one is released; the others estimate its performance. Finished runs are skipped.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +58,7 @@ class ProtocolRun:
         Raises:
             LeukoscopeError: the folder holds a finished run made with other flags, start weights or cells.
         """
-        if not (self.folder / "release" / METRICS).exists():
+        if not (self.folder / METRICS).exists():
             return False
         made = yaml.safe_load((self.folder / "args.yaml").read_text(encoding="utf-8"))
         different = other_settings(made, run_settings(self.config, self.config.resolve()))
@@ -93,7 +91,7 @@ def other_cells(then: Mapping[str, Any], config: TrainingConfig) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _loaded(**source: Any) -> LoadedCells:
-    """Loaded once for all the runs of a protocol."""
+    """Load the cells once for all runs."""
     return load_cells(**source)
 
 
@@ -118,11 +116,9 @@ def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
 
 
 def protocol_runs(config: TrainingConfig) -> Iterator[ProtocolRun]:
-    """List the runs of a protocol in the order they are made, below the configuration's output folder.
-
-    The official folds, where the data set has them, come first: they show most quickly whether a recipe works.
-    """
-    # The number of folds does not affect the other runs: with another number, none of them is repeated.
+    """List the runs of a protocol in the order they are made, below the configuration's output folder."""
+    # The number of folds does not affect the other runs: with another number, none of them is repeated. The official
+    # folds come first: they show most quickly whether a recipe works.
     single = replace(config, data=replace(config.data, num_folds=DataArguments().num_folds))
     published = known_of(config.data).official_counts
     for one, other in (("0", "1"), ("1", "0")) if {"fold_0", "fold_1"} <= published.keys() else ():
@@ -181,8 +177,12 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     return finish(runs)
 
 
-def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
-    """Make every run that is not finished yet; an interrupted run is resumed where it stopped."""
+def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = train) -> list[ProtocolRun]:
+    """Make every run that is not finished yet; an interrupted run is resumed where it stopped.
+
+    Args:
+        make: makes a run in its folder.
+    """
     for number, run in enumerate(runs, start=1):
         if run.is_finished():
             note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
@@ -190,7 +190,7 @@ def finish(runs: list[ProtocolRun]) -> list[ProtocolRun]:
         note(f"[{number}/{len(runs)}] {run.name}")
         which = LATEST if checkpoints_in(run.folder / FOLDER) else None
         try:
-            train(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))
+            make(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=which)))
         except Interrupted:
             print("give the same command again to resume from there", flush=True)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.options import require_writable
 from leukoscope.evaluation.bootstrap import (
     BOOTSTRAP_SAMPLES,
     LEVEL,
@@ -29,17 +31,18 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import calibration_metrics, cross_fitted, leave_one_subject_out
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
-from leukoscope.experiments.protocol import (
+from leukoscope.models.release_files import read_metrics, write_json
+from leukoscope.progress import progress
+from leukoscope.protocol import (
     ProtocolRun,
     cross_validation_runs,
     finish,
     pooled_predictions,
     refuse_split_flags,
 )
-from leukoscope.models.release_files import read_metrics, write_json
-from leukoscope.progress import progress
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import plain
+from research.commands import make_parser, run
 
 # The tenth of the subjects with the lowest accuracy: a mean hides them.
 _WORST_SHARE = 0.1
@@ -221,3 +224,31 @@ def worst_subjects_accuracy(predictions: CellPredictions) -> float:
     right, subjects = predictions.predicted == predictions.references, np.asarray(predictions.subjects)
     by_subject = sorted(float(right[subjects == one].mean()) for one in np.unique(subjects))
     return float(np.mean(by_subject[: max(1, round(_WORST_SHARE * len(by_subject)))]))
+
+
+def parser() -> ArgumentParser:
+    """The program's own flags; those of train.py that all settings share follow."""
+    made = make_parser("ablation", __doc__)
+    made.add_argument("grid", type=Path, help="YAML: one `name: flags of train.py` for each setting.")
+    made.add_argument("--output", type=Path, required=True, help="JSON file for the comparison.")
+    made.add_argument(
+        "--only", action="append", default=[], help="Make this setting's runs and compare nothing; may be repeated."
+    )
+    return made
+
+
+def main() -> None:
+    """Make the runs that are not finished, then compare."""
+    given, flags = parser().parse_known_args()
+    require_writable(given.output.parent)
+    settings = ablation_settings(flags, read_grid(given.grid))
+    if given.only:
+        make_runs(settings, given.only)
+        return
+    from research.tables import ablation_table
+
+    print(f"{ablation_table([ablate(settings, given.output)])}\n{given.output}\n{RESEARCH_NOTICE}")
+
+
+if __name__ == "__main__":
+    run(main)

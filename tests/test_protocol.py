@@ -13,15 +13,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.data.pixel_cache import FramedCells, frame_cells
-from leukoscope.data.registry import DATASETS
-from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import draw_cell
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.experiments.protocol import (
     FINAL,
     OFFICIAL_FOLDS,
@@ -34,6 +25,15 @@ from leukoscope.experiments.protocol import (
     protocol_runs,
     run_protocol,
 )
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.loading import LoadedCells, load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.registry import DATASETS
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import write_json

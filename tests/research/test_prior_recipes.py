@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from leukoscope.models.remote.networks import AlexNet, BaselineCNN, Classifier
 from torch import nn
 
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leukoscope.models.build import build_network, head_parameters, penalty
 from leukoscope.models.recipes import PRIOR_SYSTEMS, Penalty, Plateau, Recipe, get_recipe
-from leukoscope.models.remote.networks import AlexNet, BaselineCNN, Classifier
 
 UNCHANGED = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")
 C_CHANGES = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=20, flips="both")

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from leukoscope.experiments.prior_systems import CLAIMS, PRIOR_RESULTS, Row, prior_rows, reproduce
+from leukoscope.experiments.protocol import RANDOM_SPLIT
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.experiments.prior_systems import CLAIMS, PRIOR_RESULTS, Row, prior_rows, reproduce
-from leukoscope.experiments.protocol import RANDOM_SPLIT
 from leukoscope.models.recipes import RECIPES, get_recipe
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args

@@ -1,0 +1,1 @@
+"""How the files in `results/` are made: programs that import Leukoscope, and that it never imports."""

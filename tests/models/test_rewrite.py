@@ -1,0 +1,101 @@
+"""A DenseNet trained with BatchNorm after pooling is released as a timm DenseNet with the same probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.models.build import build_network
+from leukoscope.models.recipes import get_recipe, with_overrides
+from leukoscope.models.release import is_timm_model, load_release, save_release
+from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
+
+BLOCKS = {"block_config": [6, 12]}
+
+
+def network_of(classes: int = 3) -> PooledNormDenseNet:
+    torch.manual_seed(0)
+    network = PooledNormDenseNet("densenet121", classes, **BLOCKS).eval().requires_grad_(False)
+    norm = network.head.norm
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
+    network.head.classifier.weight.normal_(std=0.1)
+    network.head.classifier.bias.normal_()
+    return network
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(4, 3, 64, 64)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_plain_network_has_the_same_probabilities(pixels: torch.Tensor, classes: int) -> None:
+    network = network_of(classes)
+    plain = rewrite_for_timm(network, pixels)
+    other = torch.randn(3, 3, 96, 96)
+    assert is_timm_model(plain) and not is_timm_model(network)
+    for given in (pixels, other):
+        assert torch.allclose(plain(given).softmax(1), network(given).softmax(1), atol=1e-6)
+
+
+def test_nothing_is_clipped_and_the_average_place_activates_no_class(pixels: torch.Tensor) -> None:
+    plain = rewrite_for_timm(network_of(), pixels)
+    features = plain.forward_features(pixels)
+    assert float(features.min()) > 0
+    maps = torch.einsum("kc,bchw->bkhw", plain.classifier.weight, features)
+    assert maps.mean(dim=(0, 2, 3)).abs().max() < 1e-3 * maps.abs().max()
+
+
+def test_it_has_timms_methods(pixels: torch.Tensor) -> None:
+    network = network_of()
+    features = network.forward_features(pixels)
+    pooled = network.forward_head(features, pre_logits=True)
+    assert pooled.shape == (4, network.num_features) and torch.allclose(pooled, features.mean(dim=(2, 3)))
+    assert torch.equal(network.get_classifier()(pooled), network.forward_head(features))
+    assert torch.equal(network(pixels), network.forward_head(features))
+    assert features.min() < 0, "no ReLU before pooling"
+
+
+def test_its_head_drops_features_in_training_only(pixels: torch.Tensor) -> None:
+    network = PooledNormDenseNet("densenet121", 2, drop_rate=0.5, **BLOCKS)
+    features = network.eval().forward_features(pixels)
+    assert torch.equal(network.forward_head(features), network.forward_head(features))
+    torch.manual_seed(0)
+    first = network.train().forward_head(features)
+    assert not torch.equal(first, network.forward_head(features))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b3", "timm/vgg11_bn"])
+def test_only_a_densenet_can_be_trained_so(name: str) -> None:
+    recipe = with_overrides(get_recipe(name), ["pooled_norm=true", "image_size=32", "drop_path_rate=0"])
+    with pytest.raises(LeukoscopeError, match=r"cannot be built .*leave out what --override changes"):
+        build_network(recipe, 2)
+
+
+def test_its_release_opens_in_the_plain_pipeline_with_the_same_probabilities(
+    pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    from transformers import pipeline
+
+    network, preprocessing = network_of(2), Preprocessing(64, 1.0)
+    release = save_release(
+        tmp_path / "release",
+        rewrite_for_timm(network, pixels),
+        architecture="densenet121",
+        model_args=BLOCKS,
+        labels=("ALL", "HEM"),
+        preprocessing=preprocessing,
+        metrics={},
+    )
+    picture = Image.fromarray(draw_cell("ALL").image)
+    shown = preprocessing.normalise(torch.from_numpy(preprocessing.frame(picture).transpose(2, 0, 1)[None].copy()))
+    ours = load_release(release).network(shown).softmax(1)[0]
+    theirs = {p["label"]: p["score"] for p in pipeline("image-classification", model=str(release))(picture)}
+    assert [theirs["ALL"], theirs["HEM"]] == pytest.approx(ours.tolist(), abs=1e-5)
