@@ -146,11 +146,15 @@ def _draw(folder: Path, pictures: int) -> None:
 
 
 def _table(root: Path, cells: int, pictures: int) -> Path:
-    """A CSV that names the pictures over and over."""
+    """A CSV of the pictures over and over, under a name for each cell: a file named twice counts once."""
     path = root / f"{cells}.csv"
+    folder = root / f"cells-{cells}"
+    folder.mkdir()
     with path.open("w") as file:
         file.write("cell_id,file\n")
-        file.writelines(f"cell-{number},cells/{number % pictures}.png\n" for number in range(cells))
+        for number in range(cells):
+            os.link(root / "cells" / f"{number % pictures}.png", folder / f"{number}.png")
+            file.write(f"cell-{number},{folder.name}/{number}.png\n")
     return path
 
 
