@@ -36,8 +36,8 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 
 docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
-	$(RUN)/python tools/readme_tables.py
-	$(RUN)/python tools/metrics_plot.py
+	$(RUN)/python research/readme_tables.py
+	$(RUN)/python research/metrics_plot.py
 	$(RUN)/python tools/api_reference.py
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error

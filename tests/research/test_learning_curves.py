@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import learning_curves
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "research"))
+from leukoscope.evaluation.metrics import CellPredictions
 
-import learning_curves  # noqa: E402
-
-from leukoscope.evaluation.metrics import CellPredictions  # noqa: E402
-
-RESULTS = ROOT / "results" / "learning_curves"
+RESULTS = Path(__file__).parents[2] / "results" / "learning_curves"
 
 
 def test_class_frequencies_shift_the_probabilities_as_a_release_does() -> None:

@@ -454,8 +454,8 @@ class UnusableField(LeukoscopeError):
 class FinderSettings:
     """What counts as a nucleated cell.
 
-    `cytoplasm_share` was chosen on BCCD's training list by benchmarks/fields.py; the others were set by eye on fields
-    of that list and on a few of the four-class B-ALL set.
+    `cytoplasm_share` was chosen on BCCD's training list by research/benchmarks/fields.py; the others were set by eye on
+    fields of that list and on a few of the four-class B-ALL set.
 
     Attributes:
         cytoplasm_share: cytoplasm is stained at least this share of the way from plasma to the nuclear threshold.

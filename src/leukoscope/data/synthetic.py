@@ -667,7 +667,7 @@ def _burn_scale_bar(image: Image.Image, um_per_pixel: float) -> None:
 
 
 # Synthetic smears, one picture one class, for releases that were trained on the four-class B-ALL set: drawn by
-# tools/smears.py and kept as one sheet, one column per class.
+# research/smears.py and kept as one sheet, one column per class.
 SMEAR_LABELS = ("Benign", "Early", "Pre", "Pro")
 SMEAR_SIZE = 224
 SMEAR_SHEET = Path(__file__).with_name("smears.webp")

@@ -1,6 +1,6 @@
 """The tables of the README and of docs/: rendered from committed JSON between markers, nothing in them is typed.
 
-`python tools/readme_tables.py` renders them anew from the releases in model_card/ and from results/; `make docs` does.
+`make docs` renders them anew from the releases in model_card/ and from results/.
 """
 
 from __future__ import annotations
@@ -437,7 +437,7 @@ def speed_table(benchmarks: Path) -> str:
     ]
     if not rows:
         return NOT_MEASURED
-    again = "`PYTHONPATH=src python benchmarks/NAME.py --help` shows how to repeat a benchmark."
+    again = "`PYTHONPATH=src python research/benchmarks/NAME.py --help` shows how to repeat a benchmark."
     return f"{Table(('benchmark', 'measured', 'value', 'on'), rows, text_columns=4)}\n\n{again}"
 
 

@@ -1,6 +1,6 @@
 """How well cells are found in smears, how fast, and how far the found cells are from those a release knows.
 
-    PYTHONPATH=src python benchmarks/fields.py --data DIR --model model_card/leukoscope-densenet169-cnmc
+    PYTHONPATH=src python research/benchmarks/fields.py --data DIR --model model_card/leukoscope-densenet169-cnmc
 
 DIR holds bccd/BCCD and ball4/. BCCD: boxes of its white cells, settings chosen on its training list only, figures on
 its test list. Four-class B-ALL: pixels of nuclei against its authors' own segmentation, which misses many pale nuclei:
@@ -29,7 +29,7 @@ from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release_files import write_json
 
-RESULTS = Path(__file__).parents[1] / "results" / "fields.json"
+RESULTS = Path(__file__).parents[2] / "results" / "fields.json"
 # All other settings were set by hand; HOW_CHOSEN says on what.
 GRID = {"cytoplasm_share": (0.15, 0.25, 0.35)}
 # BCCD's red cells are 102 px wide (median of the training list's boxes): 7.5 µm.

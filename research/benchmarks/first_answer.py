@@ -1,6 +1,6 @@
 """How long a stranger waits: from `git clone` to the first explained answer, in an empty folder and environment.
 
-    PYTHONPATH=src python benchmarks/first_answer.py [--answers 3]
+    PYTHONPATH=src python research/benchmarks/first_answer.py [--answers 3]
 
 Clones this repository from its folder here, installs it as `make demo` does, and asks an embedded release about a
 phantom. Writes results/benchmarks/first_answer.json. Nothing is kept of the pip cache, so every package comes from the
@@ -27,7 +27,7 @@ from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import write_json
 from leukoscope.training.run_folder import machine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "benchmarks" / "first_answer.json"
 PYTHON = ".venv/bin/python"  # of the clone
 

@@ -1,6 +1,6 @@
-"""The systems that benchmarks/inference.py compares, each loaded and asked as its users would.
+"""The systems that inference.py compares, each loaded and asked as its users would.
 
-    python benchmarks/inference_systems.py '{"system": "pipeline", "release": DIR, …}'
+    python research/benchmarks/inference_systems.py '{"system": "pipeline", "release": DIR, …}'
 
 is one turn of one of them; Keras has a script of its own, keras_example.py, because TensorFlow lives elsewhere.
 """

@@ -12,8 +12,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot  # noqa: E402
-from leukoscope.models.release_files import read_metrics  # noqa: E402
+from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
+from leukoscope.models.release_files import read_metrics
 
 SHOWN = (
     ("auroc", "over all cells", GREY),

@@ -1,6 +1,6 @@
 """Draw the synthetic smears that stand in for the four-class B-ALL set (Ghaderzadeh et al. 2021), each of one class.
 
-Releases trained on whole fields of view cannot classify a cell cut out on black; for them `python tools/smears.py`
+Releases trained on whole fields of view cannot classify a cell cut out on black; for them `python research/smears.py`
 writes the pictures that `leukoscope.data.synthetic.smear_picture` reads.
 As in the real set, a class here is a kind of slide: its palette, how crowded and how sharp it is, and the size of its
 cells. If a release predicts the intended class, it uses such features; that says nothing about leukaemia.

@@ -227,7 +227,7 @@ def test_speed_is_told_row_by_row_with_what_it_was_measured_on(tmp_path: Path) -
         "| `training.py` | densenet121, all layers: times as fast | cold **1.25** · warm **2.00** | "
         "Some CPU, 2 thread(s) |",
         "",
-        "`PYTHONPATH=src python benchmarks/NAME.py --help` shows how to repeat a benchmark.",
+        "`PYTHONPATH=src python research/benchmarks/NAME.py --help` shows how to repeat a benchmark.",
     ]
     warm_alone = row | {"times_faster": {"warm": 2}}
     (tmp_path / "training.json").write_text(json.dumps(cpu | {"rows": [warm_alone]}))

@@ -1,6 +1,6 @@
 """How fast answers come beside what people would use instead: one run, the same machine, the same pictures.
 
-    PYTHONPATH=src python benchmarks/inference.py --models model_card/leukoscope-*-cnmc \
+    PYTHONPATH=src python research/benchmarks/inference.py --models model_card/leukoscope-*-cnmc \
         [--data DIR] [--keras_python PATH] [--device cuda] [--threads 2 --pictures 64 --repeats 30 --turns 3]
 
 Every turn of a system is a process of its own, on the same cores and device; systems take turns. Keras is measured on
@@ -29,7 +29,7 @@ from timing import FIRST_ANSWER, seconds_each
 from leukoscope import RESEARCH_NOTICE
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "benchmarks" / "inference.json"
+RESULTS = HERE.parents[1] / "results" / "benchmarks" / "inference.json"
 MEASURES = {
     "one": "seconds from a picture file's bytes to an answer, one file after the other",
     "many": "files answered a second, at the batch size that suits a system best",

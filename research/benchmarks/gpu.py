@@ -1,6 +1,6 @@
 """Measure training and inference on this machine's GPU: one command, the same figures as on the CPU.
 
-    PYTHONPATH=src python benchmarks/gpu.py --hf_script run_image_classification_no_trainer.py \
+    PYTHONPATH=src python research/benchmarks/gpu.py --hf_script run_image_classification_no_trainer.py \
         --models model_card/leukoscope-*-cnmc [--dataset_name cnmc2019 --train_dir …] [--data DIR]
 
 Runs training.py and inference.py and writes results/benchmarks/training-gpu.json and inference-gpu.json, which
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "benchmarks"
+RESULTS = HERE.parents[1] / "results" / "benchmarks"
 
 
 def main() -> None:

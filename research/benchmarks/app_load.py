@@ -1,6 +1,6 @@
 """How the demo bears visitors: predictions with heat maps per second, waiting times, errors and memory, on loopback.
 
-    PYTHONPATH=src python benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
+    PYTHONPATH=src python research/benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
 
 Starts app.py in a process of its own and asks it, as so many visitors at once, about phantoms; each visitor waits for
 one answer before the next question. Writes results/benchmarks/app_load.json.
@@ -33,7 +33,7 @@ from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.models.release import write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "benchmarks" / "app_load.json"
 START_SECONDS = 300
 _REQUESTS_EACH = 10  # at least, or nothing but the first rush would be seen

@@ -31,16 +31,17 @@ from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.train import make_accelerator, preprocessing_for
 
 ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "research" / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """The scripts import each other as neighbours."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def run(script: str, results: Path, *flags: object) -> dict[str, Any]:
-    words = [sys.executable, ROOT / "benchmarks" / script, "--results", results, "--threads", 1, *flags]
+    words = [sys.executable, BENCHMARKS / script, "--results", results, "--threads", 1, *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -102,7 +103,14 @@ def test_a_long_run_is_killed_and_resumed(tiny_release, tmp_path):
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_refuses_a_machine_without_one(tmp_path):
-    words = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--hf_script", "script.py", "--models", "release"]
+    words = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--hf_script",
+        "script.py",
+        "--models",
+        "release",
+    ]
     done = subprocess.run(
         [*words, "--results", str(tmp_path)],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
@@ -135,7 +143,7 @@ def test_the_layer_of_the_map_is_known_for_every_embedded_release_and_else_refus
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Class folders of eight phantoms to train on and two to validate on, as benchmarks/training.py lays them out."""
+    """Class folders of eight phantoms to train on and two to validate on, as training.py lays them out."""
     for number, side in enumerate(["train"] * 8 + ["validation"] * 2):
         path = tmp_path / "ours" / ("ALL", "HEM")[number % 2] / f"{side}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +220,15 @@ def test_versions_are_those_of_the_clone(tmp_path):
 @pytest.mark.slow
 def test_a_demo_that_gives_no_answer_is_an_error_and_no_result(tiny_release, tmp_path):
     flags = ("--releases", tiny_release.parent, "--model", "unknown", "--clients", 1, "--requests", 1)
-    words = [sys.executable, ROOT / "benchmarks" / "app_load.py", *flags, "--predictions", 1, "--out", tmp_path / "out"]
+    words = [
+        sys.executable,
+        BENCHMARKS / "app_load.py",
+        *flags,
+        "--predictions",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([str(word) for word in words], env=environment, capture_output=True, text=True)
     assert "error: some questions were not answered; the first: " in done.stderr and done.returncode == 1

@@ -1,4 +1,4 @@
-"""How any system of benchmarks/inference.py is timed, alike in every environment: the standard library alone.
+"""How any system of inference.py is timed, alike in every environment: the standard library alone.
 
 A system is measured in a process of its own. It says when it has given its first answer, so that its caller can time
 the start, and goes on to the measurements that are asked of it.

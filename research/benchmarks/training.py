@@ -1,6 +1,6 @@
 """How fast training is beside Hugging Face's example script: cells per second and memory, taking turns in one run.
 
-    PYTHONPATH=src python benchmarks/training.py --hf_script run_image_classification_no_trainer.py \
+    PYTHONPATH=src python research/benchmarks/training.py --hf_script run_image_classification_no_trainer.py \
         --dataset_name cnmc2019 --train_dir … [--threads 2 --cells 128 --turns 2]
 
 Both sides train the same timm network from the same files in batches of the same size; every turn is a process of its
@@ -43,7 +43,7 @@ from leukoscope.training.run_folder import machine, peak_memory, versions
 from leukoscope.training.train import keep_freed_memory, make_accelerator, preprocessing_for
 from leukoscope.training.trainer import Trainer
 
-RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "training.json"
+RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
 DIFFERS = [
     "Leukoscope keeps the decoded cells; the script decodes every cell in every epoch",
     "Leukoscope's cold epoch includes all that it does before: decoding, of the validation cells, too, computing the "

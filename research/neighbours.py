@@ -2,9 +2,9 @@
 
 The winner of the C-NMC challenge (Pan et al. 2019) corrects each cell by its neighbours in feature space.
 Here a cell's logit is mixed with the mean logit of its k nearest cells (cosine, frozen features, no ids) among the test
-cells of its fold. Needs the finished runs of a protocol of `densenet169_levels` and the features they kept.
+cells of its fold. Needs the finished runs of a protocol whose recipe trains only the head, and the features they kept.
 
-    PYTHONPATH=src python benchmarks/neighbours.py --runs DIR --features features-….npy --release DIR --train_dir DIR
+    PYTHONPATH=src python research/neighbours.py --runs DIR --features features-….npy --release DIR --train_dir DIR
 
 Writes results/neighbours.json.
 """

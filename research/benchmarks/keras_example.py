@@ -1,8 +1,8 @@
-"""What prior systems use: Keras's EfficientNetB3 and DenseNets, asked as benchmarks/inference.py asks all others.
+"""What prior systems use: Keras's EfficientNetB3 and DenseNets, asked as inference.py asks all others.
 
 Runs under the Python of another environment, which has TensorFlow and Pillow but not Leukoscope:
 
-    python benchmarks/keras_example.py '{"network": "DenseNet121", "call": "predict", "image_size": 160, …}'
+    python research/benchmarks/keras_example.py '{"network": "DenseNet121", "call": "predict", "image_size": 160, …}'
 
 The weights are random, which costs as much time as any others.
 """

@@ -1,6 +1,6 @@
 """What keeping a frozen backbone's features saves: the same head, trained epoch by epoch with and without them.
 
-    PYTHONPATH=src python benchmarks/frozen_features.py [--dataset_name cnmc2019 --train_dir … --image_size 224]
+    PYTHONPATH=src python research/benchmarks/frozen_features.py [--dataset_name cnmc2019 --train_dir …]
 
 The two take turns within one run, so that whatever else the machine does slows both. Writes
 results/benchmarks/frozen_features.json.
@@ -36,7 +36,7 @@ from leukoscope.training.data import FeatureInputs, features_file, frozen_featur
 from leukoscope.training.train import choose_split, make_accelerator, preprocessing_for
 from leukoscope.training.trainer import Trainer
 
-RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "frozen_features.json"
+RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "frozen_features.json"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A hundred thousand cells through `leukoscope score`: how fast, in how much memory, and killed in the middle.
 
-    PYTHONPATH=src python benchmarks/scoring.py --model model_card/leukoscope-densenet169-cnmc [--cells 100000]
+    PYTHONPATH=src python research/benchmarks/scoring.py --model model_card/leukoscope-densenet169-cnmc [--cells 100000]
 
 A few hundred phantoms are scored over and over under ids of their own: first --short_cells of them in one go, then
 --cells, ended by kill -9 when half of the shards are there and taken up again by the same command. Memory is what the
@@ -29,7 +29,7 @@ from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import folder_name, write_json
 from leukoscope.training.run_folder import machine, versions
 
-RESULTS = Path(__file__).parents[1] / "results" / "benchmarks" / "scoring.json"
+RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"
 FLAT_WITHIN = 0.10
 MEASURES = {
     "cells_a_second": "cells whose shards were finished, over the wall time of the process with its start",
@@ -146,11 +146,15 @@ def _draw(folder: Path, pictures: int) -> None:
 
 
 def _table(root: Path, cells: int, pictures: int) -> Path:
-    """A CSV that names the pictures over and over."""
+    """A CSV of the pictures over and over, under a name for each cell: a file named twice counts once."""
     path = root / f"{cells}.csv"
+    folder = root / f"cells-{cells}"
+    folder.mkdir()
     with path.open("w") as file:
         file.write("cell_id,file\n")
-        file.writelines(f"cell-{number},cells/{number % pictures}.png\n" for number in range(cells))
+        for number in range(cells):
+            os.link(root / "cells" / f"{number % pictures}.png", folder / f"{number}.png")
+            file.write(f"cell-{number},{folder.name}/{number}.png\n")
     return path
 
 
