@@ -17,6 +17,7 @@ from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import cached_repository
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
+from leukoscope.web.result import predict_cell
 
 
 def test_embedded_releases_are_found_by_folder(tmp_path: Path) -> None:
@@ -69,9 +70,9 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
     picture = Image.new("RGB", (64, 64))
     with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(models.predictor, f"slow/{number}") for number in range(PREDICTIONS_AT_ONCE)]
-        slow += [pool.submit(models.predict, f"slow/{number}", [picture]) for number in range(PREDICTIONS_AT_ONCE)]
+        slow += [pool.submit(predict_cell, models, picture, "", f"slow/{number}") for number in range(2)]
         try:
-            (prediction,) = pool.submit(models.predict, "tiny", [picture]).result(timeout=300)
+            (prediction,) = pool.submit(models.predict, models.predictor("tiny"), [picture]).result(timeout=300)
         finally:
             arrived.set()
     assert prediction.most_probable in ("ALL", "HEM")
@@ -79,42 +80,35 @@ def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkey
 
 
 def test_two_predictions_are_computed_at_a_time() -> None:
-    class Counted(ModelCache):
-        running = most = 0
+    running = most = 0
 
-        def predictor(self, choice: str | None) -> Any:
-            return None
+    def predictor(images: list[Any], **options: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        sleep(0.05)
+        running -= 1
 
-        def _predict(self, *args: Any, **options: Any) -> Any:
-            self.running += 1
-            self.most = max(self.most, self.running)
-            sleep(0.05)
-            self.running -= 1
-
-    models = Counted({})
+    models = ModelCache({})
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: models.predict("any", []), range(8)))
-    assert models.most == PREDICTIONS_AT_ONCE == 2
+        list(pool.map(lambda number: models.predict(predictor, []), range(8)))
+    assert most == PREDICTIONS_AT_ONCE == 2
 
 
 def test_who_asks_again_waits_behind_those_who_wait() -> None:
     answered: list[int] = []
 
-    class Recorded(ModelCache):
-        def predictor(self, choice: str | None) -> Any:
-            return None
+    def predictor(images: list[int], **options: Any) -> Any:
+        sleep(0.01)
+        answered.extend(images)
 
-        def _predict(self, choice: str, *args: Any, **options: Any) -> Any:
-            sleep(0.01)
-            answered.append(int(choice))
-
-    models, visitors, questions = Recorded({}), 6, 20
+    models, visitors, questions = ModelCache({}), 6, 20
     together = Barrier(visitors)
 
     def ask(visitor: int) -> None:
         together.wait(300)
         for _ in range(questions):
-            models.predict(str(visitor), [])
+            models.predict(predictor, [visitor])
 
     with ThreadPoolExecutor(visitors) as pool:
         list(pool.map(ask, range(visitors)))

@@ -19,7 +19,7 @@ from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import language, t, translate, translate_html
+from leukoscope.web.text import local_number, t
 from leukoscope.web.upload import CELL, File
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
     Raises:
         LeukoscopeError: the model or the pattern cannot be used, or not one picture.
     """
-    release = models.predictor(choice).release
+    predictor = models.predictor(choice)
+    release = predictor.release
     subjects = subjects_of([file.name for file in batch.files], pattern, batch.subjects)
     problems = [*batch.problems, *batch.unknown_labels(release.labels)]
     rows: list[BatchRow] = []
@@ -177,7 +178,7 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
                 names.append(file.name)
             except LeukoscopeError as error:
                 problems.append(str(error))
-        predictions = models.predict(str(choice), images) if images else []
+        predictions = models.predict(predictor, images) if images else []
         for name, image, prediction in zip(names, images, predictions, strict=True):
             if (other := first_of.setdefault(prediction.pixel_hash, name)) != name:
                 problems.append(f"{name}: is a copy of {other}, pixel for pixel; it counts once")
@@ -231,7 +232,7 @@ def subject_rows(result: BatchResult) -> list[tuple[Any, ...]]:
         outcomes = [row.decision.outcome for row in cells]
         known = sum(outcome not in REFUSED for outcome in outcomes)
         mean = float(np.mean([row.probabilities[result.positive] for row in cells]))
-        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), translate(f"{mean:.3f}")))
+        table.append((subject, len(cells), known, *map(outcomes.count, result.classes), local_number(f"{mean:.3f}")))
     return table
 
 
@@ -266,7 +267,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         notes.append(t("intervals_by_subject"))
     except LeukoscopeError as error:
         intervals = cell_intervals(cells)
-        reason = t("not_every_subject") if "" in subjects else translate(str(error))
+        reason = t("not_every_subject") if "" in subjects else str(error)
         notes.append(t("intervals_by_cell", reason=reason))
     seen = set()
     for past in trainings_of(result.metrics):
@@ -277,7 +278,7 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
-        found.append((translate(metric_name(name)), translate(f"{value:.3f}"), translate(span(interval))))
+        found.append((metric_name(name), local_number(f"{value:.3f}"), local_number(span(interval))))
     return LabelMetrics(tuple(found), tuple(notes))
 
 
@@ -359,10 +360,10 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     rows = result.at_point("").cells_by_subject()[person.patient]
     positive = np.array([row.probabilities[person.positive_label] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
-    shown = []
+    predictor, shown = models.predictor(result.model), []
     for chosen in cells_to_show(positive, outcomes):
         images = [rows[i].open() for i in chosen]
-        predictions = models.predict(result.model, images, explain=True) if images else []
+        predictions = models.predict(predictor, images, explain=True) if images else []
         names = [t("cell_number", number=i + 1) for i in chosen]
         shown.append([ShownCell(*one) for one in zip(predictions, names, strict=True)])
     html = patient_report(
@@ -374,5 +375,4 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
-    html = translate_html(html).replace('<html lang="en">', f'<html lang="{language()}">', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

@@ -100,8 +100,8 @@ class ModelCache:
         self._model_locks: dict[str, tuple[Lock, int]] = {}
         # A pool of threads takes those who wait in their order; a semaphore would not.
         self._loading = Semaphore(LOADED_AT_ONCE)
-        self.predict = self._limited(on_gpu(self._predict), ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
-        self.read_field = self._limited(on_gpu(self._read_field), ThreadPoolExecutor(FIELDS_AT_ONCE))
+        self.predict = self._limited(_predict, ThreadPoolExecutor(PREDICTIONS_AT_ONCE))
+        self.read_field = self._limited(_read_field, ThreadPoolExecutor(FIELDS_AT_ONCE))
 
     @property
     def loaded(self) -> list[str]:
@@ -176,31 +176,39 @@ class ModelCache:
         return choices
 
     def _limited(
-        self, call: Callable[Concatenate[str, _P], _T], line: ThreadPoolExecutor
-    ) -> Callable[Concatenate[str, _P], _T]:
-        """`call`, whose first argument is a model's name, once a thread of the line is free."""
+        self, call: Callable[Concatenate[Predictor, _P], _T], line: ThreadPoolExecutor
+    ) -> Callable[Concatenate[Predictor, _P], _T]:
+        """`call`, whose first argument is a model, once a thread of the line is free."""
+        borrowing = self._on_gpu(call)
 
-        def wait_and_call(choice: str, *args: _P.args, **options: _P.kwargs) -> _T:
-            # Loaded first: a download may take minutes, and must not hold up those whose model is in memory.
-            self.predictor(choice)
-            return line.submit(copy_context().run, call, choice, *args, **options).result()
+        def wait_and_call(predictor: Predictor, *args: _P.args, **options: _P.kwargs) -> _T:
+            return line.submit(copy_context().run, borrowing, predictor, *args, **options).result()
 
         return wait_and_call
 
-    def _predict(
-        self, choice: str, images: Sequence[Image.Image], *, explain: bool = False, views: bool = False
-    ) -> list[Prediction]:
-        """Predictions of the model of that name for some pictures; `explain` and `views` as for `Predictor`."""
-        return self.predictor(choice)(images, explain=explain, tta=views)
+    def _on_gpu(self, call: Callable[Concatenate[Predictor, _P], _T]) -> Callable[Concatenate[Predictor, _P], _T]:
+        """`call` as it is, or, where the package `spaces` is installed, run while the Space's GPU is lent.
 
-    def _read_field(self, choice: str, image: Image.Image, source: str, um_per_pixel: float | None) -> FieldReading:
-        """What the model of that name reads in a field of view; see `leukoscope.inference.field.read_field`."""
-        from leukoscope.inference.field import read_field
+        On ZeroGPU it runs in a forked process, which what it takes and returns is pickled for: there a model is named.
+        """
+        try:
+            import spaces
+        except ImportError:
+            return call
 
-        predictor = self.predictor(choice)
-        return read_field(
-            predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS
-        )
+        def by_name(name: str, *args: _P.args, **options: _P.kwargs) -> _T:
+            return call(self.predictor(name), *args, **options)
+
+        borrowed = spaces.GPU(duration=GPU_SECONDS)(by_name)
+
+        def with_gpu(predictor: Predictor, *args: _P.args, **options: _P.kwargs) -> _T:
+            with self._lock:
+                names = [name for name, (loaded, _) in self._loaded.items() if loaded is predictor]
+            about = predictor.release
+            unloaded = f"{about.name}@{about.revision}" if about.revision else about.name
+            return borrowed(names[0] if names else unloaded, *args, **options)
+
+        return with_gpu
 
     def _require_known(self, name: str) -> None:
         """Refuse what is no model name: a visitor may name Hub repositories, but no folder of this machine."""
@@ -289,16 +297,18 @@ def _download_bytes(hub_id: str, revision: str | None, anonymous: bool) -> int:
     return sum(file.size or 0 for file in about.siblings or () if file.rfilename in RELEASE_FILES)
 
 
-def on_gpu(call: Callable[_P, _T]) -> Callable[_P, _T]:
-    """`call` as it is, or, where the package `spaces` is installed, run while the Space's GPU is lent.
+def _predict(
+    predictor: Predictor, images: Sequence[Image.Image], *, explain: bool = False, tta: bool = False
+) -> list[Prediction]:
+    return predictor(images, explain=explain, tta=tta)
 
-    On ZeroGPU it runs in a forked process: what it takes and returns is pickled, what it closes over is not.
-    """
-    try:
-        import spaces
-    except ImportError:
-        return call
-    return spaces.GPU(duration=GPU_SECONDS)(call)
+
+def _read_field(
+    predictor: Predictor, image: Image.Image, source: str, um_per_pixel: float | None = None
+) -> FieldReading:
+    from leukoscope.inference.field import read_field
+
+    return read_field(predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS)
 
 
 def best_device() -> str:

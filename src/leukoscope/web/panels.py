@@ -13,7 +13,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from leukoscope.web.text import DecisionText, meaning, outcome_text, percent, t, translate
+from leukoscope.web.text import DecisionText, local_number, meaning, outcome_text, percent, t
 
 # For pictures whose cells can be opened: tells the server which was clicked; a button reacts to Enter and Space itself.
 CLICK = """element.addEventListener('click', (event) => {
@@ -144,7 +144,7 @@ def _scale(label: str, peak: float, strength: str) -> str:
     chip = f'<b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
     return (
         f'<p class="lk-scale">{escape(t("map_title", label=label))} <span>0 <i aria-hidden="true"></i> '
-        f"{translate(f'{peak:.3g}')}</span> "
+        f"{local_number(f'{peak:.3g}')}</span> "
         f"{chip}</p>"
     )
 

@@ -25,13 +25,13 @@ from leukoscope.web.text import (
     DecisionText,
     about_model,
     decision_text,
+    local_number,
     map_text,
     meaning,
     milliseconds,
     morphology_text,
     percent,
     t,
-    translate,
     tta_text,
     warnings,
     weak_map_text,
@@ -93,6 +93,8 @@ class CellResult:
 
     def decision(self, point: str = "") -> Decision:
         """The decision at an operating point of the model; "" for the most probable class."""
+        if not point:
+            return self.prediction.decision
         return self.thresholds.decide(self.prediction.probabilities, self.prediction.checks, operating_point=point)
 
     def decision_text(self, point: str = "") -> DecisionText:
@@ -186,15 +188,14 @@ def predict_cell(
     """
     from leukoscope.evaluation.morphology import measure_cell
 
-    # Loaded first: an error is raised here, not in the process that has the GPU.
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
-    (prediction,) = models.predict(str(choice), [image], explain=True)
+    (prediction,) = models.predict(predictor, [image], explain=True)
     return CellResult(
         image,
         caption,
         str(choice),
-        prediction.in_field(field_share, thresholds),
+        prediction if field_share is None else prediction.in_field(field_share, thresholds),
         thresholds,
         EvidenceScale.from_metrics(metrics),
         metrics,
@@ -221,7 +222,7 @@ def check_views(models: ModelCache, result: CellResult) -> str:
     Raises:
         LeukoscopeError: the model can no longer be used.
     """
-    (together,) = models.predict(result.model, [result.image], views=True)
+    (together,) = models.predict(models.predictor(result.model), [result.image], tta=True)
     average = together.most_probable
     share, disagreement = together.probabilities[average], together.checks.disagreement or 0.0
     return tta_text(result.prediction.most_probable, average, share, disagreement)
@@ -296,7 +297,7 @@ def result_image(
         colours = map_colours(160)[None].repeat(12, axis=0)
         drawn.paste(Image.fromarray(colours), (left + 18, captions_at + LINE + 4))
         pen.text((left, captions_at + LINE), "0", QUIET, font)
-        pen.text((left + 186, captions_at + LINE), translate(f"{result.peak(common_scale):.3g}"), QUIET, font)
+        pen.text((left + 186, captions_at + LINE), local_number(f"{result.peak(common_scale):.3g}"), QUIET, font)
 
     top = bars_at
     if not decided.has_class:

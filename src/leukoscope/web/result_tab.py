@@ -10,7 +10,7 @@ import gradio as gr
 from leukoscope import LeukoscopeError
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.text import t, translate
+from leukoscope.web.text import t
 from leukoscope.web.upload import file_name
 
 SESSION_SECONDS = 1800
@@ -82,7 +82,7 @@ class ResultTab:
         try:
             return predict()
         except LeukoscopeError as error:
-            return self.clear(panels.message(t("failed"), translate(str(error))))
+            return self.clear(panels.message(t("failed"), str(error)))
 
     def refuse_others(self) -> None:
         """Say in the result's place that a file is no picture; the summary has the JavaScript of `refusal`."""

@@ -1,8 +1,8 @@
 """The demo's texts in the visitor's language, and a result in words: the decision, its map, its model.
 
-All texts stand in `texts.json`, in English and German: "texts" by key, for `t`; "messages" that other packages write
-in English, for `translate`; "gradio" with how names begin that Gradio gives to buttons. The page
-speaks the language that its address (`lang`) or the browser asks for, the API English.
+All texts stand in `texts.json`, in English and German: "texts" by key, for `t`; "gradio" with how names begin that
+Gradio gives to buttons. The page speaks the language that its address (`lang`) or the browser asks for. The API, and
+whatever another package says (errors, the evidence of a release, a report), is in English.
 Each picture of a result has its text equivalent here: nobody needs to see a Grad-CAM map to know what it shows.
 """
 
@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, partial
-from html import escape, unescape
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from leukoscope.inference.prediction import (
     VIEWS_MAY_DISAGREE,
     Checks,
     Decision,
+    Reason,
     Thresholds,
 )
 from leukoscope.inference.predictor import VIEWS
@@ -42,14 +42,10 @@ if TYPE_CHECKING:
 LANGUAGES = ("en", "de")
 _TABLE = json.loads(Path(__file__).with_name("texts.json").read_text(encoding="utf-8"))
 TEXTS: dict[str, dict[str, str]] = _TABLE["texts"]
-MESSAGES: dict[str, dict[str, str]] = _TABLE["messages"]
 GRADIO: dict[str, dict[str, str]] = _TABLE["gradio"]
 _for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
-# Placeholders of messages whose values are names, which are never translated.
-_NAMES = {"entry", "file", "hub_id", "label", "model", "name", "names", "path", "pattern", "table", "url"}
-_NUMBER = re.compile(r"[-+–<>()\d.,/%×\s]*\d(?: to [-+\d.,%]+)?[)%\s]*")
-# Letters; what a stranger's release says may be of any length, and takes its time to match.
-LONGEST_MESSAGE = 1000
+# Reasons whose numbers are shares.
+_SHARES = ("ood_field", "views_disagree", "explanation_off_cell")
 # Probabilities from which a prediction counts as firm, and as leaning to its class.
 FIRM, LEANING = 0.9, 0.65
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -80,49 +76,11 @@ def t(key: str, /, **values: object) -> str:
     return TEXTS[key][language()].format(**values)
 
 
-def translate(message: str) -> str:
-    """What another package says in English, in the visitor's language; unchanged where the table lacks it.
-
-    Numbers get the decimal comma in German. Some messages differ on the page from those of the command line in English.
-    """
-    if len(message) > LONGEST_MESSAGE:
-        return message
-    for pattern, texts in _patterns():
-        if match := pattern.fullmatch(message):
-            values = {name: value if name in _NAMES else translate(value) for name, value in match.groupdict().items()}
-            return texts.get(language(), texts["match"]).format(**values)
-    if language() == "de" and _NUMBER.fullmatch(message):
-        swapped = re.sub(r"(?<=\d)[.,](?=\d)", lambda sign: "," if sign[0] == "." else ".", message)
-        return swapped.replace(" to ", " bis ")
-    return message
-
-
-def translate_html(page: str) -> str:
-    """What another package says within its HTML, in the visitor's language: between tags, and for screen readers."""
-
-    def translated(found: re.Match[str]) -> str:
-        said = unescape(found[0])
-        told = translate(said)
-        if told == said and said.endswith("."):  # a reason, made a sentence
-            reason = f"{said[0].lower()}{said[1:-1]}"
-            told = said if (told := translate(reason)) == reason else f"{told[0].upper()}{told[1:]}."
-        return found[0] if told == said else escape(told)
-
-    return re.sub(r'(?<=>)[^<>]+(?=<)|(?<=alt=")[^"]+|(?<=aria-label=")[^"]+', translated, page)
-
-
-@cache
-def _patterns() -> list[tuple[re.Pattern[str], dict[str, str]]]:
-    """What matches each message, the most specific first."""
-
-    def length(texts: dict[str, str]) -> int:
-        return len(re.sub(r"{\w+}", "", texts["match"]))
-
-    found = sorted(MESSAGES.values(), key=length, reverse=True)
-    return [
-        (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(texts["match"])), re.DOTALL), texts)
-        for texts in found
-    ]
+def local_number(text: str) -> str:
+    """A number that was formatted in English, with the signs of the visitor's language."""
+    if language() == "en":
+        return text
+    return re.sub(r"(?<=\d)[.,](?=\d)", lambda sign: "," if sign[0] == "." else ".", text)
 
 
 class Localised(str):
@@ -219,8 +177,7 @@ def decision_text(
         checks: what else was measured of the picture.
     """
     held = checks_held(decision, probabilities, thresholds, checks or Checks())
-    said = [translate(reason.text) for reason in decision.reasons]
-    reasons = " ".join(f"{one[0].upper()}{one[1:]}." for one in said)
+    reasons = " ".join(map(reason_text, decision.reasons))
     if decision.outcome == NOT_A_CELL:
         reasons += f" {t('open_in_field')}"
     if decision.label is None:
@@ -237,6 +194,19 @@ def decision_text(
     side = "above_point" if name == positive else "below_point"
     headline = t(side, named=named, point=point_name(point))
     return DecisionText(headline, f"{because} {reasons}".strip(), True, short, held)
+
+
+def reason_text(reason: Reason) -> str:
+    """A reason of a decision as a sentence."""
+
+    def shown(value: float | None) -> str:
+        if value is None or reason.code in _SHARES:
+            return percent(value or 0.0)
+        digits = 3 if reason.code == "low_confidence" else 1
+        return local_number(f"{value:.{digits}f}".removesuffix(".0"))
+
+    text = t(f"reason_{reason.code}", value=shown(reason.value), limit=shown(reason.limit))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def checks_held(
@@ -280,7 +250,7 @@ def morphology_text(
         share = percentile(known, name, value)
         return text if share is None else t("larger_than", value=text, share=percent(share))
 
-    pixels = t("pixels", area=translate(f"{round(cell.area):,}"))
+    pixels = t("pixels", area=local_number(f"{round(cell.area):,}"))
     area = f"{cell.area * um_per_pixel**2:.0f} µm²" if um_per_pixel else pixels
     like = (known.get("lobes") or {}).get(str(cell.lobes), 0.0 if known else None)
     lobes = str(cell.lobes)
@@ -311,7 +281,7 @@ def model_text(metrics: Mapping[str, Any]) -> str:
         parts.append(t("trained_on_people", title=title, number=subjects) if people else t("trained_on", title=title))
     found = (measured.get("metrics") or {}).get("auroc_by_subject")
     if found is not None and people and (measured.get("split") or {}).get("disjoint_by") == "subject":
-        parts.append(t("auroc_unseen", value=translate(f"{found:.2f}")))
+        parts.append(t("auroc_unseen", value=local_number(f"{found:.2f}")))
     elif data.get("unit") == "block":
         parts.append(t("not_on_people"))
     parts.append(str(data.get("licence") or ""))

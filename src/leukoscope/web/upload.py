@@ -32,7 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage, check_header, open_image
-from leukoscope.web.text import Localised, in_english, t, translate
+from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
 OWN_FOLDER, ANSWER_FOLDER = "upload-", "answer-"
@@ -324,7 +324,7 @@ def save_button(label: Localised, make: Callable[..., File], inputs: list[Any], 
             return make(*values).to_dict()
         except LeukoscopeError as error:
             # Shown as HTML; the message may hold a file's name.
-            raise gr.Error(escape(translate(str(error))), title=t("failed"), print_exception=False) from None
+            raise gr.Error(escape(str(error)), title=t("failed"), print_exception=False) from None
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     packed = button.click(pack, inputs, parcel, **hidden)

@@ -33,7 +33,7 @@ def release(folder: Path | None, metrics: dict[str, object]) -> ReleaseInfo:
 
 def test_every_figure_shown_is_the_release_s_own() -> None:
     page = evidence_page("a", METRICS)
-    assert page.count("<section>") == 9
+    assert page.count("<section lang=") == 9
     for block in METRICS["evaluations"]:
         assert block["split"]["detail"] in page
         assert f"{block['metrics']['f1_weighted']:.3f} <span" in page

@@ -56,7 +56,7 @@ def test_every_cell_is_a_button_that_says_what_it_is(result: FieldResult, readin
     for number, cell in enumerate(reading.cells):
         assert f'data-cell="{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.outcome}, ' in page
-    assert f'<p class="lk-headline" role="status">{reading.summary}</p>' in field_summary(reading)
+    assert f'<p class="lk-headline" role="status">5 nucleated cells, 5 of them whole.</p>' in field_summary(reading)
     assert RESEARCH_NOTICE in field_summary(reading)
 
 
@@ -78,7 +78,7 @@ def test_a_field_that_is_mostly_out_of_distribution_has_no_class_on_the_page_nor
     whole = [cell for cell in seen.reading.cells if cell.prediction]
     assert len(whole) >= 3 and seen.reading.in_distribution is not None and seen.reading.in_distribution < 0.5
     assert {cell.outcome for cell in whole} == {"out of distribution"}
-    assert "no cell gets a class" in field_summary(seen.reading)
+    assert "are needed for a class" in field_summary(seen.reading)
     assert "<dt>ALL</dt><dd>0</dd>" in field_summary(seen.reading) and "<dt>HEM</dt><dd>0</dd>" in field_summary(
         seen.reading
     )
@@ -113,7 +113,7 @@ def test_the_exports_agree_and_name_no_folder(result: FieldResult, reading: Fiel
     assert {row["model"] for row in rows} == {whole["model"]} == {"tiny"}
     with Image.open(BytesIO(save_field("PNG", result).content)) as image:
         assert image.text["Disclaimer"] == RESEARCH_NOTICE
-        assert image.text["Title"].startswith("Synthetic field 1 read by tiny: 5 nucleated cell(s)")
+        assert image.text["Title"].startswith("Synthetic field 1 read by tiny: 5 nucleated cells")
 
 
 def test_another_model_ends_a_reading_which_would_stand_below_its_name() -> None:

@@ -45,13 +45,12 @@ from leukoscope.web.text import (
     Localised,
     LocalisedChoices,
     about_model,
+    local_number,
     localised,
     outcome_text,
     percent,
     point_name,
     t,
-    translate,
-    translate_html,
 )
 from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_errors, save_button
 
@@ -244,7 +243,7 @@ class BatchTab(ResultTab):
                 else:
                     yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
         except LeukoscopeError as error:
-            yield self.clear(panels.message(t("failed"), translate(str(error))))
+            yield self.clear(panels.message(t("failed"), str(error)))
 
     def _on_upload(
         self, paths: list[str] | None, choice: str | None, pattern: str, order: str, point: str
@@ -272,7 +271,7 @@ class BatchTab(ResultTab):
         try:
             return {**self.show(result.with_subjects(pattern), order, point, person), self.pattern: pattern}
         except LeukoscopeError as error:
-            return {self.summary: panels.message(t("pattern_unusable"), translate(str(error)))}
+            return {self.summary: panels.message(t("pattern_unusable"), str(error))}
 
     def _on_point(self, result: BatchResult | None, order: str, point: str, person: str | None) -> Updates:
         if result is None:
@@ -378,11 +377,11 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
         html += f"<h2>{t('measured_on_labels')}</h2>{notes}"
         html += panels.table((t("metric"), t("value"), t("interval")), measured.rows)
     if wrong := wrong_rows(result):
-        number = {row.name: i for i, row in enumerate(result.rows)}
-        shown = _cells([(number[row.name], row) for row in wrong[:SHOWN_WRONG]])
+        places = {row.name: i for i, row in enumerate(result.rows)}
+        shown = _cells([(places[row.name], row) for row in wrong[:SHOWN_WRONG]])
         html += f"<h2>{t('wrong', number=len(wrong))}</h2>{shown}"
     if result.problems:
-        lines = [translate(line) for line in result.problems[:SHOWN_PROBLEMS]]
+        lines = list(result.problems[:SHOWN_PROBLEMS])
         if (more := len(result.problems) - SHOWN_PROBLEMS) > 0:
             lines.append(t("and_more_lines", number=more))
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -399,14 +398,14 @@ def _persons(result: BatchResult, point: str) -> str:
         return f"<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
     positive, rows = result.persons[0].positive_label, []
     for one in result.persons:
-        share = "–" if one.probability is None else translate(f"{one.probability:.3f}")
-        low, high = (translate(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
+        share = "–" if one.probability is None else local_number(f"{one.probability:.3f}")
+        low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
         numbers = map(str, (one.cells, one.refused, one.abstained))
         rows.append((one.patient, outcome_text(one.outcome), share, span, *numbers))
     heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
-    rule = t("person_rule", rule=translate(result.persons[0].rule.text))
+    rule = t("person_rule", rule=result.persons[0].rule.text)
     strips = "".join(_strip(result, one, point) for one in result.persons)
     return (
         f"<h2>{t('one_for_a_person')}</h2>{panels.table(heads, rows, t('persons'))}{panels.note(rule)}"
@@ -422,10 +421,10 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
         threshold=result.thresholds.operating_points.get(point, 0.5),
         cells=numbers,
     )
-    reason = f": {translate(one.reason)}" if one.reason else ""
+    reason = f": {one.reason}" if one.reason else ""
     return (
         f'<section class="lk-subject"><h3>{escape(one.patient)}</h3>'
-        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{translate_html(drawn)}"
+        f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
         "</section>"
     )
 

@@ -34,7 +34,7 @@ from leukoscope.web.result import (
     smear_example,
 )
 from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
-from leukoscope.web.text import Localised, LocalisedChoices, localised, point_name, t, translate
+from leukoscope.web.text import Localised, LocalisedChoices, localised, point_name, t
 from leukoscope.web.upload import (
     CELL,
     cell_upload,
@@ -282,7 +282,7 @@ class CellTab(ResultTab):
             try:
                 smears = knows_smears(self.models.predictor(choice).labels)
             except LeukoscopeError as error:
-                return self.clear(panels.message(t("model_unusable"), translate(str(error))))
+                return self.clear(panels.message(t("model_unusable"), str(error)))
             # Smears are drawn when a model first asks for them.
             fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
             offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
@@ -305,7 +305,7 @@ class CellTab(ResultTab):
                 info = source_of(self.models, choice)
                 pictures = [(png_answer(cell.image), cell.label) for cell in real_cells.of(info)]
             except LeukoscopeError as error:
-                failed = panels.message(t("failed"), translate(str(error)))
+                failed = panels.message(t("failed"), str(error))
                 return {self.real: gr.Gallery(visible=False), self.real_note: failed}
             return {
                 self.real_data: info.name,
@@ -366,7 +366,7 @@ class CellTab(ResultTab):
         try:
             both = (result, predict_again(self.models, result, other))
         except LeukoscopeError as error:
-            return panels.message(t("model_unusable"), translate(str(error)))
+            return panels.message(t("model_unusable"), str(error))
         shown = []
         for one in both:
             predicted, label = one.prediction, one.prediction.most_probable
@@ -404,7 +404,7 @@ class CellTab(ResultTab):
             try:
                 return f'<div role="status">{panels.note(check_views(self.models, result))}</div>'
             except LeukoscopeError as error:
-                return panels.message(t("failed"), translate(str(error)))
+                return panels.message(t("failed"), str(error))
 
         quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
         for control in (self.label, self.opacity, self.common_scale):

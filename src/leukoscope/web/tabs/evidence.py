@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,11 @@ from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result_tab import PRIVATE
-from leukoscope.web.text import LANGUAGES, LocalisedChoices, language, localised, percent, point_name, t, translate
+from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import Formatter
-
-    from leukoscope.reports.html import Picture, Section
+    from leukoscope.reports.html import Section
 
 SENSITIVITY, PREVALENCE = 0.95, 0.5
 
@@ -92,7 +89,7 @@ def _shown(
         metrics, scores, about = load(choice or "", language())
         points = points_table(metrics, scores, sensitivity, prevalence)
     except LeukoscopeError as error:
-        return panels.message(t("model_unusable"), translate(str(error))), ""
+        return panels.message(t("model_unusable"), str(error)), ""
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # A stranger's metrics.json may hold less than a whole report.
         key = "metrics_lack" if isinstance(error, KeyError) else "metrics_damaged"
@@ -125,48 +122,22 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     from leukoscope.reports.evidence import evidence_sections
 
     with _drawing:
-        sections = evidence_sections(metrics, _draw)
+        sections = evidence_sections(metrics)
     if not sections:
         return panels.note(t("no_measurements", model=name)) + panels.notice()
     return "".join(map(_section, sections)) + panels.notice()
 
 
-def _tick(ticks: Formatter, value: float, place: int) -> str:
-    return translate(ticks(value, place))
-
-
-def _draw(figure: Figure, alt: str) -> Picture:
-    """A plot in the visitor's language."""
-    from matplotlib.text import Text
-
-    from leukoscope.reports.html import plot_picture
-
-    if language() != LANGUAGES[0]:
-        # Panels that share an axis share what formats its ticks.
-        axes = {id(one.major): one for panel in figure.axes for one in (panel.xaxis, panel.yaxis)}
-        for axis in axes.values():
-            ticks = axis.get_major_formatter()
-            ticks.set_locs(axis.get_majorticklocs().tolist())
-            # What stands at a tick is made as it is drawn.
-            axis.set_major_formatter(partial(_tick, ticks))
-        for text in figure.findobj(Text):
-            text.set_text(translate(text.get_text()))
-    return plot_picture(figure, alt)
-
-
 def _section(section: Section) -> str:
-    heading = translate(section.heading)
-    html = f"<h3>{escape(heading)}</h3>{''.join(panels.note(translate(text)) for text in section.text)}"
+    html = f"<h3>{escape(section.heading)}</h3>{''.join(map(panels.note, section.text))}"
     if section.table:
-        columns, *rows = ([*map(translate, row)] for row in (section.table.columns, *section.table.rows))
-        html += panels.table(columns, rows, label=heading)
+        html += panels.table(section.table.columns, section.table.rows, label=section.heading)
     if section.terms:
-        named = [(translate(term), translate(about)) for term, about in section.terms.items()]
-        terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(about)}</dd>" for term, about in named)
+        terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(about)}</dd>" for term, about in section.terms.items())
         html += panels.details(t("what_checks_mean"), f"<dl>{terms}</dl>")
     for picture in section.pictures:
-        html += f'<img class="lk-figure" src="{picture.source}" alt="{escape(translate(picture.alt))}">'
-    return f"<section>{html}</section>"
+        html += f'<img class="lk-figure" src="{picture.source}" alt="{escape(picture.alt)}">'
+    return f'<section lang="en">{html}</section>'
 
 
 @dataclass(frozen=True)
@@ -242,4 +213,4 @@ def _named(point: Mapping[str, Any]) -> Rates:
 
 def _row(name: str, rates: Rates, prevalence: float) -> tuple[str, ...]:
     values = (rates.threshold, rates.sensitivity, rates.specificity, *rates.predictive_values(prevalence))
-    return (name, *("–" if value is None else translate(f"{value:.3f}") for value in values))
+    return (name, *("–" if value is None else local_number(f"{value:.3f}") for value in values))

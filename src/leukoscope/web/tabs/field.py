@@ -22,13 +22,14 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
+from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import CellResult, predict_cell
 from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.text import Localised, about_model, localised, outcome_text, percent, t, translate
+from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
 from leukoscope.web.upload import (
     FIELD,
     File,
@@ -69,13 +70,13 @@ def predict_field(
     Raises:
         LeukoscopeError: the picture, the scale or the model cannot be used.
     """
-    # Loaded first: an error is raised here, not in the process that has the GPU.
-    if models.predictor(choice).release.takes_cut_outs is False:
+    predictor = models.predictor(choice)
+    if predictor.release.takes_cut_outs is False:
         raise LeukoscopeError(
             f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
             "of cut-out cells, or open the picture in the tab “Cell” (/predict)"
         )
-    reading = models.read_field(str(choice), image, caption, um_per_pixel or None)
+    reading = models.read_field(predictor, image, caption, um_per_pixel or None)
     # As it was chosen, a revision included.
     return FieldResult(image, replace(reading, model=str(choice)))
 
@@ -251,17 +252,33 @@ def field_summary(reading: FieldReading) -> str:
     scale = reading.field.scale
     about = f"{about_model(reading.model, reading.revision)}."
     if scale:
-        pitch = translate(f"{scale.um_per_pixel:.3f}")
-        source = translate(scale.source)
+        pitch = local_number(f"{scale.um_per_pixel:.3f}")
+        source = t(f"scale_{scale.source}")
         about = t(
             "scale_from",
             about=about[:-1],
             scale=pitch,
             source=t("guessed_from", source=source) if scale.guessed else source,
         )
-    notes = "".join(f"<p>{escape(translate(note))}</p>" for note in reading.field.notes)
-    headline = f'<p class="lk-headline" role="status">{escape(translate(reading.summary))}</p>'
+    notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes)
+    headline = f'<p class="lk-headline" role="status">{escape(_sentence(reading))}</p>'
     return f"{headline}{panels.counts(reading.counts)}{notes}{panels.note(about)}{panels.notice()}"
+
+
+def _sentence(reading: FieldReading) -> str:
+    """How many cells there are, and how many of them are like the training cells."""
+    if not reading.cells:
+        return t("field_none")
+    found = t("field_found", number=len(reading.cells), whole=sum(one.prediction is not None for one in reading.cells))
+    share = reading.in_distribution
+    if share is None:
+        return found
+    key = "field_out" if share < FIELD_NEEDS else "field_like"
+    return f"{found} {t(key, share=percent(share), needed=percent(FIELD_NEEDS))}"
+
+
+def _drawn_text(text: str) -> str:
+    return t("notice") if text == RESEARCH_NOTICE else outcome_text(text)
 
 
 def save_field(kind: str, result: FieldResult) -> File:
@@ -273,8 +290,8 @@ def save_field(kind: str, result: FieldResult) -> File:
     reading = result.reading
     name = f"leukoscope-{safe_stem(reading.source) or 'field'}.{kind.lower()}"
     if kind == "PNG":
-        title = t("field_title", source=reading.source, model=reading.model, summary=translate(reading.summary))
-        drawn = draw_reading(result.image, reading, translate=translate)
+        title = t("field_title", source=reading.source, model=reading.model, summary=_sentence(reading))
+        drawn = draw_reading(result.image, reading, translate=_drawn_text)
         return png_file(name, drawn, title=title, model=reading.model, revision=reading.revision)
     if kind == "JSON":
         return File(name, "application/json", json.dumps(reading.to_dict(), indent=1).encode())
