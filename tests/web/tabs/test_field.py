@@ -56,7 +56,7 @@ def test_every_cell_is_a_button_that_says_what_it_is(result: FieldResult, readin
     for number, cell in enumerate(reading.cells):
         assert f'data-cell="{number}"' in page
         assert f'aria-label="Cell {number + 1}: {cell.outcome}, ' in page
-    assert f'<p class="lk-headline" role="status">5 nucleated cells, 5 of them whole.</p>' in field_summary(reading)
+    assert '<p class="lk-headline" role="status">5 nucleated cells, 5 of them whole.</p>' in field_summary(reading)
     assert RESEARCH_NOTICE in field_summary(reading)
 
 
