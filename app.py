@@ -15,30 +15,38 @@ from leukoscope import LeukoscopeError
 from leukoscope.web.address import server_address
 
 
+def run(releases: Path | None = None, models: Path | None = None) -> None:
+    """Serve until interrupted.
+
+    Args:
+        releases: release folder, or folder of them, to offer; None for model_card/.
+        models: file of Hub ids to offer, one per line; None for models.txt.
+
+    Raises:
+        LeukoscopeError: a path that does not exist, a folder with files but no release, or an unusable port.
+    """
+    address = server_address()
+    from leukoscope.web.app import serve
+    from leukoscope.web.model_cache import find_releases
+
+    for flag, path in {"releases": releases, "models": models}.items():
+        if path is not None and not path.exists():
+            raise LeukoscopeError(f"--{flag} {path}: not found; check the path")
+    # An empty folder is no mistake: visitors then name models of the Hub.
+    if releases and (releases.is_file() or any(releases.iterdir())) and not find_releases(releases):
+        raise LeukoscopeError(f"--releases {releases}: holds no release; give a release folder, or a folder of them")
+    serve(releases or HERE / "model_card", models or HERE / "models.txt", address)
+
+
 def main() -> int:
-    """Serve until interrupted; problems the user can fix end in one line."""
+    """Read the flags, then serve; problems the user can fix end in one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--releases", type=Path, help="release folder, or folder of them, to offer (default: model_card)"
     )
     parser.add_argument("--models", type=Path, help="file of Hub ids to offer, one per line (default: models.txt)")
-    asked = parser.parse_args()
     try:
-        address = server_address()
-        from leukoscope.web.app import serve
-        from leukoscope.web.model_cache import find_releases
-
-        for flag, path in vars(asked).items():
-            if path is not None and not path.exists():
-                raise LeukoscopeError(f"--{flag} {path}: not found; check the path")
-        releases = asked.releases or HERE / "model_card"
-        # An empty folder is no mistake: visitors then name models of the Hub.
-        given = asked.releases is not None and (releases.is_file() or any(releases.iterdir()))
-        if given and not find_releases(releases):
-            raise LeukoscopeError(
-                f"--releases {releases}: holds no release; give a release folder, or a folder of them"
-            )
-        serve(releases, asked.models or HERE / "models.txt", address)
+        run(**vars(parser.parse_args()))
     except LeukoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

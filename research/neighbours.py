@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--train_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("results/neighbours.json"))
     given = parser.parse_args()
-    cells = framed(read_release(given.release).preprocessing, "cnmc2019", given.train_dir, None, None, quiet=False)
+    cells = framed(read_release(given.release).preprocessing, "cnmc2019", given.train_dir, None, None)
     features = np.asarray(np.load(given.features, mmap_mode="r")[:, 0], dtype=np.float32)
     folds, orders, same = [], [], []
     for folder in sorted(given.runs.glob("cv-*")):

@@ -28,8 +28,8 @@ def note(event, args):
 sys.addaudithook(note)
 """
 COMMANDS = {
-    "predict": ["predict", "cell.bmp", "--model", "RELEASE"],
-    "score": ["score", "--model", "RELEASE", "--input", ".", "--output", "scores.csv"],
+    "predict": ["predict", "RELEASE", "cell.bmp"],
+    "score": ["score", "RELEASE", "--input", ".", "--output", "scores.csv"],
     "export": ["release", "export", "RELEASE", "--format", "openvino", "--output", "exported"],
     "train": ["train", "--output_dir", "run"],
     "train, tracked": ["train", "--output_dir", "run", "--with_tracking"],

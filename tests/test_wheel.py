@@ -132,7 +132,7 @@ def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: P
     version, file = _run(installed / "python", "-c", where, cwd=tmp_path).stdout.split(maxsplit=1)
     assert version == __version__ and file.startswith(str(installed.parent))
     release = installed.parent / "share/leukoscope/model_card" / RELEASES[0]
-    asked = ("predict", "--model", release, "cell.png", "--explain", "overlays", "--json")
+    asked = ("predict", release, "cell.png", "--explain", "overlays", "--json")
     answered = _run(installed / "leukoscope", *asked, cwd=tmp_path)
     assert answered.returncode == 0, answered.stderr
     (row,) = json.loads(answered.stdout)

@@ -164,7 +164,7 @@ def _shards(output: Path) -> int:
 
 def _score(flags: argparse.Namespace, table: Path, output: Path, until: Callable[[], bool] | None = None) -> Part:
     """Run `leukoscope score` to its end, or to a sudden one."""
-    command = [sys.executable, "-m", "leukoscope", "score", "--model", str(flags.model.resolve())]
+    command = [sys.executable, "-m", "leukoscope", "score", str(flags.model.resolve())]
     command += ["--input", str(table), "--output", str(output), "--batch_size", str(flags.batch_size)]
     command += ["--cells_per_shard", str(flags.cells_per_shard)]
     environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1"}

@@ -22,6 +22,7 @@ def test_advice_ends_with_0_and_names_the_next_step(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "releases, next step: train one with `leukoscope train`" in result.stdout
     assert RESEARCH_NOTICE in result.stdout
+    assert json.loads(run("--releases", tmp_path, "--json").stdout)["state"] == "advice"
 
 
 def test_a_damaged_release_ends_with_1(tiny_release: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import leukoscope
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
+from leukoscope.cli.options import NO_DETECTOR, ON_PHANTOMS
 from leukoscope.data.synthetic import draw_cell, draw_field, smear_picture
 from leukoscope.inference.gradcam import NO_MAP
 from leukoscope.inference.graph import computes
@@ -72,11 +74,11 @@ def test_runs_as_a_module():
 
 
 def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cells):
-    result = run("predict", "--model", tiny_release, cells / "a.png", cells / "inner" / "b.bmp")
+    result = run("predict", tiny_release, cells / "a.png", cells / "inner" / "b.bmp")
 
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    answers = json.loads(run("predict", "--model", tiny_release, cells, "--json").stdout)
+    answers = json.loads(run("predict", tiny_release, cells, "--json").stdout)
     header = next(line for line in result.stdout.splitlines() if "file" in line)
     assert [part.strip() for part in header.replace("┃", "|").split("|")[1:-1]] == [
         "file",
@@ -99,8 +101,6 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, ce
     metrics = json.loads((phantoms / METRICS).read_text())
     (phantoms / METRICS).write_text(json.dumps(metrics | {"data": {"synthetic": True}}))
     Image.fromarray(draw_field(size=(300, 380), um_per_pixel=0.2).image).save(tmp_path / "smear.png")
-    on_phantoms = "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing"
-    no_detector = "This model has no OOD detector: it gives a class to any picture"
     for words in (
         ("predict", phantoms, cells / "a.png"),
         ("field", phantoms, tmp_path / "smear.png", "--um_per_pixel", 0.2),
@@ -109,12 +109,16 @@ def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, ce
         shown = run(*words)
         assert shown.exit_code == 0, shown.output
         lines = shown.stdout.splitlines()
-        assert lines[-3].startswith(on_phantoms) and lines[-2].startswith(no_detector), lines
-        assert lines[-1] == RESEARCH_NOTICE
+        assert lines[-3:] == [ON_PHANTOMS, NO_DETECTOR, RESEARCH_NOTICE]
         out.unlink(missing_ok=True)
         quiet = run(*words, "--quiet").stdout.splitlines()
         assert not any(line.startswith("This model") for line in quiet)
         out.unlink(missing_ok=True)
+
+
+def test_the_demo_says_the_same_of_such_a_release():
+    texts = json.loads((Path(leukoscope.__file__).parent / "web" / "texts.json").read_text())["texts"]
+    assert [texts[key]["en"] for key in ("warn_synthetic", "no_detector")] == [ON_PHANTOMS, NO_DETECTOR]
 
 
 def test_many_files_show_how_far_it_is(tiny_release, cells, monkeypatch):
@@ -123,19 +127,14 @@ def test_many_files_show_how_far_it_is(tiny_release, cells, monkeypatch):
     assert run("predict", tiny_release, cells, "--quiet").stderr == ""
 
 
-def test_a_narrow_terminal_keeps_the_file_name_and_the_numbers(tiny_release, tmp_path):
-    paths = [save_cell(tmp_path / "a-folder-with-a-long-name" / "another" / f"cell_{n}.png") for n in range(2)]
-    command = ["predict", "--model", str(tiny_release), *map(str, paths)]
-    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, command)
+def test_a_narrow_terminal_keeps_the_numbers_and_all_of_the_file_name(tiny_release, tmp_path):
+    path = save_cell(tmp_path / "a-folder-with-a-long-name" / "another" / "cell_1.png")
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["predict", str(tiny_release), str(path)])
 
     assert result.exit_code == 0, result.output
-    rows = [line for line in result.stdout.splitlines() if line.startswith("│") and "cell_" in line]
-    assert f"in {paths[0].parent}:" in result.stdout.splitlines(), "the folder that all share is printed once"
-    assert len(rows) == 2 and all(len(row) <= 80 for row in rows)
-    for row, path in zip(rows, paths, strict=True):
-        shown, _, *numbers = (cell.strip() for cell in row.strip("│").split("│"))
-        assert shown == path.name
-        assert len(numbers) == 3 and all(len(number) == 6 for number in numbers[:2]), row
+    rows = [line.strip("│").split("│") for line in result.stdout.splitlines() if line.startswith("│")]
+    assert "".join(cells[0].strip() for cells in rows) == str(path)
+    assert [len(number.strip()) for number in rows[0][2:4]] == [6, 6]
 
 
 @pytest.mark.skipif(not computes("bf16"), reason="needs a processor with bf16")
@@ -160,7 +159,7 @@ def test_a_lower_precision_is_said(tiny_release, kept_graphs, cells, tmp_path):
 
 
 def test_json_is_one_array_and_nothing_else(tiny_release, cells):
-    result = run("predict", "--model", tiny_release, "--json", cells / "a.png")
+    result = run("predict", tiny_release, "--json", cells / "a.png")
 
     (answer,) = json.loads(result.stdout)
     assert answer["source"] == str(cells / "a.png")
@@ -174,7 +173,7 @@ def test_json_is_one_array_and_nothing_else(tiny_release, cells):
 
 
 def test_a_folder_stands_for_all_its_images(tiny_release, cells):
-    answers = json.loads(run("predict", "--model", tiny_release, "--json", cells).stdout)
+    answers = json.loads(run("predict", tiny_release, "--json", cells).stdout)
 
     assert [answer["source"] for answer in answers] == [str(cells / "a.png"), str(cells / "inner" / "b.bmp")]
 
@@ -185,7 +184,7 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    result = run("predict", "--model", tiny_release, "--json", cells / "a.png", text, empty, tmp_path / "none.bmp")
+    result = run("predict", tiny_release, "--json", cells / "a.png", text, empty, tmp_path / "none.bmp")
 
     assert [answer["source"] for answer in json.loads(result.stdout)] == [str(cells / "a.png")]
     assert error_lines(result) == [
@@ -198,20 +197,20 @@ def test_bad_files_are_named_and_the_good_ones_answered(tiny_release, cells, tmp
 
 
 def test_only_bad_files_give_an_empty_array(tiny_release, tmp_path):
-    result = run("predict", "--model", tiny_release, "--json", tmp_path / "none.bmp")
+    result = run("predict", tiny_release, "--json", tmp_path / "none.bmp")
 
     assert json.loads(result.stdout) == []
     assert result.exit_code == 1
 
 
 def test_square_brackets_in_a_name_are_shown_as_they_are(tiny_release, tmp_path):
-    result = run("predict", "--model", tiny_release, save_cell(tmp_path / "cell[bold].png"))
+    result = run("predict", tiny_release, save_cell(tmp_path / "cell[bold].png"))
 
     assert "cell[bold].png" in result.stdout.replace("\n", "")
 
 
 def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
-    result = run("predict", "--model", tmp_path / "nowhere", cells / "a.png")
+    result = run("predict", tmp_path / "nowhere", cells / "a.png")
 
     assert error_lines(result) == [
         f"error: {tmp_path / 'nowhere'}: no such folder, and no Hub id either; give a release folder, a name that "
@@ -224,7 +223,7 @@ def test_a_wrong_model_ends_in_one_line(cells, tmp_path):
 def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, cells, tmp_path):
     out = tmp_path / "new" / "maps"
 
-    result = run("predict", "--model", tiny_release, "--json", "--explain", out, cells)
+    result = run("predict", tiny_release, "--json", "--explain", out, cells)
 
     answers = json.loads(result.stdout)
     assert {path.name for path in out.iterdir()} == {f"{Path(a['source']).stem}-{a['outcome']}.png" for a in answers}
@@ -238,7 +237,7 @@ def test_explain_draws_the_most_probable_class_over_each_picture(tiny_release, c
 
 
 def test_a_network_without_maps_is_said_to_have_none(vit_release, cells, tmp_path):
-    result = run("predict", "--model", vit_release, "--json", "--explain", tmp_path / "maps", cells / "a.png")
+    result = run("predict", vit_release, "--json", "--explain", tmp_path / "maps", cells / "a.png")
 
     (answer,) = json.loads(result.stdout)
     assert "overlay" not in answer
@@ -251,7 +250,7 @@ def test_explain_numbers_equal_names_and_replaces_the_maps_of_an_earlier_run(tin
     first, second = save_cell(tmp_path / "one" / "cell.png"), save_cell(tmp_path / "two" / "cell.png")
     out = tmp_path / "maps"
 
-    runs = [run("predict", "--model", tiny_release, "--json", "--explain", out, first, second) for _ in range(2)]
+    runs = [run("predict", tiny_release, "--json", "--explain", out, first, second) for _ in range(2)]
 
     earlier, later = (json.loads(result.stdout) for result in runs)
     label = earlier[0]["outcome"]
@@ -264,14 +263,14 @@ def test_explain_never_overwrites_a_picture_that_it_explains(tiny_release, tmp_p
     cells = [save_cell(tmp_path / name) for name in ("cell.png", "cell-ALL.png", "cell-HEM.png")]
     kept = [path.read_bytes() for path in cells]
 
-    answers = json.loads(run("predict", "--model", tiny_release, "--json", "--explain", tmp_path, *cells).stdout)
+    answers = json.loads(run("predict", tiny_release, "--json", "--explain", tmp_path, *cells).stdout)
 
     assert Path(answers[0]["overlay"]).name == f"cell-{answers[0]['outcome']}-2.png"
     assert [path.read_bytes() for path in cells] == kept
 
 
 def test_explain_into_a_file_ends_in_one_line(tiny_release, cells):
-    result = run("predict", "--model", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
+    result = run("predict", tiny_release, "--explain", cells / "notes.txt", cells / "a.png")
 
     assert error_lines(result) == [
         f"error: {cells / 'notes.txt'}: cannot write there (File exists); name another folder"
@@ -287,9 +286,9 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
     Image.fromarray(smear_picture("Pre", 0)).save(tmp_path / "smear.png")
     (tmp_path / "smear.png").rename(smear)
 
-    as_json = run("predict", "--model", tiny_release, "--json", path)
-    as_table = run("predict", "--model", tiny_release, path)
-    refused = run("predict", "--model", RELEASE, smear)
+    as_json = run("predict", tiny_release, "--json", path)
+    as_table = run("predict", tiny_release, path)
+    refused = run("predict", RELEASE, smear)
 
     assert json.loads(as_json.stdout)[0]["source"] == path
     assert as_table.exit_code == refused.exit_code == 0
@@ -298,8 +297,8 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, tmp_path):
 
 
 def test_eight_views_say_how_many_differ(tiny_release, cells):
-    told = run("predict", "--model", tiny_release, cells / "a.png", "--tta", "--json")
-    shown = run("predict", "--model", tiny_release, cells / "a.png", "--tta")
+    told = run("predict", tiny_release, cells / "a.png", "--tta", "--json")
+    shown = run("predict", tiny_release, cells / "a.png", "--tta")
 
     (row,) = json.loads(told.stdout)
     assert row["disagreement"] in [k / 8 for k in range(5)]
@@ -313,7 +312,7 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
     Image.new("RGB", (450, 450)).save(black)
     Image.fromarray(smear_picture("Pre", 0)).save(smear)
 
-    result = run("predict", "--model", RELEASE, known, blank, black, smear)
+    result = run("predict", RELEASE, known, blank, black, smear)
 
     assert (result.exit_code, result.stderr) == (0, ""), "a picture without a class is no error"
     rows = {path.stem: line for line in result.stdout.splitlines() for path in (known, blank, black, smear)
@@ -322,10 +321,10 @@ def test_without_a_class_the_table_says_why_below(tmp_path):
         assert outcome in rows[name]
     below = " ".join(result.stdout.split("└")[1].split())
     assert "(OOD score" in below and "the picture is no single cell cut out on black" in below
-    assert f"if it is a smear, to find and classify its cells: leukoscope field {smear} --model {RELEASE}" in below
+    assert f"if it is a smear, to find and classify its cells: leukoscope field {RELEASE} {smear}" in below
     assert "Where the outcome is no class, the probabilities are no result." in below
     assert f"{known.name}:" not in below
-    for answer in json.loads(run("predict", "--model", RELEASE, blank, black, smear, "--json").stdout):
+    for answer in json.loads(run("predict", RELEASE, blank, black, smear, "--json").stdout):
         assert answer["ood_score"] > 1
         assert f"OOD score {answer['ood_score']:.1f}" in below
 
@@ -334,8 +333,8 @@ def test_the_reasons_of_many_files_are_counted(watched_release, tmp_path):
     for number in range(22):
         Image.new("RGB", (64, 64), "white").save(tmp_path / f"blank-{number}.png")
 
-    few = run("predict", "--model", watched_release, tmp_path / "blank-0.png", tmp_path / "blank-1.png")
-    many = run("predict", "--model", watched_release, tmp_path)
+    few = run("predict", watched_release, tmp_path / "blank-0.png", tmp_path / "blank-1.png")
+    many = run("predict", watched_release, tmp_path)
 
     assert few.stdout.count("(OOD score") == 2 and "blank-1.png: " in few.stdout
     assert re.search(r"ood_(shape|colour|texture): 22 files \(--json gives the numbers\)", many.stdout)
@@ -343,7 +342,7 @@ def test_the_reasons_of_many_files_are_counted(watched_release, tmp_path):
 
 
 def test_an_unknown_backend_is_refused_in_one_line(tiny_release, cells):
-    result = run("predict", "--model", tiny_release, cells / "a.png", "--backend", "abacus")
+    result = run("predict", tiny_release, cells / "a.png", "--backend", "abacus")
 
     assert result.exit_code == 1
     assert error_lines(result) == [

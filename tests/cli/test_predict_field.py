@@ -36,7 +36,7 @@ def smear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_table_shows_counts_scale_and_notice(tiny_release, smear):
-    result = run("field", smear, "--model", tiny_release, "--um_per_pixel", 0.2)
+    result = run("field", tiny_release, smear, "--um_per_pixel", 0.2)
 
     assert result.exit_code == 0, result.output
     assert "0.200" in result.stdout and "scale: given" in result.stdout.splitlines()
@@ -47,7 +47,7 @@ def test_table_shows_counts_scale_and_notice(tiny_release, smear):
 def test_json_and_overlay_agree_with_the_field(tiny_release, smear, tmp_path):
     out = tmp_path / "new" / "overlay.png"
 
-    result = run("field", smear, "--model", tiny_release, "--um_per_pixel", 0.2, "--output", out, "--json")
+    result = run("field", tiny_release, smear, "--um_per_pixel", 0.2, "--output", out, "--json")
 
     (told,) = json.loads(result.stdout)
     assert len(told["cells"]) == sum(told["counts"].values()) == 3
@@ -63,9 +63,7 @@ def test_a_bad_field_is_named_and_the_others_are_still_read(tiny_release, smear,
     grey = tmp_path / "grey.png"
     Image.open(smear).convert("L").save(grey)
 
-    result = run(
-        "field", grey, smear, tmp_path / "none.png", "--model", tiny_release, "--json", "--output", tmp_path / "o.png"
-    )
+    result = run("field", tiny_release, grey, smear, tmp_path / "none.png", "--json", "--output", tmp_path / "o.png")
 
     assert result.exit_code == 1
     assert [reading["source"] for reading in json.loads(result.stdout)] == [str(smear)]
@@ -80,8 +78,8 @@ def test_fields_of_one_name_have_overlays_of_their_own(tiny_release, smear, tmp_
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(smear, tmp_path / name)
 
-    flags = ("--model", tiny_release, "--um_per_pixel", 0.2, "--output", tmp_path / "o.png")
-    result = run("field", *(tmp_path / name for name in names), *flags)
+    flags = ("--um_per_pixel", 0.2, "--output", tmp_path / "o.png")
+    result = run("field", tiny_release, *(tmp_path / name for name in names), *flags)
 
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.glob("o*.png")) == ["o-A-2-2.png", "o-a-2.png", "o-a.png"]
@@ -110,9 +108,9 @@ def test_an_overlay_is_a_png_by_its_name_too(tiny_release, smear, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot exist on Windows or macOS")
 def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_path):
     odd = shutil.copy(smear, os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff.png"))
-    flags = ("--model", tiny_release, "--um_per_pixel", 0.2, "--output", tmp_path / "o.png")
+    flags = ("--um_per_pixel", 0.2, "--output", tmp_path / "o.png")
 
-    result = run("field", odd, *flags)
+    result = run("field", tiny_release, odd, *flags)
 
     assert result.exit_code == 0, result.output
     assert "odd-\ufffd.png" in "".join(result.stdout.split())
@@ -121,14 +119,14 @@ def test_a_name_that_is_no_utf8_does_not_end_the_run(tiny_release, smear, tmp_pa
 
 
 def test_predict_sends_a_smear_here_instead_of_giving_it_a_class(smear):
-    result = run("predict", smear, "--model", RELEASE, "--json")
+    result = run("predict", RELEASE, smear, "--json")
 
     (answer,) = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
     assert answer["outcome"] == "not a cell"
     assert answer["reasons"][0]["code"] == "field_of_view"
-    shown = " ".join(run("predict", smear, "--model", RELEASE).stdout.split())
-    assert f"leukoscope field {smear} --model {RELEASE}" in shown
+    shown = " ".join(run("predict", RELEASE, smear).stdout.split())
+    assert f"leukoscope field {RELEASE} {smear}" in shown
 
 
 def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
@@ -137,8 +135,8 @@ def test_a_field_in_another_stain_gets_no_class_at_all(tmp_path):
     Image.fromarray(drawn).save(known)
     Image.fromarray((drawn * np.array([1.0, 0.86, 0.74])).astype(np.uint8)).save(warm)
 
-    result = run("field", known, warm, "--model", RELEASE, "--um_per_pixel", 0.12, "--json")
-    shown = run("field", warm, "--model", RELEASE, "--um_per_pixel", 0.12)
+    result = run("field", RELEASE, known, warm, "--um_per_pixel", 0.12, "--json")
+    shown = run("field", RELEASE, warm, "--um_per_pixel", 0.12)
 
     inside, outside = json.loads(result.stdout)
     assert inside["in_distribution"] >= 0.5 > outside["in_distribution"]

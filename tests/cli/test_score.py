@@ -41,7 +41,7 @@ def cells(tmp_path: Path) -> Path:
 def test_says_what_was_written_and_where(tiny_release, cells, tmp_path):
     out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
     pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
-    result = run("--model", tiny_release, "--input", cells, "--output", out, *pattern)
+    result = run(tiny_release, "--input", cells, "--output", out, *pattern)
     assert result.exit_code == 1, "as predict ends with a file that cannot be read"
     detector = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
     written = [f"4 cells scored: {out}", f"2 subjects: {subjects}"]
@@ -59,7 +59,7 @@ def test_a_data_set_is_scored_by_its_name(tiny_release, cells, tmp_path):
         (tmp_path / "data" / label / f"{label}.png").write_bytes((cells / "s0-0.png").read_bytes())
     (tmp_path / "data" / "HEM" / "empty.png").touch()
     out = tmp_path / "out.parquet"
-    result = run("--model", tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
+    result = run(tiny_release, "--input", "imagefolder", "--train_dir", tmp_path / "data", "--output", out)
     assert result.exit_code == 1, result.output
     assert pq.read_table(out)["cell_id"].to_pylist() == ["ALL/ALL", "HEM/HEM"]
     listed = f"{tmp_path / 'data' / 'HEM' / 'empty.png'},the file is empty (0 bytes); copy or export it again"
@@ -72,7 +72,7 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
     Image.fromarray(draw_cell("ALL", subject=0, cell=0).image).save(cells / "s0-full.png")
     out, subjects = tmp_path / "out.parquet", tmp_path / "subjects.csv"
     pattern = ("--subject_pattern", r"(s\d)-", "--by-subject", subjects)
-    result = run("--model", RELEASE, "--input", cells, "--output", out, *pattern)
+    result = run(RELEASE, "--input", cells, "--output", out, *pattern)
     assert result.exit_code == 0, result.output
     rows = {row["cell_id"]: row for row in pq.read_table(out).to_pylist()}
     assert rows["s0-full.png"]["outcome"] == "ALL" and rows["s0-full.png"]["ood_score"] <= 1
@@ -109,7 +109,7 @@ def test_pictures_without_a_class_are_counted_and_say_why(cells, tmp_path):
 )
 def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    result = run("--model", "nowhere", "--input", cells, *flags)
+    result = run("nowhere", "--input", cells, *flags)
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (1, "", [message])
     assert [path.name for path in tmp_path.iterdir()] == ["cells"], "refused before anything is written"
 

@@ -55,7 +55,7 @@ def cells(tmp_path: Path) -> Path:
 
 
 def test_each_person_gets_a_line_and_a_reason(release: Path, cells: Path) -> None:
-    result = run("patient", cells, "--model", release)
+    result = run("patient", release, cells)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert any("=1+1" in line and "ALL" in line for line in lines)
@@ -68,7 +68,7 @@ def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> N
     for number, name in enumerate(("c", "d"), start=4):
         (cells / name).mkdir()
         Image.fromarray(draw_cell("ALL", cell=number, size=64).image).save(cells / name / "0.png")
-    lines = run("patient", cells, "--model", release).stdout.splitlines()
+    lines = run("patient", release, cells).stdout.splitlines()
     assert [line for line in lines if "are needed" in line] == [
         "b: too few cells: 1 cells in use, and 2 are needed; likewise 2 more"
     ]
@@ -76,7 +76,7 @@ def test_the_reason_of_many_persons_is_one_line(release: Path, cells: Path) -> N
 
 def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Path) -> None:
     (cells / "=1+1" / "broken.png").write_text("no picture")
-    result = run("patient", cells / "=1+1", "--model", release, "--json")
+    result = run("patient", release, cells / "=1+1", "--json")
     assert result.exit_code == 1
     (row,) = json.loads(result.stdout)
     assert (row["patient"], row["cells"], row["outcome"]) == ("=1+1", 3, "ALL")
@@ -86,7 +86,7 @@ def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Pa
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet", ".xlsx"])
 def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"persons{suffix}"
-    result = run("patient", cells, "--model", release, "--output", out)
+    result = run("patient", release, cells, "--output", out)
     assert result.exit_code == 0, result.output
     assert f"table: {out}" in result.stdout
     if suffix == ".parquet":
@@ -111,13 +111,13 @@ def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_p
 def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path, tmp_path: Path) -> None:
     out, persons = tmp_path / "cells.csv", tmp_path / "persons.xlsx"
     pattern = ("--subject_pattern", r"^(?P<subject>[^/]+)/")
-    result = run("score", "--model", release, "--input", cells, "--output", out, "--by_subject", persons, *pattern)
+    result = run("score", release, "--input", cells, "--output", out, "--by_subject", persons, *pattern)
     assert result.exit_code == 0, result.output
     with out.open() as file:
         assert len(list(csv.DictReader(file))) == 4
     head, *rows = load_workbook(persons).active.iter_rows(values_only=True)
     scored = {row["subject"]: row for row in (dict(zip(head, row, strict=True)) for row in rows)}
-    predicted = json.loads(run("patient", cells, "--model", release, "--json").stdout)
+    predicted = json.loads(run("patient", release, cells, "--json").stdout)
     for person in predicted:
         for key in ("outcome", "cells", "used", "refused", "abstained"):
             assert scored[person["patient"]][key] == person[key]
@@ -129,7 +129,7 @@ def test_copies_count_once_in_the_table_by_subject(release: Path, cells: Path, t
     for number in range(3):
         shutil.copy(cells / "b" / "3.png", cells / "b" / f"copy-{number}.png")
     flags = ("--subject_pattern", "(.*)/", "--output", tmp_path / "out.csv", "--by_subject", tmp_path / "subjects.csv")
-    assert run("score", "--model", release, "--input", cells, *flags).exit_code == 0
+    assert run("score", release, "--input", cells, *flags).exit_code == 0
     with (tmp_path / "subjects.csv").open() as file:
         outcomes = {row["subject"]: (row["cells"], row["outcome"]) for row in csv.DictReader(file)}
     assert outcomes["b"] == ("1", "too few cells")
@@ -166,16 +166,16 @@ def test_a_table_without_subjects_makes_no_subject_of_its_folder(release: Path, 
     """Cells of two persons would become one subject, and a leukaemic one be reported normal."""
     rows = "".join(f"{path.relative_to(cells.parent)}\n" for path in sorted(cells.rglob("*.png")))
     (cells.parent / "t.csv").write_text(f"file\n{rows}")
-    result = run("patient", cells.parent / "t.csv", "--model", release)
+    result = run("patient", release, cells.parent / "t.csv")
     assert result.exit_code == 1 and "t.csv: names no subject; add a column called subject (or" in result.output
     named = "".join(f"{path.relative_to(cells.parent)},P{path.parent.name}\n" for path in sorted(cells.rglob("*.png")))
     (cells.parent / "t.csv").write_text(f"File, Patient ID\n{named}")
-    result = run("patient", cells.parent / "t.csv", "--model", release)
+    result = run("patient", release, cells.parent / "t.csv")
     assert result.exit_code == 0 and "P=1+1" in result.output and "Pb" in result.output, result.output
 
 
 def test_a_table_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    result = run("patient", tmp_path / "missing", "--model", "nobody/nothing", "--output", tmp_path / "out.ods")
+    result = run("patient", "nobody/nothing", tmp_path / "missing", "--output", tmp_path / "out.ods")
     assert result.exit_code == 1
     said = "out.ods: is no kind of table or report written here; give a name that ends in .parquet, .csv, .json, .xlsx"
     assert f"{said}, .html, .pdf" in result.stderr
@@ -185,31 +185,31 @@ def test_no_table_is_overwritten(release: Path, cells: Path, tmp_path: Path) -> 
     table = tmp_path / "cells.csv"
     table.write_text("file,subject\ncells/b/3.png,b\n")
     before = table.read_text()
-    result = run("patient", table, "--model", release, "--output", table)
+    result = run("patient", release, table, "--output", table)
     said = f"error: --output {table}: is already there; move it, or name another file\n"
     assert (result.exit_code, result.stderr) == (1, said)
     flags = ("--input", table, "--output", tmp_path / "out.csv", "--by_subject", table)
-    result = run("score", "--model", release, *flags)
+    result = run("score", release, *flags)
     said = f"error: --by_subject {table}: is the file of --input too; name another one\n"
     assert (result.exit_code, result.stderr) == (1, said)
     assert table.read_text() == before
 
 
 def test_problems_end_in_one_line(tiny_release: Path, cells: Path, tmp_path: Path) -> None:
-    result = run("patient", tmp_path / "nowhere", "--model", tiny_release)
+    result = run("patient", tiny_release, tmp_path / "nowhere")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder or file")
-    result = run("patient", cells, "--model", tiny_release)
+    result = run("patient", tiny_release, cells)
     (line,) = result.stderr.splitlines()
     assert "cannot predict for a subject: its metrics.json has no 'patients'" in line
-    result = run("patient", cells, "--model", tiny_release, "--output", tmp_path / "report.docx")
+    result = run("patient", tiny_release, cells, "--output", tmp_path / "report.docx")
     assert "report.docx: is no kind of table or report written here; give a name that ends in" in result.stderr
 
 
 def test_a_table_that_cannot_be_written_leaves_the_persons_printed(release: Path, cells: Path, tmp_path: Path) -> None:
     table = tmp_path / "file" / "patients.csv"
     (tmp_path / "file").touch()
-    result = run("patient", cells / "b", "--model", release, "--output", table)
+    result = run("patient", release, cells / "b", "--output", table)
     assert result.exit_code == 1 and "b: too few cells: 1 cells in use" in result.stdout
     assert result.stderr == f"error: --output {table}: cannot be written (File exists); name another folder\n"
 
@@ -221,9 +221,9 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
     metrics["patients"]["measured"] |= measured
     metrics["data"] = {"title": "C-NMC", "citation": "Gupta (2019).", "licence": "CC BY 3.0"}
     (release / "metrics.json").write_text(json.dumps(metrics))
-    result = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html")
+    result = run("patient", release, cells / "=1+1", "--output", tmp_path / "new" / "report.html")
     assert result.exit_code == 0, result.output
-    said = run("patient", cells / "=1+1", "--model", release, "--output", tmp_path / "new" / "report.html", "--json")
+    said = run("patient", release, cells / "=1+1", "--output", tmp_path / "new" / "report.html", "--json")
     assert json.loads(said.stdout) == {"report": str(tmp_path / "new" / "report.html"), "notice": RESEARCH_NOTICE}
     html = (tmp_path / "new" / "report.html").read_text()
     assert "<h1>Report on the cells of one subject</h1>" in html and "=1+1" not in html
@@ -251,7 +251,7 @@ def test_a_report_is_one_page_that_names_nobody(release: Path, cells: Path, tmp_
 
 
 def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
-    result = run("patient", cells, "--model", release, "--output", tmp_path / "report.html")
+    result = run("patient", release, cells, "--output", tmp_path / "report.html")
     assert result.exit_code == 1
     assert "2 subjects ('=1+1', 'b' …): a report is of one; give the folder" in " ".join(result.stderr.split())
     assert not (tmp_path / "report.html").exists()
@@ -260,7 +260,7 @@ def test_a_report_on_several_persons_is_refused(release: Path, cells: Path, tmp_
 def test_a_report_on_a_class_folder_is_refused(release: Path, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     shutil.copytree(cells / "b", tmp_path / "own" / "ALL")
-    result = run("patient", tmp_path / "own", "--model", release, "--output", tmp_path / "report.html")
+    result = run("patient", release, tmp_path / "own", "--output", tmp_path / "report.html")
     assert result.exit_code == 1
     assert "lies in the folder 'ALL', which is a class, not a subject" in " ".join(result.stderr.split())
 
@@ -272,7 +272,7 @@ def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path,
     metrics["data"] = {"title": "C-NMC"}
     (release / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "file").touch()
-    result = run("patient", cells / "b", "--model", release, "--output", tmp_path / "file" / "report.html")
+    result = run("patient", release, cells / "b", "--output", tmp_path / "file" / "report.html")
     assert result.exit_code == 1
     said = " ".join(result.stderr.split())
     assert said.startswith("error: --output ") and "cannot be written (File exists); name another folder" in said

@@ -25,7 +25,6 @@ from typer.main import get_command
 from hub_server import WRITE_TOKEN, serving
 from hub_server.api import USER
 from leukoscope.cli import app
-from leukoscope.cli.options import ModelCommand
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments
 from scratch import ROOT, lay_out
 
@@ -87,7 +86,6 @@ def unknown_words(words: list[str]) -> Iterator[str]:
                 return
             command = command.commands[name]
         known = {option for parameter in command.params for option in parameter.opts}
-        known |= {"--model"} if isinstance(command, ModelCommand) else set()
         known |= TRAINING_FLAGS if command.context_settings.get("ignore_unknown_options") else set()
         yield from (word for word in rest if word.startswith("--") and word not in known)
 

@@ -199,8 +199,8 @@ def test_a_space_answers_alike(
 @pytest.fixture(scope="module")
 def space(hub: Hub, place: Path, versions: dict[str, str]) -> Path:
     """A Space as a machine gets it from the Hub."""
-    models = ("--model", f"{ID}@v1", "--model", ID)
-    run(hub, place, "-m", "leukoscope", "release", "space", *models, "--out", "written", "--push", "lab/demo")
+    models = (f"{ID}@v1", ID)
+    run(hub, place, "-m", "leukoscope", "release", "space", *models, "--output", "written", "--push", "lab/demo")
     fetch = "import huggingface_hub as h; h.snapshot_download('lab/demo', repo_type='space', local_dir='space')"
     run(hub, place, "-c", fetch)
     return place / "space"
@@ -261,7 +261,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 def test_predict_names_the_commit_that_answered(
     hub: Hub, place: Path, versions: dict[str, str], picture: Path, answers: dict[str, Any]
 ) -> None:
-    predict = ("-m", "leukoscope", "predict", str(picture), "--model", f"{ID}@v1")
+    predict = ("-m", "leukoscope", "predict", f"{ID}@v1", str(picture))
     (row,) = json.loads(run(hub, place, *predict, "--json", home="fresh").stdout)
     assert (row["model"], row["revision"]) == (ID, versions["v1"])
     assert row["probabilities"] == pytest.approx(answers["v1"]["predictor"], abs=1e-6)

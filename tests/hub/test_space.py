@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_earlier_space(space: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--model", "a/b", "--model", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
+        (["a/b", "c/d", "--static"], "--static: a/b, c/d given; name one model, without --gpu"),
         (["a/b", "--static", "--gpu"], "--static: --gpu given; name one model, without --gpu"),
         (["a/b", "--onnxruntime_web", "node"], "--onnxruntime_web node: is for a static page; add --static"),
     ],
@@ -365,7 +365,7 @@ def run(*words: str) -> Any:
 
 def test_the_command_builds_and_publishes(hub: Hub, model: str, tmp_path: Path) -> None:
     out = tmp_path / "my space"
-    done = run("--model", "lab/cells@v1", "--model", "lab/cells", "--output", str(out), "--push", "lab/demo")
+    done = run("lab/cells@v1", "lab/cells", "--output", str(out), "--push", "lab/demo")
     assert done.exit_code == 0, done.output
     assert f"space: {out} (try it: cd '{out}' && python app.py)" in done.output
     assert f"published: {hub.url}/spaces/lab/demo (commit " in done.output
@@ -375,7 +375,7 @@ def test_the_command_builds_and_publishes(hub: Hub, model: str, tmp_path: Path) 
 
 def test_nothing_is_uploaded_unasked(hub: Hub, model: str, tmp_path: Path) -> None:
     hub.requests.clear()
-    assert run("--model", "lab/cells", "--output", str(tmp_path / "space")).exit_code == 0
+    assert run("lab/cells", "--output", str(tmp_path / "space")).exit_code == 0
     assert all(request.startswith("GET") for request in hub.requests)
 
 
@@ -383,7 +383,7 @@ def test_a_failed_push_names_the_command_that_goes_on(
     hub: Hub, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    words = ["--model", "lab/cells", "--output", str(tmp_path / "space"), "--push", "lab/demo", "--private"]
+    words = ["lab/cells", "--output", str(tmp_path / "space"), "--push", "lab/demo", "--private"]
     failed = run(*words)
     assert failed.exit_code == 1
     assert "lab/demo: publishing failed: your token may not write there" in failed.output

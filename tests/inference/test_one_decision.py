@@ -153,10 +153,10 @@ def every_way(paths: list[Path], tmp_path: Path) -> dict[str, dict[str, Said]]:
         name: said(one.decision, one.checks.ood_score) for name, one in opened.items()
     }
 
-    told = json.loads(command("predict", "--model", RELEASE, "--json", *paths))
+    told = json.loads(command("predict", RELEASE, "--json", *paths))
     found["predict --json"] = {Path(prediction["source"]).name: of_json(prediction) for prediction in told}
     table = tmp_path / "scores.parquet"
-    command("score", "--model", RELEASE, "--input", paths[0].parent, "--output", table)
+    command("score", RELEASE, "--input", paths[0].parent, "--output", table)
     found["score"] = {
         row["cell_id"]: (row["outcome"], tuple(row["reasons"].split()), row["ood_score"])
         for row in pq.read_table(table).to_pylist()
@@ -223,7 +223,7 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     image = open_field(path)
     ours = read_field(Predictor.from_pretrained(RELEASE), image, um_per_pixel=PITCH)
     seen = predict_field(shelf, *upload(path, FIELD), "released", PITCH)
-    (told,) = json.loads(command("field", path, "--model", RELEASE, "--um-per-pixel", PITCH, "--json"))
+    (told,) = json.loads(command("field", RELEASE, path, "--um-per-pixel", PITCH, "--json"))
     reading, _ = endpoint(shelf, "field")(str(path), "released", PITCH)
 
     outcomes = [cell.outcome for cell in ours.cells]

@@ -546,7 +546,6 @@ def command(release: Path, cells: Path, output: Path) -> list[str]:
         "-m",
         "leukoscope",
         "score",
-        "--model",
         str(release),
         "--input",
         str(cells),

@@ -591,6 +591,8 @@ def test_it_names_the_launcher_that_started_the_run(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
     assert " ".join(launch_command()).startswith(words)
+    monkeypatch.setattr(sys, "argv", ["/bin/leukoscope", "train", "--seed", "3"])
+    assert " ".join(launch_command()).startswith(words.replace("train.py", "-m leukoscope train"))
 
 
 @pytest.mark.parametrize("launcher", [{"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "1"}])

@@ -6,7 +6,7 @@ inside it, so that `leukoscope --help` is quick. Results go to stdout, problems 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +14,13 @@ import typer
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.cli.data import AuditCommand, audit, check
 from leukoscope.cli.data import push as push_data
-from leukoscope.cli.doctor import demo, doctor
+from leukoscope.cli.demo import demo
+from leukoscope.cli.doctor import doctor
 from leukoscope.cli.evaluate import evaluate, protocol
-from leukoscope.cli.options import Command, CommandGroup, ModelCommand
-from leukoscope.cli.predict import field, patient, predict, score
+from leukoscope.cli.field import field
+from leukoscope.cli.options import Command, CommandGroup
+from leukoscope.cli.patient import patient
+from leukoscope.cli.predict import predict, score
 from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
 from leukoscope.cli.train import train
 
@@ -95,53 +98,40 @@ def leukoscope(
     """Options of every command; the help text above the list of commands is the app's."""
 
 
-def _add(
-    group: typer.Typer,
-    function: Callable[..., None],
-    name: str,
-    *,
-    cls: type[Command] = ModelCommand,
-    old_flags: Mapping[str, str] | None = None,
-    training_flags: bool = False,
-) -> None:
+def _add(group: typer.Typer, function: Callable[..., None], name: str, *, training_flags: bool = False) -> None:
     """Add a command with its examples; its flags may be written with dashes or underscores.
 
     Args:
-        old_flags: flags that had another name, old → new, without leading dashes and with dashes inside.
-        training_flags: flags that it does not know are left in `ctx.args`, for the parser of train.py.
+        training_flags: unknown flags are left in `ctx.args`, for the parser of train.py.
     """
-
-    def canonical(flag: str) -> str:
-        flag = flag.replace("_", "-")
-        return (old_flags or {}).get(flag, flag)
-
-    settings: dict[str, Any] = {"token_normalize_func": canonical}
+    settings: dict[str, Any] = {"token_normalize_func": lambda flag: flag.replace("_", "-")}
     if training_flags:
-        settings |= {"allow_extra_args": True, "ignore_unknown_options": True}
+        settings |= TRAINING_FLAGS
     path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
     examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
-    epilog = "\n\n".join(("Examples:", *examples))
-    group.command(name, cls=cls, context_settings=settings, epilog=epilog)(function)
+    cls = AuditCommand if function is audit else Command
+    group.command(name, cls=cls, context_settings=settings, epilog="\n\n".join(("Examples:", *examples)))(function)
 
 
-app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
 _add(app, predict, "predict")
-_add(app, field, "field", old_flags={"out": "output"})
+_add(app, field, "field")
 _add(app, patient, "patient")
 _add(app, score, "score")
-_add(app, evaluate, "evaluate", old_flags={"output-dir": "output"})
-_add(app, protocol, "protocol", cls=Command, old_flags={"release": "output"}, training_flags=True)
+_add(app, evaluate, "evaluate")
+_add(app, protocol, "protocol", training_flags=True)
 app.add_typer(data)
-_add(data, check, "check", cls=Command)
-_add(data, audit, "audit", cls=AuditCommand, old_flags={"output-dir": "output"})
-_add(data, push_data, "push", cls=Command)
+_add(data, check, "check")
+_add(data, audit, "audit")
+_add(data, push_data, "push")
 app.add_typer(release)
-_add(release, export, "export", old_flags={"out": "output"})
+_add(release, export, "export")
 _add(release, push, "push")
 _add(release, card, "card")
-_add(release, recalibrate, "recalibrate", old_flags={"output-dir": "output"})
+_add(release, recalibrate, "recalibrate")
 _add(release, assess, "assess")
-_add(release, space, "space", old_flags={"out": "output"})
-_add(release, list_releases, "list", cls=Command)
-_add(app, doctor, "doctor", cls=Command)
-_add(app, demo, "demo", cls=Command)
+_add(release, space, "space")
+_add(release, list_releases, "list")
+_add(app, doctor, "doctor")
+_add(app, demo, "demo")

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,16 @@ from leukoscope.cli.options import (
     SubjectCsv,
     SubjectPattern,
     TrainDir,
+    load_reported,
     print_table,
     require_writable,
+    say,
 )
 from leukoscope.files import disk_errors
 from leukoscope.progress import progress
+
+if TYPE_CHECKING:
+    from leukoscope.data.loading import FolderReport, LoadedCells
 
 
 def check(
@@ -46,8 +51,8 @@ def check(
     fewest = min(sum(cells.get(label, 0) for cells in training) for label in info.labels)
     subjects = ["--subject_pattern", subject_pattern] if subject_pattern else []
     subjects += ["--subject_csv", str(subject_csv)] if subject_csv else []
-    flags = ["--dataset_name", info.name, "--train_dir", str(folder), *subjects]
-    train_flags = [*flags, *report.split_flags, *(["--recipe", info.recipe] if info.recipe else [])]
+    flags = ["--dataset_name", info.name, "--train_dir", str(folder), *subjects, *report.split_flags]
+    flags += ["--recipe", info.recipe] if info.recipe else []
     if as_json:
         found = {
             "dataset_name": info.name,
@@ -56,18 +61,26 @@ def check(
             "partitions": {name: dict(labels) for name, labels in report.partitions.items()},
             "subjects": {label: dict(cells) for label, cells in report.subjects.items()},
             "problems": list(report.problems),
-            "flags": train_flags,
+            "flags": flags,
         }
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        _print_folder(report)
+        typer.echo(f"look closer: leukoscope data audit {shlex.join([str(folder), *subjects])}")
         if fewest < LEAST_CELLS:
-            raise typer.Exit(1)
-        return
+            typer.secho(f"cannot be trained on: a class has {fewest} cell(s)", fg="red", bold=True)
+        else:
+            typer.echo(f"train on it: leukoscope train {shlex.join(flags)}")
+    if fewest < LEAST_CELLS:
+        raise typer.Exit(1)
+
+
+def _print_folder(report: FolderReport) -> None:
+    info, rows = report.info, []
     typer.echo(info.title)
-    partitions = sorted(report.partitions.items())
-    print_table(
-        ["cells", *info.labels],
-        [[name or "all", *(f"{counts.get(label, 0):,}" for label in info.labels)] for name, counts in partitions],
-    )
+    for name, counts in sorted(report.partitions.items()):
+        rows.append([name or "all", *(f"{counts.get(label, 0):,}" for label in info.labels)])
+    print_table(["cells", *info.labels], rows)
     if any(report.subjects.values()):
         rows = []
         for label, cells in report.subjects.items():
@@ -77,11 +90,6 @@ def check(
     for problem in report.problems:
         typer.echo(f"problem: {problem}")
     typer.echo(f"licence: {info.licence}")
-    typer.echo(f"look closer: leukoscope data audit {shlex.join([str(folder), *subjects])}")
-    if fewest < LEAST_CELLS:
-        typer.secho(f"cannot be trained on: a class has {fewest} cell(s)", fg="red", bold=True)
-        raise typer.Exit(1)
-    typer.echo(f"train on it: leukoscope train {shlex.join(train_flags)}")
 
 
 FINDINGS_EXIT = 2
@@ -134,28 +142,39 @@ def audit(
     on one side, known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts:
     where a feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
-    from leukoscope.audit import audit_cells, published_subjects, scan_cells
-    from leukoscope.data.loading import load_cells, recognise
-    from leukoscope.data.splits import load_split, make_split, own_split
-    from leukoscope.models.release_files import write_json
-    from leukoscope.reports.audit_page import write_audit_page
+    from leukoscope.data.loading import recognise
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope data audit: name the images, by DIR or by --dataset_name, not by both")
     if folder:
-        train_dir = folder
         dataset_name = "imagefolder" if subject_pattern or subject_csv else recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     require_writable(output)
     try:
-        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
-    except LeukoscopeError as error:
-        # Named by the flag, which is not given beside DIR.
+        data = load_reported(dataset_name, folder or train_dir, subject_pattern, subject_csv)
+    except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
-    if not quiet:
-        typer.echo(data.report(), err=True)
+    findings = _audit_into(output, data, folder or train_dir, split, split_file)
+    if as_json:
+        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
+    else:
+        _print_summary(findings)
+        typer.echo(f"page: {output / 'audit.html'}\n{RESEARCH_NOTICE}")
+    if findings["inflating"]:
+        raise typer.Exit(FINDINGS_EXIT)
+
+
+def _audit_into(
+    output: Path, data: LoadedCells, folder: Path | None, split: str | None, split_file: Path | None
+) -> dict[str, Any]:
+    """Audit a data set, and write audit.json and audit.html."""
+    from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.splits import load_split, make_split, own_split
+    from leukoscope.models.release_files import write_json
+    from leukoscope.reports.audit_page import write_audit_page
+
     # Both raise now rather than after every image is read; subjects on two sides are what the audit reports.
     chosen = load_split(split_file, data, disjoint=False) if split_file else None
     if split:
@@ -164,18 +183,12 @@ def audit(
     if chosen is None:
         chosen = make_split(seen.data, split) if split else own_split(seen.data)
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(seen, subjects=published_subjects(seen.data, train_dir), split=chosen)
+        findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=chosen)
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
-        page = write_audit_page(output / "audit.html", findings, seen)
-    if as_json:
-        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
-    else:
-        _print_summary(findings)
-        typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
-    if findings["inflating"]:
-        raise typer.Exit(FINDINGS_EXIT)
+        write_audit_page(output / "audit.html", findings, seen)
+    return findings
 
 
 def _print_summary(findings: Mapping[str, Any]) -> None:
@@ -229,14 +242,13 @@ def push(
 ) -> None:
     """Publish the images of a folder as a data set on the Hugging Face Hub, private unless you say --public.
 
-    All cells are audited first, and what is found stands on the card. Subjects, the publisher's folds and the names of
-    the cells go along; metadata of the image files do not. `leukoscope train --dataset_name ID` reads it from there.
+    All cells are audited first, and the card shows the findings. Subjects, the publisher's folds and the names of the
+    cells are published; metadata of the image files are not. `leukoscope train --dataset_name ID` reads it from there.
     """
     from datasets import disable_progress_bars
     from huggingface_hub.utils import disable_progress_bars as disable_upload_bars
 
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
-    from leukoscope.data.loading import load_cells
     from leukoscope.data.splits import own_split
     from leukoscope.hub.data_set import described, push_data_set, train_command
     from leukoscope.hub.publish import Destination, check_can_publish
@@ -248,18 +260,15 @@ def push(
     disable_progress_bars()
     if quiet:
         disable_upload_bars()
-    data = load_cells(info.name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
     check_can_publish(to)
-    if not quiet:
-        typer.echo(data.report(), err=True)
-    seen = scan_cells(data)
+    seen = scan_cells(load_reported(info.name, folder, subject_pattern, subject_csv))
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_split(seen.data))
     if not quiet:
         _print_summary(findings)
-        cell = seen.rows[0]
-        subject = f"subject {cell['subject']!r} and " if cell["subject"] else ""
-        typer.echo(f"the Hub gets ids as they are, such as {subject}cell {cell['cell_id']!r}", err=True)
+    cell = seen.rows[0]
+    subject = f"subject {cell['subject']!r} and " if cell["subject"] else ""
+    say(f"the Hub gets ids as they are, such as {subject}cell {cell['cell_id']!r}")
     published = push_data_set(seen, findings, info, to)
     typer.echo(f"published{' privately' if to.private else ''}: {published}")
     typer.echo(f"train on it: {train_command(seen, hub_id)}\n{RESEARCH_NOTICE}")

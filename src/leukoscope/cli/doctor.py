@@ -1,29 +1,38 @@
-"""`leukoscope doctor` checks this installation and names the next step for each problem; `leukoscope demo`."""
+"""`leukoscope doctor` checks this installation and names the next step for each problem."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-import runpy
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
-from leukoscope.cli.options import AsJson
+from leukoscope.cli.options import AsJson, print_table
 from leukoscope.files import cache_root, embedded_releases, resource_file
 
-_COLOURS = {"good": "green", "advice": "yellow", "broken": "bold red"}
+GOOD, ADVICE, BROKEN = STATES = ("good", "advice", "broken")
+NEEDED_ON_DISK = 5_000_000_000  # bytes: a release, its run's checkpoints and the decoded cells of one data set
+_NAMED = ("torch", "torchvision", "timm", "transformers", "accelerate", "gradio", "huggingface-hub")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check; `next_step` says what to do unless all is good."""
+
+    name: str
+    state: str
+    seen: str
+    next_step: str = ""
 
 
 def doctor(
@@ -37,107 +46,41 @@ def doctor(
     Exit code: 0 all works, though there may be advice; 1 something is broken.
     """
     findings = list(examine(releases or embedded_releases()))
+    state = max((finding.state for finding in findings), key=STATES.index)
     if as_json:
-        report = {"version": __version__, "state": worst(findings), "findings": [vars(finding) for finding in findings]}
+        report = {"version": __version__, "state": state, "findings": [vars(finding) for finding in findings]}
         typer.echo(json.dumps(report | {"notice": RESEARCH_NOTICE}, indent=1))
     else:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        console, table = Console(highlight=False), Table("checked", "state", "found")
+        print_table(["checked", "state", "found"], [[one.name, one.state, one.seen] for one in findings], texts=3)
         for finding in findings:
-            table.add_row(
-                finding.name, Text(finding.state, _COLOURS[finding.state]), Text(finding.seen, overflow="fold")
-            )
-        console.print(table)
-        for finding in findings:
-            if finding.next_step:
-                # Not wrapped: a command is there to be copied.
+            if finding.next_step:  # not wrapped: a command is there to be copied
                 typer.echo(f"{finding.name}, next step: {finding.next_step}")
         typer.echo(RESEARCH_NOTICE)
-    if worst(findings) == "broken":
+    if state == BROKEN:
         raise typer.Exit(1)
 
 
-def demo(
-    releases: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of releases to offer (default: those that come along).")
-    ] = None,
-    models: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of Hub ids to offer as well, one per line.")
-    ] = None,
-) -> None:
-    """Open the demo on http://127.0.0.1:7860; GRADIO_SERVER_PORT names another port.
-
-    It runs app.py, as a checkout and a Space do.
-    """
-    app = str(resource_file("app.py"))
-    named = {"--releases": releases, "--models": models}
-    sys.argv = [app, *(word for flag, path in named.items() if path is not None for word in (flag, str(path)))]
-    runpy.run_path(app, run_name="__main__")
-
-
-State = Literal["good", "advice", "broken"]
-# A release with its run's checkpoints and the decoded cells of one data set fit in this.
-NEEDED_ON_DISK = 5_000_000_000
-_NAMED = ("torch", "torchvision", "timm", "transformers", "accelerate", "gradio", "huggingface-hub")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check.
-
-    Attributes:
-        name: what was checked.
-        state: "good"; "advice": all works, something could be better; "broken": something will not work.
-        seen: what was found.
-        next_step: what to do about it; "" where nothing needs doing.
-    """
-
-    name: str
-    state: State
-    seen: str
-    next_step: str = ""
-
-
 def examine(releases: Path) -> Iterator[Finding]:
-    """Every check in turn, the quick ones first.
-
-    Args:
-        releases: folder whose sub-folders are the releases to try.
-    """
+    """Make every check, the quick ones first; the sub-folders of `releases` are the releases to try."""
     yield (versions := check_versions(resource_file("requirements.txt")))
     yield (device := check_device())
-    if versions.state == "broken" or device.state == "broken":
-        # The others would only fail for the same reason.
+    if BROKEN in (versions.state, device.state):  # the other checks would fail for the same reason
         return
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    yield check_backends(os.environ.get("LEUKOSCOPE_BACKEND", ""))
-    yield check_writable("cache", cache_root(), "LEUKOSCOPE_CACHE")
-    yield check_writable("Hub cache", Path(HF_HUB_CACHE), "HF_HUB_CACHE")
-    yield check_disk(cache_root())
+    yield check_folder("cache", cache_root(), "LEUKOSCOPE_CACHE")
+    yield check_folder("Hub cache", Path(HF_HUB_CACHE), "HF_HUB_CACHE")
     yield check_network()
     yield from check_releases(releases)
 
 
-def worst(findings: Sequence[Finding]) -> State:
-    """The state of an installation: that of its worst finding."""
-    states: tuple[State, ...] = ("broken", "advice")
-    return next((state for state in states if any(finding.state == state for finding in findings)), "good")
-
-
 def check_versions(requirements: Path) -> Finding:
-    """Python and every package of the list, against what the list asks for."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Compare Python and every package of a requirements.txt with what is installed."""
     from packaging.requirements import Requirement
 
     lines = (line.split("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
-    listed = [Requirement(line) for line in lines if line]
     installed, problems = {}, []
-    for package in listed:
+    for package in map(Requirement, filter(None, lines)):
         try:
             installed[package.name] = version(package.name)
         except PackageNotFoundError:
@@ -146,80 +89,50 @@ def check_versions(requirements: Path) -> Finding:
         if not package.specifier.contains(installed[package.name], prereleases=True):
             problems.append(f"{package.name} is {installed[package.name]}, needed is {package.specifier}")
     if problems:
-        return Finding("versions", "broken", "; ".join(problems), f"pip install -r {requirements}")
+        return Finding("versions", BROKEN, "; ".join(problems), f"pip install -r {requirements}")
     named = ", ".join(f"{name} {installed[name]}" for name in _NAMED if name in installed)
-    seen = f"leukoscope {__version__}, Python {platform.python_version()}, {named}; all {len(listed)} packages fit"
-    return Finding("versions", "good", seen)
+    seen = f"leukoscope {__version__}, Python {platform.python_version()}, {named}; all {len(installed)} packages fit"
+    return Finding("versions", GOOD, seen)
 
 
 def check_device() -> Finding:
-    """Whether PyTorch starts, and what it computes on."""
+    """Import PyTorch and name the device it computes on."""
     try:
         import torch
 
-        # Builds of the two that do not belong together fail here.
-        import_module("torchvision")
+        import_module("torchvision")  # fails where the builds of the two do not belong together
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         again = "pip install --force-reinstall torch torchvision   # both from one index"
-        return Finding("device", "broken", f"PyTorch does not start: {reason}", again)
+        return Finding("device", BROKEN, f"PyTorch does not start: {reason}", again)
     if torch.cuda.is_available():
-        return Finding("device", "good", torch.cuda.get_device_name())
+        return Finding("device", GOOD, torch.cuda.get_device_name())
     seen = f"CPU with {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()}"
     if shutil.which("nvidia-smi"):
-        return Finding(
-            "device",
-            "advice",
-            f"{seen}; an NVIDIA driver is here, but PyTorch {torch.__version__} sees no GPU",
-            "see https://pytorch.org/get-started/locally for a build that fits the driver",
-        )
-    return Finding("device", "good", seen)
+        seen += f"; an NVIDIA driver is here, but PyTorch {torch.__version__} sees no GPU"
+        build = "see https://pytorch.org/get-started/locally for a build that fits the driver"
+        return Finding("device", ADVICE, seen, build)
+    return Finding("device", GOOD, seen)
 
 
-def check_backends(wanted: str) -> Finding:
-    """What can compute a release's network here, and whether that is what the environment asks for.
-
-    Args:
-        wanted: the value of LEUKOSCOPE_BACKEND; "" leaves the choice to the predictor.
-    """
-    from leukoscope.inference.backends import AUTO, BACKENDS, TORCH
-    from leukoscope.inference.graph import PACKAGES
-
-    packages = {TORCH: "torch", **{name: packages for name, (_, packages) in PACKAGES.items()}}
-    there = [name for name, needed in packages.items() if all(map(find_spec, needed.split()))]
-    seen = f"{', '.join(there)}; LEUKOSCOPE_BACKEND is {wanted or 'not set'}"
-    if wanted not in ("", AUTO, *there):
-        known = f"unset LEUKOSCOPE_BACKEND, or name one of {', '.join((AUTO, *there))}"
-        install = f", or pip install {packages[wanted]}" if wanted in BACKENDS else ""
-        return Finding("backends", "broken", seen, known + install)
-    return Finding("backends", "good", seen)
-
-
-def check_writable(name: str, folder: Path, variable: str) -> Finding:
-    """Whether files can be kept in a folder, which may yet have to be made.
-
-    Args:
-        variable: of the environment, that names another folder.
-    """
+def check_folder(name: str, folder: Path, variable: str) -> Finding:
+    """Try to write to a cache folder, or where it will be made; `variable` of the environment names another one."""
+    # os.path.exists is False, and Path.exists raises, where the system refuses to look.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
-        with tempfile.TemporaryFile(dir=_nearest(folder)):
-            return Finding(name, "good", f"{folder}{'' if folder.is_dir() else ', made when first needed'}")
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
     except OSError as error:
         seen = f"{folder}: cannot be written ({error.strerror or error})"
-        return Finding(name, "broken", seen, f"set {variable} to a folder of your own")
-
-
-def check_disk(folder: Path) -> Finding:
-    """Free space where decoded cells and exported graphs are kept."""
-    free = shutil.disk_usage(_nearest(folder)).free
-    seen = f"{free / 1e9:.1f} GB free at {folder}"
+        return Finding(name, BROKEN, seen, f"set {variable} to a folder of your own")
+    seen = f"{folder}{'' if folder == there else ', made when first needed'}; {free / 1e9:.1f} GB free"
     if free < NEEDED_ON_DISK:
-        return Finding("disk", "advice", seen, "free some space, or train with --cache_images False")
-    return Finding("disk", "good", seen)
+        return Finding(name, ADVICE, seen, "free some space, or train with --cache_images False")
+    return Finding(name, GOOD, seen)
 
 
 def check_network() -> Finding:
-    """Whether the Hub has the weights that training starts from by default; one request, for seconds."""
+    """Ask the Hub for the weights that training starts from by default: one request, for seconds."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from leukoscope.models.hub_download import HubUnreachable, hub_model_info
@@ -227,63 +140,46 @@ def check_network() -> Finding:
     from leukoscope.training.config import ModelArguments
 
     start_weights = get_recipe(ModelArguments().recipe).base_model
-    without = "embedded releases, cached models and --from_scratch work without; for the rest"
     try:
         hub_model_info(start_weights)
     except HubUnreachable as reason:
         fix = "unset HF_HUB_OFFLINE" if "HF_HUB_OFFLINE" in str(reason) else "check the network"
-        return Finding("network", "advice", f"the Hub cannot be reached: {reason}", f"{without} {fix}")
+        works = f"embedded releases, cached models and --from_scratch work without; for the rest {fix}"
+        return Finding("network", ADVICE, f"the Hub cannot be reached: {reason}", works)
     except HfHubHTTPError as error:
         seen = f"the Hub refuses access to {start_weights} (HTTP {error.response.status_code})"
-        return Finding("network", "advice", seen, "run `hf auth login`")
-    return Finding("network", "good", f"the Hub can be reached and has {start_weights}")
+        return Finding("network", ADVICE, seen, "run `hf auth login`")
+    return Finding("network", GOOD, f"the Hub can be reached and has {start_weights}")
 
 
 def check_releases(folder: Path) -> Iterator[Finding]:
-    """Every release in a folder, loaded and run on a phantom."""
-    from leukoscope.models.release_files import CONFIG
-
-    if not folder.is_dir():
-        raise LeukoscopeError(f"--releases {folder}: no such folder; check the path")
-    found = [config.parent for config in sorted(folder.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
-    found = [folder] if (folder / CONFIG).is_file() else found
-    if not found:
-        train = "train one with `leukoscope train`, or give their folder with --releases"
-        yield Finding("releases", "advice", f"none in {folder}", train)
-    yield from map(check_release, found)
-
-
-def check_release(folder: Path) -> Finding:
-    """Whether a release is whole: it loads, predicts finite probabilities, and has the classes of its metrics."""
+    """Check of every release in a folder that it loads, predicts a phantom, and has the classes of its metrics."""
     from PIL import Image
 
     from leukoscope.data.synthetic import draw_cell
     from leukoscope.inference.predictor import Predictor
-    from leukoscope.models.release_files import read_metrics
+    from leukoscope.models.release_files import release_folders
 
-    name, restore = f"release {folder.name}", f"restore {folder} from where it came, or remove it"
-    try:
-        # The one that needs no graph to be made and kept first.
-        predictor = Predictor.from_pretrained(folder, backend="torch", device="cpu")
-        prediction = predictor(Image.fromarray(draw_cell("ALL").image))
-        measured = tuple(read_metrics(folder).get("labels", predictor.labels))
-    except LeukoscopeError as error:
-        return Finding(name, "broken", str(error), restore)
-    if not all(math.isfinite(share) for share in prediction.probabilities.values()):
-        return Finding(
-            name, "broken", f"its prediction for a phantom is not finite: {prediction.probabilities}", restore
-        )
-    if measured != tuple(predictor.labels):
-        seen = f"config.json names the classes {', '.join(predictor.labels)}, metrics.json {', '.join(measured)}"
-        return Finding(name, "broken", seen, restore)
-    seen = f"classifies a phantom in {prediction.seconds:.2f} s"
-    if predictor.ood is None:
-        fit = f"leukoscope release recalibrate {folder} --train_dir DIR --output DIR"
-        return Finding(name, "advice", f"{seen}; it has no OOD detector", fit)
-    return Finding(name, "good", f"{seen}; its OOD detector is in place")
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the closest above it that is there."""
-    # Unlike `Path.exists`, it takes what may not be looked at for missing.
-    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not folder.is_dir():
+        raise LeukoscopeError(f"--releases {folder}: no such folder; check the path")
+    if not (found := release_folders(folder)):
+        train = "train one with `leukoscope train`, or give their folder with --releases"
+        yield Finding("releases", ADVICE, f"none in {folder}", train)
+    phantom = Image.fromarray(draw_cell("ALL").image)
+    for release in found:
+        name, restore = f"release {release.name}", f"restore {release} from where it came, or remove it"
+        try:
+            predictor = Predictor.from_pretrained(release, backend="torch", device="cpu")  # needs no exported graph
+            seen = f"classifies a phantom in {predictor(phantom).seconds:.2f} s"
+            labels = ", ".join(predictor.labels)
+            measured = ", ".join(predictor.release.metrics.get("labels", predictor.labels))
+            if measured != labels:
+                raise LeukoscopeError(f"config.json names the classes {labels}, metrics.json {measured}")
+        except LeukoscopeError as error:
+            yield Finding(name, BROKEN, str(error), restore)
+            continue
+        if predictor.ood is None:
+            fit = f"leukoscope release recalibrate {release} --train_dir DIR --output DIR"
+            yield Finding(name, ADVICE, f"{seen}; it has no OOD detector", fit)
+        else:
+            yield Finding(name, GOOD, f"{seen}; it has an OOD detector")

@@ -34,7 +34,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Release, or image classifier of transformers: folder or Hub id; --model MODEL means the same.",
+            help="Release, or image classifier of transformers: folder or Hub id.",
         ),
     ] = None,
     dataset_name: Annotated[

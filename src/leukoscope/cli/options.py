@@ -1,10 +1,9 @@
-"""What all commands share: flags of one name and meaning, one-line errors, old spellings, opening a model."""
+"""What all commands share: flags of one name and meaning, one-line errors, tables, opening a model."""
 
 from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import re
 import sys
@@ -15,19 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-import leukoscope
 from leukoscope import LeukoscopeError
 from leukoscope.progress import is_quiet, quiet
 
 if TYPE_CHECKING:
+    from leukoscope.data.loading import LoadedCells
     from leukoscope.inference.predictor import Predictor
 
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Release folder, name that `leukoscope release list` shows, or Hub id owner/name or owner/name@revision; "
-        "--model MODEL means the same.",
+        help="Release folder, name that `leukoscope release list` shows, or Hub id owner/name or owner/name@revision.",
     ),
 ]
 Backend = Annotated[
@@ -78,31 +76,21 @@ SubjectCsv = Annotated[
     Path | None, typer.Option("--subject_csv", metavar="FILE", help="CSV with the columns file,subject.")
 ]
 
-# The spellings of version 0.1; they are removed after the next version.
-MOVED_COMMANDS = {
-    "assess": "release assess",
-    "audit": "data audit",
-    "card": "release card",
-    "export": "release export",
-    "push": "release push",
-    "recalibrate": "release recalibrate",
-    "report": "patient",
-    "space": "release space",
-}
+
+ON_PHANTOMS = (
+    "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
+)
+NO_DETECTOR = "This model has no OOD detector: it gives a class to any picture, even one without a cell."
 
 
 class CommandGroup(TyperGroup):
-    """A group of commands.
-
-    A problem that the user can fix ends a command in one line, without a traceback. An old spelling of a command runs
-    the new one after a warning.
-    """
+    """A group of commands in which a `LeukoscopeError` ends a command with one line on stderr and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        if os.environ.get("NO_COLOR"):  # https://no-color.org; click does not look at it
+        if os.environ.get("NO_COLOR"):  # https://no-color.org; click does not read it
             ctx.color = False
-        for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may lack letters that a name or a message has
+        for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may lack characters of a name or a message
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         try:
@@ -110,13 +98,6 @@ class CommandGroup(TyperGroup):
         except LeukoscopeError as error:
             print_error(error)
             raise typer.Exit(1) from None
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the arguments name."""
-        if ctx.parent is None and args and (moved := MOVED_COMMANDS.get(args[0])):
-            typer.echo(f"warning: `leukoscope {args[0]}` is now `leukoscope {moved}`", err=True)
-            args = [*moved.split(), *args[1:]]
-        return super().resolve_command(ctx, args)
 
 
 class Command(TyperCommand):
@@ -136,44 +117,32 @@ class Command(TyperCommand):
         return option
 
 
-class ModelCommand(Command):
-    """A command whose first argument is a model, which may also be given as `--model MODEL`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put what follows --model before the other arguments."""
-        models, others, words = [], [], iter(args)
-        for word in words:
-            if word == "--":
-                others += [word, *words]
-            elif word == "--model":
-                models += [model for model in [next(words, None)] if model is not None]
-            elif word.startswith("--model="):
-                models.append(word.partition("=")[2])
-            else:
-                others.append(word)
-        return super().parse_args(ctx, [*models, *others])
-
-
 def print_error(error: Exception) -> None:
-    """One line on stderr, never wrapped or coloured, so that it can be copied and searched."""
+    """Print one line on stderr, never wrapped or coloured, so that it can be copied and searched."""
     typer.echo(f"error: {error}", err=True)
 
 
 def end_with(problems: Sequence[Exception]) -> None:
-    """Print what was wrong with single files, and end with 1 where there was something."""
+    """Print the errors of single files, and end with exit code 1 if there are any."""
     for problem in problems:
         print_error(problem)
     if problems:
         raise typer.Exit(1)
 
 
+def say(text: str) -> None:
+    """Print a note on stderr, unless it is empty or the command is quiet."""
+    if text and not is_quiet():
+        typer.echo(text, err=True)
+
+
 def shown_name(name: str) -> str:
-    """A file may be named in bytes that are no UTF-8, which no terminal and no PNG takes."""
+    """Replace bytes of a file's name that are not UTF-8: no terminal and no PNG takes them."""
     return os.fsencode(name).decode(errors="replace")
 
 
 def open_predictor(model: str, backend: str, device: str, precision: str) -> Predictor:
-    """A model with a backend ("" for the default) on a device ("auto" for a GPU if there is one)."""
+    """Load a model; arguments as for `Predictor.from_pretrained`."""
     from leukoscope.inference.graph import F32, PRECISION_NAMES
     from leukoscope.inference.predictor import Predictor
 
@@ -187,18 +156,27 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
     return predictor
 
 
+def load_reported(
+    dataset_name: str, folder: Path | None, subject_pattern: str | None, subject_csv: Path | None, **more: Any
+) -> LoadedCells:
+    """Load a data set, and say what it holds."""
+    from leukoscope.data.loading import load_cells
+
+    data = load_cells(dataset_name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv, **more)
+    say(data.report())
+    return data
+
+
 def release_warnings(predictor: Predictor) -> list[str]:
-    """What the demo says beside predictions of a release trained on phantoms, or without OOD detector; [] if quiet."""
-    # The file, since the demo's module that reads it loads Gradio.
-    path = Path(leukoscope.__file__).parent / "web" / "texts.json"
-    texts = json.loads(path.read_text(encoding="utf-8"))["texts"]
+    """Sentences below predictions of a release that was trained on phantoms or has no OOD detector; [] if quiet."""
+    if is_quiet():
+        return []
     synthetic = (predictor.release.metrics.get("data") or {}).get("synthetic")
-    keys = ["warn_synthetic"] * bool(synthetic) + ["no_detector"] * (predictor.ood is None)
-    return [] if is_quiet() else [texts[key]["en"] for key in keys]
+    return [ON_PHANTOMS] * bool(synthetic) + [NO_DETECTOR] * (predictor.ood is None)
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse an `--output` that cannot be written, before long work begins; nothing is made yet.
+    """Refuse an `--output` that cannot be written, before long work begins; create nothing.
 
     Raises:
         LeukoscopeError: the folder, or the nearest one above it that exists, takes no new file.
@@ -210,17 +188,12 @@ def require_writable(folder: Path) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
-    """Print a table that keeps file names and numbers whole.
-
-    One in which they do not fit the terminal is printed row by row; in a pipe or a file, unless COLUMNS is set, every
-    row is one line.
+    """Print a table; rich folds the widest columns first where the terminal is narrow.
 
     Args:
-        rows: as many cells each as there are columns; where paths in the first one need it, the folder that they
-            share is printed once, above the table.
+        rows: as many cells each as there are columns. In a pipe or a file, unless COLUMNS is set, each is one line.
         texts: how many columns, from the left, hold text; the others hold numbers.
     """
-    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -228,38 +201,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     console, table = Console(highlight=False), Table()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = sys.maxsize
-    folders = [os.path.dirname(first) for first, *_ in rows]
-    try:
-        common = os.path.commonpath(folders) if all(folders) else ""
-    except ValueError:  # relative beside absolute ones, or two drives
-        common = ""
-
-    def widths() -> list[int]:
-        return [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
-
-    borders = 3 * len(columns) + 1
-    if os.path.isdir(common) and sum(widths()) + borders > console.width:
-        typer.echo(f"in {common}:")
-        rows = [[os.path.relpath(first, common), *others] for first, *others in rows]
-    whole = widths()
-    # A heading and a text may be broken between words, a number never.
-    words = [
-        max(map(cell_len, [*name.split(), *(cells if place >= texts else " ".join(cells).split())]))
-        for place, (name, *cells) in enumerate(zip(columns, *rows, strict=True))
-    ]
-    # What is left for the first column when all others are as narrow as their words.
-    room = console.width - borders - sum(words[1:])
-    fits = sum(whole) + borders <= console.width
-    if not fits and room < whole[0]:
-        for first, *others in rows:
-            shown = [f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=True)]
-            one_line = ", ".join(shown)
-            typer.echo("\n  ".join([first, *([one_line] if cell_len(one_line) + 2 <= console.width else shown)]))
-        return
     for place, name in enumerate(columns):
-        width = None if fits else words[place] if place else whole[0]
-        table.add_column(name, justify="right" if place >= texts else "left", width=width)
-    for first, *others in rows:
-        # Text, because square brackets would be read as markup.
-        table.add_row(Text(first), *map(Text, others))
+        table.add_column(name, justify="right" if place >= texts else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # rich would read square brackets in a str as markup
     console.print(table)

@@ -1,14 +1,12 @@
-"""`leukoscope predict`, `field`, `patient` and `score`: a release applied to cells, smears, subjects and data sets."""
+"""`leukoscope predict` and `score`: a release applied to image files, and to any number of cells."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,21 +28,18 @@ from leukoscope.cli.options import (
     open_predictor,
     print_table,
     release_warnings,
+    say,
     shown_name,
 )
-from leukoscope.files import atomic_file, disk_errors, write_atomic
+from leukoscope.files import atomic_file, disk_errors
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from leukoscope.data.fields import ScaleSource
-    from leukoscope.inference.field import FieldReading
-    from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
-REPORTS = (".html", ".pdf")
 
 
 def predict(
@@ -72,9 +67,9 @@ def predict(
     from leukoscope.data.images import UnreadableImage
     from leukoscope.inference.gradcam import NO_MAP
 
-    files, problems = _image_paths(images)
+    files, problems = image_paths(images)
     predictor = open_predictor(model, backend, device, precision)
-    rows, taken = [], {_key(file) for file in files}
+    rows, taken = [], {file_key(file) for file in files}
     predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta)
     for prediction in track(predictions, "predicting cells", len(files)):
         if isinstance(prediction, UnreadableImage):
@@ -94,8 +89,8 @@ def predict(
     end_with(problems)
 
 
-def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
-    """The files meant by files and folders, in the order given, and a problem for each folder without an image."""
+def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
+    """List the given files and those in the given folders, with a problem for each folder without an image."""
     from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage
     from leukoscope.data.registry import image_files, other_files
 
@@ -125,20 +120,17 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
         shown.append([shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *differ])
     print_table(columns, shown, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
-    if overlays:
-        typer.echo(f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture{'s' * (len(overlays) > 1)})")
-    for line in _reasons(rows):
-        typer.echo(line)
+    lines = [f"Grad-CAM maps: {Path(overlays[0]).parent} ({len(overlays)} picture(s))"] if overlays else []
+    lines += _reasons(rows)
     if any(row["outcome"] in WITHOUT_CLASS for row in rows):
-        typer.echo("Where the outcome is no class, the probabilities are no result.")
+        lines.append("Where the outcome is no class, the probabilities are no result.")
     model, revision = rows[0]["model"], rows[0]["revision"]
-    typer.echo(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
-    for line in (*warnings, RESEARCH_NOTICE):
-        typer.echo(line)
+    lines.append(f"model: {model}@{revision}" if revision else f"model: {model} (local files)")
+    typer.echo("\n".join((*lines, *warnings, RESEARCH_NOTICE)))
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Why files got no class, a line each; of many files, how many there are for each reason."""
+    """Explain why files got no class, a line each; of many files, count the reasons."""
     explained = [row for row in rows if row["reasons"]]
     if len(explained) > MOST_EXPLAINED:
         counts = Counter(reason["code"] for row in explained for reason in row["reasons"])
@@ -148,8 +140,8 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{shown_name(Path(row['source']).name)}: {'; '.join(reason['text'] for reason in row['reasons'])}"
     for row in rows:
         if any(reason["code"] == "field_of_view" for reason in row["reasons"]):
-            smear, model = (shlex.quote(shown_name(row[key])) for key in ("source", "model"))
-            yield f"if it is a smear, to find and classify its cells: leukoscope field {smear} --model {model}"
+            names = shlex.join(shown_name(row[key]) for key in ("model", "source"))
+            yield f"if it is a smear, to find and classify its cells: leukoscope field {names}"
             break
 
 
@@ -160,14 +152,15 @@ def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path
     label = prediction.most_probable
     # A class may be called "Pro-B/early": only what every file system takes goes into the name.
     safe_label = re.sub(r"[^\w.-]+", "_", label)
-    path = _numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
+    path = numbered(folder / f"{Path(prediction.source).stem}-{safe_label}.png", taken)
     model = public_name(prediction.model, prediction.revision)
     title = f"Grad-CAM for {label} ({prediction.probabilities[label]:.4f}) by {model}"
-    _save_png(prediction.overlay(), path, title)
+    save_png(prediction.overlay(), path, title)
     return path
 
 
-def _save_png(image: Image, path: Path, title: str) -> None:
+def save_png(image: Image, path: Path, title: str) -> None:
+    """Write a PNG that carries its title and the research notice."""
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
@@ -179,188 +172,17 @@ def _save_png(image: Image, path: Path, title: str) -> None:
             image.save(temporary, format="PNG", pnginfo=about)
 
 
-def field(
-    model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMG",
-            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
-    ] = None,
-    um_per_pixel: Annotated[
-        float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
-    ] = None,
-    one_scale: Annotated[
-        bool,
-        typer.Option(
-            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
-        ),
-    ] = False,
-    crops: Annotated[
-        Path | None,
-        typer.Option(
-            "--crops",
-            metavar="DIR",
-            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png.",
-        ),
-    ] = None,
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
-    from leukoscope.data.fields import cut_out, is_cut_out_cell
-    from leukoscope.data.images import open_field
-    from leukoscope.inference.field import draw_reading, read_field, series_scale
-    from leukoscope.models.release_files import public_name
-
-    predictor = open_predictor(model, backend, device, precision)
-    # Absolute, since "." and ".." name no slide, and crops would be written outside their folder.
-    folders = [Path(os.path.abspath(path)) for path in images if path.is_dir()]
-    fields, problems = _image_paths(images)
-    # Named from the folder that was given on, so that a slide's name does not depend on where that lies.
-    slides = {}
-    for path in fields:
-        home = Path(os.path.abspath(path)).parent
-        inside = (home.relative_to(folder.parent) for folder in folders if home.is_relative_to(folder))
-        slides[path] = next(inside, Path(home.name))
-    if crops is not None:
-        # A crop may have the name of a field that lies in its folder.
-        for path in fields:
-            if (crops / slides[path]).resolve() == path.resolve().parent:
-                home = path.parent
-                raise LeukoscopeError(
-                    f"--crops {crops}: crops would lie among the fields of {home}; name another folder"
-                )
-    overlays = iter(_overlay_paths(output, fields) if output is not None else ())
-    scale_source: ScaleSource = "given"
-    if um_per_pixel is None and (one_scale or folders):
-        um_per_pixel = series_scale(_opened(track(fields, "measuring the scale")))
-        scale_source = "red cells of the series"
-    taken: set[str] = set()
-    of_crops = {path: _numbered(slides[path] / f"{path.stem}.png", taken) for path in fields}
-    readings: list[FieldReading] = []
-    single: list[Path] = []
-    for path in track(fields, "reading fields"):
-        overlay = next(overlays, None)
-        try:
-            image = open_field(path)
-            if path not in images and is_cut_out_cell(image):
-                single.append(path)
-                continue
-            reading = read_field(predictor, image, str(path), um_per_pixel=um_per_pixel, scale_source=scale_source)
-            readings.append(reading)
-            scale = reading.field.scale
-            for number, one in enumerate(reading.cells):
-                if crops is not None and scale is not None and one.cell.whole:
-                    name = crops / of_crops[path].with_stem(f"{of_crops[path].stem}-{number}")
-                    _save_png(
-                        cut_out(image, one.cell, scale.um_per_pixel), name, f"{shown_name(path.name)}: {one.outcome}"
-                    )
-            if overlay is not None:
-                named = public_name(reading.model, reading.revision)
-                title = f"{shown_name(path.name)} read by {named}: {reading.summary}"
-                _save_png(draw_reading(image, reading), overlay, title)
-                if not quiet:
-                    typer.echo(f"overlay: {overlay}", err=True)
-        except LeukoscopeError as error:
-            problems.append(error)
-    if as_json:
-        typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
-    elif readings:
-        _print_fields(readings, slides if folders else {}, release_warnings(predictor))
-    if single and not quiet:
-        typer.echo(
-            f"passed over: {len(single):,} picture(s) of single cut-out cells, for example {single[0]}; leukoscope "
-            "predict classifies them",
-            err=True,
-        )
-    end_with(problems)
-
-
-def _opened(images: Iterable[Path]) -> Iterator[Image]:
-    """The fields that can be read, one at a time; what is wrong with the others is told when they are read."""
-    from leukoscope.data.fields import is_cut_out_cell
-    from leukoscope.data.images import open_field
-
-    for path in images:
-        try:
-            image = open_field(path)
-        except LeukoscopeError:
-            continue
-        if not is_cut_out_cell(image):
-            yield image
-
-
-def _overlay_paths(out: Path, fields: Sequence[Path]) -> list[Path]:
-    """Where each field's overlay goes.
-
-    Raises:
-        LeukoscopeError: another kind of file than PNG, or one of the fields.
-    """
-    if out.suffix.lower() != ".png":
-        raise LeukoscopeError(f"--output {out}: overlays are PNG files; name a file that ends in .png")
-    taken: set[str] = set()
-    several = len(fields) > 1
-    overlays = [_numbered(out.with_stem(f"{out.stem}-{field.stem}"), taken) for field in fields] if several else [out]
-    originals = {_key(field) for field in fields}
-    for overlay in overlays:
-        if _key(overlay) in originals:
-            raise LeukoscopeError(f"--output {out}: the overlay would replace the field {overlay}; name another file")
-    return overlays
-
-
-def _key(path: Path) -> str:
-    """What two paths share that some file system takes for one: which file it is, in small letters."""
+def file_key(path: Path) -> str:
+    """The same for any two paths that some file system takes for one file, as it ignores upper and lower case."""
     return str(path.resolve()).casefold()
 
 
-def _numbered(path: Path, taken: set[str]) -> Path:
-    """The path, numbered where its `_key` is taken; that of the path returned is taken from now on."""
+def numbered(path: Path, taken: set[str]) -> Path:
+    """The path, with a number where its `file_key` is among `taken`, to which that of the result is added."""
     names = chain([path], (path.with_stem(f"{path.stem}-{n}") for n in count(2)))
-    chosen = next(name for name in names if _key(name) not in taken)
-    taken.add(_key(chosen))
+    chosen = next(name for name in names if file_key(name) not in taken)
+    taken.add(file_key(chosen))
     return chosen
-
-
-def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], warnings: Sequence[str]) -> None:
-    """Print a table of the fields, and one of the slides where these are named."""
-    counts = sum((Counter(reading.counts) for reading in readings), Counter[str]())
-    # Kinds of no class that no field has would make the table too wide for a terminal.
-    shown = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or counts[outcome]]
-    rows = []
-    of_slide: dict[str, Counter[str]] = {}
-    for reading in readings:
-        scale = reading.field.scale
-        found = {"cells": len(reading.cells), **{outcome: reading.counts[outcome] for outcome in shown}}
-        size = f"{scale.um_per_pixel:.3f}" if scale else "–"
-        rows.append([shown_name(reading.source), *map(str, found.values()), size])
-        if slides:
-            name = shown_name(str(slides[Path(reading.source)]))
-            of_slide.setdefault(name, Counter()).update({"fields": 1, **found})
-    print_table(["field", "cells", *shown, "µm/px"], rows)
-    sources = Counter(reading.field.scale.source for reading in readings if reading.field.scale)
-    if sources:
-        said = {name: name if name == "given" else f"guessed from {name}" for name in sources}
-        whence = [
-            f"{said[name]} ({count} fields)" if len(sources) > 1 else said[name] for name, count in sources.items()
-        ]
-        typer.echo(f"scale: {', '.join(whence)}")
-    if of_slide:
-        columns = ["fields", "cells", *shown]
-        print_table(["slide", *columns], [[name, *(str(c[k]) for k in columns)] for name, c in of_slide.items()])
-    explained = [reading for reading in readings if len(readings) <= MOST_EXPLAINED or reading.field.notes]
-    for reading in explained:
-        typer.echo(f"{shown_name(Path(reading.source).name)}: {' '.join((reading.summary, *reading.field.notes))}")
-    for line in (*warnings, RESEARCH_NOTICE):
-        typer.echo(line)
 
 
 def score(
@@ -404,140 +226,37 @@ def score(
     Under `accelerate launch -m leukoscope score …` the processes share the cells; the folder of the output must be one
     that all of them see.
     """
-    from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells, unreadable_list
+    from leukoscope.inference.scoring import Worker, check_by_subject, check_output, score_cells
     from leukoscope.inference.sources import open_source
 
     worker = Worker.from_environment()
     if worker.is_main:
         check_output(output)
     cells = open_source(source, train_dir=train_dir, subject_pattern=subject_pattern)
-    if worker.is_main and by_subject is not None:  # a helper that comes late finds both tables written
+    if worker.is_main and by_subject is not None:  # another process that starts late finds both tables written
         check_by_subject(by_subject, output, cells)
-    if worker.is_main and cells.report and not quiet:
-        typer.echo(cells.report, err=True)
+    if worker.is_main:
+        say(cells.report)
     predictor = open_predictor(model, backend, device, precision)
-    scored = score_cells(
-        predictor,
-        cells,
-        output,
-        by_subject=by_subject,
-        cells_per_shard=cells_per_shard,
-        batch_size=batch_size,
-        worker=worker,
-    )
-    if scored is None:  # a helper process of a launcher
-        return
-    counts = {"cells": scored.cells, "refused": scored.refused, "abstained": scored.abstained}
-    if as_json:
-        counts |= {"subjects": scored.subjects, "unreadable": scored.unreadable}
-        typer.echo(json.dumps(counts | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
+    sizes = {"cells_per_shard": cells_per_shard, "batch_size": batch_size}
+    scored = score_cells(predictor, cells, output, by_subject=by_subject, worker=worker, **sizes)
+    if scored is not None:  # None in all but the main process
+        _print_scored(vars(scored), output, by_subject, None if as_json else release_warnings(predictor))
+
+
+def _print_scored(scored: dict[str, int], output: Path, by_subject: Path | None, warnings: list[str] | None) -> None:
+    """Print what was scored; as JSON where `warnings` is None."""
+    from leukoscope.inference.scoring import unreadable_list
+
+    if warnings is None:
+        typer.echo(json.dumps(scored | {"output": str(output), "notice": RESEARCH_NOTICE}, indent=1))
     else:
-        notes = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
+        notes = {"out of distribution or no cell": scored["refused"], "abstained from": scored["abstained"]}
         listed = "".join(f", {count:,} {note}" for note, count in notes.items() if count)
-        typer.echo(f"{scored.cells:,} cells scored{listed}: {output}")
+        lines = [f"{scored['cells']:,} cells scored{listed}: {output}"]
         if by_subject is not None:
-            typer.echo(f"{scored.subjects:,} subjects: {by_subject}")
-        for line in (*release_warnings(predictor), RESEARCH_NOTICE):
-            typer.echo(line)
-    if scored.unreadable:
-        typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
+            lines.append(f"{scored['subjects']:,} subjects: {by_subject}")
+        typer.echo("\n".join((*lines, *warnings, RESEARCH_NOTICE)))
+    if scored["unreadable"]:
+        typer.echo(f"{scored['unreadable']:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
-
-
-def patient(
-    model: Model,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
-            "'subject', as for score.",
-        ),
-    ],
-    subject_pattern: SubjectPattern = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a table, one row per subject (.csv, .parquet, .json or .xlsx); or, of a folder of one "
-            "subject's cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
-        ),
-    ] = None,
-    name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
-    backend: Backend = "",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
-    from leukoscope.inference.sources import open_source
-
-    report = output if output is not None and output.suffix.lower() in REPORTS else None
-    if output is not None:
-        if output.suffix.lower() not in (*TABLE_SUFFIXES, *REPORTS):
-            kinds = ", ".join((*TABLE_SUFFIXES, *REPORTS))
-            raise LeukoscopeError(
-                f"--output {output}: is no kind of table or report written here; give a name that ends in {kinds}"
-            )
-        if report is None:
-            check_output(output)
-    try:
-        cells = open_source(source, subject_pattern=subject_pattern)
-    except LeukoscopeError as error:
-        # The message is that of `score`, where the source is a flag.
-        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
-    if cells.report and not quiet:
-        typer.echo(cells.report, err=True)
-    predictor = open_predictor(model, backend, device, precision)
-    if report is not None:
-        from leukoscope.reports.patient_report import print_to_pdf, report_on
-
-        html = report_on(predictor, cells, name=name, batch_size=batch_size)
-        with disk_errors(f"--output {report}: cannot be written", "name another folder"):
-            report.parent.mkdir(parents=True, exist_ok=True)
-            if report.suffix.lower() == ".pdf":
-                with tempfile.TemporaryDirectory() as folder:
-                    print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
-            else:
-                write_atomic(report, html)
-        about = {"report": str(report), "notice": RESEARCH_NOTICE}
-        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
-        return
-    patient_rule(predictor)  # raises now rather than after all cells are read
-    persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
-    if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
-        persons = [persons[0].named(Path(source).resolve().name)]
-    if as_json:
-        typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
-    else:
-        _print_persons(persons, model=predictor.release.name)
-    if output is not None:
-        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(patients_table(persons), output)
-        if not as_json:
-            typer.echo(f"table: {output}")
-    end_with(unreadable)
-
-
-def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
-    from leukoscope.reports.formatting import span
-
-    rows = []
-    for person in persons:
-        share = "–" if person.probability is None else f"{person.probability:.3f}"
-        interval = "–" if person.interval is None else span({"low": person.interval[0], "high": person.interval[1]})
-        counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
-        rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
-    positive = persons[0].positive_label
-    print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
-    for outcome in dict.fromkeys(person.outcome for person in persons if person.reason):
-        first, *others = (person for person in persons if person.outcome == outcome)
-        likewise = f"; likewise {len(others)} more" if others else ""
-        typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
-    typer.echo(f"rule: {persons[0].rule.text}")
-    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
-    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli.options import AsJson, Model, Quiet, SubjectCsv, SubjectPattern, TrainDir, print_table
+from leukoscope.cli.options import (
+    AsJson,
+    Model,
+    Quiet,
+    SubjectCsv,
+    SubjectPattern,
+    TrainDir,
+    load_reported,
+    print_table,
+)
 from leukoscope.files import disk_errors, is_git_clone
 
 if TYPE_CHECKING:
     from leukoscope.data.pixel_cache import FramedCells
     from leukoscope.data.preprocessing import Preprocessing
 
-Release = Annotated[Path, typer.Argument(metavar="MODEL", help="Release folder; --model MODEL means the same.")]
+Release = Annotated[Path, typer.Argument(metavar="MODEL", help="Release folder.")]
 FieldsDir = Annotated[
     Path | None,
     typer.Option("--fields_dir", metavar="DIR", help="Fields of view, which must be out of distribution (BCCD)."),
@@ -55,13 +65,13 @@ def assess(
     healthy_dir: HealthyDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compute again a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
+    """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
 
-    The release must come from `leukoscope experiment protocol`, and the cells are those that it was made from.
+    The release must come from `leukoscope experiment protocol`, and the cells must be those that it was made from.
     """
     from leukoscope.models.release_files import read_release
 
-    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv, quiet)
+    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
     assess_on(cells, release, fields_dir, other_dir, healthy_dir)
 
 
@@ -102,15 +112,14 @@ def recalibrate(
     """
     from leukoscope.evaluation.assess import recalibrate as recalibrate_release
     from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-    from leukoscope.models.release import load_release
+    from leukoscope.models.release_files import read_release
     from leukoscope.protocol import check_release_folder
     from leukoscope.reports.card import write_card
 
     check_release_folder(output)
     folder, _, commit = find_release(model, KNOWN_CELLS)
-    cells = framed(load_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv, quiet)
-    # Where a folder lies is private.
-    recalibrate_release(folder, cells, output, name=model if commit else "")
+    cells = framed(read_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
+    recalibrate_release(folder, cells, output, name=model if commit else "")  # the path of a local folder is private
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
 
 
@@ -120,20 +129,14 @@ def framed(
     train_dir: Path | None,
     subject_pattern: str | None,
     subject_csv: Path | None,
-    quiet: bool,
 ) -> FramedCells:
-    """Load a data set and frame its cells for a network; a summary of it goes to stderr."""
-    from leukoscope.data.loading import load_cells
+    """Load a data set, say what it holds, and frame its cells for a network."""
     from leukoscope.data.pixel_cache import frame_cells
 
     size = 2 * preprocessing.image_size
-    data = load_cells(
-        dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv, image_size=size
+    return frame_cells(
+        load_reported(dataset_name, train_dir, subject_pattern, subject_csv, image_size=size), preprocessing
     )
-    cells = frame_cells(data, preprocessing)
-    if not quiet:
-        typer.echo(cells.data.report(), err=True)
-    return cells
 
 
 def export(
@@ -150,22 +153,14 @@ def export(
     transformers.js and optimum load: onnx/model.onnx and a quantised copy, which take pixel_values and give logits and
     Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
-    from leukoscope.hub.space import ENDPOINT_FILES
+    from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
     from leukoscope.inference.backends import require_package
-    from leukoscope.inference.graph import (
-        GRAPHS,
-        ONNX,
-        REPORT,
-        TRANSFORMERS_JS,
-        WEB_GRAPH,
-        WEB_QUANTISED,
-        export_release,
-    )
+    from leukoscope.inference.graph import GRAPHS, ONNX, REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import read_release
 
     endpoint = "endpoint"
-    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: "handler.py"}
+    files = {**GRAPHS, TRANSFORMERS_JS: WEB_GRAPH, endpoint: HANDLER}
     if graph_format not in files:
         raise LeukoscopeError(f"--format {graph_format}: unknown; give one of {', '.join(files)}")
     if graph_format != endpoint:
@@ -177,33 +172,39 @@ def export(
         folder, name, revision = find_release(model)
         release = read_release(folder, name=name, revision=revision)
         if graph_format == endpoint:
-            from leukoscope.hub.space import write_endpoint
-
             write_endpoint(folder, output)
-            typer.echo(f"{output / files[endpoint]}: predicts by this release\n{RESEARCH_NOTICE}")
-            return
-        report = export_release(release, graph_format, output)
+            typer.echo(f"{output / HANDLER}: predicts by this release")
+        else:
+            _print_export(export_release(release, graph_format, output), output, files[graph_format])
+    typer.echo(RESEARCH_NOTICE)
+
+
+def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
+    """Print how far an exported graph differs from torch.
+
+    Raises:
+        LeukoscopeError: by too much.
+    """
+    from leukoscope.inference.graph import WEB_GRAPH, WEB_QUANTISED
+
     of_map = report["heat_map_difference"]
     typer.echo(
-        f"{output / files[graph_format]}: at most {report['probability_difference']:.1e} in probability"
+        f"{output / graph}: at most {report['probability_difference']:.1e} in probability"
         + (f" and {of_map:.1e} of a Grad-CAM map's peak" if of_map is not None else "; no Grad-CAM map")
         + f" from torch, on {report['compared_on']}"
     )
     if not report.get("like_torch", True):
         raise LeukoscopeError(f"{output}: that is more than {report['allowed']:g}; use the release with torch")
-    if graph_format == TRANSFORMERS_JS:
+    if graph == WEB_GRAPH:
         if quantised := report["quantised"]:
             difference = f"at most {quantised['probability_difference']:.1e} in probability from torch"
             typer.echo(f"{output / WEB_QUANTISED}: weights of {quantised['bits']} bits, {difference}")
         else:
             typer.echo("no quantised file: rounded weights move this release's probabilities too far")
-    typer.echo(RESEARCH_NOTICE)
 
 
 def card(
-    releases: Annotated[
-        list[Path], typer.Argument(metavar="MODEL", help="Release folders; --model MODEL means the same.")
-    ],
+    releases: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Release folders.")],
     hub_model_id: Annotated[
         str, typer.Option("--hub_model_id", metavar="ID", help="Where the release is published, owner/name.")
     ] = "",
@@ -231,8 +232,8 @@ def push(
 ) -> None:
     """Publish a release on the Hugging Face Hub, in one commit; no image of a patient is uploaded.
 
-    The card is rendered for that address, and the local release stays as it is. Files that the repository already has
-    are not sent again, so the same command resumes an interrupted push.
+    The card is rendered for that address; the local release is not changed. Files that the repository already has are
+    not sent again, so the same command resumes an interrupted push.
     """
     from leukoscope.hub.publish import Destination, publish, unpublished_files
     from leukoscope.models.release_files import read_metrics
@@ -240,20 +241,15 @@ def push(
 
     to = Destination(hub_model_id, revision=revision, private=private, create_pr=create_pr, tag=tag)
     to.require_usable()
-    if stay := unpublished_files(release):
-        typer.echo(f"not published, because it is no part of a release: {', '.join(stay)}", err=True)
+    if others := unpublished_files(release):
+        typer.echo(f"not published, because it is no part of a release: {', '.join(others)}", err=True)
     typer.echo(f"published: {publish(release, to, licence=licence)}\n{RESEARCH_NOTICE}")
     if not (licence or default_licence(read_metrics(release))):
         typer.echo("the card states no licence, so that nobody may use the weights; give one with --licence", err=True)
 
 
 def space(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL", help="Models to offer, owner/name@revision; --model MODEL, repeated, means the same."
-        ),
-    ],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to offer, owner/name@revision.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
     title: Annotated[str, typer.Option(help="Of the Space's page.")] = "Leukoscope",
     static: Annotated[
@@ -303,8 +299,7 @@ def space(
         how = "python app.py"
     typer.echo(f"space: {output} (try it: cd {shlex.quote(str(output))} && {how})")
     if push:
-        named = (word for name in models for word in ("--model", name))
-        words = ["leukoscope", "release", "space", *named, "--output", str(output)]
+        words = ["leukoscope", "release", "space", *models, "--output", str(output)]
         words += ["--title", title] * (title != "Leukoscope") + ["--static"] * static + ["--gpu"] * gpu
         words += ["--onnxruntime_web", str(onnxruntime_web)] * (onnxruntime_web is not None)
         words += ["--push", push] + ["--private"] * private
@@ -320,29 +315,27 @@ def list_releases(
 ) -> None:
     """List the releases in a folder: classes, recipe, data set and size; of a damaged one, what is wrong."""
     from leukoscope.files import embedded_releases
-    from leukoscope.models.release_files import CONFIG, read_release
+    from leukoscope.models.release_files import read_release, release_folders
 
     root = folder or embedded_releases()
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such folder; give the folder that holds the folders of releases")
-    rows: list[dict[str, Any]] = []
-    # One whose name begins with a dot is still being written or copied.
-    configs = [config for config in sorted(root.glob(f"*/{CONFIG}")) if not config.parent.name.startswith(".")]
-    if not configs:
+    if not (found := release_folders(root)):
         raise LeukoscopeError(f"{root}: holds no release; give the folder that holds the folders of releases")
-    for config in configs:
+    rows: list[dict[str, Any]] = []
+    for path in found:
         try:
-            release = read_release(config.parent)
+            release = read_release(path)
         except LeukoscopeError as error:
             typer.echo(f"not listed: {error}", err=True)
             continue
         rows.append(
             {
-                "model": str(config.parent) if folder else config.parent.name,
+                "model": str(path) if folder else path.name,
                 "classes": list(release.labels),
                 "recipe": release.metrics.get("recipe", {}).get("name", ""),
                 "data": release.metrics.get("data", {}).get("name", ""),
-                "megabytes": round(sum(f.stat().st_size for f in config.parent.glob("*.safetensors")) / 1e6, 1),
+                "megabytes": round(sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6, 1),
             }
         )
     if as_json:

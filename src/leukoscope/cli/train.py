@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,11 +21,8 @@ def train(ctx: typer.Context) -> None:
     On several GPUs: `accelerate launch -m leukoscope train …`; with one process, `accelerate launch --quiet …` adds no
     traceback to an error.
     """
-    from leukoscope.files import resource_file
     from leukoscope.training.config import parse_config
 
-    # The command that resumes an interrupted run is made from it.
-    sys.argv = [str(resource_file("train.py")), *ctx.args]
     if {"-h", "--help"} & set(ctx.args):
         typer.echo("\n".join(("Examples:", *EXAMPLES, "")))
     run(parse_config(ctx.args, command="leukoscope train"))
@@ -66,5 +62,4 @@ def run(config: TrainingConfig) -> None:
         print("release:   ", release, flush=True)
         if flags.push_to_hub:
             print("published:", publish(release, to))
-    # Left to the end of the process, it sometimes aborts.
-    PartialState().destroy_process_group()
+    PartialState().destroy_process_group()  # explicitly: teardown at exit can abort

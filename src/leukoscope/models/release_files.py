@@ -233,6 +233,13 @@ def _misshapen(value: Any, shape: Any, place: str) -> Iterator[str]:
                     yield from _misshapen(value.get(name), part, f"{prefix}{name}")
 
 
+def release_folders(root: Path) -> list[Path]:
+    """The releases in a folder, or the folder itself where it is one; hidden ones are still being written or copied."""
+    if (root / CONFIG).is_file():
+        return [root]
+    return [config.parent for config in sorted(root.glob(f"[!.]*/{CONFIG}"))]
+
+
 def folder_name(release: Path) -> str:
     """The name of a local release: its folder's, or the run's for the `release` folder of a run."""
     folder = release.resolve()

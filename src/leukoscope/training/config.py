@@ -547,14 +547,15 @@ def resume_hint(config: TrainingConfig) -> str:
 
 
 def launch_command() -> list[str]:
-    """How this process was started, up to the script's name: by python, or by a launcher with as many others."""
+    """How this process was started, up to the flags of training: by python, or by a launcher with as many others."""
+    script = ["-m", "leukoscope", "train"] if sys.argv[1:2] == ["train"] else [sys.argv[0]]
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # What `accelerate launch` always sets for what it starts; and torchrun.
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         processes = os.environ.get("WORLD_SIZE", "1")
         precision = ["--mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"]]
-        return ["accelerate", "launch", *["--cpu"] * on_cpu, *precision, "--num_processes", processes, sys.argv[0]]
+        return ["accelerate", "launch", *["--cpu"] * on_cpu, *precision, "--num_processes", processes, *script]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         processes = os.environ["LOCAL_WORLD_SIZE"]
-        return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, sys.argv[0]]
-    return [sys.executable, sys.argv[0]]
+        return [*["ACCELERATE_USE_CPU=true"] * on_cpu, "torchrun", "--nproc_per_node", processes, *script]
+    return [sys.executable, *script]

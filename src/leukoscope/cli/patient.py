@@ -1,0 +1,135 @@
+"""`leukoscope patient`: one prediction for each subject, from the images of that subject's cells."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.cli.options import (
+    AsJson,
+    Backend,
+    BatchSize,
+    Device,
+    Model,
+    Precision,
+    Quiet,
+    SubjectPattern,
+    end_with,
+    open_predictor,
+    print_table,
+    say,
+    shown_name,
+)
+from leukoscope.files import disk_errors, write_atomic
+
+if TYPE_CHECKING:
+    from leukoscope.inference.patient import PatientPrediction
+
+REPORTS = (".html", ".pdf")
+
+
+def patient(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
+            "'subject', as for score.",
+        ),
+    ],
+    subject_pattern: SubjectPattern = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a table, one row per subject (.csv, .parquet, .json or .xlsx); or, of a folder of one "
+            "subject's cells, a report of two pages of A4 (.html, or .pdf where Chromium is installed).",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Stands in the report; without it the report names nobody.")] = "",
+    backend: Backend = "",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict for each subject, from the images of that subject's cells."""
+    from leukoscope.inference.patient import patient_rule, predict_patients
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
+    from leukoscope.inference.sources import open_source
+
+    kinds = (*TABLE_SUFFIXES, *REPORTS)
+    if output is not None and output.suffix.lower() not in kinds:
+        raise LeukoscopeError(
+            f"--output {output}: is no kind of table or report written here; give a name that ends in "
+            f"{', '.join(kinds)}"
+        )
+    report = output if output is not None and output.suffix.lower() in REPORTS else None
+    if output is not None and report is None:
+        check_output(output)
+    try:
+        cells = open_source(source, subject_pattern=subject_pattern)
+    except LeukoscopeError as error:  # its message names the flag of `score`
+        raise LeukoscopeError(str(error).removeprefix("--input ")) from None
+    say(cells.report)
+    predictor = open_predictor(model, backend, device, precision)
+    if report is not None:
+        from leukoscope.reports.patient_report import report_on
+
+        _write_report(report_on(predictor, cells, name=name, batch_size=batch_size), report)
+        about = {"report": str(report), "notice": RESEARCH_NOTICE}
+        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
+        return
+    patient_rule(predictor)  # raises now rather than after all cells are read
+    persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
+    if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
+        persons = [persons[0].named(Path(source).resolve().name)]
+    if as_json:
+        typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
+    else:
+        _print_subjects(persons, model=predictor.release.name)
+    if output is not None:
+        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
+            write_table(patients_table(persons), output)
+        if not as_json:
+            typer.echo(f"table: {output}")
+    end_with(unreadable)
+
+
+def _write_report(html: str, report: Path) -> None:
+    from leukoscope.reports.patient_report import print_to_pdf
+
+    with disk_errors(f"--output {report}: cannot be written", "name another folder"):
+        report.parent.mkdir(parents=True, exist_ok=True)
+        if report.suffix.lower() == ".html":
+            write_atomic(report, html)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
+
+
+def _print_subjects(subjects: list[PatientPrediction], *, model: str) -> None:
+    from leukoscope.reports.formatting import share, span
+
+    rows = []
+    for subject in subjects:
+        low, high = subject.interval or (None, None)
+        counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
+        interval = span({"low": low, "high": high})
+        rows.append([shown_name(subject.patient), subject.outcome, share(subject.probability), interval, *counts])
+    positive = subjects[0].positive_label
+    print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
+    for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):
+        first, *others = (subject for subject in subjects if subject.outcome == outcome)
+        likewise = f"; likewise {len(others)} more" if others else ""
+        typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
+    typer.echo(f"rule: {subjects[0].rule.text}")
+    typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
+    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")
