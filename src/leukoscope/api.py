@@ -28,7 +28,7 @@ def load_dataset(
 
     Args:
         name: a key of `DATASETS`, or a Hub data set `owner/name`.
-        folder: where its images lie; without it the data set is downloaded from the Hub, if it has a copy there.
+        folder: its local folder; None downloads the data set from the Hub, if it has a copy there.
         subject_pattern: "imagefolder" only: a regular expression that finds the subject in an image's path.
         subject_csv: "imagefolder" only: a CSV file with the columns file,subject.
 
@@ -44,13 +44,13 @@ def train(**flags: Any) -> Path:
     """Train a classifier and return its run folder; the release, with its card, is in its sub-folder `release`.
 
     Args:
-        flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`; but those
-            that publish it, which is `leukoscope release push`. A path may be a `Path`, several values are a list.
+        flags: the flags of `leukoscope train`, without dashes: `dataset_name="phantoms", num_train_epochs=3`. Paths
+            may be `Path` objects; several values are a list. `push_to_hub` is refused: use `leukoscope release push`.
 
     Raises:
         LeukoscopeError: an unknown flag, a wrong value, or anything else the user can fix.
-        SystemExit: Ctrl-C or SIGTERM came during training, and a checkpoint was written; the same call with
-            `resume_from_checkpoint="latest"` continues the run.
+        SystemExit: Ctrl-C or SIGTERM stopped training after writing a checkpoint; the same call with
+            `resume_from_checkpoint="latest"` resumes the run.
     """
     from accelerate import PartialState
 
@@ -69,7 +69,7 @@ def train(**flags: Any) -> Path:
             raise LeukoscopeError(f"train({name}={value!r}): no such flag; `leukoscope train --help` lists them all")
         value = _of_kind(parts[part][name], name, value)
         config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
-    # A recipe that is not given follows from what the run starts from.
+    # Without a given recipe, the run's start decides.
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
     if config.run.push_to_hub:
         raise LeukoscopeError("train(push_to_hub=True): publishes nothing; use `leukoscope release push` afterwards")
@@ -82,7 +82,7 @@ def train(**flags: Any) -> Path:
 
 @contextmanager
 def _token_restored() -> Iterator[None]:
-    """Give the Hub's client its token back after the block, which may set the one of a run."""
+    """Restore HF_TOKEN after the block: a run's `hub_token` is set there."""
     before = os.environ.get("HF_TOKEN")
     try:
         yield
@@ -93,14 +93,14 @@ def _token_restored() -> Iterator[None]:
 
 
 def _of_kind(kind: Any, name: str, value: Any) -> Any:
-    """The value of a flag as a command line would give it; `LeukoscopeError` for one of another type."""
+    """Convert a flag's value to what the command line would give; raises `LeukoscopeError` for another type."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if isinstance(value, Path) and str in kinds:
         return str(value)
     if get_origin(kind) is list:
         if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
             return list(value)
-    # To Python a bool is an int, and an int is no float.
+    # isinstance(True, int) is true, isinstance(1, float) is not.
     elif isinstance(value, bool):
         if bool in kinds:
             return value
@@ -130,8 +130,8 @@ def evaluate(
         device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
 
     Returns:
-        The content of evaluation.json: metrics, intervals by subject, confusion matrix, and whether tested subjects
-        trained the model.
+        The content of evaluation.json: metrics, intervals by subject, confusion matrix, and whether the model was
+        trained on tested subjects.
 
     Raises:
         LeukoscopeError: no data set, classes that do not match, a split without a test side, or a model that cannot be

@@ -15,44 +15,44 @@ from tempfile import TemporaryDirectory
 
 from leukoscope import LeukoscopeError
 
-# How a file begins that Git LFS has not fetched yet: a text stands in its place.
+# The first bytes of a Git LFS pointer, the text in place of a file that was not fetched yet.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _BETWEEN_RENAMES = 5.0  # seconds
-_ABANDONED = 86_400.0  # seconds after which a temporary file or folder is one of a process that was killed
+_ABANDONED = 86_400.0  # seconds after which a temporary file or folder was left by a killed process
 
 
 def remedy(error: Exception, otherwise: str) -> str:
-    """What helps where the disk refuses: `otherwise`, and free space only where it is full."""
-    # Of safetensors' own errors there is nothing but the text.
+    """The fix for a write error: `otherwise`, and first to free some space if the disk is full."""
+    # safetensors' own errors have no errno.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     return f"free some space or {otherwise}" if full else otherwise
 
 
 @contextmanager
 def disk_errors(problem: str, otherwise: str, *, needed: int | None = None) -> Iterator[None]:
-    """Name what cannot be written where the disk refuses it within the block.
+    """Turn write errors within the block into `LeukoscopeError`.
 
     Args:
         problem: the place and what cannot be done there, as "runs/a: cannot be written".
-        otherwise: what helps, unless the disk is full.
-        needed: bytes.
+        otherwise: the fix, unless the disk is full.
+        needed: bytes that were to be written.
 
     Raises:
-        LeukoscopeError: the problem, the system's reason and what helps.
+        LeukoscopeError: with the problem, the system's reason and the fix.
     """
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # Copying a tree collects what went wrong, file by file.
+        # shutil.Error, of copying a tree, holds one error per file.
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else getattr(error, "strerror", None) or error
         space = "" if needed is None else f"; {needed / 1e6:.0f} MB needed"
         raise LeukoscopeError(f"{problem} ({reason}{space}); {remedy(error, otherwise)}") from None
 
 
 def cache_root() -> Path:
-    """Where decoded cells and exported graphs are kept: `$LEUKOSCOPE_CACHE`; unset or empty, `~/.cache/leukoscope`."""
+    """The folder of decoded cells and exported graphs: `$LEUKOSCOPE_CACHE`, by default `~/.cache/leukoscope`."""
     named = os.environ.get("LEUKOSCOPE_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "leukoscope"
 
@@ -65,9 +65,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
         the temporary path, in the folder of `target`; its suffix is `.tmp`.
 
     Raises:
-        OSError: the disk refuses; an older `target` is then as it was.
+        OSError: a write error; an older `target` is then unchanged.
     """
-    # Two that decode the same cells may write together, and in containers both are process 1.
+    # Two processes may write the same file at once, and in containers both have process id 1.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     _remove_abandoned(target)
     try:
@@ -84,7 +84,7 @@ def write_atomic(path: Path, text: str) -> Path:
         `path`.
 
     Raises:
-        OSError: the disk refuses; an older file of that name is unchanged.
+        OSError: a write error; an older file of that name is unchanged.
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -96,12 +96,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Make a folder at a temporary path, which replaces `target` when the block ends without an error.
 
     Yields:
-        the temporary path, in a folder beside `target` that no other process uses; nothing is there yet.
+        the temporary path, which does not exist yet, in a folder beside `target` that no other process uses.
 
     Raises:
-        OSError: the disk refuses; `target` is then as it was.
+        OSError: a write error; `target` is then unchanged.
     """
-    target = target.resolve()  # "." has no name, and a link is to stay one
+    target = target.resolve()  # "." has no name, and a link must stay a link
     old = target.with_name(f".{target.name}.old")
     restore_replaced(target)
     _remove_abandoned(target)
@@ -122,7 +122,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the temporary files and folders of `target` that processes left a day ago when they were killed."""
+    """Remove temporary files and folders of `target` that killed processes left more than a day ago."""
     for other in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         with suppress(OSError):
             if time.time() - other.stat().st_mtime > _ABANDONED:
@@ -130,26 +130,26 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def is_git_clone(folder: Path) -> bool:
-    """Whether replacing a folder would delete the history of a git repository."""
+    """Whether a folder is a git clone, whose history would be lost if the folder were replaced."""
     return (folder / ".git").exists()
 
 
 def restore_replaced(target: Path) -> None:
-    """Put back the folder that a process was replacing when it was killed between the two renames of `atomic_folder`.
+    """Restore a folder whose replacing process was killed between the two renames of `atomic_folder`.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: a write error.
     """
     target = target.resolve()
     old = target.with_name(f".{target.name}.old")
-    # A process that still runs needs less than a second for the other rename; the first one set this time.
+    # The first rename set this time, and a process that still runs makes the second within a second.
     if not target.exists() and old.exists() and time.time() - old.stat().st_ctime > _BETWEEN_RENAMES:
         old.rename(target)
 
 
 _HOMES = (
     Path(__file__).parents[2],  # a checkout
-    # An installed wheel: below the prefix that pip installed into, which is not sys.prefix with --user or --target.
+    # An installed wheel; with --user or --target, pip does not install below sys.prefix.
     *(above / "share" / "leukoscope" for above in Path(__file__).parents[1:5]),
 )
 

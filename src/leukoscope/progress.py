@@ -1,4 +1,4 @@
-"""How far long work is, on stderr: on a terminal a bar with the time left, elsewhere a line every 30 seconds."""
+"""Progress of long work on stderr: on a terminal rich's bar with the time left, elsewhere a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
 EVERY = 30.0
 """Seconds between two lines where stderr is no terminal."""
@@ -21,8 +21,8 @@ _T = TypeVar("_T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 # Two bars at a time would draw over each other: work within other work shows none of its own.
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
-# When the last line was printed and when the last work ended: many short steps, one after the other, say something
-# every 30 seconds, too.
+# When the last line was printed and the last task ended: many short tasks, one after the other, print a line every 30
+# seconds, too.
 _last_line = _last_end = float("-inf")
 
 
@@ -55,46 +55,20 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
     Yields:
         a function to call after each part, or after so many: `advance(by=1)`.
     """
-    global _last_line, _last_end
-    count, started = done, time.monotonic()
-
-    def advance(by: int = 1) -> None:
-        nonlocal count
-        count += by
-        if bars is not None:
-            bars.update(bar, completed=count)
-
-    def line() -> str:
-        seconds = time.monotonic() - started
-        if total is None:
-            return f"{label}: {duration(seconds)} so far"
-        left = f", about {duration(seconds * (total - count) / (count - done))} left" if count > done else ""
-        return f"{label}: {count:,} of {total:,}{left}"
-
-    def speak() -> None:
-        global _last_line
-        while not ended.wait(max(0, _last_line + EVERY - time.monotonic())):
-            print(line(), file=sys.stderr, flush=True)
-            _last_line = time.monotonic()
-
-    bars: Progress | None = None
-    bar: Any = None
-    ended = threading.Event()
+    global _last_end
     if _quiet.get() or _shown.get() or not _is_first():
-        yield advance
+        yield lambda by=1: None
         return
+    bars = _bars(total)
+    bars.add_task(label, total=total, completed=done)
+    (task,) = bars.tasks
+    ended = threading.Event()
+    if bars.disable:
+        threading.Thread(target=_print_lines, args=(task, ended), daemon=True).start()
     before = _shown.set(True)
     try:
-        if sys.stderr.isatty():
-            bars = _bars(total)
-            bar = bars.add_task(label, total=total, completed=done)
-            with bars:
-                yield advance
-        else:
-            if started > _last_end + EVERY:
-                _last_line = started
-            threading.Thread(target=speak, daemon=True).start()
-            yield advance
+        with bars:
+            yield lambda by=1: bars.advance(task.id, by)
     finally:
         ended.set()
         _last_end = time.monotonic()
@@ -102,14 +76,37 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
 
 
 def _bars(total: int | None) -> Progress:
+    """Rich's bars, disabled where stderr is no terminal; they still measure the speed there."""
     from rich import progress as shown
     from rich.console import Console
 
     times = [shown.TimeElapsedColumn()] if total is None else [shown.MofNCompleteColumn(), shown.TimeRemainingColumn()]
-    columns = (shown.TextColumn("{task.description}", markup=False), shown.BarColumn(), *times)
-    # What is printed to stdout meanwhile must not end on stderr, unless both are the terminal.
-    both = sys.stdout.isatty()
-    return shown.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both)
+    return shown.Progress(
+        shown.TextColumn("{task.description}", markup=False),
+        shown.BarColumn(),
+        *times,
+        console=Console(stderr=True),
+        transient=True,
+        # What is printed to stdout meanwhile must not end on stderr, unless both are the terminal.
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not sys.stderr.isatty(),
+        speed_estimate_period=3600,  # seconds; a part may take minutes
+    )
+
+
+def _print_lines(task: Task, ended: threading.Event) -> None:
+    """Print how far a task is, `EVERY` seconds after the last line, until it has ended."""
+    global _last_line
+    started = time.monotonic()
+    if started > _last_end + EVERY:  # there was a pause before this task
+        _last_line = started
+    while not ended.wait(max(0, _last_line + EVERY - time.monotonic())):
+        line = f"{task.description}: {duration(time.monotonic() - started)} so far"
+        if task.total is not None:
+            left = "" if task.time_remaining is None else f", about {duration(task.time_remaining)} left"
+            line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{left}"
+        print(line, file=sys.stderr, flush=True)
+        _last_line = time.monotonic()
 
 
 def track(items: Iterable[_T], label: str, total: int | None = None, *, done: int = 0) -> Iterator[_T]:
