@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.models.release import load_release as load
 from leukoscope.reports.card import SHOWN, draw_plots, render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
 
@@ -44,6 +45,21 @@ def test_weights_alone_give_the_samples_and_the_network(
     card = write_card(copy).read_text()
     assert sorted(file.name for file in (copy / "figures").iterdir()) == ["network.png", "samples.png"]
     assert "no patient's cell is among them" in card and card.count("![") == 2
+
+
+def test_a_card_loads_the_network_once_and_exports_no_graph(
+    tiny_release: Path, tmp_path: Path, release_metrics: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(tiny_release, tmp_path / "copy")
+    unmeasured = {key: block for key, block in release_metrics.items() if key != "heat_maps"}
+    (copy / "metrics.json").write_text(json.dumps(unmeasured | {"evaluations": []}))
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
+    loads: list[Any] = []
+    for module in ("leukoscope.reports.card", "leukoscope.models.release"):
+        monkeypatch.setattr(f"{module}.load_release", lambda *args, **more: loads.append(args) or load(*args, **more))
+    write_card(copy)
+    assert len(loads) == 1
+    assert not (tmp_path / "cache").exists()
 
 
 def test_figures_alone_give_the_confusion_matrix(release: Path) -> None:

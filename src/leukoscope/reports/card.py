@@ -27,7 +27,7 @@ from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_SCRATCH, hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
-from leukoscope.models.release import load_release
+from leukoscope.models.release import Release, load_release
 from leukoscope.models.release_files import (
     CARD,
     FIGURES,
@@ -69,13 +69,14 @@ EXAMPLES = "examples/phantom_*.png"  # what the Hub's page of a model offers to 
 FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
-def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
+def render_card(release: Path, *, hub_id: str = "", licence: str = "", loaded: Release | None = None) -> str:
     """Render the model card of a release, as Markdown with the Hub's YAML front matter.
 
     Args:
         release: a folder with config.json and metrics.json.
         hub_id: where it is published; its folder name stands in until then.
         licence: of the weights, as the Hub names it ("mit"); "" for `default_licence`.
+        loaded: the release with its network; None loads it where it is needed.
 
     Raises:
         LeukoscopeError: no release, or no measurements in its metrics.json.
@@ -84,8 +85,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
 
     metrics, config = _measured(release), read_config(release)
     name = hub_id.split("/")[-1] or folder_name(release)
-    # `ModelCard.from_template` alone would leave out without a word what metrics.json lacks. It gets the text as a
-    # value: rendered as a template, what stands in a release's metrics.json could run code.
+    # `ModelCard.from_template` renders a missing value as nothing, and would run a template within metrics.json.
     body = formatting.rendered(
         resource_file(TEMPLATE),
         **{key: getattr(release_tables, key) for key in dir(release_tables) if key.endswith("_table")},
@@ -104,7 +104,7 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
         maps_passed=passes_map_checks(metrics.get("heat_maps") or {}),
         not_known=NOT_KNOWN,
         drawn_as_its_classes=knows_smears(metrics["labels"]) or not {*PHANTOM_LABELS}.isdisjoint(metrics["labels"]),
-        has_map="heat_maps" in metrics or not (release / WEIGHTS).is_file() or _gives_map(release),
+        has_map="heat_maps" in metrics or _gives_map(loaded or _load(release)),
         published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
         new_aliases=formatting.new_aliases(metrics),
     )
@@ -114,11 +114,17 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     return str(ModelCard.from_template(data, template_str=FRONT_AND_TEXT, body=body))
 
 
-def _gives_map(release: Path) -> bool:
-    """Whether a release's network has a Grad-CAM map, as a vision transformer has not."""
+def _load(release: Path) -> Release | None:
+    """Load a release with its network; None where it has no weights."""
+    return load_release(release) if (release / WEIGHTS).is_file() else None
+
+
+def _gives_map(loaded: Release | None) -> bool:
+    """Whether a network gives Grad-CAM maps; a vision transformer does not. True where there is no network to ask."""
     import torch
 
-    loaded = load_release(release)
+    if loaded is None:
+        return True
     side = loaded.preprocessing.image_size
     with torch.inference_mode():
         features = loaded.network.forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
@@ -135,8 +141,9 @@ def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
         LeukoscopeError: as `render_card` and `draw_plots`.
     """
     _measured(release)  # raises before a plot is drawn
-    draw_plots(release)
-    card = render_card(release, hub_id=hub_id, licence=licence)
+    loaded = _load(release)
+    draw_plots(release, loaded)
+    card = render_card(release, hub_id=hub_id, licence=licence, loaded=loaded)
     with disk_errors(f"{release / CARD}: cannot be written", "check who may write there"):
         return write_atomic(release / CARD, card)
 
@@ -268,8 +275,11 @@ def draw_examples(release: Path) -> list[Path]:
     return sorted(release.glob(EXAMPLES))
 
 
-def draw_plots(release: Path) -> list[Path]:
+def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
     """Draw every plot that the release has the weights or the metrics for.
+
+    Args:
+        loaded: the release with its network; None loads it.
 
     Returns:
         The files written, in the order of the card; equal weights and metrics give equal files.
@@ -277,18 +287,18 @@ def draw_plots(release: Path) -> list[Path]:
     Raises:
         LeukoscopeError: weights that cannot be loaded, or a folder that cannot be written.
     """
-    folder, plots = release / FIGURES, dict(_plots(release))
+    folder, plots = release / FIGURES, dict(_plots(release, loaded or _load(release)))
     with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
         return [save_plot(plot, folder / f"{name}.png") for name, plot in plots.items()]
 
 
-def _plots(release: Path) -> Iterator[tuple[str, Figure]]:
+def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]]:
     metrics = read_metrics(release)
-    if (release / WEIGHTS).is_file():
+    if loaded is not None:
         recipe = metrics["recipe"]
-        yield "samples", phantom_samples(Predictor.from_pretrained(release))
-        yield "network", structure_figure(load_release(release).network, recipe["image_size"], recipe["frozen"])
+        yield "samples", phantom_samples(Predictor(loaded, backend="torch", device="cpu"))
+        yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
     tested = detailed_evaluation(metrics)
     if tested is not None:
         yield "confusion", confusion_plot(tested["metrics"]["confusion_matrix"], metrics["labels"])

@@ -76,7 +76,7 @@ def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[
     yield "curves", curves_plot(epochs, metrics["training"]["kept_epoch"])
     yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])
     if not metrics["evaluations"]:
-        yield "samples", phantom_samples(Predictor.from_pretrained(out / "release"))
+        yield "samples", phantom_samples(Predictor.from_pretrained(out / "release", backend="torch", device="cpu"))
         return
     tested = metrics["evaluations"][0]["metrics"]
     yield "confusion", confusion_plot(tested["confusion_matrix"], metrics["labels"])
