@@ -67,7 +67,7 @@ def _first_answer(checkout: Path, answers: int) -> dict[str, Any]:
     # The Makefile's own stamp: installs and starts nothing.
     seconds["install"] = _timed(["make", f"PYTHON={sys.executable}", ".venv/.installed"], checkout)
     release = min((checkout / "model_card").glob("*/config.json")).parent
-    words = ["predict", "--model", str(release), str(picture), "--explain", str(folder / "overlays")]
+    words = ["predict", str(release), str(picture), "--explain", str(folder / "overlays")]
     command = [str(checkout / PYTHON), "-m", "leukoscope", *words]
     seconds["answers"] = [_timed(command, checkout, PYTHONPATH="src") for _ in range(answers)]
     return seconds

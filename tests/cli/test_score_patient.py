@@ -137,11 +137,11 @@ def test_copies_count_once_in_the_table_by_subject(release: Path, cells: Path, t
 
 def test_copies_are_said_beside_the_json(release: Path, cells: Path, tmp_path: Path) -> None:
     shutil.copy(cells / "b" / "3.png", cells / "b" / "copy.png")
-    result = run("patient", cells, "--model", release, "--json")
+    result = run("patient", release, cells, "--json")
     assert [person["cells"] for person in json.loads(result.stdout)] == [3, 1]
     assert "1 picture(s) are copies of others, pixel for pixel, and count once" in result.stderr
     flags = ("--subject_pattern", "(.*)/", "--output", tmp_path / "out.csv", "--by_subject", tmp_path / "subjects.csv")
-    result = run("score", "--model", release, "--input", cells, *flags, "--json")
+    result = run("score", release, "--input", cells, *flags, "--json")
     assert json.loads(result.stdout)["subjects"] == 2
     assert "1 picture(s) are copies of others of their subject, pixel for pixel, and count once" in result.stderr
 
@@ -151,14 +151,14 @@ def test_one_picture_of_two_subjects_is_refused_by_subject(release: Path, cells:
     shutil.copy(cells / "b" / "3.png", cells / "=1+1" / "copy.png")
     (tmp_path / "t.csv").write_text("file,subject\ncells/=1+1/0.png,a\ncells/=1+1/copy.png,a\ncells/b/3.png,b\n")
     out = ("--output", tmp_path / "out.csv", "--by_subject", tmp_path / "subjects.csv")
-    result = run("score", "--model", release, "--input", tmp_path / "t.csv", *out)
+    result = run("score", release, "--input", tmp_path / "t.csv", *out)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         "error: cells/b/3.png: is the same picture as cells/=1+1/copy.png, pixel for pixel, which is of another "
         "subject ('b' and 'a'); give it to one of them, or leave out --by_subject"
     )
     assert not (tmp_path / "out.csv").exists() and not (tmp_path / "subjects.csv").exists()
-    result = run("score", "--model", release, "--input", tmp_path / "t.csv", *out[:2])
+    result = run("score", release, "--input", tmp_path / "t.csv", *out[:2])
     assert result.exit_code == 0, "what was scored is used, and cells by themselves may be of anybody"
 
 
