@@ -67,7 +67,7 @@ def assess(
 ) -> None:
     """Recompute a release's intervals, calibration, thresholds, OOD detector and checks of its Grad-CAM maps.
 
-    The release must come from `leukoscope experiment protocol`, and the cells must be those that it was made from.
+    The release must come from `leukoscope protocol`, and the cells must be those that it was made from.
     """
     from leukoscope.models.release_files import read_release
 

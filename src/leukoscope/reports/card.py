@@ -153,7 +153,7 @@ def _measured(release: Path) -> dict[str, Any]:
     if missing := [block for block in _NEEDED if block not in metrics]:
         raise LeukoscopeError(
             f"{release / METRICS}: missing, or without {missing[0]!r}; a card is rendered from the measurements that "
-            "`leukoscope train` and `leukoscope experiment protocol` write there"
+            "`leukoscope train` and `leukoscope protocol` write there"
         )
     if metrics["data"]["name"] == "imagefolder":
         metrics["data"] |= {"title": "The author's own cells", "licence": ""}
