@@ -182,8 +182,7 @@ def check_backends(wanted: str) -> Finding:
     Args:
         wanted: the value of LEUKOSCOPE_BACKEND; "" leaves the choice to the predictor.
     """
-    from leukoscope.inference.backends import AUTO, BACKENDS, TORCH
-    from leukoscope.inference.graph import PACKAGES
+    from leukoscope.inference.runtime import AUTO, BACKENDS, PACKAGES, TORCH
 
     packages = {TORCH: "torch", **{name: packages for name, (_, packages) in PACKAGES.items()}}
     there = [name for name, needed in packages.items() if all(map(find_spec, needed.split()))]
