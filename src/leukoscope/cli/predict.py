@@ -9,6 +9,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
     from leukoscope.data.fields import ScaleSource
     from leukoscope.inference.field import FieldReading
-    from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
+    from leukoscope.inference.subject import SubjectPrediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
 REPORTS = (".html", ".pdf")
@@ -114,7 +115,7 @@ def _image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeErro
 
 def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
     from leukoscope.inference.prediction import WITHOUT_CLASS
-    from leukoscope.inference.predictor import VIEWS
+    from leukoscope.inference.tta import VIEWS
 
     columns, shown = ["file", "outcome", *labels, "ms"], []
     if viewed := any(row["disagreement"] is not None for row in rows):
@@ -472,9 +473,9 @@ def patient(
     quiet: Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, subjects_table, write_table
     from leukoscope.inference.sources import open_source
+    from leukoscope.inference.subject import SubjectRule, predict_subjects
 
     report = output if output is not None and output.suffix.lower() in REPORTS else None
     if output is not None:
@@ -507,37 +508,37 @@ def patient(
         about = {"report": str(report), "notice": RESEARCH_NOTICE}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return
-    patient_rule(predictor)  # raises now rather than after all cells are read
-    persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
-    if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
-        persons = [persons[0].named(Path(source).resolve().name)]
+    SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
+    subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
+        subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
     if as_json:
-        typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
+        typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
     else:
-        _print_persons(persons, model=predictor.release.name)
+        _print_subjects(subjects, model=predictor.release.name)
     if output is not None:
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(patients_table(persons), output)
+            write_table(subjects_table(subjects), output)
         if not as_json:
             typer.echo(f"table: {output}")
     end_with(unreadable)
 
 
-def _print_persons(persons: list[PatientPrediction], *, model: str) -> None:
+def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
     from leukoscope.reports.formatting import span
 
     rows = []
-    for person in persons:
-        share = "–" if person.probability is None else f"{person.probability:.3f}"
-        interval = "–" if person.interval is None else span({"low": person.interval[0], "high": person.interval[1]})
-        counts = [str(number) for number in (person.cells, person.refused, person.abstained)]
-        rows.append([shown_name(person.patient), person.outcome, share, interval, *counts])
-    positive = persons[0].positive_label
+    for one in subjects:
+        share = "–" if one.probability is None else f"{one.probability:.3f}"
+        interval = "–" if one.interval is None else span({"low": one.interval[0], "high": one.interval[1]})
+        counts = [str(number) for number in (one.cells, one.refused, one.abstained)]
+        rows.append([shown_name(one.subject), one.outcome, share, interval, *counts])
+    positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
-    for outcome in dict.fromkeys(person.outcome for person in persons if person.reason):
-        first, *others = (person for person in persons if person.outcome == outcome)
+    for outcome in dict.fromkeys(one.outcome for one in subjects if one.reason):
+        first, *others = (one for one in subjects if one.outcome == outcome)
         likewise = f"; likewise {len(others)} more" if others else ""
-        typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
-    typer.echo(f"rule: {persons[0].rule.text}")
+        typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
+    typer.echo(f"rule: {subjects[0].rule.text}")
     typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -1,4 +1,4 @@
-"""What computes a network on this machine: the names of backends, devices and precisions, and which of them are here."""
+"""Backends, devices and precisions that compute a network: their names, and which of them this machine has."""
 
 from __future__ import annotations
 
