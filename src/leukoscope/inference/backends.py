@@ -159,10 +159,8 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
                 _log.warning("%s; another backend is used", reason)
     from leukoscope.models.release import Release, load_release
 
-    if not isinstance(release, Release):
-        assert release.folder is not None
-        release = load_release(release.folder, name=release.name, revision=release.revision)
-    return TorchBackend(release.network, release.preprocessing, device, blank_rgb=release.blank_rgb)
+    loaded = release if isinstance(release, Release) else load_release(release)
+    return TorchBackend(loaded.network, loaded.preprocessing, device, blank_rgb=loaded.blank_rgb)
 
 
 def float32_backend(release: Release, cells: int) -> Backend:

@@ -170,7 +170,7 @@ def write_graph(release: ReleaseInfo, backend: str, folder: Path) -> dict[str, A
     if (weights := reference.class_weights()) is not None:
         from safetensors.numpy import save_file
 
-        from leukoscope.models.build import classifier_parameters
+        from leukoscope.models.layers import classifier_parameters
 
         biases = classifier_parameters(reference.network)[1].detach().cpu().float().numpy()
         save_file({"weights": weights, "biases": biases}, folder / HEAD)
@@ -217,8 +217,7 @@ class _Reference:
         from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
         from leukoscope.models.release import load_release
 
-        assert release.folder is not None
-        network = load_release(release.folder, name=release.name, revision=release.revision).network
+        network = load_release(release).network
         info = trained_on(release.metrics)
         # On a background it was never trained with, a network's activations can grow until rounding is seen.
         known_black = info is not None and info.background == "black"
@@ -237,7 +236,7 @@ class _Reference:
 
     def class_weights(self) -> np.ndarray | None:
         """The classifier's (K, C) weights where they alone give torch's maps of these features; else None."""
-        from leukoscope.models.build import classifier_parameters
+        from leukoscope.models.layers import classifier_parameters
 
         if self.maps is None:
             return None

@@ -109,12 +109,6 @@ def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.
     return (np.maximum(maps, 0) if blank is None else maps).astype(np.float32)
 
 
-def require_method(method: str) -> None:
-    """Raise `LeukoscopeError` for a method that is none of `METHODS`."""
-    if method not in METHODS:
-        raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
-
-
 def passes_map_checks(block: Mapping[str, Any]) -> bool:
     """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
 

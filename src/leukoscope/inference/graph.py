@@ -139,8 +139,7 @@ class ExportedBackend:
     def _network(self) -> nn.Module:
         from leukoscope.models.release import load_release
 
-        assert self._release.folder is not None
-        return load_release(self._release.folder).network
+        return load_release(self._release).network
 
 
 def _open_openvino(

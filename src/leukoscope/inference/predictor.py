@@ -30,7 +30,7 @@ from leukoscope.data.images import (
     to_rgb,
 )
 from leukoscope.inference.backends import Backend, open_backend
-from leukoscope.inference.gradcam import EVIDENCE, EvidenceScale, HeatMap, require_method, share_on_cell
+from leukoscope.inference.gradcam import EVIDENCE, METHODS, EvidenceScale, HeatMap, share_on_cell
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
 from leukoscope.inference.runtime import AUTO, usable_cores
@@ -219,7 +219,8 @@ class Predictor:
         Raises:
             LeukoscopeError: `images` is neither a picture nor an iterable, or no picture at a time.
         """
-        require_method(method)
+        if method not in METHODS:
+            raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if tta:
