@@ -36,7 +36,7 @@ PUBLIC = {
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.data.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks"),
-    "leukoscope.inference.patient": ("PatientPrediction",),
+    "leukoscope.inference.subject": ("SubjectPrediction",),
     "leukoscope.inference.field": ("FieldReading",),
     "leukoscope.inference.gradcam": ("HeatMap",),
     "leukoscope.models.release": ("load_release", "Release"),

@@ -139,25 +139,34 @@ def word_counts(texts: Mapping[str, str], words: tuple[str, ...]) -> dict[str, C
     return found
 
 
-def files_run(call: Callable[[], object]) -> dict[str, set[str]]:
-    """File below src/leukoscope → its functions that the call entered in this thread; import is not counted."""
+def traced(call: Callable[[], object]) -> tuple[dict[str, set[str]], int]:
+    """Run a call and follow it through the package; modules that it imports and other threads are not counted.
+
+    Returns:
+        file below src/leukoscope → its functions that were entered, and how often a call entered another file than the
+        one before it.
+    """
     entered: dict[str, set[str]] = {}
+    changes, last = -1, ""
 
     def note(frame: Any, event: str, _: object) -> None:
+        nonlocal changes, last
         code = frame.f_code
         if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(ROOT / "src" / PACKAGE)):
-            entered.setdefault(str(Path(code.co_filename).relative_to(ROOT / "src" / PACKAGE)), set()).add(code.co_name)
+            file = str(Path(code.co_filename).relative_to(ROOT / "src" / PACKAGE))
+            entered.setdefault(file, set()).add(code.co_name)
+            changes, last = changes + (file != last), file
 
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return entered
+    return entered, max(0, changes)
 
 
 def print_files_run() -> None:
-    """Print the files of one prediction with an opened release, and of one training on phantoms."""
+    """Print the files of one prediction, with and without loading the release, and of one training on phantoms."""
     sys.path.insert(0, str(ROOT / "src"))
     from PIL import Image
 
@@ -166,17 +175,19 @@ def print_files_run() -> None:
     from leukoscope.training.config import parse_config
     from leukoscope.training.train import train
 
-    predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc", backend="torch")
+    release = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
+    predictor = Predictor.from_pretrained(release, backend="torch")
     picture = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image)
     with tempfile.TemporaryDirectory() as folder:
         config = parse_config(["--output_dir", f"{folder}/run", "--num_train_epochs", "1"])
         measured = {
-            "one prediction": files_run(lambda: predictor(picture)),
-            "one prediction with its map": files_run(lambda: predictor(picture, explain=True)),
-            "one training": files_run(lambda: train(config)),
+            "one prediction": traced(lambda: predictor(picture)),
+            "one prediction with its map": traced(lambda: predictor(picture, explain=True)),
+            "loading and one prediction": traced(lambda: Predictor.from_pretrained(release, backend="torch")(picture)),
+            "one training": traced(lambda: train(config)),
         }
-    for what, found in measured.items():
-        print(f"\n{what} runs through {len(found)} files:")
+    for what, (found, changes) in measured.items():
+        print(f"\n{what} runs through {len(found)} files with {changes} changes of file:")
         for file, functions in found.items():
             print(f"  {file} ({len(functions)} functions)")
 

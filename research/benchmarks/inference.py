@@ -338,7 +338,7 @@ def _compute(release: Path, flags: argparse.Namespace, figures: Mapping[str, Map
     from torch.utils.flop_counter import FlopCounterMode
 
     from leukoscope import Predictor
-    from leukoscope.inference.graph import PRECISION_NAMES
+    from leukoscope.inference.runtime import PRECISION_NAMES
     from leukoscope.models.release import load_release
 
     torch.set_num_threads(flags.threads)

@@ -25,7 +25,7 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, groups_of
 from leukoscope.evaluation.baselines import cross_validation, shortcut_metrics, split_unit, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.predictor import VIEWS, turned
+from leukoscope.inference.tta import VIEWS, turned
 from leukoscope.progress import track
 
 if TYPE_CHECKING:

@@ -46,10 +46,9 @@ COMMANDS = dict(commands())
 
 
 GROUPS = {
-    "": "predict field patient score evaluate doctor demo",
+    "": "predict field patient score evaluate protocol doctor demo",
     "data ": "check audit push",
-    "release ": "export push convert card recalibrate assess space list",
-    "experiment ": "protocol ablation leakage reproduce leaderboard",
+    "release ": "export push card recalibrate assess space list",
 }
 
 
@@ -151,10 +150,7 @@ def test_what_cannot_be_written_is_said_before_long_work_begins(tmp_path: Path) 
     commands = {
         "evaluate nobody/nothing --dataset_name phantoms": output,
         "data audit --dataset_name phantoms": output,
-        "experiment protocol": output.parent,
-        "experiment leakage": output.parent,
-        "experiment ablation grid.yaml": output.parent,
-        "experiment reproduce --dataset_name cnmc2019": output,
+        "protocol": output.parent,
     }
     for command, named in commands.items():
         said = f"error: --output {named}: cannot write there (File exists); name another folder\n"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference.backends import computing_device
+from leukoscope.inference.runtime import computing_device
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference.patient import person_of
 from leukoscope.inference.sources import SourceCell, open_source
+from leukoscope.inference.subject import subject_of
 from leukoscope.reports.patient_report import report_on
 
 BLOCK: dict[str, Any] = {
@@ -79,7 +79,7 @@ def test_a_folder_of_pictures_is_one_person_of_its_name(release: Path, cells: Pa
     result = run("patient", release, cells / "=1+1", "--json")
     assert result.exit_code == 1
     (row,) = json.loads(result.stdout)
-    assert (row["patient"], row["cells"], row["outcome"]) == ("=1+1", 3, "ALL")
+    assert (row["subject"], row["cells"], row["outcome"]) == ("=1+1", 3, "ALL")
     assert result.stderr.splitlines()[-1].startswith(f"error: {cells / '=1+1' / 'broken.png'}: is not an image")
 
 
@@ -102,7 +102,7 @@ def test_the_table_is_written_as_its_name_says(release: Path, cells: Path, tmp_p
         head, *cells_of = sheet.iter_rows(values_only=True)
         rows = [dict(zip(head, row, strict=True)) for row in cells_of]
     # CSV does not say what is text, so that there the name is quoted.
-    assert [row["patient"] for row in rows] == ["'=1+1" if suffix == ".csv" else "=1+1", "b"]
+    assert [row["subject"] for row in rows] == ["'=1+1" if suffix == ".csv" else "=1+1", "b"]
     assert [row["outcome"] for row in rows] == ["ALL", "too few cells"]
     assert all(row["notice"] == RESEARCH_NOTICE for row in rows)
     assert not list(tmp_path.glob(".persons*"))
@@ -120,8 +120,8 @@ def test_score_writes_the_same_prediction_by_subject(release: Path, cells: Path,
     predicted = json.loads(run("patient", release, cells, "--json").stdout)
     for person in predicted:
         for key in ("outcome", "cells", "used", "refused", "abstained"):
-            assert scored[person["patient"]][key] == person[key]
-        assert scored[person["patient"]]["p_ALL"] == pytest.approx(person["p_ALL"], abs=1e-6)
+            assert scored[person["subject"]][key] == person[key]
+        assert scored[person["subject"]]["p_ALL"] == pytest.approx(person["p_ALL"], abs=1e-6)
     assert {"mean_p_ALL", "share_refused"} <= set(head)
 
 
@@ -281,5 +281,5 @@ def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path,
 def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:
     source = open_source(str(cells))
     named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
-    assert {cell: person_of(SourceCell(cell, "", ""), source, ()) for cell in named} == named
-    assert person_of(SourceCell("P1/1.png", "7", ""), source, ()) == "7"
+    assert {cell: subject_of(SourceCell(cell, "", ""), source, ()) for cell in named} == named
+    assert subject_of(SourceCell("P1/1.png", "7", ""), source, ()) == "7"

@@ -7,7 +7,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from leukoscope import Predictor
 
 ROOT = Path(__file__).parents[2]
 # A key of evaluation.json and the fields named after it.
@@ -54,6 +57,29 @@ def test_a_lazy_circle_is_found(structure: Any, tmp_path: Path) -> None:
     (tmp_path / "leukoscope" / "c.py").write_text("g = print\n")
     assert structure.import_circle(structure.imports(structure.modules(tmp_path))) == []
     assert structure.reached_from("leukoscope.e", graph) == {"leukoscope.d", "leukoscope.e"}
+
+
+def test_the_files_that_a_call_enters_and_their_changes_are_counted(structure: Any) -> None:
+    from leukoscope.inference.prediction import softmax
+    from leukoscope.inference.tta import disagreement, tta_views
+
+    pixels = np.zeros((1, 4, 4, 3), np.uint8)
+
+    def call() -> None:
+        disagreement(softmax(tta_views(pixels).reshape(8, -1))[None])
+        softmax(np.zeros((1, 2)))
+
+    found, changes = structure.traced(call)
+    assert found["inference/prediction.py"] == {"softmax"}
+    assert {"tta_views", "turned", "disagreement"} <= found["inference/tta.py"]
+    assert (len(found), changes) == (2, 3)
+
+
+def test_loading_a_release_and_predicting_stays_short(structure: Any, tiny_release: Path) -> None:
+    cell = np.full((96, 96, 3), 100, np.uint8)
+    Predictor.from_pretrained(tiny_release, backend="torch")  # whatever is imported first
+    found, changes = structure.traced(lambda: Predictor.from_pretrained(tiny_release, backend="torch")(cell))
+    assert len(found) <= 13 and changes <= 35
 
 
 def test_no_text_for_readers_uses_a_removed_word(structure: Any) -> None:

@@ -21,7 +21,8 @@ from leukoscope.evaluation import precision
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.precision import loses_nothing, offered_precisions, precision_block, precisions_on_unseen
 from leukoscope.inference.backends import open_backend
-from leukoscope.inference.graph import ExportedBackend, NoGraph, computes, convolution_ranges, kept_graph
+from leukoscope.inference.export import kept_graph
+from leukoscope.inference.graph import ExportedBackend, NoGraph, computes, convolution_ranges
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
 

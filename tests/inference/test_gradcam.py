@@ -38,7 +38,8 @@ from leukoscope.inference.gradcam import (
     share_on_cell,
 )
 from leukoscope.inference.graph import blank_picture
-from leukoscope.inference.predictor import VIEWS, Predictor, average_maps, tta_views, turned, turned_back
+from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.tta import VIEWS, average_maps, tta_views, turned, turned_back
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release

@@ -23,7 +23,7 @@ from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds, softmax
-from leukoscope.inference.predictor import average_maps, tta_views
+from leukoscope.inference.tta import average_maps, tta_views
 from leukoscope.models.release_files import OOD
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -156,13 +156,6 @@ def test_what_cannot_be_drawn_is_refused(predictor, cells):
     assert str(error.value) == f"{cells[0]}: has no Grad-CAM map; predict it with explain=True"
     with pytest.raises(LeukoscopeError, match="label 'Pro' is none of ALL, HEM; name one"):
         predictor(cells[0], explain=True).overlay("Pro")
-
-
-def test_views_the_former_name_of_tta_still_works_with_a_warning(predictor, cells):
-    with pytest.warns(DeprecationWarning, match="give tta=") as warned:
-        former = predictor(cells[0], views=True)
-    assert len(warned) == 1
-    assert former.checks.disagreement is not None and shares(former) == shares(predictor(cells[0], tta=True))
 
 
 def test_no_more_pictures_are_taken_than_the_next_batch(predictor, cells):

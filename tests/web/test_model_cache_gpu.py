@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from leukoscope.inference.backends import gpu_or_cpu
+from leukoscope.inference.runtime import gpu_or_cpu
 from leukoscope.web.model_cache import ModelCache, best_device
 from leukoscope.web.result import check_views, example, predict_cell
 

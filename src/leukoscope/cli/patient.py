@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,7 @@ from leukoscope.cli.options import (
 from leukoscope.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
-    from leukoscope.inference.patient import PatientPrediction
+    from leukoscope.inference.subject import SubjectPrediction
 
 REPORTS = (".html", ".pdf")
 
@@ -61,9 +62,9 @@ def patient(
     quiet: Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.patient import patient_rule, predict_patients
-    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, patients_table, write_table
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, subjects_table, write_table
     from leukoscope.inference.sources import open_source
+    from leukoscope.inference.subject import SubjectRule, predict_subjects
 
     kinds = (*TABLE_SUFFIXES, *REPORTS)
     if output is not None and output.suffix.lower() not in kinds:
@@ -87,17 +88,17 @@ def patient(
         about = {"report": str(report), "notice": RESEARCH_NOTICE}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(about.values()))
         return
-    patient_rule(predictor)  # raises now rather than after all cells are read
-    persons, unreadable = predict_patients(predictor, cells, batch_size=batch_size)
-    if len(persons) == 1 and not persons[0].patient and Path(source).is_dir():
-        persons = [persons[0].named(Path(source).resolve().name)]
+    SubjectRule.of_release(predictor.release)  # raises now rather than after all cells are read
+    subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
+        subjects = [replace(subjects[0], subject=Path(source).resolve().name)]
     if as_json:
-        typer.echo(json.dumps([person.to_dict() for person in persons], indent=1))
+        typer.echo(json.dumps([one.to_dict() for one in subjects], indent=1))
     else:
-        _print_subjects(persons, model=predictor.release.name)
+        _print_subjects(subjects, model=predictor.release.name)
     if output is not None:
         with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(patients_table(persons), output)
+            write_table(subjects_table(subjects), output)
         if not as_json:
             typer.echo(f"table: {output}")
     end_with(unreadable)
@@ -115,7 +116,7 @@ def _write_report(html: str, report: Path) -> None:
             print_to_pdf(write_atomic(Path(folder) / "report.html", html), report)
 
 
-def _print_subjects(subjects: list[PatientPrediction], *, model: str) -> None:
+def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
     from leukoscope.reports.formatting import share, span
 
     rows = []
@@ -123,13 +124,13 @@ def _print_subjects(subjects: list[PatientPrediction], *, model: str) -> None:
         low, high = subject.interval or (None, None)
         counts = [str(number) for number in (subject.cells, subject.refused, subject.abstained)]
         interval = span({"low": low, "high": high})
-        rows.append([shown_name(subject.patient), subject.outcome, share(subject.probability), interval, *counts])
+        rows.append([shown_name(subject.subject), subject.outcome, share(subject.probability), interval, *counts])
     positive = subjects[0].positive_label
     print_table(["subject", "outcome", positive, "95 % interval", "cells", "refused", "abstained"], rows, texts=2)
     for outcome in dict.fromkeys(subject.outcome for subject in subjects if subject.reason):
         first, *others = (subject for subject in subjects if subject.outcome == outcome)
         likewise = f"; likewise {len(others)} more" if others else ""
-        typer.echo(f"{shown_name(first.patient)}: {outcome}: {first.reason}{likewise}")
+        typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
     typer.echo(f"rule: {subjects[0].rule.text}")
     typer.echo("The interval is of this subject's cells alone; it does not say how subjects differ.")
     typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")

@@ -109,7 +109,7 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
 
 def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], warnings: Sequence[str]) -> None:
     from leukoscope.inference.prediction import WITHOUT_CLASS
-    from leukoscope.inference.predictor import VIEWS
+    from leukoscope.inference.tta import VIEWS
 
     columns, shown = ["file", "outcome", *labels, "ms"], []
     if viewed := any(row["disagreement"] is not None for row in rows):

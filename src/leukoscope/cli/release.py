@@ -154,8 +154,9 @@ def export(
     Grad-CAM maps. endpoint writes a model repository for Hugging Face Inference Endpoints, with its handler.py.
     """
     from leukoscope.hub.space import ENDPOINT_FILES, HANDLER, write_endpoint
-    from leukoscope.inference.backends import require_package
-    from leukoscope.inference.graph import GRAPHS, ONNX, REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
+    from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, export_release
+    from leukoscope.inference.graph import GRAPHS
+    from leukoscope.inference.runtime import ONNX, require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release_files import read_release
 
@@ -185,7 +186,7 @@ def _print_export(report: Mapping[str, Any], output: Path, graph: str) -> None:
     Raises:
         LeukoscopeError: by too much.
     """
-    from leukoscope.inference.graph import WEB_GRAPH, WEB_QUANTISED
+    from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED
 
     of_map = report["heat_map_difference"]
     typer.echo(
@@ -274,8 +275,7 @@ def space(
     starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
-    from leukoscope.inference.backends import require_package
-    from leukoscope.inference.graph import ONNX
+    from leukoscope.inference.runtime import ONNX, require_package
     from leukoscope.models.hub_download import find_release, local_release
     from leukoscope.models.release_files import read_release
 

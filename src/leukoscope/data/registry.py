@@ -19,7 +19,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import located, read_csv
 from leukoscope.data.images import IMAGE_SUFFIXES
 
-# What is said of a cell or a subject instead of a class (`Decision`, `PatientPrediction`): no class may be called so.
+# What is said of a cell or a subject instead of a class (`Decision`, `SubjectPrediction`): no class may be called so.
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"
 NOT_A_CELL = "not a cell"

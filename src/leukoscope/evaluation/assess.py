@@ -35,13 +35,14 @@ from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
-from leukoscope.evaluation.patients import patients_block, persons_block
 from leukoscope.evaluation.precision import precision_block
+from leukoscope.evaluation.subjects import patients_block, persons_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.backends import float32_backend, open_backend
-from leukoscope.inference.graph import BF16, INT8
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import VIEWS, Predictor, disagreement, tta_views
+from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import BF16, INT8
+from leukoscope.inference.tta import VIEWS, disagreement, tta_views
 from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (
     FIGURES,

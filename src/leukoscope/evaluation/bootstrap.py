@@ -15,7 +15,7 @@ import numpy as np
 
 from leukoscope import LeukoscopeError
 from leukoscope.evaluation.metrics import POOLED, CellPredictions
-from leukoscope.inference.patient import logits_of
+from leukoscope.inference.subject import logits_of
 
 Interval: TypeAlias = dict[str, float]
 BOOTSTRAP_SAMPLES = 2000

@@ -24,7 +24,7 @@ from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
 from leukoscope.inference.gradcam import EVIDENCE, NO_MAP, passes_map_checks, share_on_cell
 from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import VIEWS, turned, turned_back
+from leukoscope.inference.tta import VIEWS, turned, turned_back
 from leukoscope.models.release import Release
 from leukoscope.progress import progress, track
 

@@ -224,8 +224,8 @@ def write_static_space(
             that the page does not know, or the runtime cannot be had.
     """
     from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+    from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
     from leukoscope.inference.gradcam import map_colours
-    from leukoscope.inference.graph import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
     from leukoscope.inference.ood import GROUPS, OodDetector
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
 

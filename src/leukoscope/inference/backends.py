@@ -1,37 +1,36 @@
-"""Where a release's network is computed: torch, OpenVINO or ONNX Runtime, all behind one call with the same output.
+"""Compute a release's network with torch, OpenVINO or ONNX Runtime, behind one call with the same output.
 
-`open_backend` chooses. "auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this
-release gave torch's output when it was made; else torch, the backend that every other is compared with.
+"auto" takes OpenVINO, else ONNX Runtime, on a CPU where it is installed and its graph of this release gave torch's
+output when it was made; else torch, which every other backend is compared with.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.inference.export import kept_graph
 from leukoscope.inference.gradcam import EVIDENCE, explain_features, is_map_of_channels
-from leukoscope.inference.graph import (
+from leukoscope.inference.graph import ExportedBackend, NetworkOutput, NoGraph, blank_picture, computes
+from leukoscope.inference.runtime import (
+    AUTO,
+    BACKENDS,
     BF16,
     F32,
+    FAST,
     INT8,
-    ONNX,
     OPENVINO,
     PACKAGES,
     PRECISION_NAMES,
-    ExportedBackend,
-    NetworkOutput,
-    NoFeatureMap,
-    NoGraph,
-    blank_picture,
-    computes,
-    kept_graph,
+    PRECISIONS,
+    TORCH,
+    computing_device,
+    is_installed,
+    require_package,
 )
 
 if TYPE_CHECKING:
@@ -42,10 +41,6 @@ if TYPE_CHECKING:
     from leukoscope.models.release import Release
     from leukoscope.models.release_files import ReleaseInfo
 
-AUTO, TORCH = "auto", "torch"
-BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
-EXACT, FAST = "exact", "fast"
-PRECISIONS = (AUTO, EXACT, FAST)
 _log = logging.getLogger("leukoscope")
 # Cells that torch computes in about the time that OpenVINO's graph is made in.
 _GRAPH_PAYS_OFF = 200
@@ -129,7 +124,7 @@ Backend: TypeAlias = TorchBackend | ExportedBackend
 
 
 def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, precision: str = AUTO) -> Backend:
-    """The backend that computes a release's network.
+    """Open the backend that computes a release's network.
 
     Args:
         wanted: of `BACKENDS`.
@@ -148,39 +143,33 @@ def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, p
         if name not in known:
             raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
     if precision == FAST:
-        return _open_fast(release, wanted, device)
+        return _open_exported(release, OPENVINO, _fast_precision(release, wanted, device))
     if device == AUTO:
         device = computing_device(wanted)
-    if wanted == AUTO and device == "cpu":
-        for name in PACKAGES:
-            if find_spec(PACKAGES[name][0]):
-                try:
-                    return _open_exported(release, name, precision)
-                except NoFeatureMap:  # no other runtime can have one either
-                    _log.warning("%s: computed by torch, as its last features are no map of channels", release.name)
-                    break
-                except NoGraph as reason:
-                    _log.warning("%s; another backend is used", reason)
-    elif wanted not in (AUTO, TORCH):
+    if wanted in PACKAGES:
         if device != "cpu":
             raise LeukoscopeError(f"backend {wanted!r}: computes on the CPU only; leave out device {device!r}")
         require_package(wanted)
-        return _open_exported(release, wanted, precision)
+        return _open_exported(release, wanted, _default_precision(release, wanted, precision))
+    if wanted == AUTO and device == "cpu":
+        for name in filter(is_installed, PACKAGES):
+            try:
+                return _open_exported(release, name, _default_precision(release, name, precision))
+            except NoGraph as reason:
+                _log.warning("%s; another backend is used", reason)
     from leukoscope.models.release import Release, load_release
 
-    if not isinstance(release, Release):
-        assert release.folder is not None
-        release = load_release(release.folder, name=release.name, revision=release.revision)
-    return TorchBackend(release.network, release.preprocessing, device, blank_rgb=release.blank_rgb)
+    loaded = release if isinstance(release, Release) else load_release(release)
+    return TorchBackend(loaded.network, loaded.preprocessing, device, blank_rgb=loaded.blank_rgb)
 
 
 def float32_backend(release: Release, cells: int) -> Backend:
-    """The fastest backend to compute a release's network for so many cells in float32 on the CPU: OpenVINO, or torch.
+    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
 
     Args:
         release: its folder, if it has one, holds the very weights of its network.
     """
-    if cells >= _GRAPH_PAYS_OFF and release.folder and find_spec(PACKAGES[OPENVINO][0]):
+    if cells >= _GRAPH_PAYS_OFF and release.folder and is_installed(OPENVINO):
         try:
             return ExportedBackend(kept_graph(release, OPENVINO), release)
         except NoGraph as reason:
@@ -188,41 +177,20 @@ def float32_backend(release: Release, cells: int) -> Backend:
     return TorchBackend(release.network, release.preprocessing, blank_rgb=release.blank_rgb)
 
 
-def computing_device(backend: str) -> str:
-    """This process's GPU where torch may compute on one, else "cpu"."""
-    return gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
+def measured_precisions(release: ReleaseInfo) -> list[str]:
+    """List the lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
+    block = release.metrics.get("precision", {})
+    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
 
 
-def gpu_or_cpu() -> str:
-    """This process's GPU where torch finds one, else "cpu"."""
-    # torch is slow to import, so only where a driver is found; torchrun and accelerate number each process's GPU.
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
-        return "cpu"
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def require_package(backend: str) -> None:
-    """Refuse a backend whose package is not installed.
-
-    Raises:
-        LeukoscopeError: with what installs it.
-    """
-    module, package = PACKAGES[backend]
-    if not find_spec(module):
-        raise LeukoscopeError(f"backend {backend!r}: needs a package that is missing; pip install {package}")
-
-
-def _open_exported(release: ReleaseInfo, name: str, precision: str) -> Backend:
+def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
     default = release.metrics.get("precision", {}).get("default")
-    if precision == AUTO and name == OPENVINO and default in measured_precisions(release) and computes(default):
-        return _open_lower(release, default)
-    return ExportedBackend(kept_graph(release, name), release)
+    lower = wanted == AUTO and backend == OPENVINO and default in measured_precisions(release) and computes(default)
+    return default if lower else F32
 
 
-def _open_fast(release: ReleaseInfo, wanted: str, device: str) -> Backend:
-    """The release's graph in the fastest precision that this processor computes.
+def _fast_precision(release: ReleaseInfo, backend: str, device: str) -> str:
+    """The fastest precision that was measured and that this processor computes.
 
     Raises:
         LeukoscopeError: not measured for this release, another backend or device, or a processor that has none of them.
@@ -230,35 +198,26 @@ def _open_fast(release: ReleaseInfo, wanted: str, device: str) -> Backend:
     measured = measured_precisions(release)
     if not measured:
         raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
-    if wanted not in (AUTO, OPENVINO):
-        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {wanted!r}")
+    if backend not in (AUTO, OPENVINO):
+        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {backend!r}")
     if device not in (AUTO, "cpu"):
         raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {device!r}")
     require_package(OPENVINO)
-    for precision in measured:
-        if computes(precision):
-            return _open_lower(release, precision)
+    if computed := [name for name in measured if computes(name)]:
+        return computed[0]
     missing = " or ".join(PRECISION_NAMES[name] for name in measured)
     raise LeukoscopeError(f"precision 'fast': this processor has no units for {missing}; use 'exact'")
 
 
-def measured_precisions(release: ReleaseInfo) -> list[str]:
-    """The lower precisions a release may be computed in, as its metrics.json says, the fastest first."""
-    block = release.metrics.get("precision", {})
-    return [name for name in block.get("fast", ()) if name in (BF16, INT8) and block.get(name)]
-
-
-def _open_lower(release: ReleaseInfo, precision: str) -> Backend:
+def _open_exported(release: ReleaseInfo, backend: str, precision: str) -> Backend:
+    if precision == F32:
+        return ExportedBackend(kept_graph(release, backend), release)
     measured = release.metrics["precision"][precision]
-    if len(measured["logit_shift"]) != len(release.labels):
+    shift, ranges = measured["logit_shift"], measured.get("ranges", ())
+    if len(shift) != len(release.labels):
         raise LeukoscopeError(
-            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(measured['logit_shift'])} "
-            f"entries, and there are {len(release.labels)} labels; restore the file from the release"
+            f"{release.name}: precision.{precision}.logit_shift in metrics.json has {len(shift)} entries, and there "
+            f"are {len(release.labels)} labels; restore the file from the release"
         )
-    return ExportedBackend(
-        kept_graph(release, OPENVINO),
-        release,
-        precision=precision,
-        logit_shift=measured["logit_shift"],
-        ranges=measured.get("ranges", ()),
-    )
+    graph = kept_graph(release, backend)
+    return ExportedBackend(graph, release, precision=precision, logit_shift=shift, ranges=ranges)

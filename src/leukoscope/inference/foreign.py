@@ -20,8 +20,8 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
-from leukoscope.inference.backends import AUTO, gpu_or_cpu
 from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import AUTO, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 

@@ -1,4 +1,4 @@
-"""Every class's map from the feature map that gave the prediction, its shares of a region, and its drawing.
+"""Grad-CAM maps: computed from the last feature map, measured, and drawn over the picture.
 
 A map is by default the evidence for a class relative to a blank picture; plain Grad-CAM remains as a method. Our own
 code because pytorch-grad-cam runs the whole network again, forward and backward; here the backbone runs once, and
@@ -43,7 +43,7 @@ OWN_AT_LEAST, ABOVE_ANOTHER_CELL = 0.6, 0.3
 def explain_features(
     network: nn.Module, features: torch.Tensor, blank: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and a map of every class, from the last feature map alone.
+    """Compute logits and a map of every class from the last feature map.
 
     Both methods need the class score's gradient at this map and nothing before it, so only the head is
     differentiated, whatever layers it has.
@@ -86,14 +86,14 @@ def explain_features(
 
 
 def is_map_of_channels(network: nn.Module, features: torch.Tensor) -> bool:
-    """Whether a network's last features are (B, C, h, w), as Grad-CAM needs them; a transformer's tokens are not."""
+    """Return whether a network's last features are (B, C, h, w); a transformer's tokens are not."""
     channels = getattr(network, "num_features", None)
     # Some networks, such as timm's CoaT, give a list of tensors.
     return getattr(features, "ndim", 0) == 4 and channels in (None, features.shape[1])
 
 
 def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.ndarray | None = None) -> np.ndarray:
-    """Maps where one linear layer follows average pooling: a class's gradient is then its row of weights.
+    """Compute maps where one linear layer follows average pooling: a class's gradient is then its row of weights.
 
     Args:
         features: (B, C, h, w).
@@ -109,18 +109,8 @@ def linear_head_maps(features: np.ndarray, class_weights: np.ndarray, blank: np.
     return (np.maximum(maps, 0) if blank is None else maps).astype(np.float32)
 
 
-def require_method(method: str) -> None:
-    """Refuse a method that is none of `METHODS`.
-
-    Raises:
-        LeukoscopeError: with those there are.
-    """
-    if method not in METHODS:
-        raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
-
-
 def passes_map_checks(block: Mapping[str, Any]) -> bool:
-    """Whether a release's maps passed the checks without which nobody may say that it looks at the cell.
+    """Return whether a release's maps passed the checks that are needed to say that it looks at the cell.
 
     A cell's map must agree with itself when the cell is turned (mean correlation ≥ .6, and ≥ .3 above that with another
     cell's map), and taking away what it marks must lower the class's probability more than taking away random pixels
@@ -158,7 +148,7 @@ class HeatMap:
 
 
 def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
-    """Share of a Grad-CAM map's sum that lies on a cell cut out on black.
+    """Compute the share of a Grad-CAM map's sum that lies on a cell cut out on black.
 
     Args:
         heatmap: (h, w), ≥ 0.
@@ -174,7 +164,7 @@ def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
 
 
 def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
-    """Share, 0–1, of the sum of a Grad-CAM map (h, w) that lies in a region (H, W) bool of what the network saw."""
+    """Compute the share, 0–1, of a map's sum (h, w) that lies in a region (H, W) bool of what the network saw."""
     height, width = region.shape
     spread = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
     return float(spread[region].sum()) / float(spread.sum())
@@ -182,7 +172,7 @@ def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class EvidenceScale:
-    """How large the values of a release's maps usually are, so that weak evidence looks weak in any picture.
+    """The usual range of a release's maps, so that weak evidence looks weak in any picture.
 
     Attributes:
         strong: the strongest evidence of a cell, for any class, that one cell in twenty exceeds: the upper end of the
@@ -201,7 +191,7 @@ class EvidenceScale:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], method: str = EVIDENCE) -> EvidenceScale:
-        """That of a release's metrics.json for maps of a method; empty where none was measured."""
+        """Read that of a release's metrics.json for maps of a method; empty where none was measured."""
         measured = metrics.get("evidence_scale") or {}
         # Before there were two methods, Grad-CAM was measured; its values are on another scale.
         if measured.get("method", GRADCAM) != method:
@@ -217,7 +207,7 @@ def overlay(
     opacity: float = 0.5,
     peak: float | None = None,
 ) -> Image.Image:
-    """A Grad-CAM map drawn over the part of a picture that the network saw.
+    """Draw a Grad-CAM map over the part of a picture that the network saw.
 
     The picture is grey, so that all colour is the map's. Colour covers it in proportion to the values, fully from half
     the peak on: where they are 0, the grey picture stays as it is. A thin frame marks the view where it is smaller than
@@ -269,7 +259,7 @@ def overlay(
 
 @lru_cache(maxsize=4)
 def map_colours(number: int) -> np.ndarray:
-    """The overlay's colours from the lowest value to the peak, (number, 3) uint8."""
+    """Return the overlay's colours from the lowest value to the peak, (number, 3) uint8."""
     from matplotlib import colormaps
 
     return colormaps[_COLORMAP](np.linspace(_COLDEST, 1, number), bytes=True)[:, :3]

@@ -46,7 +46,7 @@ _OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 
 
 def picture_statistics(pixels: np.ndarray) -> np.ndarray:
-    """What the detector measures: colour, texture and shape of what is brighter than black.
+    """Measure colour, texture and shape of what is brighter than black.
 
     Args:
         pixels: (S, S, 3) uint8, framed for the network.
@@ -54,17 +54,20 @@ def picture_statistics(pixels: np.ndarray) -> np.ndarray:
     Returns:
         (22,) float32, in the order of `GROUPS`.
     """
-    step = max(1, round(len(pixels) / _GRID))
+    step, bright = max(1, round(len(pixels) / _GRID)), foreground(pixels)
     starts = sorted({0, step // 2})
-    found = [_grid_statistics(pixels[down:, across:], step) for down in starts for across in starts]
+    found = [
+        _grid_statistics(pixels[down:, across:], bright[down::step, across::step], step)
+        for down in starts
+        for across in starts
+    ]
     known = [one for one in found if one is not None]
     return np.mean(known, axis=0) if len(known) == len(found) else np.full(STATISTICS, _EMPTY, np.float32)
 
 
-def _grid_statistics(pixels: np.ndarray, step: int) -> np.ndarray | None:
-    """The statistics of every `step`-th pixel of (H, W, 3) uint8; None of a picture with too few points of a cell."""
+def _grid_statistics(pixels: np.ndarray, cell: np.ndarray, step: int) -> np.ndarray | None:
+    """The statistics of every `step`-th pixel of (H, W, 3) uint8; None where too few of them are of the cell."""
     points = pixels[::step, ::step]
-    cell = foreground(points)
     count = int(np.count_nonzero(cell))
     if count < _FEWEST:
         return None
@@ -140,19 +143,12 @@ class OodDetector:
         return np.asarray(np.sqrt(np.einsum("bi,ij,bj->b", standard, self._inverse, standard)))
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
-        """OOD scores of framed pictures.
-
-        Args:
-            pixels: (B, S, S, 3) uint8.
-
-        Returns:
-            (B,) float32, the distance over the limit: above 1 is out of distribution.
-        """
+        """(B, S, S, 3) uint8 → (B,) float32, the distance over the limit: above 1 is out of distribution."""
         statistics = np.stack([picture_statistics(picture) for picture in pixels])
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
     def farthest_group(self, pixels: np.ndarray) -> str:
-        """Which of `GROUPS` sets a picture (S, S, 3) apart most, each measured by itself against its own size."""
+        """Return which of `GROUPS` sets a picture (S, S, 3) apart most, each relative to its number of statistics."""
         standard = (picture_statistics(pixels) - self.mean) / self.deviation
         found = {}
         for name, some in GROUPS.items():
@@ -203,14 +199,13 @@ class OodDetector:
 def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDetector, np.ndarray]:
     """Fit a detector on training cells, with a limit that 98 % of the cells of held-out subjects lie within.
 
-    The limit is cross-fitted: the subjects are split into folds, and each fold's cells are measured by a detector
-    fitted on the others. Distances of a detector's own cells are shorter, and would make the limit too strict. The
-    scores of a fold's cells are measured by the limit that the distances of the other folds' cells set: no cell sets a
-    limit for itself, although those distances are of detectors fitted with the fold's cells, too.
+    The limit is cross-fitted, since distances of a detector's own cells are too short: each fold's cells are measured
+    by a detector fitted on the other subjects. Their scores are relative to a limit that the distances of the other
+    folds' cells set, so that no cell sets a limit for itself.
 
     Args:
         statistics: (N, 22), `picture_statistics` of the training cells.
-        subjects: (N,) who each cell is from, or its group for the folds where patients are unknown.
+        subjects: (N,) subject of each cell, or its block where subjects are unknown.
 
     Returns:
         The detector fitted on all cells, and each cell's OOD score (N,) float32 by distances and limit of other folds.

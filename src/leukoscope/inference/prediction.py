@@ -1,8 +1,7 @@
 """A prediction and its decision: a class, or why none is given.
 
-Every way to a result (Python, `predict`, `score`, `field`, the demo's tabs, its API) shows what `Thresholds.decide`
-returns. The thresholds were fitted on subjects outside training and stand in the "decisions" block of metrics.json,
-which `leukoscope.evaluation.thresholds` measures.
+`Thresholds.decide` decides once for each picture, and everything that shows a result reads `Prediction.decision`. The
+thresholds were fitted on subjects outside training by `leukoscope.evaluation.thresholds`.
 """
 
 from __future__ import annotations
@@ -61,13 +60,13 @@ class Reason:
         return REASON_TEXTS[self.code].format(value=self.value, limit=self.limit)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return it ready for JSON."""
         return {**asdict(self), "text": self.text}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is decided of one picture.
+    """The outcome of one picture.
 
     Attributes:
         outcome: a class, or one of `WITHOUT_CLASS`.
@@ -81,11 +80,11 @@ class Decision:
 
     @property
     def label(self) -> str | None:
-        """The class decided on; None where there is none."""
+        """The class; None where no class is given."""
         return None if self.outcome in WITHOUT_CLASS else self.outcome
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return it ready for JSON."""
         return {
             "outcome": self.outcome,
             "reasons": [reason.to_dict() for reason in self.reasons],
@@ -95,13 +94,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Checks:
-    """What was measured of a picture beside its probabilities.
+    """Measurements of a picture beside its probabilities.
 
     Attributes:
         ood_score: above 1 is out of distribution; None where the release has no detector.
         ood_group: what sets it apart most: "colour", "texture" or "shape".
         shorter_side: of the picture, in pixels; None where the training cells have no common side.
-        field_of_view: it is no single cell cut out on black, such as a smear, and the release was trained on these.
+        field_of_view: it looks like a smear, and the release was trained on single cells cut out on black.
         field_share: share of the cells of its field that are in distribution; None for a picture of its own.
         disagreement: share of its eight views predicted otherwise than their average; None without them.
         on_cell: share of the most probable class's evidence map on the cell; None where it was not computed.
@@ -118,7 +117,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a release decides by; empty for one that carries no decisions.
+    """The thresholds of a release; empty for one that carries no decisions.
 
     Attributes:
         positive_label: the class that operating points are for; "" where there are none, as with more than two classes.
@@ -127,7 +126,7 @@ class Thresholds:
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
         least_on_cell: share of a map on the cell that 95 % of the cells measured exceed; None without any, and where it
             was measured on plain Grad-CAM.
-        maps_passed: the release's maps passed their checks, so that it may be said where it looks.
+        maps_passed: whether the release's maps passed `passes_map_checks`.
         picture_side: pixels a side of the training cells' pictures; None where they have no common side.
     """
 
@@ -140,7 +139,7 @@ class Thresholds:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
-        """Those of a release's metrics.json; empty where it has no "decisions"."""
+        """Read those of a release's metrics.json; empty where it has no "decisions"."""
         decisions = metrics.get("decisions") or {}
         points = decisions.get("operating_points") or {}
         abstention = decisions.get("abstention") or {}
@@ -157,11 +156,11 @@ class Thresholds:
     def decide(
         self, probabilities: Mapping[str, float], checks: Checks | None = None, *, operating_point: str = ""
     ) -> Decision:
-        """The decision for one picture.
+        """Decide for one picture.
 
         Args:
             probabilities: class → probability, at least two classes, summing to 1.
-            checks: what else was measured of the picture.
+            checks: other measurements of the picture.
             operating_point: one of `operating_points`, which decides in place of the most probable class and never
                 abstains; "" for the most probable class, or none below `abstain_below` or where views disagree.
         """
@@ -198,11 +197,7 @@ class Thresholds:
         return Decision(outcome, tuple(reasons), operating_point)
 
     def positives(self, probabilities: np.ndarray, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """(N, K) probabilities → for each operating point (N,) bool: whether a cell in distribution counts as positive.
-
-        Args:
-            labels: the K classes in the order of the probabilities.
-        """
+        """(N, K) probabilities of the K labels → operating point → (N,) bool, whether a cell counts as positive."""
         if not self.operating_points:
             return {}
         score = probabilities[:, labels.index(self.positive_label)]
@@ -211,12 +206,7 @@ class Thresholds:
     def positive_columns(
         self, probabilities: np.ndarray, labels: tuple[str, ...], outcomes: Sequence[str]
     ) -> dict[str, list[bool | None]]:
-        """The columns "positive_<operating point>" of a table of N cells; None for a refused cell, which has no class.
-
-        Args:
-            probabilities, labels: as for `positives`.
-            outcomes: (N,) of the cells.
-        """
+        """Make the columns "positive_<operating point>" of N cells; None for a cell whose outcome is a refusal."""
         return {
             f"positive_{name}": [
                 None if outcome in REFUSED else bool(one) for outcome, one in zip(outcomes, called, strict=True)
@@ -227,24 +217,23 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a release predicts for one picture, and what is decided from it.
+    """What a release predicts for one picture.
 
     Attributes:
         decision: the outcome (a class, or why there is none) and its reasons.
-        probabilities: class → probability, in the release's label order; sums to 1. Given for every picture, whatever
-            the outcome: they are no result by themselves.
-        source: the picture's path or, of an `EncodedImage`, its name; "image 3" for the third of those given without
-            one.
+        probabilities: class → probability, in the release's label order; sums to 1. Given whatever the outcome: they
+            are no result by themselves.
+        source: the picture's path or name; "image 3" for the third of those given without one.
         model, revision: folder or Hub id, and Hub commit ("" for a folder).
-        seconds: from file to prediction, the batch's time shared evenly; without what was opened while the batch
-            before it was predicted.
-        heatmaps: class → its map, with `explain=True`; None where the network has none to give: a vision
-            transformer's features are no map of channels.
+        seconds: from file to prediction, the batch's time shared evenly; pictures that were opened while the batch
+            before was predicted cost nothing.
+        heatmaps: class → its map, with `explain=True`; None where the network's last features are no map of channels,
+            as a vision transformer's are not.
         view_box: (left, top, right, bottom) of what the network saw, in pixels of the upright picture.
-        checks: what the decision rests on beside the probabilities.
+        checks: the other measurements that were decided by.
         picture: the upright RGB picture, with `explain=True`.
-        peak: the map's value at the upper end of the release's colour scale; None where it was not measured for maps of
-            this method.
+        peak: the value at the upper end of the release's colour scale; None where it was not measured for maps of this
+            method.
         pixel_hash: of the decoded picture; equal for copies of a picture, whatever file they are in.
     """
 
@@ -297,17 +286,12 @@ class Prediction:
         return overlay(self.picture, self.heatmaps[label], self.view_box, opacity=opacity, peak=peak)
 
     def in_field(self, share: float | None, thresholds: Thresholds) -> Prediction:
-        """The same prediction for a cell of a field, decided by the same rule.
-
-        Args:
-            share: of the field's cells that are in distribution, 0–1; None where that is not known.
-            thresholds: the release's.
-        """
+        """Decide again for a cell of a field, of whose cells this share (0–1, None: unknown) is in distribution."""
         checks = replace(self.checks, field_share=share)
         return replace(self, checks=checks, decision=thresholds.decide(self.probabilities, checks))
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, without the maps and with the research notice."""
+        """Return it ready for JSON, without the maps and with the research notice."""
         return {
             "source": self.source,
             **self.decision.to_dict(),

@@ -1,15 +1,13 @@
 """From pictures to predictions: the one predictor behind `leukoscope predict`, the demo and scripts.
 
-A release comes from a folder or from the Hub, a picture from a path, PIL, an array or a file's bytes. The picture is
-framed as the release's preprocessing defines and goes once through the backbone; the head gives the logits and, with
-`explain`, every class's map. Nothing here imports torch: only the torch backend does.
+A picture is framed as the release's preprocessing defines and goes once through the backbone; the head gives the logits
+and, with `explain`, every class's map. Nothing here imports torch: only the torch backend does.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,31 +29,28 @@ from leukoscope.data.images import (
     pixel_hash,
     to_rgb,
 )
-from leukoscope.inference.backends import AUTO, Backend, open_backend
-from leukoscope.inference.gradcam import EVIDENCE, EvidenceScale, HeatMap, require_method, share_on_cell
-from leukoscope.inference.graph import usable_cores
+from leukoscope.inference.backends import Backend, open_backend
+from leukoscope.inference.gradcam import EVIDENCE, METHODS, EvidenceScale, HeatMap, share_on_cell
 from leukoscope.inference.ood import OodDetector
-from leukoscope.inference.patient import PatientPrediction, patient_rule, without_copies
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
+from leukoscope.inference.runtime import AUTO, usable_cores
+from leukoscope.inference.subject import SubjectPrediction, SubjectRule, without_copies
+from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
 from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
 from leukoscope.models.release_files import OOD, ReleaseInfo, read_release
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | BinaryIO
 _PICTURES = "a path, a PIL image, a uint8 array, the bytes of an image file, or a file opened in binary mode"
 BATCH = 16
-VIEWS = 8
-"""Of test-time augmentation (TTA): four quarter turns of a cell, each also mirrored.
-
-A cell has no upright, so a sound classifier predicts the same for all eight; where it does not, its prediction depends
-on how the cell happened to lie on the slide.
-"""
 
 
 @dataclass(frozen=True)
 class _Framed:
-    """A picture ready for the network: (S, S, 3) uint8 pixels, where they lay, and what was checked before.
+    """A picture ready for the network.
 
-    The upright picture is kept only where it is to be explained: a batch of photographs would fill the memory.
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        upright: the picture, kept only where it is to be explained: a batch of photographs would fill the memory.
     """
 
     pixels: np.ndarray
@@ -105,7 +100,7 @@ class Predictor:
         device: str = AUTO,
         precision: str = AUTO,
     ) -> Predictor:
-        """Load a release from wherever it lies; a path that exists wins over a Hub id.
+        """Load a release; a path that exists wins over a Hub id.
 
         Args:
             model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`.
@@ -122,11 +117,11 @@ class Predictor:
                 machine or release cannot.
         """
         _require_name(model, "from_pretrained")
-        if (folder := local_release(str(model))) is not None:
-            if revision:
-                raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
-            return cls(read_release(folder, name=str(model)), backend=backend, device=device, precision=precision)
-        return cls.from_hub(str(model), revision=revision, backend=backend, device=device, precision=precision)
+        if (folder := local_release(str(model))) is None:
+            return cls.from_hub(str(model), revision=revision, backend=backend, device=device, precision=precision)
+        if revision:
+            raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
+        return cls(read_release(folder, name=str(model)), backend=backend, device=device, precision=precision)
 
     @classmethod
     def from_hub(
@@ -160,23 +155,17 @@ class Predictor:
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
-        self,
-        images: Picture,
-        *,
-        explain: bool = False,
-        tta: bool = False,
-        batch_size: int = BATCH,
-        method: str = EVIDENCE,
+        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ..., method: str = ...
     ) -> Prediction: ...
     @overload
     def __call__(
         self,
         images: Iterable[Picture],
         *,
-        explain: bool = False,
-        tta: bool = False,
-        batch_size: int = BATCH,
-        method: str = EVIDENCE,
+        explain: bool = ...,
+        tta: bool = ...,
+        batch_size: int = ...,
+        method: str = ...,
     ) -> list[Prediction]: ...
     def __call__(
         self,
@@ -186,7 +175,6 @@ class Predictor:
         tta: bool = False,
         batch_size: int = BATCH,
         method: str = EVIDENCE,
-        views: bool | None = None,
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
 
@@ -194,20 +182,16 @@ class Predictor:
             images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file, a file opened in binary
                 mode or an `EncodedImage`; or an iterable of those.
             explain: add every class's map, and keep the picture so that `Prediction.overlay` can draw it.
-            method: how maps are made: "evidence", relative to a blank picture, or "gradcam" as published.
-            tta: test-time augmentation: predict each picture in its eight dihedral views, average them and say how
-                far they disagree; a map is then the mean over the views, turned back.
+            tta: test-time augmentation: predict each picture in its eight dihedral views, average them and measure
+                how far they disagree; a map is then the mean over the views, turned back.
             batch_size: pictures that go through the network at once; with `tta` views of pictures, and at least one
                 picture's eight.
-            views: the former name of `tta`.
+            method: how maps are made: "evidence", relative to a blank picture, or "gradcam" as published.
 
         Raises:
-            LeukoscopeError: neither a picture nor an iterable, or a method that there is not.
+            LeukoscopeError: neither a picture nor an iterable, or an unknown method.
             UnreadableImage: for the first picture that cannot be used.
         """
-        if views is not None:
-            warnings.warn("Predictor(…, views=…): was renamed; give tta=…", DeprecationWarning, stacklevel=2)
-            tta = views
         found = []
         for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size, method=method):
             if isinstance(prediction, UnreadableImage):
@@ -226,8 +210,8 @@ class Predictor:
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
-        While the network computes one batch, the next is opened by other threads; no more of `images` is taken. PIL
-        images are decoded and open files read at once, so that a file may be closed, or one image given twice.
+        While the network computes one batch, threads open the next; no more of `images` is taken. PIL images are
+        decoded and open files read at once, so that a file may be closed, or one image given twice.
 
         Args:
             images, explain, tta, batch_size, method: as for a call.
@@ -235,7 +219,8 @@ class Predictor:
         Raises:
             LeukoscopeError: `images` is neither a picture nor an iterable, or no picture at a time.
         """
-        require_method(method)
+        if method not in METHODS:
+            raise LeukoscopeError(f"method {method!r}: unknown; choose one of {', '.join(METHODS)}")
         if batch_size < 1:
             raise LeukoscopeError(f"batch_size {batch_size}: give 1 picture at a time or more")
         if tta:
@@ -255,25 +240,29 @@ class Predictor:
                     yield cell if isinstance(cell, UnreadableImage) else next(predictions)
                 start = time.perf_counter()
 
+    def predict_subject(
+        self, images: Iterable[Picture], *, name: str = "", batch_size: int = BATCH
+    ) -> SubjectPrediction:
+        """Make one prediction for a subject, from pictures of that subject's cells.
+
+        Args:
+            images: as for a call; at least one.
+            name: what the prediction calls the subject.
+            batch_size: pictures that go through the network at once.
+
+        Raises:
+            LeukoscopeError: the release was not measured by subject, or no picture.
+            UnreadableImage: for the first picture that cannot be used.
+        """
+        rule = SubjectRule.of_release(self.release)
+        cells = without_copies(self(_pictures(images), batch_size=batch_size))
+        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
+        return rule.predict(probabilities, [cell.outcome for cell in cells], subject=name)
+
     def _frame(self, keep: bool, numbered: tuple[int, Picture | UnreadableImage]) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
-        number, image = numbered
-        source = f"image {number}"
         try:
-            if isinstance(image, str | os.PathLike):
-                source, upright = os.fsdecode(image), open_image(os.fsdecode(image))
-            elif isinstance(image, EncodedImage):
-                source, upright = image.name, open_bytes(image.data, image.name)
-            elif isinstance(image, bytes | bytearray | memoryview):
-                upright = open_bytes(bytes(image), source)
-            elif isinstance(image, np.ndarray):
-                upright = from_array(image, source)
-            elif isinstance(image, Image.Image):
-                upright = image
-            elif isinstance(image, UnreadableImage):
-                return image
-            else:
-                raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
+            source, upright = _opened(*numbered)
         except UnreadableImage as error:
             return error
         preprocessing = self.release.preprocessing
@@ -332,23 +321,6 @@ class Predictor:
             )
         return predictions
 
-    def patient(self, images: Iterable[Picture], *, name: str = "", batch_size: int = BATCH) -> PatientPrediction:
-        """One prediction for a subject, from pictures of that subject's cells.
-
-        Args:
-            images: as for a call; at least one.
-            name: what the prediction calls the subject.
-            batch_size: pictures that go through the network at once.
-
-        Raises:
-            LeukoscopeError: the release was not measured by subject, or no picture.
-            UnreadableImage: for the first picture that cannot be used.
-        """
-        rule = patient_rule(self)
-        cells = without_copies(self(_pictures(images), batch_size=batch_size))
-        probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
-        return rule.predict(probabilities, [cell.outcome for cell in cells], patient=name)
-
 
 def _shown(value: object) -> str:
     """How a message names a value that may be anything: a text as it is, all else by its type."""
@@ -380,17 +352,36 @@ def _pictures(images: Any) -> Iterable[Picture]:
     return images
 
 
-def _decoded(numbered: tuple[int, Picture]) -> tuple[int, Picture | UnreadableImage]:
+def _decoded(numbered: tuple[int, Any]) -> tuple[int, Picture | UnreadableImage]:
     """A PIL image upright and in RGB, an open file as its bytes, or why it cannot be used; all else as it is."""
     number, image = numbered
     try:
         if isinstance(image, Image.Image):
-            return number, to_rgb(image, f"image {number}")
-        if hasattr(image, "read"):
-            return number, _file_read(image, f"image {number}")
+            image = to_rgb(image, f"image {number}")
+        elif hasattr(image, "read"):
+            image = _file_read(image, f"image {number}")
     except UnreadableImage as error:
         return number, error
-    return numbered
+    return number, image
+
+
+def _opened(number: int, image: Picture | UnreadableImage) -> tuple[str, Image.Image]:
+    """The name and the upright RGB picture of what `_decoded` gave; raises `UnreadableImage`."""
+    source = f"image {number}"
+    if isinstance(image, UnreadableImage):
+        raise image
+    if isinstance(image, Image.Image):
+        return source, image
+    if isinstance(image, str | os.PathLike):
+        path = os.fsdecode(image)
+        return path, open_image(path)
+    if isinstance(image, EncodedImage):
+        return image.name, open_bytes(image.data, image.name)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return source, open_bytes(bytes(image), source)
+    if isinstance(image, np.ndarray):
+        return source, from_array(image, source)
+    raise UnreadableImage(f"{source}: is of type {type(image).__name__}; give {_PICTURES}")
 
 
 def _file_read(file: Any, source: str) -> EncodedImage:
@@ -410,46 +401,3 @@ def _file_read(file: Any, source: str) -> EncodedImage:
             "'rb'"
         )
     return EncodedImage(data, name)
-
-
-def turned(pixels: np.ndarray, view: int) -> np.ndarray:
-    """(B, S, S, …) pictures in one of the eight views: 0 is upright, 4 to 7 are mirrored, then turned."""
-    return np.rot90(pixels if view < 4 else pixels[:, :, ::-1], view % 4, axes=(1, 2))
-
-
-def tta_views(pixels: np.ndarray) -> np.ndarray:
-    """(B, S, S, 3) → (8·B, S, S, 3): a picture's views stand together, its own upright one first."""
-    return np.stack([turned(pixels, view) for view in range(VIEWS)], axis=1).reshape(-1, *pixels.shape[1:])
-
-
-def turned_back(maps: np.ndarray, view: int) -> np.ndarray:
-    """(…, h, h) maps of pictures in one of the eight views, as they lie on the upright pictures; undoes `turned`."""
-    upright = np.rot90(maps, -(view % 4), axes=(-2, -1))
-    return upright if view < 4 else upright[..., ::-1]
-
-
-def average_maps(maps: np.ndarray) -> np.ndarray:
-    """Turn the maps of a picture's views back onto the picture, and average them.
-
-    Args:
-        maps: (8·B, K, h, h), of views in the order of `tta_views`.
-
-    Returns:
-        (B, K, h, h).
-    """
-    views = maps.reshape(-1, VIEWS, *maps.shape[1:])
-    upright = [turned_back(views[:, view], view) for view in range(VIEWS)]
-    return np.stack(upright).mean(axis=0, dtype=np.float32)
-
-
-def disagreement(probabilities: np.ndarray) -> np.ndarray:
-    """How many of a picture's views have another most probable class than their average.
-
-    Args:
-        probabilities: (B, 8, K).
-
-    Returns:
-        (B,) shares of the eight views, 0–1.
-    """
-    together = probabilities.mean(axis=1).argmax(axis=1)
-    return (probabilities.argmax(axis=2) != together[:, None]).mean(axis=1)

@@ -1,8 +1,8 @@
-"""Bulk scoring: every cell of a source predicted into one table, shard by shard.
+"""Bulk scoring: predict every cell of a source into one table, shard by shard.
 
-A shard is written aside and renamed, so a run may be killed at any moment and resumes with the first shard that is not
-there. Several processes share the work by taking every n-th shard; all they share is the folder of shards beside the
-output, and the main process joins those in the order of the source.
+A shard is written aside and renamed, so a run may be killed at any moment and resumes with the first missing shard.
+Several processes take every n-th shard each, share only the folder of shards beside the output, and the main process
+joins the shards in the order of the source.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, tee
+from itertools import groupby, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,9 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.images import UnreadableImage
 from leukoscope.files import atomic_file, remedy, write_atomic
-from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
+from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.progress import note, progress
 
 if TYPE_CHECKING:
@@ -38,42 +38,40 @@ if TYPE_CHECKING:
 
 CELLS_PER_SHARD = 1024
 TABLE_SUFFIXES = (".parquet", ".csv", ".json", ".xlsx")
-MOST_XLSX_ROWS = 1_048_575
-"""Of a sheet, below its heading."""
-# Shards joined at a time: row groups of some tens of thousands of rows are what readers of Parquet like.
+MOST_XLSX_ROWS = 1_048_575  # of a sheet, below its heading
+# Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
 _JOINED_AT_ONCE = 64
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
-# What a spreadsheet takes for the beginning of a formula.
+# How a text begins that a spreadsheet would compute.
 _FORMULA = r"^[=+\-@\t\r]"
 _POLL = 0.1  # seconds between two checks for what another process writes
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Which of the processes that share the work this one is, as torchrun and accelerate launch number them."""
+    """This process's rank and the world size, as torchrun and accelerate launch set them."""
 
     number: int = 0
     count: int = 1
 
     @classmethod
     def from_environment(cls) -> Worker:
-        """The only one where no launcher sets another."""
+        """Read them from the environment; one process where no launcher set them."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
     def is_main(self) -> bool:
-        """Whether this one joins the shards and prints messages."""
+        """Whether this process joins the shards and prints messages."""
         return self.number == 0
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a run has scored.
+    """Counts of a finished run.
 
     Attributes:
         cells, unreadable: rows of the output and of the list of unreadable files.
-        refused, abstained: cells among the first that are out of distribution or no cells, and that get no class for
-            want of confidence.
+        refused, abstained: cells that are out of distribution or no cells, and cells abstained from.
         subjects: rows of the table by subject; 0 without one.
     """
 
@@ -85,23 +83,19 @@ class Scored:
 
 
 def unreadable_list(output: Path) -> Path:
-    """Where the files that could not be read are listed."""
+    """Return the path of the list of files that could not be read."""
     return output.with_name(f"{output.name}.unreadable.csv")
 
 
 def check_output(output: Path) -> None:
-    """Refuse what could not be written at the end of a long run.
-
-    Raises:
-        LeukoscopeError: another kind of file, or one that is already there.
-    """
+    """Raise `LeukoscopeError` for another kind of file than a table, or one that is already there."""
     check_table(output, "--output")
     if output.exists():
         raise LeukoscopeError(f"--output {output}: is already there; move it, or name another file")
 
 
 def check_by_subject(by_subject: Path, output: Path, source: CellSource) -> None:
-    """Refuse a table by subject that could not be made beside that of the cells; raises `LeukoscopeError`.
+    """Raise `LeukoscopeError` for a table by subject that cannot be made beside that of the cells.
 
     One that is already there may be of an interrupted run, which wrote it before the table of the cells.
     """
@@ -134,7 +128,7 @@ def score_cells(
     batch_size: int = 32,
     worker: Worker = Worker(),
 ) -> Scored | None:
-    """Predict every cell of a source; resumes where an earlier run with the same model and cells was interrupted.
+    """Predict every cell of a source; resume where an earlier run with the same model and cells was interrupted.
 
     Args:
         output: table of `TABLE_SUFFIXES`, one row per cell; shards lie in `output`.parts/ until all are there, and
@@ -143,16 +137,16 @@ def score_cells(
         batch_size: cells that go through the network at once; may be another when a run is resumed.
 
     Returns:
-        what was scored; None in any but the main process.
+        the counts; None in any but the main process.
 
     Raises:
-        LeukoscopeError: the shards there are of another run, the source cannot be read, has more cells than an .xlsx
-            takes, one picture of two subjects with `by_subject`, or the disk refuses; finished shards stay.
+        LeukoscopeError: the shards there are of another run, the source cannot be read or has more cells than an .xlsx
+            takes, one picture of two subjects with `by_subject`, or a write error; finished shards stay.
     """
     parts, release = _parts(output), predictor.release
     if output.suffix.lower() == ".xlsx":
         _require_room(source.count)
-    PatientRule.from_metrics(release.metrics, predictor.labels)  # raises now rather than after all cells are read
+    SubjectRule.from_metrics(release.metrics, predictor.labels)  # raises now rather than after all cells are read
     manifest = {
         "leukoscope": __version__,
         "model": release.name,
@@ -225,12 +219,7 @@ def _begin_or_resume(parts: Path, manifest: Mapping[str, object], output: Path, 
     return True
 
 
-def _score_missing(
-    predictor: Predictor,
-    source: CellSource,
-    shards: Mapping[Path, range],
-    batch_size: int,
-) -> None:
+def _score_missing(predictor: Predictor, source: CellSource, shards: Mapping[Path, range], batch_size: int) -> None:
     """Predict the shards that are not there yet."""
     import pyarrow.parquet as pq
 
@@ -276,14 +265,13 @@ def _shard_table(
     probabilities = np.array([list(found.probabilities.values()) for _, found in predicted]).reshape(-1, len(labels))
     text, number, truth = pa.string(), pa.float64(), pa.bool_()
     outcomes = [found.outcome for _, found in predicted]
+    reasons = [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted]
     positives = thresholds.positive_columns(probabilities, labels, outcomes)
     columns = {
         "cell_id": pa.array([cell.cell_id for cell, _ in predicted], text),
         "subject": pa.array([cell.subject or None for cell, _ in predicted], text),
         "outcome": pa.array(outcomes, text),
-        "reasons": pa.array(
-            [" ".join(reason.code for reason in found.decision.reasons) for _, found in predicted], text
-        ),
+        "reasons": pa.array(reasons, text),
         **{f"p_{label}": pa.array(probabilities[:, k], number) for k, label in enumerate(labels)},
         **{name: pa.array(called, truth) for name, called in positives.items()},
         "ood_score": pa.array([found.checks.ood_score for _, found in predicted], number),
@@ -317,25 +305,22 @@ def _join(
     whole = pq.read_schema(shards[0])
     about = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(manifest)}
     schema = whole.remove(whole.get_field_index("reason")).with_metadata(about)
-    cells, damaged = 0, len(source.unreadable)
-    outcomes: Counter[str] = Counter()
+    damaged = len(source.unreadable)
     with pq.ParquetWriter(joined, schema) as writer, unreadable.open("w", newline="", encoding="utf-8") as file:
         listed = csv.writer(file)
         listed.writerow(("source", "reason"))
         listed.writerows(map(safe_cell, problem) for problem in source.unreadable)
         for first in range(0, len(shards), _JOINED_AT_ONCE):
             table = pa.concat_tables([pq.read_table(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
-            scored = table.filter(pc.is_null(table["reason"])).select(schema.names)
+            writer.write_table(table.filter(pc.is_null(table["reason"])).select(schema.names))
             problems = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]).to_pylist()
-            writer.write_table(scored)
             listed.writerows(map(safe_cell, problem.values()) for problem in problems)
-            cells, damaged = cells + len(scored), damaged + len(problems)
-            for count in pc.value_counts(scored["outcome"]).to_pylist():
-                outcomes[count["values"]] += count["counts"]
-    result = Scored(cells, damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
+            damaged += len(problems)
+    outcomes = Counter(pq.read_table(joined, columns=["outcome"])["outcome"].to_pylist())
+    result = Scored(outcomes.total(), damaged, sum(outcomes[one] for one in REFUSED), outcomes[ABSTAIN])
     if by_subject is not None:
-        rule = PatientRule.from_metrics(predictor.release.metrics, predictor.labels)
-        subjects = _subjects_table(joined, predictor.labels, rule)
+        rule = SubjectRule.from_metrics(predictor.release.metrics, predictor.labels)
+        subjects = _by_subject_table(joined, predictor.labels, rule)
         write_table(subjects, by_subject)
         result = replace(result, subjects=len(subjects))
     if damaged:
@@ -350,14 +335,14 @@ def _join(
     return result
 
 
-def patients_table(predictions: Sequence[PatientPrediction]) -> pa.Table:
-    """One row per subject: columns as `PatientPrediction.to_dict`."""
+def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
+    """Make a table with one row per subject; columns as `SubjectPrediction.to_dict`."""
     import pyarrow as pa
 
     return pa.Table.from_pylist([prediction.to_dict() for prediction in predictions])
 
 
-def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | None) -> pa.Table:
+def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | None) -> pa.Table:
     """One row per subject, sorted: the prediction for the subject, where the release makes one, then means and shares.
 
     Copies of a picture, pixel for pixel, count once for a subject.
@@ -371,82 +356,56 @@ def _subjects_table(joined: Path, labels: Sequence[str], rule: PatientRule | Non
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    probabilities = [f"p_{label}" for label in labels]
+    columns = [f"p_{label}" for label in labels]
     # As dictionaries, since both hold few different texts.
     texts = ["subject", "outcome"]
-    cells = pq.read_table(joined, columns=[*texts, "pixel_hash", *probabilities], read_dictionary=texts)
+    cells = pq.read_table(joined, columns=[*texts, "pixel_hash", *columns], read_dictionary=texts)
     cells = cells.filter(pc.is_valid(cells["subject"]))
-    keys = list(zip(cells["subject"].to_pylist(), cells["pixel_hash"].to_pylist(), strict=True))
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}
-    _require_one_subject(joined, sorted(first, key=first.__getitem__))
-    if copies := len(keys) - len(first):
+    subjects, hashes, outcomes = (cells[name].to_pylist() for name in ("subject", "pixel_hash", "outcome"))
+    first: dict[str, int] = {}
+    for row, (subject, pixels) in enumerate(zip(subjects, hashes, strict=True)):
+        kept = first.setdefault(pixels, row)
+        if subjects[kept] != subject:
+            named = pq.read_table(joined, columns=["cell_id", "subject"])
+            ids = named.filter(pc.is_valid(named["subject"]))["cell_id"]
+            raise LeukoscopeError(
+                f"{ids[row]}: is the same picture as {ids[kept]}, pixel for pixel, which is of another subject "
+                f"({subject!r} and {subjects[kept]!r}); give it to one of them, or leave out --by_subject"
+            )
+    if copies := len(subjects) - len(first):
         note(f"{copies:,} picture(s) are copies of others of their subject, pixel for pixel, and count once", err=True)
-    cells = cells.take(pa.array(sorted(first.values()), pa.int64()))
-    outcome = cells["outcome"].cast(pa.string())
-    columns = {
-        "subject": cells["subject"].cast(pa.string()),
-        **{f"mean_p_{label}": cells[f"p_{label}"] for label in labels},
-        **{f"share_{label}": pc.equal(outcome, label) for label in labels},
-        "share_refused": pc.is_in(outcome, value_set=pa.array(REFUSED)),
-        "share_abstained": pc.equal(outcome, ABSTAIN),
-    }
-    means = [name for name in columns if name != "subject"]
-    # On one thread, since the order in which numbers are added decides their last digits.
-    grouped = pa.table(columns).group_by("subject", use_threads=False)
-    shares = grouped.aggregate([("subject", "count"), *((name, "mean") for name in means)]).sort_by("subject")
-    found = {"subject": shares["subject"], "cells": shares["subject_count"]}
-    if rule is not None and len(shares):
-        rows = pa.table({"subject": columns["subject"], "outcome": outcome, **{p: cells[p] for p in probabilities}})
-        rows = rows.sort_by("subject")
-        firsts = np.cumsum(shares["subject_count"].to_numpy())[:-1]
-        values = np.split(np.stack([rows[name].to_numpy() for name in probabilities], axis=1), firsts)
-        outcomes = np.split(rows["outcome"].to_numpy(), firsts)
-        persons = patients_table([rule.predict(p, list(o)) for p, o in zip(values, outcomes, strict=True)])
-        persons = persons.drop_columns(["patient", "cells", "notice"])
-        found |= {name: persons[name] for name in persons.column_names}
-    found |= {name: shares[f"{name}_mean"] for name in means if name not in found}
-    return pa.table({**found, "notice": pa.array([RESEARCH_NOTICE] * len(shares), pa.string())})
-
-
-def _require_one_subject(joined: Path, keys: Iterable[tuple[str, str]]) -> None:
-    """Refuse a picture that is listed for two subjects.
-
-    Args:
-        joined: the table of the cells.
-        keys: its different pairs of subject and hash of the pixels.
-
-    Raises:
-        LeukoscopeError: names both cells.
-    """
-    import pyarrow.parquet as pq
-
-    owners: dict[str, str] = {}
-    for subject, pixels in keys:
-        if owners.setdefault(pixels, subject) == subject:
-            continue
-        rows = pq.read_table(joined, columns=["cell_id", "subject"], filters=[("pixel_hash", "=", pixels)]).to_pylist()
-        one = next(row for row in rows if row["subject"] == owners[pixels])
-        other = next(row for row in rows if row["subject"] == subject)
-        raise LeukoscopeError(
-            f"{other['cell_id']}: is the same picture as {one['cell_id']}, pixel for pixel, which is of another "
-            f"subject ({subject!r} and {owners[pixels]!r}); give it to one of them, or leave out --by_subject"
+    probabilities = np.stack([cells[name].to_numpy() for name in columns], axis=1)
+    rows = []
+    for subject, numbers in groupby(sorted(first.values(), key=lambda row: (subjects[row], row)), subjects.__getitem__):
+        own = list(numbers)
+        decided = [outcomes[row] for row in own]
+        counts = Counter(decided)
+        predicted = {} if rule is None else rule.predict(probabilities[own], decided).to_dict()
+        rows.append(
+            {"subject": subject, "cells": len(own)}
+            | {key: value for key, value in predicted.items() if key not in ("subject", "cells", "notice")}
+            | {f"mean_p_{label}": float(probabilities[own, k].mean()) for k, label in enumerate(labels)}
+            | {f"share_{label}": counts[label] / len(own) for label in labels}
+            | {"share_refused": sum(counts[one] for one in REFUSED) / len(own)}
+            | {"share_abstained": counts[ABSTAIN] / len(own), "notice": RESEARCH_NOTICE}
         )
+    return pa.Table.from_pylist(rows) if rows else pa.table({"subject": pa.array([], pa.string())})
 
 
 def check_table(path: Path, flag: str) -> None:
-    """Refuse a file name that is no table's; raises `LeukoscopeError`."""
+    """Raise `LeukoscopeError` for a file name of another kind than a table."""
     if path.suffix.lower() not in TABLE_SUFFIXES:
         kinds = ", ".join(TABLE_SUFFIXES)
         raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
 
 
 def safe_cell(text: str) -> str:
-    """Text that a spreadsheet shows rather than computes."""
+    """Quote a text that a spreadsheet would take for a formula."""
     return f"'{text}" if re.match(_FORMULA, text) else text
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:
-    """A table whose texts and names of columns a spreadsheet shows as they are; CSV has no kinds of cells to say so."""
+    """Quote all texts and names of columns that a spreadsheet would compute: a CSV file has no types of cells."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -459,11 +418,11 @@ def _without_formulas(table: pa.Table) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> Path:
-    """Write a table in the format of its name (`TABLE_SUFFIXES`), whole or not at all.
+    """Write a table atomically, in the format of its name (`TABLE_SUFFIXES`).
 
     Raises:
         LeukoscopeError: more rows than a sheet takes.
-        OSError: the disk refuses.
+        OSError: a write error.
     """
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv
@@ -491,7 +450,7 @@ def _require_room(rows: int) -> None:
 
 
 def _write_xlsx(table: pa.Table, path: Path) -> None:
-    """One sheet, written row by row; text stays text, whatever it begins with."""
+    """One sheet, written row by row; a text that begins like a formula stays text."""
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 

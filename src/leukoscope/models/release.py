@@ -28,7 +28,6 @@ from leukoscope.models.release_files import (
     METRICS,
     WEIGHTS,
     ReleaseInfo,
-    read_config,
     read_release,
     read_safetensors,
     write_json,
@@ -192,19 +191,20 @@ def rescale_classifier(network: nn.Module, temperature: float) -> nn.Module:
     return network
 
 
-def load_release(directory: str | Path, *, name: str = "", revision: str = "") -> Release:
-    """Load a release directory.
+def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision: str = "") -> Release:
+    """Load a release with its network.
 
     Args:
-        directory: a local folder in Hub format.
+        release: a local folder in Hub format, or what `read_release` read of one.
         name, revision: of the Hub repository, when the folder is a cached snapshot.
 
     Raises:
         LeukoscopeError: no such folder, a file missing or damaged, labels that do not match the head, an
             architecture timm does not know, or pickle-only weights.
     """
-    root, info = Path(directory), read_release(directory, name=name, revision=revision)
-    config = read_config(root)
+    info = release if isinstance(release, ReleaseInfo) else read_release(release, name=name, revision=revision)
+    assert info.folder is not None
+    root, config = info.folder, info.config
     if not (root / WEIGHTS).exists() and (pickles := [path.name for path in root.glob("*.bin")]):
         raise LeukoscopeError(
             f"{root}: holds only {pickles[0]}; pickled weights can run code and are never loaded — convert to "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +75,7 @@ class ReleaseInfo:
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
         folder: where its files lie on this machine; None for a network that was never saved.
+        config: the content of config.json; {} for a network that was never saved.
     """
 
     labels: tuple[str, ...]
@@ -83,6 +84,7 @@ class ReleaseInfo:
     name: str
     revision: str = ""
     folder: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def takes_cut_outs(self) -> bool | None:
@@ -130,6 +132,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
         name=name or str(root),
         revision=revision,
         folder=root,
+        config=config,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.registry import trained_on
-from leukoscope.inference.patient import POOLINGS
+from leukoscope.inference.subject import POOLINGS
 
 _METRIC_NAMES = {
     "accuracy": "accuracy",

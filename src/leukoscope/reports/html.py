@@ -31,8 +31,8 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.evaluation.patients import measure_patient_rule
 from leukoscope.evaluation.plots import confusion_plot, interval_plot, subject_strip, without_formulas
+from leukoscope.evaluation.subjects import measure_subject_rule
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import write_json
@@ -182,7 +182,7 @@ def build_evaluation(
         },
         "metrics": measure(predictions),
         "decisions": predicted.decisions(),
-        "patients": measure_patient_rule(predictions, predicted.metrics),
+        "patients": measure_subject_rule(predictions, predicted.metrics),
         "comparison": comparison,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {

@@ -21,18 +21,18 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
-from leukoscope.inference.patient import patient_rule, person_of
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
+from leukoscope.inference.subject import SubjectRule, subject_of
 from leukoscope.models.release_files import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
 if TYPE_CHECKING:
     from leukoscope.data.images import EncodedImage
-    from leukoscope.inference.patient import PatientPrediction
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.sources import CellSource
+    from leukoscope.inference.subject import SubjectPrediction
 
 SHOWN = 6
 """Cells most, and cells least like the positive class."""
@@ -80,11 +80,11 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
         LeukoscopeError: the release was not measured by subject, the cells are of several subjects, or a file cannot be
             read.
     """
-    rule = patient_rule(predictor)
+    rule = SubjectRule.of_release(predictor.release)
     given = list(source.read([range(source.count)]))
-    if len(persons := sorted({person_of(cell, source, predictor.labels) for cell in given})) > 1:
+    if len(subjects := sorted({subject_of(cell, source, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
-            f"{len(persons)} subjects ({persons[0]!r}, {persons[1]!r} …): a report is of one; give the folder that "
+            f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output patients.csv"
         )
     of_hash: dict[str, tuple[Prediction, str | EncodedImage]] = {}
@@ -93,7 +93,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     cells, pictures = zip(*of_hash.values(), strict=True)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
-    person = rule.predict(probabilities, outcomes, patient=name)
+    person = rule.predict(probabilities, outcomes, subject=name)
     positive = probabilities[:, rule.labels.index(rule.positive_label)]
     shown = tuple(
         [ShownCell(predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
@@ -142,7 +142,7 @@ def print_to_pdf(page: Path, pdf: Path) -> None:
 
 
 def patient_report(
-    person: PatientPrediction,
+    person: SubjectPrediction,
     probabilities: np.ndarray,
     outcomes: Sequence[str],
     shown: tuple[Sequence[ShownCell], Sequence[ShownCell], Sequence[ShownCell]],
@@ -197,7 +197,7 @@ def patient_report(
     citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
     return rendered(
         Path(__file__).with_name("patient_report.html"),
-        title=f"Report on the cells of {person.patient}" if person.patient else "Report on the cells of one subject",
+        title=f"Report on the cells of {person.subject}" if person.subject else "Report on the cells of one subject",
         person=person,
         headline=headline,
         facts=facts,

@@ -25,7 +25,7 @@ from leukoscope.data.augmentation import Augmenter, View, in_view
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
-from leukoscope.inference.graph import usable_cores
+from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note, track

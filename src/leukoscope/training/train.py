@@ -30,7 +30,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
 from leukoscope.files import disk_errors
-from leukoscope.inference.graph import usable_cores
+from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.build import build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, round_as_stored, save_release

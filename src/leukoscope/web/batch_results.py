@@ -14,9 +14,9 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.evaluation.evaluate import same_person, trainings_of
-from leukoscope.inference.patient import PatientPrediction, PatientRule
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.inference.scoring import safe_cell
+from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.web.batch_files import Batch, subjects_of
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import local_number, t
@@ -115,16 +115,16 @@ class BatchResult:
         return self.thresholds.positive_label or self.classes[0]
 
     @cached_property
-    def persons(self) -> list[PatientPrediction]:
+    def persons(self) -> list[SubjectPrediction]:
         """One prediction for each known subject, by name; none where the release does not predict for subjects."""
-        rule = PatientRule.from_metrics(self.metrics, self.classes)
+        rule = SubjectRule.from_metrics(self.metrics, self.classes)
         if rule is None:
             return []
         found = []
         # An operating point changes the classes of cells, not the prediction for a subject.
         for subject, cells in self.at_point("").cells_by_subject().items():
             probabilities = np.array([[row.probabilities[label] for label in self.classes] for row in cells])
-            found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], patient=subject))
+            found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], subject=subject))
         return found
 
     def at_point(self, point: str) -> BatchResult:
@@ -354,10 +354,10 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     """
     from leukoscope.reports.patient_report import ShownCell, cells_to_show, patient_report
 
-    person = next((one for one in result.persons if one.patient == subject), None)
+    person = next((one for one in result.persons if one.subject == subject), None)
     if person is None:
         raise LeukoscopeError(f"subject {subject!r}: is none of this batch; choose one of the list")
-    rows = result.at_point("").cells_by_subject()[person.patient]
+    rows = result.at_point("").cells_by_subject()[person.subject]
     positive = np.array([row.probabilities[person.positive_label] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
     predictor, shown = models.predictor(result.model), []
@@ -367,7 +367,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         names = [t("cell_number", number=i + 1) for i in chosen]
         shown.append([ShownCell(*one) for one in zip(predictions, names, strict=True)])
     html = patient_report(
-        replace(person, patient=name.strip()),
+        replace(person, subject=name.strip()),
         positive,
         outcomes,
         (shown[0], shown[1], shown[2]),

@@ -34,7 +34,7 @@ from leukoscope.inference.prediction import (
     Reason,
     Thresholds,
 )
-from leukoscope.inference.predictor import VIEWS
+from leukoscope.inference.tta import VIEWS
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.morphology import Morphology

@@ -560,7 +560,7 @@ def test_persons_are_told_apart_and_their_cells_drawn_with_those_refused_in_grey
     rows = (*RESULT.rows, row("e", "", 0.5, "1", ood_score=3.0))
     result = replace(RESULT, rows=rows, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
     first, second = result.persons
-    assert (first.patient, first.cells, first.refused, second.patient) == ("1", 3, 1, "2")
+    assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_summary(result)
     assert "One prediction for a subject" in page and "By subject" not in page
     assert page.count("<svg") == 2
@@ -616,7 +616,7 @@ def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tm
     models = ModelCache({"tiny": tiny_release})
     predicted = predict_files(models, [pack(tmp_path / "cells.zip", cells)], "tiny", r"(miller-\d)/")
     result = replace(predicted, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
-    assert [person.patient for person in result.persons] == ["miller-0", "miller-1"]
+    assert [person.subject for person in result.persons] == ["miller-0", "miller-1"]
     html = save_report(models, result, "miller-0", "").content.decode()
     assert "miller" not in html and "Report on the cells of one subject" in html
     assert RESEARCH_NOTICE in html and "cell 1" in html

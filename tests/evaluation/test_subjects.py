@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import patients
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.patients import least_cells, measure_patient_rule, patients_block, persons_block
+from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, patients_block, persons_block
 from leukoscope.reports.formatting import fraction, with_span
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatc
     for seed in range(12):
         predictions = _predictions(_persons(0.0, persons=5, between=1.0, seed=seed))  # nothing tells the classes apart
         block = patients_block(predictions, "ALL")
-        judged = measure_patient_rule(predictions, {"patients": block})
+        judged = measure_subject_rule(predictions, {"patients": block})
         assert judged is not None
         called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
         flattered.append(np.mean([label == given for label, given in called]))  # as many subjects of each class
@@ -159,7 +159,7 @@ def test_size_alone_is_measured_by_the_same_rule_on_the_same_persons() -> None:
 
 def test_of_nobody_there_is_no_share() -> None:
     block = patients_block(_predictions(_persons(2.0)), "ALL") | {"least_cells": 99}
-    judged = measure_patient_rule(_predictions(_persons(2.0)), {"patients": block})
+    judged = measure_subject_rule(_predictions(_persons(2.0)), {"patients": block})
     assert judged is not None and judged["given_a_class"] == 0
     nothing = {"share": None, "low": None, "high": None, "right": 0, "of": 0}
     assert judged["sensitivity"] == judged["specificity"] == nothing
@@ -227,7 +227,7 @@ def test_a_release_judges_persons_by_its_own_rule() -> None:
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0}
     block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
     logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}
-    judged = measure_patient_rule(_predictions(logits), {"patients": block})
+    judged = measure_subject_rule(_predictions(logits), {"patients": block})
     assert judged is not None
     assert (judged["persons"], judged["given_a_class"]) == (4, 3)
     assert (judged["sensitivity"]["right"], judged["sensitivity"]["of"]) == (1, 2)
@@ -235,4 +235,4 @@ def test_a_release_judges_persons_by_its_own_rule() -> None:
     assert {name: one["outcome"] for name, one in judged["subjects"].items()} == {
         "ALL0": "ALL", "ALL1": "HEM", "ALL2": "too few cells", "HEM0": "HEM",
     }  # fmt: skip
-    assert measure_patient_rule(_predictions(logits), {}) is None
+    assert measure_subject_rule(_predictions(logits), {}) is None

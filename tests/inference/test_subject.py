@@ -15,10 +15,10 @@ from scipy.stats import trim_mean
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference.patient import PatientRule, logits_of, pool, predict_patients
 from leukoscope.inference.sources import open_source
+from leukoscope.inference.subject import SubjectRule, logits_of, pool, predict_subjects
 
-RULE = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
+RULE = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
 BLOCK: dict[str, Any] = {
     "positive_label": "ALL",
     "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
@@ -40,8 +40,8 @@ def test_logits_are_pooled_as_numpy_and_scipy_would() -> None:
 
 
 def test_cells_that_agree_give_a_class() -> None:
-    found = RULE.predict(_p(0.9, 0.8, 0.95, 0.9), ["ALL", "abstain", "ALL", "ALL"], patient="7")
-    assert (found.patient, found.outcome, found.reason) == ("7", "ALL", "")
+    found = RULE.predict(_p(0.9, 0.8, 0.95, 0.9), ["ALL", "abstain", "ALL", "ALL"], subject="7")
+    assert (found.subject, found.outcome, found.reason) == ("7", "ALL", "")
     assert found.probability == pytest.approx(1 / (1 + np.exp(-logits_of(np.array([0.9, 0.8, 0.95, 0.9])).mean())))
     assert found.interval is not None and 0.5 < found.interval[0] <= found.probability <= found.interval[1]
     assert (found.cells, found.used, found.refused, found.abstained, found.share_positive) == (4, 4, 0, 1, 1.0)
@@ -71,8 +71,8 @@ def test_refused_cells_are_not_pooled_and_too_many_refuse_the_person() -> None:
     )
     found = RULE.predict(_p(0.9), ["not a cell"])
     assert (found.outcome, found.probability, found.interval) == ("out of distribution", None, None)
-    with pytest.raises(LeukoscopeError, match="patient '7': has no cell; give at least one picture"):
-        RULE.predict(_p(), [], patient="7")
+    with pytest.raises(LeukoscopeError, match="subject '7': has no cell; give at least one picture"):
+        RULE.predict(_p(), [], subject="7")
 
 
 def test_refused_cells_do_not_count_as_cells_in_use() -> None:
@@ -99,7 +99,7 @@ def test_the_interval_holds_95_percent_of_the_resamples() -> None:
 
 
 def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
-    rule = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, BLOCK["measured"]["error_rate"])
+    rule = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, BLOCK["measured"]["error_rate"])
     row = json.loads(json.dumps(rule.predict(_p(0.9, 0.8, 0.95), ["ALL"] * 3).to_dict()))
     assert row["notice"] == RESEARCH_NOTICE
     assert row["rule"] == (
@@ -110,7 +110,7 @@ def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
 
 def test_a_rule_that_gave_nobody_a_class_names_no_error_rate() -> None:
     nothing = {"share": None, "low": None, "high": None}
-    rule = PatientRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, nothing)
+    rule = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3, nothing)
     assert rule.text == (
         "mean logit of the cells, from at least 3 cells; none of the subjects measured was given a class"
     )
@@ -136,12 +136,14 @@ def test_the_cells_of_a_folder_a_person_are_predicted_together(release: Path, tm
         _draw(tmp_path / f"person-{number % 2}" / "slide" / f"{number}.png", number)
     (tmp_path / "person-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
-    persons, unreadable = predict_patients(predictor, open_source(str(tmp_path)), batch_size=2)
+    persons, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
 
-    assert [(one.patient, one.cells) for one in persons] == [("person-0", 4), ("person-1", 3)]
+    assert [(one.subject, one.cells) for one in persons] == [("person-0", 4), ("person-1", 3)]
     assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "person-1" / "broken.png")]
     paths = sorted((tmp_path / "person-0" / "slide").iterdir())
-    assert persons[0].probability == pytest.approx(predictor.patient(paths, name="person-0").probability, abs=1e-5)
+    assert persons[0].probability == pytest.approx(
+        predictor.predict_subject(paths, name="person-0").probability, abs=1e-5
+    )
     cells = predictor(paths)
     p = np.array([one.probabilities["ALL"] for one in cells])
     assert persons[0].probability == pytest.approx(1 / (1 + np.exp(-logits_of(p).mean())), abs=1e-5)
@@ -151,8 +153,8 @@ def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: P
     for number in range(4):
         _draw(tmp_path / "mixed" / f"p{number % 2}-{number}.png", number)
     source = open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-")
-    persons, _ = predict_patients(Predictor.from_pretrained(release), source)
-    assert [(one.patient, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
+    persons, _ = predict_subjects(Predictor.from_pretrained(release), source)
+    assert [(one.subject, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
 
 
 def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: Path, capsys: Any) -> None:
@@ -162,8 +164,8 @@ def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: P
     shutil.copy(tmp_path / "p1" / "0.png", tmp_path / "p1" / "0 (1).png")
     Image.open(tmp_path / "p1" / "1.png").save(tmp_path / "p1" / "again.bmp")
     predictor, paths = Predictor.from_pretrained(release), sorted((tmp_path / "p1").iterdir())
-    (person,), _ = predict_patients(predictor, open_source(str(tmp_path)), batch_size=1)
-    assert person.cells == predictor.patient(paths).cells == 2
+    (person,), _ = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=1)
+    assert person.cells == predictor.predict_subject(paths).cells == 2
     assert "2 picture(s) are copies of others, pixel for pixel, and count once" in "".join(capsys.readouterr())
 
 
@@ -172,7 +174,7 @@ def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> 
         _draw(tmp_path / subject / "0.png", 1)
     said = r"bert/0.png: is the same picture as .*anna/0.png, pixel for pixel, which is of another subject \('bert' and"
     with pytest.raises(LeukoscopeError, match=said):
-        predict_patients(Predictor.from_pretrained(release), open_source(str(tmp_path)))
+        predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)))
 
 
 def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> None:
@@ -182,16 +184,16 @@ def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> Non
     with pytest.raises(
         LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a subject; name"
     ):
-        predict_patients(predictor, open_source(str(tmp_path)))
-    persons, _ = predict_patients(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
-    assert [(one.patient, one.cells) for one in persons] == [("p1", 2)]
+        predict_subjects(predictor, open_source(str(tmp_path)))
+    persons, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
+    assert [(one.subject, one.cells) for one in persons] == [("p1", 2)]
 
 
 @pytest.mark.parametrize(("pooling", "coefficients", "needed"), [("mean", [1.0, 2.0], 1), ("quantiles", [1.0], 5)])
 def test_coefficients_of_another_pooling_are_refused(pooling: str, coefficients: list[float], needed: int) -> None:
     rule = BLOCK["rule"] | {"pooling": pooling, "coefficients": coefficients}
     with pytest.raises(LeukoscopeError) as error:
-        PatientRule.from_metrics({"patients": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
+        SubjectRule.from_metrics({"patients": BLOCK | {"rule": rule}}, ("HEM", "ALL"))
     assert str(error.value) == (
         f"metrics.json: patients.rule.coefficients has {len(coefficients)} number(s), and pooling by {pooling!r} needs "
         f"{needed}; restore the file from the release"
@@ -204,6 +206,6 @@ def test_a_release_without_the_measurement_is_refused(tiny_release: Path, tmp_pa
     with pytest.raises(
         LeukoscopeError, match=r"tiny: cannot predict for a subject: its metrics.json has no 'patients'"
     ):
-        predictor.patient([tmp_path / "1.png"])
+        predictor.predict_subject([tmp_path / "1.png"])
     with pytest.raises(LeukoscopeError, match="measure this one with `leukoscope release recalibrate`"):
-        predict_patients(predictor, open_source(str(tmp_path)))
+        predict_subjects(predictor, open_source(str(tmp_path)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from timm import create_model
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference import graph
-from leukoscope.inference.graph import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
+from leukoscope.inference import export
+from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import save_release
 from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, read_release
@@ -90,7 +89,7 @@ def test_a_file_gives_the_releases_probabilities_and_maps(release, exported, cel
     session = onnxruntime.InferenceSession(exported / file)
     logits, maps = session.run(["logits", "grad_cam"], {"pixel_values": pixel_values(release, cell)})
     theirs = Predictor.from_pretrained(release, backend="torch")(cell, explain=True)
-    allowed = 1e-4 if file == WEB_GRAPH else graph.QUANTISED_ALLOWED
+    allowed = 1e-4 if file == WEB_GRAPH else export.QUANTISED_ALLOWED
     assert softmax(logits)[0] == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
     if file == WEB_GRAPH:
         for k, heatmap in enumerate(theirs.heatmaps.values()):
@@ -106,7 +105,7 @@ def test_the_quantised_file_is_much_smaller(exported):
 @pytest.mark.parametrize("bits", [16, 0])
 def test_rounding_that_moves_probabilities_is_finer_or_not_done(release, tmp_path, monkeypatch, bits):
     # Between what 8 and 16 bits move this release; nothing is as near as 0.
-    monkeypatch.setattr(graph, "QUANTISED_ALLOWED", 1e-5 if bits else -1)
+    monkeypatch.setattr(export, "QUANTISED_ALLOWED", 1e-5 if bits else -1)
     report = export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
     assert (report["quantised"] or {"bits": 0})["bits"] == bits
     assert (tmp_path / "web" / WEB_QUANTISED).is_file() is bool(bits)
@@ -122,13 +121,6 @@ def test_the_settings_name_classes_and_preprocessing(exported):
     assert RESEARCH_NOTICE in page
 
 
-def test_a_release_that_frames_cells_gets_no_processor_that_cannot(release, tmp_path):
-    info = read_release(release)
-    framed = replace(info, preprocessing=replace(info.preprocessing, framing="cell"))
-    assert export_release(framed, TRANSFORMERS_JS, tmp_path / "web")["framing"] == "cell"
-    assert not (tmp_path / "web" / PROCESSOR).exists()
-
-
 def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
     import onnxruntime
 
@@ -140,8 +132,8 @@ def test_a_network_without_a_map_of_channels_has_logits_alone(tmp_path, cell):
 
 
 def test_only_what_differs_from_torch_is_named(release, tmp_path, monkeypatch):
-    weights = graph._class_weights
-    monkeypatch.setattr(graph, "_class_weights", lambda *given: 1.5 * weights(*given))
+    weights = export._Reference.class_weights
+    monkeypatch.setattr(export._Reference, "class_weights", lambda reference: 1.5 * weights(reference))
 
     with pytest.raises(LeukoscopeError) as error:
         export_release(read_release(release), TRANSFORMERS_JS, tmp_path / "web")
@@ -162,7 +154,7 @@ def test_transformers_js_loads_it_and_answers_alike(release, exported, cell, tmp
     done = subprocess.run(["node", "ask.mjs", *words], cwd=npm_packages, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    for dtype, allowed in (("fp32", 1e-4), ("q8", graph.QUANTISED_ALLOWED)):
+    for dtype, allowed in (("fp32", 1e-4), ("q8", export.QUANTISED_ALLOWED)):
         shares = softmax(np.array([answers[dtype]]))[0]
         assert shares == pytest.approx(list(theirs.probabilities.values()), abs=allowed)
     assert answers["dims"] == list(pixels.shape)

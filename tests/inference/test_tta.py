@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leukoscope.inference.predictor import VIEWS, average_maps, disagreement, tta_views
+from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
 
 
 def test_the_first_view_is_the_picture_and_no_two_are_alike():

@@ -1,13 +1,13 @@
 """One prediction for a subject, pooled from the predictions of that subject's cells.
 
-How cells are pooled, from how many, and what the result is worth on unseen subjects is measured by
-`leukoscope.evaluation.patients` and stands in the "patients" block of metrics.json.
+`leukoscope.evaluation.subjects` measures how to pool, from how many cells, and what that is worth on unseen subjects;
+it stands in the "patients" block of metrics.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.sources import CellSource, SourceCell
+    from leukoscope.models.release_files import ReleaseInfo
 
 MOST_REFUSED = 0.5
 """Share of a subject's cells that may be out of distribution before the subject is; cells of a slide share a stain."""
@@ -48,26 +49,21 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
 
 
 def pool(logits: np.ndarray, pooling: str) -> np.ndarray:
-    """(..., N) logits of a subject's N cells → (..., F) features of the subject.
-
-    Args:
-        pooling: a key of `POOLINGS`.
-    """
-    if pooling == "mean":
-        return logits.mean(axis=-1, keepdims=True)
+    """(..., N) logits of a subject's N cells → (..., F) features of the subject; `pooling` is a key of `POOLINGS`."""
+    if pooling == "quantiles":
+        return np.moveaxis(np.quantile(logits, _QUANTILES, axis=-1), 0, -1)
     if pooling == "trimmed_mean":
         cut = int(_TRIMMED * logits.shape[-1])
-        ranked = np.sort(logits, axis=-1)
-        return ranked[..., cut : logits.shape[-1] - cut].mean(axis=-1, keepdims=True)
-    return np.moveaxis(np.quantile(logits, _QUANTILES, axis=-1), 0, -1)
+        logits = np.sort(logits, axis=-1)[..., cut : logits.shape[-1] - cut]
+    return logits.mean(axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True)
-class PatientPrediction:
+class SubjectPrediction:
     """What a release predicts for one subject.
 
     Attributes:
-        patient: what the user calls the subject; "" where there is no name.
+        subject: its name; "" where there is none.
         outcome: a class, "abstain" (the interval includes both classes), "too few cells" or "out of distribution" (most
             of the subject's cells are).
         positive_label: the class of `probability` and `share_positive`.
@@ -80,7 +76,7 @@ class PatientPrediction:
         rule: what decided.
     """
 
-    patient: str
+    subject: str
     outcome: str
     positive_label: str
     probability: float | None
@@ -90,7 +86,7 @@ class PatientPrediction:
     refused: int
     abstained: int
     share_positive: float | None
-    rule: PatientRule
+    rule: SubjectRule
 
     @property
     def reason(self) -> str:
@@ -99,25 +95,21 @@ class PatientPrediction:
             return f"{self.refused} of {self.cells} cells are out of distribution, more than {MOST_REFUSED:.0%}"
         if self.outcome == TOO_FEW_CELLS:
             return f"{self.used} cells in use, and {self.rule.least_cells} are needed"
-        if self.outcome == ABSTAIN:
-            assert self.interval is not None, "abstained from by its interval"
+        if self.outcome == ABSTAIN and self.interval is not None:
             low, high = self.interval
             return f"other cells of this subject may give either class (interval {low:.3f} to {high:.3f})"
         return ""
 
-    def named(self, patient: str) -> PatientPrediction:
-        """The same for a subject of another name."""
-        return replace(self, patient=patient)
-
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, with the research notice."""
+        """Return it ready for JSON, with the research notice."""
+        low, high = self.interval or (None, None)
         return {
-            "patient": self.patient,
+            "subject": self.subject,
             "outcome": self.outcome,
             "reason": self.reason,
             f"p_{self.positive_label}": self.probability,
-            "low": None if self.interval is None else self.interval[0],
-            "high": None if self.interval is None else self.interval[1],
+            "low": low,
+            "high": high,
             "cells": self.cells,
             "used": self.used,
             "refused": self.refused,
@@ -129,7 +121,7 @@ class PatientPrediction:
 
 
 @dataclass(frozen=True)
-class PatientRule:
+class SubjectRule:
     """From a subject's cells to a class: a logistic regression on pooled logits.
 
     Attributes:
@@ -138,8 +130,8 @@ class PatientRule:
         pooling: a key of `POOLINGS`.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
-        error_rate: wrong subjects among those measured, with its interval, each None where nobody was given a class;
-            see `leukoscope.evaluation.patients`.
+        error_rate: share of wrong subjects among those measured, with its interval (`share`, `low`, `high`), each None
+            where nobody was given a class; see `leukoscope.evaluation.subjects`.
     """
 
     labels: tuple[str, ...]
@@ -151,8 +143,8 @@ class PatientRule:
     error_rate: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> PatientRule | None:
-        """That of a release's metrics.json; None where it has no "patients".
+    def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> SubjectRule | None:
+        """Read the rule of a release's metrics.json; None where it has no "patients".
 
         Raises:
             LeukoscopeError: a pooling or a class that does not exist, or coefficients of another pooling.
@@ -182,6 +174,18 @@ class PatientRule:
             block["measured"]["error_rate"],
         )
 
+    @classmethod
+    def of_release(cls, release: ReleaseInfo) -> SubjectRule:
+        """Read the rule of a release; `LeukoscopeError` for one that was not measured by subject."""
+        rule = cls.from_metrics(release.metrics, release.labels)
+        if rule is None:
+            raise LeukoscopeError(
+                f"{release.name}: cannot predict for a subject: its metrics.json has no 'patients' (measured for two "
+                "classes, where enough subjects of each are known); choose another release, or measure this one with "
+                "`leukoscope release recalibrate` on labelled cells of known subjects"
+            )
+        return rule
+
     @property
     def text(self) -> str:
         """The rule as a sentence, with its error rate on unseen subjects."""
@@ -206,18 +210,19 @@ class PatientRule:
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
-    def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, patient: str = "") -> PatientPrediction:
-        """The prediction for one subject.
+    def predict(self, probabilities: np.ndarray, outcomes: Sequence[str], *, subject: str = "") -> SubjectPrediction:
+        """Predict for one subject.
 
         Args:
             probabilities: (N, K) of the subject's cells, in the order of `labels`.
             outcomes: of the same cells, as their decisions say.
+            subject: its name.
 
         Raises:
             LeukoscopeError: no cell.
         """
         if not len(outcomes):
-            raise LeukoscopeError(f"patient {patient!r}: has no cell; give at least one picture")
+            raise LeukoscopeError(f"subject {subject!r}: has no cell; give at least one picture")
         positive = self.labels.index(self.positive_label)
         used = ~np.isin(np.asarray(outcomes), REFUSED)
         shares = np.asarray(probabilities, dtype=np.float64).reshape(len(outcomes), -1)[used, positive]
@@ -228,15 +233,15 @@ class PatientRule:
             logits = logits_of(shares)
             probability, interval = float(self.probability(logits)), self.interval(logits)
             share = float((shares >= 0.5).mean())
-        if probability is not None and interval is not None and refused <= MOST_REFUSED * len(outcomes):
-            if len(shares) < self.least_cells:
-                outcome = TOO_FEW_CELLS
-            elif interval[0] < 0.5 <= interval[1]:
-                outcome = ABSTAIN
-            else:
-                outcome = self.labels[positive if probability >= 0.5 else 1 - positive]
-        return PatientPrediction(
-            patient=patient,
+            if refused <= MOST_REFUSED * len(outcomes):
+                if len(shares) < self.least_cells:
+                    outcome = TOO_FEW_CELLS
+                elif interval[0] < 0.5 <= interval[1]:
+                    outcome = ABSTAIN
+                else:
+                    outcome = self.labels[positive if probability >= 0.5 else 1 - positive]
+        return SubjectPrediction(
+            subject=subject,
             outcome=outcome,
             positive_label=self.positive_label,
             probability=probability,
@@ -250,31 +255,14 @@ class PatientRule:
         )
 
 
-def patient_rule(predictor: Predictor) -> PatientRule:
-    """How a release decides on a subject.
-
-    Raises:
-        LeukoscopeError: it was not measured by subject.
-    """
-    rule = PatientRule.from_metrics(predictor.release.metrics, predictor.labels)
-    if rule is None:
-        raise LeukoscopeError(
-            f"{predictor.release.name}: cannot predict for a subject: its metrics.json has no 'patients' (measured for "
-            "two classes, where enough subjects of each are known); choose another release, or measure this one with "
-            "`leukoscope release recalibrate` on labelled cells of known subjects"
-        )
-    return rule
-
-
-def person_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> str:
-    """Whose a cell is: its subject, where none is named its top folder, or outside any folder "".
+def subject_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> str:
+    """Return a cell's subject; where none is named its top folder, or outside any folder "".
 
     Args:
         labels: the release's classes.
 
     Raises:
-        LeukoscopeError: the folder is named like one of the classes, or a table without subjects: what its rows have in
-            common, a folder or nothing, is no subject.
+        LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
     """
     if source.table is not None and not source.has_subjects:
         raise LeukoscopeError(
@@ -293,20 +281,17 @@ def person_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> st
 
 
 def without_copies(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """The predictions of pictures that differ: a copy adds nothing to what is known of a subject."""
+    """Keep one prediction of each picture: a copy adds nothing to what is known of a subject."""
     first: dict[str, Prediction] = {}
     for prediction in predictions:
         first.setdefault(prediction.pixel_hash or str(id(prediction)), prediction)
     return list(first.values())
 
 
-def predict_patients(
-    predictor: Predictor,
-    source: CellSource,
-    *,
-    batch_size: int = 32,
-) -> tuple[list[PatientPrediction], list[UnreadableImage]]:
-    """One prediction for each subject of a source, in the order of their names.
+def predict_subjects(
+    predictor: Predictor, source: CellSource, *, batch_size: int = 32
+) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
+    """Predict for each subject of a source, in the order of their names.
 
     Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
     for pixel, count once.
@@ -316,11 +301,10 @@ def predict_patients(
 
     Raises:
         LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
-            picture, or a folder is named like one of the release's classes, so that it is no subject.
+            picture, or as `subject_of`.
     """
-    rule = patient_rule(predictor)
-    probabilities: dict[str, list[list[float]]] = {}
-    outcomes: dict[str, list[str]] = {}
+    rule = SubjectRule.of_release(predictor.release)
+    found: dict[str, tuple[list[list[float]], list[str]]] = {}
     first: dict[str, tuple[str, str]] = {}
     copies: list[str] = []
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
@@ -329,23 +313,23 @@ def predict_patients(
     for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
         if isinstance(prediction, UnreadableImage):
             unreadable.append(prediction)
-        else:
-            name = person_of(cell, source, predictor.labels)
-            owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
-            if owner != name:
-                raise LeukoscopeError(
-                    f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
-                    f"({name!r} and {owner!r}); give it to one of them"
-                )
-            if file != cell.file:
-                copies.append(f"{cell.file} of {file}")
-                continue
-            probabilities.setdefault(name, []).append(list(prediction.probabilities.values()))
-            outcomes.setdefault(name, []).append(prediction.outcome)
-    if not outcomes:
+            continue
+        name = subject_of(cell, source, predictor.labels)
+        owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
+        if owner != name:
+            raise LeukoscopeError(
+                f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
+                f"({name!r} and {owner!r}); give it to one of them"
+            )
+        if file != cell.file:
+            copies.append(f"{cell.file} of {file}")
+            continue
+        probabilities, outcomes = found.setdefault(name, ([], []))
+        probabilities.append(list(prediction.probabilities.values()))
+        outcomes.append(prediction.outcome)
+    if not found:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
     if copies:
         said = f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once"
         note(f"{said}, for example {copies[0]}", err=True)
-    persons = [rule.predict(np.array(probabilities[name]), outcomes[name], patient=name) for name in sorted(outcomes)]
-    return persons, unreadable
+    return [rule.predict(np.array(found[name][0]), found[name][1], subject=name) for name in sorted(found)], unreadable

@@ -22,8 +22,8 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.patient import POOLINGS, TOO_FEW_CELLS, PatientRule, logits_of, pool
 from leukoscope.inference.prediction import ABSTAIN, WITHOUT_CLASS
+from leukoscope.inference.subject import POOLINGS, TOO_FEW_CELLS, SubjectRule, logits_of, pool
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 5000
@@ -152,7 +152,7 @@ def patients_block(
     }
 
 
-def measure_patient_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Apply a release's patient rule to the subjects whose cells were predicted, and measure it.
 
     Args:
@@ -164,7 +164,7 @@ def measure_patient_rule(predictions: CellPredictions, metrics: Mapping[str, Any
         cells, probability, interval, outcome. None where the release has no rule for subjects, or the predictions do
         not name subjects of one class each.
     """
-    rule = PatientRule.from_metrics(metrics, predictions.label_names)
+    rule = SubjectRule.from_metrics(metrics, predictions.label_names)
     persons = [] if rule is None else _persons(predictions, rule.positive_label)
     if rule is None or not persons:
         return None
@@ -216,14 +216,14 @@ def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]
 
 def _fit_rule(
     persons: list[_Person], labels: tuple[str, ...], positive_label: str
-) -> tuple[PatientRule, dict[str, float]]:
+) -> tuple[SubjectRule, dict[str, float]]:
     """The rule of the pooling with the lowest cross-validated log loss; and every pooling's log loss."""
     truth = np.array([person.positive for person in persons])
     features = {name: np.stack([pool(person.logits, name) for person in persons]) for name in POOLINGS}
     losses = {name: _cross_validated_loss(x, truth) for name, x in features.items()}
     best = min(losses, key=losses.__getitem__)
     coefficients, intercept = _logistic(features[best], truth)
-    return PatientRule(labels, positive_label, best, tuple(coefficients.tolist()), intercept, 1), losses
+    return SubjectRule(labels, positive_label, best, tuple(coefficients.tolist()), intercept, 1), losses
 
 
 def _cross_validated_loss(features: np.ndarray, truth: np.ndarray) -> float:
@@ -249,7 +249,7 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
     return coefficients, float(model.intercept_[0] - coefficients @ mean)
 
 
-def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, Any]]:
+def _curve(persons: list[_Person], rules: list[SubjectRule]) -> list[dict[str, Any]]:
     """Metrics from n random cells per subject, without replacement; subjects with fewer cells are left out."""
     from sklearn.metrics import balanced_accuracy_score
 
@@ -282,14 +282,14 @@ def _curve(persons: list[_Person], rules: list[PatientRule]) -> list[dict[str, A
     return rows
 
 
-def _probabilities_of_few(person: _Person, rule: PatientRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
+def _probabilities_of_few(person: _Person, rule: SubjectRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """Number of cells → (REPEATS,) probability from so many random cells; within a repeat, fewer are the first ones."""
     most = min(len(person.logits), CELL_COUNTS[-1])
     drawn = np.stack([rng.choice(person.logits, most, replace=False) for _ in range(REPEATS)])
     return {cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most}
 
 
-def _apply(rule: PatientRule, person: _Person) -> dict[str, Any]:
+def _apply(rule: SubjectRule, person: _Person) -> dict[str, Any]:
     positive = rule.labels.index(rule.positive_label)
     probability = 1 / (1 + np.exp(-person.logits))
     both = np.stack([probability, 1 - probability] if positive == 0 else [1 - probability, probability], axis=1)

@@ -1,0 +1,51 @@
+"""Backends, devices and precisions that compute a network: their names, and which of them this machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+
+from leukoscope import LeukoscopeError
+
+AUTO, TORCH, OPENVINO, ONNX = "auto", "torch", "openvino", "onnx"
+BACKENDS = (AUTO, TORCH, OPENVINO, ONNX)
+EXACT, FAST = "exact", "fast"
+PRECISIONS = (AUTO, EXACT, FAST)
+F32, BF16, INT8 = "f32", "bf16", "int8"
+PRECISION_NAMES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
+PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
+"""The module that each exported backend needs, and what pip installs for it."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on; all of them where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_or_cpu() -> str:
+    """Return this process's GPU where torch finds one, else "cpu"."""
+    # torch is slow to import, so only where a driver is found; torchrun and accelerate number each process's GPU.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or shutil.which("nvidia-smi") is None:
+        return "cpu"
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def computing_device(backend: str) -> str:
+    """Return the device of a backend: a GPU where torch may compute on one, else "cpu"."""
+    return gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether the module of an exported backend is installed."""
+    return find_spec(PACKAGES[backend][0]) is not None
+
+
+def require_package(backend: str) -> None:
+    """Raise `LeukoscopeError` where the package of an exported backend is not installed."""
+    if not is_installed(backend):
+        raise LeukoscopeError(
+            f"backend {backend!r}: needs a package that is missing; pip install {PACKAGES[backend][1]}"
+        )
