@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from leukoscope.evaluation import patients
+from leukoscope.evaluation import subjects as module
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, patients_block, persons_block
+from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, subject_rule_block, subject_scores_block
 from leukoscope.reports.formatting import fraction, with_span
 
 ROOT = Path(__file__).parents[2]
@@ -47,21 +47,21 @@ def _predictions(logits: dict[str, np.ndarray]) -> CellPredictions:
     )
 
 
-def _persons(
-    apart: float, *, persons: int = 6, cells: int = 30, between: float = 0.5, seed: int = 0
+def _made_subjects(
+    apart: float, *, subjects: int = 6, cells: int = 30, between: float = 0.5, seed: int = 0
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         f"{label}{i}": sign * apart + between * rng.standard_normal() + rng.standard_normal(cells)
         for label, sign in (("ALL", 1), ("HEM", -1))
-        for i in range(persons)
+        for i in range(subjects)
     }
 
 
 def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
-    logits = _persons(2.0)
+    logits = _made_subjects(2.0)
     logits["HEM3"] += 5.0  # on the other side
-    block = patients_block(_predictions(logits), "ALL", temperature=2.0)
+    block = subject_rule_block(_predictions(logits), "ALL", temperature=2.0)
 
     validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
     assert not list(validator.iter_errors(json.loads(json.dumps(block))))
@@ -78,12 +78,14 @@ def test_the_block_holds_what_the_schema_asks_and_says_who_is_wrong() -> None:
     assert measured["error_rate"]["share"] == pytest.approx(1 / measured["given_a_class"])
 
 
-def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patients, "_curve", lambda persons, rules: [dict.fromkeys(CURVE_ROW, 1)])
+def test_choosing_and_fitting_on_the_tested_subjects_would_look_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_curve", lambda subjects, rules: [dict.fromkeys(CURVE_ROW, 1)])
     nested, flattered = [], []
     for seed in range(12):
-        predictions = _predictions(_persons(0.0, persons=5, between=1.0, seed=seed))  # nothing tells the classes apart
-        block = patients_block(predictions, "ALL")
+        predictions = _predictions(
+            _made_subjects(0.0, subjects=5, between=1.0, seed=seed)
+        )  # nothing tells the classes apart
+        block = subject_rule_block(predictions, "ALL")
         judged = measure_subject_rule(predictions, {"patients": block})
         assert judged is not None
         called = [(one["label"], one["called"]) for one in judged["subjects"].values()]
@@ -94,24 +96,24 @@ def test_choosing_and_fitting_on_the_tested_persons_would_look_better(monkeypatc
     assert np.mean(flattered) > np.mean(nested) + 0.05
 
 
-def test_the_judged_person_takes_no_part_in_its_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judged_subject_takes_no_part_in_its_own_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
-    fitted = patients._fit_rule
+    fitted = module._fit_rule
 
-    def noting(persons: list[Any], *more: Any) -> Any:
-        seen.append({person.name for person in persons})
-        return fitted(persons, *more)
+    def noting(subjects: list[Any], *more: Any) -> Any:
+        seen.append({subject.name for subject in subjects})
+        return fitted(subjects, *more)
 
-    monkeypatch.setattr(patients, "_fit_rule", noting)
-    logits = _persons(1.0, persons=5)
-    patients_block(_predictions(logits), "ALL")
+    monkeypatch.setattr(module, "_fit_rule", noting)
+    logits = _made_subjects(1.0, subjects=5)
+    subject_rule_block(_predictions(logits), "ALL")
     # One rule a subject, without that subject, then the rule to ship.
     assert sorted(next(iter(logits.keys() - names)) for names in seen[:-1]) == sorted(logits)
     assert seen[-1] == set(logits)
 
 
-def test_more_cells_tell_persons_apart_better_and_the_curve_says_from_how_many_on() -> None:
-    block = patients_block(_predictions(_persons(0.7, cells=60, between=0.1)), "ALL")
+def test_more_cells_tell_subjects_apart_better_and_the_curve_says_from_how_many_on() -> None:
+    block = subject_rule_block(_predictions(_made_subjects(0.7, cells=60, between=0.1)), "ALL")
     curve = {row["cells"]: row for row in block["curve"]}
     assert list(curve) == [1, 3, 5, 10, 20, 50]
     assert curve[1]["balanced_accuracy"] < 0.8 < 0.95 < curve[20]["balanced_accuracy"]
@@ -121,31 +123,31 @@ def test_more_cells_tell_persons_apart_better_and_the_curve_says_from_how_many_o
 
 
 def test_the_curve_hardly_depends_on_which_cells_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    persons = patients._persons(_predictions(_persons(0.5, cells=25, between=0.1)), "ALL")
-    rule = patients._fit_rule(persons, ("ALL", "HEM"), "ALL")[0]
+    subjects = module._subjects(_predictions(_made_subjects(0.5, cells=25, between=0.1)), "ALL")
+    rule = module._fit_rule(subjects, ("ALL", "HEM"), "ALL")[0]
     made, found = np.random.default_rng, []
     for seed in range(3):
         monkeypatch.setattr(np.random, "default_rng", lambda _, seed=seed: made(seed))
-        found.append([row["balanced_accuracy"] for row in patients._curve(persons, [rule] * len(persons))])
-    assert np.ptp(found, axis=0).max() < patients.MAY_LOSE / 4
+        found.append([row["balanced_accuracy"] for row in module._curve(subjects, [rule] * len(subjects))])
+    assert np.ptp(found, axis=0).max() < module.MAY_LOSE / 4
 
 
 def test_where_no_number_of_cells_is_enough_the_block_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = _predictions(_persons(2.0))
-    block = patients_block(predictions, "ALL")
+    predictions = _predictions(_made_subjects(2.0))
+    block = subject_rule_block(predictions, "ALL")
     assert block["least_cells"] < 20 and block["least_cells_suffice"] is True
-    monkeypatch.setattr(patients, "MAY_LOSE", -1.0)
-    block = patients_block(predictions, "ALL")
+    monkeypatch.setattr(module, "MAY_LOSE", -1.0)
+    block = subject_rule_block(predictions, "ALL")
     assert (block["least_cells"], block["least_cells_suffice"]) == (20, False), "the largest number tried"
     assert block["measured"]["too_few_cells"] == 0
 
 
-def test_size_alone_is_measured_by_the_same_rule_on_the_same_persons() -> None:
-    logits = _persons(2.0)
+def test_size_alone_is_measured_by_the_same_rule_on_the_same_subjects() -> None:
+    logits = _made_subjects(2.0)
     logits["HEM3"] += 5.0  # on the other side
-    predictions, size_only = _predictions(_persons(2.0)), _predictions(logits)
-    block = patients_block(predictions, "ALL", size_only=size_only)
-    alone, own = block["size_only"], patients_block(size_only, "ALL")["measured"]
+    predictions, size_only = _predictions(_made_subjects(2.0)), _predictions(logits)
+    block = subject_rule_block(predictions, "ALL", size_only=size_only)
+    alone, own = block["size_only"], subject_rule_block(size_only, "ALL")["measured"]
     assert alone == {key: own[key] for key in ("auroc", "sensitivity", "specificity")} | {
         "difference": alone["difference"]
     }
@@ -154,22 +156,22 @@ def test_size_alone_is_measured_by_the_same_rule_on_the_same_persons() -> None:
     assert found["low"] <= found["difference"] <= found["high"] and found["difference"] > 0
     validator = Draft202012Validator({**SCHEMA["properties"]["patients"], "$defs": SCHEMA["$defs"]})
     assert not list(validator.iter_errors(json.loads(json.dumps(block))))
-    assert "size_only" not in patients_block(predictions, "ALL")
+    assert "size_only" not in subject_rule_block(predictions, "ALL")
 
 
 def test_of_nobody_there_is_no_share() -> None:
-    block = patients_block(_predictions(_persons(2.0)), "ALL") | {"least_cells": 99}
-    judged = measure_subject_rule(_predictions(_persons(2.0)), {"patients": block})
+    block = subject_rule_block(_predictions(_made_subjects(2.0)), "ALL") | {"least_cells": 99}
+    judged = measure_subject_rule(_predictions(_made_subjects(2.0)), {"patients": block})
     assert judged is not None and judged["given_a_class"] == 0
     nothing = {"share": None, "low": None, "high": None, "right": 0, "of": 0}
     assert judged["sensitivity"] == judged["specificity"] == nothing
     assert fraction(nothing) == "0 of 0" and with_span(nothing, "share") == "–"
 
 
-def test_a_person_with_cells_of_two_classes_is_listed_under_that_of_most() -> None:
-    predictions = _predictions(_persons(1.0, persons=2, cells=5))
+def test_a_subject_with_cells_of_two_classes_is_listed_under_that_of_most() -> None:
+    predictions = _predictions(_made_subjects(1.0, subjects=2, cells=5))
     mixed = replace(predictions, references=np.where(np.arange(20) == 0, 1, predictions.references))
-    assert persons_block(mixed, None, "x")["subjects"]["ALL0"]["label"] == "ALL"
+    assert subject_scores_block(mixed, None, "x")["subjects"]["ALL0"]["label"] == "ALL"
 
 
 def test_a_dip_at_many_cells_is_not_passed_over() -> None:
@@ -181,10 +183,10 @@ def test_a_dip_at_many_cells_is_not_passed_over() -> None:
     assert least_cells(rows[:3]) is None, "even the largest number loses too much"
 
 
-def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class() -> None:
-    logits = _persons(0.7, cells=60, between=0.1)
+def test_subjects_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class() -> None:
+    logits = _made_subjects(0.7, cells=60, between=0.1)
     logits["ALL0"] = logits["ALL0"][:2]
-    block = patients_block(_predictions(logits), "ALL")
+    block = subject_rule_block(_predictions(logits), "ALL")
     assert [row["persons"] for row in block["curve"]] == [12, 11, 11, 11, 11, 11]
     assert block["least_cells"] > 2
     assert block["subjects"]["ALL0"]["outcome"] == "too few cells"
@@ -192,8 +194,8 @@ def test_persons_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class()
 
 
 @pytest.mark.parametrize("why", ["three classes", "unknown subject", "two classes in a subject", "few subjects"])
-def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
-    logits = _persons(1.0, persons=3 if why == "few subjects" else 6)
+def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
+    logits = _made_subjects(1.0, subjects=3 if why == "few subjects" else 6)
     predictions = _predictions(logits)
     if why == "three classes":
         predictions = calibrated_cells(300, classes=3)
@@ -207,23 +209,23 @@ def test_no_block_where_persons_cannot_be_measured(why: str, calibrated_cells: C
         )
     elif why == "two classes in a subject":
         predictions.references[0] = 1
-    assert patients_block(predictions, "ALL") == {}
+    assert subject_rule_block(predictions, "ALL") == {}
 
 
 def test_without_a_positive_class_nothing_is_predicted_for_a_subject() -> None:
-    assert patients_block(_predictions(_persons(1.0, persons=6)), "") == {}
+    assert subject_rule_block(_predictions(_made_subjects(1.0, subjects=6)), "") == {}
 
 
 def test_the_rule_stands_on_the_scale_of_the_release() -> None:
-    predictions = _predictions(_persons(1.0))
-    as_they_are, scaled = (patients_block(predictions, "ALL", temperature=t) for t in (1.0, 2.0))
+    predictions = _predictions(_made_subjects(1.0))
+    as_they_are, scaled = (subject_rule_block(predictions, "ALL", temperature=t) for t in (1.0, 2.0))
     assert scaled["rule"]["coefficients"] == pytest.approx(
         [2 * c for c in as_they_are["rule"]["coefficients"]], rel=1e-4
     )
     assert scaled["rule"]["intercept"] == pytest.approx(as_they_are["rule"]["intercept"], abs=1e-4)
 
 
-def test_a_release_judges_persons_by_its_own_rule() -> None:
+def test_a_release_judges_subjects_by_its_own_rule() -> None:
     rule = {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0}
     block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
     logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}

@@ -59,7 +59,7 @@ def test_too_few_cells_give_no_class() -> None:
     assert (found.outcome, found.reason) == ("too few cells", "2 cells in use, and 3 are needed")
 
 
-def test_refused_cells_are_not_pooled_and_too_many_refuse_the_person() -> None:
+def test_refused_cells_are_not_pooled_and_too_many_refuse_the_subject() -> None:
     kept, foreign = ["ALL"] * 3, ["out of distribution", "not a cell"]
     found = RULE.predict(_p(0.9, 0.9, 0.9, 0.01, 0.01), [*kept, *foreign])
     assert (found.outcome, found.used, found.refused) == ("ALL", 3, 2)
@@ -80,7 +80,7 @@ def test_refused_cells_do_not_count_as_cells_in_use() -> None:
     assert (found.outcome, found.used) == ("too few cells", 2)
 
 
-def test_a_person_with_half_of_the_cells_refused_gets_a_class() -> None:
+def test_a_subject_with_half_of_the_cells_refused_gets_a_class() -> None:
     found = replace(RULE, least_cells=2).predict(_p(*[0.9] * 4), ["ALL", "ALL", "not a cell", "not a cell"])
     assert (found.outcome, found.refused) == ("ALL", 2)
 
@@ -131,30 +131,30 @@ def _draw(path: Path, number: int) -> None:
     Image.fromarray(draw_cell("ALL", subject=0, cell=number, size=64, background="black").image).save(path)
 
 
-def test_the_cells_of_a_folder_a_person_are_predicted_together(release: Path, tmp_path: Path) -> None:
+def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
         _draw(tmp_path / f"person-{number % 2}" / "slide" / f"{number}.png", number)
     (tmp_path / "person-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
-    persons, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
+    subjects, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
 
-    assert [(one.subject, one.cells) for one in persons] == [("person-0", 4), ("person-1", 3)]
+    assert [(one.subject, one.cells) for one in subjects] == [("person-0", 4), ("person-1", 3)]
     assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "person-1" / "broken.png")]
     paths = sorted((tmp_path / "person-0" / "slide").iterdir())
-    assert persons[0].probability == pytest.approx(
+    assert subjects[0].probability == pytest.approx(
         predictor.predict_subject(paths, name="person-0").probability, abs=1e-5
     )
     cells = predictor(paths)
     p = np.array([one.probabilities["ALL"] for one in cells])
-    assert persons[0].probability == pytest.approx(1 / (1 + np.exp(-logits_of(p).mean())), abs=1e-5)
+    assert subjects[0].probability == pytest.approx(1 / (1 + np.exp(-logits_of(p).mean())), abs=1e-5)
 
 
 def test_subjects_named_by_a_pattern_win_over_folders(release: Path, tmp_path: Path) -> None:
     for number in range(4):
         _draw(tmp_path / "mixed" / f"p{number % 2}-{number}.png", number)
     source = open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-")
-    persons, _ = predict_subjects(Predictor.from_pretrained(release), source)
-    assert [(one.subject, one.cells) for one in persons] == [("p0", 2), ("p1", 2)]
+    subjects, _ = predict_subjects(Predictor.from_pretrained(release), source)
+    assert [(one.subject, one.cells) for one in subjects] == [("p0", 2), ("p1", 2)]
 
 
 def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: Path, capsys: Any) -> None:
@@ -164,8 +164,8 @@ def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: P
     shutil.copy(tmp_path / "p1" / "0.png", tmp_path / "p1" / "0 (1).png")
     Image.open(tmp_path / "p1" / "1.png").save(tmp_path / "p1" / "again.bmp")
     predictor, paths = Predictor.from_pretrained(release), sorted((tmp_path / "p1").iterdir())
-    (person,), _ = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=1)
-    assert person.cells == predictor.predict_subject(paths).cells == 2
+    (subject,), _ = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=1)
+    assert subject.cells == predictor.predict_subject(paths).cells == 2
     assert "2 picture(s) are copies of others, pixel for pixel, and count once" in "".join(capsys.readouterr())
 
 
@@ -177,7 +177,7 @@ def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> 
         predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)))
 
 
-def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> None:
+def test_folders_of_classes_are_no_subjects(release: Path, tmp_path: Path) -> None:
     for number, label in enumerate(("ALL", "HEM")):
         _draw(tmp_path / label / "p1-1.png", number)
     predictor = Predictor.from_pretrained(release)
@@ -185,8 +185,8 @@ def test_folders_of_classes_are_no_persons(release: Path, tmp_path: Path) -> Non
         LeukoscopeError, match=r"1.png: lies in the folder 'ALL', which is a class, not a subject; name"
     ):
         predict_subjects(predictor, open_source(str(tmp_path)))
-    persons, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
-    assert [(one.subject, one.cells) for one in persons] == [("p1", 2)]
+    subjects, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
+    assert [(one.subject, one.cells) for one in subjects] == [("p1", 2)]
 
 
 @pytest.mark.parametrize(("pooling", "coefficients", "needed"), [("mean", [1.0, 2.0], 1), ("quantiles", [1.0], 5)])

@@ -36,7 +36,7 @@ from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.precision import precision_block
-from leukoscope.evaluation.subjects import patients_block, persons_block
+from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.backends import float32_backend, open_backend
 from leukoscope.inference.prediction import softmax
@@ -132,7 +132,7 @@ def _with_intervals(block: Mapping[str, Any], predictions: CellPredictions) -> d
             intervals["coverage"] = coverage
         if block["split"]["disjoint_by"] == "subject" and len(predictions.label_names) == 2:
             interval = intervals["by_subject"].get("subject_auroc")
-            found["persons"] = persons_block(predictions, interval, block["estimates"])
+            found["persons"] = subject_scores_block(predictions, interval, block["estimates"])
     return {**block, **found, "intervals": intervals}
 
 
@@ -183,10 +183,10 @@ def fit_and_measure(
         metrics["decisions"] = decision_block(predictions, positive, left_out=left_out, **about)
         temperature = metrics["calibration"]["temperature"]
         size_only = size_only_out_of_fold(predictions)
-        if patients := patients_block(
+        if rule := subject_rule_block(
             predictions, positive, temperature=temperature, estimates=estimates, size_only=size_only
         ):
-            metrics["patients"] = patients
+            metrics["patients"] = rule
         else:
             metrics.pop("patients", None)
     release = load_release(directory)

@@ -1,8 +1,7 @@
 """Clustered bootstrap: resample subjects (or single cells) once, and compute every interval from the same samples.
 
-Cells of one subject resemble each other, and a new hospital brings new subjects, so subjects are resampled. Resampling
-cells instead shows how narrow a naive interval is. This is our own code because scipy.stats.bootstrap resamples single
-observations, neither clusters nor strata, and calls the statistic anew for every sample.
+Cells of one subject resemble each other, and a new hospital brings new subjects, so subjects are resampled. Our own
+code because scipy.stats.bootstrap resamples neither clusters nor strata, and calls the statistic for every sample.
 """
 
 from __future__ import annotations
@@ -41,32 +40,22 @@ class BootstrapSamples:
     of_subjects: bool = True
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yield the counts as (d, U) floats, a few samples at a time."""
+        """Yield the counts as (d, U) floats, some samples at a time."""
         for first in range(0, len(self.counts), _CHUNK):
             yield self.counts[first : first + _CHUNK].astype(float)
 
     def sums(self, per_cell: np.ndarray) -> np.ndarray:
-        """Sum a quantity over the cells of each sample.
-
-        Args:
-            per_cell: (N,) or (N, F).
-
-        Returns:
-            (D,) or (D, F).
-        """
+        """Sum a quantity over the cells of each sample: (N,) or (N, F) → (D,) or (D, F)."""
         per_unit = np.zeros((len(self.classes), *per_cell.shape[1:]))
         np.add.at(per_unit, self.unit_of_cell, per_cell)
         return np.concatenate([counts @ per_unit for counts in self.chunks()])
 
     def means(self, per_cell: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average a quantity over the cells of each sample.
+        """Average a quantity over the cells of each sample: (N,) or (N, F) → (D,) or (D, F).
 
         Args:
-            per_cell: (N,) or (N, F).
-            weights: of the same shape, such as a mask of the cells that count; equal where None.
-
-        Returns:
-            (D,) or (D, F); NaN for a sample without weight.
+            weights: of the shape of `per_cell`, such as a mask of the cells that count; equal where None. A sample
+                without weight has the mean NaN.
         """
         weights = np.ones(per_cell.shape) if weights is None else weights
         with np.errstate(invalid="ignore"):
@@ -82,7 +71,7 @@ class BootstrapSamples:
     ) -> np.ndarray:
         """Compute the area under the ROC curve in each sample, as a weighted Mann–Whitney statistic.
 
-        Cells are ranked once, and each sample only changes how much they weigh.
+        Cells are ranked once; each sample only changes their weights.
 
         Args:
             scores, positive: (N,) float and bool, one per cell.
@@ -119,9 +108,8 @@ class BootstrapSamples:
         A plain percentile interval is too narrow where a class has few units, so its tails are widened as Hesterberg
         (2015, doi:10.1080/00031305.2015.1089789) proposes, by √(n/(n-1)) and Student's t for the n units of the class
         (of the smallest one, when a metric depends on all). In simulations like C-NMC, 32 subjects beside 16 of very
-        unequal size, nominal 95 % then cover about 93 %, plain percentiles 90 %. No widening helps beyond the extremes
-        of the samples: with 3 subjects in a class, its recall is covered only three times in four; and a
-        metric that is the same in all samples, such as a recall of 1, gets an interval without width.
+        unequal size, nominal 95 % then cover about 93 %, plain percentiles 90 %. No widening reaches beyond the
+        extremes of the samples: with 3 subjects a recall is covered three times in four, and one of 1 has no width.
 
         Args:
             values: (D,); samples where the metric is not defined (NaN) are left out.
@@ -139,12 +127,12 @@ class BootstrapSamples:
     def mean_interval(
         self, per_cell: np.ndarray, weights: np.ndarray | None = None, *, of_class: int | None = None
     ) -> Interval | None:
-        """Compute the interval of a mean over cells, arguments as for `means` and `interval`; None if never defined."""
+        """Compute the interval of a mean over cells, as `means` and `interval`; None if never defined."""
         values = self.means(per_cell, weights)
         return None if np.isnan(values).all() else self.interval(values, of_class=of_class)
 
     def once(self) -> BootstrapSamples:
-        """Return the one sample that holds every unit once: it gives the point estimates."""
+        """Return the sample that holds every unit once, which gives the point estimates."""
         return replace(self, counts=np.ones((1, len(self.classes)), dtype=np.int16))
 
 
@@ -192,7 +180,7 @@ def _resample(classes: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def point_metrics(predictions: CellPredictions) -> dict[str, float]:
-    """Compute the metrics that the intervals of this module belong to: one float for each of their keys."""
+    """Compute the point estimates of the metrics whose intervals this module gives."""
     try:
         boot = bootstrap_subjects(predictions, samples=1)
     except LeukoscopeError:  # without known subjects there are no metrics by subject
@@ -208,9 +196,8 @@ def subject_intervals(
     Returns:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, recall_<class> and auroc over cells; the same, but for the
         recalls, as `…_by_subject`; auroc_equal_size, every subject weighing the same, where areas are known; and
-        subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1; see
-        `BootstrapSamples.interval`. The AUROCs are one-vs-rest macro for more than two classes, and left out where a
-        class has no cell.
+        subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1. The AUROCs are
+        one-vs-rest macro for more than two classes, and left out where a class has no cell.
 
     Raises:
         LeukoscopeError: see `bootstrap_subjects`.
@@ -221,11 +208,10 @@ def subject_intervals(
 def cell_intervals(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Compute the naive intervals, resampling cells: far too narrow where subjects bring many cells each.
+    """Compute naive intervals by resampling cells: far too narrow where subjects bring many cells each.
 
     Returns:
-        As `subject_intervals`, without the metrics that weight or rank subjects; auroc_equal_size is one of these
-        where every cell's subject is known.
+        As `subject_intervals`, without the metrics that weight or rank subjects.
     """
     return _intervals(predictions, bootstrap_cells(predictions, samples=samples, seed=seed))
 
@@ -248,8 +234,7 @@ def paired_difference(
     """Compare two models on the same cells and the same bootstrap samples.
 
     Args:
-        resample: `bootstrap_subjects`; or `bootstrap_cells`, whose intervals are too narrow, where subjects are not
-            known.
+        resample: `bootstrap_subjects`; where subjects are not known `bootstrap_cells`, whose intervals are too narrow.
 
     Returns:
         metric that both have → a, b, difference (a - b), low and high of the difference, and share_a_better: the share
@@ -335,13 +320,13 @@ def _class_of(key: str, names: Sequence[str]) -> int | None:
 def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
     """Simulate how often nominal 95 % intervals by subject contain the true value in studies like this one.
 
-    Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed; a
+    Each simulated study has as many subjects of each class, with numbers of cells sampled from those observed. A
     subject's cells are correct at a rate of its own, from the Beta distribution of its class that has the mean and
-    variance (less that of chance) of the observed accuracies of its subjects.
+    variance (less that of chance) of the observed accuracies.
 
     Returns:
         studies, level, and the coverage, 0–1, of the intervals of balanced_accuracy and balanced_accuracy_by_subject;
-        None where a subject has cells of several classes, which these studies have not.
+        None where a subject has cells of several classes.
 
     Raises:
         LeukoscopeError: see `bootstrap_subjects`.
@@ -378,11 +363,7 @@ def simulated_coverage(predictions: CellPredictions) -> dict[str, Any] | None:
 
 
 def subject_logits(predictions: CellPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Average the logits, log p - log (1 - p), of each subject's cells.
-
-    Returns:
-        (U,) subject ids in order, and (U, K) float.
-    """
+    """Average the logits, log p - log (1 - p), of each subject's cells: (U,) ids in order and (U, K) logits."""
     subjects, logits = np.asarray(predictions.subjects), logits_of(predictions.probabilities)
     names = np.unique(subjects)
     return names, np.stack([logits[subjects == name].mean(axis=0) for name in names])

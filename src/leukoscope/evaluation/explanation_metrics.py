@@ -109,36 +109,24 @@ def explanation_blocks(
         return {}
     probabilities, maps = predict_with_maps(backend, cells)
     predicted = probabilities.argmax(axis=1)
-    of_views, signed = predict_views(backend, cells, predicted)
-    own, averaged = np.maximum(signed[0], 0), np.maximum(signed.mean(axis=0), 0)
-    others = other_cells(len(rows), seed)
-    sampled = tuple(subjects[row] for row in rows)
-    table = CellPredictions(tuple(map(str, rows)), sampled, labels[rows], probabilities, release.labels)
+    own = np.maximum(maps[np.arange(len(rows)), predicted], 0)
+    table = CellPredictions(
+        tuple(map(str, rows)), tuple(subjects[row] for row in rows), labels[rows], probabilities, release.labels
+    )
     try:
         boot, unit = bootstrap_subjects(table, seed=seed), "subjects"
     except LeukoscopeError:
         boot, unit = bootstrap_cells(table, seed=seed), "cells"
-    on_cell = []
-    if background == "black":
-        place, regions = "outside_cell", ~cell_masks(cells)
-        on_cell = [share_on_cell(heat, cell) for heat, cell in zip(own, cells, strict=True)]
-    else:
-        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
     found = {
         "randomisation": randomisation(release, cells, predicted, own, seed),
         **perturbation(backend, cells[:perturbed], predicted[:perturbed], own[:perturbed], seed),
-        place: heat_share(own, regions),
-        "rotation": rotation(of_views, signed, predicted, others),
-        "average_of_views": {
-            "another_cell": pearson_correlation(averaged, averaged[others]),
-            place: heat_share(averaged, regions)["heat"],
-        },
+        **_of_views(backend, cells, predicted, own, background, seed),
     }
     checks: dict[str, Any] = {
         "estimates": ESTIMATES,
         "method": EVIDENCE,
         "cells": len(rows),
-        "subjects": len(set(sampled) - {""}),
+        "subjects": len(set(table.subjects) - {""}),
         "perturbed_cells": min(perturbed, len(rows)),
         "flat_maps": int(is_flat(own).sum()),
         "map_size": list(own.shape[1:]),
@@ -148,21 +136,46 @@ def explanation_blocks(
         **{name: {key: _summary(values, boot) for key, values in check.items()} for name, check in found.items()},
     }
     checks["passed"] = passes_map_checks(checks)
+    return {"heat_maps": checks, "evidence_scale": _scale(maps, own, cells, background, seed)}
+
+
+def _of_views(
+    backend: Backend, cells: np.ndarray, predicted: np.ndarray, own: np.ndarray, background: str, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Where maps lie, what turning a cell does to them, and the same of the average over the views."""
+    if background == "black":
+        place, regions = "outside_cell", ~cell_masks(cells)
+    else:
+        place, regions = "scale_bar_corner", np.stack([scale_bar_corner(cells.shape[1])] * len(cells))
+    of_views, signed = predict_views(backend, cells, predicted)
+    averaged, others = np.maximum(signed.mean(axis=0), 0), other_cells(len(cells), seed)
+    return {
+        place: heat_share(own, regions),
+        "rotation": rotation(of_views, signed, predicted, others),
+        "average_of_views": {
+            "another_cell": pearson_correlation(averaged, averaged[others]),
+            place: heat_share(averaged, regions)["heat"],
+        },
+    }
+
+
+def _scale(maps: np.ndarray, own: np.ndarray, cells: np.ndarray, background: str, seed: int) -> dict[str, Any]:
+    """The "evidence_scale" block of signed maps (N, K, h, w), and of those of the predicted class."""
 
     def quantiles(values: Any, *names: str) -> dict[str, float]:
         return dict(zip(names, np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
 
+    on_cell = [share_on_cell(*pair) for pair in zip(own, cells, strict=True)] if background == "black" else []
     shares = [share for share in on_cell if share is not None]
-    scale = {
+    return {
         "estimates": ESTIMATES,
         "definition": "largest value of a cell's maps of all classes; quantiles over the cells drawn",
         "method": EVIDENCE,
         **(quantiles(shares, "on_cell_p05", "on_cell_median", "on_cell_p95") if shares else {}),
-        "cells": len(rows),
+        "cells": len(cells),
         "seed": seed,
         **quantiles(np.maximum(maps, 0).max(axis=(1, 2, 3)), "p05", "median", "p95"),
     }
-    return {"heat_maps": checks, "evidence_scale": scale}
 
 
 def _summary(values: np.ndarray, boot: BootstrapSamples) -> dict[str, float | int | None]:

@@ -1,15 +1,13 @@
 """Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
-All metrics are computed from `CellPredictions`, which has exactly one row per cell. The pooled metrics come from a
-local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate metrics and work offline.
+The pooled metrics come from a local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate
+metrics and work offline. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
+weight. `auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it
+measures what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
 
-Two groups of metrics complete the pooled ones. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every
-subject has the same weight, however many cells it has. `auroc_equal_size`: AUROC within deciles of the cell area, each
-counted by the weight of its pairs of cells; it shows what a network knows beyond a cell's size. Where every cell's
-subject is known, cells weigh as by subject, else alike. In a cross-validation only cells of the same fold are compared:
-a fold with many cells of a class leaves few of them to its network, which then gives that class less probability
-everywhere. Across folds this alone would rank cells, against the truth, and a constant would score below 0.5 (Forman &
-Scholz 2010, doi:10.1145/1882471.1882479).
+In a cross-validation `auroc_equal_size` compares cells of one fold only: a fold with many cells of a class leaves few
+of them to its network, which then gives that class less probability everywhere. Across folds, a constant would score
+below 0.5 (Forman & Scholz 2010, doi:10.1145/1882471.1882479).
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ class CellPredictions:
 
     @property
     def subject_weights(self) -> np.ndarray | None:
-        """(N,) float, 1 / (cells of the cell's subject); None where a cell's subject is not known."""
+        """(N,) float, 1 / (cells of the cell's subject); None where a subject is not known."""
         if "" in self.subjects:
             return None
         _, subject, cells = np.unique(self.subjects, return_inverse=True, return_counts=True)
@@ -93,7 +91,7 @@ class CellPredictions:
 
     @property
     def equal_size_strata(self) -> np.ndarray | None:
-        """(N,) int, the same for cells of one decile of the areas and one fold; None where areas are not known."""
+        """(N,) int, one number for each decile of the areas and fold; None where areas are not known."""
         if self.areas is None:
             return None
         edges = np.quantile(self.areas, np.linspace(0, 1, 11)[1:-1])
@@ -167,11 +165,7 @@ def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
 
 
 def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: int) -> np.ndarray:
-    """Sample cells evenly over classes and, within a class, over subjects; every first part of the sample is even too.
-
-    Returns:
-        (min(size, N),) rows.
-    """
+    """Sample up to `size` rows evenly over classes and, within a class, over subjects; so is every first part of it."""
 
     def rank_in_group(groups: Sequence[Hashable]) -> list[int]:
         """For each entry, how many of its group came before."""
@@ -213,7 +207,7 @@ BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the metrics of `measure` that a table quotes."""
+    """Select those metrics of `measure` that a table quotes."""
     return {key: metrics[key] for key in (*POOLED, *BY_SUBJECT, "auroc_equal_size") if key in metrics}
 
 
@@ -224,9 +218,8 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
         accuracy, balanced_accuracy, f1_weighted, f1_macro, auroc (one-vs-rest macro for more than two classes;
         None where a class is absent), per_class (precision, recall, f1, support), confusion_matrix (rows: truth),
         and `subjects` (id → label of most of its cells, cells, accuracy) where subjects are known. Where every cell's
-        subject is known, the first five again as `…_by_subject`; where areas are known, `auroc_equal_size`, which
-        gives all subjects the same weight where they are known (None where no decile of the areas holds two classes in
-        one fold). All shares are 0–1.
+        subject is known, the first five again as `…_by_subject`; where areas are known, `auroc_equal_size` (None where
+        no decile of the areas holds two classes in one fold). All shares are 0–1.
     """
     names, references = predictions.label_names, predictions.references
     probabilities = predictions.probabilities.astype(float)
@@ -311,9 +304,9 @@ def _auroc_equal_size(predictions: CellPredictions) -> float | None:
 def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Measure each class by itself and against all others.
 
-    One-vs-rest accuracy is that of deciding, for one class, whether a cell belongs to it. A wrong prediction is wrong
-    for two of the K classes and right for all others, so with four classes the mean shows half the error rate: a
-    published accuracy far above the recall beside it may be this metric.
+    One-vs-rest accuracy is that of deciding whether a cell is of one class. A wrong prediction is wrong for two of the
+    K classes only, so with four classes its mean shows half the error rate: a published accuracy far above the recall
+    beside it may be this metric.
 
     Args:
         metrics: of `measure`.

@@ -37,7 +37,7 @@ _PENALTY = 1.0  # scikit-learn's C, on standardised features
 
 
 @dataclass(frozen=True)
-class _Person:
+class _Subject:
     """A subject's name, class (True: positive) and logits of all cells."""
 
     name: str
@@ -45,7 +45,7 @@ class _Person:
     logits: np.ndarray
 
 
-def persons_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
+def subject_scores_block(predictions: CellPredictions, interval: Interval | None, estimates: str) -> dict[str, Any]:
     """Make the "persons" block of an evaluation: one score per subject, the mean logit of its cells.
 
     Args:
@@ -76,7 +76,7 @@ def persons_block(predictions: CellPredictions, interval: Interval | None, estim
     }
 
 
-def patients_block(
+def subject_rule_block(
     predictions: CellPredictions,
     positive_label: str,
     *,
@@ -104,30 +104,23 @@ def patients_block(
         `paired_difference`. {} without a positive label, for more than two classes, unknown subjects, fewer than
         `SUBJECTS_NEEDED` + 1 subjects of a class, or a subject with cells of both classes.
     """
-    from sklearn.model_selection import KFold
-
     if not positive_label:
         return {}
-    persons, labels = _persons(calibrated(predictions, temperature), positive_label), predictions.label_names
-    truth = np.array([person.positive for person in persons])
-    if not persons or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
+    subjects, labels = _subjects(calibrated(predictions, temperature), positive_label), predictions.label_names
+    truth = np.array([subject.positive for subject in subjects])
+    if not subjects or min(truth.sum(), (~truth).sum()) <= SUBJECTS_NEEDED:
         return {}
-    # For each subject, the rule that was chosen and fitted without that subject.
-    rules: list[Any] = [None] * len(persons)
-    for others, left_out in KFold(min(OUTER_FOLDS, len(persons)), shuffle=True, random_state=0).split(persons):
-        rule = _fit_rule([persons[i] for i in others], labels, positive_label)[0]
-        for i in left_out:
-            rules[i] = rule
-    curve = _curve(persons, rules)
+    rules = _rules_of_others(subjects, labels, positive_label)
+    curve = _curve(subjects, rules)
     found = least_cells(curve)
     least = found or curve[-1]["cells"]
     rules = [replace(rule, least_cells=least) for rule in rules]
-    subjects = {person.name: _apply(rule, person) for person, rule in zip(persons, rules, strict=True)}
-    rule, candidates = _fit_rule(persons, labels, positive_label)
+    judged = {subject.name: _apply(rule, subject) for subject, rule in zip(subjects, rules, strict=True)}
+    rule, candidates = _fit_rule(subjects, labels, positive_label)
     baseline = {}
     if size_only is not None:
-        alone = patients_block(size_only, positive_label)
-        both = (_one_row_each(truth, ones) for ones in (subjects, alone["subjects"]))
+        alone = subject_rule_block(size_only, positive_label)
+        both = (_one_row_each(truth, ones) for ones in (judged, alone["subjects"]))
         baseline["size_only"] = {key: alone["measured"][key] for key in ("auroc", "sensitivity", "specificity")}
         baseline["size_only"]["difference"] = paired_difference(*both)["auroc"]
     return {
@@ -135,25 +128,32 @@ def patients_block(
         "fitted_on": who_fitted(predictions),
         "judged_on": "each person with pooling and regression chosen and fitted on other persons",
         "positive_label": positive_label,
-        "rule": {
-            "pooling": rule.pooling,
-            "coefficients": list(rule.coefficients),
-            "intercept": rule.intercept,
-        },
+        "rule": {"pooling": rule.pooling, "coefficients": list(rule.coefficients), "intercept": rule.intercept},
         "candidates": candidates,
         "chosen": {name: sum(one.pooling == name for one in rules) for name in POOLINGS},
         "least_cells": least,
         "least_cells_suffice": found is not None,
-        "measured": _measured(truth, subjects),
+        "measured": _measured(truth, judged),
         **baseline,
         "curve": curve,
-        "wrong": [name for name, one in subjects.items() if one["called"] != one["label"]],
-        "subjects": subjects,
+        "wrong": [name for name, one in judged.items() if one["called"] != one["label"]],
+        "subjects": judged,
     }
 
 
+def _rules_of_others(subjects: list[_Subject], labels: tuple[str, ...], positive_label: str) -> list[SubjectRule]:
+    """For each subject, the rule that was chosen and fitted without that subject."""
+    from sklearn.model_selection import KFold
+
+    rules: dict[int, SubjectRule] = {}
+    for others, left_out in KFold(min(OUTER_FOLDS, len(subjects)), shuffle=True, random_state=0).split(subjects):
+        rule = _fit_rule([subjects[i] for i in others], labels, positive_label)[0]
+        rules |= dict.fromkeys(left_out.tolist(), rule)
+    return [rules[i] for i in range(len(subjects))]
+
+
 def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Apply a release's patient rule to the subjects whose cells were predicted, and measure it.
+    """Measure a release's rule for subjects on the subjects whose cells were predicted.
 
     Args:
         predictions: of the release, with its scaled probabilities.
@@ -165,22 +165,22 @@ def measure_subject_rule(predictions: CellPredictions, metrics: Mapping[str, Any
         not name subjects of one class each.
     """
     rule = SubjectRule.from_metrics(metrics, predictions.label_names)
-    persons = [] if rule is None else _persons(predictions, rule.positive_label)
-    if rule is None or not persons:
+    subjects = [] if rule is None else _subjects(predictions, rule.positive_label)
+    if rule is None or not subjects:
         return None
-    subjects = {person.name: _apply(rule, person) for person in persons}
-    decided = [one for one in subjects.values() if one["outcome"] in predictions.label_names]
+    judged = {subject.name: _apply(rule, subject) for subject in subjects}
+    decided = [one for one in judged.values() if one["outcome"] in predictions.label_names]
 
     def correct(positive: bool) -> dict[str, Any]:
         own = [one for one in decided if (one["label"] == rule.positive_label) == positive]
         return _exact(sum(one["outcome"] == one["label"] for one in own), len(own))
 
     return {
-        "persons": len(persons),
+        "persons": len(subjects),
         "given_a_class": len(decided),
         "sensitivity": correct(True),
         "specificity": correct(False),
-        "subjects": subjects,
+        "subjects": judged,
     }
 
 
@@ -198,7 +198,7 @@ def least_cells(curve: list[dict[str, Any]]) -> int | None:
     return least
 
 
-def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]:
+def _subjects(predictions: CellPredictions, positive_label: str) -> list[_Subject]:
     """In order of their names; none where the predictions do not name subjects of one class each."""
     if len(predictions.label_names) != 2 or "" in predictions.subjects:
         return []
@@ -210,16 +210,16 @@ def _persons(predictions: CellPredictions, positive_label: str) -> list[_Person]
         classes = np.unique(predictions.references[rows])
         if len(classes) > 1:
             return []
-        found.append(_Person(str(name), bool(classes[0] == positive), logits[rows]))
+        found.append(_Subject(str(name), bool(classes[0] == positive), logits[rows]))
     return found
 
 
 def _fit_rule(
-    persons: list[_Person], labels: tuple[str, ...], positive_label: str
+    subjects: list[_Subject], labels: tuple[str, ...], positive_label: str
 ) -> tuple[SubjectRule, dict[str, float]]:
     """The rule of the pooling with the lowest cross-validated log loss; and every pooling's log loss."""
-    truth = np.array([person.positive for person in persons])
-    features = {name: np.stack([pool(person.logits, name) for person in persons]) for name in POOLINGS}
+    truth = np.array([subject.positive for subject in subjects])
+    features = {name: np.stack([pool(subject.logits, name) for subject in subjects]) for name in POOLINGS}
     losses = {name: _cross_validated_loss(x, truth) for name, x in features.items()}
     best = min(losses, key=losses.__getitem__)
     coefficients, intercept = _logistic(features[best], truth)
@@ -249,21 +249,21 @@ def _logistic(features: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, floa
     return coefficients, float(model.intercept_[0] - coefficients @ mean)
 
 
-def _curve(persons: list[_Person], rules: list[SubjectRule]) -> list[dict[str, Any]]:
+def _curve(subjects: list[_Subject], rules: list[SubjectRule]) -> list[dict[str, Any]]:
     """Metrics from n random cells per subject, without replacement; subjects with fewer cells are left out."""
     from sklearn.metrics import balanced_accuracy_score
 
     rng = np.random.default_rng(0)
-    pairs = list(zip(persons, rules, strict=True))
-    of_few = [_probabilities_of_few(person, rule, rng) for person, rule in pairs]
+    pairs = list(zip(subjects, rules, strict=True))
+    of_few = [_probabilities_of_few(subject, rule, rng) for subject, rule in pairs]
     rows = []
     for cells in CELL_COUNTS:
         known = [(*pair, few[cells]) for pair, few in zip(pairs, of_few, strict=True) if cells in few]
-        truth = np.array([person.positive for person, *_ in known])
+        truth = np.array([subject.positive for subject, *_ in known])
         if len(np.unique(truth)) < 2:
             break
         probabilities = np.stack([few for *_, few in known])
-        all_cells = np.stack([rule.probability(person.logits) for person, rule, _ in known])
+        all_cells = np.stack([rule.probability(subject.logits) for subject, rule, _ in known])
         right = (probabilities >= 0.5) == truth[:, None]
         # AUROC, the mean over all repeats: how often a positive subject comes before a negative one; a tie counts half.
         negative = probabilities[~truth]
@@ -282,23 +282,23 @@ def _curve(persons: list[_Person], rules: list[SubjectRule]) -> list[dict[str, A
     return rows
 
 
-def _probabilities_of_few(person: _Person, rule: SubjectRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
+def _probabilities_of_few(subject: _Subject, rule: SubjectRule, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """Number of cells → (REPEATS,) probability from so many random cells; within a repeat, fewer are the first ones."""
-    most = min(len(person.logits), CELL_COUNTS[-1])
-    drawn = np.stack([rng.choice(person.logits, most, replace=False) for _ in range(REPEATS)])
+    most = min(len(subject.logits), CELL_COUNTS[-1])
+    drawn = np.stack([rng.choice(subject.logits, most, replace=False) for _ in range(REPEATS)])
     return {cells: rule.probability(drawn[:, :cells]) for cells in CELL_COUNTS if cells <= most}
 
 
-def _apply(rule: SubjectRule, person: _Person) -> dict[str, Any]:
+def _apply(rule: SubjectRule, subject: _Subject) -> dict[str, Any]:
     positive = rule.labels.index(rule.positive_label)
-    probability = 1 / (1 + np.exp(-person.logits))
+    probability = 1 / (1 + np.exp(-subject.logits))
     both = np.stack([probability, 1 - probability] if positive == 0 else [1 - probability, probability], axis=1)
     predicted = rule.predict(both, ["" for _ in both])
     assert predicted.probability is not None
     name = {True: rule.positive_label, False: rule.labels[1 - positive]}
     return {
-        "label": name[person.positive],
-        "cells": len(person.logits),
+        "label": name[subject.positive],
+        "cells": len(subject.logits),
         "probability": predicted.probability,
         "interval": predicted.interval,
         "pooling": rule.pooling,
