@@ -14,19 +14,19 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.calibration import calibration_block
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
-    PredictedCell,
+    SampleCell,
     confusion_plot,
     curves_plot,
     interval_plot,
     network_plot,
     one_vs_rest_plot,
-    patients_curve,
     reliability_diagram,
     risk_coverage_curve,
     roc_plot,
     samples_plot,
     save_plot,
     subject_strip,
+    subjects_curve,
 )
 from leukoscope.evaluation.thresholds import decision_block
 
@@ -115,7 +115,7 @@ def test_the_curve_of_persons_says_what_is_dashed_and_how_sure_its_auroc_is():
         "least_cells": 20,
         "measured": {"persons": 41, "auroc": {"value": 0.92, "low": 0.761, "high": 1.0}},
     }
-    found = texts(patients_curve(block))
+    found = texts(subjects_curve(block))
     assert "AUROC of all 41 subjects with all their cells: 0.920 (0.761–1.000)" in found
     assert any("dashed: balanced accuracy with all their cells" in text for text in found)
 
@@ -189,9 +189,9 @@ def test_the_network_table_holds_every_stage():
 def test_a_wrong_answer_names_the_truth():
     pixels = np.zeros((8, 8, 3), np.uint8)
     cells = [
-        PredictedCell(pixels, "ALL", 0.91, "ALL"),
-        PredictedCell(pixels, "ALL", 0.62, "HEM"),
-        PredictedCell(pixels, "Pre", 0.5),
+        SampleCell(pixels, "ALL", 0.91, "ALL"),
+        SampleCell(pixels, "ALL", 0.62, "HEM"),
+        SampleCell(pixels, "Pre", 0.5),
     ]
     figure = samples_plot(cells, "seven cells")
     assert {"✓ ALL 0.91", "✗ ALL 0.62\nis HEM", "Pre 0.50", "seven cells"} <= set(texts(figure))

@@ -1,12 +1,10 @@
 """Assess a release: compute from its out-of-fold predictions everything in metrics.json beyond training.
 
 That is intervals, shortcut baselines, calibration, thresholds, the OOD detector and metrics of the Grad-CAM maps. The
-temperature is put into the weights, and the release is written anew. Assessing it again, with a newer Leukoscope,
-starts from the same predictions and gives the same release.
+temperature is put into the weights. Assessing again starts from the same predictions and gives the same release.
 
-`recalibrate` does the same for another laboratory, on its own cells. The weights change only by the temperature. The
-ranking of cells often survives a change of stain or microscope where probabilities and thresholds do not, and a few
-labelled subjects are enough to correct those.
+`recalibrate` does the same for another laboratory, on its own cells. The ranking of cells often survives a change of
+stain or microscope where probabilities and thresholds do not, and a few labelled subjects are enough to correct those.
 """
 
 from __future__ import annotations
@@ -79,8 +77,7 @@ def assess(
     Args:
         directory: a release made by a protocol; replaced as a whole.
         cells: the data set it was made from, framed for it.
-        others: images that are no such cells, to measure the OOD detector with; see
-            `ood_metrics.fit_and_measure_detector`.
+        others: images to be refused; see `ood_metrics.fit_and_measure_detector`.
         healthy: name → folder with images of healthy donors' white cells; see `ood_metrics.healthy_outcomes`.
 
     Returns:
@@ -167,10 +164,10 @@ def fit_and_measure(
 
     Args:
         directory: a release, changed in place.
-        metrics: what its metrics.json is to hold besides.
+        metrics: the rest of its metrics.json.
         predictions: on subjects unseen by the networks that made them.
         cells: those the detector is fitted on and the Grad-CAM maps are measured on.
-        earlier_temperature: by how much the weights are already scaled compared with the networks behind `predictions`.
+        earlier_temperature: that the weights are already scaled with, unlike the networks behind `predictions`.
         estimates: what metrics of `predictions` estimate.
         others, healthy: as for `assess`.
         checks: `sample` and `perturbed` of `explanation_blocks`.
@@ -229,7 +226,7 @@ def tta_gain(
 
     Returns:
         metrics of one view and of the average of eight, their `difference` (eight less one) on the same bootstrap
-        samples, and the accuracy on cells for whose views the network predicts one class, and on the others.
+        samples, and the accuracy on cells whose views agree, and on the others.
 
     Raises:
         LeukoscopeError: a damaged release, or too few subjects of a class for intervals.
@@ -280,7 +277,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         source: folder of the release to start from; it is not changed.
         cells: labelled cells with subjects, framed for it.
         target: folder of the new release; replaced as a whole.
-        name: what the source is called, a Hub id for example; "" for the folder's name.
+        name: of the source, such as a Hub id; "" for the folder's name.
 
     Returns:
         `target`. Its metrics.json has only running numbers for the user's subjects.
@@ -293,7 +290,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     if not release.metrics.get("training"):
         raise LeukoscopeError(f"{source}: says nothing about its training; recalibrate a release made by Leukoscope")
     estimates = ESTIMATES if _refuse_training_cells(release, cells) else NOT_KNOWN
-    # A release may be published, the ids of patients must not be.
+    # A release may be published, the ids of subjects must not be.
     known = sorted(set(cells.subjects) - {""})
     number_of = {"": ""} | {subject: f"local {number:02d}" for number, subject in enumerate(known, start=1)}
     if info.name == "imagefolder":  # its title speaks to the author, not to the release's readers

@@ -1,8 +1,7 @@
 """Calibration: temperature scaling, and how far probabilities are from the observed frequencies.
 
-Fitted and measured on out-of-fold predictions, each from a network that never saw the subject. Measuring a temperature
-on the cells that fitted it would be too optimistic, so the cells of each subject are measured with the temperature
-fitted on all other subjects.
+Fitted and measured on out-of-fold predictions. A temperature measured on the cells that fitted it would look too good,
+so the cells of each subject are measured with the temperature fitted on all other subjects.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ Rule: TypeAlias = Callable[[CellPredictions], Any]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One subject, and the calibration fitted without it.
-
-    Attributes:
-        subject: its id.
-        rows: (N,) bool, the subject's cells.
-        temperature: fitted on the cells of every other subject.
-    """
+    """One subject, its cells as (N,) bool, and the temperature fitted on all other subjects."""
 
     subject: str
     rows: np.ndarray
@@ -47,14 +40,11 @@ class LeftOut:
 
 
 def scaled(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Return softmax(log p / T): temperature scaling (Guo et al. 2017) of log-probabilities in place of logits.
+    """Return softmax(log p / T), (N, K) float64: temperature scaling of log-probabilities in place of logits.
 
     Args:
         probabilities: (N, K), rows sum to 1.
         temperature: one for all, or (N, 1).
-
-    Returns:
-        (N, K) float64, rows sum to 1.
     """
     from scipy.special import softmax
 
@@ -85,8 +75,8 @@ def fit_temperature(predictions: CellPredictions) -> float:
 def shipped_temperature(predictions: CellPredictions, left_out: tuple[LeftOut, ...]) -> float:
     """Return the temperature to put into a release: the fitted one where it helps on unseen subjects, else 1.
 
-    It helps where the likelihood of the true classes, each subject scaled with the temperature that the others fitted
-    and all subjects with the same weight, is higher than without scaling.
+    It helps where the true classes are likelier than without scaling, each subject scaled with the temperature that the
+    others fitted, and every subject weighing the same.
     """
     before, after = (
         float(np.average(_cell_scores(some)["nll"], weights=predictions.subject_weights))
@@ -104,8 +94,8 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
 def leave_one_subject_out(predictions: CellPredictions) -> tuple[LeftOut, ...]:
     """Fit for each subject, in order of their ids, the temperature on all others.
 
-    The others' predictions may come from networks that trained on the subject, as in all cross-conformal prediction
-    (Vovk 2015, doi:10.1007/s10472-013-9368-4): the one way in which it still influences what is fitted for it.
+    As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
+    from networks that trained on the subject.
 
     Raises:
         LeukoscopeError: subjects unknown, or fewer than `SUBJECTS_NEEDED` of a class.
@@ -134,11 +124,7 @@ def cross_fitted(predictions: CellPredictions, left_out: tuple[LeftOut, ...]) ->
 
 
 def own_thresholds(predictions: CellPredictions, left_out: tuple[LeftOut, ...], rule: Rule) -> np.ndarray:
-    """Return the threshold for each cell: fitted, like the temperature before it, on all subjects but its own.
-
-    Returns:
-        (N,), or (N, K) for a rule that fits one for each class.
-    """
+    """Return each cell's threshold, (N,) or (N, K), fitted like the temperature on all subjects but its own."""
     fitted = [rule(calibrated(predictions.take(np.flatnonzero(~one.rows)), one.temperature)) for one in left_out]
     thresholds = np.zeros((len(predictions.cell_ids), *np.shape(fitted[0])))
     for one, threshold in zip(left_out, fitted, strict=True):
@@ -156,10 +142,9 @@ def calibration_block(
     """Make the "calibration" block of metrics.json: the temperature to ship, and what scaling gains on new subjects.
 
     Args:
-        predictions: out-of-fold and subject-disjoint, not yet scaled. Where a data set names no subjects, put its
-            blocks of one slide in their place.
+        predictions: out-of-fold and subject-disjoint, not yet scaled; by block of a slide where subjects are unknown.
         estimates: what metrics of the predictions estimate.
-        unit: what the predictions' subjects are: "subject", or "block" where blocks stand in their place.
+        unit: what the predictions' subjects are: "subject" or "block".
         left_out: of `leave_one_subject_out`, where it was computed before.
 
     Returns:
@@ -192,7 +177,7 @@ def calibration_block(
 
 
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
-    """Count the cells, and the subjects of each class, that a temperature or threshold is fitted on."""
+    """Count the cells, and the subjects of each class, of a fit."""
     pairs = set(zip(predictions.subjects, predictions.references.tolist(), strict=True))
     counts = np.bincount([reference for _, reference in pairs], minlength=len(predictions.label_names))
     return {
@@ -202,7 +187,7 @@ def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
 
 
 def right_by_subject(predictions: CellPredictions, right: np.ndarray) -> dict[str, dict[str, float]]:
-    """Return, by class, the lowest, median and highest share of correct cells that a subject of the class has."""
+    """Return, by class, the lowest, median and highest share of correct cells among its subjects."""
     subjects = np.asarray(predictions.subjects)
     found = {}
     for k, name in enumerate(predictions.label_names):
@@ -238,9 +223,8 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
         gaps = (gap_of_cell * weights[:, None]).sum(axis=0) / weights.sum()
         sampled = boot.sums(gap_of_cell * weights[:, None]) / boot.sums(weights)[:, None]
         # A sum of absolute values grows with noise and each bootstrap sample adds some, so its percentiles miss a true
-        # value near 0. They are used for the upper end. The lower end uses the triangle inequality: the ECE errs by no
-        # more than Σ_b |error of gap_b|, which the distance of the samples from the estimate imitates. Together that
-        # is wider than 95 % needs, but never too optimistic.
+        # value near 0 and give the upper end only. The lower end uses the triangle inequality: the ECE errs by no more
+        # than Σ_b |error of gap_b|, which the distance of the samples from the estimate imitates.
         noise = boot.interval(np.abs(sampled - gaps).sum(axis=1))["high"]
         found[f"ece{suffix}"] = ece = float(np.abs(gaps).sum())
         intervals[f"ece{suffix}"] = {
@@ -254,7 +238,7 @@ def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) ->
 
 
 def reliability_bins(predictions: CellPredictions, boot: BootstrapSamples) -> list[dict[str, Any]]:
-    """Compute the points of a reliability diagram: the bins of the ECE, in order of confidence.
+    """Compute the points of a reliability diagram, the bins of the ECE in order of confidence.
 
     Returns:
         confidence and accuracy (means, 0–1), cells, and the 95 % interval of the accuracy by resampling subjects.

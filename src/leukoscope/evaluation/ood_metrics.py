@@ -2,7 +2,6 @@
 
 True cells are scored by detectors that did not see their subject. The other images are made from those cells (inverted,
 blurred, cut, …), synthetic (blank, noise, phantoms), or from other data sets; the detector is fitted on none of them.
-The metrics are the "ood" block of metrics.json.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def fit_and_measure_detector(
     Args:
         preprocessing: the release's.
         pixels: (N, S, S, 3) uint8, its training cells framed by it; may be memory-mapped.
-        subjects: (N,) subject of each cell, or the block it must stay with where patients are unknown.
+        subjects: (N,) subject of each cell, or its block where subjects are unknown.
         background: what surrounds the cells of this data set; phantoms are drawn on the same.
         others: kind (a key of `FROM_ELSEWHERE`) → framed images, see `frame_sample`; what is missing is listed as
             not measured.
@@ -153,11 +152,11 @@ def ood_block(
 
 
 def white_cell_sources(release: ReleaseInfo, healthy: Path | None, fields: Path | None) -> dict[str, Path]:
-    """Source → folder of the white cells that `healthy_outcomes` counts.
+    """Return source → folder of the white cells for `healthy_outcomes`.
 
     Args:
         healthy: white cells of healthy donors.
-        fields: fields of view; cells are cut out of them for a release of cut-out cells alone, so another has none.
+        fields: fields of view, whose cells are cut out; only for a release of cut-out cells.
     """
     given = {HEALTHY: healthy, OF_FIELDS: fields if release.takes_cut_outs else None}
     return {source: folder for source, folder in given.items() if folder is not None}

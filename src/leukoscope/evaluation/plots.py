@@ -52,7 +52,7 @@ _POINTS = {  # name in metrics.json → legend, colour, marker
 
 
 @dataclass(frozen=True)
-class PredictedCell:
+class SampleCell:
     """A cell to be shown with its prediction.
 
     Attributes:
@@ -159,7 +159,7 @@ def subject_strip(
     return figure
 
 
-def patients_curve(block: Mapping[str, Any]) -> Figure:
+def subjects_curve(block: Mapping[str, Any]) -> Figure:
     """Plot balanced accuracy over subjects against the number of cells used, beside that with all cells.
 
     Its title gives the AUROC with all cells and its interval.
@@ -326,7 +326,7 @@ def network_plot(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Figur
     return figure
 
 
-def samples_plot(cells: Sequence[PredictedCell], title: str) -> Figure:
+def samples_plot(cells: Sequence[SampleCell], title: str) -> Figure:
     """Draw a grid of cells with their predictions; a cross and the true class mark the wrong ones."""
     across = 6
     down = -(-len(cells) // across)

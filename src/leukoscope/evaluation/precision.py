@@ -41,8 +41,7 @@ def precision_block(
 ) -> dict[str, Any]:
     """Make the "precision" block of metrics.json: what bfloat16 and int8 change of a release's predictions.
 
-    Processors with units for them compute faster, and every probability moves a little. One is the default only where
-    that was measured on unseen subjects to lose nothing (`loses_nothing`).
+    One of them is the default only where it loses nothing on unseen subjects (`loses_nothing`).
 
     Args:
         folder: the release, its thresholds in place.
@@ -86,7 +85,7 @@ def precision_block(
 
 
 def offered_precisions(block: Mapping[str, Any]) -> dict[str, Any]:
-    """What the measures of a "precision" block allow: its `default` and its list `fast`, the fastest first."""
+    """Derive `default` and `fast` (the fastest first) from the other entries of a "precision" block."""
     measured = {name: block[name] for name in (BF16, INT8) if name in block}
     fast = [
         name
@@ -101,7 +100,7 @@ def offered_precisions(block: Mapping[str, Any]) -> dict[str, Any]:
 def precisions_on_unseen(
     folds: Sequence[tuple[Path, CellPredictions]], cells: FramedCells, metrics: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Measure what bfloat16 and int8 change for unseen subjects: each fold's network predicts its test cells in each.
+    """Measure what bfloat16 and int8 change for unseen subjects, from each fold's network on its test cells.
 
     Args:
         folds, cells: as for `assess.tta_gain`; the logit shift and ranges of each network are measured on cells that it
@@ -215,10 +214,7 @@ def _changes(thresholds: Thresholds, labels: Sequence[str], a: np.ndarray, b: np
 
 
 def loses_nothing(unseen: Mapping[str, Any]) -> bool:
-    """Judge what was measured `precisions_on_unseen`: AUROC's difference lies close to zero, few outcomes change.
-
-    Where blocks of pictures stand for subjects, nothing is known of new ones.
-    """
+    """Return whether AUROC by subject differs little and few outcomes change; False where subjects are unknown."""
     ranking = unseen["difference"].get("auroc_by_subject") if unseen["disjoint_by"] == "subject" else None
     outcomes = unseen["changed"]["outcome"] / unseen["cells"]
     within = ranking and ranking["low"] >= -ALLOWED_AUROC and ranking["high"] <= ALLOWED_AUROC

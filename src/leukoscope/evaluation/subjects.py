@@ -199,7 +199,7 @@ def least_cells(curve: list[dict[str, Any]]) -> int | None:
 
 
 def _subjects(predictions: CellPredictions, positive_label: str) -> list[_Subject]:
-    """In order of their names; none where the predictions do not name subjects of one class each."""
+    """The subjects in order of their names; none unless each is named and has one class."""
     if len(predictions.label_names) != 2 or "" in predictions.subjects:
         return []
     positive = predictions.label_names.index(positive_label)

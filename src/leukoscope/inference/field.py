@@ -1,7 +1,6 @@
-"""A whole field of view, read with a classifier of single cells: a decision for each of its cells.
+"""Read a whole field of view with a classifier of single cells: find, cut out and predict each of its cells.
 
-Cells are found by `data/fields.py`, cut out on black as C-NMC 2019's are, and predicted by the release's predictor. A
-field most of whose cells are out of distribution gets no class at all.
+No cell of a field gets a class where most of its cells are out of distribution.
 """
 
 from __future__ import annotations
@@ -60,19 +59,19 @@ class CellReading:
 
     @property
     def outcome(self) -> str:
-        """That of its decision, or "cut by the edge"."""
+        """The outcome of its decision, or "cut by the edge"."""
         return self.prediction.outcome if self.prediction else AT_EDGE
 
 
 @dataclass(frozen=True, repr=False)
 class FieldReading:
-    """A field of view as one release reads it.
+    """A field of view with the predictions of one release.
 
     Attributes:
         source: the picture's name.
         labels: the release's classes.
         cells: in the order of the field's cells.
-        model, revision: which release.
+        model, revision: of the release.
     """
 
     source: str
@@ -87,7 +86,7 @@ class FieldReading:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Outcome → number of cells: every class, then what counts as none."""
+        """Outcome → number of cells: every class, then the outcomes without one."""
         found = Counter(cell.outcome for cell in self.cells)
         return {outcome: found[outcome] for outcome in (*self.labels, *WITHOUT_CLASS, AT_EDGE)}
 
@@ -115,7 +114,7 @@ class FieldReading:
         return f"{found}{shares}{f'; no class: {without}' if without else ''}.{about}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, with the research notice."""
+        """Return it ready for JSON, with the research notice."""
         scale = self.field.scale
         return {
             "source": self.source,
@@ -162,13 +161,12 @@ def read_field(
         source: its name in the result and in messages; "" for its path, or "field" where it has none.
         um_per_pixel: the picture's scale where it is known; else it is guessed from the red cells.
         scale_source: where `um_per_pixel` comes from.
-        most_cells: how many cells may be predicted; None for any number.
-        seconds: how long it may take; None for any time.
+        most_cells: limit of the cells to be predicted; None for any number.
+        seconds: time limit; None for any time.
 
     Raises:
         UnreadableImage: the file cannot be opened.
-        UnusableField: the picture cannot be read as a stained smear, its scale cannot be guessed, it shows more cells
-            than that, or takes longer.
+        UnusableField: the picture is no stained smear, its scale cannot be guessed, or it exceeds a limit.
         LeukoscopeError: the release was trained on pictures with their background rather than on cut-out cells.
     """
     release = predictor.release
@@ -220,11 +218,7 @@ def _share_in_distribution(predictions: Iterable[Prediction]) -> float | None:
 
 
 def series_scale(images: Iterable[Image.Image]) -> float | None:
-    """One scale for fields of one series, taken with one microscope: the median of theirs.
-
-    Returns:
-        Micrometres per pixel; None where no field tells it by its red cells.
-    """
+    """Compute the median scale, in µm per pixel, of fields taken with one microscope; None without red cells."""
     scales = []
     for image in images:
         view = find_view(image)
@@ -252,7 +246,7 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
 
     Returns:
         RGB, the field 800 to 1600 pixels at its longest side. Classes have full lines, cells abstained from a thin one,
-        the others are dashed; those out of distribution are crossed out.
+        the others dashed ones; cells out of distribution are crossed out.
     """
     factor = min(DRAWN_SIDE, max(SMALLEST_SIDE, *image.size)) / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -297,7 +291,7 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
 
 
 def drawing_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib, at a size in pixels; Pillow's own font lacks umlauts, among others."""
+    """Load DejaVu Sans from matplotlib at a size in pixels; Pillow's own font lacks umlauts."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

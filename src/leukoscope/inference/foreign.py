@@ -1,8 +1,7 @@
-"""Other classifiers beside our own: whatever `pipeline("image-classification")` of transformers opens.
+"""Open and run any image classifier: our releases, or what `pipeline("image-classification")` of transformers opens.
 
-Our own releases go through the `Predictor`; any other model through its own pipeline, from safetensors alone and
-without running code that came with it, unless the user allows that. Its classes are matched to the data set's before
-the first cell is opened.
+A model that is no release is loaded from safetensors only, and its own code runs only where the user allows that. Its
+classes are matched to the data set's before the first cell is opened.
 """
 
 from __future__ import annotations
@@ -28,21 +27,20 @@ from leukoscope.models.release_files import CONFIG, read_release
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# What config.json of a release holds and a plain transformers model lacks; see models/release.py.
+# Keys of a release's config.json that a plain transformers model lacks.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
-# Words that turn round what the others in a class's name say.
+# Words that negate the other words of a class's name.
 _NEGATIONS = {"no", "non", "not", "without", "negative", "free", "kein", "keine", "nicht", "ohne", "negativ"}
 # An area needs no fine detail.
 _AREA_SIDE = 224
 
 
 class PredictedCell(NamedTuple):
-    """What `predict_cells` finds of one cell.
+    """A cell as `predict_cells` predicts it.
 
     Attributes:
         probabilities: (K,) of the data set's classes; the error where the picture is damaged.
-        outcome: of `leukoscope predict`: one of the data set's classes, or a reason why there is none; "" where the
-            model is no release or the picture is damaged.
+        outcome: a class of the data set, or why there is none; "" for a damaged picture and a model that is no release.
         area: the share of the picture that is not black.
         pixel_hash: see `pixel_hash`.
     """
@@ -62,9 +60,8 @@ class Classifier:
         name, revision: folder or Hub id, and Hub commit ("" for a folder).
         labels: its own class names, in the order of its outputs.
         metrics: the release's metrics.json; {} for a model that is no release.
-        predict: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1, and the B outcomes of
-            `leukoscope predict`; None for a model that is no release.
-        folder: where a release's files lie; None for a model that is no release.
+        predict: B upright RGB pictures → (B, T) probabilities of `labels`, rows sum to 1, and a release's B outcomes.
+        folder: of a release; None for a model that is no release.
     """
 
     name: str
@@ -159,7 +156,7 @@ def predict_cells(
 def match_labels(
     name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """Which of our classes each of a model's classes is.
+    """Match a model's classes to those of a data set.
 
     Args:
         theirs: the model's T classes; several may be one of ours (their probabilities are added).
@@ -170,7 +167,7 @@ def match_labels(
         T indices into `ours`.
 
     Raises:
-        LeukoscopeError: a class of either side without a counterpart.
+        LeukoscopeError: a class without a counterpart.
     """
     index = {label.casefold(): k for k, label in enumerate(ours)}
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
@@ -190,9 +187,9 @@ def match_labels(
 
 
 def _paired(theirs: Sequence[str], ours: Sequence[str], found: Sequence[int | None]) -> str:
-    """The flags that match all classes by words of their names; "" where these leave a doubt.
+    """The flags that match all classes by words of their names; "" where these are ambiguous.
 
-    An example that is wrong would be copied, and would turn all predictions round.
+    A wrong example would be copied, and would swap all predictions.
     """
     words = [{word for word in re.findall(r"[^\W_]+", name.casefold()) if not word.isdigit()} for name in ours]
     pairs = []

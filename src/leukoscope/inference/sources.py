@@ -1,7 +1,7 @@
-"""What bulk scoring reads: a folder, a table of paths, a Parquet file that holds its pictures, or a data set.
+"""Sources of cells for bulk scoring: a folder, a table of paths, a Parquet file with pictures, or a data set.
 
-A source has the number of its cells, and a fingerprint that changes with them, before a picture is opened. It gives
-ascending ranges of its cells in one pass, so that memory stays flat and an interrupted run resumes anywhere.
+A source knows the number of its cells, and a fingerprint of them, before a picture is opened. It gives ascending ranges
+of its cells in one pass, so that memory stays flat and an interrupted run resumes anywhere.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
 from leukoscope.data.images import EncodedImage
 from leukoscope.data.registry import is_image_file, other_files, walked
-
-if TYPE_CHECKING:
-    pass
 
 # Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
 _ROWS_AT_ONCE = 16
@@ -36,7 +33,7 @@ class SourceCell:
     Attributes:
         cell_id: its id, or its path as the source gives it.
         subject: "" where it is not known.
-        picture: what the predictor opens: a file's path, or its bytes.
+        picture: a file's path, or its bytes.
     """
 
     cell_id: str
@@ -45,7 +42,7 @@ class SourceCell:
 
     @property
     def file(self) -> str:
-        """What errors about its picture call it."""
+        """The name of its picture in errors."""
         return self.picture.name if isinstance(self.picture, EncodedImage) else self.picture
 
 
@@ -56,10 +53,10 @@ class CellSource:
     Attributes:
         count: number of cells.
         fingerprint: sha256 that changes with the cells, their order, their files or their subjects.
-        has_subjects: whether it names which subject a cell is of.
+        has_subjects: whether it names the cells' subjects.
         read: ascending ranges of cells → those cells, one after the other.
-        unreadable: (file, reason) of what was found unusable already, and is not among the cells.
-        report: what the user should know of the source; "" where there is nothing.
+        unreadable: (file, reason) of unusable files, which are not among the cells.
+        report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder or a data set.
     """
 
@@ -73,7 +70,7 @@ class CellSource:
 
 
 def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:
-    """The cells meant by `--input`; a path that exists wins over a data set of that name.
+    """Open the source that `--input` names; a path that exists wins over a data set of that name.
 
     Args:
         named: a folder, a .csv or .parquet file, a key of `DATASETS`, or a Hub data-set id.
@@ -185,7 +182,7 @@ def _files(
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does; None where there is none, which is reported when it is opened."""
+    """A file's size and time; None where there is none, which is reported when it is opened."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # a path may hold a zero byte

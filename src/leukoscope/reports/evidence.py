@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from leukoscope.evaluation.plots import patients_curve, reliability_diagram, subject_strip
+from leukoscope.evaluation.plots import reliability_diagram, subject_strip, subjects_curve
 from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, pooling, share
 from leukoscope.reports.html import Picture, Section, plot_picture
@@ -120,7 +120,7 @@ def _persons(block: Metrics, draw: Callable[[Figure, str], Picture]) -> Section:
         f"{block['measured']['persons']} subjects of one laboratory, each of one class only: nothing here applies to "
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
-    return Section("One prediction for a subject", text, persons_table(block), [draw(patients_curve(block), alt)])
+    return Section("One prediction for a subject", text, persons_table(block), [draw(subjects_curve(block), alt)])
 
 
 def _maps(block: Metrics, unit: str) -> Section:

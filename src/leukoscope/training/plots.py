@@ -25,7 +25,7 @@ from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 from leukoscope.evaluation.metrics import CellPredictions, class_report, even_sample
 from leukoscope.evaluation.plots import (
-    PredictedCell,
+    SampleCell,
     confusion_plot,
     curves_plot,
     network_plot,
@@ -112,7 +112,7 @@ def tested_samples(predictions: CellPredictions, cells: FramedCells) -> Figure:
     chosen = even_sample(predictions.references, predictions.subjects, SAMPLES, seed=0)
     names, rows = predictions.label_names, cells.rows(predictions.cell_ids)
     shown = [
-        PredictedCell(
+        SampleCell(
             cells.pixels[rows[i]],
             names[predictions.predicted[i]],
             float(predictions.probabilities[i].max()),
@@ -132,7 +132,7 @@ def phantom_samples(predictor: Predictor) -> Figure:
     phantoms = list(phantoms_for(predictor.release))
     predictions = predictor([image for _, image in phantoms])
     shown = [
-        PredictedCell(
+        SampleCell(
             image,
             predicted.most_probable,
             max(predicted.probabilities.values()),
