@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.morphology import measure_cell
@@ -64,7 +65,7 @@ def main() -> None:
         if DATASETS[name].background != "black" or find_cells is None:
             parser.error(f"{release}: trained on {name}, whose cells are not cut out on black")
         if name not in blocks:
-            blocks[name] = morphology_block(open_image(cell.path) for cell in find_cells(asked.data))
+            blocks[name] = morphology_block(open_image(cell.path) for cell in find_cells(ImageFolder.read(asked.data)))
         write_json(release / METRICS, metrics | {"morphology": blocks[name]})
         print(f"{release}: {blocks[name]['cells']} cells measured")
 

@@ -112,12 +112,12 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
     """The pictures as files, as every system reads them."""
     from PIL import Image
 
+    from leukoscope.data.folders import ImageFolder
     from leukoscope.data.images import BACKGROUND_LEVEL, open_image
-    from leukoscope.data.registry import image_files
     from leukoscope.data.synthetic import draw_cell
 
     folder.mkdir()
-    found = list(image_files(flags.data / "cnmc2019")) if flags.data else []
+    found = ImageFolder.read(flags.data / "cnmc2019").images if flags.data else []
     if flags.data and len(found) < flags.pictures:
         sys.exit(f"--data {flags.data}: holds {len(found)} cells in cnmc2019/, fewer than --pictures {flags.pictures}")
     for number in range(flags.pictures):

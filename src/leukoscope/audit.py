@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import UnreadableImage, cell_areas, foreground, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
-from leukoscope.data.splits import Split, groups_of
-from leukoscope.evaluation.baselines import cross_validation, shortcut_metrics, split_unit, trivial_features
+from leukoscope.data.splits import Split, cross_validation, groups_of, split_unit
+from leukoscope.evaluation.baselines import shortcut_metrics, trivial_features
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.inference.tta import VIEWS, turned
 from leukoscope.progress import track
@@ -299,7 +300,8 @@ def published_subjects(data: LoadedCells, train_dir: str | Path | None) -> dict[
     ids = groups_of(data, "subject")
     if train_dir is None or data.info.find_cells is None or not data.info.subject_aliases:
         return ids
-    return ids | {cell.cell_id: cell.subject for cell in data.info.find_cells(Path(train_dir)) if cell.cell_id in ids}
+    cells = data.info.find_cells(ImageFolder.read(Path(train_dir)))
+    return ids | {cell.cell_id: cell.subject for cell in cells if cell.cell_id in ids}
 
 
 def audit_cells(

@@ -244,16 +244,16 @@ def test_loose_images_beside_class_folders_are_counted_and_named(own_cells: Path
 def test_a_folder_given_with_phantoms_is_refused() -> None:
     folders = ", ".join(name for name in DATASETS if name != "phantoms")
     assert _refusal(load_cells, "phantoms", "my_cells") == (
-        "--train_dir my_cells: --dataset_name phantoms reads no folder; say what the folder holds with "
-        f"--dataset_name (one of {folders}) --train_dir my_cells"
+        "--train_dir my_cells: has no effect with --dataset_name phantoms; leave it out, or say what it holds by "
+        f"--dataset_name ({folders})"
     )
 
 
 def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
     folders = ", ".join(name for name in DATASETS if name != "phantoms")
     assert _refusal(load_cells, "owner/name", own_cells) == (
-        f"--dataset_name owner/name --train_dir {own_cells}: a Hub id and a folder exclude each other; leave "
-        f"--train_dir out, or say what the folder holds with --dataset_name (one of {folders})"
+        f"--train_dir {own_cells}: has no effect with --dataset_name owner/name; leave it out, or say what it holds by "
+        f"--dataset_name ({folders})"
     )
 
 
@@ -261,7 +261,7 @@ def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
 @pytest.mark.parametrize("flag", ["subject_pattern", "subject_csv"])
 def test_subject_rules_are_refused_where_they_would_be_ignored(name: str, flag: str) -> None:
     assert _refusal(load_cells, name, **{flag: "(x)"}) == (
-        f"--dataset_name {name}: names its subjects itself; --subject_pattern and --subject_csv are for "
+        f"--{flag} (x): has no effect with --dataset_name {name}; leave it out, or read class folders with "
         "--dataset_name imagefolder"
     )
 
@@ -331,7 +331,7 @@ def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) 
         (
             "file,age\nblast/p1_1.png,7\n",
             "names no subject; add a column called subject (or subject_id, patient_id, patient, person, person_id, "
-            "donor, donor_id)",
+            "donor, donor_id), or give --subject_pattern",
         ),
         ("", "is empty; give a header with the columns file,subject (and label, where classes are known)"),
         ("file;subject\nblast/p1_1.png;a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data import framing, images, pixel_cache, preprocessing
+from leukoscope.data import images, pixel_cache, preprocessing
 from leukoscope.data.images import cell_areas, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import CellsOnDemand, PixelRows, decode_cells, frame_cells
@@ -76,7 +76,7 @@ def test_a_cell_exported_anew_under_its_old_name_is_decoded_anew(folder: Path, c
     assert (pixels[cells["cell_id"][:].index("normal/0")] == (200, 0, 0)).all()
 
 
-@pytest.mark.parametrize("module", [images, framing, preprocessing])
+@pytest.mark.parametrize("module", [images, preprocessing])
 def test_cells_are_decoded_anew_when_the_code_that_opens_or_frames_them_changes(
     tmp_path: Path, cells: datasets.Dataset, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
@@ -116,8 +116,8 @@ def test_pixels_that_other_code_framed_are_made_again(
 ) -> None:
     decode_cells(cells, SMALL, "data")
     before = len(_files())
-    (tmp_path / "framing.py").touch()
-    monkeypatch.setattr(pixel_cache, "getfile", lambda module: tmp_path / "framing.py")
+    (tmp_path / "newer.py").touch()
+    monkeypatch.setattr(pixel_cache, "getfile", lambda module: tmp_path / "newer.py")
     decode_cells(cells, SMALL, "data")
     assert len(_files()) == 2 * before
 
@@ -294,7 +294,7 @@ def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells:
 
 
 def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path) -> None:
-    """Shown at one size, all cells cover as much of what the network sees; which are large is known all the same."""
+    """The crop that the network sees would make every cell larger."""
     for label, side in (("ALL", 60), ("HEM", 30)):
         (tmp_path / label).mkdir()
         picture = Image.new("RGB", (100, 100))
@@ -302,7 +302,7 @@ def test_a_cells_area_is_that_of_its_picture_however_it_is_framed(tmp_path: Path
         picture.save(tmp_path / label / "1.png")
     data = load_cells("imagefolder", tmp_path)
     black = replace(data, info=replace(data.info, background="black"))
-    kept, on_demand = (frame_cells(black, Preprocessing(32, 1.0, framing="cell"), keep=keep) for keep in (True, False))
+    kept, on_demand = (frame_cells(black, Preprocessing(32, 0.7), keep=keep) for keep in (True, False))
     rows = kept.rows(("HEM/1", "ALL/1"))
     assert kept.areas_of(rows) == pytest.approx([0.09, 0.36], abs=1e-3)
     assert kept.hashes_of(rows) == tuple(pixel_hash(open_image(tmp_path / c / "1.png")) for c in ("HEM", "ALL"))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from leukoscope.data.framing import CELL_SIDE, cell_box, framed_cell
 from PIL import Image
 from timm.data import create_transform
 
@@ -60,26 +59,6 @@ def test_frames_of_cells_cut_out_on_black_are_timms_to_the_pixel(box, interpolat
     preprocessing = Preprocessing(160, 350 / 450, interpolation)
 
     assert np.array_equal(preprocessing.frame(picture), timms(preprocessing, picture))
-
-
-def test_the_square_of_a_cell_lies_round_its_middle_and_may_reach_beyond_the_picture():
-    picture = Image.new("RGB", (30, 20))
-    picture.paste((200, 100, 150), (6, 2, 16, 8))
-    half = CELL_SIDE * math.sqrt(10 * 6) / 2
-
-    box = cell_box(picture)
-
-    assert box == pytest.approx((11 - half, 5 - half, 11 + half, 5 + half))
-    frame = np.asarray(framed_cell(picture, box, 32, "bilinear"), int)
-    assert np.abs(frame - frame[::-1, ::-1]).max() <= 1, "the cell stands in the middle"
-    assert cell_box(Image.new("RGB", (30, 20), (8, 8, 8))) is None
-
-
-def test_a_frame_that_reaches_far_beyond_its_picture_is_no_decompression_bomb(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    wide = Image.new("RGB", (90, 20), "white")
-    frame = np.asarray(framed_cell(wide, (20.0, -15.0, 70.0, 35.0), 50, "nearest"))
-    assert (frame[15:35] == 255).all() and not frame[:14].any() and not frame[36:].any()
 
 
 @pytest.mark.parametrize(

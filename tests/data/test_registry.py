@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.loading import recognise
 from leukoscope.data.registry import (
     CNMC_NAME,
@@ -23,9 +24,7 @@ from leukoscope.data.registry import (
     find_ball4_cells,
     find_class_folders,
     find_cnmc_cells,
-    image_files,
     passed_over,
-    read_columns,
 )
 from leukoscope.models.recipes import RECIPES
 
@@ -54,7 +53,7 @@ def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
         f"{training}/fold_0/hem/UID_H6_1_1_hem.bmp",
         f"{training}/fold_2/hem/UID_h3_4_5_hem.bmp",
     )
-    assert _described(list(find_cnmc_cells(tmp_path))) == {
+    assert _described(list(find_cnmc_cells(ImageFolder.read(tmp_path)))) == {
         ("UID_11_22_2_all", "ALL", "11", "fold_0"),
         ("UID_H6_1_1_hem", "HEM", "H6", "fold_0"),
         ("UID_h3_4_5_hem", "HEM", "h3", "fold_2"),
@@ -63,7 +62,7 @@ def test_reads_the_kaggle_tree_of_cnmc(tmp_path: Path) -> None:
 
 def test_a_copy_kept_outside_the_folds_is_passed_over(tmp_path: Path) -> None:
     _place(tmp_path, "fold_0/all/UID_11_22_2_all.png", "samples/UID_11_22_2_all.bmp", "samples/UID_12_1_1_all.bmp")
-    found = {cell.path.relative_to(tmp_path).as_posix() for cell in find_cnmc_cells(tmp_path)}
+    found = {cell.path.relative_to(tmp_path).as_posix() for cell in find_cnmc_cells(ImageFolder.read(tmp_path))}
     assert found == {"fold_0/all/UID_11_22_2_all.png", "samples/UID_12_1_1_all.bmp"}
 
 
@@ -79,7 +78,7 @@ def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list
     (tmp_path / prelim / CNMC_PRELIM_LABELS).write_text(
         "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp,2.bmp,0\n"
     )
-    assert _described(list(find_cnmc_cells(tmp_path))) == {
+    assert _described(list(find_cnmc_cells(ImageFolder.read(tmp_path)))) == {
         ("UID_44_9_3_all", "ALL", "44", "fold_1"),
         ("UID_57_29_1_all", "ALL", "57", "preliminary_test"),
         ("UID_H48_8_2_hem", "HEM", "H48", "preliminary_test"),
@@ -89,9 +88,9 @@ def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "lacks the column(s) Patient_ID, new_names; it needs new_names,Patient_ID"),
+        (b"", "is empty; it needs the columns new_names,Patient_ID"),
         (b"Patient_ID,labels\nUID_57_29_1_all.bmp,1\n", "lacks the column(s) new_names; it needs"),
-        (b"\xff\xfe\x00PK", "cannot be read as a CSV file in UTF-8 ("),
+        (b"\xff\xfe\x00PK", "is damaged UTF-16; export it again"),
     ],
     ids=["empty", "missing column", "binary"],
 )
@@ -99,19 +98,23 @@ def test_malformed_label_list_is_refused_with_its_name(tmp_path: Path, content: 
     _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp")
     (tmp_path / CNMC_PRELIM_LABELS).write_bytes(content)
     with pytest.raises(LeukoscopeError) as refused:
-        list(find_cnmc_cells(tmp_path))
+        list(find_cnmc_cells(ImageFolder.read(tmp_path)))
     assert str(refused.value).startswith(f"{tmp_path / CNMC_PRELIM_LABELS}: {message}")
 
 
-def test_short_rows_of_a_table_read_as_empty(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("file,subject,age\na.png,p1,7\nb.png\n", encoding="utf-8-sig")
-    assert read_columns(tmp_path / "table.csv", "subject", "file") == [("p1", "a.png"), ("", "b.png")]
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_the_label_list_is_read_however_a_spreadsheet_saved_it(tmp_path: Path, separator: str) -> None:
+    _place(tmp_path, "C-NMC_test_prelim_phase_data/1.bmp", "C-NMC_test_prelim_phase_data/2.bmp")
+    rows = "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H48_8_2_hem.bmp\n".replace(",", separator)
+    (tmp_path / CNMC_PRELIM_LABELS).write_text(rows, encoding="utf-8-sig")
+    (cell,) = find_cnmc_cells(ImageFolder.read(tmp_path))
+    assert (cell.cell_id, cell.path.name) == ("UID_57_29_1_all", "1.bmp"), "a row cut short names no cell"
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "BMP", "png", "webp", "tif", "tiff", "jpg", "jpeg"])
 def test_finds_cnmc_cells_in_any_file_format(tmp_path: Path, suffix: str) -> None:
     _place(tmp_path, f"fold_0/all/UID_1_1_1_all.{suffix}")
-    (cell,) = find_cnmc_cells(tmp_path)
+    (cell,) = find_cnmc_cells(ImageFolder.read(tmp_path))
     assert cell.cell_id == "UID_1_1_1_all", "the id is the same whatever the format"
 
 
@@ -119,14 +122,14 @@ def test_leaves_out_files_that_are_not_cells(tmp_path: Path) -> None:
     _place(tmp_path, "fold_0/all/UID_1_1_1_all.png", "fold_0/all/._UID_1_1_1_all.png", "fold_0/all/overview.png")
     (tmp_path / "fold_0" / "all" / "UID_1_1_2_all.txt").write_text("not an image")
     (tmp_path / "UID_1_1_3_all.png").mkdir()
-    assert [cell.cell_id for cell in find_cnmc_cells(tmp_path)] == ["UID_1_1_1_all"]
+    assert [cell.cell_id for cell in find_cnmc_cells(ImageFolder.read(tmp_path))] == ["UID_1_1_1_all"]
 
 
 def test_cells_are_found_in_one_order_whatever_order_they_were_written_in(tmp_path: Path) -> None:
     names = [f"fold_0/all/UID_1_1_{n}_all.png" for n in range(5)]
     _place(tmp_path / "a", *names)
     _place(tmp_path / "b", *reversed(names))
-    first, second = ([p.name for p in image_files(tmp_path / part)] for part in "ab")
+    first, second = ([p.name for p in ImageFolder.read(tmp_path / part).images] for part in "ab")
     assert first == second == sorted(first)
 
 
@@ -166,7 +169,7 @@ def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) ->
         "Segmented/Pro/WBC-Malignant-Pro-004.jpg",
         "Original/Pro/readme.jpg",
     )
-    assert _described(list(find_ball4_cells(tmp_path))) == {
+    assert _described(list(find_ball4_cells(ImageFolder.read(tmp_path)))) == {
         ("WBC-Benign-001", "Benign", "", ""),
         ("WBC-Malignant-Early-002", "Early", "", ""),
         ("WBC-Malignant-Pre-003", "Pre", "", ""),
@@ -176,7 +179,7 @@ def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) ->
 
 def test_class_folders_give_class_and_an_id_that_is_unique_below_the_root(tmp_path: Path) -> None:
     _place(tmp_path, "anna/blast/1.png", "ben/blast/1.png", "ben/normal/2.png", "loose.png")
-    assert _described(list(find_class_folders(tmp_path))) == {
+    assert _described(list(find_class_folders(ImageFolder.read(tmp_path)))) == {
         ("anna/blast/1", "blast", "", ""),
         ("ben/blast/1", "blast", "", ""),
         ("ben/normal/2", "normal", "", ""),
@@ -186,7 +189,7 @@ def test_class_folders_give_class_and_an_id_that_is_unique_below_the_root(tmp_pa
 def test_a_cell_in_the_folder_of_the_other_class_is_named(tmp_path: Path) -> None:
     _place(tmp_path, "fold_0/hem/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp")
     info = DATASETS["cnmc2019"]
-    (said,) = passed_over(info, tmp_path, list(find_cnmc_cells(tmp_path)))
+    (said,) = passed_over(info, ImageFolder.read(tmp_path), list(find_cnmc_cells(ImageFolder.read(tmp_path))))
     assert said.startswith("1 image file(s) lie in the folder of another class than their name says, for example ")
 
 
@@ -200,23 +203,23 @@ def test_one_copy_leaves_cnmc_what_it_is(tmp_path: Path) -> None:
 def test_a_metadata_csv_names_classes_and_subjects_as_datasets_reads_it(tmp_path: Path) -> None:
     _place(tmp_path, "pictures/0.png", "pictures/1.png", "pictures/2.png")
     (tmp_path / "metadata.csv").write_text("file_name,label,subject\npictures/0.png,ALL,P1\npictures/1.png,HEM,P2\n")
-    cells = list(find_class_folders(tmp_path))
+    cells = list(find_class_folders(ImageFolder.read(tmp_path)))
     assert _described(cells) == {("pictures/0", "ALL", "P1", ""), ("pictures/1", "HEM", "P2", "")}
-    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, cells)
+    (said,) = passed_over(DATASETS["imagefolder"], ImageFolder.read(tmp_path), cells)
     assert said.startswith(f"1 image file(s) passed over, for example {tmp_path / 'pictures' / '2.png'}: not laid out")
 
 
 def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
     """Their names would be classes: P00, P01 and so on."""
     _place(tmp_path, "ALL/P00/c.png", "ALL/P01/c.png", "HEM/P10/c.png", "HEM/P11/c.png")
-    cells = list(find_class_folders(tmp_path))
+    cells = list(find_class_folders(ImageFolder.read(tmp_path)))
     assert [(cell.label, cell.subject, cell.cell_id) for cell in cells] == [
         ("ALL", "P00", "ALL/P00/c"),
         ("ALL", "P01", "ALL/P01/c"),
         ("HEM", "P10", "HEM/P10/c"),
         ("HEM", "P11", "HEM/P11/c"),
     ]
-    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, cells)
+    (said,) = passed_over(DATASETS["imagefolder"], ImageFolder.read(tmp_path), cells)
     assert said.startswith("read as <class>/<subject>/<image>: each innermost folder is a subject")
 
 
@@ -230,12 +233,16 @@ def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None
 )
 def test_other_innermost_folders_are_classes(tmp_path: Path, files: list[str]) -> None:
     _place(tmp_path, *files)
-    assert {cell.label for cell in find_class_folders(tmp_path)} == {Path(file).parent.name for file in files}
+    assert {cell.label for cell in find_class_folders(ImageFolder.read(tmp_path))} == {
+        Path(file).parent.name for file in files
+    }
 
 
 def test_folders_above_the_classes_are_named(tmp_path: Path) -> None:
     _place(tmp_path, "P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png")
-    (said,) = passed_over(DATASETS["imagefolder"], tmp_path, list(find_class_folders(tmp_path)))
+    (said,) = passed_over(
+        DATASETS["imagefolder"], ImageFolder.read(tmp_path), list(find_class_folders(ImageFolder.read(tmp_path)))
+    )
     assert "the folders above the classes (P01, P02 …) were not used: if they are subjects, give --subject_patt" in said
 
 
@@ -258,8 +265,12 @@ def test_pictures_are_found_by_content_whatever_they_are_called(tmp_path: Path) 
         Image.new("RGB", (40, 40)).save(tmp_path / junk / "thumbnail.png")
     (tmp_path / "ALL" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "HEM").mkdir()
-    assert [path.name for path in image_files(tmp_path)] == ["a", "b.jfif", "c.dat", "d.1", "e.img", "f"]
-    told = list(passed_over(DATASETS["imagefolder"], tmp_path, list(find_class_folders(tmp_path))))
+    assert [path.name for path in ImageFolder.read(tmp_path).images] == ["a", "b.jfif", "c.dat", "d.1", "e.img", "f"]
+    told = list(
+        passed_over(
+            DATASETS["imagefolder"], ImageFolder.read(tmp_path), list(find_class_folders(ImageFolder.read(tmp_path)))
+        )
+    )
     assert told == [
         "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG",
         "folder 'HEM' holds no picture that can be read: it makes no class",
@@ -291,7 +302,7 @@ def test_published_counts_of_cnmc_add_up() -> None:
 
 
 def test_finds_every_real_cell(real_data: Path) -> None:
-    cells = list(find_cnmc_cells(real_data / "cnmc2019"))
+    cells = list(find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019")))
     assert len(cells) == 7779
     assert Counter(cell.fold for cell in cells) == {"fold_0": 3527, "fold_1": 3581, "fold_2": 671}
     assert len({cell.cell_id for cell in cells}) == len(cells)
@@ -299,13 +310,15 @@ def test_finds_every_real_cell(real_data: Path) -> None:
 
 
 def test_finds_every_real_field_of_ball4(real_data: Path) -> None:
-    found = Counter(cell.label for cell in find_ball4_cells(real_data / "ball4"))
+    found = Counter(cell.label for cell in find_ball4_cells(ImageFolder.read(real_data / "ball4")))
     assert found == dataset_info("ball4").official_counts[""]
 
 
 def test_real_bmp_and_webp_copies_of_a_cell_share_its_id(real_data: Path, tmp_path: Path) -> None:
     bmp = real_data / "cnmc2019" / "samples-bmp" / "UID_11_22_2_all.bmp"
     shutil.copy(bmp, tmp_path)
-    (copied,) = find_cnmc_cells(tmp_path)
-    originals = {cell.cell_id: cell for cell in find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia")}
+    (copied,) = find_cnmc_cells(ImageFolder.read(tmp_path))
+    originals = {
+        cell.cell_id: cell for cell in find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019" / "C-NMC_Leukemia"))
+    }
     assert originals[copied.cell_id].path.suffix == ".webp"

@@ -22,10 +22,12 @@ from leukoscope.data.splits import (
     BY_IMAGE,
     STRATEGIES,
     Split,
+    cross_validation,
     groups_of,
     identical_files,
     load_split,
     make_split,
+    split_unit,
 )
 
 SEEDS = (0, 1, 2, 3)
@@ -203,6 +205,23 @@ def test_all_trains_on_every_cell_and_tests_none(patients: LoadedCells) -> None:
     split = make_split(patients, "all")
     assert split.train == tuple(patients.train["cell_id"])
     assert split.validation == split.test == ()
+
+
+def test_the_folds_are_those_of_a_network(phantom_data: LoadedCells) -> None:
+    data = phantom_data
+    assert split_unit(data) == "subject"
+    splits = cross_validation(data)
+    wanted = [make_split(data, "subject-cv", fold=k, validation=False) for k in range(5)]
+    assert [split.fingerprint for split in splits] == [split.fingerprint for split in wanted]
+    assert sorted(cell for split in splits for cell in split.test) == sorted(data.train["cell_id"])
+
+
+def test_a_class_of_one_subject_cannot_be_cross_validated(phantom_data: LoadedCells) -> None:
+    train = phantom_data.train
+    one = [i for i, subject in enumerate(train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
+    data = replace(phantom_data, cells=datasets.DatasetDict(train=train.select(one)))
+    with pytest.raises(LeukoscopeError, match=r"class HEM has 1 subject\(s\); two or more are needed"):
+        cross_validation(data)
 
 
 # The publisher's folds

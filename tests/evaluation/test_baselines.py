@@ -6,21 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import DatasetDict
 
-from leukoscope import LeukoscopeError
-from leukoscope.data.loading import LoadedCells
-from leukoscope.data.splits import make_split
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.baselines import (
     ALL_TOGETHER,
     FEATURES,
-    cross_validation,
     shortcut_metrics,
     shortcut_predictions,
     size_only_out_of_fold,
     size_only_predictions,
-    split_unit,
     trivial_features,
 )
 from leukoscope.evaluation.metrics import CellPredictions
@@ -88,23 +82,6 @@ def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing(
     assert (predictions.probabilities[:, 2] == 0).all()
     assert predictions.probabilities.sum(axis=1) == pytest.approx(1)
     assert predictions.predicted.tolist() == [1, 0]
-
-
-def test_the_folds_are_those_of_a_network(phantom_data: LoadedCells) -> None:
-    data = phantom_data
-    assert split_unit(data) == "subject"
-    splits = cross_validation(data)
-    wanted = [make_split(data, "subject-cv", fold=k, validation=False) for k in range(5)]
-    assert [split.fingerprint for split in splits] == [split.fingerprint for split in wanted]
-    assert sorted(cell for split in splits for cell in split.test) == sorted(data.train["cell_id"])
-
-
-def test_a_class_of_one_subject_cannot_be_cross_validated(phantom_data: LoadedCells) -> None:
-    train = phantom_data.train
-    one = [i for i, subject in enumerate(train["subject"]) if "all" in subject or subject == "phantom-hem-00"]
-    data = replace(phantom_data, cells=DatasetDict(train=train.select(one)))
-    with pytest.raises(LeukoscopeError, match=r"class HEM has 1 subject\(s\); two or more are needed"):
-        cross_validation(data)
 
 
 # The baseline that only knows the size

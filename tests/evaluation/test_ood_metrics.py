@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import find_cnmc_cells
@@ -281,7 +282,7 @@ def test_real_cells_get_a_class_and_fields_of_view_none(real_data):
     predictor = Predictor.from_pretrained(RELEASE)
     samples = sorted((cells / "samples-bmp").glob("*.bmp"))
     names = {path.stem for path in samples}
-    found = [cell for cell in find_cnmc_cells(cells / "C-NMC_Leukemia") if cell.cell_id not in names]
+    found = [cell for cell in find_cnmc_cells(ImageFolder.read(cells / "C-NMC_Leukemia")) if cell.cell_id not in names]
     chosen = found[:: len(found) // 120]
     frame = predictor.release.preprocessing.frame
     pixels = np.stack([frame(open_image(cell.path)) for cell in chosen])

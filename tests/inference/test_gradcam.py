@@ -22,9 +22,9 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import (
@@ -206,7 +206,7 @@ def test_evidence_adds_up_to_the_logit_less_the_blank_pictures(release):
 def test_evidence_of_real_cells_adds_up_as_well(release, real_data):
     loaded = load_release(release)
     backend = TorchBackend(loaded.network, loaded.preprocessing, blank_rgb=loaded.blank_rgb)
-    paths = list(image_files(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")))[::900][:4]
+    paths = ImageFolder.read(real_data / ("ball4" if "ball4" in release.name else "cnmc2019")).images[::900][:4]
     pixels = np.stack([loaded.preprocessing.frame(open_image(path)) for path in paths])
 
     maps, logits = backend(pixels, explain=True).maps, exact_logits(backend, pixels)
@@ -395,7 +395,7 @@ def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing():
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
 def test_the_map_is_seen_on_real_cells(release, real_data):
     folder = "ball4" if "ball4" in release.name else "cnmc2019"
-    paths = list(image_files(real_data / folder))[::500][:6]
+    paths = ImageFolder.read(real_data / folder).images[::500][:6]
     for prediction in Predictor.from_pretrained(release)(paths, explain=True):
         assert prediction.heatmaps is not None and prediction.picture is not None
         drawn = np.asarray(prediction.overlay()).astype(int)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import cut_out, find_cells
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import find_cnmc_cells
@@ -312,7 +313,11 @@ def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_
     if not samples or not kinds:
         pytest.skip("needs cnmc2019/C-NMC_Leukemia, cnmc2019/samples-bmp and pbc")
     names = {path.stem for path in samples}
-    found = [cell for cell in find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia") if cell.cell_id not in names]
+    found = [
+        cell
+        for cell in find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019" / "C-NMC_Leukemia"))
+        if cell.cell_id not in names
+    ]
     chosen = found[::80]
     statistics = np.stack([picture_statistics(frame(open_image(cell.path))) for cell in chosen])
 
@@ -334,7 +339,7 @@ def test_a_cell_keeps_its_score_however_it_lies_in_the_picture(real_data):
     """On one grid of points every twentieth score differed by 0.41 of the limit or more."""
     release = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
     frame, detector = read_release(release).preprocessing.frame, OodDetector.load(release / OOD)
-    cells = list(find_cnmc_cells(real_data / "cnmc2019" / "C-NMC_Leukemia"))[::40]
+    cells = list(find_cnmc_cells(ImageFolder.read(real_data / "cnmc2019" / "C-NMC_Leukemia")))[::40]
     if not cells:
         pytest.skip("needs cnmc2019/C-NMC_Leukemia")
     pixels = np.stack([frame(open_image(cell.path)) for cell in cells])

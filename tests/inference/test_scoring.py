@@ -29,8 +29,8 @@ from openpyxl import load_workbook
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_bytes, open_image
-from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
@@ -604,7 +604,7 @@ def test_two_processes_write_what_one_writes(decided_release, cells, tmp_path):
 @pytest.mark.slow
 def test_real_cells_get_the_predictions_they_get_alone(real_data, tmp_path):
     predictor = Predictor.from_pretrained(ROOT / "model_card" / "leukoscope-densenet169-cnmc")
-    paths = list(image_files(real_data / "cnmc2019"))[::600]
+    paths = ImageFolder.read(real_data / "cnmc2019").images[::600]
     table = tmp_path / "cells.csv"
     table.write_text("file\n" + "\n".join(map(str, paths)) + "\n")
     score_cells(predictor, open_source(str(table)), tmp_path / "out.parquet", cells_per_shard=8)

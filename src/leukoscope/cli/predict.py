@@ -91,16 +91,17 @@ def predict(
 
 def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError]]:
     """List the given files and those in the given folders, with a problem for each folder without an image."""
+    from leukoscope.data.folders import ImageFolder
     from leukoscope.data.images import IMAGE_SUFFIXES, UnreadableImage
-    from leukoscope.data.registry import image_files, other_files
 
     files: list[Path] = []
     problems: list[LeukoscopeError] = []
     for path in named:
-        inside = list(image_files(path)) if path.is_dir() else [path]
+        folder = ImageFolder.read(path) if path.is_dir() else None
+        inside = folder.images if folder else [path]
         files += inside
-        if path.is_dir() and (left_out := other_files(path)):
-            typer.echo(f"{path}: {left_out}", err=True)
+        if folder and folder.left_out:
+            typer.echo(f"{path}: {folder.left_out}", err=True)
         if not inside:
             kinds = ", ".join(IMAGE_SUFFIXES)
             problems.append(UnreadableImage(f"{path}: this folder holds no image ({kinds}); name another"))

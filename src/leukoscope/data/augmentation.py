@@ -14,41 +14,37 @@ from pydantic import Field
 
 from leukoscope.data.images import BACKGROUND_LEVEL
 
-View = tuple[int, bool]
-"""Quarter turns of a picture, after it was mirrored left to right or not."""
+View = int
+"""One of a picture's eight views, as `leukoscope.inference` numbers them: quarter turns, 4 to 7 mirrored before."""
 _VIEWS: dict[str, tuple[View, ...]] = {
-    "none": ((0, False),),
-    "horizontal": ((0, False), (0, True)),
-    "both": ((0, False), (0, True), (2, True), (2, False)),
-    "dihedral": tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4)),
+    "none": (0,),
+    "horizontal": (0, 4),
+    "both": (0, 4, 6, 2),
+    "dihedral": tuple(range(8)),
 }
 
 
 def in_view(pixels: torch.Tensor, view: View) -> torch.Tensor:
-    """(B, C, S, S) pictures in one of the eight views."""
-    turns, mirrored = view
-    return torch.rot90(pixels.flip(3) if mirrored else pixels, turns, (2, 3))
+    """(B, C, S, S) pictures in one of the eight views, mirrored left to right before they are turned."""
+    return torch.rot90(pixels if view < 4 else pixels.flip(3), view % 4, (2, 3))
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Label-preserving changes, sampled anew for every cell and epoch.
 
-    No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Rotation is over the full circle unless a
-    recipe sets less: a cell has no upright. Size jitter weakens the shortcut "small = normal" (over the full circle in
-    half of the cells only); stain jitter moves haematoxylin and eosin apart in optical density (after Tellez et al.
-    2018, doi:10.1109/TMI.2018.2820199).
+    No crop: a cell cut at the border has lost its nucleus-to-cytoplasm ratio. Size jitter weakens the shortcut
+    "small = normal"; stain jitter moves haematoxylin and eosin apart in optical density (after Tellez et al. 2018,
+    doi:10.1109/TMI.2018.2820199).
 
     Attributes:
-        scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25); with `rotation` 180, of half of the
-            cells.
+        scale: largest relative change of size, both ways (0.25: ×1/1.25 … ×1.25).
         brightness, contrast: largest relative change.
         stain: largest relative change of each stain's optical density.
-        rotation: largest angle in degrees, both ways; 180 is any angle, and half of the cells then turn by right
-            angles only: their pixels are not resampled, and their size stays as it is.
-        flips: mirrored left to right half of the time ("horizontal"), upside down half of the time as well ("both"),
-            or never ("none"). A full circle of rotation already holds the second mirroring. "dihedral" is the
-            same, and without any other change each of the eight views (quarter turns, mirrored) equally often.
+        rotation: largest angle in degrees, both ways. 180 is any angle; half of the cells then turn by right angles
+            only, at their size, so that their pixels are not resampled.
+        flips: mirrored left to right half of the time ("horizontal"), upside down as well ("both"), or never ("none").
+            "dihedral" is like "both", and without any other change shows each of the eight views equally often.
     """
 
     scale: Annotated[float, Field(ge=0)] = 0.25
@@ -73,15 +69,13 @@ class Augmentation:
 _STAIN_OD = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _OD_TO_STAIN = torch.linalg.inv(_STAIN_OD)
 
-
-# Numbers drawn for a cell and epoch. The last three are unused: with fewer, a seed would give other cells than before.
-_DRAWS = 13
+_DRAWS = 10  # numbers drawn for a cell and epoch
 
 
 class Augmenter:
-    """Augments whole batches at once; what a cell gets depends only on (seed, epoch, its row).
+    """Augments whole batches at once.
 
-    So the same cell is changed in the same way however many processes share the work.
+    What a cell gets depends only on (seed, epoch, its row), however many processes share the work.
     """
 
     def __init__(self, augmentation: Augmentation, background: str, seed: int):
@@ -111,15 +105,14 @@ class Augmenter:
         """(B,) which of the augmentation's `views` each cell shows in this epoch."""
         draws = self._draws(rows, epoch)
         if self.augmentation.flips == "dihedral":
-            turns = ((draws[:, 0] + 1) * 2).long().clamp(max=3)
-            return turns + 4 * (draws[:, 2] < 0).long()
+            return self._right_angles(draws)
         across, down = (flip < 0 for flip in self._flips(draws))
         return across.long() + 2 * down.long()
 
     def _draws(self, rows: Sequence[int], epoch: int) -> torch.Tensor:
-        """(B, 13) numbers in −1…1, on the CPU.
+        """(B, 10) numbers in −1…1, on the CPU.
 
-        Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip, three unused.
+        Angle, log-size, left–right flip, brightness, contrast, three stains, resampled?, up–down flip.
         """
         drawn_for, table = self._drawn
         if drawn_for != epoch or len(table) <= max(rows):
@@ -137,9 +130,14 @@ class Augmenter:
         down = torch.where(draws[:, 9] < 0, -1.0, 1.0) if a.flips in ("both", "dihedral") and a.rotation < 180 else kept
         return across, down
 
+    def _right_angles(self, draws: torch.Tensor) -> torch.Tensor:
+        """(B,) a view for each cell: every number of quarter turns equally often, mirrored or not."""
+        across, _ = self._flips(draws)
+        return ((draws[:, 0] + 1) * 2).long().clamp(max=3) + 4 * (across < 0).long()
+
     def _in_views(self, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         out, chosen = pixels, which.view(-1, 1, 1, 1).to(pixels.device, non_blocking=True)
-        for number, view in enumerate(self.augmentation.views[1:], start=1):
+        for number, view in enumerate(self.augmentation.views):
             out = torch.where(chosen == number, in_view(pixels, view), out)
         return out
 
@@ -148,13 +146,10 @@ class Augmenter:
         if self.augmentation.rotation < 180:
             return self._resampled(pixels, draws)
         out, resampled = torch.empty_like(pixels), draws[:, 8] < 0
-        across, _ = self._flips(draws)
-        turns = torch.where(resampled, -1, torch.round(draws[:, 0] * 2).long() % 4)
-        for turn in range(4):
-            for flip in (-1.0, 1.0):
-                some = _where((turns == turn) & (across == flip), pixels.device)
-                turned = torch.rot90(pixels[some], turn, (2, 3))
-                out[some] = turned.flip(3) if flip < 0 else turned
+        views = torch.where(resampled, -1, self._right_angles(draws))
+        for view in range(8):
+            some = _where(views == view, pixels.device)
+            out[some] = in_view(pixels[some], view)
         if resampled.any():
             some = _where(resampled, pixels.device)
             out[some] = self._resampled(pixels[some], draws[resampled])

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -25,8 +25,8 @@ from leukoscope.data.images import IMAGE_SUFFIXES
 FILE_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "image", "image_path")
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "person", "person_id", "donor", "donor_id")
 LABEL_COLUMNS = ("label", "class")
-ID_COLUMN = "cell_id"
 HEADER = "give a header with the columns file,subject (and label, where classes are known)"
+_COLUMNS = {"file": FILE_COLUMNS, "subject": SUBJECT_COLUMNS, "label": LABEL_COLUMNS, "cell_id": ("cell_id",)}
 _DELIMITERS = (",", ";", "\t")
 _NO_NAME = ("", "nan", "none", "null")
 
@@ -66,46 +66,66 @@ class CellTable:
         """Whether it names the subject of each cell; otherwise it names none."""
         return bool(self.rows) and bool(self.rows[0].subject)
 
-    def require_subjects(self) -> None:
-        """Raise `LeukoscopeError` where the table names no subject: no folder's name stands in for one."""
-        if not self.has_subjects:
-            raise LeukoscopeError(
-                f"{self.name}: names no subject; add a column called subject (or {', '.join(SUBJECT_COLUMNS[1:])})"
-            )
+
+def require_subjects(table: object, has_subjects: bool) -> None:
+    """Raise `LeukoscopeError` where a table names no subject: no folder's name stands in for one."""
+    if not has_subjects:
+        columns = ", ".join(SUBJECT_COLUMNS[1:])
+        raise LeukoscopeError(
+            f"{table}: names no subject; add a column called subject (or {columns}), or give --subject_pattern"
+        )
 
 
 def subject_name(value: object) -> str:
     """The subject that an entry names, without blanks around it; "" for an empty entry, nan, None and null."""
-    name = normalize("NFC", str(value)).strip().strip("\ufeff")
+    name = _stripped(normalize("NFC", str(value)))
     return "" if value is None or name.casefold() in _NO_NAME else name
 
 
 def read_csv(path: Path) -> CellTable:
-    """Read a table from a file; see `parse_csv`.
+    """Read a table of cells from a file.
 
     Raises:
         LeukoscopeError: it cannot be opened, or as `parse_csv`.
     """
+    return parse_csv(content_of(path), str(path))
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a table; raises `LeukoscopeError` where it cannot be opened."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise LeukoscopeError(
             f"{path}: cannot be read ({error.strerror}); check the path and who may read it"
         ) from None
-    return parse_csv(content, str(path))
 
 
 def parse_csv(content: bytes, name: str) -> CellTable:
+    """Read a table of cells; messages call it `name`.
+
+    Raises:
+        LeukoscopeError: as `csv_rows` and `cell_table`.
+    """
+    header, rows, notes = csv_rows(content, name, HEADER)
+    return cell_table(name, header, rows, notes)
+
+
+def csv_rows(content: bytes, name: str, fix: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
     """Read a table with a header, separated by commas, semicolons or tabs.
 
-    Columns may be in any order and case; an index column, comments before the header and blank rows are skipped, and
-    Excel's `sep=` line is followed. UTF-8, UTF-16 and, with a note, Windows-1252 are read.
+    Comments before the header are skipped and Excel's `sep=` line is followed. UTF-8, UTF-16 and, with a note,
+    Windows-1252 are read.
 
     Args:
         name: stands in messages.
+        fix: ends the messages on what is no such table.
+
+    Returns:
+        the header, (number, entries) of each row, and notes for the table's author.
 
     Raises:
-        LeukoscopeError: no table of cells, or as `cell_table`.
+        LeukoscopeError: no table.
     """
     text, notes = _decoded(content, name)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -113,14 +133,14 @@ def parse_csv(content: bytes, name: str) -> CellTable:
     named = [match[1] for line in lines if (match := separator.fullmatch(line.strip(" ")))]
     headers = (n for n, line in enumerate(lines) if line.strip() and not re.match(r'\s*#|"?sep=', line, re.IGNORECASE))
     if (first := next(headers, None)) is None:
-        raise LeukoscopeError(f"{name}: is empty; {HEADER}")
+        raise LeukoscopeError(f"{name}: is empty; {fix}")
     delimiter = named[0] if named else max(_DELIMITERS, key=lambda one: lines[first].count(one))
     reader = csv.reader(io.StringIO("\n".join(lines[first:])), delimiter=delimiter, skipinitialspace=True)
     try:
-        header = next(reader)
-        return cell_table(name, header, ((first + reader.line_num, row) for row in reader), notes)
+        header, *rows = [(first + reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise LeukoscopeError(f"{name}: row {first + reader.line_num}: is no CSV ({error}); {HEADER}") from None
+        raise LeukoscopeError(f"{name}: row {first + reader.line_num}: is no CSV ({error}); {fix}") from None
+    return header[1], rows, notes
 
 
 def _decoded(content: bytes, name: str) -> tuple[str, list[str]]:
@@ -141,7 +161,9 @@ def _decoded(content: bytes, name: str) -> tuple[str, list[str]]:
 def cell_table(
     name: str, header: Sequence[str], values: Iterable[tuple[int, Sequence[object]]], notes: Sequence[str] = ()
 ) -> CellTable:
-    """Check the columns and rows of a table, wherever it was read.
+    """Check the columns and rows of a table of cells.
+
+    Columns may be in any order and case; an index column, comments and blank rows are skipped.
 
     Args:
         header: names of the columns.
@@ -154,9 +176,8 @@ def cell_table(
     at = _columns(name, header)
     rows: dict[str, CellRow] = {}
     twice = 0
-    unnamed = named = None
     for number, entries in values:
-        cells = [str(entry).strip().strip("\ufeff") if entry is not None else "" for entry in entries]
+        cells = ["" if entry is None else _stripped(entry) for entry in entries]
         if not any(cells) or (cells[0].startswith("#") and not any(cells[1:])):
             continue
         if any(cells[len(header) :]):
@@ -164,48 +185,48 @@ def cell_table(
                 f"{name}: row {number} has {len(cells)} entries, the header {len(header)}; put quotes around an entry "
                 "that holds the separator"
             )
-        cells += [""] * (len(header) - len(cells))
-        file = clean_path(cells[at["file"]])
-        if not file:
+        named = {kind: cells[place] for kind, place in at.items() if place < len(cells)}
+        if not named.get("file"):
             raise LeukoscopeError(f"{name}: row {number} names no file; fill it in, or delete the row")
-        row = CellRow(
-            number,
-            file,
-            subject_name(cells[at["subject"]]) if "subject" in at else "",
-            cells[at["label"]] if "label" in at else "",
-            (cells[at["cell_id"]] if "cell_id" in at else "") or file,
-        )
-        named, unnamed = (named or row, unnamed) if row.subject else (named, unnamed or row)
-        if (other := rows.setdefault(file, row)) is not row:
-            twice += 1
-            for what, one, two in (("subject", other.subject, row.subject), ("label", other.label, row.label)):
-                if one != two:
-                    raise LeukoscopeError(
-                        f"{name}: file {file!r} is there with {what} {one!r} (row {other.number}) and with {two!r} "
-                        f"(row {number}); keep one of the two rows"
-                    )
+        file = posixpath.normpath(named["file"].replace("\\", "/"))
+        subject, label = subject_name(named.get("subject")), named.get("label", "")
+        row = CellRow(number, file, subject, label, named.get("cell_id") or file)
+        other = rows.setdefault(file, row)
+        twice += other is not row
+        for what, one, two in (("subject", other.subject, subject), ("label", other.label, label)):
+            if one != two:
+                raise LeukoscopeError(
+                    f"{name}: file {file!r} is there with {what} {one!r} (row {other.number}) and with {two!r} "
+                    f"(row {number}); keep one of the two rows"
+                )
     if not rows:
         raise LeukoscopeError(f"{name}: has a header and no row; add one row for each picture")
-    if named and unnamed:
+    unnamed = [row for row in rows.values() if not row.subject]
+    if unnamed and len(unnamed) < len(rows):
         raise LeukoscopeError(
-            f"{name}: row {unnamed.number} names no subject for {unnamed.file!r}, other rows name theirs; fill it in, "
-            "or delete the row"
+            f"{name}: row {unnamed[0].number} names no subject for {unnamed[0].file!r}, other rows name theirs; fill "
+            "it in, or delete the row"
         )
     said = [*notes, *([f"{name}: {twice} row(s) repeat a picture; it counts once"] if twice else [])]
-    if alike := _alike({row.subject for row in rows.values()}):
-        said.append(f"{name}: subjects {' and '.join(map(repr, alike))} differ in case only; they count as two")
+    spellings: dict[str, str] = {}
+    for subject in sorted({row.subject for row in rows.values()}):
+        if (other_name := spellings.setdefault(subject.casefold(), subject)) != subject:
+            said.append(f"{name}: subjects {other_name!r} and {subject!r} differ in case only; they count as two")
+            break
     return CellTable(name, list(rows.values()), tuple(said))
+
+
+def _stripped(entry: object) -> str:
+    return str(entry).strip().strip("\ufeff")
 
 
 def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
     """What a table's columns hold → their position."""
-    titles = [re.sub(r"[\s-]+", "_", normalize("NFC", str(one)).strip().strip("\ufeff").casefold()) for one in header]
-    kinds: Mapping[str, Sequence[str]] = {
-        "file": FILE_COLUMNS, "subject": SUBJECT_COLUMNS, "label": LABEL_COLUMNS, "cell_id": (ID_COLUMN,),
-    }  # fmt: skip
+    titles = [re.sub(r"[\s-]+", "_", _stripped(normalize("NFC", str(one))).casefold()) for one in header]
     at = {}
-    for kind, names in kinds.items():
+    for kind, names in _COLUMNS.items():
         found = [place for place, title in enumerate(titles) if title in names]
+        # Two columns of files may stand side by side, such as a name and a path.
         if len(found) > 1 and (kind != "file" or len({titles[place] for place in found}) < len(found)):
             both = " and ".join(repr(str(header[place]).strip()) for place in found)
             raise LeukoscopeError(f"{name}: its columns {both} both name the {kind}; keep one of them")
@@ -222,42 +243,27 @@ def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
     )
 
 
-def _alike(names: Iterable[str]) -> list[str]:
-    """Two names that differ in case only; [] without."""
-    spellings = defaultdict(list)
-    for one in sorted(names):
-        spellings[one.casefold()].append(one)
-    return next((found for found in spellings.values() if len(found) > 1), [])[:2]
-
-
-def clean_path(file: str) -> str:
-    """A path with "/" between its folders, as Windows may have written it, and without "./"."""
-    return posixpath.normpath(file.replace("\\", "/")) if file else ""
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
 
 
 class FileIndex:
-    """Finds files by names that may be written in another case or Unicode form, or without their suffix."""
+    """Finds files by names written in another case or Unicode form, or without their suffix."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._named: dict[str, set[str]] = defaultdict(set)
-        for name in names:
-            for key in self._spellings(name):
-                self._named[key].add(name)
-            self._named[f"stem {self._folded(str(PurePosixPath(name).with_suffix('')))}"].add(name)
-
-    @staticmethod
-    def _folded(name: str) -> str:
-        return normalize("NFC", name).casefold()
-
-    def _spellings(self, name: str) -> tuple[str, ...]:
-        return f"as it is {name}", f"folded {self._folded(name)}"
+        self._names = set(names)
+        self._folded: dict[str, list[str]] = defaultdict(list)
+        self._stems: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(self._names):
+            self._folded[_folded(name)].append(name)
+            self._stems[_folded(str(PurePosixPath(name).with_suffix("")))].append(name)
 
     def find(self, file: str) -> list[str]:
         """The files that a name may mean, those spelt most alike; [] for none."""
-        keys = [*self._spellings(file)]
-        if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
-            keys.append(f"stem {self._folded(file)}")
-        return next((sorted(self._named[key]) for key in keys if key in self._named), [])
+        if file in self._names:
+            return [file]
+        has_suffix = PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
+        return self._folded.get(_folded(file)) or ([] if has_suffix else self._stems.get(_folded(file), []))
 
 
 def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
@@ -276,23 +282,22 @@ def located(table: CellTable, root: Path) -> Iterator[tuple[CellRow, str]]:
 
     home = str(root.resolve())
     for row in table.rows:
-        path = os.path.join(root, row.file)
+        is_absolute, path = os.path.isabs(row.file), os.path.join(root, row.file)
         if not _is_file(path):
-            *folders, last = PurePosixPath(row.file).parts
-            start, here = ([str(root)], folders) if not os.path.isabs(row.file) else (["/"], folders[1:])
-            for part in (*here, last):
-                start = [os.path.join(one, found) for one in start for found in files_in(one).find(part)]
-            if len(start) > 1:
+            found = ["/" if is_absolute else str(root)]
+            for part in PurePosixPath(row.file).parts[is_absolute:]:
+                found = [os.path.join(folder, name) for folder in found for name in files_in(folder).find(part)]
+            if len(found) > 1:
                 raise LeukoscopeError(
-                    f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(map(repr, start[:2]))}; write "
+                    f"{table.name}: row {row.number}: {row.file!r} may be {' or '.join(map(repr, found[:2]))}; write "
                     "the name as it is, with its suffix"
                 )
-            if not start or not _is_file(start[0]):
+            if not found or not _is_file(found[0]):
                 raise LeukoscopeError(
                     f"{table.name}: row {row.number}: no such file {row.file!r} below {root}; correct the row"
                 )
-            path = start[0]
-        if os.path.isabs(row.file) and (resolved := os.path.realpath(path)).startswith(home + os.sep):
+            path = found[0]
+        if is_absolute and (resolved := os.path.realpath(path)).startswith(home + os.sep):
             path = os.path.join(root, os.path.relpath(resolved, home))
         yield row, Path(os.path.relpath(path, root)).as_posix() if path.startswith(str(root)) else path
 

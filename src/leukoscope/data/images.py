@@ -1,7 +1,7 @@
 """One cell image, from a file to 8-bit RGB pixels.
 
-Loading, prediction and the demo all open images here, so a file that training refuses is refused with the same
-message everywhere. Orientation follows the EXIF tag, as transformers' pipelines do; colours are converted to sRGB.
+Loading, prediction and the demo all open images here, so each refuses the same files with the same message.
+Orientation follows the EXIF tag, as transformers' pipelines do; colours are converted to sRGB.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import TiffImagePlugin as Tiff
 
 from leukoscope import LeukoscopeError
 from leukoscope.files import LFS_POINTER
@@ -30,7 +31,7 @@ class UnreadableImage(LeukoscopeError):
 
 
 class UnreachableImage(UnreadableImage):
-    """An image file that is not there or that the system does not give: of its content nothing is known."""
+    """An image file that is missing or that the system does not give: nothing is known of its content."""
 
 
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif")
@@ -38,34 +39,21 @@ BACKGROUND_LEVEL = 8
 """Black may be as bright in a compressed picture: the WebP and JPEG copies of cut-out cells carry pixels of 1–8."""
 # A cell or a field of view is far below this; beyond it a file is a slide, or a decompression bomb.
 MAX_PIXELS = 100_000_000
-# A field of view is read in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
+# Fields are read in tiles; from twice its own limit (89 megapixels) on, Pillow opens nothing.
 MAX_FIELD_PIXELS = 178_000_000
 MIN_SIDE = 8
 # The shorter side is resized to the network's, so a strip would fill all memory: a million × 8 gives 26 million × 205.
 MAX_SIDE_RATIO = 10
-UPRIGHT = 1  # EXIF orientation
-# Pillow knows many more formats and goes by content, not by name: an EPS called cell.png would start Ghostscript.
-# JPEG covers MPO; GIF is here so that animations are refused with a message that helps.
+# Pillow goes by content, not by name: an EPS called cell.png would start Ghostscript. JPEG covers MPO; GIF is here so
+# that animations are refused with a message that helps.
 _FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP", "GIF")
-# Of this one Pillow keeps nothing with a picture but its pixels; of others parts of the file, or a decoder's canvases.
-_KEPT_BARE = "BMP"
 # A progressive JPEG has about ten scans. Each one decodes the whole picture anew: thousands fit into a few kilobytes.
 MAX_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
-# Tags of a TIFF: where its strips and its tiles begin. Packed as JPEG, each is a picture with a scan of its own.
-_PARTS_OF_TIFF = (273, 324)
-# Tags that say how a TIFF stores its pixels.
-_WIDTH, _BITS, _PACKING, _PHOTOMETRIC, _BIT_ORDER, _CHANNELS, _PLANES, _EXTRA, _NUMBERS = (
-    256, 258, 259, 262, 266, 277, 284, 338, 339,
-)  # fmt: skip
-_FLOATS, _WHOLE = 3, 1  # of _NUMBERS
-_ALPHA = (2,)  # of _EXTRA
+_UNSIGNED, _FLOATS, _ALPHA = 1, 3, (2,)  # values of a TIFF's sample format and extra samples
 _PHOTOMETRIC_MODES = {5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB", 10: "LAB"}
-_BIG_TIFF = 43
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# All else that Pillow raises is damage: struct.error, TypeError and more come out of a file's metadata.
-_NO_DAMAGE = (UnreadableImage, MemoryError)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 _MODE_PROBLEMS = {
     "CMYK": "is a CMYK (print) image",
@@ -73,7 +61,6 @@ _MODE_PROBLEMS = {
     "LAB": "is in CIELAB colours",
     "YCbCr": "is in YCbCr colours",
 }
-_GREY_MODES = ("L", "LA", "1")
 # Brands in the first box of a file; a file may name several, AVIF beside the common ones.
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2", b"miaf"}
@@ -84,7 +71,7 @@ _MAX_PROFILE = 4_000_000  # bytes
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file held in memory, opened when its turn comes; messages call it `name`."""
+    """An image file held in memory, not yet opened; messages call it `name`."""
 
     data: bytes
     name: str
@@ -97,7 +84,7 @@ def open_image(path: str | Path) -> Image.Image:
         path: a BMP, PNG, JPEG, TIFF or WebP file.
 
     Returns:
-        A fully decoded RGB image (H×W, 3 channels, 0–255), turned as its EXIF orientation demands.
+        A fully decoded RGB image (H×W, 3 channels, 0–255), turned by its EXIF orientation.
 
     Raises:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
@@ -106,17 +93,10 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def open_field(path: str | Path) -> Image.Image:
-    """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels.
-
-    Raises:
-        UnreadableImage: see `open_image`.
-    """
+    """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with _identified(_file(path), path, MAX_FIELD_PIXELS) as image, _damage_named(path):
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _in_srgb(image, in_place=True)
+        return _decode(_file(path), path, MAX_FIELD_PIXELS, copy=False)
 
 
 def open_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -178,12 +158,13 @@ def _require_content(size: int, name: str | Path) -> None:
 @contextmanager
 def _identified(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read and found usable, its pixels not yet decoded."""
-    with ExitStack() as stack:
+    with _damage_named(name, "cannot be read as an image"):
+        try:
+            image = Image.open(source, formats=_FORMATS)
+        except UnidentifiedImageError:
+            raise UnreadableImage(f"{name}: {_unopened(source)}") from None
+    with image:
         with _damage_named(name, "cannot be read as an image"):
-            try:
-                image = stack.enter_context(Image.open(source, formats=_FORMATS))
-            except UnidentifiedImageError:
-                raise UnreadableImage(f"{name}: {_unopened(source)}") from None
             _check_kind(image, name, max_pixels)
             _check_scans(image, name)
         yield image
@@ -201,26 +182,25 @@ def _unopened(source: Path | BytesIO) -> str:
                 return "is an AVIF picture; export it as JPEG or PNG"
             if brands & _HEIC:
                 return "is a HEIC picture (iPhones); export it as JPEG or PNG"
-        if head.startswith(tuple(TiffImagePlugin.PREFIXES)):
-            start = head[:16] if head[2] == _BIG_TIFF else head[:8]
-            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        if head.startswith(tuple(Tiff.PREFIXES)):
+            is_big = head[2] == 43
+            tags = Tiff.ImageFileDirectory_v2(head[: 16 if is_big else 8])
             file.seek(tags.next)
             tags.load(file)
-            if _WIDTH in tags:
+            if Tiff.IMAGEWIDTH in tags:
                 return f"{_tiff_problem(tags) or _unusual(tags)}; convert it to 8-bit RGB first"
     return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
 
 
 def _check_scans(image: Image.Image, name: str | Path) -> None:
     """Refuse a JPEG, or a TIFF packed as JPEG, of more scans than a photograph has."""
-    file: BinaryIO = image.fp  # type: ignore[attr-defined]
-    parts = 1
-    if image.format == "TIFF":
-        if image.info.get("compression") != "jpeg":
-            return
-        parts = max(len(image.tag_v2.get(tag, ())) for tag in _PARTS_OF_TIFF)  # type: ignore[attr-defined]
-    elif image.format not in ("JPEG", "MPO"):
+    is_tiff = isinstance(image, Tiff.TiffImageFile)
+    if not (image.format in ("JPEG", "MPO") or (is_tiff and image.info.get("compression") == "jpeg")):
         return
+    # Each strip and tile of a TIFF is a picture with a scan of its own.
+    offsets = (Tiff.STRIPOFFSETS, Tiff.TILEOFFSETS)
+    parts = max(len(image.tag_v2.get(tag, ())) for tag in offsets) if is_tiff else 1  # type: ignore[attr-defined]
+    file: BinaryIO = image.fp  # type: ignore[attr-defined]
     at = file.tell()
     file.seek(0)
     # Within a scan's data, 255 is followed by 0 or a restart marker: the marker is found nowhere else.
@@ -232,10 +212,15 @@ def _check_scans(image: Image.Image, name: str | Path) -> None:
         )
 
 
-def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    with _identified(source, name, max_pixels) as image:
-        picture = to_rgb(image, name)
-        if picture is image and image.format != _KEPT_BARE:
+def _decode(
+    source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXELS, *, copy: bool = True
+) -> Image.Image:
+    with _identified(source, name, max_pixels) as image, _damage_named(name):
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        picture = _in_srgb(image, in_place=True)
+        # Pillow keeps parts of the file or a decoder's canvases with a picture, of BMP alone nothing but the pixels.
+        if copy and picture is image and image.format != "BMP":
             picture = image.copy()
         # Megabytes of text may be in it, and where and when a picture was taken.
         picture.info = {}
@@ -244,15 +229,15 @@ def _decode(source: Path | BytesIO, name: str | Path, max_pixels: int = MAX_PIXE
 
 @contextmanager
 def _damage_named(name: str | Path, problem: str = "the image is damaged or cut short") -> Iterator[None]:
-    """Raise `UnreadableImage` for whatever Pillow raises."""
+    """Raise `UnreadableImage` for whatever Pillow raises: struct.error, TypeError and more come out of metadata."""
     try:
         yield
     except _BOMBS:
         raise UnreadableImage(_too_large(name)) from None
-    except _NO_DAMAGE:
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:
-        # What Pillow raises of itself has no number of the system's; a damaged offset is an invalid argument.
+        # Pillow's own errors have no errno; a damaged offset is an invalid argument to the system.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise _unreachable(name, error) from None
         raise UnreadableImage(f"{name}: {problem} ({error}); copy or export it again") from None
@@ -262,13 +247,13 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
     """Turn a PIL image upright and into 8-bit RGB; raises `UnreadableImage` as `open_image` does.
 
     Returns:
-        The picture itself where it is both already: each copy takes as long as decoding a cell's file.
+        The picture itself where it is both already: a copy takes as long as decoding a cell's file.
     """
     name = getattr(image, "filename", "") or name
     with _damage_named(name):
         _check_kind(image, name)
         image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         return _in_srgb(image)
 
@@ -277,36 +262,31 @@ def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
     """The 8-bit RGB pixels of a decoded picture in sRGB; the picture itself where it holds them already."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     profile = image.info.get("icc_profile")
-    # Of grey, a profile tells only how bright it is; hardly any program follows it.
-    if image.mode in _GREY_MODES or not isinstance(profile, bytes) or (to_srgb := _to_srgb(profile)) is None:
+    # A profile of grey states only its brightness, and hardly any program follows it.
+    is_grey = image.mode in ("L", "LA", "1")
+    if is_grey or not isinstance(profile, bytes) or (to_srgb := _to_srgb(profile)) is None:
         return rgb
     rgb = to_srgb.apply_in_place(rgb) if in_place or rgb is not image else to_srgb.apply(rgb)
-    del rgb.info["icc_profile"]  # sRGB's own, of no use to anybody
+    del rgb.info["icc_profile"]  # now that of sRGB
     return rgb
 
 
 @lru_cache(maxsize=8)
 def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """What makes sRGB of RGB pixels that have this profile; None where they stay as they are.
+    """The transform to sRGB from the space of a profile; None where the pixels stay as they are.
 
-    They do under sRGB, whoever wrote the profile, and under a profile that is broken or of no RGB space: browsers and
-    viewers ignore it too, and the picture looks there as it does here.
+    They stay under any profile of sRGB, and under one that is broken or of no RGB space: viewers ignore it too.
     """
     if len(profile) > _MAX_PROFILE:
         return None
-    steps = np.linspace(0, 255, 18).astype(np.uint8)
-    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     try:
-        to_srgb = ImageCms.buildTransform(
-            ImageCms.ImageCmsProfile(BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            "RGB",
-            "RGB",
-            # As measured; "perceptual" may shift all colours to make room for some.
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        )
+        source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        # As measured; the intent "perceptual" may shift all colours to make room for some.
+        to_srgb = ImageCms.buildTransform(source, target, "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
     except (ImageCms.PyCMSError, OSError):
         return None
+    steps = np.linspace(0, 255, 18).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     moved = np.abs(np.asarray(to_srgb.apply(Image.fromarray(colours))).astype(int) - colours).max()
     # Profiles of sRGB differ in rounding, by a level of 255; the next space, Rec. 709, differs by 16.
     return to_srgb if moved > 1 else None
@@ -315,6 +295,12 @@ def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 def pixel_hash(image: Image.Image) -> str:
     """16 hexadecimal digits of a decoded RGB picture: equal for the same pixels, whatever file they came in."""
     return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=8).hexdigest()
+
+
+def foreground(pixels: np.ndarray) -> np.ndarray:
+    """(…, 3) uint8 → (…) bool: what is brighter than black."""
+    # Channel by channel: numpy takes twenty times as long for a maximum over a last axis of three.
+    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) > BACKGROUND_LEVEL
 
 
 def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
@@ -327,12 +313,6 @@ def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
         (N,) float, 0–1; 0 for an empty picture.
     """
     return np.asarray([np.mean(foreground(cell)) for cell in cells])
-
-
-def foreground(pixels: np.ndarray) -> np.ndarray:
-    """(…, 3) uint8 → (…) bool: what is brighter than black."""
-    # Channel by channel: numpy takes twenty times as long for a maximum over a last axis of three.
-    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) > BACKGROUND_LEVEL
 
 
 def is_cut_out(image: Image.Image) -> bool:
@@ -359,58 +339,56 @@ def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
 
 
 def _check_kind(image: Image.Image, name: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture by its size, frames and way of storing pixels."""
     width, height = image.size
+    extent = f"{name}: is {width}×{height} pixels"
     if width * height > max_pixels:
         raise UnreadableImage(_too_large(name, image.size, max_pixels))
     if min(width, height) < MIN_SIDE:
-        raise UnreadableImage(
-            f"{name}: is {width}×{height} pixels, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}"
-        )
+        raise UnreadableImage(f"{extent}, too small for a cell; give at least {MIN_SIDE}×{MIN_SIDE}")
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
-        raise UnreadableImage(
-            f"{name}: is {width}×{height} pixels, one side more than {MAX_SIDE_RATIO} times the other; "
-            "crop it to the cell"
-        )
+        raise UnreadableImage(f"{extent}, one side more than {MAX_SIDE_RATIO} times the other; crop it to the cell")
     # A phone's JPEG may carry previews of its own (MPO); its first picture is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        # How many is not said: counting those of a hostile TIFF takes minutes.
+        # Without their number: counting those of a hostile TIFF takes minutes.
         raise UnreadableImage(f"{name}: holds several frames; save the one to use as a single image")
     # Pillow opens 16-bit colour as plain RGB and keeps each channel's high byte: a 12-bit picture would come out black.
     deep = any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
+    problem = _tiff_problem(image.tag_v2) if isinstance(image, Tiff.TiffImageFile) else ""
     if deep or image.mode not in _MODES_READ_AS_RGB:
         problem = _MODE_PROBLEMS.get(image.mode, f"has more than 8 bits a channel (mode {image.mode})")
-        raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and (problem := _tiff_problem(image.tag_v2)):
+    if problem:
         raise UnreadableImage(f"{name}: {problem}; convert it to 8-bit RGB first")
 
 
-def _tiff_problem(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     """Why Pillow reads no pixels of such a TIFF, or wrong ones without a word; "" where no reason is known."""
-    bits, numbers, extra = max(tags.get(_BITS, (1,))), max(tags.get(_NUMBERS, (_WHOLE,))), tags.get(_EXTRA, ())
-    channels, photometric, packing = tags.get(_CHANNELS, 1), tags.get(_PHOTOMETRIC, 0), tags.get(_PACKING, 1)
+    bits, extra = max(tags.get(Tiff.BITSPERSAMPLE, (1,))), tags.get(Tiff.EXTRASAMPLES, ())
+    numbers, channels = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,))), tags.get(Tiff.SAMPLESPERPIXEL, 1)
+    photometric = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)
+    is_packed = tags.get(Tiff.COMPRESSION, 1) != 1
     if numbers == _FLOATS:
         return _MODE_PROBLEMS["F"]
     if bits > 8:
         return f"has more than 8 bits a channel ({bits} bits)"
     # Packed pixels of YCbCr are made RGB as they are unpacked; others come out as the numbers they are.
-    if photometric in _PHOTOMETRIC_MODES and (photometric != 6 or packing == 1):
+    if photometric in _PHOTOMETRIC_MODES and not (photometric == 6 and is_packed):
         return _MODE_PROBLEMS[_PHOTOMETRIC_MODES[photometric]]
     if photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA):
         return f"has {channels} channels that are not RGB"
-    # Unpacked planes are taken for 8-bit ones as they stand, whatever the tags say.
-    plain = bits == 8 and tags.get(_BIT_ORDER, 1) == 1 and photometric != 0
+    # Pillow takes unpacked planes for plain 8-bit ones, whatever the tags say.
+    plain = bits == 8 and tags.get(Tiff.FILLORDER, 1) == 1 and photometric != 0
     plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
-    if numbers != _WHOLE or (tags.get(_PLANES, 1) == 2 and packing == 1 and not plain):
-        return _unusual(tags)
-    return ""
+    misread = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2 and not is_packed and not plain
+    return _unusual(tags) if misread or numbers != _UNSIGNED else ""
 
 
-def _unusual(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
-    bits = "+".join(map(str, tags.get(_BITS, (1,))[:8]))
+def _unusual(tags: Tiff.ImageFileDirectory_v2) -> str:
+    bits = "+".join(map(str, tags.get(Tiff.BITSPERSAMPLE, (1,))[:8]))
     return (
         f"is a TIFF of a kind that is not read here ({bits} bits, photometric interpretation "
-        f"{tags.get(_PHOTOMETRIC, 0)}, planar configuration {tags.get(_PLANES, 1)}, sample format "
-        f"{max(tags.get(_NUMBERS, (_WHOLE,)))})"
+        f"{tags.get(Tiff.PHOTOMETRIC_INTERPRETATION, 0)}, planar configuration "
+        f"{tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format {max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))})"
     )
 
 

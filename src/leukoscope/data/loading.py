@@ -11,10 +11,10 @@ import re
 import reprlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
@@ -22,9 +22,9 @@ from unicodedata import normalize
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS, located, read_csv, subject_name
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS, located, read_csv, require_subjects, subject_name
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import (
-    IMAGE_SUFFIXES,
     UnreadableImage,
     check_header,
     encoded_content,
@@ -39,6 +39,7 @@ from leukoscope.data.registry import (
     RESERVED_LABELS,
     CellFile,
     DatasetInfo,
+    cell_id_of,
     dataset_info,
     files_left_out,
     find_class_folders,
@@ -181,68 +182,58 @@ def load_cells(
             the usual names.
 
     Raises:
-        LeukoscopeError: unknown data set, flags that exclude each other, missing or empty folder, bad pattern,
-            unreachable Hub data set, or a split or a column that it lacks.
+        LeukoscopeError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
+            data set, or a split or a column that it lacks.
     """
-    if "/" not in dataset_name:
-        info = dataset_info(dataset_name)
-    else:
-        # An unknown Hub data set is treated as class folders are.
-        # A folder of parquet files is no data set of the Hub, and where it lies is nobody's business.
-        name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
-        named = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
-        info = next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), named)
-    # A flag that would have no effect is a misunderstanding about which cells are used.
-    folder_names = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
-    if train_dir is not None and "/" in dataset_name:
-        raise LeukoscopeError(
-            f"--dataset_name {dataset_name} --train_dir {train_dir}: a Hub id and a folder exclude each other; leave "
-            f"--train_dir out, or say what the folder holds with --dataset_name (one of {folder_names})"
-        )
-    if train_dir is not None and info.synthetic:
-        raise LeukoscopeError(
-            f"--train_dir {train_dir}: --dataset_name {info.name} reads no folder; say what the folder holds with "
-            f"--dataset_name (one of {folder_names}) --train_dir {train_dir}"
-        )
-    if (subject_pattern or subject_csv) and dataset_name != "imagefolder":
-        raise LeukoscopeError(
-            f"--dataset_name {dataset_name}: names its subjects itself; --subject_pattern and --subject_csv are for "
-            "--dataset_name imagefolder"
-        )
-    if subject_pattern and subject_csv:
-        raise LeukoscopeError(
-            f"--subject_pattern {shlex.quote(subject_pattern)} --subject_csv {subject_csv}: both name the subjects; "
-            "give one"
-        )
-    named_sides = {"train": train_split, "validation": validation_split, "test": test_split}
-    columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
+    info, on_hub, class_folders = _entry(dataset_name), "/" in dataset_name, dataset_name == "imagefolder"
     own_layout = info.name in DATASETS and info.name != "imagefolder"
-    on_hub, in_folder = "/" in dataset_name, dataset_name == "imagefolder" and train_dir is not None
-    for flag, value, has_effect in (
-        *((f"--{side}_split", name, not own_layout) for side, name in named_sides.items()),
-        ("--validation_dir", validation_dir, in_folder),
-        ("--image_column_name", image_column_name if image_column_name != "image" else None, on_hub),
-        ("--label_column_name", label_column_name if label_column_name != "label" else None, on_hub),
-        ("--subject_column", subject_column, on_hub),
+    sides = {"train": train_split, "validation": validation_split, "test": test_split}
+    folders = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
+    for flag, value, has_effect, otherwise in (
+        ("train_dir", train_dir, not on_hub and not info.synthetic, f"say what it holds by --dataset_name ({folders})"),
+        ("subject_pattern", subject_pattern, class_folders, "read class folders with --dataset_name imagefolder"),
+        ("subject_csv", subject_csv, class_folders, "read class folders with --dataset_name imagefolder"),
+        *((f"{side}_split", name, not own_layout, "") for side, name in sides.items()),
+        ("validation_dir", validation_dir, class_folders and train_dir is not None, ""),
+        ("image_column_name", image_column_name if image_column_name != "image" else None, on_hub, ""),
+        ("label_column_name", label_column_name if label_column_name != "label" else None, on_hub, ""),
+        ("subject_column", subject_column, on_hub, ""),
     ):
+        # A flag without effect is a misunderstanding about which cells are used.
         if value is not None and not has_effect:
-            data_set = f"--dataset_name {dataset_name}" + ("" if train_dir is None else f" --train_dir {train_dir}")
-            raise LeukoscopeError(f"{flag} {value}: has no effect with {data_set}; leave it out")
+            data_set = f"--dataset_name {dataset_name}"
+            data_set += f" --train_dir {train_dir}" if train_dir is not None and flag != "train_dir" else ""
+            fix = f"leave it out, or {otherwise}" if otherwise else "leave it out"
+            raise LeukoscopeError(f"--{flag} {value}: has no effect with {data_set}; {fix}")
     if info.synthetic:
-        cells = list(phantom_cells(size=image_size))
-        # By their pixels: a new way of drawing them must not meet an old cache.
-        rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
-        return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
+        return _phantoms(info, image_size)
     if train_dir is not None:
-        validation = None if validation_dir is None else Path(validation_dir)
-        return _load_from_folder(info, Path(train_dir), subject_pattern, subject_csv, validation, named_sides)
+        return _from_folder(info, Path(train_dir), sides, subject_pattern, subject_csv, validation_dir)
     if info.hub_id is None:
         raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
+    columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
     with progress(f"loading data set {info.hub_id}"):
-        return _load_from_hub(info.hub_id, info, columns, None if own_layout else named_sides)
+        return _from_hub(info.hub_id, info, columns, None if own_layout else sides)
 
 
-def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
+def _entry(dataset_name: str) -> DatasetInfo:
+    """The registry entry of a name; an unknown Hub data set is described like class folders."""
+    if "/" not in dataset_name:
+        return dataset_info(dataset_name)
+    # Hide the local path of a folder of Parquet files.
+    name = f"./{Path(dataset_name).name}" if Path(dataset_name).is_dir() else dataset_name
+    unknown = replace(DATASETS["imagefolder"], name=name, title=name, hub_id=dataset_name, licence="")
+    return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
+
+
+def _phantoms(info: DatasetInfo, image_size: int) -> LoadedCells:
+    cells = list(phantom_cells(size=image_size))
+    # Hash pixels, so that changed drawing code invalidates the cache.
+    rows = [_Row(c.cell_id, c.label, c.subject, hashlib.sha256(c.image.tobytes()).hexdigest()) for c in cells]
+    return _assemble(info, _images([c.image for c in cells]), rows, f"--dataset_name {info.name}")
+
+
+def _own_sides(names: Collection[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
     """The splits that a data set has itself: name → side.
 
     Args:
@@ -250,11 +241,11 @@ def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: st
         given: side → the name that a flag gives it, or None.
     """
     found: dict[str, str] = {}
-    named = {name for name in given.values() if name is not None}
+    free = set(names) - set(given.values())
+    plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names if name in free}
     for side, usual in _SIDE_NAMES.items():
         if (wanted := given[side]) is not None and wanted not in names:
             raise LeukoscopeError(f"--{side}_split {wanted}: {source} has no such split, only {', '.join(names)}")
-        plain = {_SIDE_SUFFIX.sub("", name.strip().casefold()): name for name in names if name not in named}
         taken = wanted or next((plain[name] for name in usual if name in plain), None)
         if taken in found:
             raise LeukoscopeError(f"--{side}_split {taken}: is already the {found[taken]} side; name another split")
@@ -263,8 +254,15 @@ def _own_sides(names: Iterable[str], given: Mapping[str, str | None], source: st
     return found
 
 
+def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str) -> None:
+    if "train" not in side_of.values():
+        raise LeukoscopeError(
+            f"{source}: has no split called train, only {', '.join(names)}; name it with --train_split"
+        )
+
+
 class _Row(NamedTuple):
-    """One labelled cell, wherever its image lies; `content` is what the fingerprint knows the image by."""
+    """One labelled cell, wherever its image lies; the fingerprint covers `content` in place of the image."""
 
     cell_id: str
     label: str
@@ -282,31 +280,11 @@ def _assemble(
     unreadable: Iterable[str] = (),
     passed_over: Iterable[str] = (),
 ) -> LoadedCells:
-    """The one way from (N,) images and what is known of each to a data set, whatever they came from.
-
-    Raises:
-        LeukoscopeError: fewer than two classes, or a class whose name would be taken for another or for none; the
-            message opens with `source`.
-    """
+    """Make a data set of (N,) images and what is known of each; messages open with `source`."""
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
     labels = info.labels or tuple(sorted({row.label for row in rows}))
-    if len(labels) < 2:
-        seen = f"only the class {labels[0]!r}" if labels else "no cell"
-        how = "" if info.hub_id else ", each in a folder of its name"
-        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
-    rename = "rename it" if info.hub_id else "rename its folder"
-    for label in labels:
-        if label != label.strip() or not label.isprintable():
-            raise LeukoscopeError(
-                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; {rename}"
-            )
-        if _folded(label) in RESERVED_LABELS:
-            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; {rename}")
-    for one, other in pairwise(sorted(labels, key=lambda label: (_folded(label), label))):
-        if _folded(one) == _folded(other):
-            how = "differ only in case" if one.casefold() == other.casefold() else "look alike"
-            raise LeukoscopeError(f"{source}: classes {one!r} and {other!r} {how}; give one class one name")
+    _check_labels(labels, source, on_hub=bool(info.hub_id))
     text = Value("string")
     columns = {
         "label": [row.label for row in rows],
@@ -322,19 +300,39 @@ def _assemble(
         parts[PRELIMINARY_TEST] = table.select(held_out)
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
+    digest = hashlib.sha256()
+    for row in sorted(rows):
+        digest.update(("\t".join(map(str, row[:4])) + "\n").encode())
     return LoadedCells(
         replace(info, labels=labels),
         DatasetDict(parts),
-        _fingerprint(row[:4] for row in rows),
+        digest.hexdigest(),
         tuple(unreadable),
         tuple(_compare_counts(info, rows)),
         tuple(passed_over),
     )
 
 
-def _folded(label: str) -> str:
-    """What names that a reader takes for the same have in common: without case, Unicode form and number of blanks."""
-    return " ".join(normalize("NFKC", label).casefold().split())
+def _check_labels(labels: Sequence[str], source: str, *, on_hub: bool) -> None:
+    """Refuse fewer than two classes, and a class whose name would be taken for another or for none."""
+    if len(labels) < 2:
+        seen = f"only the class {labels[0]!r}" if labels else "no cell"
+        how = "" if on_hub else ", each in a folder of its name"
+        raise LeukoscopeError(f"{source}: {seen} found; a classifier needs two or more classes{how}")
+    rename = "rename it" if on_hub else "rename its folder"
+    alike: dict[str, str] = {}
+    for label in sorted(labels):
+        # Readers take names for the same that differ in case, Unicode form or number of blanks.
+        folded = " ".join(normalize("NFKC", label).casefold().split())
+        if label != label.strip() or not label.isprintable():
+            raise LeukoscopeError(
+                f"{source}: class {label!r} has blanks around its name, or characters that are not seen; {rename}"
+            )
+        if folded in RESERVED_LABELS:
+            raise LeukoscopeError(f"{source}: class {label!r} is called as predictions without a class are; {rename}")
+        if (other := alike.setdefault(folded, label)) != label:
+            how = "differ only in case" if other.casefold() == label.casefold() else "look alike"
+            raise LeukoscopeError(f"{source}: classes {other!r} and {label!r} {how}; give one class one name")
 
 
 def _background(images: Dataset) -> Literal["black", "smear"]:
@@ -344,184 +342,9 @@ def _background(images: Dataset) -> Literal["black", "smear"]:
     sample = images.select(np.linspace(0, len(images) - 1, min(len(images), _BACKGROUND_SAMPLE)).astype(int))
     found = []
     for row in sample.cast_column("image", Image(decode=False)):
-        try:
+        with suppress(UnreadableImage):  # named when all are decoded
             found.append(is_cut_out(open_encoded(row["image"], "")))
-        except UnreadableImage:  # named when all are decoded
-            continue
     return "black" if found and np.mean(found) > 0.9 else "smear"
-
-
-def _images(values: list[object]) -> Dataset:
-    from datasets import Dataset, Features, Image
-
-    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
-
-
-def _load_from_folder(
-    info: DatasetInfo,
-    root: Path,
-    subject_pattern: str | None,
-    subject_csv: str | Path | None,
-    validation_dir: Path | None,
-    sides: Mapping[str, str | None],
-) -> LoadedCells:
-    found, not_used = _found_in_folder(info, root, "--train_dir")
-    if info.name == "imagefolder":
-        found, left_out = _with_own_splits(found, root, sides)
-        not_used += left_out
-    found = list(_with_subjects(found, root, subject_pattern, subject_csv))
-    if validation_dir is not None:
-        if subject_csv is not None:
-            raise LeukoscopeError(
-                f"--subject_csv {subject_csv} --validation_dir {validation_dir}: the table names the files of one "
-                "folder, and these are two; put both into one as train/ and validation/, or use --subject_pattern"
-            )
-        if any(cell.fold == "validation" for cell in found):
-            raise LeukoscopeError(
-                f"--validation_dir {validation_dir}: {root} has a validation folder of its own; leave one out"
-            )
-        more, left_out = _found_in_folder(info, validation_dir, "--validation_dir")
-        not_used += left_out
-        more = [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
-        more = list(_with_subjects(more, validation_dir, subject_pattern, subject_csv))
-        validated = {cell.path.resolve() for cell in more}
-        if both := next((cell.path for cell in found if cell.path.resolve() in validated), None):
-            raise LeukoscopeError(
-                f"--validation_dir {validation_dir}: {both} lies below --train_dir {root}, too; give folders that do "
-                "not contain each other"
-            )
-        found = [*(replace(cell, fold=cell.fold or "train") for cell in found), *more]
-    paths: dict[str, Path] = {}
-    for cell in found:
-        # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
-        if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
-            raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_header_problem, found))
-    readable = [cell for cell, problem in zip(found, problems, strict=True) if not problem]
-    unreadable = [problem for problem in problems if problem]
-    if not readable:
-        raise LeukoscopeError(
-            f"--train_dir {root}: none of its {len(found)} images can be read; first: {unreadable[0]}"
-        )
-    rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
-    images = _images([str(c.path) for c in readable])
-    return _assemble(info, images, rows, f"--train_dir {root}", unreadable=unreadable, passed_over=not_used)
-
-
-def _found_in_folder(info: DatasetInfo, root: Path, flag: str) -> tuple[list[CellFile], list[str]]:
-    """The cells of a folder, and one line per reason for which images are not among them."""
-    if not root.is_dir():
-        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
-        raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
-    assert info.find_cells is not None
-    found = list(info.find_cells(root))
-    not_used = list(passed_over(info, root, found))
-    if not found:
-        reasons = "; ".join(not_used or [f"expected {info.layout}"])
-        raise LeukoscopeError(f"{flag} {root}: no cell of {info.title} found; {reasons}")
-    return found, not_used
-
-
-def _with_own_splits(
-    cells: list[CellFile], root: Path, given: Mapping[str, str | None]
-) -> tuple[list[CellFile], list[str]]:
-    """Class folders with their own splits as folds, and one line a folder that belongs to none.
-
-    They have some where flags name them, or where `train` and another side lie directly below the folder.
-    """
-    home = root
-    # The folder that was unpacked may hold nothing but the data set's own.
-    while len(firsts := {cell.path.relative_to(home).parts[0] for cell in cells}) == 1 and all(
-        len(cell.path.relative_to(home).parts) > 3 for cell in cells
-    ):
-        home /= next(iter(firsts))
-    tops: Counter[str] = Counter()
-    for cell in cells:
-        top, *below = cell.path.relative_to(home).parts
-        tops[top] += len(below) > 1
-    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(home))
-    if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
-        return cells, []
-    _require_train(side_of, tops, f"--train_dir {home}")
-    kept, left = [], Counter[str]()
-    for cell in cells:
-        top, *below = cell.path.relative_to(home).parts
-        if top in side_of and len(below) > 1:
-            kept.append(replace(cell, fold=side_of[top]))
-        else:
-            left[top] += 1
-    return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
-
-
-def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str) -> None:
-    if "train" not in side_of.values():
-        raise LeukoscopeError(
-            f"{source}: has no split called train, only {', '.join(names)}; name it with --train_split"
-        )
-
-
-def _with_subjects(
-    cells: list[CellFile], root: Path, pattern: str | None, csv_path: str | Path | None
-) -> Iterator[CellFile]:
-    """Fill in subjects from the user's rule, for folders whose layout does not say them."""
-    if csv_path is not None:
-        if not Path(csv_path).is_file():
-            raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
-        table = read_csv(Path(csv_path))
-        table.require_subjects()
-        for line in table.notes:
-            note(line, err=True)
-        subjects = {file: row.subject for row, file in located(table, root)}
-        for cell in cells:
-            file = cell.path.relative_to(root).as_posix()
-            if file not in subjects:
-                raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
-            yield replace(cell, subject=subjects[file])
-    elif pattern is not None:
-        subject_of = subject_rule(pattern)
-        for cell in cells:
-            yield replace(cell, subject=subject_of(cell.path.relative_to(root).as_posix()))
-    else:
-        yield from cells
-
-
-def subject_rule(pattern: str) -> Callable[[str], str]:
-    """The function from an image's path to its subject that `--subject_pattern` means.
-
-    Args:
-        pattern: a regular expression whose group `subject` (or first group) names the subject.
-
-    Raises:
-        LeukoscopeError: no regular expression, or no group; from the function: a path that it does not match.
-    """
-    try:
-        rule = re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise LeukoscopeError(f"--subject_pattern {shlex.quote(pattern)}: not a regular expression ({error})") from None
-    if not rule.groups:
-        raise LeukoscopeError(
-            f"--subject_pattern {shlex.quote(pattern)}: has no group; write the subject's part as (?P<subject>…)"
-        )
-
-    def subject_of(file: str) -> str:
-        match = rule.search(file)
-        subject = match and match["subject" if "subject" in rule.groupindex else 1]
-        if not subject:
-            raise LeukoscopeError(
-                f"--subject_pattern {shlex.quote(pattern)}: does not match {file!r}; it must match every image"
-            )
-        return subject
-
-    return subject_of
-
-
-def _header_problem(cell: CellFile) -> str:
-    try:
-        check_header(cell.path)
-    except UnreadableImage as error:
-        return str(error)
-    return ""
 
 
 def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
@@ -535,19 +358,180 @@ def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
         found = Counter(("", row.label) for row in rows)
     for fold, labels in published.items():
         for label, official in labels.items():
-            count = found[fold, label]
-            if count != official:
+            if (count := found[fold, label]) != official:
                 yield f"{fold or 'all'} {label}: {count:,} cells here, {official:,} published"
 
 
-def _fingerprint(rows: Iterable[tuple[object, ...]]) -> str:
-    digest = hashlib.sha256()
-    for row in sorted(rows):
-        digest.update(("\t".join(map(str, row)) + "\n").encode())
-    return digest.hexdigest()
+def _images(values: list[object]) -> Dataset:
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
 
 
-def _load_from_hub(
+# From folders
+
+
+def _from_folder(
+    info: DatasetInfo,
+    root: Path,
+    sides: Mapping[str, str | None],
+    subject_pattern: str | None,
+    subject_csv: str | Path | None,
+    validation_dir: str | Path | None,
+) -> LoadedCells:
+    found, not_used = _found_in_folder(info, root, "--train_dir")
+    if info.name == "imagefolder":
+        found, left_out = _with_own_splits(found, root, sides)
+        not_used += left_out
+    found = _with_subjects(found, root, subject_pattern, subject_csv)
+    if validation_dir is not None:
+        flag = f"--validation_dir {validation_dir}"
+        if subject_csv is not None:
+            raise LeukoscopeError(
+                f"--subject_csv {subject_csv} {flag}: the table names the files of one folder, and these are two; put "
+                "both into one as train/ and validation/, or use --subject_pattern"
+            )
+        if any(cell.fold == "validation" for cell in found):
+            raise LeukoscopeError(f"{flag}: {root} has a validation folder of its own; leave one out")
+        more, left_out = _found_in_folder(info, Path(validation_dir), "--validation_dir")
+        not_used += left_out
+        more = _with_subjects(more, Path(validation_dir), subject_pattern, None)
+        validated = {cell.path.resolve() for cell in more}
+        if both := next((cell.path for cell in found if cell.path.resolve() in validated), None):
+            raise LeukoscopeError(
+                f"{flag}: {both} lies below --train_dir {root}, too; give folders that do not contain each other"
+            )
+        found = [replace(cell, fold=cell.fold or "train") for cell in found]
+        found += [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
+    paths: dict[str, Path] = {}
+    for cell in found:
+        # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
+        if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
+            raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(_header_problem, found))
+    readable = [cell for cell, problem in zip(found, problems, strict=True) if not problem]
+    unreadable = [problem for problem in problems if problem]
+    source = f"--train_dir {root}"
+    if not readable:
+        raise LeukoscopeError(f"{source}: none of its {len(found)} images can be read; first: {unreadable[0]}")
+    rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
+    images = _images([str(c.path) for c in readable])
+    return _assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
+
+
+def _found_in_folder(info: DatasetInfo, root: Path, flag: str) -> tuple[list[CellFile], list[str]]:
+    """The cells of a folder, and one line per reason for which images are not among them."""
+    if not root.is_dir():
+        fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
+        raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
+    assert info.find_cells is not None
+    folder = ImageFolder.read(root)
+    found = list(info.find_cells(folder))
+    not_used = list(passed_over(info, folder, found))
+    if not found:
+        reasons = "; ".join(not_used or [f"expected {info.layout}"])
+        raise LeukoscopeError(f"{flag} {root}: no cell of {info.title} found; {reasons}")
+    return found, not_used
+
+
+def _header_problem(cell: CellFile) -> str:
+    try:
+        check_header(cell.path)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
+
+
+def _with_own_splits(
+    cells: list[CellFile], root: Path, given: Mapping[str, str | None]
+) -> tuple[list[CellFile], list[str]]:
+    """Class folders with their own splits as folds, and one line a folder that belongs to none.
+
+    They have some where flags name them, or where `train` and another side lie directly below the folder.
+    """
+    # The folder that was unpacked may hold nothing but the data set's own.
+    parts = [cell.path.relative_to(root).parts for cell in cells]
+    depth = 0
+    while len({one[depth] for one in parts}) == 1 and all(len(one) > depth + 3 for one in parts):
+        depth += 1
+    home = root.joinpath(*parts[0][:depth])
+    places = [one[depth:] for one in parts]
+    tops: Counter[str] = Counter()
+    for top, *below in places:
+        tops[top] += len(below) > 1
+    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(home))
+    if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
+        return cells, []
+    _require_train(side_of, tops, f"--train_dir {home}")
+    kept, left = [], Counter[str]()
+    for cell, (top, *below) in zip(cells, places, strict=True):
+        if top in side_of and len(below) > 1:
+            kept.append(replace(cell, fold=side_of[top]))
+        else:
+            left[top] += 1
+    return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
+
+
+def _with_subjects(
+    cells: list[CellFile], root: Path, pattern: str | None, csv_path: str | Path | None
+) -> list[CellFile]:
+    """Fill in subjects from the user's rule, for folders whose layout does not name them."""
+    if pattern and csv_path:
+        raise LeukoscopeError(
+            f"--subject_pattern {shlex.quote(pattern)} --subject_csv {csv_path}: both name the subjects; give one"
+        )
+    if pattern:
+        subject_of = subject_rule(pattern)
+    elif csv_path is None:
+        return cells
+    elif not Path(csv_path).is_file():
+        raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
+    else:
+        table = read_csv(Path(csv_path))
+        require_subjects(table.name, table.has_subjects)
+        for line in table.notes:
+            note(line, err=True)
+        subjects = {file: row.subject for row, file in located(table, root)}
+
+        def subject_of(file: str) -> str:
+            if file not in subjects:
+                raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
+            return subjects[file]
+
+    return [replace(cell, subject=subject_of(cell.path.relative_to(root).as_posix())) for cell in cells]
+
+
+def subject_rule(pattern: str) -> Callable[[str], str]:
+    """The function from an image's path to its subject that `--subject_pattern` means.
+
+    Args:
+        pattern: a regular expression whose group `subject` (or first group) names the subject.
+
+    Raises:
+        LeukoscopeError: no regular expression, or no group; from the function: a path that it does not match.
+    """
+    flag = f"--subject_pattern {shlex.quote(pattern)}"
+    try:
+        rule = re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise LeukoscopeError(f"{flag}: not a regular expression ({error})") from None
+    if not rule.groups:
+        raise LeukoscopeError(f"{flag}: has no group; write the subject's part as (?P<subject>…)")
+
+    def subject_of(file: str) -> str:
+        match = rule.search(file)
+        if not (match and (subject := match["subject" if "subject" in rule.groupindex else 1])):
+            raise LeukoscopeError(f"{flag}: does not match {file!r}; it must match every image")
+        return str(subject)
+
+    return subject_of
+
+
+# From the Hub
+
+
+def _from_hub(
     hub_id: str, info: DatasetInfo, columns: Mapping[str, str], sides: Mapping[str, str | None] | None
 ) -> LoadedCells:
     """Load a Hub data set (or a local folder in the same layout) and give its columns our names.
@@ -556,16 +540,15 @@ def _load_from_hub(
         columns: what its columns of images, labels and subjects are called.
         sides: side → the name of its split, where a flag gives one; None loads the split `train` alone.
     """
-    from datasets import Image, Value, concatenate_datasets, disable_progress_bars, load_dataset
+    from datasets import concatenate_datasets, disable_progress_bars, load_dataset
 
-    disable_progress_bars()  # ours says how long it takes
+    disable_progress_bars()  # `progress` shows how long it takes
     try:
         found = load_dataset(hub_id) if sides is not None else {"train": load_dataset(hub_id, split="train")}
-    except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
-        reason = next(iter(str(error).splitlines()), "no reason given")
+    except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
-            f"data set {hub_id}: cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
+            f"data set {hub_id}: cannot be loaded from the Hub ({_reason(error)}); "
             f"check the id and the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
     source = f"data set {hub_id}"
@@ -577,33 +560,28 @@ def _load_from_hub(
     others = {name: split.num_examples for name, split in (first.info.splits or {}).items() if name not in side_of}
     own_test = others.pop(PRELIMINARY_TEST, None)
     not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()]
-    wanted = [columns["image"], columns["label"], *([columns["subject"]] if columns["subject"] else [])]
     tables = {}
     for name, side in side_of.items():
         table = found[name]
-        if missing := [column for column in wanted if column not in table.column_names]:
-            raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
+        _require_columns(table, columns, source)
         if side != "train" and all(label in (None, -1) for label in table[columns["label"]]):
             not_used.append(f"Hub split {name!r} not used: its {len(table):,} rows have no labels")
-            continue
-        tables[side] = table
+        else:
+            tables[side] = table
     if own_test:
         tables["train"] = concatenate_datasets([tables["train"], load_dataset(hub_id, split=PRELIMINARY_TEST)])
     rows: list[_Row] = []
-    images = []
     for side, table in tables.items():
-        kind = table.features[columns["image"]]
-        if isinstance(kind, Value) and "binary" not in kind.dtype:
-            raise LeukoscopeError(
-                f"{source}: its column {columns['image']!r} holds {kind.dtype}, no images; name theirs with "
-                "--image_column_name"
-            )
-        pictures = table.select_columns(columns["image"])
-        pictures = pictures.rename_columns({columns["image"]: "image"}).cast_column("image", Image())
-        fold = side if len(tables) > 1 else ""
-        rows += _hub_rows(hub_id, table, pictures, columns, fold, len(rows))
-        images.append(pictures)
-    return _assemble(info, concatenate_datasets(images), _spelled(hub_id, info, rows), source, passed_over=not_used)
+        rows += _hub_rows(source, table, columns, side if len(tables) > 1 else "", len(rows))
+    if info.labels:
+        rows = [row._replace(label=_spelled(row.label, info.labels, source)) for row in rows]
+    images = concatenate_datasets([_pictures(table, columns["image"]) for table in tables.values()])
+    return _assemble(info, images, rows, source, passed_over=not_used)
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
@@ -632,54 +610,89 @@ def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
     )
 
 
-def _hub_rows(
-    hub_id: str, table: Dataset, images: Dataset, columns: Mapping[str, str], side: str, first: int
-) -> list[_Row]:
-    """The rows of one split; a side other than train goes before its cell ids, `first` is the number of its first."""
-    from datasets import ClassLabel
+def _require_columns(table: Dataset, columns: Mapping[str, str], source: str) -> None:
+    from datasets import Value
 
-    def column(names: Sequence[str]) -> list[Any] | None:
-        return next((table[name] for name in names if name in table.column_names), None)
+    if missing := [name for name in columns.values() if name and name not in table.column_names]:
+        raise LeukoscopeError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
+    kind = table.features[columns["image"]]
+    if isinstance(kind, Value) and "binary" not in kind.dtype:
+        raise LeukoscopeError(
+            f"{source}: its column {columns['image']!r} holds {kind.dtype}, no images; name theirs with "
+            "--image_column_name"
+        )
 
-    if "cell_id" in table.column_names:
-        named = [str(x) for x in table["cell_id"]]
-        ids = [x.removesuffix(end) if (end := Path(x).suffix).lower() in IMAGE_SUFFIXES else x for x in named]
-    else:
-        files = column(ID_COLUMNS)
-        paths = [Path(str(file)) for file in files or ()]
-        # `ALL/0.png` and `HEM/0.png` are two cells.
-        alone = len({path.stem for path in paths}) == len(paths)
-        ids = [path.stem if alone else (path.parent / path.stem).as_posix() for path in paths]
-        ids = ids if files is not None else [f"row_{first + number:06d}" for number in range(len(table))]
+
+def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
+    """The column of images alone, called `image`."""
+    from datasets import Image
+
+    return table.select_columns(column).rename_columns({column: "image"}).cast_column("image", Image(decode=decode))
+
+
+def _hub_rows(source: str, table: Dataset, columns: Mapping[str, str], side: str, first: int) -> list[_Row]:
+    """The rows of one split; the name of a side other than train goes before its cell ids.
+
+    Args:
+        side: "" where there is only one.
+        first: number of the split's first row in the data set.
+    """
+    ids = _hub_ids(table, first)
     if len(set(ids)) < len(ids):
         twice = next(cell for cell, count in Counter(ids).items() if count > 1)
-        raise LeukoscopeError(
-            f"data set {hub_id}: cell {twice} is there more than once; give every row its own cell_id"
-        )
-    feature = table.features[columns["label"]]
-    name_of = feature.int2str if isinstance(feature, ClassLabel) else str
-    names = []
-    for cell, label in zip(ids, table[columns["label"]], strict=True):
-        if label in (None, -1, ""):
-            raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no label; remove its row")
-        _require_class(f"data set {hub_id}: cell {cell}", label, columns["label"])
-        names.append(name_of(label))
-    subjects = column([columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
+        raise LeukoscopeError(f"{source}: cell {twice} is there more than once; give every row its own cell_id")
+    subjects = _column(table, [columns["subject"]] if columns["subject"] else SUBJECT_COLUMNS)
     if subjects is None:
         subjects = [match["subject"] if (match := CNMC_NAME.match(Path(cell).name)) else "" for cell in ids]
     subjects = [subject_name(subject) for subject in subjects]
     if any(subjects) and "" in subjects:
         raise LeukoscopeError(
-            f"data set {hub_id}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or "
-            f"remove its row ({subjects.count('')} row(s) like this)"
+            f"{source}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or remove its "
+            f"row ({subjects.count('')} row(s) like this)"
         )
-    folds = [side] * len(ids) if side else column(["fold"]) or [""] * len(ids)
+    folds = [side] * len(ids) if side else _column(table, ["fold"]) or [""] * len(ids)
     prefix = "" if side in ("", "train") else f"{side}/"
-    made = zip(ids, names, subjects, _hub_contents(hub_id, images, ids), folds, strict=True)
-    return [
-        _Row(prefix + cell.removeprefix(prefix), name, *("" if x is None else str(x) for x in (subject, content, fold)))
-        for cell, name, subject, content, fold in made
-    ]
+    labels = _hub_labels(source, table, columns["label"], ids)
+    pictures = _pictures(table, columns["image"], decode=False)
+    rows = []
+    for cell, label, subject, fold, row in zip(ids, labels, subjects, folds, pictures, strict=True):
+        if row["image"] is None:
+            raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
+        # Two data sets may agree in all but their pictures.
+        content = hashlib.sha256(encoded_content(row["image"])).hexdigest()
+        rows.append(
+            _Row(prefix + cell.removeprefix(prefix), label, subject, content, "" if fold is None else str(fold))
+        )
+    return rows
+
+
+def _column(table: Dataset, names: Iterable[str]) -> list[Any] | None:
+    """The first of these columns that a table has."""
+    return next((table[name][:] for name in names if name in table.column_names), None)
+
+
+def _hub_ids(table: Dataset, first: int) -> list[str]:
+    """Cell ids by a column of ids or of file names, else by row number."""
+    if (named := _column(table, ID_COLUMNS)) is None:
+        return [f"row_{first + number:06d}" for number in range(len(table))]
+    ids = [cell_id_of(str(one)) for one in named]
+    if "cell_id" in table.column_names:
+        return ids
+    # `ALL/0.png` and `HEM/0.png` are two cells.
+    names = [Path(one).name for one in ids]
+    return names if len(set(names)) == len(names) else [Path(one).as_posix() for one in ids]
+
+
+def _hub_labels(source: str, table: Dataset, column: str, ids: Sequence[str]) -> Iterator[str]:
+    from datasets import ClassLabel
+
+    feature = table.features[column]
+    name_of = feature.int2str if isinstance(feature, ClassLabel) else str
+    for cell, label in zip(ids, table[column], strict=True):
+        if label in (None, -1, ""):
+            raise LeukoscopeError(f"{source}: cell {cell} has no label; remove its row")
+        _require_class(f"{source}: cell {cell}", label, column)
+        yield name_of(label)
 
 
 def _require_class(cell: str, label: object, column: str) -> None:
@@ -691,27 +704,12 @@ def _require_class(cell: str, label: object, column: str) -> None:
         )
 
 
-def _spelled(hub_id: str, info: DatasetInfo, rows: Sequence[_Row]) -> list[_Row]:
-    """The rows with their labels as the registry's entry spells them."""
-    if not info.labels:
-        return list(rows)
-    spelled = {label.casefold(): label for label in info.labels}
-    for row in rows:
-        if row.label.casefold() not in spelled:
-            raise LeukoscopeError(
-                f"data set {hub_id}: unknown label {row.label!r}; expected one of {', '.join(info.labels)}"
-            )
-    return [row._replace(label=spelled[row.label.casefold()]) for row in rows]
-
-
-def _hub_contents(hub_id: str, images: Dataset, ids: list[str]) -> Iterator[str]:
-    """The sha256 of each image as encoded: two data sets may agree in all else."""
-    from datasets import Image
-
-    for cell, row in zip(ids, images.cast_column("image", Image(decode=False)), strict=True):
-        if row["image"] is None:
-            raise LeukoscopeError(f"data set {hub_id}: cell {cell} has no image; remove its row")
-        yield hashlib.sha256(encoded_content(row["image"])).hexdigest()
+def _spelled(label: str, labels: Iterable[str], source: str) -> str:
+    """A label as the registry's entry spells it."""
+    for known in labels:
+        if label.casefold() == known.casefold():
+            return known
+    raise LeukoscopeError(f"{source}: unknown label {label!r}; expected one of {', '.join(labels)}")
 
 
 # Sets are often sorted by class or patient; a shuffle of this many rows mixes neighbours, and after so many rows no
@@ -760,9 +758,8 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
     except LeukoscopeError:
         raise
     except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
-        reason = next(iter(str(error).splitlines()), "no reason given")
         raise LeukoscopeError(
-            f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {reason}); check the network"
+            f"data set {hub_id}: cannot be streamed from the Hub ({_reason(error)}); check the network"
         ) from None
     streamed = [cell for _, found in sorted(cells.items()) for cell in found]
     if not streamed:
@@ -855,10 +852,11 @@ def recognise(root: Path) -> DatasetInfo:
     """
     if not root.is_dir():
         raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")
-    found = {info.name: list(info.find_cells(root)) for info in DATASETS.values() if info.find_cells is not None}
+    folder = ImageFolder.read(root)
+    found = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
     own = found.pop("imagefolder")
     best = DATASETS[max(found, key=lambda name: len(found[name]))]
-    if len(found[best.name]) > len(files_left_out(best, root, found[best.name])[OTHER]):
+    if len(found[best.name]) > len(files_left_out(best, folder, found[best.name])[OTHER]):
         return best
     if own:
         return DATASETS["imagefolder"]

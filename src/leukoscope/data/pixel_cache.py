@@ -11,10 +11,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
-from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.data.images import UnreachableImage, UnreadableImage, foreground, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
@@ -47,8 +46,7 @@ class FramedCells:
         row_of: cell id → row of `pixels`.
         labels: (N,) class index.
         subjects: (N,) subject ids; where a data set names none, the block of neighbouring images a cell belongs to.
-        hashes: (N,) of the decoded pictures, as `pixel_hash` gives them ("" where unreadable); None where cells are
-            decoded on demand.
+        hashes: (N,) `pixel_hash` of the decoded pictures ("" where unreadable); None where cells are decoded on demand.
         areas: (N,) the share of its whole picture that each cell covers, however it is framed (0 where unreadable);
             None where cells are decoded on demand.
     """
@@ -66,10 +64,7 @@ class FramedCells:
         return np.asarray([self.row_of[cell] for cell in cell_ids], dtype=np.int64)
 
     def areas_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """(N,) the share of its whole picture that each of these cells covers; None where cells are not on black.
-
-        Cells that are decoded on demand are decoded for it.
-        """
+        """(N,) the `areas` of these cells, decoded for it where they are not kept; None for cells not on black."""
         if self.data.info.background != "black":
             return None
         if isinstance(self.pixels, CellsOnDemand):
@@ -85,12 +80,7 @@ class PixelRows:
     """Some rows of framed cells' pixels, read when they are indexed: an index array into a memory map copies them."""
 
     def __init__(self, pixels: np.ndarray | CellsOnDemand, rows: np.ndarray):
-        """Read nothing yet.
-
-        Args:
-            pixels: of `FramedCells`.
-            rows: (N,) of them, in the order wanted.
-        """
+        """Take (N,) `rows` of the pixels, in the order wanted, without reading them."""
         self._pixels, self._rows = pixels, rows
 
     def __len__(self) -> int:
@@ -105,12 +95,9 @@ class PixelRows:
 
 
 class CellsOnDemand:
-    """Cells that are decoded each time they are indexed, like the array that `decode_cells` keeps.
+    """Cells that are decoded each time they are indexed, like the (N, S, S, 3) array that `decode_cells` keeps.
 
     Nothing is written anywhere, and a damaged cell is found only when it is decoded.
-
-    Attributes:
-        shape: (N, S, S, 3).
     """
 
     dtype = np.dtype(np.uint8)
@@ -131,10 +118,10 @@ class CellsOnDemand:
         """
         rows = np.arange(len(self))[index]
         if rows.ndim == 0:
-            return self._decoded(int(rows))
+            return self._preprocessing.frame(self._picture(int(rows)))
         pixels = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for place, row in enumerate(rows.tolist()):
-            pixels[place] = self._decoded(row)
+            pixels[place] = self._preprocessing.frame(self._picture(row))
         return pixels
 
     def areas(self, rows: np.ndarray) -> np.ndarray:
@@ -145,44 +132,28 @@ class CellsOnDemand:
         """
         return np.asarray([_area(self._picture(row)) for row in rows.tolist()], dtype=float)
 
-    def _decoded(self, row: int) -> np.ndarray:
-        return self._frame(self._picture(row))
-
     def _picture(self, row: int) -> Image.Image:
-        try:
-            return open_encoded(self._encoded[row]["image"], self._ids[row])
-        except UnreachableImage:
-            raise
-        except UnreadableImage as error:
-            raise LeukoscopeError(f"{error}; or let --cache_images leave damaged cells out") from None
-
-    @cached_property
-    def _frame(self) -> Callable[[Image.Image], np.ndarray]:
-        return self._preprocessing.frame
+        found = _opened(self._encoded, row, self._ids[row])
+        if isinstance(found, str):
+            raise LeukoscopeError(f"{found}; or let --cache_images leave damaged cells out")
+        return found
 
 
-def frame_cells(
-    data: LoadedCells,
-    preprocessing: Preprocessing,
-    *,
-    keep: bool = True,
-) -> FramedCells:
+def frame_cells(data: LoadedCells, preprocessing: Preprocessing, *, keep: bool = True) -> FramedCells:
     """Frame a whole data set, its publisher's test set included.
 
     Args:
         keep: decode every cell now and keep the pixels on disk; damaged cells are reported and left out. Without it
             cells are decoded when they are indexed.
     """
-    from datasets import concatenate_datasets
-
-    rows = concatenate_datasets(list(data.cells.values()))
+    rows = _all_rows(data)
     pixels: np.ndarray | CellsOnDemand = CellsOnDemand(rows, preprocessing)
     problems: dict[str, str] = {}
     hashes: list[str] | None = None
     areas: np.ndarray | None = None
     if keep:
         pixels, hashes, areas, problems = decode_cells(rows, preprocessing, data.fingerprint)
-    # Blocks are counted without damaged cells here because a split is made without them.
+    # Splits are drawn without damaged cells, so blocks are counted without them.
     kept = data.without(problems)
     ids, units = rows["cell_id"][:], groups_of(kept, kept.info.group)
     row_of = {cell: i for i, cell in enumerate(ids) if cell not in problems}
@@ -196,30 +167,24 @@ def without_damaged(data: LoadedCells) -> LoadedCells:
     A training run leaves them out before it draws its split, so the same split is drawn of these alone.
 
     Raises:
-        UnreachableImage: a file that is there no more.
+        UnreachableImage: a file that is missing now.
     """
-    from datasets import concatenate_datasets
-
-    rows = concatenate_datasets(list(data.cells.values()))
+    rows = _all_rows(data)
     encoded, ids = _encoded(rows), rows["cell_id"][:]
 
     def problem(row: int) -> str:
-        try:
-            open_encoded(encoded[row]["image"], ids[row])
-        except UnreachableImage:
-            raise
-        except UnreadableImage as error:
-            return str(error)
-        return ""
+        found = _opened(encoded, row, ids[row])
+        return found if isinstance(found, str) else ""
 
     with ThreadPoolExecutor() as pool:
         found = track(pool.map(problem, range(len(ids))), "looking for damaged pictures", len(ids))
         return data.without({cell: text for cell, text in zip(ids, found, strict=True) if text})
 
 
-def _area(image: Image.Image) -> float:
-    """The share of a picture that its cell covers, as the cache keeps it."""
-    return round(float(cell_areas([np.asarray(image)])[0]), 6)
+def _all_rows(data: LoadedCells) -> Dataset:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(list(data.cells.values()))
 
 
 def _encoded(cells: Dataset) -> Dataset:
@@ -229,10 +194,27 @@ def _encoded(cells: Dataset) -> Dataset:
     return cells.cast_column("image", ImageFeature(decode=False))
 
 
+def _opened(encoded: Dataset, row: int, cell: str) -> Image.Image | str:
+    """The decoded picture of a row, or what is wrong with it.
+
+    Raises:
+        UnreachableImage: a drive that is gone for a moment says nothing of its cells.
+    """
+    try:
+        return open_encoded(encoded[row]["image"], cell)
+    except UnreachableImage:
+        raise
+    except UnreadableImage as error:
+        return str(error)
+
+
+def _area(image: Image.Image) -> float:
+    """The share of a picture that its cell covers, as the cache keeps it."""
+    return round(float(np.mean(foreground(np.asarray(image)))), 6)
+
+
 def decode_cells(
-    cells: Dataset,
-    preprocessing: Preprocessing,
-    fingerprint: str,
+    cells: Dataset, preprocessing: Preprocessing, fingerprint: str
 ) -> tuple[np.ndarray, list[str], np.ndarray, dict[str, str]]:
     """Frame every cell, from the cache where it was done before.
 
@@ -242,14 +224,12 @@ def decode_cells(
 
     Returns:
         (N, S, S, 3) uint8, memory-mapped, row i of `cells` at i (zeros where unreadable); the N decoded pictures'
-        `pixel_hash` ("" where unreadable) and their (N,) `cell_areas` (0 where unreadable); and cell id → message for
-        each picture that turned out damaged when decoded.
+        `pixel_hash` ("" where unreadable); the (N,) shares of them that their cells cover (0 where unreadable); and
+        cell id → message for each picture that turned out damaged when decoded.
 
     Raises:
-        LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is there no more.
+        LeukoscopeError: the cache folder cannot be written (full disk, no permission), or a file that is missing now.
     """
-    size = preprocessing.image_size
-    shape = (len(cells), size, size, 3)
 
     def changed(path: str | None) -> tuple[int, int]:
         # Cells exported anew often keep name and size, and those of an archive its time of writing, too.
@@ -262,7 +242,12 @@ def decode_cells(
     code = [Path(getfile(module)).read_bytes() for module in (images_module, preprocessing_module)]
     key = sha256(repr((fingerprint, cells["cell_id"][:], times, preprocessing, code)).encode()).hexdigest()[:16]
     pixels_path, found_path = cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json"
-    if (kept := _kept(pixels_path, found_path)) is None:
+    try:
+        found = json.loads(found_path.read_text(encoding="utf-8"))
+        pixels = np.load(pixels_path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # missing or cut short
+        size = preprocessing.image_size
+        shape = (len(cells), size, size, 3)
         folder, needed = pixels_path.parent, int(np.prod(shape))
         problem = f"{folder}: cannot keep the decoded cells there"
         with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
@@ -272,18 +257,8 @@ def decode_cells(
                 found = _decode_to(temporary, shape, cells, preprocessing)
             # What was found is written last: its presence says that the pixels are complete.
             write_atomic(found_path, json.dumps(found))
-
-        kept = np.load(pixels_path, mmap_mode="r"), found
-    pixels, found = kept
+        pixels = np.load(pixels_path, mmap_mode="r")
     return pixels, found["pixel_hashes"], np.asarray(found["areas"], dtype=float), found["unreadable"]
-
-
-def _kept(pixels: Path, found: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """What the cache's two files hold; None where one is missing or was cut short."""
-    try:
-        return np.load(pixels, mmap_mode="r"), json.loads(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError):
-        return None
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -292,37 +267,23 @@ def require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _decode_to(
-    path: Path,
-    shape: tuple[int, ...],
-    cells: Dataset,
-    preprocessing: Preprocessing,
-) -> dict[str, Any]:
-    """Write the framed cells to a file; what was found besides, for the cache's other file."""
+def _decode_to(path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    encoded, ids = _encoded(cells), cells["cell_id"][:]
 
-    frame, encoded, ids = preprocessing.frame, _encoded(cells), cells["cell_id"][:]
-
-    def decode(i: int) -> tuple[str, float, str]:
-        try:
-            image = open_encoded(encoded[i]["image"], ids[i])
-        except UnreachableImage:
-            raise  # a drive that is gone for a moment says nothing of the cells
-        except UnreadableImage as error:
-            return "", 0.0, str(error)
-        array[i] = frame(image)
+    def decode(row: int) -> tuple[str, float, str]:
+        image = _opened(encoded, row, ids[row])
+        if isinstance(image, str):
+            return "", 0.0, image
+        array[row] = preprocessing.frame(image)
         return pixel_hash(image), _area(image), ""
 
-    hashes: list[str] = []
-    areas: list[float] = []
-    problems = {}
     with ThreadPoolExecutor() as pool:
-        for cell, (pixels, area, problem) in zip(
-            ids, track(pool.map(decode, range(shape[0])), "decoding", shape[0]), strict=True
-        ):
-            hashes.append(pixels)
-            areas.append(area)
-            if problem:
-                problems[cell] = problem
+        found = list(track(pool.map(decode, range(shape[0])), "decoding", shape[0]))
     array.flush()
-    return {"unreadable": problems, "pixel_hashes": hashes, "areas": areas}
+    return {
+        "unreadable": {cell: problem for cell, (_, _, problem) in zip(ids, found, strict=True) if problem},
+        "pixel_hashes": [hash_ for hash_, _, _ in found],
+        "areas": [area for _, area, _ in found],
+    }

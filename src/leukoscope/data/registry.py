@@ -6,20 +6,19 @@ adding a data set is adding one entry to `DATASETS`.
 
 from __future__ import annotations
 
-import csv
-import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import located, read_csv
+from leukoscope.data.cell_tables import content_of, csv_rows, located, read_csv
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import IMAGE_SUFFIXES
 
-# What is said of a cell or a subject instead of a class (`Decision`, `SubjectPrediction`): no class may be called so.
+# What is said of a cell or a subject instead of a class (`Decision`, `PatientPrediction`): no class may be called so.
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"
 NOT_A_CELL = "not a cell"
@@ -73,7 +72,7 @@ class DatasetInfo:
     group: Literal["subject", "block"]
     background: Literal["black", "smear"]
     crop_pct: float
-    find_cells: Callable[[Path], Iterator[CellFile]] | None = None
+    find_cells: Callable[[ImageFolder], Iterator[CellFile]] | None = None
     official_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     subject_aliases: Mapping[str, str] = field(default_factory=dict)
     hub_id: str | None = None
@@ -101,132 +100,21 @@ class DatasetInfo:
         return {**named, "unit": self.group, **copy}
 
 
-# What systems and programs put beside pictures; names that begin with "." are left out too.
-_JUNK = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
-# Files that lie beside pictures and need no mention.
-_COMPANIONS = (
-    *(".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".parquet", ".html"),
-    *(".pdf", ".log", ".py", ".ipynb", ".safetensors", ".sha256", ".db"),
-)
-_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why a picture is no cell
 
 
-def is_junk(name: str) -> bool:
-    """Whether a file manager or another program, not a person, made a file or folder of that name."""
-    return name.startswith(".") or name.casefold() in _JUNK
-
-
-def is_image_file(path: str) -> bool:
-    """Whether a file is named as a picture, or begins as one that is read here."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in IMAGE_SUFFIXES or suffix in _COMPANIONS:
-        return suffix in IMAGE_SUFFIXES
-    try:
-        if not os.path.isfile(path):  # a pipe would wait for its writer
-            return False
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except OSError:
-        return False
-    return begins_as_image(start)
-
-
-def begins_as_image(start: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of a picture that is read here."""
-    bitmap = start[:2] == b"BM" and start[6:10] == bytes(4)
-    return start.startswith(_MAGIC) or bitmap or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-
-
-def walked(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each with the names of its files, in a fixed order; what is hidden is left out.
-
-    A link to a folder is followed where that lies neither below `root` nor above it: no file is met twice.
-
-    Raises:
-        LeukoscopeError: a folder that cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise LeukoscopeError(
-            f"{error.filename}: the folder cannot be read ({error.strerror}); check who may read it, or move it away"
-        )
-
-    homes = [Path(root).resolve()]
-
-    def is_entered(path: Path) -> bool:
-        if not path.is_symlink():
-            return True
-        target = path.resolve()
-        if any(target.is_relative_to(home) or home.is_relative_to(target) for home in homes):
-            return False
-        homes.append(target)
-        return True
-
-    for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
-        inside[:] = [n for n in sorted(inside) if not is_junk(n) and is_entered(Path(folder, n))]
-        yield folder, sorted(name for name in files if not is_junk(name))
-
-
-def image_files(root: Path) -> Iterator[Path]:
-    """All image files under a folder, as `walked` finds them, in a fixed order, whatever their suffix.
-
-    A link to an image that is not there is among them: who opens it says so.
-
-    Raises:
-        LeukoscopeError: a folder that cannot be read, or an image whose name is not UTF-8.
-    """
-    images = (
-        Path(folder, name)
-        for folder, names in walked(root)
-        for name in names
-        if is_image_file(os.path.join(folder, name))
-    )
-    for path in sorted(images):
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise LeukoscopeError(f"{os.fsencode(path)!r}: the name of this image is not UTF-8; rename it") from None
-        yield path
-
-
-def other_files(root: Path) -> str:
-    """One line on the files under a folder that are no pictures read here, by suffix; "" without."""
-    kinds = Counter(
-        os.path.splitext(name)[1].lower() or "no suffix"
-        for folder, names in walked(root)
-        for name in names
-        if os.path.splitext(name)[1].lower() not in _COMPANIONS and not is_image_file(os.path.join(folder, name))
-    )
-    return left_out(kinds) if kinds else ""
-
-
-def left_out(kinds: Counter[str]) -> str:
-    """One line on files that are no pictures read here, counted by suffix."""
-    listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
-    return f"{kinds.total():,} file(s) left out, no pictures that can be read: {listed}; export them as PNG or JPEG"
-
-
-def files_named(root: Path, name: str) -> list[Path]:
-    """The files of that name under a folder, as `walked` finds them."""
-    return [Path(folder, name) for folder, names in walked(root) if name in names]
-
-
-PRELIMINARY, COPIES, OTHER = "preliminary", "copies", "other"  # why an image file is no cell
-
-
-def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Iterator[str]:
-    """One line a reason for which image files under `root` are not among the cells found there."""
-    cells = list(found)
-    left = files_left_out(info, root, cells)
+def passed_over(info: DatasetInfo, folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
+    """One line a reason for which pictures of a folder are not among the cells found there, or may be misread."""
+    left = files_left_out(info, folder, cells)
     if preliminary := left[PRELIMINARY]:
-        missing = not files_named(root, info.label_list)
-        state = "that list is not there; put it beside them" if missing else "it names no cell for them"
+        listed = any(path.name == info.label_list for path in folder.others)
+        state = "it names no cell for them" if listed else "that list is not there; put it beside them"
         yield (
             f"{len(preliminary):,} image file(s) of the preliminary test left out, for example {preliminary[0]}: "
             f"their labels come from {info.label_list}, and {state}"
         )
-    if others := other_files(root):
-        yield others
+    if folder.left_out:
+        yield folder.left_out
     classes = {label.casefold() for label in info.labels}
     elsewhere = [cell.path for cell in cells if cell.path.parent.name.casefold() in classes - {cell.label.casefold()}]
     if elsewhere:
@@ -234,73 +122,45 @@ def passed_over(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> Ite
             f"{len(elsewhere):,} image file(s) lie in the folder of another class than their name says, for example "
             f"{elsewhere[0]}: the name counts"
         )
-    if info.find_cells is find_class_folders and not (root / "metadata.csv").is_file():
-        yield from _about_folders(root, {cell.path.parent for cell in cells}, any(cell.subject for cell in cells))
+    if info.find_cells is find_class_folders and not (folder.root / METADATA).is_file():
+        yield from _about_class_folders(folder, cells)
     for reason, said in ((OTHER, f"not laid out as {info.layout}"), (COPIES, "copies of cells already found")):
         if paths := left[reason]:
             yield f"{len(paths):,} image file(s) passed over, for example {paths[0]}: {said}"
 
 
-def _about_folders(root: Path, filled: set[Path], subjects: bool) -> Iterator[str]:
-    """What a person should know of how class folders were read."""
-    if subjects:
+def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iterator[str]:
+    """How class folders were read, and which folders beside them hold no picture."""
+    filled = {cell.path.parent for cell in cells}
+    above = {path.parent.name for path in filled if folder.root not in (path, path.parent)}
+    if any(cell.subject for cell in cells):
         yield (
             "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
             "--subject_csv if it is not"
         )
-    above = {folder.parent.name for folder in filled if root not in (folder, folder.parent)}
-    parts = re.compile(r"(fold|train|test|val|dev|eval)", re.IGNORECASE)
-    if not subjects and len(above) > 1 and not any(map(parts.match, above)):
+    elif len(above) > 1 and not any(re.match("fold|train|test|val|dev|eval", name, re.IGNORECASE) for name in above):
         yield (
             f"read as <class>/<image>; the folders above the classes ({', '.join(sorted(above)[:3])} …) were not used: "
             "if they are subjects, give --subject_pattern '(?P<subject>[^/]+)/[^/]+/[^/]+$'"
         )
-    homes = {folder.parent for folder in filled}
-    for folder, _ in walked(root):
-        path = Path(folder)
-        # Beside the folders of pictures, where a class would be.
-        is_beside = path != root and path.parent in homes
-        if is_beside and not any(one.is_relative_to(path) for one in filled):
-            yield f"folder {path.relative_to(root).as_posix()!r} holds no picture that can be read: it makes no class"
+    homes = {path.parent for path in filled}
+    for path in folder.folders:
+        if path.parent in homes and not any(one.is_relative_to(path) for one in filled):
+            name = path.relative_to(folder.root).as_posix()
+            yield f"folder {name!r} holds no picture that can be read: it makes no class"
 
 
-def files_left_out(info: DatasetInfo, root: Path, found: Iterable[CellFile]) -> dict[str, list[Path]]:
-    """The image files under `root` that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
-    cells = {cell.path: cell.cell_id for cell in found}
-    ids = set(cells.values())
+def files_left_out(info: DatasetInfo, folder: ImageFolder, cells: Iterable[CellFile]) -> dict[str, list[Path]]:
+    """The pictures of a folder that are not among the cells found there, by reason: PRELIMINARY, COPIES, OTHER."""
+    found = {cell.path: cell.cell_id for cell in cells}
+    ids = set(found.values())
     left: dict[str, list[Path]] = {PRELIMINARY: [], COPIES: [], OTHER: []}
-    for path in image_files(root):
-        if path in cells or not set(info.other_folders).isdisjoint(path.relative_to(root).parts):
+    for path in folder.images:
+        if path in found or not set(info.other_folders).isdisjoint(path.relative_to(folder.root).parts):
             continue
         preliminary = info.label_list and _is_preliminary(path)
         left[PRELIMINARY if preliminary else COPIES if path.stem in ids else OTHER].append(path)
     return left
-
-
-def wrong_separator(columns: Sequence[str]) -> str:
-    """What to say of a CSV file whose heading was read as one column, because no comma separates it; else ""."""
-    separators = {";": "semicolons", "\t": "tabs"}
-    found = next((name for mark, name in separators.items() if len(columns) == 1 and mark in columns[0]), "")
-    return f"its columns are separated by {found}; save it with commas" if found else ""
-
-
-def read_columns(path: Path, *columns: str) -> list[tuple[str, ...]]:
-    """The named columns of a CSV file, row by row; a cell that is not there reads as "".
-
-    Raises:
-        LeukoscopeError: a column is missing, or the file is no CSV in UTF-8.
-    """
-    needed = f"it needs {','.join(columns)}"
-    try:
-        # Spreadsheets start a UTF-8 file with a byte-order mark.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-                reason = wrong_separator(reader.fieldnames or ()) or needed
-                raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {reason}")
-            return [tuple(row[name] or "" for name in columns) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LeukoscopeError(f"{path}: cannot be read as a CSV file in UTF-8 ({error}); {needed}") from None
 
 
 EMPTY_SLIDE_RGB = (246, 254, 252)
@@ -309,19 +169,17 @@ CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_
 CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
 
 
-def find_cnmc_cells(root: Path) -> Iterator[CellFile]:
+def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
     """C-NMC 2019 as Kaggle and TCIA unpack it: cells named `UID_…`, and the preliminary test named by its CSV.
 
-    A copy of a cell kept outside the folds (samples in another format, say) is passed over.
+    A copy of a cell outside the folds (samples in another format, say) is passed over.
     """
-    # Number of a preliminary-test file (`1` of `1.bmp`) → original cell id, from the publisher's label list.
-    lists = files_named(root, CNMC_PRELIM_LABELS)
-    named = read_columns(lists[0], "new_names", "Patient_ID") if lists else []
-    preliminary = {Path(name).stem: Path(cell).stem for name, cell in named}
+    lists = [path for path in folder.others if path.name == CNMC_PRELIM_LABELS]
+    original_of = _preliminary_cells(lists[0]) if lists else {}
     cells = []
-    for path in image_files(root):
+    for path in folder.images:
         if _is_preliminary(path):
-            original, fold = preliminary.get(path.stem, ""), "preliminary_test"
+            original, fold = original_of.get(path.stem, ""), "preliminary_test"
         else:
             original = path.stem
             fold = next((part for part in reversed(path.parts) if re.fullmatch(r"fold_\d", part)), "")
@@ -335,39 +193,55 @@ def _is_preliminary(path: Path) -> bool:
     return "prelim" in path.parent.name
 
 
+def _preliminary_cells(path: Path) -> dict[str, str]:
+    """Number of a file of the preliminary test (`1` of `1.bmp`) → its original cell id, by the publisher's list."""
+    columns = ("new_names", "Patient_ID")
+    fix = f"it needs the columns {','.join(columns)}"
+    header, rows, _ = csv_rows(content_of(path), str(path), fix)
+    if missing := sorted(set(columns) - set(header)):
+        raise LeukoscopeError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
+    numbers, cells = map(header.index, columns)
+    return {Path(row[numbers]).stem: Path(row[cells]).stem for _, row in rows if len(row) > max(numbers, cells)}
+
+
 BALL4_NAME = re.compile(r"WBC-(?:Malignant-)?(?P<label>Benign|Early|Pre|Pro)-(?P<number>\d+)$")
 
 
-def find_ball4_cells(root: Path) -> Iterator[CellFile]:
+def find_ball4_cells(folder: ImageFolder) -> Iterator[CellFile]:
     """The 4-class B-ALL fields; the parallel `Segmented` tree shows the same fields and is left out."""
-    for path in image_files(root):
+    for path in folder.images:
         match = BALL4_NAME.match(path.stem)
         if match and "Segmented" not in path.parts:
             yield CellFile(path, match["label"], subject="", cell_id=path.stem)
 
 
-def find_class_folders(root: Path) -> Iterator[CellFile]:
+METADATA = "metadata.csv"
+
+
+def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
     """A user's own cells: `<root>/…/<class>/<image>`, or `<root>/…/<class>/<subject>/<image>`.
 
     A `metadata.csv` at the root with labels names the cells instead, as 🤗 datasets reads one. Otherwise the class is
-    the folder an image lies in; where each innermost folder lies in one class alone, has a digit in its
-    name as ids have, and there are more of them than of the folders above, these are the classes and it is a subject.
+    the folder an image lies in. The innermost folders are subjects where each lies in one class alone and has a digit
+    in its name, as ids have, and there are more of them than of the folders above.
     """
-    listed = root / "metadata.csv"
+    root, listed = folder.root, folder.root / METADATA
     table = read_csv(listed) if listed.is_file() else None
     if table is not None and any(row.label for row in table.rows):
         for row, file in located(table, root):
-            yield CellFile(root / file, row.label, row.subject, cell_id=_cell_id(Path(file)))
+            yield CellFile(root / file, row.label, row.subject, cell_id=cell_id_of(file))
         return
-    files = [path for path in image_files(root) if path.parent != root]
+    files = [path for path in folder.images if path.parent != root]
     subjects = _are_subjects({path.parent for path in files}, root)
     for path in files:
         label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
-        yield CellFile(path, label, subject=subject, cell_id=_cell_id(path.relative_to(root)))
+        yield CellFile(path, label, subject=subject, cell_id=cell_id_of(path.relative_to(root).as_posix()))
 
 
-def _cell_id(name: Path) -> str:
-    return (name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name).as_posix()
+def cell_id_of(file: str) -> str:
+    """A file's name as a cell id: without the suffix of a picture."""
+    suffix = PurePath(file).suffix
+    return file.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else file
 
 
 def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
@@ -377,7 +251,7 @@ def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
         if folder.parent == root or not any(letter.isdigit() for letter in folder.name):
             return False
         above[folder.name].add(folder.parent.name)
-    classes = {name for names in above.values() for name in names}
+    classes = set().union(*above.values())
     return all(len(names) == 1 for names in above.values()) and 2 <= len(classes) < len(above)
 
 

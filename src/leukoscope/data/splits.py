@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Strategy = Literal["subject", "subject-cv", "official", "random", "random-cv", "block", "block-cv", "all", "given"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
+_GROUPS = {"random": "cell", "block": "block"}  # what these keep on one side; all others, subjects
 # Neighbouring file numbers of ball4 come from one slide: 3,256 images of 89 patients make about 37 an id.
 BALL4_BLOCK = 37
 # A test side of which one group owns more speaks of that group.
@@ -151,77 +152,47 @@ def make_split(
     Args:
         strategy: `subject` (about 70/15/15, no subject on two sides), `subject-cv` (class-stratified k-fold by
             subject; `fold` is tested), `official` (the publisher's named folds), `random` (70/15/15 by image,
-            stratified: the prior systems' protocol), `random-cv` (class-stratified k-fold by image), `block` (like
-            `subject`, by blocks of neighbouring images), `block-cv` (like `subject-cv`, by blocks), `all` (train on
-            everything, test on nothing: for a final release), `given` (the data set's own splits, cell for cell);
-            None takes `given` where the data set has splits of its own, else `subject`.
+            stratified), `random-cv` (class-stratified k-fold by image), `block` and `block-cv` (like `subject` and
+            `subject-cv`, by blocks of neighbouring images), `all` (train on everything, test on nothing: for a final
+            release), `given` (the data set's own splits); None takes `given` where there are some, else `subject`.
         validation: set part of the training side apart to choose the checkpoint.
-        train_val_split: `given` without a validation split: about which share of train that part is,
-            0–1; of whole subjects at most a half.
+        train_val_split: `given` without a validation split: about which share of train that part is, 0–1; of whole
+            subjects at most a half.
 
     Raises:
         LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
     """
     strategy = strategy or ("given" if data.own_splits else "subject")
-    if strategy not in STRATEGIES:
-        raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
-    if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
-        named = {"imagefolder": "give --subject_pattern or --subject_csv, or "}
-        by_column = "name their column with --subject_column, or " if "/" in data.info.name else ""
-        raise LeukoscopeError(
-            f"--split {strategy}: the subjects of {data.info.title} are not known; "
-            f"{named.get(data.info.name, by_column)}use --split {'block or ' * (data.info.group == 'block')}random "
-            f"({BY_IMAGE})"
-        )
-    group = {"random": "cell", "random-cv": "cell", "block": "block", "block-cv": "block", "all": data.info.group}.get(
-        strategy, "subject"
-    )
-    on_two_sides: list[str] = []
-    if strategy == "given":
-        if not data.own_splits:
-            raise LeukoscopeError(
-                f"--split given: {data.info.title} has no splits of its own; choose another --split, or name its "
-                "splits with --train_split, --validation_split and --test_split"
-            )
-        group, on_two_sides = _group_of_own_splits(data)
-    if not len(data.train):
-        raise LeukoscopeError(f"{data.info.title}: holds no cell to train on, only the publisher's test; add its folds")
-    drawing = _Drawing(data, group, seed)
+    group, note = _group_kept_whole(data, strategy)
+    cells = _Cells(data, group, seed)
+    train, val, test = cells.everything, list[int](), list[int]()
     if strategy == "random":
-        train, rest = drawing.by_image(drawing.everything, 0.30)
-        val, test = drawing.by_image(rest, 0.5)
+        train, rest = cells.by_image(train, 0.30)
+        val, test = cells.by_image(rest, 0.5)
         detail = "70/15/15 by image"
-    elif strategy == "random-cv":
-        train, test = drawing.fold_by_image(fold, num_folds)
-        train, val = drawing.by_image(train, 1 / (SUBJECT_FOLDS - 1)) if validation else (train, [])
-        detail = f"fold {fold} of {num_folds} by image"
     elif strategy == "all":
-        train, val, test, detail = drawing.everything, [], [], "every cell trains"
-    elif strategy == "official":
-        train, test = drawing.named(train_folds), drawing.named(test_folds)
-        train, val = drawing.set_validation_apart(train) if validation else (train, [])
-        detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
+        detail = "every cell trains"
     elif strategy == "given":
-        train, val, test = ([i for i, fold in enumerate(drawing.folds) if fold == side] for side in SIDES)
+        train, val, test = (cells.in_folds([side]) for side in SIDES)
         detail = "the data set's own splits"
         if not val and validation and train_val_split:
-            train, val = drawing.validation_share(train, train_val_split)
+            train, val = cells.validation_share(train, train_val_split)
             # Of whole groups it is another share than was asked for.
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
-    elif strategy in ("subject-cv", "block-cv"):
-        train, test = drawing.fold(fold, num_folds)
-        train, val = drawing.set_validation_apart(train) if validation else (train, [])
-        detail = f"fold {fold} of {num_folds}"
+    elif strategy == "official":
+        train, test = cells.in_folds(train_folds, known=True), cells.in_folds(test_folds, known=True)
+        detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
+    elif strategy.endswith("-cv"):
+        train, test = cells.fold(fold, num_folds)
+        detail = f"fold {fold} of {num_folds}{' by image' if group == 'cell' else ''}"
     else:
-        train, test = drawing.fold(0, SUBJECT_FOLDS)
-        train, val = drawing.set_validation_apart(train)
+        train, test = cells.fold(0, SUBJECT_FOLDS)
         detail = f"about 70/15/15 by {group}"
-    split = drawing.finish(strategy, train, val, test, detail)
-    if on_two_sides:
-        note = f"{len(on_two_sides)} subject(s) stand on two sides of the data set's own splits, e.g. {on_two_sides[0]}"
-        split = replace(split, notes=(*split.notes, f"{note}; --split subject keeps each on one side"))
-    return split
+    if strategy in ("subject", "block") or (validation and strategy not in ("random", "all", "given")):
+        train, val = cells.set_validation_apart(train)
+    split = cells.split(strategy, train, val, test, detail)
+    return replace(split, notes=(*split.notes, note)) if note else split
 
 
 def own_split(data: LoadedCells) -> Split | None:
@@ -229,16 +200,68 @@ def own_split(data: LoadedCells) -> Split | None:
     return make_split(data, "given", validation=False) if data.own_splits else None
 
 
-def _group_of_own_splits(data: LoadedCells) -> tuple[str, list[str]]:
-    """What a data set's own splits keep on one side, "subject" or "cell", and the subjects on two sides."""
+def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
+    """What a split of a data set must keep on one side; "cell" where nothing larger is known."""
+    if any(data.train["subject"][:]):
+        return "subject"
+    return "block" if data.info.group == "block" else "cell"
+
+
+def cross_validation(data: LoadedCells) -> list[Split]:
+    """Up to five folds by `split_unit`, without a validation side; one random split where only images are known.
+
+    There are fewer folds where a class has fewer units.
+
+    Raises:
+        LeukoscopeError: a class has fewer than two units.
+    """
+    unit = split_unit(data)
+    if unit == "cell":
+        return [make_split(data, "random")]
+    unit_of = groups_of(data, unit)
+    cells = zip(data.train["label"][:], data.train["cell_id"][:], strict=True)
+    counts = Counter(label for label, _ in {(label, unit_of[cell]) for label, cell in cells})
+    fewest, scarce = min((counts[index], label) for index, label in enumerate(data.info.labels))
+    if fewest < 2:
+        raise LeukoscopeError(f"class {scarce} has {fewest} {unit}(s); two or more are needed to test on others")
+    num_folds = min(5, fewest)
+    return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]
+
+
+def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
+    """What a strategy keeps on one side ("subject", "block" or "cell"), and a note on who is not kept so.
+
+    Raises:
+        LeukoscopeError: an unknown strategy, or data that it cannot split.
+    """
+    if strategy not in STRATEGIES:
+        raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
+    title = data.info.title
+    if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
+        named = {"imagefolder": "give --subject_pattern or --subject_csv, or "}
+        by_column = "name their column with --subject_column, or " if "/" in data.info.name else ""
+        raise LeukoscopeError(
+            f"--split {strategy}: the subjects of {title} are not known; {named.get(data.info.name, by_column)}use "
+            f"--split {'block or ' * (data.info.group == 'block')}random ({BY_IMAGE})"
+        )
+    if strategy == "given" and not data.own_splits:
+        raise LeukoscopeError(
+            f"--split given: {title} has no splits of its own; choose another --split, or name its splits with "
+            "--train_split, --validation_split and --test_split"
+        )
+    if not len(data.train):
+        raise LeukoscopeError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
+    if strategy != "given":
+        return data.info.group if strategy == "all" else _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
     sides: defaultdict[str, set[str]] = defaultdict(set)
     for subject, side in zip(data.train["subject"][:], data.train["fold"][:], strict=True):
         sides[subject].add(side)
     both = sorted(subject for subject, on in sides.items() if subject and len(on) > 1)
-    return "cell" if both or "" in sides else "subject", both
+    note = f"{len(both)} subject(s) stand on two sides of the data set's own splits, e.g. {both[0]}" if both else ""
+    return "cell" if both or "" in sides else "subject", note and f"{note}; --split subject keeps each on one side"
 
 
-class _Drawing:
+class _Cells:
     """The rows of one data set and the ways to deal them out; all results are row indices."""
 
     def __init__(self, data: LoadedCells, group: str, seed: int):
@@ -249,7 +272,8 @@ class _Drawing:
         self.ids: list[str] = rows["cell_id"][:]
         self.folds: list[str] = rows["fold"][:]
         self.labels = np.asarray(rows["label"][:])
-        self.groups = groups_of(data, group)
+        group_of = groups_of(data, group)
+        self.groups = [group_of[cell] for cell in self.ids]
         # The publisher's own test set takes part only where it is named.
         self.everything = list(range(len(data.train)))
 
@@ -263,34 +287,37 @@ class _Drawing:
             raise LeukoscopeError(f"split by image: too few cells of a class ({error}); gather more cells") from None
         return kept, apart
 
-    def fold_by_image(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
+    def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
+        """The training and the test side of one fold."""
+        if num_folds < 2:
+            raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
+        if not 0 <= fold < num_folds:
+            raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
+        if self.group != "cell":
+            advice = f"use --split {self.group}-cv with a smaller --num_folds"
+            return self._grouped_folds(self.everything, num_folds, advice)[fold]
         from sklearn.model_selection import StratifiedKFold
 
-        _check_fold(fold, num_folds)
-        least = int(np.bincount(self.labels[self.everything]).min())
-        if least < num_folds:
+        labels = self.labels[self.everything]
+        if (least := int(np.bincount(labels).min())) < num_folds:
             raise LeukoscopeError(
                 f"--num_folds {num_folds}: a class has {least} cells; give at most as many folds, or gather more cells"
             )
-        folds = StratifiedKFold(num_folds, shuffle=True, random_state=self.seed)
-        train, test = list(folds.split(self.everything, self.labels[self.everything]))[fold]
-        return train.tolist(), test.tolist()
-
-    def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
-        _check_fold(fold, num_folds)
-        advice = f"use --split {self.group}-cv with a smaller --num_folds, or gather more {self.group}s"
-        return self._grouped_folds(self.everything, num_folds, advice)[fold]
+        folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=self.seed).split(labels, labels))
+        return folds[fold][0].tolist(), folds[fold][1].tolist()
 
     def set_validation_apart(self, train: list[int]) -> tuple[list[int], list[int]]:
+        """The rows without the validation side, and that side: as large as the test side of `subject`."""
+        if self.group == "cell":
+            return self.by_image(train, 1 / (SUBJECT_FOLDS - 1))
         without = "subject-cv or official" if self.group == "subject" else "block-cv"
-        advice = f"use --split {without} with --no_validation, or gather more {self.group}s"
-        return self._grouped_folds(train, SUBJECT_FOLDS - 1, advice)[0]
+        return self._grouped_folds(train, SUBJECT_FOLDS - 1, f"use --split {without} with --no_validation")[0]
 
     def validation_share(self, train: list[int], share: float) -> tuple[list[int], list[int]]:
         """The rows without about that share of them, by whole groups, and that share."""
         if self.group == "cell":
             return self.by_image(train, share)
-        advice = f"give another --train_val_split (0 for no validation), or gather more {self.group}s"
+        advice = "give another --train_val_split (0 for no validation)"
         return self._grouped_folds(train, max(2, round(1 / share)), advice)[0]
 
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
@@ -298,17 +325,17 @@ class _Drawing:
 
         The groups of a class, largest first, are dealt in rounds of one per fold, in random order: so every fold tests
         as many groups of a class as any other, to one, and about as many cells, while seeds differ. (scikit-learn's
-        `StratifiedGroupKFold` places groups greedily by size: where sizes differ as patients' do, its seed decides
+        `StratifiedGroupKFold` places groups greedily by size: where sizes differ as subjects' do, its seed decides
         nothing.) Of several such deals the one is kept whose folds depend least on single groups.
         """
-        labels = self.labels[rows]
-        names, group_of = np.unique([self.groups[self.ids[i]] for i in rows], return_inverse=True)
+        names, group_of = np.unique([self.groups[i] for i in rows], return_inverse=True)
         counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)
-        np.add.at(counts, (group_of, labels), 1)
-        for index, label in enumerate(self.data.info.labels):
-            if (available := int((counts[:, index] > 0).sum())) < num_folds:
+        np.add.at(counts, (group_of, self.labels[rows]), 1)
+        for label, available in zip(self.data.info.labels, (counts > 0).sum(axis=0).tolist(), strict=True):
+            if available < num_folds:
                 raise LeukoscopeError(
-                    f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; {advice}"
+                    f"class {label} has {available} {self.group}(s), fewer than the {num_folds} folds needed; "
+                    f"{advice}, or gather more {self.group}s"
                 )
         rng = np.random.default_rng(self.seed)
         deals = [_dealt(counts, num_folds, rng) for _ in range(_DEALS)]
@@ -321,52 +348,35 @@ class _Drawing:
         all_rows = np.asarray(rows)
         return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
 
-    def named(self, folds: Sequence[str]) -> list[int]:
-        known = sorted({fold for fold in self.folds if fold})
-        for fold in folds:
-            if fold not in known:
-                raise LeukoscopeError(
-                    f"official fold {fold!r}: not in the data, which has {', '.join(known) or 'none'}"
-                )
+    def in_folds(self, folds: Sequence[str], *, known: bool = False) -> list[int]:
+        """The rows of these folds; with `known`, each of them must be there."""
+        there = sorted({fold for fold in self.folds if fold})
+        if missing := [fold for fold in folds if known and fold not in there]:
+            has = ", ".join(there) or "none"
+            raise LeukoscopeError(f"official fold {missing[0]!r}: not in the data, which has {has}")
         return [i for i, fold in enumerate(self.folds) if fold in folds]
 
-    def finish(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
+    def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
-        tested = {self.groups[self.ids[i]] for i in test}
-        kept = [i for i in train if self.groups[self.ids[i]] not in tested]
-        kept_val = [i for i in val if self.groups[self.ids[i]] not in tested]
+        cells = Counter(self.groups[i] for i in test)
+        kept, kept_val = ([i for i in side if self.groups[i] not in cells] for side in (train, val))
         notes = []
         if left_out := len(train) + len(val) - len(kept) - len(kept_val):
-            both = sorted({self.groups[self.ids[i]] for i in [*train, *val]} & tested)
+            both = sorted({self.groups[i] for i in [*train, *val]} & cells.keys())
             notes.append(f"{left_out} training cells left out: {self.group} {', '.join(both)} is also tested")
         if train and not kept:
             raise LeukoscopeError(
                 f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
             )
-        [(group, cells)] = Counter(self.groups[self.ids[i]] for i in test).most_common(1) or [("", 0)]
-        if self.group != "cell" and cells > LARGEST_SHARE * len(test):
-            share = f"{cells / len(test):.0%}"
+        [(group, count)] = cells.most_common(1) or [("", 0)]
+        if self.group != "cell" and count > LARGEST_SHARE * len(test):
+            share = f"{count / len(test):.0%}"
             notes.append(f"{self.group} {group} owns {share} of the test cells: read the figures by {self.group}")
-        split = Split(
-            strategy,
-            self.group,
-            self.seed,
-            self.data.fingerprint,
-            train=tuple(self.ids[i] for i in kept),
-            validation=tuple(self.ids[i] for i in kept_val),
-            test=tuple(self.ids[i] for i in test),
-            detail=detail,
-            notes=tuple(notes),
-        )
-        assert_disjoint(split, self.groups)
+        train_ids, val_ids, test_ids = (tuple(self.ids[i] for i in side) for side in (kept, kept_val, test))
+        fingerprint = self.data.fingerprint
+        split = Split(strategy, self.group, self.seed, fingerprint, train_ids, val_ids, test_ids, detail, tuple(notes))
+        assert_disjoint(split, dict(zip(self.ids, self.groups, strict=True)))
         return split
-
-
-def _check_fold(fold: int, num_folds: int) -> None:
-    if num_folds < 2:
-        raise LeukoscopeError(f"--num_folds {num_folds}: give 2 or more")
-    if not 0 <= fold < num_folds:
-        raise LeukoscopeError(f"--fold {fold}: there are folds 0 to {num_folds - 1} with --num_folds {num_folds}")
 
 
 def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -416,13 +426,10 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
     """cell id → the group it belongs to ("subject", "block" or "cell")."""
     groups: dict[str, str] = {}
     for rows in data.cells.values():
-        ids = rows["cell_id"][:]
-        if group == "subject":
-            groups.update(zip(ids, rows["subject"][:], strict=True))
-        elif group == "block":
-            groups.update(_blocks(rows))
+        if group == "block":
+            groups |= _blocks(rows)
         else:
-            groups.update(zip(ids, ids, strict=True))
+            groups |= zip(rows["cell_id"][:], rows["subject" if group == "subject" else "cell_id"][:], strict=True)
     return groups
 
 

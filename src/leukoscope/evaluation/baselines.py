@@ -6,21 +6,16 @@ and tested on the same sides of the split as a network.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from leukoscope import LeukoscopeError
 from leukoscope.data.images import cell_areas, foreground
-from leukoscope.data.loading import LoadedCells
-from leukoscope.data.splits import Split, groups_of, make_split
 from leukoscope.evaluation.explanation_metrics import SCALE_BAR_SIDE
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 
-NUM_FOLDS = 5
 ALL_TOGETHER = "all together"
 # Description of each feature, for readers of a report.
 FEATURES = {
@@ -158,33 +153,3 @@ def shortcut_metrics(
     if len(features) > 1:
         tried[ALL_TOGETHER] = np.concatenate(list(features.values()), axis=1)
     return {name: headline(measure(shortcut_predictions(values, folds, truth))) for name, values in tried.items()}
-
-
-def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
-    """Return what a split of a data set must keep on one side; "cell" where nothing larger is known."""
-    if any(data.train["subject"][:]):
-        return "subject"
-    return "block" if data.info.group == "block" else "cell"
-
-
-def cross_validation(data: LoadedCells) -> list[Split]:
-    """Make the folds that a network is cross-validated on, without a validation side.
-
-    Up to five, fewer where a class has fewer units; one random split by image where only images are known.
-
-    Raises:
-        LeukoscopeError: a class has fewer than two units.
-    """
-    unit = split_unit(data)
-    if unit == "cell":
-        return [make_split(data, "random")]
-    unit_of = groups_of(data, unit)
-    units_of: defaultdict[int, set[str]] = defaultdict(set)
-    for cell, label in zip(data.train["cell_id"][:], data.train["label"][:], strict=True):
-        units_of[label].add(unit_of[cell])
-    counts = [len(units_of[label]) for label in range(len(data.info.labels))]
-    if min(counts) < 2:
-        scarce = data.info.labels[counts.index(min(counts))]
-        raise LeukoscopeError(f"class {scarce} has {min(counts)} {unit}(s); two or more are needed to test on others")
-    num_folds = min(NUM_FOLDS, *counts)
-    return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]

@@ -16,10 +16,10 @@ from PIL import Image, ImageFilter
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
+from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import image_files
 from leukoscope.data.synthetic import Background, phantom_cells
 from leukoscope.inference.ood import (
     FOLDS,
@@ -267,7 +267,7 @@ def frame_sample(folder: Path, preprocessing: Preprocessing, *, pictures: int = 
 
 
 def _image_files(folder: Path) -> list[Path]:
-    paths = list(image_files(folder))
+    paths = ImageFolder.read(folder).images
     if not paths:
         raise LeukoscopeError(f"{folder}: holds no picture to check the OOD detector with; name another folder")
     return paths

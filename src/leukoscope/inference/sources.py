@@ -10,6 +10,7 @@ import hashlib
 import os
 import shlex
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -18,8 +19,8 @@ from typing import Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
+from leukoscope.data.folders import left_out, walk
 from leukoscope.data.images import EncodedImage
-from leukoscope.data.registry import is_image_file, other_files, walked
 
 # Pictures are held encoded until they are predicted; a BMP of a cell takes half a megabyte.
 _ROWS_AT_ONCE = 16
@@ -86,8 +87,7 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
     if train_dir is not None or not path.exists():
         source = _data_set(named, train_dir, subject_pattern)
     elif path.is_dir():
-        source = _files(path, ((name, name, "") for name in _image_paths(path)), subject_pattern, has_subjects=False)
-        source = replace(source, report=other_files(path))
+        source = _folder(path, subject_pattern)
     elif path.suffix.lower() == ".csv":
         source = replace(_table_of_paths(path, read_csv(path), subject_pattern), table=path)
     elif path.suffix.lower() == ".parquet":
@@ -99,12 +99,19 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
     return source
 
 
-def _image_paths(folder: Path) -> Iterator[str]:
-    """Paths below a folder as plain strings: `Path` objects of a million images would take a gigabyte."""
-    for root, names in walked(folder):
-        for name in names:
-            if is_image_file(os.path.join(root, name)):
-                yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()
+def _folder(root: Path, subject_pattern: str | None) -> CellSource:
+    kinds: Counter[str] = Counter()
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        """Paths as plain strings: `Path` objects of a million images would take a gigabyte."""
+        for listing in walk(root):
+            kinds.update(listing.kinds)
+            for name in listing.images:
+                path = Path(os.path.relpath(os.path.join(listing.folder, name), root)).as_posix()
+                yield path, path, ""
+
+    source = _files(root, rows(), subject_pattern, has_subjects=False)
+    return replace(source, report=left_out(kinds))
 
 
 def _parquet(path: Path, subject_pattern: str | None) -> CellSource:

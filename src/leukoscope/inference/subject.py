@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS
+from leukoscope.data.cell_tables import require_subjects
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.registry import TOO_FEW_CELLS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
@@ -264,11 +264,8 @@ def subject_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> s
     Raises:
         LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
     """
-    if source.table is not None and not source.has_subjects:
-        raise LeukoscopeError(
-            f"{source.table}: names no subject; add a column called subject (or {', '.join(SUBJECT_COLUMNS[1:])}), or "
-            "give --subject_pattern"
-        )
+    if source.table is not None:
+        require_subjects(source.table, source.has_subjects)
     path = PurePath(cell.cell_id)
     folders = () if path.is_absolute() or source.has_subjects else path.parts[:-1]
     name = cell.subject or (folders[0] if folders else "")
