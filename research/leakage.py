@@ -80,7 +80,7 @@ def _select_units(data: LoadedCells, units: np.ndarray, labels: np.ndarray, rng:
         if len(of_class) < 2 or "" in of_class:
             raise LeukoscopeError(
                 f"class {name} has {len(set(of_class) - {''})} known {data.info.group}(s); measuring leakage needs "
-                "two or more per class: name the subjects of your cells (--subject_pattern or --subject_csv)"
+                "two or more per class: name the subjects of your cells (--subject_pattern or --labels)"
             )
         order, wanted = rng.permutation(len(of_class)), _SELECTED_SHARE * cells.sum()
         before = np.cumsum(cells[order]) - cells[order]

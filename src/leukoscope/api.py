@@ -22,7 +22,7 @@ def load_dataset(
     folder: str | Path | None = None,
     *,
     subject_pattern: str | None = None,
-    subject_csv: str | Path | None = None,
+    labels: str | Path | None = None,
 ) -> LoadedCells:
     """Load a data set.
 
@@ -30,14 +30,14 @@ def load_dataset(
         name: a key of `DATASETS`, or a Hub data set `owner/name`.
         folder: its local folder; None downloads the data set from the Hub, if it has a copy there.
         subject_pattern: "imagefolder" only: a regular expression that finds the subject in an image's path.
-        subject_csv: "imagefolder" only: a CSV file with the columns file,subject.
+        labels: "imagefolder" only: a table with the columns file, and label, subject or both.
 
     Raises:
         LeukoscopeError: an unknown name, a folder without images, or no network.
     """
     from leukoscope.data.loading import load_cells
 
-    return load_cells(name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    return load_cells(name, folder, subject_pattern=subject_pattern, labels=labels)
 
 
 def train(**flags: Any) -> Path:

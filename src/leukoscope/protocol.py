@@ -159,7 +159,7 @@ def run_protocol(config: TrainingConfig) -> list[ProtocolRun]:
     groups = groups_of(data, unit)
     labels = dict(zip(data.train["cell_id"][:], data.train["label"][:], strict=True))
     if nameless := [cell for cell in labels if not groups[cell]]:
-        flag = "--subject_column" if "/" in data.info.name else "--subject_pattern or --subject_csv"
+        flag = "--subject_column" if "/" in data.info.name else "--subject_pattern or --labels"
         raise LeukoscopeError(
             f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
             f"{unit}: name it ({flag}), or take these cells out"

@@ -135,12 +135,12 @@ def test_a_class_in_label_map_that_the_model_lacks_or_that_has_two_names_is_refu
         (("m",), "leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR"),
         (
             ("--predictions", "p", "--split", "subject"),
-            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
+            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need "
             "--dataset_name",
         ),
         (
             ("--predictions", "p", "--subject_pattern", r"(?P<subject>\d+)_"),
-            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
+            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need "
             "--dataset_name",
         ),
         (

@@ -189,6 +189,9 @@ def test_a_folder_is_read_slide_by_slide_with_one_scale_and_crops(tiny_release, 
         if cell["outcome"] != "cut by the edge"
     )
     assert is_cut_out(open_image(crops / whole[0]))
+    tasks = json.loads((crops / "label_studio.json").read_text(encoding="utf-8"))
+    assert [task["data"]["file"] for task in tasks] == whole
+    assert tasks[0]["data"] == {"image": f"/data/local-files/?d={whole[0]}", "file": whole[0], "subject": "first"}
     assert "passed over: 1 picture(s) of single cut-out cells" in result.stderr and "one.png" in result.stderr
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unicodedata import normalize
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import parse_csv, subject_name
+from leukoscope.data.cell_tables import CellTable, parse_csv, read_table, subject_name
 from leukoscope.data.loading import load_cells
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.sources import open_source
@@ -117,7 +119,7 @@ def scored(cells: Path, content: bytes) -> dict[str, str]:
 
 def loaded(cells: Path, content: bytes) -> dict[str, str]:
     (cells.parent / "table.csv").write_bytes(content)
-    train = load_cells("imagefolder", cells, subject_csv=cells.parent / "table.csv").train
+    train = load_cells("imagefolder", cells, labels=cells.parent / "table.csv").train
     return {f"{cell}.bmp": subject for cell, subject in zip(train["cell_id"][:], train["subject"][:], strict=True)}
 
 
@@ -133,7 +135,7 @@ def uploaded(cells: Path, content: bytes) -> dict[str, str]:
     return batch.subjects
 
 
-READERS = {"patient": scored, "--subject_csv": loaded, "demo": uploaded}
+READERS = {"patient": scored, "--labels": loaded, "demo": uploaded}
 
 
 def encoded(content: str | bytes) -> bytes:
@@ -188,3 +190,51 @@ def test_subjects_that_differ_in_case_only_are_named() -> None:
 @pytest.mark.parametrize("value", [None, "", "  ", "nan", "NaN", "None", "null", "\xa0"])
 def test_what_names_nobody_is_no_subject(value: str | None) -> None:
     assert subject_name(value) == ""
+
+
+# Exports of Label Studio, as https://labelstud.io/guide/export describes them
+
+
+def _task(number: int, file: str, *choices: str, cancelled: bool = False) -> dict[str, object]:
+    result = [{"type": "choices", "from_name": "choice", "to_name": "image", "value": {"choices": list(choices)}}]
+    annotations = [{"id": number, "was_cancelled": cancelled, "result": result}] if choices else []
+    image = f"/data/local-files/?d={quote(file)}"
+    return {"id": number, "data": {"image": image, "subject": file[:2]}, "annotations": annotations}
+
+
+def _read(path: Path, content: str) -> CellTable:
+    path.write_text(content, encoding="utf-8")
+    return read_table(path)
+
+
+def test_label_studios_json_names_classes_and_subjects(tmp_path: Path) -> None:
+    tasks = [_task(1, "P1/ä b.png", "ALL"), _task(2, "P2/c.png"), _task(3, "P2/d.png", "HEM", cancelled=True)]
+    rows = _read(tmp_path / "export.json", json.dumps(tasks)).rows
+    assert [(row.file, row.label, row.subject) for row in rows] == [
+        ("P1/ä b.png", "ALL", "P1"),
+        ("P2/c.png", "", "P2"),
+        ("P2/d.png", "", "P2"),
+    ]
+
+
+def test_label_studios_short_json_and_csv_are_read_alike(tmp_path: Path) -> None:
+    short = [{"id": 1, "image": "/data/upload/7/1a2b3c4d-c.png", "choice": "ALL", "annotator": 1, "lead_time": 3.1}]
+    csv = "image,id,choice,annotator,annotation_id\n/data/upload/7/1a2b3c4d-c.png,1,ALL,1,4\n"
+    for table in (_read(tmp_path / "min.json", json.dumps(short)), _read(tmp_path / "export.csv", csv)):
+        assert [(row.file, row.label) for row in table.rows] == [("c.png", "ALL")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no list of tasks"),
+        ('{"a": 1}', "is no list of tasks"),
+        (json.dumps([_task(4, "P1/a.png", "ALL", "HEM")]), r"task 4 names 2 classes \(ALL, HEM\); annotate one"),
+        (json.dumps([_task(4, "P1/a.png", "ALL"), _task(5, "P1/a.png", "HEM")]), "with label 'ALL' .* and with 'HEM'"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_a_json_that_is_no_export_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(LeukoscopeError, match=said):
+        _read(tmp_path / "export.json", content)

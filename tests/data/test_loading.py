@@ -258,7 +258,7 @@ def test_a_hub_id_and_a_folder_exclude_each_other(own_cells: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["owner/name", "cnmc2019", "dwb2023/cnmc-leukemia-2019", "phantoms"])
-@pytest.mark.parametrize("flag", ["subject_pattern", "subject_csv"])
+@pytest.mark.parametrize("flag", ["subject_pattern", "labels"])
 def test_subject_rules_are_refused_where_they_would_be_ignored(name: str, flag: str) -> None:
     assert _refusal(load_cells, name, **{flag: "(x)"}) == (
         f"--{flag} (x): has no effect with --dataset_name {name}; leave it out, or read class folders with "
@@ -267,8 +267,48 @@ def test_subject_rules_are_refused_where_they_would_be_ignored(name: str, flag: 
 
 
 def test_two_rules_for_subjects_are_refused(own_cells: Path) -> None:
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", subject_csv="x.csv")
-    assert message == "--subject_pattern '(x)' --subject_csv x.csv: both name the subjects; give one"
+    table = own_cells / "x.csv"
+    table.write_text("file,subject\nblast/p1_1.png,p1\n")
+    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", labels=table)
+    assert message == f"--subject_pattern '(x)' --labels {table}: both name the subjects; give one"
+
+
+@pytest.fixture
+def loose_cells(tmp_path: Path) -> Path:
+    """Four cells in no class folder, of subjects P1 to P3."""
+    root = tmp_path / "cells"
+    for number, name in enumerate(("P1/a.png", "P1/b.png", "P2/a.png", "P3/ä.png")):
+        _paint(root / name, number)
+    return root
+
+
+def test_a_table_of_labels_stands_for_class_folders(loose_cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    rows = ("P1\\a.png;ALL;Anna", "P1\\b.png;ALL;Anna", "P2\\a.png;;Bert", "P3\\ä.png;HEM;Cäcilia")
+    table.write_bytes("\r\n".join(("Datei;label;Patient", *rows)).replace("Datei", "File").encode("utf-8-sig"))
+    _paint(loose_cells / "unlisted.png")
+    data = load_cells("imagefolder", loose_cells, labels=table)
+    assert data.info.labels == ("ALL", "HEM")
+    assert data.train["label"][:] == [0, 0, 1]
+    assert data.train["subject"][:] == ["Anna", "Anna", "Cäcilia"]
+    assert data.passed_over == (
+        f"1 row(s) of {table} name no class: left out",
+        f"1 image file(s) have no row in {table}, for example {loose_cells / 'unlisted.png'}: left out",
+    )
+
+
+def test_a_table_of_labels_may_leave_subjects_to_a_pattern(loose_cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\nP1/a.png,ALL\nP1/b.png,ALL\nP3/ä.png,HEM\n", encoding="utf-8")
+    data = load_cells("imagefolder", loose_cells, subject_pattern="(P.)/", labels=table)
+    assert data.train["subject"][:] == ["P1", "P1", "P3"]
+
+
+def test_a_file_of_labels_that_is_not_there_is_named(loose_cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\nP1/a.png,ALL\nP1/z.png,HEM\n")
+    message = _refusal(load_cells, "imagefolder", loose_cells, labels=table)
+    assert message == f"{table}: row 3: no such file 'P1/z.png' below {loose_cells}; correct the row"
 
 
 # A user's own class folders
@@ -309,7 +349,7 @@ def test_subjects_come_from_a_csv_with_or_without_byte_order_mark(own_cells: Pat
     for encoding in ("utf-8", "utf-8-sig"):
         table = tmp_path / f"{encoding}.csv"
         table.write_text(rows, encoding=encoding)
-        data = load_cells("imagefolder", own_cells, subject_csv=table)
+        data = load_cells("imagefolder", own_cells, labels=table)
         assert data.train["subject"][:] == ["Ä", "b", "c", "c"], encoding
 
 
@@ -317,7 +357,7 @@ def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) 
     table = tmp_path / "subjects.csv"
     rows = "file,subject\nblast\\p1_1.png,a\nblast\\p2_1.png,b\nnormal\\p3_1.png,c\nnormal/p3_2.png,c\n"
     table.write_text(rows)
-    assert load_cells("imagefolder", own_cells, subject_csv=table).train["subject"][:] == ["a", "b", "c", "c"]
+    assert load_cells("imagefolder", own_cells, labels=table).train["subject"][:] == ["a", "b", "c", "c"]
 
 
 @pytest.mark.parametrize(
@@ -341,12 +381,12 @@ def test_a_csv_may_write_paths_as_windows_does(own_cells: Path, tmp_path: Path) 
 def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, message: str) -> None:
     table = tmp_path / "subjects.csv"
     table.write_text(rows)
-    assert _refusal(load_cells, "imagefolder", own_cells, subject_csv=table) == f"{table}: {message}"
+    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == f"{table}: {message}"
 
 
 def test_missing_csv_is_refused(own_cells: Path, tmp_path: Path) -> None:
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_csv=tmp_path / "none.csv")
-    assert message == f"--subject_csv {tmp_path / 'none.csv'}: no such file; it needs the columns file,subject"
+    message = _refusal(load_cells, "imagefolder", own_cells, labels=tmp_path / "none.csv")
+    assert message == f"--labels {tmp_path / 'none.csv'}: no such file; it needs the columns file,label,subject"
 
 
 def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_count(
@@ -355,9 +395,9 @@ def test_a_csv_that_gives_one_file_two_subjects_is_refused_and_blanks_do_not_cou
     table = tmp_path / "subjects.csv"
     rows = ["file,subject", "blast/p1_1.png,p1", "blast/p2_1.png , p2", "normal/p3_1.png,p3", "normal/p3_2.png,p3 "]
     table.write_text("\n".join(rows))
-    assert load_cells("imagefolder", own_cells, subject_csv=table).train["subject"][:] == ["p1", "p2", "p3", "p3"]
+    assert load_cells("imagefolder", own_cells, labels=table).train["subject"][:] == ["p1", "p2", "p3", "p3"]
     table.write_text("\n".join([*rows, "blast/p1_1.png,other"]))
-    assert _refusal(load_cells, "imagefolder", own_cells, subject_csv=table) == (
+    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == (
         f"{table}: file 'blast/p1_1.png' is there with subject 'p1' (row 2) and with 'other' (row 6); keep one of "
         "the two rows"
     )
@@ -860,9 +900,9 @@ def test_a_validation_folder_stands_beside_the_training_folder(own_cells: Path, 
 def test_one_table_of_subjects_does_not_name_those_of_two_folders(own_cells: Path, split_folder: Path) -> None:
     table = own_cells.parent / "subjects.csv"
     table.write_text("file,subject\n" + "".join(f"{path.relative_to(own_cells)},a\n" for path in own_cells.glob("*/*")))
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_csv=table, validation_dir=split_folder / "val")
+    message = _refusal(load_cells, "imagefolder", own_cells, labels=table, validation_dir=split_folder / "val")
     assert message == (
-        f"--subject_csv {table} --validation_dir {split_folder / 'val'}: the table names the files of one folder, and "
+        f"--labels {table} --validation_dir {split_folder / 'val'}: the table names the files of one folder, and "
         "these are two; put both into one as train/ and validation/, or use --subject_pattern"
     )
 

@@ -55,7 +55,7 @@ def test_class_folders_of_ones_own_are_recognised(tmp_path: Path) -> None:
     report = inspect_folder(tmp_path)
     assert (report.info.name, report.split_flags) == ("imagefolder", ["--split", "random"])
     assert report.partitions == {"": {"blast": 2, "normal": 1}}
-    assert any(line.endswith("give --subject_pattern or --subject_csv") for line in report.problems)
+    assert any(line.endswith("give --subject_pattern or --labels") for line in report.problems)
     assert any("broken.png" in line for line in report.problems)
 
 

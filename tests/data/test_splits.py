@@ -407,7 +407,7 @@ def test_data_without_subjects_cannot_be_split_by_subject(strategy: str) -> None
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("imagefolder", "give --subject_pattern or --subject_csv, or use"),
+        ("imagefolder", "give --subject_pattern or --labels, or use"),
         ("owner/cells", "name their column with --subject_column, or use"),
     ],
 )

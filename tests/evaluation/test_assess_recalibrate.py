@@ -138,7 +138,7 @@ def test_too_few_subjects_or_cells_are_refused(
 
 def test_cells_of_unknown_subject_are_refused(released: Path, tmp_path: Path) -> None:
     cells = _laboratory(tmp_path / "cells", subjects=2, cells=3)
-    with pytest.raises(LeukoscopeError, match=r"its subject is not known; .* --subject_csv$"):
+    with pytest.raises(LeukoscopeError, match=r"its subject is not known; .* --labels$"):
         recalibrate(released, replace(cells, subjects=[""] * len(cells.subjects)), tmp_path / "ours")
 
 

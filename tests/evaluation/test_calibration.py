@@ -245,7 +245,7 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 
     assert str(refused.value) == (
         "cell cell-50: its subject is not known; calibration and thresholds are measured on unseen subjects: give "
-        "--subject_pattern or --subject_csv"
+        "--subject_pattern or --labels"
     )
 
 

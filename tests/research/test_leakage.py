@@ -62,7 +62,7 @@ def test_cells_without_subjects_cannot_price_a_leak(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         Image.fromarray(draw_cell(folder.name, cell=number, size=32).image).save(folder / f"{number}.png")
     data = load_cells("imagefolder", tmp_path)
-    with pytest.raises(LeukoscopeError, match=r"^class ALL has 0 known subject\(s\); .* --subject_csv\)$"):
+    with pytest.raises(LeukoscopeError, match=r"^class ALL has 0 known subject\(s\); .* --labels\)$"):
         leakage_pair(data, 0)
 
 

@@ -343,13 +343,13 @@ def test_what_trackers_get_names_no_folder(tmp_path: Path) -> None:
     given = [
         "--train_dir",
         f"{tmp_path}/Doe/cells",
-        "--subject_csv",
+        "--labels",
         f"{tmp_path}/Doe.csv",
         "--output_dir",
         f"{tmp_path}/o",
     ]
     public = parse_config(["--dataset_name", "imagefolder", *given]).public()
-    assert (public["train_dir"], public["subject_csv"], public["dataset_name"]) == ("cells", "Doe.csv", "imagefolder")
+    assert (public["train_dir"], public["labels"], public["dataset_name"]) == ("cells", "Doe.csv", "imagefolder")
     assert str(tmp_path) not in str(public)
     resumed = parse_config(["--resume_from_checkpoint", f"{tmp_path}/Doe/checkpoints/e1"]).public()
     assert str(tmp_path) not in str(resumed)

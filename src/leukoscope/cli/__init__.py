@@ -47,7 +47,7 @@ leukoscope release push my-release --hub_model_id owner/name --tag v1
 leukoscope release push my-release --hub_model_id owner/name --create_pr
 leukoscope release card my-release
 leukoscope release card my-release --hub_model_id owner/name
-leukoscope release recalibrate my-release --train_dir my_cells --subject_csv my_cells/subjects.csv --output ours
+leukoscope release recalibrate my-release --train_dir my_cells --labels my_cells/subjects.csv --output ours
 leukoscope release recalibrate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output ours
 leukoscope release assess my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia
 leukoscope release assess my-release --dataset_name phantoms --fields_dir BCCD --healthy_dir PBC

@@ -16,8 +16,8 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import (
     AsJson,
     Command,
+    Labels,
     Quiet,
-    SubjectCsv,
     SubjectPattern,
     TrainDir,
     load_reported,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")],
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which data set a folder holds, how many cells of each class and subject, and what is missing or odd.
@@ -45,12 +45,12 @@ def check(
     """
     from leukoscope.data.loading import LEAST_CELLS, PRELIMINARY_TEST, inspect_folder
 
-    report = inspect_folder(folder, subject_pattern=subject_pattern, subject_csv=subject_csv)
+    report = inspect_folder(folder, subject_pattern=subject_pattern, labels=labels)
     info = report.info
     training = [cells for name, cells in report.partitions.items() if name != PRELIMINARY_TEST]
     fewest = min(sum(cells.get(label, 0) for cells in training) for label in info.labels)
     subjects = ["--subject_pattern", subject_pattern] if subject_pattern else []
-    subjects += ["--subject_csv", str(subject_csv)] if subject_csv else []
+    subjects += ["--labels", str(labels)] if labels else []
     flags = ["--dataset_name", info.name, "--train_dir", str(folder), *subjects, *report.split_flags]
     flags += ["--recipe", info.recipe] if info.recipe else []
     if as_json:
@@ -116,7 +116,7 @@ def audit(
     ] = "",
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -149,11 +149,11 @@ def audit(
     if bool(folder) == bool(dataset_name) or (folder and train_dir):
         raise LeukoscopeError("leukoscope data audit: name the images, by DIR or by --dataset_name, not by both")
     if folder:
-        dataset_name = "imagefolder" if subject_pattern or subject_csv else recognise(folder).name
+        dataset_name = "imagefolder" if subject_pattern or labels else recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
     require_writable(output)
     try:
-        data = load_reported(dataset_name, folder or train_dir, subject_pattern, subject_csv)
+        data = load_reported(dataset_name, folder or train_dir, subject_pattern, labels)
     except LeukoscopeError as error:  # its message names the flag, which is not given beside DIR
         raise LeukoscopeError(str(error).removeprefix("--train_dir ") if folder else str(error)) from None
     findings = _audit_into(output, data, folder or train_dir, split, split_file)
@@ -234,7 +234,7 @@ def push(
         str, typer.Option(metavar="TEXT", help="How the cells are to be cited (default: the data set's).")
     ] = "",
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     public: Annotated[
         bool, typer.Option("--public", help="Show the data set to everybody (default: private).")
     ] = False,
@@ -255,13 +255,13 @@ def push(
 
     to = Destination(hub_id, private=not public, kind="dataset")
     to.require_usable()
-    own_subjects = subject_pattern is not None or subject_csv is not None
+    own_subjects = subject_pattern is not None or labels is not None
     info = described(folder, licence=licence, citation=citation, own_subjects=own_subjects)
     disable_progress_bars()
     if quiet:
         disable_upload_bars()
     check_can_publish(to)
-    seen = scan_cells(load_reported(info.name, folder, subject_pattern, subject_csv))
+    seen = scan_cells(load_reported(info.name, folder, subject_pattern, labels))
     with progress("searching for copies and shortcuts"):
         findings = audit_cells(seen, subjects=published_subjects(seen.data, folder), split=own_split(seen.data))
     if not quiet:

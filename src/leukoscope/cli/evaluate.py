@@ -14,8 +14,8 @@ from leukoscope.cli.options import (
     AsJson,
     BatchSize,
     Device,
+    Labels,
     Quiet,
-    SubjectCsv,
     SubjectPattern,
     TrainDir,
     print_table,
@@ -42,7 +42,7 @@ def evaluate(
     ] = None,
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     split: Annotated[
         str | None, typer.Option(help="Test on the test side of this split (default: on every cell).")
     ] = None,
@@ -86,11 +86,10 @@ def evaluate(
         raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
     if model and model.endswith(".parquet"):
         raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    of_data = (train_dir, subject_pattern, subject_csv, split, split_file, max_eval_samples)
+    of_data = (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
     if dataset_name is None and any(of_data):
         raise LeukoscopeError(
-            "--train_dir, --subject_pattern, --subject_csv, --split, --split_file and --max_eval_samples need "
-            "--dataset_name"
+            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
         )
     cross_validated, official = ("fold", fold, 0, "-cv"), ("test_fold", test_fold, "fold_1", "official")
     by_fold = (cross_validated, ("num_folds", num_folds, 5, "-cv"), official)
@@ -141,7 +140,7 @@ def evaluate(
             )
     cells = None
     if dataset_name is not None:
-        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, subject_csv=subject_csv)
+        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, labels=labels)
         if not quiet:
             typer.echo(data.report(), err=True)
         which = (fold, num_folds, test_fold)

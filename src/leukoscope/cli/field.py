@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -28,6 +29,7 @@ from leukoscope.cli.options import (
     shown_name,
 )
 from leukoscope.cli.predict import MOST_EXPLAINED, file_key, image_paths, numbered, save_png
+from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import track
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from leukoscope.data.fields import ScaleSource
     from leukoscope.inference.field import FieldReading
+
+TASKS = "label_studio.json"
 
 
 def field(
@@ -64,7 +68,8 @@ def field(
         typer.Option(
             "--crops",
             metavar="DIR",
-            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png.",
+            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png, and "
+            f"DIR/{TASKS}, which Label Studio imports.",
         ),
     ] = None,
     backend: Backend = "",
@@ -102,6 +107,8 @@ def field(
             _save_pictures(image, reading, overlays.get(path), crop_paths.get(path))
         except LeukoscopeError as error:
             problems.append(error)
+    if crops is not None and readings:
+        _write_tasks(crops)
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
@@ -187,6 +194,22 @@ def _save_pictures(image: Image, reading: FieldReading, overlay: Path | None, cr
         title = f"{name} read by {public_name(reading.model, reading.revision)}: {reading.summary}"
         save_png(draw_reading(image, reading), overlay, title)
         say(f"overlay: {overlay}")
+
+
+def _write_tasks(crops: Path) -> None:
+    """Write the tasks of Label Studio for all crops of a folder, those of earlier runs included.
+
+    https://labelstud.io/guide/storage#Tasks-with-local-storage-file-references: with LOCAL_FILES_DOCUMENT_ROOT set to
+    the folder, its server shows the pictures. Exports repeat `file` and `subject`, the columns that `--labels` reads.
+    """
+    tasks = []
+    for path in sorted(crops.rglob("*.png")):
+        file = path.relative_to(crops).as_posix()
+        subject = path.parent.name if path.parent.parent != crops else ""
+        tasks.append({"data": {"image": f"/data/local-files/?d={quote(file)}", "file": file, "subject": subject}})
+    with disk_errors(f"--crops {crops}: cannot be written", "name another folder"):
+        write_atomic(crops / TASKS, json.dumps(tasks, indent=1))
+    say(f"tasks for Label Studio: {crops / TASKS}")
 
 
 def _print_fields(readings: Sequence[FieldReading], slides: Mapping[Path, Path], warnings: Sequence[str]) -> None:

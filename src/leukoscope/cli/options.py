@@ -72,8 +72,13 @@ SubjectPattern = Annotated[
         "--subject_pattern", metavar="REGEX", help="Names an image's subject by its path, by a group (?P<subject>…)."
     ),
 ]
-SubjectCsv = Annotated[
-    Path | None, typer.Option("--subject_csv", metavar="FILE", help="CSV with the columns file,subject.")
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="Table of the cells: file, and label, subject or both (CSV, or an export of Label Studio).",
+    ),
 ]
 
 
@@ -157,12 +162,12 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
 
 
 def load_reported(
-    dataset_name: str, folder: Path | None, subject_pattern: str | None, subject_csv: Path | None, **more: Any
+    dataset_name: str, folder: Path | None, subject_pattern: str | None, labels: Path | None, **more: Any
 ) -> LoadedCells:
     """Load a data set, and say what it holds."""
     from leukoscope.data.loading import load_cells
 
-    data = load_cells(dataset_name, folder, subject_pattern=subject_pattern, subject_csv=subject_csv, **more)
+    data = load_cells(dataset_name, folder, subject_pattern=subject_pattern, labels=labels, **more)
     say(data.report())
     return data
 

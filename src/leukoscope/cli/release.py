@@ -13,9 +13,9 @@ import typer
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import (
     AsJson,
+    Labels,
     Model,
     Quiet,
-    SubjectCsv,
     SubjectPattern,
     TrainDir,
     load_reported,
@@ -59,7 +59,7 @@ def assess(
     dataset_name: Annotated[str, typer.Option("--dataset_name", metavar="NAME", help="The data set it was made from.")],
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     fields_dir: FieldsDir = None,
     other_dir: OtherDir = None,
     healthy_dir: HealthyDir = None,
@@ -71,7 +71,7 @@ def assess(
     """
     from leukoscope.models.release_files import read_release
 
-    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
+    cells = framed(read_release(release).preprocessing, dataset_name, train_dir, subject_pattern, labels)
     assess_on(cells, release, fields_dir, other_dir, healthy_dir)
 
 
@@ -103,7 +103,7 @@ def recalibrate(
         str, typer.Option("--dataset_name", metavar="NAME", help="The data set that the folder holds.")
     ] = "imagefolder",
     subject_pattern: SubjectPattern = None,
-    subject_csv: SubjectCsv = None,
+    labels: Labels = None,
     quiet: Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
@@ -118,7 +118,7 @@ def recalibrate(
 
     check_release_folder(output)
     folder, _, commit = find_release(model, KNOWN_CELLS)
-    cells = framed(read_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, subject_csv)
+    cells = framed(read_release(folder).preprocessing, dataset_name, train_dir, subject_pattern, labels)
     recalibrate_release(folder, cells, output, name=model if commit else "")  # the path of a local folder is private
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
 
@@ -128,15 +128,13 @@ def framed(
     dataset_name: str,
     train_dir: Path | None,
     subject_pattern: str | None,
-    subject_csv: Path | None,
+    labels: Path | None,
 ) -> FramedCells:
     """Load a data set, say what it holds, and frame its cells for a network."""
     from leukoscope.data.pixel_cache import frame_cells
 
     size = 2 * preprocessing.image_size
-    return frame_cells(
-        load_reported(dataset_name, train_dir, subject_pattern, subject_csv, image_size=size), preprocessing
-    )
+    return frame_cells(load_reported(dataset_name, train_dir, subject_pattern, labels, image_size=size), preprocessing)
 
 
 def export(

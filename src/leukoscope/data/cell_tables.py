@@ -1,13 +1,15 @@
 """The one reader of tables that name cells: which file a cell is in, whose it is, and its class.
 
-Laboratories export such tables from spreadsheets of many languages. Whatever is unambiguous is read; whatever could
-give a cell to a wrong subject is refused with its row. `score`, `patient`, `--subject_csv` and the demo read them here.
+Laboratories export such tables from spreadsheets of many languages, or from Label Studio. Whatever is unambiguous is
+read; whatever could give a cell to a wrong subject is refused with its row. `score`, `patient`, `--labels` and the demo
+read them here.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import posixpath
 import re
@@ -16,15 +18,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
+from urllib.parse import unquote
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import IMAGE_SUFFIXES
 
 FILE_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "image", "image_path")
 SUBJECT_COLUMNS = ("subject", "subject_id", "patient_id", "patient", "person", "person_id", "donor", "donor_id")
-LABEL_COLUMNS = ("label", "class")
+# `choice` is what Label Studio's template of image classification calls its classes.
+LABEL_COLUMNS = ("label", "class", "choice")
 HEADER = "give a header with the columns file,subject (and label, where classes are known)"
 _COLUMNS = {"file": FILE_COLUMNS, "subject": SUBJECT_COLUMNS, "label": LABEL_COLUMNS, "cell_id": ("cell_id",)}
 _DELIMITERS = (",", ";", "\t")
@@ -66,6 +70,11 @@ class CellTable:
         """Whether it names the subject of each cell; otherwise it names none."""
         return bool(self.rows) and bool(self.rows[0].subject)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it names the class of a cell."""
+        return any(row.label for row in self.rows)
+
 
 def require_subjects(table: object, has_subjects: bool) -> None:
     """Raise `LeukoscopeError` where a table names no subject: no folder's name stands in for one."""
@@ -82,13 +91,48 @@ def subject_name(value: object) -> str:
     return "" if value is None or name.casefold() in _NO_NAME else name
 
 
-def read_csv(path: Path) -> CellTable:
-    """Read a table of cells from a file.
+def read_table(path: Path) -> CellTable:
+    """Read a table of cells from a CSV, or from an export of Label Studio (JSON, JSON-MIN or CSV).
 
     Raises:
-        LeukoscopeError: it cannot be opened, or as `parse_csv`.
+        LeukoscopeError: it cannot be opened, or as `label_studio_rows` and `parse_csv`.
     """
-    return parse_csv(content_of(path), str(path))
+    content = content_of(path)
+    if path.suffix.lower() != ".json":
+        return parse_csv(content, str(path))
+    rows = label_studio_rows(content, str(path))
+    header = list(dict.fromkeys(column for row in rows for column in row))
+    return cell_table(str(path), header, enumerate(([row.get(column) for column in header] for row in rows), start=1))
+
+
+def label_studio_rows(content: bytes, name: str) -> list[dict[str, Any]]:
+    """What Label Studio's JSON or JSON-MIN export says of each task, in its own columns and `label`.
+
+    https://labelstud.io/guide/export: a task holds `data` and `annotations`, whose `result` lists the choices.
+
+    Raises:
+        LeukoscopeError: no such export, or an annotation with several classes.
+    """
+    fix = "give Label Studio's JSON export, or a CSV with the columns file,label,subject"
+    try:
+        tasks = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise LeukoscopeError(f"{name}: is no JSON ({error}); {fix}") from None
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise LeukoscopeError(f"{name}: is no list of tasks; {fix}")
+    rows = []
+    for number, task in enumerate(tasks, start=1):
+        data = task.get("data", task)
+        finished = [one for one in task.get("annotations", []) if not one.get("was_cancelled")]
+        results = [one["value"]["choices"] for two in finished for one in two["result"] if one["type"] == "choices"]
+        for choices in results:
+            if len(choices) != 1:
+                raise LeukoscopeError(
+                    f"{name}: task {task.get('id', number)} names {len(choices)} classes ({', '.join(choices)}); "
+                    'annotate one, with choice="single" in the labelling setup'
+                )
+        rows += [{**data, "label": choices[0]} for choices in results] or [data]
+    return rows
 
 
 def content_of(path: Path) -> bytes:
@@ -188,8 +232,9 @@ def cell_table(
         named = {kind: cells[place] for kind, place in at.items() if place < len(cells)}
         if not named.get("file"):
             raise LeukoscopeError(f"{name}: row {number} names no file; fill it in, or delete the row")
-        file = posixpath.normpath(named["file"].replace("\\", "/"))
-        subject, label = subject_name(named.get("subject")), named.get("label", "")
+        file = posixpath.normpath(_without_server(named["file"]).replace("\\", "/"))
+        # The names of no subject are those of no class, too.
+        subject, label = (subject_name(named.get(kind)) for kind in ("subject", "label"))
         row = CellRow(number, file, subject, label, named.get("cell_id") or file)
         other = rows.setdefault(file, row)
         twice += other is not row
@@ -214,6 +259,13 @@ def cell_table(
             said.append(f"{name}: subjects {other_name!r} and {subject!r} differ in case only; they count as two")
             break
     return CellTable(name, list(rows.values()), tuple(said))
+
+
+def _without_server(file: str) -> str:
+    """The file that Label Studio serves under a path of its own; any other as it is."""
+    if (local := re.match(r"(?:https?://[^/]+)?/data/local-files/\?d=", file)) is not None:
+        return unquote(file[local.end() :])
+    return re.sub(r"^(?:https?://[^/]+)?/data/upload/\d+/[0-9a-f]{8}-", "", file)
 
 
 def _stripped(entry: object) -> str:

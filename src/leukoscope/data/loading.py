@@ -22,7 +22,14 @@ from unicodedata import normalize
 import numpy as np
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS, located, read_csv, require_subjects, subject_name
+from leukoscope.data.cell_tables import (
+    SUBJECT_COLUMNS,
+    CellTable,
+    located,
+    read_table,
+    require_subjects,
+    subject_name,
+)
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import (
     UnreadableImage,
@@ -40,6 +47,7 @@ from leukoscope.data.registry import (
     CellFile,
     DatasetInfo,
     cell_id_of,
+    cells_of_table,
     dataset_info,
     files_left_out,
     find_class_folders,
@@ -153,7 +161,7 @@ def load_cells(
     train_dir: str | Path | None = None,
     *,
     subject_pattern: str | None = None,
-    subject_csv: str | Path | None = None,
+    labels: str | Path | None = None,
     image_size: int = 450,
     validation_dir: str | Path | None = None,
     image_column_name: str = "image",
@@ -173,7 +181,8 @@ def load_cells(
         train_dir: the folder that holds the cells; without it the entry's Hub data set is downloaded.
         subject_pattern: `imagefolder` only: a regular expression over the path below `train_dir`, whose group
             `subject` (or first group) names the subject.
-        subject_csv: `imagefolder` only: a CSV with columns `file` (path below `train_dir`) and `subject`.
+        labels: `imagefolder` only: a table, as `read_table` reads it, with the columns `file` (path below `train_dir`)
+            and `label`, `subject` or both. With labels, it names the classes, and folders do not.
         image_size: side in pixels of the phantoms.
         validation_dir: `imagefolder` only: class folders of the validation side.
         image_column_name, label_column_name: columns of a Hub data set.
@@ -192,7 +201,7 @@ def load_cells(
     for flag, value, has_effect, otherwise in (
         ("train_dir", train_dir, not on_hub and not info.synthetic, f"say what it holds by --dataset_name ({folders})"),
         ("subject_pattern", subject_pattern, class_folders, "read class folders with --dataset_name imagefolder"),
-        ("subject_csv", subject_csv, class_folders, "read class folders with --dataset_name imagefolder"),
+        ("labels", labels, class_folders, "read class folders with --dataset_name imagefolder"),
         *((f"{side}_split", name, not own_layout, "") for side, name in sides.items()),
         ("validation_dir", validation_dir, class_folders and train_dir is not None, ""),
         ("image_column_name", image_column_name if image_column_name != "image" else None, on_hub, ""),
@@ -208,7 +217,7 @@ def load_cells(
     if info.synthetic:
         return _phantoms(info, image_size)
     if train_dir is not None:
-        return _from_folder(info, Path(train_dir), sides, subject_pattern, subject_csv, validation_dir)
+        return _from_folder(info, Path(train_dir), sides, subject_pattern, labels, validation_dir)
     if info.hub_id is None:
         raise LeukoscopeError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
     columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
@@ -376,19 +385,20 @@ def _from_folder(
     root: Path,
     sides: Mapping[str, str | None],
     subject_pattern: str | None,
-    subject_csv: str | Path | None,
+    labels: str | Path | None,
     validation_dir: str | Path | None,
 ) -> LoadedCells:
-    found, not_used = _found_in_folder(info, root, "--train_dir")
-    if info.name == "imagefolder":
+    table = None if labels is None else _read_labels(Path(labels), subject_pattern)
+    found, not_used = _found_in_folder(info, root, "--train_dir", table)
+    if info.name == "imagefolder" and not (table and table.has_labels):
         found, left_out = _with_own_splits(found, root, sides)
         not_used += left_out
-    found = _with_subjects(found, root, subject_pattern, subject_csv)
+    found = _with_subjects(found, root, subject_pattern, table)
     if validation_dir is not None:
         flag = f"--validation_dir {validation_dir}"
-        if subject_csv is not None:
+        if labels is not None:
             raise LeukoscopeError(
-                f"--subject_csv {subject_csv} {flag}: the table names the files of one folder, and these are two; put "
+                f"--labels {labels} {flag}: the table names the files of one folder, and these are two; put "
                 "both into one as train/ and validation/, or use --subject_pattern"
             )
         if any(cell.fold == "validation" for cell in found):
@@ -420,13 +430,44 @@ def _from_folder(
     return _assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
 
 
-def _found_in_folder(info: DatasetInfo, root: Path, flag: str) -> tuple[list[CellFile], list[str]]:
+def _read_labels(path: Path, subject_pattern: str | None) -> CellTable:
+    """The table that `--labels` names, which has to say something of its files."""
+    if not path.is_file():
+        raise LeukoscopeError(f"--labels {path}: no such file; it needs the columns file,label,subject")
+    table = read_table(path)
+    if not table.has_labels:
+        require_subjects(table.name, table.has_subjects)
+    if subject_pattern and table.has_subjects:
+        raise LeukoscopeError(
+            f"--subject_pattern {shlex.quote(subject_pattern)} --labels {path}: both name the subjects; give one"
+        )
+    for line in table.notes:
+        note(line, err=True)
+    return table
+
+
+def _found_in_folder(
+    info: DatasetInfo, root: Path, flag: str, table: CellTable | None = None
+) -> tuple[list[CellFile], list[str]]:
     """The cells of a folder, and one line per reason for which images are not among them."""
     if not root.is_dir():
         fetch = f"unpack {info.title} there (get it from {info.url}) or " if info.url else ""
         raise LeukoscopeError(f"{flag} {root}: no such folder; {fetch}correct the path")
     assert info.find_cells is not None
     folder = ImageFolder.read(root)
+    if table is not None and table.has_labels:
+        found = list(cells_of_table(table, root))
+        not_used = (
+            [f"{count} row(s) of {table.name} name no class: left out"]
+            if (count := len(table.rows) - len(found))
+            else []
+        )
+        named = {root / file for _, file in located(table, root)}
+        if others := [path for path in folder.images if path not in named]:
+            not_used.append(
+                f"{len(others):,} image file(s) have no row in {table.name}, for example {others[0]}: left out"
+            )
+        return found, not_used
     found = list(info.find_cells(folder))
     not_used = list(passed_over(info, folder, found))
     if not found:
@@ -473,30 +514,18 @@ def _with_own_splits(
     return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
 
 
-def _with_subjects(
-    cells: list[CellFile], root: Path, pattern: str | None, csv_path: str | Path | None
-) -> list[CellFile]:
+def _with_subjects(cells: list[CellFile], root: Path, pattern: str | None, table: CellTable | None) -> list[CellFile]:
     """Fill in subjects from the user's rule, for folders whose layout does not name them."""
-    if pattern and csv_path:
-        raise LeukoscopeError(
-            f"--subject_pattern {shlex.quote(pattern)} --subject_csv {csv_path}: both name the subjects; give one"
-        )
     if pattern:
         subject_of = subject_rule(pattern)
-    elif csv_path is None:
+    elif table is None or table.has_labels:
         return cells
-    elif not Path(csv_path).is_file():
-        raise LeukoscopeError(f"--subject_csv {csv_path}: no such file; it needs the columns file,subject")
     else:
-        table = read_csv(Path(csv_path))
-        require_subjects(table.name, table.has_subjects)
-        for line in table.notes:
-            note(line, err=True)
         subjects = {file: row.subject for row, file in located(table, root)}
 
         def subject_of(file: str) -> str:
             if file not in subjects:
-                raise LeukoscopeError(f"{csv_path}: no row for file {file!r}; every image needs a subject")
+                raise LeukoscopeError(f"{table.name}: no row for file {file!r}; every image needs a subject")
             return subjects[file]
 
     return [replace(cell, subject=subject_of(cell.path.relative_to(root).as_posix())) for cell in cells]
@@ -808,20 +837,20 @@ class FolderReport:
         return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
 
 
-def inspect_folder(root: Path, *, subject_pattern: str | None = None, subject_csv: Path | None = None) -> FolderReport:
+def inspect_folder(root: Path, *, subject_pattern: str | None = None, labels: Path | None = None) -> FolderReport:
     """Recognise a folder's data set and count its cells.
 
     Args:
         root: the folder.
-        subject_pattern, subject_csv: as for `load_cells`; with either, the folder is read as plain class folders.
+        subject_pattern, labels: as for `load_cells`; with either, the folder is read as plain class folders.
 
     Raises:
         LeukoscopeError: no such folder, no cell of any known layout in it, or cells that could not be trained on.
     """
-    own_subjects = subject_pattern is not None or subject_csv is not None
+    own_subjects = subject_pattern is not None or labels is not None
     info = DATASETS["imagefolder"] if own_subjects else recognise(root)
     try:
-        data = load_cells(info.name, root, subject_pattern=subject_pattern, subject_csv=subject_csv)
+        data = load_cells(info.name, root, subject_pattern=subject_pattern, labels=labels)
     except LeukoscopeError as error:
         # The folder is no flag here.
         raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
@@ -873,7 +902,7 @@ def _rows(info: DatasetInfo, cells: Dataset) -> Iterator[tuple[str, str, str]]:
 def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
     if not any(subjects.values()):
         split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
-        fix = "give --subject_pattern or --subject_csv" if info.name == "imagefolder" else split
+        fix = "give --subject_pattern or --labels" if info.name == "imagefolder" else split
         yield f"whose cells these are is not known: no figure on them applies to a new subject; {fix}"
         return
     for label, known in subjects.items():

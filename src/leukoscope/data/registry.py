@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import content_of, csv_rows, located, read_csv
+from leukoscope.data.cell_tables import CellTable, content_of, csv_rows, located, read_table
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import IMAGE_SUFFIXES
 
@@ -136,7 +136,7 @@ def _about_class_folders(folder: ImageFolder, cells: Sequence[CellFile]) -> Iter
     if any(cell.subject for cell in cells):
         yield (
             "read as <class>/<subject>/<image>: each innermost folder is a subject; give --subject_pattern or "
-            "--subject_csv if it is not"
+            "--labels if it is not"
         )
     elif len(above) > 1 and not any(re.match("fold|train|test|val|dev|eval", name, re.IGNORECASE) for name in above):
         yield (
@@ -226,16 +226,26 @@ def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
     in its name, as ids have, and there are more of them than of the folders above.
     """
     root, listed = folder.root, folder.root / METADATA
-    table = read_csv(listed) if listed.is_file() else None
-    if table is not None and any(row.label for row in table.rows):
-        for row, file in located(table, root):
-            yield CellFile(root / file, row.label, row.subject, cell_id=cell_id_of(file))
+    table = read_table(listed) if listed.is_file() else None
+    if table is not None and table.has_labels:
+        yield from cells_of_table(table, root)
         return
     files = [path for path in folder.images if path.parent != root]
     subjects = _are_subjects({path.parent for path in files}, root)
     for path in files:
         label, subject = (path.parent.parent.name, path.parent.name) if subjects else (path.parent.name, "")
         yield CellFile(path, label, subject=subject, cell_id=cell_id_of(path.relative_to(root).as_posix()))
+
+
+def cells_of_table(table: CellTable, root: Path) -> Iterator[CellFile]:
+    """The cells to which a table gives a class; their files lie below `root`.
+
+    Raises:
+        LeukoscopeError: as `located`.
+    """
+    for row, file in located(table, root):
+        if row.label:
+            yield CellFile(root / file, row.label, row.subject, cell_id=cell_id_of(file))
 
 
 def cell_id_of(file: str) -> str:

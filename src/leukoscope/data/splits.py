@@ -238,7 +238,7 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
     if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
-        named = {"imagefolder": "give --subject_pattern or --subject_csv, or "}
+        named = {"imagefolder": "give --subject_pattern or --labels, or "}
         by_column = "name their column with --subject_column, or " if "/" in data.info.name else ""
         raise LeukoscopeError(
             f"--split {strategy}: the subjects of {title} are not known; {named.get(data.info.name, by_column)}use "

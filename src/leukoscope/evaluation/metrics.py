@@ -65,7 +65,7 @@ class CellPredictions:
         if "" in self.subjects:
             raise LeukoscopeError(
                 f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
-                "--subject_pattern or --subject_csv"
+                "--subject_pattern or --labels"
             )
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_csv, subject_name
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_table, subject_name
 from leukoscope.data.folders import left_out, walk
 from leukoscope.data.images import EncodedImage
 
@@ -88,8 +88,8 @@ def open_source(named: str, *, train_dir: str | Path | None = None, subject_patt
         source = _data_set(named, train_dir, subject_pattern)
     elif path.is_dir():
         source = _folder(path, subject_pattern)
-    elif path.suffix.lower() == ".csv":
-        source = replace(_table_of_paths(path, read_csv(path), subject_pattern), table=path)
+    elif path.suffix.lower() in (".csv", ".json"):
+        source = replace(_table_of_paths(path, read_table(path), subject_pattern), table=path)
     elif path.suffix.lower() == ".parquet":
         source = replace(_parquet(path, subject_pattern), table=path)
     else:

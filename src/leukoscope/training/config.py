@@ -121,7 +121,7 @@ NOT_THE_RESULT = (
 _OF_SPLIT = (
     *("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation", "train_val_split"),
 )
-_PATHS = ("train_dir", "validation_dir", "split_file", "subject_csv", "pretrained_weights")
+_PATHS = ("train_dir", "validation_dir", "split_file", "labels", "pretrained_weights")
 _NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATHS)
 
 
@@ -143,7 +143,7 @@ class DataArguments:
     subject_pattern: str | None = _flag(
         None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
     )
-    subject_csv: str | None = _flag(None, "imagefolder: CSV with the columns file,subject.")
+    labels: str | None = _flag(None, "imagefolder: table of the cells: file, and label, subject or both.")
     validation_dir: str | None = _flag(None, "imagefolder: class folders of the validation side, beside train_dir.")
     image_column_name: str = _flag("image", "Hub data sets: the column of images.")
     label_column_name: str = _flag("label", "Hub data sets: the column of labels.")
@@ -191,7 +191,7 @@ class DataArguments:
     def source(self) -> dict[str, Any]:
         """The flags that say which cells are loaded, as `load_cells` takes them."""
         names = (
-            *("dataset_name", "train_dir", "validation_dir", "subject_pattern", "subject_csv", "subject_column"),
+            *("dataset_name", "train_dir", "validation_dir", "subject_pattern", "labels", "subject_column"),
             *("image_column_name", "label_column_name", "train_split", "validation_split", "test_split"),
         )
         return {name: getattr(self, name) for name in names}
