@@ -20,7 +20,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import AUTO, gpu_or_cpu
+from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 
@@ -87,7 +87,7 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
     folder, name, revision = find_release(str(model), KNOWN_CELLS)
     if _is_release(folder):
         release = read_release(folder, name=name, revision=revision)
-        predictor = Predictor(release, device=device)
+        predictor = Predictor(release, Runtime(device=device))
 
         def predict(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, list[str]]:
             predictions = predictor(list(pictures), batch_size=len(pictures))
