@@ -20,10 +20,15 @@ CSS = """
   padding: 0.75rem max(clamp(0.75rem, 3vw, 2rem), calc(50% - 508px)) !important; }
 /* What follows the tabs stays below the first screen while a result is awaited. */
 .gradio-container:not(:has(#cell-summary):has(#upload)) :is(.tabs, #about, .wrap) { visibility: hidden; }
+/* What was there is dimmed from the click on, until the next result is there. */
+[data-lk-busy] :is(#cell-result, #field, #batch-gallery) { opacity: 0.3; pointer-events: none; }
+#offline { display: none; } [data-lk-offline] #offline { display: block; }
+[data-lk-offline] #cell-result { display: none !important; }
 /* Nothing is seen in one language and then replaced by the other. */
 .gradio-container:lang(de):not(:has([data-lang="de"])) .main { visibility: hidden; animation: lk-seen 0s 4s forwards; }
 @keyframes lk-seen { to { visibility: visible; } }
-.tabitem { min-height: 100vh; } #about-model { min-height: 3.2rem; } #cell-summary { min-height: 9rem; }
+.tabitem { min-height: 100vh; } #cell-summary { min-height: 9rem; }
+.gradio-container .main .wrap > .column { gap: 0.5rem; } #upload .wrap { font-size: 1rem; }
 .gradio-container .html-container { padding: 0; }
 .gradio-container .html-container a { padding: 0; color: var(--lk-accent); }
 /* Wide tables scroll within themselves; they never widen the page. */
@@ -35,7 +40,7 @@ CSS = """
 /* Gradio draws the empty part of a slider nearly white on dark, too. */
 .dark input[type="range"] { --neutral-200: var(--lk-track); }
 .lk-head { display: flex; align-items: baseline; gap: 0 1rem; }
-.lk-head h1 { font-size: 1.6rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
+.lk-head h1 { font-size: 1.4rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; color: var(--lk-accent); }
 .lk-head p { flex: 1; margin: 0; color: var(--lk-quiet); }
 .lk-notice { border: 1px solid var(--lk-warn-line); background: var(--lk-warn-fill); color: var(--lk-warn-ink);
   border-radius: 6px; padding: 0.2rem 0.75rem; font-weight: 600; font-size: 0.92rem; }
@@ -45,59 +50,62 @@ CSS = """
   #notice { position: static; }
   /* The result alone, on one page. */
   .tabitem { min-height: 0; }
-  #cell-row > .column:first-child, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer {
+  #cell-given, #cell-controls, #visit, .lk-tools, .tab-wrapper, #about, footer {
     display: none !important; }
   .lk-stage { max-width: 9cm !important; }
 }
 :is(#examples, #smear-examples, #real-cells) .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
-#examples .thumbnail-lg { aspect-ratio: 1.4; }
+#examples .thumbnail-lg { aspect-ratio: 1.4; height: auto; }
 :is(#examples, #real-cells) .grid-container { grid-template: none / repeat(3, minmax(0, 1fr)) !important;
-  height: auto; }
+  height: auto; gap: 0.4rem; grid-auto-rows: auto; }
+#header { align-items: center; flex-wrap: nowrap; } #head { flex: 1; } #model { flex: 0 0 25rem !important; }
+#cell-buttons { flex-wrap: nowrap; gap: 0.4rem; } #cell-buttons > * { min-width: 0 !important; }
+#samples { gap: 0.4rem; flex-wrap: nowrap; } #samples button { white-space: nowrap; padding: 0.2rem 0.3rem; }
 /* In a narrow column the words of an upload take two lines instead of being cut. */
 #upload :is(.prompt, .prompt *) { white-space: normal !important; }
 .gradio-container .tab-container button { padding: 0 0.6rem; }
-:is(#model, #compare-cell) input { text-overflow: ellipsis; padding-right: 1.6rem; }
-#about-model { margin: auto 0; } #about-model p { margin: 0; }
+#model input { text-overflow: ellipsis; padding-right: 1.6rem; }
 #smear-examples .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; height: auto; }
 :is(#cell-summary, #field-summary, #batch-summary) { scroll-margin-top: 5rem; }
 :is(#examples, #smear-examples, #real-cells) .caption-label { font-size: 0.72rem; max-width: 100%; left: 0;
   right: auto; border-radius: 0; }
 .lk-note { color: var(--lk-quiet); font-size: 0.9rem; }
-.lk-short { display: inline-block; font-size: 1.1rem; font-weight: 650; margin: 0 0 0.4rem; padding: 0.2rem 0.9rem;
+.lk-short { display: inline-block; font-size: 1.1rem; font-weight: 650; margin: 0 0 0.6rem; padding: 0.2rem 0.9rem;
   border-radius: 1rem; line-height: 1.35; color: #fff; background: #6b3fa0; }
 .lk-short.none { color: var(--lk-warn-ink); background: var(--lk-warn-fill); border: 1px solid var(--lk-warn-line); }
-.lk-checks { list-style: none; margin: 0 0 0.5rem !important; padding: 0 !important; display: flex; flex-wrap: wrap;
-  gap: 0.1rem 1.1rem; font-size: 0.92rem; }
-.lk-checks li { margin: 0; }
-.lk-checks span { font-weight: 700; color: var(--lk-accent); } .lk-checks .not span { color: var(--lk-warn-line); }
 .lk-headline { line-height: 1.35; font-weight: 600; margin: 0 0 0.25rem; }
 .lk-because { margin: 0 0 0.75rem; color: var(--lk-quiet); }
-.lk-bars { list-style: none; margin: 0.4rem 0 0 !important; padding: 0; display: grid; gap: 0.4rem 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.lk-bars .name { display: flex; justify-content: space-between; gap: 1rem; }
-.lk-bars .name b { font-weight: 600; }
-.lk-bars .name span { color: var(--lk-quiet); }
-.lk-bars .name data { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; }
-.lk-track { height: 0.6rem; border-radius: 3px; background: var(--lk-track); overflow: hidden; margin-top: 0.2rem; }
-.lk-track i { display: block; height: 100%; background: var(--lk-quiet); }
-.lk-bars .first .lk-track i { background: var(--lk-accent); }
+.lk-bars { list-style: none; margin: 0.3rem 0 0.6rem !important; padding: 0 !important; display: flex;
+  flex-wrap: wrap; gap: 0 1.2rem; justify-content: space-between; }
+.lk-bars li { margin: 0; color: var(--lk-quiet); } .lk-bars b { color: var(--body-text-color); }
+.lk-bars data { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap;
+  color: var(--body-text-color); }
+.lk-track { display: flex; height: 0.8rem; border-radius: 4px; background: var(--lk-track); overflow: hidden;
+  margin-top: 0.5rem; }
+.lk-track i { height: 100%; background: var(--lk-track); border-left: 1px solid var(--body-background-fill); }
+.lk-track i:first-child { background: var(--lk-accent); }
+.lk-foreign { list-style: none; margin: 0.4rem 0 !important; padding: 0 !important; font-size: 0.9rem; }
+.lk-foreign li { display: grid; grid-template-columns: 8rem 1fr 10rem; gap: 0.6rem; align-items: center; margin: 0; }
+.lk-range { position: relative; height: 0.5rem; border-radius: 3px;
+  background: linear-gradient(90deg, var(--lk-accent) 25%, var(--lk-track) 25%); }
+.lk-range i { position: absolute; top: -0.25rem; height: 1rem; width: 3px; background: var(--lk-warn-line);
+  margin-left: -1px; }
 .lk-view { margin: 0; background: var(--body-background-fill); }
-.lk-view:fullscreen { display: grid; align-content: center; justify-content: center; padding: 1rem; }
-.lk-view:fullscreen .lk-stage { max-width: none !important; width: min(90vw, 80vh); }
 .lk-stage { position: relative; overflow: hidden; border-radius: 6px; border: 1px solid var(--lk-line);
   user-select: none; }
 .lk-stage :is(div, img) { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; }
 .lk-stage div { clip-path: inset(0 0 0 var(--at, 50%)); }
 .lk-stage img { transform: translate(var(--x, 0), var(--y, 0)) scale(var(--zoom, 1)); }
-.lk-stage::after { content: ""; position: absolute; inset: 0 auto 0 var(--at, 50%); width: 2px; background: #fff; }
+.lk-stage::after { content: ""; position: absolute; inset: 0 auto 0 var(--at, 50%); width: 3px; margin-left: -1px;
+  background: #fff; cursor: ew-resize; }
+.lk-stage.alone::after { display: none; } .lk-stage { cursor: crosshair; }
 .lk-stage:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
 .lk-tools { display: flex; align-items: center; gap: 0.4rem; margin-top: 0.3rem; font-size: 0.82rem; }
 .lk-tools input { flex: 1; min-width: 4rem; accent-color: var(--lk-accent); }
-.lk-tools button { min-width: 1.8rem; padding: 0 0.4rem; margin: 0; background: none;
-  border: 1px solid var(--lk-line); border-radius: 4px; line-height: 1.5; font-weight: 400; }
 .lk-view figcaption { font-size: 0.88rem; color: var(--lk-quiet); }
-.lk-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
-.lk-two figure { margin: 0.5rem 0; } .lk-two figure img { width: 100%; max-width: 18rem; height: auto; }
+.gradio-container .lk-forms { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
+.lk-sort select { border: 1px solid var(--lk-line); border-radius: 4px; background: var(--body-background-fill);
+  color: var(--body-text-color); padding: 0.1rem 1.6rem 0.1rem 0.4rem; }
 #visit .lk-cells { grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }
 .lk-scale { display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.4rem; font-size: 0.82rem; margin: 0; }
 .lk-scale span { display: flex; align-items: center; gap: 0.4rem; flex: 1; min-width: 6rem; }
@@ -116,7 +124,7 @@ CSS = """
 .lk-explanation .lk-message { margin-bottom: 0.75rem; }
 .lk-empty { border: 1px dashed var(--lk-line); border-radius: 6px; padding: 2.2rem 1rem; text-align: center;
   color: var(--lk-quiet); }
-.lk-field { position: relative; max-width: 100%; margin: 0.5rem 0; }
+.lk-field { position: relative; margin: 0.5rem 0; }
 .lk-field img { width: 100%; height: auto; display: block; border-radius: 6px; }
 .lk-box { position: absolute; border-width: 2px; background: transparent; padding: 0; border-radius: 3px; }
 .lk-box span { position: absolute; left: -2px; bottom: 100%; font-size: 0.75rem; line-height: 1.2; padding: 0 0.2rem;
@@ -132,6 +140,7 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 .lk-cells li { display: grid; gap: 0.1rem; font-size: 0.8rem; min-width: 0; margin: 0; }
 .lk-cells img { width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #000; border-radius: 4px; }
 .lk-cells li span { color: var(--lk-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#field-cells li span { white-space: normal; }
 .lk-parcel { display: none !important; }
 .lk-cells button { all: unset; cursor: pointer; display: block; }
 .lk-cells button:hover, .lk-cells button:focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 2px; }
@@ -154,22 +163,23 @@ button.lk-box:hover, button.lk-box:focus-visible { outline: 3px solid var(--lk-a
 /* Gradio's colours for code are too pale to be read on a light ground. */
 .lk-code .cm-content span { color: var(--body-text-color) !important; }
 .lk-figure { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 0.5rem; }
+.dark .lk-figure { filter: invert(0.9) hue-rotate(180deg); }
 .gradio-container section h3 { margin: 1.4rem 0 0.3rem; }
 .gradio-container .html-container h2 { font-size: 1.1rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .lk-head { flex-wrap: wrap; justify-content: space-between; } .lk-head p { order: 2; flex-basis: 100%; }
   /* The result stands right below the upload and the examples. */
-  #cell-row > .column:first-child { display: contents; }
-  #cell-row > .column:first-child > * { order: 2; }
-  #cell-row > .column:last-child { order: 1; }
-  #cell-row :is(#upload, #examples, #smear-examples) { order: 0; }
-  /* One row of small examples, and a low upload: the decision stays on the first screen. */
-  #cell-row #examples .grid-container { grid-template: none / repeat(6, minmax(0, 1fr)) !important; gap: 0.3rem;
-    grid-auto-rows: auto; }
-  #examples { min-height: 4.4rem; } #cell-row #examples .thumbnail-lg { aspect-ratio: 1; height: auto; }
+  #cell-given { display: contents; }
+  #cell-given > * { order: 2; }
+  #cell-result { order: 1; }
+  #cell-row :is(#upload, #pick-one, #examples, #smear-examples) { order: 0; }
+  #cell-answer > .column { display: contents; }
+  #cell-row #examples .grid-container { grid-template: none / repeat(6, minmax(0, 1fr)) !important; gap: 0.25rem; }
+  #cell-row #examples .thumbnail-lg { aspect-ratio: 1; } #header { flex-wrap: wrap; gap: 0.3rem; }
+  #head, #model { flex: 1 0 100% !important; } .lk-notice { font-size: 0.85rem; padding: 0.1rem 0.6rem; }
   #examples .caption-label { font-size: 0.6rem; padding: 0 0.2rem; }
-  #cell-answer > .column { display: contents; } #cell-answer #morphology { order: 1; }
-  #upload { height: 6rem !important; } #upload .wrap { min-height: 3.5rem; } #about-model p { font-size: 0.85rem; }
+  #upload { height: 5rem !important; } #upload .wrap { min-height: 3rem; } #about-model p { font-size: 0.85rem; }
+  .lk-foreign li { grid-template-columns: 1fr 1fr; } .lk-foreign li span:last-child { grid-column: 1 / -1; }
 }
 @media (max-width: 480px) {
   .tab-container button { padding: 0 0.35rem; font-size: 0.92rem; }

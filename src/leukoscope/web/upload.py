@@ -31,6 +31,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
 from leukoscope.web.text import Localised, in_english, t
 
@@ -214,6 +215,28 @@ def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
     except UnreadableImage as error:
         # The cache's folders mean nothing to a visitor.
         raise UnreadableImage(str(error).replace(str(path), name)) from None
+
+
+def open_any(path: str) -> tuple[Image.Image, str, str]:
+    """Open an uploaded picture of any size that a field may have, converted where it can be read safely.
+
+    Returns:
+        As `open_upload`, and what was done to it in words; "" for nothing.
+
+    Raises:
+        UnreadableImage: see `open_upload`.
+    """
+    try:
+        return (*open_upload(path, FIELD), "")
+    except UnreadableImage:
+        found = None
+        with suppress(UnreadableImage, OSError):
+            if Path(path).stat().st_size <= MAX_BYTES:
+                found = open_converted(path, FIELD.pixels)
+        if found is None:
+            raise
+    image, conversion = found
+    return image, file_name(path), t(f"converted_{conversion}")
 
 
 def file_name(path: str) -> str:

@@ -16,7 +16,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.result_tab import PRIVATE
+from leukoscope.web.page import PRIVATE
 from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
 
