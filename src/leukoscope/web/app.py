@@ -33,8 +33,8 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.page import PRIVATE
-from leukoscope.web.tabs import code, evidence
+from leukoscope.web.page import PRIVATE, script
+from leukoscope.web.tabs import code, evidence, guess
 from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
 from leukoscope.web.theme import CSS, build_theme
@@ -56,22 +56,7 @@ OPEN_FILES = 10_240
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-# The page's language, for screen readers and the style sheet; Gradio knows only the browser's. Its accessible names of
-# some buttons differ from the text on them, which speech input needs; others it has in English only.
-NAMED_AS_WRITTEN = """() => {
-  const {lang, names} = document.querySelector('.lk-head').dataset
-  document.documentElement.lang = lang
-  const rename = () => {
-    document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
-      .forEach((button) => button.removeAttribute('aria-label'))
-    for (const [theirs, ours] of Object.entries(JSON.parse(names)))
-      for (const kind of ['aria-label', 'title'])
-        document.querySelectorAll(`[${kind}^="${theirs}"]`)
-          .forEach((one) => one.setAttribute(kind, one.getAttribute(kind).replace(theirs, ours)))
-  }
-  new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
-  rename()
-}"""
+NAMED_AS_WRITTEN = script("names.js")
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
@@ -94,6 +79,7 @@ def build_demo(models: ModelCache) -> gr.Blocks:
             gr.HTML(Localised(lambda: panels.message(t("no_model_yet"), t("get_a_model"))), padding=False)
         with gr.Tabs() as tabs:
             cell_tab = CellTab(models, model)
+            guess.build_tab(models, model, cell_tab.real_cells)
             evidence.build_tab(models, model)
             code.build_tab(demo, models, model)
         about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)

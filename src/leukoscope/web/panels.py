@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from leukoscope.web.page import script
 from leukoscope.web.text import local_number, meaning, outcome_text, percent, t
 
 if TYPE_CHECKING:
@@ -25,62 +26,17 @@ CLICK = """element.addEventListener('click', (event) => {
   if (box) trigger('select', {index: Number(box.dataset.cell), value: box.dataset.cell})
 })"""
 
-# The picture beside its map: the divider between them, which is dragged or moved by the slider; zoom by + and -, the
-# arrow keys and Ctrl with the wheel. A tap tells the server where: two numbers from 0 to 1.
-VIEW = """let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
-const stage = () => element.querySelector('.lk-stage')
-const draw = () => {
-  if (!stage()) return
-  const source = stage().querySelector('img').src, most = () => (view.zoom - 1) / 2
-  if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
-  for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
-  const set = (name, value) => stage().style.setProperty(name, value)
-  set('--at', `${view.at}%`), set('--zoom', view.zoom), set('--x', `${view.x * 100}%`), set('--y', `${view.y * 100}%`)
-  stage().style.touchAction = view.zoom > 1 ? 'none' : 'pan-y'
-  if (element.querySelector('input')) element.querySelector('input').value = view.at
-}
-const zoom = (factor) => { view.zoom = Math.max(1, Math.min(8, view.zoom * factor)); draw() }
-const move = (x, y) => { view.x += x; view.y += y; draw() }
-const place = (event) => {
-  const box = stage().getBoundingClientRect()
-  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
-}
-element.addEventListener('input', (event) => { view.at = event.target.value; draw() })
-element.addEventListener('keydown', (event) => {
-  const keys = {'+': [zoom, 1.5], '-': [zoom, 1 / 1.5], ArrowLeft: [move, 0.1, 0], ArrowRight: [move, -0.1, 0],
-    ArrowUp: [move, 0, 0.1], ArrowDown: [move, 0, -0.1]}[event.key]
-  if (!keys || event.target != stage()) return
-  event.preventDefault(), keys[0](...keys.slice(1))
-})
-element.addEventListener('wheel', (event) => {
-  if (!event.ctrlKey || !event.target.closest('.lk-stage')) return
-  event.preventDefault(), zoom(event.deltaY < 0 ? 1.25 : 0.8)
-}, {passive: false})
-element.addEventListener('pointerdown', (event) => {
-  if (event.target.closest('.lk-stage')) held = {from: place(event), last: place(event), moved: false}
-})
-addEventListener('pointermove', (event) => {
-  if (!held || !stage()) return
-  const [x, y] = place(event)
-  held.moved ||= Math.hypot(x - held.from[0], y - held.from[1]) > 0.02
-  if (!held.moved) return
-  if (view.zoom > 1) move(x - held.last[0], y - held.last[1])
-  else if (stage().querySelector('div')) { view.at = Math.max(0, Math.min(100, x * 100)); draw() }
-  held.last = [x, y]
-})
-addEventListener('pointerup', (event) => {
-  if (held && !held.moved && event.target.closest('.lk-stage'))
-    trigger('select', {index: 0, value: held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)})
-  held = null
-})
-addEventListener('pointercancel', () => { held = null })
-watch('value', draw)
-draw()"""
+VIEW = script("view.js")
 
 
 def notice() -> str:
     """The research-only notice."""
     return f'<p class="lk-notice" role="note">{escape(t("notice"))}</p>'
+
+
+def plain(text: str) -> str:
+    """A sentence that stands for itself."""
+    return f'<p class="lk-lead">{escape(text)}</p>'
 
 
 def message(title: str, text: str) -> str:
@@ -241,6 +197,29 @@ def pairs(values: Mapping[str, str]) -> str:
     """Names and what they stand for; nothing of none."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
     return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
+
+
+def guess_cell(image: Image.Image, text: str) -> str:
+    """A cell to be guessed."""
+    small = image.copy()
+    small.thumbnail((360, 360))
+    return f'<figure class="lk-guess">{_img(small, text)}<figcaption role="status">{escape(text)}</figcaption></figure>'
+
+
+def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
+    """Who was right how often, and every cell with its class and what each said.
+
+    Args:
+        text: what this shows.
+        link: address of the same cells; "" where they cannot be drawn again.
+    """
+    shown = ""
+    for image, caption in cells:
+        small = image.copy()
+        small.thumbnail((128, 128))
+        shown += f"<li>{_img(small, caption)}<span>{escape(caption)}</span></li>"
+    share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
+    return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
 
 
 def counts(numbers: Mapping[str, int]) -> str:

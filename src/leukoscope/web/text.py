@@ -189,7 +189,7 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], thresh
 
 def _one(label: str) -> str:
     """A class as what one cell of it is."""
-    return t(key) if (key := f"one_{label}") in TEXTS else label
+    return f"{t(key)} {meaning(label)}" if (key := f"article_{label}") in TEXTS else label
 
 
 def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
@@ -364,4 +364,4 @@ def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ..
     """
     found = [t("warn_synthetic")] if (metrics.get("data") or {}).get("synthetic") else []
     missing = ["no_calibration"] * (not metrics.get("calibration")) + ["no_detector"] * (not has_detector)
-    return (*found, t("_".join(missing))) if missing else tuple(found)
+    return (*found, *map(t, missing))

@@ -33,6 +33,7 @@ from PIL.PngImagePlugin import PngInfo
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.web.page import script
 from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -285,18 +286,7 @@ def delete_old(kind: str, seconds: float) -> None:
                 shutil.rmtree(folder)
 
 
-# Through a Blob, because browsers refuse to save long data: addresses.
-_SAVE = """(file) => {
-  if (!file || !file.name) return
-  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
-  const link = document.createElement('a')
-  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
-  link.download = file.name
-  document.body.append(link)
-  link.click()
-  link.remove()
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000)
-}"""
+_SAVE = script("save.js")
 
 
 @dataclass(frozen=True)

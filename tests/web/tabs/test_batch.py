@@ -389,7 +389,7 @@ def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     measured = label_metrics(RESULT)
     assert measured is not None
     assert dict((name, value) for name, value, _ in measured.rows)["accuracy"] == "0.500"
-    assert measured.notes[0].startswith("This model was trained on subjects called 2: if")
+    assert measured.notes[0].startswith("The model was trained on subjects called 2: if")
 
 
 def test_a_trained_subject_is_known_under_its_other_ids() -> None:
@@ -398,7 +398,7 @@ def test_a_trained_subject_is_known_under_its_other_ids() -> None:
         replace(RESULT, rows=rows, metrics={"data": DATA, "training": {"subjects": ["51", "H14"]}})
     )
     assert measured is not None
-    assert measured.notes[0].startswith("This model was trained on subjects called 78, H24: if")
+    assert measured.notes[0].startswith("The model was trained on subjects called 78, H24: if")
     assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
 
 
@@ -411,7 +411,7 @@ def test_subjects_of_the_release_that_it_was_fine_tuned_from_are_known_too() -> 
     assert measured is not None
     assert (
         measured.notes[0]
-        == "This model was trained on subjects called 2, 78: if they are these people, the results are too good."
+        == "The model was trained on subjects called 2, 78: if these are the same, the results are too good."
     )
     other = tuple(replace(row, subject="9") for row in RESULT.rows)
     measured = label_metrics(replace(RESULT, rows=other, metrics={"training": training}))  # a stranger's, without data
@@ -678,7 +678,7 @@ def test_subjects_that_may_have_trained_the_model_are_marked_on_the_page_and_in_
     assert result.trained_on == {"1"}
     page = batch_summary(result)
     assert "1 (in training?)" in page and "2 (in training?)" not in page
-    assert "trained on subjects called 1: if they are these people, the results are too good" in page
+    assert "trained on subjects called 1: if these are the same, the results are too good" in page
     report = {
         one: save_report(
             ModelCache({"tiny": tiny_release}),

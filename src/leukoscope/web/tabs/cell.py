@@ -76,6 +76,7 @@ class CellTab:
         self.models, self.model = models, model
         self.reads = {one: next((name for name in models.names if _reads(models, name) == one), "") for one in _KINDS}
         self._examples: dict[tuple[str, int], CellResult] = {}
+        self._real = RealCells()
         smears = _reads(models, model.value or "") == "smears"
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
         with gr.Tab(localised("tab_cell"), id="cell"):
@@ -194,6 +195,14 @@ class CellTab:
         if name in self.models.names:
             self._examples[name, number] = result
         return result
+
+    def real_cells(self, choice: str | None) -> list[tuple[Image.Image, str]]:
+        """A few cells of the data set that a model was trained on, each with its class.
+
+        Raises:
+            LeukoscopeError: no copy of it is known, or the Hub cannot be reached.
+        """
+        return [(cell.image, cell.label) for cell in self._real.of(source_of(self.models, choice))]
 
     def attempt(self, predict: Callable[[], Updates]) -> Updates:
         """Updates that show a result, or why there is none."""
@@ -329,7 +338,7 @@ class CellTab:
             ) -> Updates:
                 def predict() -> Updates:
                     if gallery is self.real:
-                        cell = real_cells.of(DATASETS[data])[picked.index]
+                        cell = self._real.of(DATASETS[data])[picked.index]
                         return self.read(cell.image, t("real_cell", label=cell.label), "", choice, opacity, point)
                     return self.show(self._example(choice, picked.index + 1), opacity, point)
 
@@ -363,12 +372,10 @@ class CellTab:
                 return {**offered, **self.show(self._example(choice, result.example), opacity, point)}
             return {**offered, **self.show(predict_again(self.models, result, choice), opacity, point)}
 
-        real_cells = RealCells()
-
         def on_ask_real(choice: str | None) -> Updates:
             try:
                 info = source_of(self.models, choice)
-                pictures = [(png_answer(cell.image), cell.label) for cell in real_cells.of(info)]
+                pictures = [(png_answer(cell.image), cell.label) for cell in self._real.of(info)]
             except LeukoscopeError as error:
                 failed = panels.message(t("failed"), str(error))
                 return {self.real: gr.Gallery(visible=False), self.real_note: failed}
