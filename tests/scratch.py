@@ -25,6 +25,9 @@ def lay_out(folder: Path) -> Path:
     _lay_out_own_cells(folder)
     _save(draw_cell("ALL").image, folder / "cell.bmp")
     _save(draw_field().image, folder / "smear.jpg")
+    for subject in range(10):
+        field = draw_field(("ALL", "HEM") * 4, size=(700, 900), um_per_pixel=0.2, seed=subject).image
+        _save(field, folder / "smears" / f"P{subject:02d}" / "field.png")
     return folder
 
 

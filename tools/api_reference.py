@@ -36,6 +36,7 @@ PUBLIC = {
     "leukoscope.data.splits": ("Split", "load_split"),
     "leukoscope.data.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks"),
+    "leukoscope.inference.runtime": ("Runtime",),
     "leukoscope.inference.subject": ("SubjectPrediction",),
     "leukoscope.inference.field": ("FieldReading",),
     "leukoscope.inference.gradcam": ("HeatMap",),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell
-from leukoscope.inference.runtime import computing_device
+from leukoscope.inference.runtime import Runtime
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 
@@ -117,17 +117,17 @@ def test_what_cannot_be_written_ends_in_one_line(cells, tmp_path, monkeypatch, f
 def test_without_a_gpu_driver_torch_is_not_asked(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert computing_device("auto") == "cpu"
+    assert Runtime("auto").chosen().device == "cpu"
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert computing_device("auto") == computing_device("torch") == "cuda:1"
-    assert computing_device("openvino") == "cpu"
+    assert Runtime("auto").chosen().device == Runtime("torch").chosen().device == "cuda:1"
+    assert Runtime("openvino").chosen().device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert computing_device("auto") == "cpu"
+    assert Runtime("auto").chosen().device == "cpu"
 
 
 def test_reading_and_joining_need_no_torch():

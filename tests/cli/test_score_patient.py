@@ -19,7 +19,6 @@ from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cli import app
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.sources import SourceCell, open_source
-from leukoscope.inference.subject import subject_of
 from leukoscope.reports.patient_report import report_on
 
 BLOCK: dict[str, Any] = {
@@ -281,5 +280,5 @@ def test_a_report_that_cannot_be_written_is_one_line(release: Path, cells: Path,
 def test_a_cell_outside_any_folder_or_at_an_absolute_path_is_nobodys(cells: Path) -> None:
     source = open_source(str(cells))
     named = {"P1/slide/1.png": "P1", "1.png": "", "/data/P1/1.png": ""}
-    assert {cell: subject_of(SourceCell(cell, "", ""), source, ()) for cell in named} == named
-    assert subject_of(SourceCell("P1/1.png", "7", ""), source, ()) == "7"
+    assert {cell: source.subject_of(SourceCell(cell, "", ""), ()) for cell in named} == named
+    assert source.subject_of(SourceCell("P1/1.png", "7", ""), ()) == "7"

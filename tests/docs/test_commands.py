@@ -9,6 +9,7 @@ seconds; `owner` goes by the name of that Hub's user; and `make` verbs are only 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -166,6 +167,16 @@ def _tiny(line: str) -> str:
     return f"{code} {TINY}{start}{hash_}{comment}"
 
 
+def _label(place: Path) -> None:
+    """Annotate the crops as a person does in Label Studio, whose JSON export this is: every other one is ALL."""
+    tasks = json.loads((place / "crops" / "label_studio.json").read_text(encoding="utf-8"))
+    for number, task in enumerate(tasks):
+        value = {"choices": [("ALL", "HEM")[number % 2]]}
+        result = [{"type": "choices", "from_name": "choice", "to_name": "image", "value": value}]
+        task |= {"id": number, "annotations": [{"was_cancelled": False, "result": result}]}
+    (place / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.name)
 def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Path) -> None:
@@ -183,6 +194,8 @@ def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Pat
             "LEUKOSCOPE_CACHE": str(tmp_path / "cells"),
         }
         for block in blocks(page):
+            if "labelling is work for people" in block.text:
+                _label(place)
             if not block.runs:
                 continue
             script = block.text.replace("owner/", f"{USER}/")

@@ -105,5 +105,5 @@ def test_a_tab_stands_on_the_page_and_answers(copied: Path) -> None:
         "print(size_text(Image.new('RGB', (9, 9), 'purple')))"
     )
     tabs, said = run(copied, "-c", code).strip().splitlines()[-2:]
-    assert "Cell" in tabs and "Cell size" in tabs
+    assert "Cells" in tabs and "Cell size" in tabs
     assert said.startswith("The cell fills 100\u00a0% of its frame. For research only.")

@@ -24,6 +24,7 @@ from leukoscope.inference.backends import open_backend
 from leukoscope.inference.export import kept_graph
 from leukoscope.inference.graph import ExportedBackend, NoGraph, computes, convolution_ranges
 from leukoscope.inference.prediction import softmax
+from leukoscope.inference.runtime import Runtime
 from leukoscope.models.release_files import METRICS, ReleaseInfo, read_release
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -144,11 +145,11 @@ def test_fast_is_the_first_precision_measured_that_the_processor_computes(measur
     ranges = convolution_ranges(kept_graph(plain, "openvino"), pixels)
     shutil.rmtree(plain.folder)
     release = measured(default="f32", fast=["int8", "bf16"], bf16=lower, int8=lower | {"ranges": ranges})
-    exact = open_backend(release, precision="exact")
+    exact = open_backend(release, Runtime("auto", precision="exact"))
 
     for missing, expected in (("", "int8"), ("int8", "bf16")):
         monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name, missing=missing: name != missing)
-        fast = open_backend(release, precision="fast")
+        fast = open_backend(release, Runtime("auto", precision="fast"))
         assert (fast.precision, exact.precision) == (expected, "f32")
         apart = fast(pixels).logits - exact(pixels).logits
         np.testing.assert_allclose(apart, [[0.5, -0.5]] * 8, atol=0.1)
@@ -159,16 +160,16 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(measure
     lower = {"logit_shift": [0.5, -0.5]}
     release = measured(default="f32", fast=["bf16"], bf16=lower)
     with pytest.raises(LeukoscopeError, match="^precision 'fast': .*tiny was not measured in it; use 'exact'$"):
-        open_backend(read_release(tiny_release), precision="fast")
+        open_backend(read_release(tiny_release), Runtime("auto", precision="fast"))
     with pytest.raises(LeukoscopeError, match="^precision 'fast': OpenVINO computes it; leave out backend 'torch'$"):
-        open_backend(release, "torch", precision="fast")
+        open_backend(release, Runtime("torch", precision="fast"))
     with pytest.raises(LeukoscopeError, match="^precision 'fast': is computed on the CPU; leave out device 'cuda'$"):
-        open_backend(release, device="cuda", precision="fast")
+        open_backend(release, Runtime("auto", "cuda", "fast"))
     with pytest.raises(LeukoscopeError, match="^precision 'half': unknown; choose one of auto, exact, fast$"):
-        open_backend(release, precision="half")
+        open_backend(release, Runtime(precision="half"))
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)
     with pytest.raises(LeukoscopeError, match="^precision 'fast': .* has no units for bfloat16; use 'exact'$"):
-        open_backend(release, precision="fast")
+        open_backend(release, Runtime("auto", precision="fast"))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_fast_is_refused_where_it_was_not_measured_or_cannot_be_computed(measure
 def test_a_damaged_block_is_refused_in_one_sentence(measured, monkeypatch, block, message):
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: True)
     with pytest.raises(LeukoscopeError, match=message):
-        open_backend(measured(fast=list(block), **block), precision="fast")
+        open_backend(measured(fast=list(block), **block), Runtime("auto", precision="fast"))
 
 
 def test_a_processor_without_lower_precisions_measures_nothing(tiny_release, kept_graphs, monkeypatch):
@@ -218,7 +219,10 @@ def test_a_release_without_a_graph_measures_nothing(tiny_release, monkeypatch):
 def test_a_release_is_computed_as_it_was_measured(measured, default):
     release = measured(default=default, fast=["bf16"], bf16={"logit_shift": [0, 0]})
 
-    apart = np.abs(open_backend(release, "openvino")(PIXELS).logits - open_backend(release, "torch")(PIXELS).logits)
+    apart = np.abs(
+        open_backend(release, Runtime("openvino"))(PIXELS).logits
+        - open_backend(release, Runtime("torch"))(PIXELS).logits
+    )
 
     assert (apart.max() > 1e-4) == (default == "bf16")
 
@@ -226,9 +230,9 @@ def test_a_release_is_computed_as_it_was_measured(measured, default):
 def test_a_processor_without_the_default_computes_in_float32(measured, monkeypatch):
     release = measured(default="bf16", fast=["bf16"], bf16={"logit_shift": [0, 0]})
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: False)
-    assert open_backend(release, "openvino").precision == "f32"
+    assert open_backend(release, Runtime("openvino")).precision == "f32"
     monkeypatch.setattr("leukoscope.inference.backends.computes", lambda name: True)
-    assert open_backend(release, "openvino").precision == "bf16"
+    assert open_backend(release, Runtime("openvino")).precision == "bf16"
 
 
 @pytest.mark.skipif(not computes("int8"), reason="needs a processor with int8")

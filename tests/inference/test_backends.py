@@ -24,7 +24,7 @@ from leukoscope.inference.backends import TorchBackend, float32_backend, open_ba
 from leukoscope.inference.export import ALLOWED, REPORT, export_release, kept_graph, write_graph
 from leukoscope.inference.gradcam import linear_head_maps
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
-from leukoscope.inference.runtime import gpu_or_cpu
+from leukoscope.inference.runtime import Runtime, gpu_or_cpu
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import ReleaseInfo, read_release
 
@@ -88,7 +88,7 @@ def test_embedded_releases_predict_alike_on_real_cells(kept_graphs, real_data, c
     # Its own default may be bfloat16, which moves every probability by more than is compared here.
     release = read_release(config.parent)
     exact = replace(release, metrics=release.metrics | {"precision": {"default": "f32"}})
-    ours = Predictor(exact, backend=backend)(files, explain=True)
+    ours = Predictor(exact, Runtime(backend))(files, explain=True)
 
     # Sums are ordered otherwise on each processor: on one of three, a cell of DenseNet169 moved by 1.07e-4.
     assert_alike(ours, Predictor.from_pretrained(config.parent, backend="torch")(files, explain=True), apart=5e-4)
@@ -327,9 +327,9 @@ def test_each_process_takes_its_own_gpu_where_torch_may_compute(tiny_release, ca
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("leukoscope.inference.backends.TorchBackend", lambda *args, **_: asked.append(args[-1]))
     for wanted in ("auto", "torch"):
-        open_backend(read_release(tiny_release), wanted)
+        open_backend(read_release(tiny_release), Runtime(wanted))
     assert asked == ["cuda:1", "cuda:1"]
-    assert open_backend(read_release(tiny_release), "openvino").name == "openvino"
+    assert open_backend(read_release(tiny_release), Runtime("openvino")).name == "openvino"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert gpu_or_cpu() == "cpu"
 

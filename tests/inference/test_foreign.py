@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
@@ -138,37 +137,6 @@ ASKED = "say of each of its classes which one it is, with --label_map THEIRS=OUR
 @pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
 def test_classes_without_a_counterpart_are_named_on_both_sides(names):
     assert refusal_of(["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names) == ASKED
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        (["ALL", "HEM"], ["Healthy", "Leukemia"]),
-        (["ALL", "HEM"], ["Allgemein", "Hemato"]),  # parts of words
-        (["normal cell", "leukemic cell"], ["blast cell", "normal"]),  # a word of two classes
-        (["ALL", "not ALL"], ["ALL cells", "HEM"]),
-        (["non-ALL", "leukemia"], ["ALL", "leukemia free"]),
-        (["LABEL_0", "LABEL_1"], ["1", "0"]),
-        (["ALL", "HEM"], ["ALL", "Healthy"]),
-    ],
-)
-def test_no_pairing_is_suggested_that_may_be_wrong(theirs, ours):
-    assert refusal_of(theirs, ours) == ASKED
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours", "flags"),
-    [
-        (["ALL", "HEM"], ["healthy_hem", "leukemia_all"], "ALL=leukemia_all HEM=healthy_hem"),
-        (["ALL", "HEM"], ["ALL", "HEM cells"], "HEM='HEM cells'"),
-        (["Early", "Pre", "Benign"], ["early pre", "benign"], "Early='early pre' Pre='early pre'"),
-    ],
-)
-def test_a_pairing_by_equal_words_is_suggested_and_works(theirs, ours, flags):
-    words = shlex.split(refusal_of(theirs, ours).removeprefix("say which is which, for example "))
-    pairs = dict(word.split("=") for word in words if word != "--label_map")
-    assert pairs == dict(word.split("=") for word in shlex.split(flags))
-    match_labels("some/model", theirs, ours, pairs)
 
 
 def test_a_class_that_the_model_lacks_cannot_be_named():

@@ -13,7 +13,7 @@ import pytest
 
 from leukoscope.inference.runtime import gpu_or_cpu
 from leukoscope.web.model_cache import ModelCache, best_device
-from leukoscope.web.result import check_views, example, predict_cell
+from leukoscope.web.result import example, predict_cell, turned
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_cell_is_explained_while_the_gpu_is_lent(lent: list[str], tiny_release
     result = predict_cell(models, *example(0), "tiny")
     assert lent == ["by_name for 15 s"]
     assert result.prediction.probabilities == models.predictor("tiny")(result.image).probabilities
-    check_views(models, result)
+    turned(models, result)
     assert len(lent) == 2
 
 

@@ -138,7 +138,7 @@ PATHS: Mapping[str, Callable[[Path, Path], str]] = {
 def test_a_file_that_was_not_uploaded_is_refused_in_the_same_words(
     visitor: Visitor, secret: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
-    assert len(events(visitor.demo)) >= 6
+    assert len(events(visitor.demo)) >= 4
     for event in events(visitor.demo):
         answers = {
             kind: visitor.ask(event, {"path": path(tmp_path / "cache", secret), **more}) for kind, path in PATHS.items()

@@ -18,7 +18,7 @@ from leukoscope.cli.demo import demo
 from leukoscope.cli.doctor import doctor
 from leukoscope.cli.evaluate import evaluate, protocol
 from leukoscope.cli.field import field
-from leukoscope.cli.options import Command, CommandGroup
+from leukoscope.cli.options import CommandGroup
 from leukoscope.cli.patient import patient
 from leukoscope.cli.predict import predict, score
 from leukoscope.cli.release import assess, card, export, list_releases, push, recalibrate, space
@@ -72,7 +72,8 @@ def _group(name: str, text: str) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
 
 
@@ -109,8 +110,10 @@ def _add(group: typer.Typer, function: Callable[..., None], name: str, *, traini
         settings |= TRAINING_FLAGS
     path = f"leukoscope {name}" if group is app else f"leukoscope {group.info.name} {name}"
     examples = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"{path} ")]
-    cls = AuditCommand if function is audit else Command
-    group.command(name, cls=cls, context_settings=settings, epilog="\n\n".join(("Examples:", *examples)))(function)
+    epilog = "\n".join(("\b", "Examples:", *examples))  # \b: click does not wrap the paragraph
+    group.command(name, cls=AuditCommand if function is audit else None, context_settings=settings, epilog=epilog)(
+        function
+    )
 
 
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}

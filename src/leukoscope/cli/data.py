@@ -11,11 +11,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli.options import (
     AsJson,
-    Command,
     Labels,
     Quiet,
     SubjectPattern,
@@ -95,7 +95,7 @@ def _print_folder(report: FolderReport) -> None:
 FINDINGS_EXIT = 2
 
 
-class AuditCommand(Command):
+class AuditCommand(TyperCommand):
     """Ends with 1, not with the usual 2, on an unknown flag: scripts read 2 as findings."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from leukoscope.cli.options import (
     Quiet,
     SubjectPattern,
     TrainDir,
+    load_reported,
     print_table,
     require_writable,
 )
@@ -28,95 +30,73 @@ if TYPE_CHECKING:
     from leukoscope.evaluation.evaluate import ModelPredictions, SelectedCells
     from leukoscope.inference.foreign import Classifier
 
+Classified = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Release, or image classifier of transformers: folder or Hub id."),
+]
+DatasetName = Annotated[str | None, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")]
+SplitName = Annotated[str | None, typer.Option(help="Test on the test side of this split (default: on every cell).")]
+SplitFile = Annotated[
+    Path | None, typer.Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
+]
+Fold = Annotated[int, typer.Option(help="subject-cv, block-cv, random-cv: the fold to test on.")]
+NumFolds = Annotated[int, typer.Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")]
+TestFold = Annotated[str, typer.Option("--test_fold", help="official: the fold to test on.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")]
+Predictions = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
+]
+Compare = Annotated[
+    str | None, typer.Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
+]
+LabelMap = Annotated[
+    list[str] | None,
+    typer.Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
+]
+Output = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
+]
+MaxEvalSamples = Annotated[
+    int | None, typer.Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust_remote_code", help="Run Python code that a model brings along.")
+]
+
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Release, or image classifier of transformers: folder or Hub id.",
-        ),
-    ] = None,
-    dataset_name: Annotated[
-        str | None, typer.Option("--dataset_name", metavar="NAME", help="Data set, as for train.")
-    ] = None,
+    model: Classified = None,
+    dataset_name: DatasetName = None,
     train_dir: TrainDir = None,
     subject_pattern: SubjectPattern = None,
     labels: Labels = None,
-    split: Annotated[
-        str | None, typer.Option(help="Test on the test side of this split (default: on every cell).")
-    ] = None,
-    split_file: Annotated[
-        Path | None, typer.Option("--split_file", metavar="FILE", help="Test on the test side of this split.json.")
-    ] = None,
-    fold: Annotated[int, typer.Option(help="subject-cv, block-cv, random-cv: the fold to test on.")] = 0,
-    num_folds: Annotated[
-        int, typer.Option("--num_folds", help="subject-cv, block-cv, random-cv: number of folds.")
-    ] = 5,
-    test_fold: Annotated[str, typer.Option("--test_fold", help="official: the fold to test on.")] = "fold_1",
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the split, of --max_eval_samples and of the bootstrap samples.")
-    ] = 0,
-    predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Evaluate the predictions in this predictions.parquet.")
-    ] = None,
-    compare: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="A second model or .parquet, evaluated on the same cells.")
-    ] = None,
-    label_map: Annotated[
-        list[str] | None,
-        typer.Option("--label_map", metavar="THEIRS=OURS", help="The model's name of a class, and ours; repeatable."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the report (default: evaluations/<model>).")
-    ] = None,
-    max_eval_samples: Annotated[
-        int | None, typer.Option("--max_eval_samples", min=1, help="Test on at most so many cells, chosen at random.")
-    ] = None,
+    split: SplitName = None,
+    split_file: SplitFile = None,
+    fold: Fold = 0,
+    num_folds: NumFolds = 5,
+    test_fold: TestFold = "fold_1",
+    seed: Seed = 0,
+    predictions: Predictions = None,
+    compare: Compare = None,
+    label_map: LabelMap = None,
+    output: Output = None,
+    max_eval_samples: MaxEvalSamples = None,
     batch_size: BatchSize = 16,
     device: Device = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", help="Run Python code that a model brings along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a model on labelled cells: metrics with intervals by subject, worst subjects, a page to read."""
-    if (model is None) == (predictions is None):
-        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
-    if model and model.endswith(".parquet"):
-        raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
-    of_data = (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
-    if dataset_name is None and any(of_data):
-        raise LeukoscopeError(
-            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
-        )
-    cross_validated, official = ("fold", fold, 0, "-cv"), ("test_fold", test_fold, "fold_1", "official")
-    by_fold = (cross_validated, ("num_folds", num_folds, 5, "-cv"), official)
-    for flag, value, default, strategy in by_fold:
-        if value != default and not (split or "").endswith(strategy):
-            needed = "official" if strategy == "official" else "subject-cv, block-cv or random-cv"
-            raise LeukoscopeError(f"--{flag} {value}: needs --split {needed}; leave it out, or choose that split")
-    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
-        raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
-    for pair in label_map or ():
-        if "=" not in pair:
-            raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
-    require_writable(output or Path("evaluations"))
-    names: dict[str, str] = {}
-    for theirs, _, ours in (pair.rpartition("=") for pair in label_map or ()):
-        if (other_name := names.setdefault(theirs, ours)) != ours:
-            raise LeukoscopeError(f"--label_map {theirs}={ours}: {theirs} is already {other_name}; give one of the two")
-    from leukoscope.data.loading import load_cells
-    from leukoscope.evaluation.evaluate import (
-        keep_cells,
-        predictions_in_file,
-        predictions_of_model,
-        select_cells,
-    )
+    from leukoscope.evaluation.evaluate import keep_cells, predictions_in_file, predictions_of_model, select_cells
     from leukoscope.inference.foreign import open_classifier
-    from leukoscope.reports.html import build_evaluation, decisions_line, write_evaluation
-    from leukoscope.reports.release_tables import metrics_table, worst_first
+    from leukoscope.reports.html import build_evaluation, write_evaluation
+
+    of_data = (train_dir, subject_pattern, labels, split, split_file, max_eval_samples)
+    _check_sources(model, predictions, compare, dataset_name, any(of_data))
+    _check_fold(split or "", fold, num_folds, test_fold)
+    names = _label_names(label_map or ())
+    require_writable(output or Path("evaluations"))
 
     def opened(model: str | None) -> Classifier | None:
         if model is None or model.endswith(".parquet"):
@@ -129,20 +109,10 @@ def evaluate(
 
     # Models first: an error about one is shown at once, not after the data set is read.
     classifier, other = opened(model), opened(compare)
-    known = [label for one in (classifier, other) if one for label in one.labels]
-    for theirs in names:
-        if theirs.casefold() not in {label.casefold() for label in known}:
-            shown = (
-                f"no class of the model, which has {', '.join(known)}" if known else "without effect: no model is run"
-            )
-            raise LeukoscopeError(
-                f"--label_map {theirs}={names[theirs]}: {theirs!r} is {shown}; correct or leave it out"
-            )
+    _check_label_names(names, [label for one in (classifier, other) if one for label in one.labels])
     cells = None
     if dataset_name is not None:
-        data = load_cells(dataset_name, train_dir, subject_pattern=subject_pattern, labels=labels)
-        if not quiet:
-            typer.echo(data.report(), err=True)
+        data = load_reported(dataset_name, train_dir, subject_pattern, labels)
         which = (fold, num_folds, test_fold)
         cells = select_cells(data, split, split_file, which=which, seed=seed, at_most=max_eval_samples)
     first = predict(classifier, cells) if classifier else predictions_in_file(predictions or Path(), cells)
@@ -159,9 +129,62 @@ def evaluate(
     page = write_evaluation(folder, evaluation, first.predictions)
     if as_json:
         typer.echo((folder / "evaluation.json").read_text(encoding="utf-8"))
-        return
-    overlap = evaluation["training_overlap"]
-    unit = evaluation["unit"]
+    else:
+        _print_evaluation(evaluation)
+        typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
+
+
+def _check_sources(
+    model: str | None, predictions: Path | None, compare: str | None, dataset_name: str | None, flags_of_data: bool
+) -> None:
+    if (model is None) == (predictions is None):
+        raise LeukoscopeError("leukoscope evaluate: give a MODEL, or --predictions FILE.parquet; one of the two")
+    if model and model.endswith(".parquet"):
+        raise LeukoscopeError(f"{model}: is no model; give a file of predictions as --predictions {model}")
+    if dataset_name is None and flags_of_data:
+        raise LeukoscopeError(
+            "--train_dir, --subject_pattern, --labels, --split, --split_file and --max_eval_samples need --dataset_name"
+        )
+    if dataset_name is None and (model or (compare and not compare.endswith(".parquet"))):
+        raise LeukoscopeError("leukoscope evaluate: name the labelled cells, with --dataset_name NAME --train_dir DIR")
+
+
+def _check_fold(split: str, fold: int, num_folds: int, test_fold: str) -> None:
+    """Refuse the flags of another kind of split."""
+    needed = "subject-cv, block-cv or random-cv"
+    for flag, value, default in (("fold", fold, 0), ("num_folds", num_folds, 5)):
+        if value != default and not split.endswith("-cv"):
+            raise LeukoscopeError(f"--{flag} {value}: needs --split {needed}; leave it out, or choose that split")
+    if test_fold != "fold_1" and split != "official":
+        raise LeukoscopeError(f"--test_fold {test_fold}: needs --split official; leave it out, or choose that split")
+
+
+def _label_names(label_map: Sequence[str]) -> dict[str, str]:
+    """The model's name of a class → ours."""
+    names: dict[str, str] = {}
+    for pair in label_map:
+        if "=" not in pair:
+            raise LeukoscopeError(f"--label_map {pair}: write the model's class, =, and ours, like blast=ALL")
+        theirs, _, ours = pair.rpartition("=")
+        if (other := names.setdefault(theirs, ours)) != ours:
+            raise LeukoscopeError(f"--label_map {pair}: {theirs} is already {other}; give one of the two")
+    return names
+
+
+def _check_label_names(names: Mapping[str, str], known: Sequence[str]) -> None:
+    for theirs, ours in names.items():
+        if theirs.casefold() not in {label.casefold() for label in known}:
+            problem = "without effect: no model is run"
+            if known:
+                problem = f"no class of the model, which has {', '.join(known)}"
+            raise LeukoscopeError(f"--label_map {theirs}={ours}: {theirs!r} is {problem}; correct or leave it out")
+
+
+def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    from leukoscope.reports.html import decisions_line
+    from leukoscope.reports.release_tables import metrics_table, worst_first
+
+    overlap, unit = evaluation["training_overlap"], evaluation["unit"]
     rows = metrics_table(evaluation["figures"], evaluation["intervals"], unit).rows
     print_table(["metric", "value", f"95 % by {unit}", "naive, by cell"], rows)
     typer.echo(f"estimates: {evaluation['estimates']}")
@@ -181,7 +204,6 @@ def evaluate(
     if worst := worst_first(evaluation["metrics"]["subjects"])[:3]:
         named = ", ".join(f"{name} ({s['label']}, {s['accuracy']:.0%} of {s['cells']})" for name, s in worst)
         typer.echo(f"worst {unit}s: {named}")
-    typer.echo(f"page: {page}\n{RESEARCH_NOTICE}")
 
 
 def protocol(

@@ -68,8 +68,8 @@ def field(
         typer.Option(
             "--crops",
             metavar="DIR",
-            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png, and "
-            f"DIR/{TASKS}, which Label Studio imports.",
+            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
+            f"Label Studio imports DIR/{TASKS}.",
         ),
     ] = None,
     backend: Backend = "",

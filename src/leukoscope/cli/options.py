@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup
 
 from leukoscope import LeukoscopeError
 from leukoscope.progress import is_quiet, quiet
@@ -103,23 +102,6 @@ class CommandGroup(TyperGroup):
         except LeukoscopeError as error:
             print_error(error)
             raise typer.Exit(1) from None
-
-
-class Command(TyperCommand):
-    """A command whose help shows no value for a switch, and breaks lines where the terminal ends."""
-
-    def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
-        super().__init__(*args, help=help and re.sub(r"(?<=\S)\n(?=\S)", " ", help), **settings)
-        for parameter in self.params:
-            if isinstance(parameter, TyperOption) and parameter.is_flag:
-                parameter.metavar = ""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        """The switch --help."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
 
 
 def print_error(error: Exception) -> None:

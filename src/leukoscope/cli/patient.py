@@ -62,9 +62,9 @@ def patient(
     quiet: Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, subjects_table, write_table
+    from leukoscope.inference.scoring import TABLE_SUFFIXES, check_output, predict_subjects, subjects_table, write_table
     from leukoscope.inference.sources import open_source
-    from leukoscope.inference.subject import SubjectRule, predict_subjects
+    from leukoscope.inference.subject import SubjectRule
 
     kinds = (*TABLE_SUFFIXES, *REPORTS)
     if output is not None and output.suffix.lower() not in kinds:

@@ -39,7 +39,7 @@ from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.backends import float32_backend, open_backend
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import BF16, INT8
+from leukoscope.inference.runtime import BF16, INT8, Runtime
 from leukoscope.inference.tta import VIEWS, disagreement, tta_views
 from leukoscope.models.release import Release, edit_release, load_release, rescale_classifier, save_weights
 from leukoscope.models.release_files import (
@@ -236,7 +236,7 @@ def tta_gain(
     one_view, all_views, apart = [], [], []
     for number, ((folder, fold), first, last) in enumerate(zip(folds, ends, ends[1:], strict=False), 1):
         some = fold.take(chosen[(first <= chosen) & (chosen < last)] - first)
-        backend, rows = open_backend(read_release(folder), device=device), cells.rows(some.cell_ids)
+        backend, rows = open_backend(read_release(folder), Runtime(device=device)), cells.rows(some.cell_ids)
         parts = []
         label = f"test-time augmentation, fold {number} of {len(folds)}"
         for start in track(range(0, len(rows), BATCH), label):

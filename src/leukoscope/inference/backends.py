@@ -18,7 +18,6 @@ from leukoscope.inference.gradcam import EVIDENCE, explain_features, is_map_of_c
 from leukoscope.inference.graph import ExportedBackend, NetworkOutput, NoGraph, blank_picture, computes
 from leukoscope.inference.runtime import (
     AUTO,
-    BACKENDS,
     BF16,
     F32,
     FAST,
@@ -26,9 +25,8 @@ from leukoscope.inference.runtime import (
     OPENVINO,
     PACKAGES,
     PRECISION_NAMES,
-    PRECISIONS,
     TORCH,
-    computing_device,
+    Runtime,
     is_installed,
     require_package,
 )
@@ -123,44 +121,34 @@ Backend: TypeAlias = TorchBackend | ExportedBackend
 """Computes one release's network; `name` and `precision` ("f32", "bf16" or "int8") say how."""
 
 
-def open_backend(release: ReleaseInfo, wanted: str = AUTO, device: str = AUTO, precision: str = AUTO) -> Backend:
+def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
     """Open the backend that computes a release's network.
-
-    Args:
-        wanted: of `BACKENDS`.
-        precision: of `PRECISIONS`: "exact" computes in float32; "fast" in int8 or bfloat16, whichever was measured to
-            be faster for the release and is computed by this processor; "auto" in one of them only where the release
-            was measured to lose nothing by it.
-        device: a torch device, any but "cpu" only for torch; "auto" takes this process's GPU where torch may compute
-            and finds one, else the CPU.
 
     Raises:
         LeukoscopeError: no such backend, one whose package is not installed, that does not compute on that device or
             whose output differs from torch's; a damaged release; a device this machine lacks; or "fast" where it was
             not measured for the release, or this machine cannot.
     """
-    for what, name, known in (("backend", wanted, BACKENDS), ("precision", precision, PRECISIONS)):
-        if name not in known:
-            raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
-    if precision == FAST:
-        return _open_exported(release, OPENVINO, _fast_precision(release, wanted, device))
-    if device == AUTO:
-        device = computing_device(wanted)
-    if wanted in PACKAGES:
-        if device != "cpu":
-            raise LeukoscopeError(f"backend {wanted!r}: computes on the CPU only; leave out device {device!r}")
-        require_package(wanted)
-        return _open_exported(release, wanted, _default_precision(release, wanted, precision))
-    if wanted == AUTO and device == "cpu":
+    runtime = runtime.chosen()
+    if runtime.precision == FAST:
+        return _open_exported(release, OPENVINO, _fast_precision(release, runtime))
+    if runtime.backend in PACKAGES:
+        if runtime.device != "cpu":
+            raise LeukoscopeError(
+                f"backend {runtime.backend!r}: computes on the CPU only; leave out device {runtime.device!r}"
+            )
+        require_package(runtime.backend)
+        return _open_exported(release, runtime.backend, _default_precision(release, runtime.backend, runtime.precision))
+    if runtime.backend == AUTO and runtime.device == "cpu":
         for name in filter(is_installed, PACKAGES):
             try:
-                return _open_exported(release, name, _default_precision(release, name, precision))
+                return _open_exported(release, name, _default_precision(release, name, runtime.precision))
             except NoGraph as reason:
                 _log.warning("%s; another backend is used", reason)
     from leukoscope.models.release import Release, load_release
 
     loaded = release if isinstance(release, Release) else load_release(release)
-    return TorchBackend(loaded.network, loaded.preprocessing, device, blank_rgb=loaded.blank_rgb)
+    return TorchBackend(loaded.network, loaded.preprocessing, runtime.device, blank_rgb=loaded.blank_rgb)
 
 
 def float32_backend(release: Release, cells: int) -> Backend:
@@ -189,7 +177,7 @@ def _default_precision(release: ReleaseInfo, backend: str, wanted: str) -> str:
     return default if lower else F32
 
 
-def _fast_precision(release: ReleaseInfo, backend: str, device: str) -> str:
+def _fast_precision(release: ReleaseInfo, runtime: Runtime) -> str:
     """The fastest precision that was measured and that this processor computes.
 
     Raises:
@@ -198,10 +186,10 @@ def _fast_precision(release: ReleaseInfo, backend: str, device: str) -> str:
     measured = measured_precisions(release)
     if not measured:
         raise LeukoscopeError(f"precision 'fast': {release.name} was not measured in it; use 'exact'")
-    if backend not in (AUTO, OPENVINO):
-        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {backend!r}")
-    if device not in (AUTO, "cpu"):
-        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {device!r}")
+    if runtime.backend not in (AUTO, OPENVINO):
+        raise LeukoscopeError(f"precision 'fast': OpenVINO computes it; leave out backend {runtime.backend!r}")
+    if runtime.device != "cpu":
+        raise LeukoscopeError(f"precision 'fast': is computed on the CPU; leave out device {runtime.device!r}")
     require_package(OPENVINO)
     if computed := [name for name in measured if computes(name)]:
         return computed[0]

@@ -7,8 +7,6 @@ classes are matched to the data set's before the first cell is opened.
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
 from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import AUTO, gpu_or_cpu
+from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 # Keys of a release's config.json that a plain transformers model lacks.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
-# Words that negate the other words of a class's name.
-_NEGATIONS = {"no", "non", "not", "without", "negative", "free", "kein", "keine", "nicht", "ohne", "negativ"}
 # An area needs no fine detail.
 _AREA_SIDE = 224
 
@@ -87,7 +83,7 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
     folder, name, revision = find_release(str(model), KNOWN_CELLS)
     if _is_release(folder):
         release = read_release(folder, name=name, revision=revision)
-        predictor = Predictor(release, device=device)
+        predictor = Predictor(release, Runtime(device=device))
 
         def predict(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, list[str]]:
             predictions = predictor(list(pictures), batch_size=len(pictures))
@@ -176,33 +172,12 @@ def match_labels(
     if len(matched) < len(theirs) or len(set(matched)) < len(ours):
         if len(theirs) < len(ours):
             how = "it lacks some of these: leave their cells out, or give another model"
-        elif pairs := _paired(theirs, ours, found):
-            how = f"say which is which, for example {pairs}"
         else:
             how = "say of each of its classes which one it is, with --label_map THEIRS=OURS once for each"
         raise LeukoscopeError(
             f"{name}: its classes are {', '.join(theirs)}, those of the data set {', '.join(ours)}; {how}"
         )
     return matched
-
-
-def _paired(theirs: Sequence[str], ours: Sequence[str], found: Sequence[int | None]) -> str:
-    """The flags that match all classes by words of their names; "" where these are ambiguous.
-
-    A wrong example would be copied, and would swap all predictions.
-    """
-    words = [{word for word in re.findall(r"[^\W_]+", name.casefold()) if not word.isdigit()} for name in ours]
-    pairs = []
-    for their, k in zip(theirs, found, strict=True):
-        own = set(re.findall(r"[^\W_]+", their.casefold()))
-        alike = [k] if k is not None else [k for k in range(len(ours)) if own & words[k]]
-        if len(alike) != 1 or (k is None and (own | words[alike[0]]) & _NEGATIONS):
-            return ""
-        pairs.append((their, alike[0]))
-    if len({k for _, k in pairs}) < len(ours):
-        return ""
-    differ = [f"{their}={ours[k]}" for their, k in pairs if their.casefold() != ours[k].casefold()]
-    return " ".join(f"--label_map {shlex.quote(pair)}" for pair in differ)
 
 
 def _is_release(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from leukoscope.inference.backends import Backend, open_backend
 from leukoscope.inference.gradcam import EVIDENCE, METHODS, EvidenceScale, HeatMap, share_on_cell
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds, softmax
-from leukoscope.inference.runtime import AUTO, usable_cores
+from leukoscope.inference.runtime import AUTO, Runtime, usable_cores
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule, without_copies
 from leukoscope.inference.tta import VIEWS, average_maps, disagreement, tta_views
 from leukoscope.models.hub_download import fetch_files, local_release, parse_hub_id
@@ -66,17 +66,17 @@ class Predictor:
 
     Args:
         release: what is known of it; a loaded `Release` spares the torch backend from loading it again.
-        backend, device, precision: as for `from_pretrained`.
+        runtime: what computes its network.
 
     Attributes:
         release: as given.
         labels: class names in the order of the probabilities.
-        backend: what computes its network.
+        backend: the one that was opened.
         thresholds: what the release decides by.
         ood: the release's OOD detector; None where it has none.
     """
 
-    def __init__(self, release: ReleaseInfo, *, backend: str = "", device: str = AUTO, precision: str = AUTO):
+    def __init__(self, release: ReleaseInfo, runtime: Runtime = Runtime()):
         if not isinstance(release, ReleaseInfo):
             raise LeukoscopeError(
                 f"Predictor({_shown(release)}): takes a release that was read; give a folder or a Hub id to "
@@ -84,8 +84,7 @@ class Predictor:
             )
         self.release = release
         self.labels = release.labels
-        backend = backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
-        self.backend: Backend = open_backend(release, backend, device, precision)
+        self.backend: Backend = open_backend(release, runtime)
         self.thresholds = Thresholds.from_metrics(release.metrics)
         path = release.folder and release.folder / OOD
         self.ood = OodDetector.load(path) if path and path.exists() else None
@@ -105,11 +104,7 @@ class Predictor:
         Args:
             model: a release folder, the name of one that comes with Leukoscope, `owner/name` or `owner/name@revision`.
             revision: a Hub branch, tag or commit.
-            backend: "torch", "openvino", "onnx", or "auto" for the first that suits this machine; "" takes the
-                environment variable LEUKOSCOPE_BACKEND, and "auto" where it is not set.
-            device: a torch device such as "cpu" or "cuda"; "auto" takes the GPU where torch finds one, else the CPU.
-            precision: "exact" (float32), "fast" (int8 or bfloat16, on processors that compute them: what that changes
-                is in the release's metrics.json), or "auto" for "fast" only where it was measured to lose nothing.
+            backend, device, precision: of the `Runtime` that computes its network.
 
         Raises:
             LeukoscopeError: no such folder or repository, no access to it, no network and no cached copy, a damaged
@@ -117,11 +112,12 @@ class Predictor:
                 machine or release cannot.
         """
         _require_name(model, "from_pretrained")
+        runtime = Runtime(backend, device, precision)
         if (folder := local_release(str(model))) is None:
-            return cls.from_hub(str(model), revision=revision, backend=backend, device=device, precision=precision)
+            return cls.from_hub(str(model), revision=revision, runtime=runtime)
         if revision:
             raise LeukoscopeError(f"{model}: is a local folder, which has no revision {revision!r}; leave it out")
-        return cls(read_release(folder, name=str(model)), backend=backend, device=device, precision=precision)
+        return cls(read_release(folder, name=str(model)), runtime)
 
     @classmethod
     def from_hub(
@@ -129,16 +125,15 @@ class Predictor:
         model: str,
         *,
         revision: str | None = None,
-        backend: str = "",
-        device: str = AUTO,
-        precision: str = AUTO,
+        runtime: Runtime = Runtime(),
         anonymous: bool = False,
     ) -> Predictor:
         """Load a release from the Hub or its cache; a local path is never opened, whatever the name.
 
         Args:
             model: `owner/name` or `owner/name@revision`.
-            revision, backend, device, precision: as for `from_pretrained`.
+            revision: a Hub branch, tag or commit.
+            runtime: what computes its network.
             anonymous: download without this machine's token.
 
         Raises:
@@ -148,8 +143,7 @@ class Predictor:
         hub_id, revision = parse_hub_id(str(model), revision)
         folder = fetch_files(hub_id, revision, anonymous=anonymous)
         try:
-            release = read_release(folder, name=hub_id, revision=folder.name)
-            return cls(release, backend=backend, device=device, precision=precision)
+            return cls(read_release(folder, name=hub_id, revision=folder.name), runtime)
         except LeukoscopeError as error:
             raise LeukoscopeError(str(error).replace(str(folder), hub_id)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from leukoscope import LeukoscopeError
@@ -16,6 +17,36 @@ F32, BF16, INT8 = "f32", "bf16", "int8"
 PRECISION_NAMES = {F32: "float32", BF16: "bfloat16", INT8: "int8"}
 PACKAGES = {OPENVINO: ("openvino", "openvino"), ONNX: ("onnxruntime", "onnxruntime onnxscript")}
 """The module that each exported backend needs, and what pip installs for it."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes a network.
+
+    Attributes:
+        backend: of `BACKENDS`; "auto" is the first that suits this machine and release. "" is the environment variable
+            LEUKOSCOPE_BACKEND, and "auto" where it is not set.
+        device: a torch device such as "cpu" or "cuda", any but "cpu" only for torch; "auto" is this process's GPU where
+            torch may compute and finds one, else the CPU.
+        precision: of `PRECISIONS`: "exact" is float32; "fast" is int8 or bfloat16, whichever was measured to be faster
+            for the release and is computed by this processor; "auto" is "fast" only where the release was measured to
+            lose nothing by it.
+    """
+
+    backend: str = ""
+    device: str = AUTO
+    precision: str = AUTO
+
+    def chosen(self) -> Runtime:
+        """Choose the environment's backend and this machine's device; raise `LeukoscopeError` for unknown names."""
+        backend = self.backend or os.environ.get("LEUKOSCOPE_BACKEND") or AUTO
+        for what, name, known in (("backend", backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
+            if name not in known:
+                raise LeukoscopeError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
+        device = self.device
+        if device == AUTO:
+            device = gpu_or_cpu() if backend in (AUTO, TORCH) and self.precision != FAST else "cpu"
+        return replace(self, backend=backend, device=device)
 
 
 def usable_cores() -> int:
@@ -31,11 +62,6 @@ def gpu_or_cpu() -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def computing_device(backend: str) -> str:
-    """Return the device of a backend: a GPU where torch may compute on one, else "cpu"."""
-    return gpu_or_cpu() if backend in (AUTO, TORCH) else "cpu"
 
 
 def is_installed(backend: str) -> bool:

@@ -29,7 +29,7 @@ from leukoscope.files import atomic_file, remedy, write_atomic
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction, Thresholds
 from leukoscope.inference.sources import CellSource, SourceCell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
-from leukoscope.progress import note, progress
+from leukoscope.progress import note, progress, track
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -333,6 +333,53 @@ def _join(
     else:
         write_table(pq.read_table(joined), output)
     return result
+
+
+def predict_subjects(
+    predictor: Predictor, source: CellSource, *, batch_size: int = 32
+) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
+    """Predict for each subject of a source, in the order of their names.
+
+    Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
+    for pixel, count once.
+
+    Returns:
+        the predictions, and what could not be read.
+
+    Raises:
+        LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
+            picture, or as `CellSource.subject_of`.
+    """
+    rule = SubjectRule.of_release(predictor.release)
+    found: dict[str, tuple[list[list[float]], list[str]]] = {}
+    first: dict[str, tuple[str, str]] = {}
+    copies: list[str] = []
+    unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
+    cells, pictures = tee(source.read([range(source.count)]))
+    predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+    for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
+        if isinstance(prediction, UnreadableImage):
+            unreadable.append(prediction)
+            continue
+        name = source.subject_of(cell, predictor.labels)
+        owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
+        if owner != name:
+            raise LeukoscopeError(
+                f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
+                f"({name!r} and {owner!r}); give it to one of them"
+            )
+        if file != cell.file:
+            copies.append(f"{cell.file} of {file}")
+            continue
+        probabilities, outcomes = found.setdefault(name, ([], []))
+        probabilities.append(list(prediction.probabilities.values()))
+        outcomes.append(prediction.outcome)
+    if not found:
+        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+    if copies:
+        said = f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once"
+        note(f"{said}, for example {copies[0]}", err=True)
+    return [rule.predict(np.array(found[name][0]), found[name][1], subject=name) for name in sorted(found)], unreadable
 
 
 def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:

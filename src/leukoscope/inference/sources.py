@@ -14,11 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS, CellTable, cell_table, located, read_table, subject_name
+from leukoscope.data.cell_tables import (
+    SUBJECT_COLUMNS,
+    CellTable,
+    cell_table,
+    located,
+    read_table,
+    require_subjects,
+    subject_name,
+)
 from leukoscope.data.folders import left_out, walk
 from leukoscope.data.images import EncodedImage
 
@@ -68,6 +76,27 @@ class CellSource:
     unreadable: tuple[tuple[str, str], ...] = ()
     report: str = ""
     table: Path | None = None
+
+    def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
+        """Return a cell's subject; where none is named its top folder, or outside any folder "".
+
+        Args:
+            labels: the release's classes.
+
+        Raises:
+            LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
+        """
+        if self.table is not None:
+            require_subjects(self.table, self.has_subjects)
+        path = PurePath(cell.cell_id)
+        folders = () if path.is_absolute() or self.has_subjects else path.parts[:-1]
+        name = cell.subject or (folders[0] if folders else "")
+        if not self.has_subjects and name in labels:
+            raise LeukoscopeError(
+                f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects with "
+                "--subject_pattern, or give a folder with one folder per subject"
+            )
+        return name
 
 
 def open_source(named: str, *, train_dir: str | Path | None = None, subject_pattern: str | None = None) -> CellSource:

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import tee
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.cell_tables import require_subjects
-from leukoscope.data.images import UnreadableImage
 from leukoscope.data.registry import TOO_FEW_CELLS
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED
-from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
     from leukoscope.inference.prediction import Prediction
-    from leukoscope.inference.predictor import Predictor
-    from leukoscope.inference.sources import CellSource, SourceCell
     from leukoscope.models.release_files import ReleaseInfo
 
 MOST_REFUSED = 0.5
@@ -255,78 +248,9 @@ class SubjectRule:
         )
 
 
-def subject_of(cell: SourceCell, source: CellSource, labels: Sequence[str]) -> str:
-    """Return a cell's subject; where none is named its top folder, or outside any folder "".
-
-    Args:
-        labels: the release's classes.
-
-    Raises:
-        LeukoscopeError: the folder is named like one of the classes, or a table names no subjects.
-    """
-    if source.table is not None:
-        require_subjects(source.table, source.has_subjects)
-    path = PurePath(cell.cell_id)
-    folders = () if path.is_absolute() or source.has_subjects else path.parts[:-1]
-    name = cell.subject or (folders[0] if folders else "")
-    if not source.has_subjects and name in labels:
-        raise LeukoscopeError(
-            f"{cell.file}: lies in the folder {name!r}, which is a class, not a subject; name the subjects with "
-            "--subject_pattern, or give a folder with one folder per subject"
-        )
-    return name
-
-
 def without_copies(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Keep one prediction of each picture: a copy adds nothing to what is known of a subject."""
     first: dict[str, Prediction] = {}
     for prediction in predictions:
         first.setdefault(prediction.pixel_hash or str(id(prediction)), prediction)
     return list(first.values())
-
-
-def predict_subjects(
-    predictor: Predictor, source: CellSource, *, batch_size: int = 32
-) -> tuple[list[SubjectPrediction], list[UnreadableImage]]:
-    """Predict for each subject of a source, in the order of their names.
-
-    Cells are opened and predicted batch by batch, and only their probabilities are kept. Copies of a picture, pixel
-    for pixel, count once.
-
-    Returns:
-        the predictions, and what could not be read.
-
-    Raises:
-        LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
-            picture, or as `subject_of`.
-    """
-    rule = SubjectRule.of_release(predictor.release)
-    found: dict[str, tuple[list[list[float]], list[str]]] = {}
-    first: dict[str, tuple[str, str]] = {}
-    copies: list[str] = []
-    unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
-    cells, pictures = tee(source.read([range(source.count)]))
-    predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-    for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
-        if isinstance(prediction, UnreadableImage):
-            unreadable.append(prediction)
-            continue
-        name = subject_of(cell, source, predictor.labels)
-        owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
-        if owner != name:
-            raise LeukoscopeError(
-                f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
-                f"({name!r} and {owner!r}); give it to one of them"
-            )
-        if file != cell.file:
-            copies.append(f"{cell.file} of {file}")
-            continue
-        probabilities, outcomes = found.setdefault(name, ([], []))
-        probabilities.append(list(prediction.probabilities.values()))
-        outcomes.append(prediction.outcome)
-    if not found:
-        raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
-    if copies:
-        said = f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once"
-        note(f"{said}, for example {copies[0]}", err=True)
-    return [rule.predict(np.array(found[name][0]), found[name][1], subject=name) for name in sorted(found)], unreadable

@@ -24,6 +24,7 @@ from leukoscope.evaluation.plots import (
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
 from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import Runtime
 from leukoscope.models.build import FROM_SCRATCH, hub_weights_name
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
@@ -297,7 +298,7 @@ def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]
     metrics = read_metrics(release)
     if loaded is not None:
         recipe = metrics["recipe"]
-        yield "samples", phantom_samples(Predictor(loaded, backend="torch", device="cpu"))
+        yield "samples", phantom_samples(Predictor(loaded, Runtime("torch", "cpu")))
         yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
     tested = detailed_evaluation(metrics)
     if tested is not None:

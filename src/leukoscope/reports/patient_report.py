@@ -22,7 +22,7 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectRule, subject_of
+from leukoscope.inference.subject import SubjectRule
 from leukoscope.models.release_files import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
@@ -82,7 +82,7 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
     """
     rule = SubjectRule.of_release(predictor.release)
     given = list(source.read([range(source.count)]))
-    if len(subjects := sorted({subject_of(cell, source, predictor.labels) for cell in given})) > 1:
+    if len(subjects := sorted({source.subject_of(cell, predictor.labels) for cell in given})) > 1:
         raise LeukoscopeError(
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output patients.csv"

@@ -33,11 +33,9 @@ from leukoscope.web import panels, result
 from leukoscope.web.address import Address
 from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.model_cache import ModelCache, find_releases, listed_models
-from leukoscope.web.result_tab import PRIVATE
-from leukoscope.web.tabs import code, evidence
-from leukoscope.web.tabs.batch import BatchTab
+from leukoscope.web.page import PRIVATE, script
+from leukoscope.web.tabs import code, evidence, guess
 from leukoscope.web.tabs.cell import CellTab
-from leukoscope.web.tabs.field import FieldTab
 from leukoscope.web.text import GRADIO, LANGUAGES, Localised, LocalisedChoices, language, localised, model_text, t
 from leukoscope.web.theme import CSS, build_theme
 from leukoscope.web.upload import ANSWER_FOLDER, OWN_FOLDER, delete_old, keep_uploads_apart
@@ -58,50 +56,34 @@ OPEN_FILES = 10_240
 # upload may hold: a few MB for cells; a full-size field or batch some 100 MB, most of it for half an hour. All of them
 # at their largest then fit into the 16 GB of a free Space.
 SESSIONS = 120
-# The page's language, for screen readers and the style sheet; Gradio knows only the browser's. Its accessible names of
-# some buttons differ from the text on them, which speech input needs; others it has in English only.
-NAMED_AS_WRITTEN = """() => {
-  const {lang, names} = document.querySelector('.lk-head').dataset
-  document.documentElement.lang = lang
-  const rename = () => {
-    document.querySelectorAll('.upload-container[aria-label], .thumbnail-item[aria-label]')
-      .forEach((button) => button.removeAttribute('aria-label'))
-    for (const [theirs, ours] of Object.entries(JSON.parse(names)))
-      for (const kind of ['aria-label', 'title'])
-        document.querySelectorAll(`[${kind}^="${theirs}"]`)
-          .forEach((one) => one.setAttribute(kind, one.getAttribute(kind).replace(theirs, ours)))
-  }
-  new MutationObserver(rename).observe(document.body, {subtree: true, childList: true})
-  rename()
-}"""
+NAMED_AS_WRITTEN = script("names.js")
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:
     """The page with all its tabs, not yet served."""
     with gr.Blocks(title="Leukoscope", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as demo:
-        gr.HTML(Localised(_head), elem_id="head", padding=False)
-        gr.HTML(Localised(panels.notice), elem_id="notice", padding=False)
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_id="header"):
+            gr.HTML(Localised(_head), elem_id="head", padding=False)
             model = gr.Dropdown(
                 LocalisedChoices(models.choices),
                 value=next(iter(models.names), None),
                 allow_custom_value=True,
                 label=localised("model"),
+                container=False,
                 elem_id="model",
-                scale=2,
+                scale=0,
                 min_width=260,
             )
-            with gr.Column(scale=3, min_width=280):
-                about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
-        model.change(partial(describe, models), model, about, show_progress="hidden", **PRIVATE)
+        gr.HTML(Localised(panels.notice), elem_id="notice", padding=False)
         if not models.names:
             gr.HTML(Localised(lambda: panels.message(t("no_model_yet"), t("get_a_model"))), padding=False)
         with gr.Tabs() as tabs:
             cell_tab = CellTab(models, model)
-            FieldTab(models, model, tabs, cell_tab)
-            BatchTab(models, model, tabs, cell_tab)
+            guess.build_tab(models, model, cell_tab.real_cells)
             evidence.build_tab(models, model)
             code.build_tab(demo, models, model)
+        about = gr.HTML(Localised(partial(describe, models, model.value)), elem_id="about-model", padding=False)
+        model.change(partial(describe, models), model, about, show_progress="hidden", **PRIVATE)
         gr.HTML(Localised(_credits), elem_id="about", padding=False)
         _localise_on_load(demo)
         cell_tab.open_on_load(demo, tabs)

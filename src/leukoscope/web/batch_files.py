@@ -52,6 +52,7 @@ class Batch:
         labels, subjects: file name → its entry in a CSV.
         label_tables: label → the CSV that gives it first.
         problems: one sentence for each file that cannot be used.
+        archive: name of the one zip that all pictures come from, without its suffix; "" where there is none.
     """
 
     files: list[BatchFile] = field(default_factory=list)
@@ -59,6 +60,7 @@ class Batch:
     subjects: dict[str, str] = field(default_factory=dict)
     label_tables: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    archive: str = ""
 
     def label_of(self, name: str, classes: Sequence[str]) -> str:
         """A file's true class: by the CSV, else by the innermost folder that names one; "" where neither does."""
@@ -77,6 +79,11 @@ class Batch:
         ]
         more = len(unknown) - MOST_LABELS
         return [*lines, f"{more} more labels are none of {', '.join(classes)}"] if more > 0 else lines
+
+
+def is_batch(paths: Sequence[str]) -> bool:
+    """Whether an upload is more than one picture: several files, a zip or a table."""
+    return len(paths) > 1 or zipfile.is_zipfile(paths[0]) or paths[0].casefold().endswith(".csv")
 
 
 def open_batch(paths: Sequence[str]) -> Batch:
@@ -125,6 +132,8 @@ def open_batch(paths: Sequence[str]) -> Batch:
             batch.problems.append(f"{file.name}: is the name of two files; only the first is used: rename the other")
         first.setdefault(file.name, file)
     batch.files = list(first.values())
+    if len(paths) == 1:
+        batch.archive = given[0][0]
     _read_tables(tables, batch)
     return batch
 
@@ -309,29 +318,37 @@ def subjects_of(names: Sequence[str], pattern: str, by_table: Mapping[str, str])
     return {name: by_table.get(name) or (match and match[group]) or "" for name, match in found.items()}
 
 
-# Tried in this order on the names of a batch; the first that finds several subjects in all of them is suggested. Each
-# asks for a digit: a word alone, such as ALL or benign, may be a class.
+# Tried in this order on the names of a batch; the first that finds several subjects in all of them is suggested. Words
+# alone, such as Anna Schmidt, are looked for in folders only.
 SUGGESTIONS = (
     r"UID_(H?\d+)_",
     r"(?:^|/)([^/]*\d[^/]*)/[^/]+$",
     r"(?:^|/)([A-Za-z]+[-_ ]?\d+)[-_ .][^/]*\.[^/.]+$",
     r"(?:^|/)([^/_-]*\d[^/_-]*)[_-][^/]*$",
+    r"(?:^|/)([^/]+)/[^/]+$",
 )
+FOLDERS = (SUGGESTIONS[1], SUGGESTIONS[-1])
+# Folders that name no subject, beside the classes and folds of a cross-validation.
+_NO_SUBJECT = (r"fold[-_ ]?\d+", r"train\w*", r"test\w*", r"val\w*", r"images?", r"pictures?", r"cells?", r"data\w*",
+               r"normal", r"healthy", r"benign", r"malignant", r"blasts?", r"leuk\w+", r"controls?", r"cases?",
+               r"patients?", r"subjects?")  # fmt: skip
 
 
 def suggested_pattern(names: Sequence[str], classes: Sequence[str]) -> str:
     """A pattern that finds the subjects in file names, for `subjects_of`; "" where none seems to.
 
-    It must name a subject for every file, two subjects at least, and two files per subject on average, as a number
-    of its own for each file is the file's; and what it finds may be no class and no fold of a cross-validation.
+    It must name a subject for every file, two subjects at least (one, where it is a folder), and two files per subject
+    on average, as a number of its own for each file is the file's; and what it finds may be no class and no fold of a
+    cross-validation.
 
     Args:
         classes: of the release.
     """
-    no_person = re.compile("|".join((r"fold[-_ ]?\d+", *map(re.escape, classes))), re.IGNORECASE)
+    no_person = re.compile("|".join((*_NO_SUBJECT, *map(re.escape, classes))), re.IGNORECASE)
     for pattern in SUGGESTIONS:
         found = subjects_of(names, pattern, {})
         persons = set(found.values())
-        if "" not in persons and 2 <= len(persons) <= len(found) / 2 and not any(map(no_person.fullmatch, persons)):
+        least = 1 if pattern in FOLDERS else 2
+        if "" not in persons and least <= len(persons) <= len(found) / 2 and not any(map(no_person.fullmatch, persons)):
             return pattern
     return ""

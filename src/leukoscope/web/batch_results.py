@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +128,15 @@ class BatchResult:
             found.append(rule.predict(probabilities, [row.decision.outcome for row in cells], subject=subject))
         return found
 
+    @cached_property
+    def trained_on(self) -> set[str]:
+        """Subjects that have the name of one whose cells trained the model."""
+        found = set()
+        for past in trainings_of(self.metrics):
+            trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
+            found |= {name for name in self.cells_by_subject() if same_person(past["name"], name) in trained}
+        return found
+
     def at_point(self, point: str) -> BatchResult:
         """The same predictions, decided at an operating point; "" for the most probable class."""
         known = point if point in self.points else ""
@@ -165,7 +175,11 @@ def predict_batch(models: ModelCache, batch: Batch, choice: str | None, pattern:
     """
     predictor = models.predictor(choice)
     release = predictor.release
-    subjects = subjects_of([file.name for file in batch.files], pattern, batch.subjects)
+    names = [file.name for file in batch.files]
+    subjects = subjects_of(names, pattern, batch.subjects)
+    classes = {batch.label_of(name, release.labels) for name in names}
+    if batch.archive and not any(subjects.values()) and len(classes) == 1:  # a zip of one subject's cells
+        subjects = batch.subjects = dict.fromkeys(names, batch.archive)
     problems = [*batch.problems, *batch.unknown_labels(release.labels)]
     rows: list[BatchRow] = []
     first_of: dict[str, str] = {}
@@ -269,12 +283,8 @@ def label_metrics(result: BatchResult) -> LabelMetrics | None:
         intervals = cell_intervals(cells)
         reason = t("not_every_subject") if "" in subjects else str(error)
         notes.append(t("intervals_by_cell", reason=reason))
-    seen = set()
-    for past in trainings_of(result.metrics):
-        trained = {same_person(past["name"], str(one)) for one in past["subjects"]}
-        seen |= {one for one in subjects if same_person(past["name"], one) in trained}
-    if seen:
-        notes.insert(0, t("too_good", subjects=", ".join(sorted(seen))))
+    if result.trained_on:
+        notes.insert(0, t("too_good", subjects=", ".join(sorted(result.trained_on))))
     found = []
     for name, value in point_metrics(cells).items():
         interval = intervals.get(name)
@@ -375,4 +385,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
+    if person.patient in result.trained_on:
+        said = t("too_good", subjects=name.strip() or person.patient)
+        html = html.replace("</h1>", f'</h1><p class="notice"><strong>{escape(said)}</strong></p>', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

@@ -223,17 +223,18 @@ class ModelCache:
     def _load(self, name: str) -> Predictor:
         """Load an embedded release, a repository that is offered, or one that a visitor named."""
         from leukoscope.inference.predictor import Predictor
+        from leukoscope.inference.runtime import Runtime
         from leukoscope.models.release_files import read_release
 
         if name in self.releases:
             folder = self.releases[name]
             try:
-                return Predictor(read_release(folder, name=name), device=best_device())
+                return Predictor(read_release(folder, name=name), Runtime(device=best_device()))
             except LeukoscopeError as error:
                 # This machine's folders mean nothing to a visitor.
                 raise LeukoscopeError(str(error).replace(str(folder), name)) from None
         if name in self.names:  # offered by whoever runs the demo, who knows its size
-            return Predictor.from_hub(name, device=best_device())
+            return Predictor.from_hub(name, runtime=Runtime(device=best_device()))
         return self._download(name)
 
     def _download(self, name: str) -> Predictor:
@@ -242,6 +243,7 @@ class ModelCache:
         What lay in the Hub cache before is never deleted.
         """
         from leukoscope.inference.predictor import Predictor
+        from leukoscope.inference.runtime import Runtime
         from leukoscope.models.hub_download import cached_repository, parse_hub_id
 
         hub_id, revision = parse_hub_id(name)
@@ -256,7 +258,7 @@ class ModelCache:
                     f"{name}: holds {size // 2**20} MB, more than the {MAX_DOWNLOAD // 2**20} MB downloaded for a "
                     "visitor; run Leukoscope on your own machine for it, or name a smaller model"
                 )
-            return Predictor.from_hub(name, device=best_device(), anonymous=anonymous)
+            return Predictor.from_hub(name, runtime=Runtime(device=best_device()), anonymous=anonymous)
         finally:
             with self._lock:
                 if folder.exists() and (hub_id in self._downloaded or not was_there):

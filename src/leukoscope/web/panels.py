@@ -10,10 +10,15 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from leukoscope.web.text import DecisionText, local_number, meaning, outcome_text, percent, t
+from leukoscope.web.page import script
+from leukoscope.web.text import local_number, meaning, outcome_text, percent, t
+
+if TYPE_CHECKING:
+    from leukoscope.web.result import CellResult
 
 # For pictures whose cells can be opened: tells the server which was clicked; a button reacts to Enter and Space itself.
 CLICK = """element.addEventListener('click', (event) => {
@@ -21,45 +26,7 @@ CLICK = """element.addEventListener('click', (event) => {
   if (box) trigger('select', {index: Number(box.dataset.cell), value: box.dataset.cell})
 })"""
 
-# The picture beside its map: the slider between them, zoom and moving, by mouse, touch and keyboard.
-VIEW = """let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
-const stage = () => element.querySelector('.lk-stage')
-const draw = () => {
-  if (!stage()) return
-  const source = stage().querySelector('img').src, most = () => (view.zoom - 1) / 2
-  if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
-  for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
-  const set = (name, value) => stage().style.setProperty(name, value)
-  set('--at', `${view.at}%`), set('--zoom', view.zoom), set('--x', `${view.x * 100}%`), set('--y', `${view.y * 100}%`)
-  stage().style.touchAction = view.zoom > 1 ? 'none' : 'pan-y'
-  element.querySelector('input').value = view.at
-}
-const zoom = (factor) => { view.zoom = Math.max(1, Math.min(8, view.zoom * factor)); draw() }
-const move = (x, y) => { view.x += x; view.y += y; draw() }
-element.addEventListener('input', (event) => { view.at = event.target.value; draw() })
-element.addEventListener('click', (event) => {
-  const factor = event.target.closest('[data-zoom]')?.dataset.zoom
-  if (factor) zoom(Number(factor))
-  if (!event.target.closest('[data-full]')) return
-  document.fullscreenElement ? document.exitFullscreen() : stage().closest('figure').requestFullscreen()
-})
-element.addEventListener('keydown', (event) => {
-  const keys = {'+': [zoom, 1.5], '-': [zoom, 1 / 1.5], ArrowLeft: [move, 0.1, 0], ArrowRight: [move, -0.1, 0],
-    ArrowUp: [move, 0, 0.1], ArrowDown: [move, 0, -0.1]}[event.key]
-  if (!keys || event.target != stage()) return
-  event.preventDefault(), keys[0](...keys.slice(1))
-})
-element.addEventListener('pointerdown', (event) => {
-  if (view.zoom > 1 && event.target.closest('.lk-stage')) held = [event.clientX, event.clientY]
-})
-addEventListener('pointermove', (event) => {
-  if (!held || !stage()) return
-  move((event.clientX - held[0]) / stage().clientWidth, (event.clientY - held[1]) / stage().clientHeight)
-  held = [event.clientX, event.clientY]
-})
-addEventListener('pointerup', () => { held = null })
-watch('value', draw)
-draw()"""
+VIEW = script("view.js")
 
 
 def notice() -> str:
@@ -67,9 +34,19 @@ def notice() -> str:
     return f'<p class="lk-notice" role="note">{escape(t("notice"))}</p>'
 
 
+def plain(text: str) -> str:
+    """A sentence that stands for itself."""
+    return f'<p class="lk-lead">{escape(text)}</p>'
+
+
 def message(title: str, text: str) -> str:
     """Something the visitor should act on: what is wrong, and the fix."""
     return f'<div class="lk-message" role="alert"><strong>{escape(title)}</strong>{escape(text)}</div>'
+
+
+def box() -> str:
+    """What the upload takes, and what stands there once the server cannot be reached."""
+    return f'{note(t("box_takes"))}<div id="offline">{message(t("failed"), t("offline"))}</div>'
 
 
 def placeholder(text: str) -> str:
@@ -82,71 +59,77 @@ def note(text: str) -> str:
     return f'<p class="lk-note">{escape(text)}</p>'
 
 
-def decision(probabilities: Mapping[str, float], text: DecisionText) -> str:
-    """The decision in words over one bar a label, the most probable first; without a class the bars are folded."""
-    bars = ""
-    for rank, (label, share) in enumerate(sorted(probabilities.items(), key=lambda item: -item[1])):
-        stands_for = f" <span>{escape(meaning(label))}</span>" if meaning(label) else ""
-        bars += (
-            f'<li class="{"" if rank else "first"}"><div class="name"><div><b>{escape(label)}</b>{stands_for}</div>'
-            f'<data value="{share:.6f}">{percent(share)}</data></div>'
-            f'<div class="lk-track" aria-hidden="true"><i style="width:{share:.2%}"></i></div></li>'
-        )
-    bars = f'<ul class="lk-bars">{bars}</ul>'
+def decision(result: CellResult, point: str = "") -> str:
+    """The decision in a few words over one bar of all classes, and how often such decisions were right."""
+    text, decided = result.decision_text(point), result.decision(point)
+    bar = _bar(result.prediction.probabilities)
     if not text.has_class:
-        bars = details(t("folded_probabilities"), bars)
-    because = f'<p class="lk-because">{escape(text.because)}</p>' if text.because else ""
-    held = "".join(
-        f'<li class="{"" if holds else "not"}"><span aria-hidden="true">{"✓" if holds else "✗"}</span> '
-        f"{escape(check)}</li>"
-        for check, holds in text.checks
+        bar = details(t("folded_probabilities"), bar)
+    plain = text.has_class and not decided.operating_point
+    headline = "" if plain else f'<p class="lk-headline">{escape(text.headline)}</p>'
+    lines = "".join(note(line) for line in (text.because, result.trust(point), result.remark, *result.warnings) if line)
+    scales = foreign(result.foreign.distances) if result.foreign else ""
+    return (
+        f'<div role="status"><p class="lk-short{"" if text.has_class else " none"}">{escape(text.short)}</p>'
+        f"{headline}</div>{bar}{lines}{scales}"
     )
-    short = f'<p class="lk-short{"" if text.has_class else " none"}">{escape(text.short)}</p>' if text.short else ""
-    checks = f'<ul class="lk-checks">{held}</ul>' if held else ""
-    return f'<div role="status">{short}{checks}<p class="lk-headline">{escape(text.headline)}</p>{because}</div>{bars}'
 
 
-def pictures(
-    original: Image.Image, overlay: Image.Image | None, caption: str, label: str, peak: float, strength: str = ""
-) -> str:
-    """The cell over its Grad-CAM overlay, with a slider between them; for an element with `VIEW`.
+def _bar(probabilities: Mapping[str, float]) -> str:
+    parts = names = ""
+    for label, share in sorted(probabilities.items(), key=lambda item: -item[1]):
+        stands_for = f" {escape(meaning(label))}" if meaning(label) else ""
+        parts += f'<i style="width:{share:.2%}"></i>'
+        names += f'<li><b>{escape(label)}</b>{stands_for} <data value="{share:.6f}">{percent(share)}</data></li>'
+    return f'<div class="lk-track" aria-hidden="true">{parts}</div><ul class="lk-bars">{names}</ul>'
 
-    Args:
-        overlay: None shows the cell alone.
-        peak: the Grad-CAM value at the upper end of the colour scale.
-        strength: "weak", "usual" or "strong": this picture's map among those of the model; "" where not measured.
-    """
-    if overlay is None:
-        whole = _img(original, t("picture_as_given", caption=caption))
-        return f"<figure>{whole}<figcaption>{escape(caption)}</figcaption></figure>"
-    width, height = original.size
-    buttons = "".join(
-        f'<button type="button" {what} aria-label="{name}" title="{name}">{sign}</button>'
-        for what, name, sign in (
-            ('data-zoom="1.5"', t("zoom_in"), "+"),
-            ('data-zoom="0.667"', t("zoom_out"), "−"),
-            ("data-full", t("full_screen"), t("full")),
+
+def foreign(distances: Mapping[str, float]) -> str:
+    """How far a refused picture lies from the training cells, a scale for each kind of statistic, and what helps."""
+    rows = ""
+    for name, distance in distances.items():
+        place = 100 * min(distance / 4, 1)
+        far = t("as_usual") if distance <= 1 else t("times_usual", times=local_number(f"{distance:.1f}"))
+        rows += (
+            f"<li><span>{escape(t(f'foreign_{name}'))}</span>"
+            f'<div class="lk-range" aria-hidden="true"><i style="left:{place:.0f}%"></i></div><span>{far}</span></li>'
         )
-    )
+    return f'<ul class="lk-foreign" aria-label="{t("foreign_scales")}">{rows}</ul>{note(t("what_helps"))}'
+
+
+def pictures(result: CellResult, label: str, opacity: float, common_scale: bool = False) -> str:
+    """The cell over its map, with a divider between them; for an element with `VIEW`.
+
+    All text is escaped here: a file name or the labels of a Hub model may hold anything.
+    """
+    original, overlaid = result.pictures(label, opacity, common_scale)
+    caption, (width, height) = result.caption, original.size
+    style = f"aspect-ratio:{width}/{height};max-width:{22 * min(1, width / height):.1f}rem"
+    given = _img(original, t("picture_as_given", caption=caption))
+    over = tools = scale = ""
+    if overlaid is not None:
+        title = t("map_foreign") if result.foreign else t("map_title", label=label)
+        over = f"<div>{_img(overlaid, title)}</div>"
+        tools = (
+            f'<div class="lk-tools"><span aria-hidden="true">{t("cell")}</span><input type="range" min="0" max="100" '
+            f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span></div>'
+        )
+        strength = result.scale.strength(result.own_peak) if result.maps else ""
+        scale = _scale(title, result.peak(common_scale) if result.maps else None, strength)
+    failed = note(t("map_failed")) if result.maps and not result.thresholds.maps_passed else ""
+    hint = t("tap_cell" if result.foreign and result.measured is None else "tap_part")
     return (
-        f'<figure class="lk-view"><div class="lk-stage" tabindex="0" role="group" style="aspect-ratio:{width}/{height};'
-        f'max-width:{24 * min(1, width / height):.1f}rem" aria-label="{t("stage")}">'
-        f"{_img(original, t('picture_as_given', caption=caption))}"
-        f"<div>{_img(overlay, t('map_alt', label=label))}</div></div>"
-        f'<div class="lk-tools"><span aria-hidden="true">{t("cell")}</span><input type="range" min="0" max="100" '
-        f'value="50" aria-label="{t("slider")}"><span aria-hidden="true">{t("map")}</span>'
-        f"{buttons}</div><figcaption>{escape(caption)}</figcaption></figure>{_scale(label, peak, strength)}"
+        f'<figure class="lk-view"><div class="lk-stage{"" if over else " alone"}" tabindex="0" role="group" '
+        f'style="{style}" aria-label="{t("stage")}">{given}{over}</div>{tools}'
+        f"<figcaption>{escape(caption)}. {escape(hint)}</figcaption></figure>{scale}{failed}"
     )
 
 
-def _scale(label: str, peak: float, strength: str) -> str:
+def _scale(title: str, peak: float | None, strength: str) -> str:
     """The overlay's colours, one scale for all classes."""
-    chip = f'<b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
-    return (
-        f'<p class="lk-scale">{escape(t("map_title", label=label))} <span>0 <i aria-hidden="true"></i> '
-        f"{local_number(f'{peak:.3g}')}</span> "
-        f"{chip}</p>"
-    )
+    chip = f' <b class="lk-chip">{t(f"strength_{strength}")}</b>' if strength else ""
+    ends = ("0", local_number(f"{peak:.3g}")) if peak is not None else ("2 σ", "6 σ")
+    return f'<p class="lk-scale">{escape(title)} <span>{ends[0]} <i aria-hidden="true"></i> {ends[1]}</span>{chip}</p>'
 
 
 def _img(image: Image.Image, alt: str) -> str:
@@ -154,24 +137,22 @@ def _img(image: Image.Image, alt: str) -> str:
     return f'<img src="{data_uri(image)}" alt="{escape(alt)}" {size} draggable="false">'
 
 
-def side_by_side(results: Sequence[tuple[str, str, Image.Image | None, str, float, str]]) -> str:
-    """What several models predict of one picture.
+def forms(text: str, results: Sequence[tuple[str, CellResult]]) -> str:
+    """One picture in several forms side by side, each with its class and, where it has one, its map.
 
     Args:
-        results: of each its name, its decision as HTML, and its overlay, label, peak and strength as for `pictures`.
+        text: what they show together.
+        results: of each its name and its result.
     """
-    columns = "".join(
-        f"<section><h2>{escape(name)}</h2>{decided}"
-        + (
-            f"<figure>{_img(overlay, t('map_of_model', model=name, label=label))}</figure>"
-            f"{_scale(label, peak, strength)}"
-            if overlay is not None
-            else f"<p>{escape(t('no_map'))}</p>"
-        )
-        + "</section>"
-        for name, decided, overlay, label, peak, strength in results
-    )
-    return f'<div class="lk-two">{columns}</div>'
+    shown = ""
+    for name, one in results:
+        label = one.prediction.most_probable
+        image = next(filter(None, reversed(one.pictures(label, 0.55))))
+        image.thumbnail((240, 240))
+        share = percent(one.prediction.probabilities[label])
+        refused = "" if one.decision().label else f" ({escape(outcome_text(one.prediction.outcome))})"
+        shown += f"<li>{_img(image, name)}<b>{escape(label)} {share}</b>{refused}<span>{escape(name)}</span></li>"
+    return f'<div role="status">{note(text)}<ul class="lk-cells lk-forms">{shown}</ul></div>'
 
 
 def visit(cells: Sequence[tuple[Image.Image, str]], model: str, number: int) -> str:
@@ -204,16 +185,41 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def explanation(text: str, facts: Mapping[str, str], warnings: Sequence[str] = ()) -> str:
-    """Warnings, the Grad-CAM map in words, the facts of the prediction, and the research notice."""
-    shown = "".join(message(t("warning"), warning) for warning in warnings)
-    return f'<div class="lk-explanation">{shown}<p>{escape(text)}</p>{pairs(facts)}{notice()}</div>'
+def explanation(result: CellResult, label: str) -> str:
+    """A class's map in words, the cell's measurements and how the prediction was made."""
+    text = result.map_text(label)
+    shown = f"<p>{escape(text)}</p>" if text else ""
+    headline = f"<p>{escape(result.decision_text().headline)}</p>"
+    return f'<div class="lk-explanation">{headline}{shown}{pairs({**result.morphology, **result.facts()})}</div>'
 
 
 def pairs(values: Mapping[str, str]) -> str:
     """Names and what they stand for; nothing of none."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
     return f'<dl class="lk-facts">{rows}</dl>' if rows else ""
+
+
+def guess_cell(image: Image.Image, text: str) -> str:
+    """A cell to be guessed."""
+    small = image.copy()
+    small.thumbnail((360, 360))
+    return f'<figure class="lk-guess">{_img(small, text)}<figcaption role="status">{escape(text)}</figcaption></figure>'
+
+
+def guess_score(rows: Sequence[tuple[str, str]], cells: Sequence[tuple[Image.Image, str]], text: str, link: str) -> str:
+    """Who was right how often, and every cell with its class and what each said.
+
+    Args:
+        text: what this shows.
+        link: address of the same cells; "" where they cannot be drawn again.
+    """
+    shown = ""
+    for image, caption in cells:
+        small = image.copy()
+        small.thumbnail((128, 128))
+        shown += f"<li>{_img(small, caption)}<span>{escape(caption)}</span></li>"
+    share = f'<p><a href="{escape(link)}">{t("guess_link")}</a></p>' if link else ""
+    return f'{table((t("guess_who"), t("guess_right")), rows)}{note(text)}{share}<ul class="lk-cells">{shown}</ul>'
 
 
 def counts(numbers: Mapping[str, int]) -> str:

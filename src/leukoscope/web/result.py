@@ -7,32 +7,37 @@ probabilities kept in the visitor's session. The page and the API at /predict sh
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.fields import measure_stain, otsu_threshold
+from leukoscope.data.framing import foreground
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.inference.field import drawing_font
-from leukoscope.inference.gradcam import EvidenceScale, map_colours, overlay
-from leukoscope.inference.prediction import Decision, Thresholds
+from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
+from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Thresholds
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (
     DecisionText,
+    MapShare,
     about_model,
     decision_text,
     local_number,
+    map_share,
     map_text,
     meaning,
     milliseconds,
     morphology_text,
     percent,
     t,
-    tta_text,
+    trust_text,
     warnings,
     weak_map_text,
 )
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 SHOWN_SIDE = 720
 OPACITY = 0.55
+TURNS = (0, 90, 180, 270)
+FOREIGN_PEAK = 4.0  # standard deviations at the upper end of the colour scale
 # Label, subject and cell of each; chosen from those that both C-NMC releases give their class.
 EXAMPLES = (("ALL", 6, 3), ("ALL", 1, 0), ("ALL", 8, 3), ("HEM", 0, 0), ("HEM", 9, 0), ("HEM", 3, 3))
 SMEAR_EXAMPLES = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))  # those that are in distribution
@@ -64,6 +71,8 @@ class CellResult:
         measured: the cell's measurements; None where the picture is no cell cut out on black.
         um_per_pixel: the picture's scale, where it is known.
         example: number of the synthetic picture, from 1; 0 for any other.
+        foreign: what sets a refused picture apart; None of any other, and where the release has no detector.
+        remark: what was done to the picture before.
     """
 
     image: Image.Image
@@ -76,10 +85,14 @@ class CellResult:
     measured: Morphology | None = None
     um_per_pixel: float | None = None
     example: int = 0
+    foreign: Foreign | None = None
+    remark: str = ""
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Class → (h, w) Grad-CAM map, all on one scale."""
+        """Class → (h, w) map, all on one scale; none of a picture that gets no class because it is foreign."""
+        if self.prediction.outcome in REFUSED:
+            return {}
         return {label: heat.evidence for label, heat in (self.prediction.heatmaps or {}).items()}
 
     @property
@@ -98,26 +111,50 @@ class CellResult:
         return self.thresholds.decide(self.prediction.probabilities, self.prediction.checks, operating_point=point)
 
     def decision_text(self, point: str = "") -> DecisionText:
-        """That decision in words."""
-        return decision_text(
-            self.decision(point), self.prediction.probabilities, self.thresholds, self.prediction.checks
-        )
+        """That decision in words; a map that lies beside the cell is a caution with it."""
+        text = decision_text(self.decision(point), self.prediction.probabilities, self.thresholds)
+        return replace(text, because=f"{text.because} {self.map_caution}".strip())
+
+    def trust(self, point: str = "") -> str:
+        """How often such decisions were right for people whom the model had not seen."""
+        return trust_text(self.decision(point), self.prediction.probabilities, self.metrics)
+
+    @cached_property
+    def map_shares(self) -> dict[str, MapShare]:
+        """Class → where its map lies."""
+        left, top, right, bottom = (round(edge) for edge in self.prediction.view_box)
+        view, known = self.image.crop((left, top, right, bottom)), self.prediction
+        return {
+            label: map_share(heat, view, known.checks.on_cell if label == known.most_probable else None)
+            for label, heat in self.maps.items()
+        }
+
+    @property
+    def map_caution(self) -> str:
+        """That the map of the most probable class lies on its nuclei less than an indifferent map would; else ""."""
+        share = self.map_shares.get(self.prediction.most_probable)
+        if share is None or share.on != "nuclei" or share.inside >= share.filled:
+            return ""
+        return t("map_beside", inside=percent(share.inside), filled=percent(share.filled))
 
     def pictures(
         self, label: str, opacity: float, common_scale: bool = False
     ) -> tuple[Image.Image, Image.Image | None]:
         """The picture and its overlay for one class, both at most 720 px on a side; no forward pass.
 
-        All classes of a picture share one colour scale, and all pictures of the model with `common_scale`. A model
-        without Grad-CAM maps has no overlay.
+        All classes of a picture share one colour scale, and all pictures of the model with `common_scale`. A refused
+        picture is marked where it is foreign. A model without maps has no overlay.
         """
         shown = self.image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        if not self.maps:
+        if not self.maps and self.foreign is None:
             return shown, None
         left, top, right, bottom = (edge * shown.width / self.image.width for edge in self.prediction.view_box)
-        heat = (self.prediction.heatmaps or {})[label]
-        return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=self.peak(common_scale))
+        if self.foreign is not None:
+            heat, peak = self.foreign.map, FOREIGN_PEAK
+        else:
+            heat, peak = (self.prediction.heatmaps or {})[label], self.peak(common_scale)
+        return shown, overlay(shown, heat, (left, top, right, bottom), opacity=opacity, peak=peak)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -131,10 +168,11 @@ class CellResult:
 
     def map_text(self, label: str) -> str:
         """A class's Grad-CAM map in words."""
+        if self.foreign is not None:
+            return t("map_foreign")
         if not self.maps:
-            return t("no_map")
-        left, top, right, bottom = (round(edge) for edge in self.prediction.view_box)
-        text = map_text(self.maps[label], self.image.crop((left, top, right, bottom)), label)
+            return "" if self.prediction.outcome in REFUSED else t("no_map")
+        text = map_text(self.maps[label], self.map_shares[label], label)
         return f"{text} {weak_map_text(self.maps, label, self.scale.weak)}".strip()
 
     def facts(self) -> dict[str, str]:
@@ -159,6 +197,8 @@ class CellResult:
         lines = (
             decided.headline,
             decided.because,
+            self.trust(point),
+            self.remark or (t("api_field") if predicted.outcome == NOT_A_CELL else ""),
             *self.warnings,
             self.map_text(label or predicted.most_probable),
             "; ".join(f"{name}: {value}" for name, value in self.morphology.items()),
@@ -176,12 +216,14 @@ def predict_cell(
     *,
     field_share: float | None = None,
     um_per_pixel: float | None = None,
+    remark: str = "",
 ) -> CellResult:
     """Predict a picture once, with every class's Grad-CAM map.
 
     Args:
         field_share: of a field's cell, share of the field's cells that are in distribution.
         um_per_pixel: the picture's scale, where it is known.
+        remark: what was done to the picture before.
 
     Raises:
         LeukoscopeError: the model cannot be used.
@@ -191,16 +233,23 @@ def predict_cell(
     predictor = models.predictor(choice)
     metrics, thresholds = predictor.release.metrics, predictor.thresholds
     (prediction,) = models.predict(predictor, [image], explain=True)
+    if field_share is not None:
+        prediction = prediction.in_field(field_share, thresholds)
+    foreign = None
+    if prediction.outcome in REFUSED and predictor.ood is not None:
+        foreign = measure_foreign(predictor.ood, predictor.release.preprocessing.frame(image))
     return CellResult(
         image,
         caption,
         str(choice),
-        prediction if field_share is None else prediction.in_field(field_share, thresholds),
+        prediction,
         thresholds,
         EvidenceScale.from_metrics(metrics),
         metrics,
         measure_cell(image),
         um_per_pixel,
+        foreign=foreign,
+        remark=remark,
     )
 
 
@@ -216,16 +265,105 @@ def predict_again(models: ModelCache, result: CellResult, choice: str | None) ->
     return predict_cell(models, result.image, result.caption, choice, um_per_pixel=result.um_per_pixel)
 
 
-def check_views(models: ModelCache, result: CellResult) -> str:
-    """Predict the eight turned and mirrored views of a picture; in words, whether they agree.
+def changed(models: ModelCache, result: CellResult, images: Sequence[Image.Image]) -> list[CellResult]:
+    """A result's picture in other forms, predicted by the same model.
 
     Raises:
         LeukoscopeError: the model can no longer be used.
     """
-    (together,) = models.predict(models.predictor(result.model), [result.image], tta=True)
-    average = together.most_probable
-    share, disagreement = together.probabilities[average], together.checks.disagreement or 0.0
-    return tta_text(result.prediction.most_probable, average, share, disagreement)
+    share = result.prediction.checks.field_share
+    predictions = models.predict(models.predictor(result.model), images, explain=True)
+    return [
+        replace(
+            result,
+            image=image,
+            foreign=None,
+            example=0,
+            prediction=one if share is None else one.in_field(share, result.thresholds),
+        )
+        for image, one in zip(images, predictions, strict=True)
+    ]
+
+
+def turned(models: ModelCache, result: CellResult) -> list[CellResult]:
+    """The result, and those of its picture turned by 90°, 180° and 270°."""
+    return [result, *changed(models, result, [result.image.rotate(angle, expand=True) for angle in TURNS[1:]])]
+
+
+def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
+    """Part of a picture → where it lies, (H, W) bool; no part that is empty.
+
+    "nucleus", "cytoplasm" and "outside" of a cell cut out on black; of a smear "nucleus" is all that is stained so, and
+    "outside" the rest.
+    """
+    from scipy.ndimage import binary_fill_holes, gaussian_filter
+
+    pixels = np.asarray(image)
+    cell = foreground(pixels)
+    if (~cell).mean() < BLACK_SHARE:
+        stain = measure_stain(image)
+        if stain.problem or not stain.holds_nuclei:
+            return {}
+        nucleus = stain.nuclear(pixels) > stain.threshold
+        parts = {"nucleus": nucleus, "outside": ~nucleus}
+    else:
+        density, blur = -np.log((pixels[..., 1] + 1.0) / 256) * cell, max(pixels.shape) / 64
+        smooth = gaussian_filter(density, blur) / np.maximum(gaussian_filter(cell.astype(float), blur), 1e-6)
+        dark = cell & (smooth >= otsu_threshold(smooth[cell])) if cell.any() else cell
+        nucleus = cell & binary_fill_holes(dark)
+        parts = {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
+    return {name: part for name, part in parts.items() if part.any()}
+
+
+def part_at(image: Image.Image, across: int, down: int) -> str:
+    """The part that a pixel lies on; "" of a picture without parts."""
+    return next((name for name, part in parts_of(image).items() if part[down, across]), "")
+
+
+def covered(models: ModelCache, result: CellResult, names: Sequence[str] = ()) -> dict[str, CellResult]:
+    """Part → the result once that part is painted over in the mean colour of the part beside it.
+
+    Args:
+        names: of the parts; all for none.
+    """
+    parts, pixels = parts_of(result.image), np.asarray(result.image)
+    beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
+    images = {}
+    for name in [one for one in parts if one in names or not names]:
+        colour = next(parts[one] for one in (*beside[name], name) if one in parts)
+        painted = pixels.copy()
+        painted[parts[name]] = pixels[colour].mean(axis=0)
+        images[name] = Image.fromarray(painted)
+    return dict(zip(images, changed(models, result, list(images.values())), strict=True)) if images else {}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What sets a picture apart from a release's training cells.
+
+    Attributes:
+        distances: "colour", "texture" and "shape" → distance from the training cells; 1 is as far as is usual.
+        map: where its colours are unusual, in standard deviations beyond the first two.
+    """
+
+    distances: Mapping[str, float]
+    map: HeatMap
+
+
+def measure_foreign(detector: OodDetector, pixels: np.ndarray) -> Foreign:
+    """Measure a framed picture, (S, S, 3) uint8, by the statistics of the OOD detector."""
+    standard = ((picture_statistics(pixels) - detector.mean) / detector.deviation).astype(np.float64)
+    usual, distances = float(detector.limit) / np.sqrt(len(standard)), {}
+    for name, some in GROUPS.items():
+        inverse = np.linalg.inv(detector.correlation[some, some].astype(np.float64))
+        square = standard[some] @ inverse @ standard[some] / len(inverse)
+        distances[name] = float(np.sqrt(square)) / usual
+    small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX))
+    # The first six statistics: mean optical density of each channel, and the logarithm of its deviation within a cell.
+    density = -np.log((small + 1.0) / 256)
+    apart = np.abs(density - detector.mean[:3]) / np.exp(detector.mean[3:6])
+    beyond = np.where(foreground(small), np.maximum(apart.max(axis=-1) - 2, 0), 0)
+    return Foreign(distances, HeatMap(beyond.astype(np.float32), ""))
 
 
 @cache

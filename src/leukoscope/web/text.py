@@ -23,18 +23,15 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
-from leukoscope.data.images import foreground
+from leukoscope.data.framing import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
-    NOT_A_CELL,
+    ABSTAIN,
     REFUSED,
-    VIEWS_MAY_DISAGREE,
-    Checks,
     Decision,
     Reason,
     Thresholds,
 )
-from leukoscope.inference.tta import VIEWS
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.morphology import Morphology
@@ -46,8 +43,8 @@ GRADIO: dict[str, dict[str, str]] = _TABLE["gradio"]
 _for_a_program: ContextVar[bool] = ContextVar("for_a_program", default=False)
 # Reasons whose numbers are shares.
 _SHARES = ("ood_field", "views_disagree", "explanation_off_cell")
-# Probabilities from which a prediction counts as firm, and as leaning to its class.
-FIRM, LEANING = 0.9, 0.65
+# From this probability a class is told without reserve.
+FIRM = 0.9
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
@@ -128,18 +125,16 @@ class DecisionText:
     """A decision in words.
 
     Attributes:
+        short: a few plain words.
         headline: one sentence with the class and its probability, or that there is none.
-        because: the numbers behind it.
+        because: the reasons against a class, or for caution with it.
         has_class: whether a class is given.
-        short: a few plain words in place of the headline.
-        checks: what was checked, and whether it holds.
     """
 
+    short: str
     headline: str
     because: str = ""
     has_class: bool = True
-    short: str = ""
-    checks: tuple[tuple[str, bool], ...] = ()
 
 
 def percent(share: float) -> str:
@@ -166,34 +161,61 @@ def milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))} ms"
 
 
-def decision_text(
-    decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds, checks: Checks | None = None
-) -> DecisionText:
-    """A decision in words.
+def decision_text(decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds) -> DecisionText:
+    """A decision in words, all of which follow from it.
 
     Args:
         probabilities: label → probability, at least two labels, summing to 1.
         thresholds: what the release decides by.
-        checks: what else was measured of the picture.
     """
-    held = checks_held(decision, probabilities, thresholds, checks or Checks())
     reasons = " ".join(map(reason_text, decision.reasons))
-    if decision.outcome == NOT_A_CELL:
-        reasons += f" {t('open_in_field')}"
     if decision.label is None:
-        without, short = t(f"without_{decision.outcome}"), t(f"short_{decision.outcome}")
-        return DecisionText(without, reasons, False, short, held)
-    name = decision.label
-    short = t(key) if (key := f"looks_like_{name}") in TEXTS else t("looks_like", label=name)
-    if not decision.operating_point:
-        return DecisionText(class_text(probabilities), reasons, True, short, held)
-    point, positive = decision.operating_point, thresholds.positive_label
-    named = f"{name}, {meaning(name)}" if meaning(name) else name
-    limit = percent(thresholds.operating_points[point])
-    because = t("threshold_lies", label=positive, share=percent(probabilities[positive]), limit=limit)
-    side = "above_point" if name == positive else "below_point"
-    headline = t(side, named=named, point=point_name(point))
-    return DecisionText(headline, f"{because} {reasons}".strip(), True, short, held)
+        (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
+        unclear = {"first": first, "share": percent(p), "second": second, "other": percent(q)}
+        headline = t("undecided", **unclear) if decision.outcome == ABSTAIN else t(f"without_{decision.outcome}")
+        return DecisionText(t(f"short_{decision.outcome}"), headline, reasons, False)
+    name, point = decision.label, decision.operating_point
+    named = f"{name} ({meaning(name)})" if meaning(name) else name
+    if point:
+        positive, limit = thresholds.positive_label, percent(thresholds.operating_points[point])
+        because = t("threshold_lies", label=positive, share=percent(probabilities[positive]), limit=limit)
+        headline = t("above_point" if name == positive else "below_point", named=named, point=point_name(point))
+        return DecisionText(t("counts_as", what=_one(name)), headline, f"{because} {reasons}".strip())
+    share = probabilities[name]
+    firm = share >= FIRM
+    headline = t("predicts" if firm else "leans", first=named, share=percent(share))
+    return DecisionText(t("looks_like" if firm else "more_like", what=_one(name)), headline, reasons)
+
+
+def _one(label: str) -> str:
+    """A class as what one cell of it is."""
+    return f"{t(key)} {meaning(label)}" if (key := f"article_{label}") in TEXTS else label
+
+
+def trust_text(decision: Decision, probabilities: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
+    """How often such decisions were right for people whom the model had not seen, of 100; "" where not measured.
+
+    Args:
+        metrics: of the model's release.
+    """
+    held_out = (metrics.get("ood") or {}).get("held_out") or {}
+    if decision.outcome in REFUSED:
+        kept = held_out.get("kept_share_by_subject", held_out.get("kept_share"))
+        return "" if kept is None else t("trust_refused", refused=round(100 * (1 - kept)))
+    if (metrics.get("data") or {}).get("unit") == "block":
+        return t("not_on_people")
+    if decision.operating_point:
+        block = (metrics.get("decisions") or {}).get("operating_points") or {"points": {}}
+        value = "ppv" if decision.label == block.get("positive_label") else "npv"
+        right = block["points"].get(decision.operating_point, {}).get("cross_fitted", {}).get(value)
+        return "" if right is None else t("trust_point", right=round(100 * right))
+    bins = ((metrics.get("calibration") or {}).get("reliability") or {}).get("after") or []
+    if not bins:
+        return ""
+    confidence = max(probabilities.values())
+    nearest = min(bins, key=lambda one: abs(one["confidence"] - confidence))
+    key = "trust_abstain" if decision.outcome == ABSTAIN else "trust"
+    return t(key, right=round(100 * nearest["accuracy"]))
 
 
 def reason_text(reason: Reason) -> str:
@@ -207,29 +229,6 @@ def reason_text(reason: Reason) -> str:
 
     text = t(f"reason_{reason.code}", value=shown(reason.value), limit=shown(reason.limit))
     return f"{text[0].upper()}{text[1:]}."
-
-
-def checks_held(
-    decision: Decision, probabilities: Mapping[str, float], thresholds: Thresholds, checks: Checks
-) -> tuple[tuple[str, bool], ...]:
-    """What was checked of a picture, each as it turned out in a few words, and whether it holds."""
-    held: list[tuple[str, bool]] = []
-
-    def add(holds: bool, text: str, otherwise: str, **values: str) -> None:
-        held.append((t(text if holds else otherwise, **values), holds))
-
-    known = decision.outcome not in REFUSED
-    if checks.ood_score is not None:
-        add(checks.ood_score <= 1, "check_known", "check_unknown")
-    if thresholds.abstain_below is not None and known:
-        confidence = max(probabilities.values())
-        add(confidence >= thresholds.abstain_below, "check_confident", "check_unsure", share=percent(confidence))
-    if checks.on_cell is not None and known and not thresholds.maps_passed:
-        held.append((t("check_map_failed"), False))
-    elif checks.on_cell is not None and thresholds.least_on_cell is not None and known:
-        enough = checks.on_cell >= thresholds.least_on_cell
-        add(enough, "check_on_cell", "check_off_cell", share=percent(checks.on_cell))
-    return tuple(held)
 
 
 def morphology_text(
@@ -288,64 +287,50 @@ def model_text(metrics: Mapping[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def class_text(probabilities: Mapping[str, float]) -> str:
-    """The most probable class in one sentence that is as firm as its probability.
+@dataclass(frozen=True)
+class MapShare:
+    """How much of a map lies on what it should mark.
 
-    Args:
-        probabilities: label → probability, at least two labels, summing to 1.
+    Attributes:
+        on: "cell" where one is cut out on black, else "nuclei"; "" in a picture with neither.
+        inside: share of the map that lies there, 0–1.
+        filled: the share of what the model saw that it fills, which an indifferent map would have.
     """
-    (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
-    named = {one: f"{one} ({meaning(one)})" if meaning(one) else one for one in (first, second)}
-    if p < LEANING:
-        return t("undecided", first=named[first], share=percent(p), second=named[second], other=percent(q))
-    return t("predicts" if p >= FIRM else "leans", first=named[first], share=percent(p))
+
+    on: str
+    inside: float = 0.0
+    filled: float = 0.0
 
 
-def tta_text(label: str, average: str, share: float, disagreement: float) -> str:
-    """Whether the turned and mirrored views of a cell (test-time augmentation) are predicted alike.
-
-    Args:
-        label: the class predicted for the picture as given, which is one of the views.
-        average: the class of the views' average, which gives it the probability `share`.
-        disagreement: share of the views whose class is not `average`.
-    """
-    if disagreement == 0:
-        return t("views_agree", views=VIEWS, label=label, share=percent(share))
-    others = round(disagreement * VIEWS)
-    key = "view_differs" if others == 1 else "views_differ"
-    text = t(key, others=others, views=VIEWS, label=average, share=percent(share))
-    if average != label:
-        text += f" {t('average_differs', average=average, label=label)}"
-    if disagreement > VIEWS_MAY_DISAGREE:
-        text += f" {t('views_abstain', share=percent(VIEWS_MAY_DISAGREE))}"
-    return text
-
-
-def map_text(heat: np.ndarray, view: Image.Image, label: str) -> str:
-    """The text equivalent of a Grad-CAM map.
+def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None) -> MapShare:
+    """Where a map lies.
 
     Args:
-        heat: (h, w) Grad-CAM for `label` over the view, at least 0, any scale.
+        heat: (h, w) map of one class over the view, at least 0, any scale.
         view: RGB, the part of the picture that the model saw.
-
-    Returns:
-        Where a cell lies cut out on black: how much of the map lies on it, beside how much of the view it fills (what
-        an indifferent model would score). In a stained smear: the same for its nuclei. Elsewhere: how concentrated the
-        map is, and where.
+        on_cell: its share on the cell, where the prediction measured it.
     """
+    pixels = np.asarray(view)
+    cell = foreground(pixels)
     if float(heat.sum()) <= 0:
-        return t("map_empty", label=label)
-    cell = foreground(np.asarray(view))
+        return MapShare("")
     if (~cell).mean() >= BLACK_SHARE and cell.any():
         # Nearly all of such a cell is nucleus: the two are not told apart.
-        on_cell, filled = share_within(heat, cell), float(cell.mean())
-        shares = {"inside": percent(on_cell), "outside": percent(1 - on_cell), "filled": percent(filled)}
-        return t("map_on_cell", label=label, **shares)
+        inside = share_within(heat, cell) if on_cell is None else on_cell
+        return MapShare("cell", inside, float(cell.mean()))
     stain = measure_stain(view)
-    if not stain.problem and stain.holds_nuclei:
-        nuclei = stain.nuclear(np.asarray(view)) > stain.threshold
-        inside, filled = share_within(heat, nuclei), float(nuclei.mean())
-        return t("map_on_nuclei", label=label, inside=percent(inside), filled=percent(filled))
+    if stain.problem or not stain.holds_nuclei:
+        return MapShare("")
+    nuclei = stain.nuclear(pixels) > stain.threshold
+    return MapShare("nuclei", share_within(heat, nuclei), float(nuclei.mean()))
+
+
+def map_text(heat: np.ndarray, share: MapShare, label: str) -> str:
+    """The text equivalent of a class's map: its share on the cell or its nuclei; else how concentrated it is, where."""
+    if float(heat.sum()) <= 0:
+        return t("map_empty", label=label)
+    if share.on:
+        return t(f"map_on_{share.on}", label=label, inside=percent(share.inside), filled=percent(share.filled))
     # How small a part of the view holds half of the map, and where its centre lies.
     sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
     half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size
@@ -379,4 +364,4 @@ def warnings(metrics: Mapping[str, Any], *, has_detector: bool) -> tuple[str, ..
     """
     found = [t("warn_synthetic")] if (metrics.get("data") or {}).get("synthetic") else []
     missing = ["no_calibration"] * (not metrics.get("calibration")) + ["no_detector"] * (not has_detector)
-    return (*found, t("_".join(missing))) if missing else tuple(found)
+    return (*found, *map(t, missing))

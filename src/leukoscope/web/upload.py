@@ -31,7 +31,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
+from leukoscope.data.conversion import open_converted
 from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.web.page import script
 from leukoscope.web.text import Localised, in_english, t
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -216,6 +218,28 @@ def open_upload(path: str | Path | None, most: Limit = CELL) -> tuple[Image.Imag
         raise UnreadableImage(str(error).replace(str(path), name)) from None
 
 
+def open_any(path: str) -> tuple[Image.Image, str, str]:
+    """Open an uploaded picture of any size that a field may have, converted where it can be read safely.
+
+    Returns:
+        As `open_upload`, and what was done to it in words; "" for nothing.
+
+    Raises:
+        UnreadableImage: see `open_upload`.
+    """
+    try:
+        return (*open_upload(path, FIELD), "")
+    except UnreadableImage:
+        found = None
+        with suppress(UnreadableImage, OSError):
+            if Path(path).stat().st_size <= MAX_BYTES:
+                found = open_converted(path, FIELD.pixels)
+        if found is None:
+            raise
+    image, conversion = found
+    return image, file_name(path), t(f"converted_{conversion}")
+
+
 def file_name(path: str) -> str:
     """What a visitor called an upload."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]
@@ -262,18 +286,7 @@ def delete_old(kind: str, seconds: float) -> None:
                 shutil.rmtree(folder)
 
 
-# Through a Blob, because browsers refuse to save long data: addresses.
-_SAVE = """(file) => {
-  if (!file || !file.name) return
-  const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0))
-  const link = document.createElement('a')
-  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}))
-  link.download = file.name
-  document.body.append(link)
-  link.click()
-  link.remove()
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000)
-}"""
+_SAVE = script("save.js")
 
 
 @dataclass(frozen=True)

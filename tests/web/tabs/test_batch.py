@@ -1,4 +1,4 @@
-"""The tab "Patients" without a browser: what a zip may hold, and what is shown of it."""
+"""Many cells without a browser: what a zip may hold, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs.batch import (
     ORDERS,
     SAMPLE_CELLS,
-    BatchTab,
+    BatchPanel,
     batch_summary,
     gallery,
     predict_files,
@@ -49,7 +49,6 @@ from leukoscope.web.tabs.batch import (
     sample_batch,
     subjects_found,
 )
-from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import percent, t
 from leukoscope.web.upload import OWN_FOLDER
 
@@ -390,7 +389,7 @@ def test_what_is_wrong_comes_surest_first_and_figures_are_right() -> None:
     measured = label_metrics(RESULT)
     assert measured is not None
     assert dict((name, value) for name, value, _ in measured.rows)["accuracy"] == "0.500"
-    assert measured.notes[0] == "This model was trained on cells of 2: the metrics are too good."
+    assert measured.notes[0].startswith("The model was trained on subjects called 2: if")
 
 
 def test_a_trained_subject_is_known_under_its_other_ids() -> None:
@@ -399,7 +398,7 @@ def test_a_trained_subject_is_known_under_its_other_ids() -> None:
         replace(RESULT, rows=rows, metrics={"data": DATA, "training": {"subjects": ["51", "H14"]}})
     )
     assert measured is not None
-    assert measured.notes[0] == "This model was trained on cells of 78, H24: the metrics are too good."
+    assert measured.notes[0].startswith("The model was trained on subjects called 78, H24: if")
     assert subject_rows(RESULT) == [("1", 2, 2, 1, 1, "0.550"), ("2", 2, 2, 1, 1, "0.545")]
 
 
@@ -410,7 +409,10 @@ def test_subjects_of_the_release_that_it_was_fine_tuned_from_are_known_too() -> 
     own = {"name": "imagefolder", "title": "own"}
     measured = label_metrics(replace(RESULT, rows=rows, metrics={"data": own, "training": training}))
     assert measured is not None
-    assert measured.notes[0] == "This model was trained on cells of 2, 78: the metrics are too good."
+    assert (
+        measured.notes[0]
+        == "The model was trained on subjects called 2, 78: if these are the same, the results are too good."
+    )
     other = tuple(replace(row, subject="9") for row in RESULT.rows)
     measured = label_metrics(replace(RESULT, rows=other, metrics={"training": training}))  # a stranger's, without data
     assert measured is not None and not any("too good" in note for note in measured.notes)
@@ -423,7 +425,7 @@ def test_cells_without_a_subject_are_told_about_in_the_page_s_own_terms() -> Non
         "(not every cell has a subject: give a pattern that finds it, a folder for each, or a CSV)."
     )
     assert not any("--" in note for note in measured.notes)
-    assert subjects_found(["", ""], "p(x)").startswith("No subjects: the pattern p(x) finds none in the file names.")
+    assert subjects_found(["", ""]) == "No subjects: the names suggest none."
 
 
 def test_without_labels_nothing_is_measured() -> None:
@@ -435,7 +437,6 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
     page = batch_summary(hostile) + gallery(hostile, "the most confident")
     assert "<script>" not in page and "<img>" not in page
     assert "Wrong, the most confident first (3)" in page and "By subject" in page and "1 not used" in page
-    assert RESEARCH_NOTICE in page
     assert "Each cell gets its most probable class." in page
 
 
@@ -601,14 +602,22 @@ def test_an_operating_point_changes_cells_and_neither_refused_ones_nor_persons()
         (["fold_0/1.png", "fold_0/2.png", "fold_1/3.png", "fold_1/4.png"], "", []),
         (["ALL/cell_1.png", "ALL/cell_2.png", "HEM/cell_1.png", "HEM/cell_2.png"], "", []),
         (["a.png"], "", []),
+        # Names without a digit, in folders; one folder is one subject.
+        (["Anna Schmidt/1.png", "Anna Schmidt/2.png", "Ben/1.png", "Ben/2.png"], r"(?:^|/)([^/]+)/[^/]+$",
+         ["Anna Schmidt", "Ben"]),
+        (["ALL/Anna/1.png", "ALL/Anna/2.png"], r"(?:^|/)([^/]+)/[^/]+$", ["Anna"]),
+        (["P7/1.png", "P7/2.png"], r"(?:^|/)([^/]*\d[^/]*)/[^/]+$", ["P7"]),
+        (["train/1.png", "train/2.png", "test/3.png", "test/4.png"], "", []),
+        (["healthy/1.png", "healthy/2.png", "Leukemia/3.png", "Leukemia/4.png"], "", []),
+        (["images/1.png", "images/2.png"], "", []),
     ],
 )  # fmt: skip
 def test_a_pattern_is_suggested_from_the_names(names: list[str], pattern: str, persons: list[str]) -> None:
     assert suggested_pattern(names, ("ALL", "HEM", "L1", "L2")) == pattern
     found = subjects_of(names, pattern, {})
     assert sorted(set(found.values()) - {""}) == persons
-    said = subjects_found(list(found.values()), pattern)
-    assert said.startswith(f"{len(persons)} subjects by the pattern" if persons else "No subjects: no pattern is given")
+    said = subjects_found(list(found.values()))
+    assert said.startswith(f"Subjects: {len(persons)}. " if persons else "No subjects: the names suggest none.")
 
 
 def test_the_report_on_a_person_names_nobody_unless_asked(tiny_release: Path, tmp_path: Path) -> None:
@@ -643,19 +652,56 @@ def test_a_picture_is_kept_as_it_was_given(tiny_release: Path, tmp_path: Path) -
     assert np.array_equal(np.asarray(result.rows[0].open()), np.asarray(Image.open(io.BytesIO(cell_png(1)))))
 
 
+@pytest.mark.parametrize(("folder", "subject"), [("", "Anna Schmidt"), ("P7/", "P7"), ("ALL/", "Anna Schmidt")])
+def test_a_zip_of_one_subject_s_cells_gives_one_prediction(
+    tiny_release: Path, tmp_path: Path, folder: str, subject: str
+) -> None:
+    path = pack(tmp_path / "Anna Schmidt.zip", {f"{folder}{n}.png": cell_png(n) for n in range(4)})
+    batch, models = open_batch([path]), ModelCache({"tiny": tiny_release})
+    pattern = suggested_pattern([file.name for file in batch.files], ("ALL", "HEM"))
+    *_, result = predict_batch(models, batch, "tiny", pattern)
+    assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {subject}
+    (person,) = replace(result, metrics={"patients": RULE, "data": DATA}).persons
+    assert person.cells == 4
+
+
+def test_a_zip_of_two_classes_is_no_subject(tiny_release: Path, tmp_path: Path) -> None:
+    path = pack(tmp_path / "cells.zip", {f"{label}/{n}.png": cell_png(n) for n, label in enumerate(("ALL", "HEM") * 2)})
+    *_, result = predict_batch(ModelCache({"tiny": tiny_release}), open_batch([path]), "tiny", "")
+    assert isinstance(result, BatchResult) and {row.subject for row in result.rows} == {""}
+
+
+def test_subjects_that_may_have_trained_the_model_are_marked_on_the_page_and_in_the_report(tiny_release: Path) -> None:
+    metrics = {"patients": RULE, "data": {**DATA, "name": "cnmc2019"}, "decisions": DECISIONS,
+               "training": {"subjects": ["1"]}}  # fmt: skip
+    result = replace(RESULT, metrics=metrics)
+    assert result.trained_on == {"1"}
+    page = batch_summary(result)
+    assert "1 (in training?)" in page and "2 (in training?)" not in page
+    assert "trained on subjects called 1: if these are the same, the results are too good" in page
+    report = {
+        one: save_report(
+            ModelCache({"tiny": tiny_release}),
+            replace(result, model="tiny", rows=tuple(replace(row, picture=cell_png(0)) for row in result.rows)),
+            one,
+            "",
+        ).content.decode()
+        for one in ("1", "2")
+    }
+    assert "results are too good" in report["1"] and "results are too good" not in report["2"]
+
+
 @pytest.fixture
-def tab(tiny_release: Path) -> BatchTab:
+def panel(tiny_release: Path) -> BatchPanel:
     models = ModelCache({"tiny": tiny_release})
     with gradio.Blocks():
-        model = gradio.Dropdown(["tiny"])
-        with gradio.Tabs() as tabs:
-            return BatchTab(models, model, tabs, CellTab(models, model))
+        return BatchPanel(models, gradio.Dropdown(["tiny"]))
 
 
-def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) -> None:
+def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(panel: BatchPanel) -> None:
     def pattern_for(names: Sequence[str], box: str) -> str:
         batch = Batch([BatchFile(name, lambda: cell_png(0)) for name in names])
-        return next(tab._predict(lambda: batch, "tiny", box, "names", ""))[tab.pattern]
+        return next(panel.predict(lambda: batch, "tiny", box))[panel.pattern]
 
     folders = pattern_for([f"p{person}/{n}.png" for person in (1, 2) for n in (1, 2)], "")
     files = [f"ALL/UID_{person}_{n}_1_all.bmp" for person in (1, 2) for n in (1, 2)]
@@ -666,36 +712,39 @@ def test_a_suggested_pattern_gives_way_to_that_of_the_next_files(tab: BatchTab) 
     assert pattern_for([f"fold_{n}/{cell}.png" for n in (0, 1) for cell in (1, 2)], folders) == ""
 
 
-def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(tab: BatchTab) -> None:
-    updates = tab._on_order(None, "names")
-    assert updates[tab.summary] == panels.placeholder(t("result_deleted")) and not updates[tab.gallery]
-    assert list(tab._on_order(RESULT, "names")) == [tab.gallery]
+def test_ordering_a_result_that_was_deleted_leaves_nothing_of_it(panel: BatchPanel) -> None:
+    assert panel._on_order(None, "names") == panels.placeholder(t("result_deleted"))
+    assert panel._on_order(RESULT, "names") == gallery(RESULT, "names")
 
 
-def test_an_emptied_pattern_is_suggested_anew(tab: BatchTab) -> None:
+def test_an_emptied_pattern_is_suggested_anew(panel: BatchPanel) -> None:
     rows = tuple(replace(one, name=f"p{number // 2}/{number}.png") for number, one in enumerate(RESULT.rows))
-    updates = tab._on_pattern(replace(RESULT, rows=rows), " ", "names", "", None)
-    assert updates[tab.pattern] == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
-    assert [one.subject for one in updates[tab.result].rows] == ["p0", "p0", "p1", "p1"]
+    updates = panel._on_pattern(replace(RESULT, rows=rows), "names", "", None, " ")
+    assert updates[panel.pattern] == r"(?:^|/)([^/]*\d[^/]*)/[^/]+$"
+    assert [one.subject for one in updates[panel.result].rows] == ["p0", "p0", "p1", "p1"]
 
 
-def test_whom_a_report_is_on_stays_where_that_person_is_still_known(tab: BatchTab) -> None:
+def test_whom_a_report_is_on_stays_where_that_person_is_still_known(panel: BatchPanel) -> None:
     result = replace(RESULT, metrics={"patients": RULE, "data": DATA, "decisions": DECISIONS})
-    assert tab._on_point(result, "names", "youden", "2")[tab.person].value == "2"
-    assert tab._on_pattern(result, r"\w", "names", "", "2")[tab.person].value == "a"
-    assert tab._on_point(RESULT, "names", "youden", None)[tab.person].value is None
+    assert panel._on_point(result, "names", "youden", "2")[panel.person].value == "2"
+    assert panel._on_pattern(result, "names", "", "2", r"\w")[panel.person].value == "a"
+    assert panel._on_point(RESULT, "names", "youden", None)[panel.person].value is None
 
 
 def test_stopping_a_batch_that_waits_deletes_its_files(
-    tab: BatchTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (stop,) = (
+        block.fn
+        for block in build_demo(ModelCache({"tiny": tiny_release})).fns.values()
+        if getattr(block.fn, "__name__", "") == "on_stop"
+    )
     waiting = upload_folder(tmp_path) / "cells.zip"
     waiting.write_bytes(b"1")
-    updates = tab._on_stop([str(waiting)])
-    assert "Stopped. Nothing of it was kept." in str(updates[tab.summary])
+    assert stop is not None and "Stopped. Nothing of it was kept." in str(stop([str(waiting)]))
     assert not waiting.exists()
-    tab._on_stop(None)
+    stop(None)
 
 
 def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None:

@@ -1,4 +1,4 @@
-"""The tab "Patients": many pictures or one zip, predicted together, cell by cell and subject by subject.
+"""Many cells below the box: several pictures or a zip, predicted together, cell by cell and subject by subject.
 
 The pictures are predicted once; sorting, subjects, operating points and exports are made from the predictions in the
 visitor's session. The same steps serve the API at /batch.
@@ -20,8 +20,8 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.inference.patient import PatientPrediction
 from leukoscope.inference.prediction import WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
@@ -38,9 +38,8 @@ from leukoscope.web.batch_results import (
     wrong_rows,
 )
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, reveal
-from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import (
     Localised,
     LocalisedChoices,
@@ -58,8 +57,6 @@ from leukoscope.web.upload import deleted_afterwards, files_upload, gradio_error
 LIMIT: dict[str, Any] = {"concurrency_id": "batch", "concurrency_limit": 2}
 # Enough cells of each for one prediction for a subject, which needs 50 by the releases of C-NMC.
 SAMPLE_PERSONS, SAMPLE_CELLS = 2, 56
-MOST_PICTURED = 400
-"""Rows of the table that show their cell; more would make the page heavy."""
 SHOWN, SHOWN_WRONG, SHOWN_PROBLEMS = 120, 24, 20
 # How a visitor may order the gallery, by the end of its text's key → what each order sorts by.
 ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
@@ -104,74 +101,39 @@ def predict_files(models: ModelCache, paths: Sequence[str] | None, choice: str |
     return result
 
 
-class BatchTab(ResultTab):
-    """The tab, added to the Blocks being built.
+class BatchPanel:
+    """What is shown of many cells, added to the Blocks being built.
 
-    Args:
-        tabs, cell_tab: where a cell of the batch is opened.
+    Attributes:
+        result: the batch predicted last; lives in a visitor's session, in memory only.
+        cells: components whose cells can be opened.
+        outputs: every component that a new batch changes.
+        limit: of the events that predict a batch.
     """
 
-    hint = "batch_hint"
+    limit = LIMIT
 
-    def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
-        super().__init__(models, model)
-        with gr.Tab(localised("tab_patients"), id="patients"):
-            self.result = gr.State(None, time_to_live=SESSION_SECONDS)
-            with gr.Row():
-                with gr.Column(scale=2, min_width=280):
-                    self.upload = files_upload(show_label=False, height=160, elem_id="batch-upload")
-                with gr.Column(scale=3, min_width=280):
-                    self.pattern = gr.Textbox(
-                        "",
-                        label=localised("pattern"),
-                        info=localised("pattern_info"),
-                        elem_id="batch-pattern",
-                    )
-                    with gr.Row():
-                        sample = gr.Button(localised("sample"), size="sm", elem_id="batch-sample")
-                        self.stop = gr.Button(
-                            localised("stop"), size="sm", min_width=80, interactive=False, elem_id="batch-stop"
-                        )
-            self.summary = gr.HTML(
-                Localised(lambda: panels.placeholder(t(self.hint))), js_on_load=panels.CLICK,
-                elem_id="batch-summary", padding=False,
-            )  # fmt: skip
-            with gr.Column(visible=False) as self.shown:
+    def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
+        self.models, self.model = models, model
+        self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+        with gr.Column(visible=False, elem_id="batch") as self.shown:
+            self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
+            self.summary = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-summary", padding=False)
+            with gr.Column(visible=False) as self.ended:
                 self._build_result()
-            self._add_endpoint()
+        self._add_endpoint()
+        self.cells = [self.summary, self.gallery]
         self.outputs = [
-            self.result, self.summary, self.shown, self.reports, self.person, self.point, self.gallery, self.table,
-            self.upload, self.pattern, self.stop,
+            self.result, self.shown, self.stop, self.summary, self.ended, self.reports, self.person, self.point,
+            self.gallery, self.pattern,
         ]  # fmt: skip
-
         quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-        # "multiple": after a stop, Gradio's page still takes the stopped one for running and would pass over a click.
-        runs: dict[str, Any] = {**quiet, **LIMIT, "trigger_mode": "multiple"}
-        given = [self.pattern, self.order, self.point]
-        running: list[Any] = []
-        for event, predict, inputs in (
-            (self.upload.upload, self._on_upload, [self.upload, model, *given]),
-            (sample.click, self._on_sample, [model, self.order, self.point]),
-        ):
-            event(None, js=reveal("batch-summary"), **PRIVATE)
-            # Before the queue: a visitor who still waits for a turn can stop as well.
-            begun = event(lambda: gr.Button(interactive=True), None, self.stop, queue=False, **quiet)
-            running.append(begun.then(predict, inputs, self.outputs, **runs))
-        self.stop.click(self._on_stop, self.upload, self.outputs, cancels=running, **quiet)
-        self.clear_on_model_change(running)
-        self.pattern.submit(self._on_pattern, [self.result, *given, self.person], self.outputs, **quiet)
-        self.point.input(self._on_point, [self.result, self.order, self.point, self.person], self.outputs, **quiet)
-        self.order.input(self._on_order, [self.result, self.order], self.outputs, **quiet)
-        cell_tab.open_from([self.summary, self.gallery], self.result, tabs, self._cell)
+        chosen = [self.result, self.order, self.point, self.person]
+        self.pattern.submit(self._on_pattern, [*chosen, self.pattern], self.outputs, **quiet)
+        self.point.input(self._on_point, chosen, self.outputs, **quiet)
+        self.order.input(self._on_order, [self.result, self.order], self.gallery, **quiet)
 
     def _build_result(self) -> None:
-        with gr.Row():
-            for kind in ("CSV", "Parquet"):
-                save_button(
-                    Localised(partial(t, "save_cells", kind=kind)), partial(save_cells, kind), [self.result],
-                    elem_id=f"save-batch-{kind.lower()}",
-                )  # fmt: skip
-            save_button(localised("save_persons"), save_persons, [self.result], elem_id="save-persons")
         with gr.Row(visible=False) as self.reports:
             self.person = gr.Dropdown([], label=localised("report_on"), elem_id="report-person")
             name = gr.Textbox(
@@ -181,7 +143,15 @@ class BatchTab(ResultTab):
                 localised("save_report"), partial(save_report, self.models), [self.result, self.person, name],
                 elem_id="save-report",
             )  # fmt: skip
+        self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
         with gr.Row():
+            for kind in ("CSV", "Parquet"):
+                save_button(
+                    Localised(partial(t, "save_cells", kind=kind)), partial(save_cells, kind), [self.result],
+                    elem_id=f"save-batch-{kind.lower()}",
+                )  # fmt: skip
+            save_button(localised("save_persons"), save_persons, [self.result], elem_id="save-persons")
+        with gr.Accordion(localised("more"), open=False, elem_id="batch-more"), gr.Row():
             self.order = gr.Dropdown(
                 LocalisedChoices(lambda: [(t(f"order_{name}"), name) for name in ORDERS]), value=next(iter(ORDERS)),
                 label=localised("show_first"), elem_id="batch-order",
@@ -190,10 +160,9 @@ class BatchTab(ResultTab):
                 LocalisedChoices(lambda: [(t("most_probable_class"), "")]), value="",
                 label=localised("cells_point"), elem_id="batch-point",
             )  # fmt: skip
-        self.gallery = gr.HTML(js_on_load=panels.CLICK, elem_id="batch-gallery", padding=False)
-        self.table = gr.Dataframe(
-            interactive=False, wrap=True, max_height=420, label=localised("every_cell"), buttons=[]
-        )
+            self.pattern = gr.Textbox(
+                "", label=localised("pattern"), info=localised("pattern_info"), elem_id="batch-pattern"
+            )
 
     def show(self, result: BatchResult, order: str, point: str, person: str | None = None) -> Updates:
         """Updates that show a result, decided at an operating point where the release has it.
@@ -202,71 +171,63 @@ class BatchTab(ResultTab):
             person: whom a report would be on; the first where the result does not know that person.
         """
         point, decided = point if point in result.points else "", result.at_point(point)
-        persons = [person.subject for person in decided.persons]
+        persons = [person.patient for person in decided.persons]
         if person not in persons:
             person = persons[0] if persons else None
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
         return {
             self.result: decided,
-            self.summary: batch_summary(decided, point),
             self.shown: gr.Column(visible=True),
+            self.stop: gr.Button(visible=False),
+            self.summary: batch_summary(decided, point),
+            self.ended: gr.Column(visible=True),
             self.reports: gr.Row(visible=bool(persons)),
             self.person: gr.Dropdown(persons, value=person),
             self.point: gr.Dropdown(points, value=point),
             self.gallery: gallery(decided, order),
-            self.table: _table(decided),
-            self.upload: None,
-            self.stop: gr.Button(interactive=False),
         }
 
-    def clear(self, html: str) -> Updates:
-        gone = {self.result: None, self.gallery: "", self.upload: None, self.stop: gr.Button(interactive=False)}
-        return {self.summary: html, self.shown: gr.Column(visible=False), self.table: gr.skip(), **gone}
+    def clear(self) -> Updates:
+        """Updates that hide the batch, which is deleted."""
+        return {self.result: None, self.shown: gr.Column(visible=False), self.gallery: ""}
 
-    def _predict(
-        self, read: Callable[[], Batch], choice: str | None, pattern: str, order: str, point: str
-    ) -> Iterator[Updates]:
-        """Show whose cells these are, then how many are predicted, then the result."""
-        start = time.monotonic()
-        try:
-            batch = read()
-            names = [file.name for file in batch.files]
-            pattern = pattern.strip()
-            if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
-                pattern = suggested_pattern(names, self.models.predictor(choice).release.labels)
-            found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()), pattern)
-            filled = {self.pattern: pattern, self.shown: gr.Column(visible=False)}
-            yield {**filled, self.summary: progress(0, len(names), 0.0, found)}
-            for step in predict_batch(self.models, batch, choice, pattern):
-                if isinstance(step, BatchResult):
-                    yield self.show(step, order, point)
-                else:
-                    yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
-        except LeukoscopeError as error:
-            yield self.clear(panels.message(t("failed"), str(error)))
+    def sample(self) -> Batch:
+        """What is read where nothing was uploaded."""
+        return sample_batch()
 
-    def _on_upload(
-        self, paths: list[str] | None, choice: str | None, pattern: str, order: str, point: str
-    ) -> Iterator[Updates]:
-        if paths is None:
-            yield {self.upload: None}
-            return
-        with deleted_afterwards(paths):
-            yield from self._predict(lambda: open_batch(paths), choice, pattern, order, point)
+    def predict(self, read: Callable[[], Batch], choice: str | None, pattern: str) -> Iterator[Updates]:
+        """Show whose cells these are, then how many are predicted, then the result.
 
-    def _on_stop(self, paths: list[str] | None) -> Updates:
-        # Of a batch that still waited for its turn, nobody else deletes the files.
-        with deleted_afterwards(paths or []):
-            return self.clear(panels.placeholder(t("stopped")))
+        Raises:
+            LeukoscopeError: the files or the model cannot be used.
+        """
+        start, batch = time.monotonic(), read()
+        names, pattern = [file.name for file in batch.files], pattern.strip()
+        if pattern in ("", *SUGGESTIONS):  # the box may hold what was suggested for the files before these
+            pattern = suggested_pattern(names, self.models.predictor(choice).release.labels)
+        found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()))
+        begun = {self.pattern: pattern, self.shown: gr.Column(visible=True), self.ended: gr.Column(visible=False)}
+        yield {**begun, self.stop: gr.Button(visible=True), self.summary: progress(0, len(names), 0.0, found)}
+        for step in predict_batch(self.models, batch, choice, pattern):
+            if isinstance(step, BatchResult):
+                yield self.show(step, next(iter(ORDERS)), "")
+            else:
+                yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
 
-    def _on_sample(self, choice: str | None, order: str, point: str) -> Iterator[Updates]:
-        yield from self._predict(sample_batch, choice, "", order, point)
+    def cell(self, result: BatchResult, number: int) -> CellResult:
+        """A cell of a batch, predicted with its map.
+
+        Raises:
+            LeukoscopeError: its picture was not kept.
+        """
+        row = result.rows[number]
+        return predict_cell(self.models, row.open(), row.name, result.model)
 
     def _on_pattern(
-        self, result: BatchResult | None, pattern: str, order: str, point: str, person: str | None
+        self, result: BatchResult | None, order: str, point: str, person: str | None, pattern: str
     ) -> Updates:
         if result is None:
-            return {self.result: None}
+            return {self.summary: panels.placeholder(t("result_deleted"))}
         pattern = pattern.strip() or suggested_pattern([row.name for row in result.rows], result.classes)
         try:
             return {**self.show(result.with_subjects(pattern), order, point, person), self.pattern: pattern}
@@ -275,15 +236,11 @@ class BatchTab(ResultTab):
 
     def _on_point(self, result: BatchResult | None, order: str, point: str, person: str | None) -> Updates:
         if result is None:
-            return self.clear(panels.placeholder(t("result_deleted")))
+            return {self.summary: panels.placeholder(t("result_deleted"))}
         return self.show(result, order, point, person)
 
-    def _on_order(self, result: BatchResult | None, order: str) -> Updates:
-        return {self.gallery: gallery(result, order)} if result else self.clear(panels.placeholder(t("result_deleted")))
-
-    def _cell(self, result: BatchResult, number: int) -> CellResult:
-        row = result.rows[number]
-        return predict_cell(self.models, row.open(), row.name, result.model)
+    def _on_order(self, result: BatchResult | None, order: str) -> str:
+        return gallery(result, order) if result else panels.placeholder(t("result_deleted"))
 
     def _add_endpoint(self) -> None:
         """The named endpoint /batch: files, model, pattern → every prediction, subjects and metrics as JSON."""
@@ -314,21 +271,6 @@ class BatchTab(ResultTab):
             gr.Button("batch").click(batch, inputs, gr.JSON(label="answers"), api_name="batch", **LIMIT)
 
 
-def _table(result: BatchResult) -> gr.Dataframe:
-    shares = [f"p_{label}" for label in result.classes]
-    shown = {name: columns(result)[name] for name in ("file", "subject", "label", "outcome", *shares)}
-    shown["outcome"] = [outcome_text(outcome) for outcome in shown["outcome"]]
-    data = []
-    for i, values in enumerate(zip(*shown.values(), strict=True)):
-        picture = thumbnail(result.rows[i], 48) if i < MOST_PICTURED else ""
-        data.append([picture, *(round(value, 3) if isinstance(value, float) else value for value in values)])
-    types: Any = ["html", *["str"] * 4, *["number"] * len(shares)]
-    heads = [t(f"column_{name}") for name in ("cell", "file", "subject", "label", "outcome")]
-    # Else a phone squeezes the pictures to nothing.
-    widths: list[str | int] = ["72px", "300px", "160px", "130px", "170px", *["90px"] * len(shares)]
-    return gr.Dataframe({"headers": [*heads, *shares], "data": data}, datatype=types, column_widths=widths)
-
-
 def progress(done: int, total: int, seconds: float, subjects: str) -> str:
     """How many of a batch are predicted.
 
@@ -344,17 +286,16 @@ def progress(done: int, total: int, seconds: float, subjects: str) -> str:
     )
 
 
-def subjects_found(subjects: Sequence[str], pattern: str) -> str:
-    """What a pattern finds, in words."""
+def subjects_found(subjects: Sequence[str]) -> str:
+    """Whose cells these are, in words."""
     counts = Counter(one for one in subjects if one)
     if not counts:
-        return t("no_subjects_pattern", pattern=pattern) if pattern else t("no_subjects")
+        return t("no_subjects")
     named = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
     rest = t("and_more", number=len(counts) - 8) if len(counts) > 8 else ""
     if without := len(subjects) - sum(counts.values()):
         rest += t("files_without", number=without)
-    key = f"{'one_subject' if len(counts) == 1 else 'subjects'}{'_pattern' if pattern else ''}"
-    return t(key, number=len(counts), pattern=pattern, named=named, rest=rest)
+    return t("subjects", number=len(counts), named=named, rest=rest)
 
 
 def batch_summary(result: BatchResult, point: str = "") -> str:
@@ -366,7 +307,7 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
     found = Counter(row.decision.outcome for row in result.rows)
     about = about_model(result.model, result.revision)
     rule = t("rule_point", about=about, point=point_name(point)) if point else t("rule_most_probable", about=about)
-    predicted = t("one_cell_predicted") if len(result.rows) == 1 else t("cells_predicted", number=len(result.rows))
+    predicted = t("cells_predicted", number=len(result.rows))
     html = (
         f'<p class="lk-headline" role="status">{predicted}</p>'
         f"{panels.counts({outcome: found[outcome] for outcome in (*result.classes, *WITHOUT_CLASS)})}"
@@ -386,7 +327,7 @@ def batch_summary(result: BatchResult, point: str = "") -> str:
             lines.append(t("and_more_lines", number=more))
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         html += panels.details(t("not_used", number=len(result.problems)), f"<ul>{items}</ul>", is_open=True)
-    return html + panels.notice()
+    return html
 
 
 def _persons(result: BatchResult, point: str) -> str:
@@ -395,26 +336,34 @@ def _persons(result: BatchResult, point: str) -> str:
         rows = [tuple(map(str, row)) for row in subject_rows(result)]
         mean = t("mean_probability", label=result.positive)
         heads = (t("person"), t("cells"), t("in_distribution"), *result.classes, mean)
-        return f"<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
+        return f"{_seen(result)}<h2>{t('by_subject')}</h2>{panels.table(heads, rows)}" if rows else ""
     positive, rows = result.persons[0].positive_label, []
     for one in result.persons:
         share = "–" if one.probability is None else local_number(f"{one.probability:.3f}")
         low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
         numbers = map(str, (one.cells, one.refused, one.abstained))
-        rows.append((one.subject, outcome_text(one.outcome), share, span, *numbers))
+        seen = f" ({t('in_training')})" if one.patient in result.trained_on else ""
+        rows.append((f"{one.patient}{seen}", outcome_text(one.outcome), share, span, *numbers))
     heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("person_rule", rule=result.persons[0].rule.text)
     strips = "".join(_strip(result, one, point) for one in result.persons)
     return (
-        f"<h2>{t('one_for_a_person')}</h2>{panels.table(heads, rows, t('persons'))}{panels.note(rule)}"
+        f"{_seen(result)}<h2>{t('one_for_a_person')}</h2>{panels.table(heads, rows, t('persons'))}{panels.note(rule)}"
         f"<h2>{t('cells_of_a_person')}</h2>{panels.note(t('dots', label=positive))}{strips}"
     )
 
 
-def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
-    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
+def _seen(result: BatchResult) -> str:
+    """A warning where subjects may have trained the model."""
+    if not result.trained_on:
+        return ""
+    return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
+
+
+def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
+    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.patient]
     drawn = strip_plot(
         [result.rows[i].probabilities[one.positive_label] for i in numbers],
         [result.rows[i].decision.outcome for i in numbers],
@@ -423,7 +372,7 @@ def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
     )
     reason = f": {one.reason}" if one.reason else ""
     return (
-        f'<section class="lk-subject"><h3>{escape(one.subject)}</h3>'
+        f'<section class="lk-subject"><h3>{escape(one.patient)}</h3>'
         f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
         "</section>"
     )

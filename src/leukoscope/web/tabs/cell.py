@@ -1,13 +1,15 @@
-"""The tab "Cell": upload, paste or pick a cell, and read what a model predicts and what its Grad-CAM map shows.
+"""The tab "Cells": one box for whatever a visitor has, and what a model predicts of it.
 
-What is shown is made by `result.py`. The same steps serve the API at /predict.
+The upload decides: a cut-out cell is predicted, a smear's cells are found and cut out, several pictures or a zip are
+read as the cells of subjects. What is shown of a cell is made by `result.py`; the same steps serve the API at /predict.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -15,32 +17,40 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.fields import UnusableField, looks_like_smear
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo, trained_on
 from leukoscope.data.synthetic import knows_smears
-from leukoscope.inference.prediction import NOT_A_CELL
+from leukoscope.inference.prediction import FIELD_NEEDS, NOT_A_CELL
 from leukoscope.web import panels
+from leukoscope.web.batch_files import is_batch, open_batch
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.page import ADDRESS, BOX, PRIVATE, READY, SESSION_SECONDS, Updates, reveal
 from leukoscope.web.result import (
     EXAMPLES,
     OPACITY,
     SMEAR_EXAMPLES,
+    TURNS,
     CellResult,
-    check_views,
+    covered,
     example,
+    part_at,
     predict_again,
     predict_cell,
     save_result,
     smear_example,
+    turned,
 )
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
-from leukoscope.web.text import Localised, LocalisedChoices, localised, point_name, t
+from leukoscope.web.tabs.batch import BatchPanel
+from leukoscope.web.tabs.field import FieldPanel, FieldResult, predict_field
+from leukoscope.web.text import Localised, localised, percent, point_name, t
 from leukoscope.web.upload import (
     CELL,
     cell_upload,
     deleted_afterwards,
+    files_upload,
     gradio_errors,
-    open_upload,
+    open_any,
     png_answer,
     read_upload,
     save_button,
@@ -48,67 +58,92 @@ from leukoscope.web.upload import (
 
 # Of a visit's cells, those shown last are kept: together as many pixels as one upload may have.
 KEPT_CELLS, KEPT_PIXELS = 8, CELL.pixels
-# Model, tab and example go to the page's address, which opens them again.
-ADDRESS = """() => {
-  const to = new URL(location), shown = document.querySelector('#visit [data-model]')?.dataset ?? {}
-  const tab = document.querySelector('[role=tab][aria-selected=true]')?.dataset.tabId
-  for (const [name, value] of Object.entries({model: shown.model, tab, example: shown.example}))
-    value ? to.searchParams.set(name, value) : to.searchParams.delete(name)
-  history.replaceState(null, '', to)
-  const other = document.getElementById('language')
-  to.searchParams.set('lang', other.lang)
-  other.href = to
-}"""
+CROP = 0.3  # of the shorter side: what is cut out round a tap
 
 
-class CellTab(ResultTab):
-    """The tab, added to the Blocks being built; other tabs open their cells in it."""
+class CellTab:
+    """The tab, added to the Blocks being built.
 
-    hint = "cell_hint"
+    Args:
+        models: where models come from.
+        model: the picker that all tabs share.
+
+    Attributes:
+        outputs: every component that a new result changes.
+    """
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
-        super().__init__(models, model)
-        self.reads_smears = [name for name in models.names if _reads_smears(models, name)]
-        smears = model.value in self.reads_smears
+        self.models, self.model = models, model
+        self.reads = {one: next((name for name in models.names if _reads(models, name) == one), "") for one in _KINDS}
+        self._examples: dict[tuple[str, int], CellResult] = {}
+        self._real = RealCells()
+        smears = _reads(models, model.value or "") == "smears"
         quiet: dict[str, Any] = {"show_label": False, "height": "auto", "allow_preview": False, "buttons": []}
         with gr.Tab(localised("tab_cell"), id="cell"):
             with gr.Row(elem_id="cell-row"):
-                with gr.Column(scale=2, min_width=240):
-                    self.upload = cell_upload(
-                        show_label=False, sources=["upload", "clipboard"], height=150, buttons=[], elem_id="upload"
-                    )
-                    gr.HTML(Localised(lambda: panels.note(t("pick_one"))), padding=False)
+                with gr.Column(scale=2, min_width=240, elem_id="cell-given"):
+                    self.upload = files_upload(show_label=False, height=130, elem_id="upload")
+                    gr.HTML(Localised(panels.box), js_on_load=BOX, elem_id="box", padding=False)
+                    gr.HTML(Localised(lambda: panels.note(t("pick_one"))), elem_id="pick-one", padding=False)
                     self.cells = gr.Gallery(
                         [(example(number)[0], label) for number, (label, *_) in enumerate(EXAMPLES)],
-                        label=localised("synthetic_cells"), columns=3, visible=not smears, elem_id="examples", **quiet,
+                        label=localised("synthetic_cells"), columns=6, visible=not smears, elem_id="examples", **quiet,
                     )  # fmt: skip
                     self.smears = gr.Gallery(
-                        _smears() if smears else None,
-                        label=localised("synthetic_smears"), columns=4, visible=smears,
+                        _smears() if smears else None, label=localised("synthetic_smears"), columns=4, visible=smears,
                         elem_id="smear-examples", **quiet,
                     )  # fmt: skip
-                    self.ask_real = gr.Button(localised("ask_real"), size="sm", elem_id="ask-real-cells")
+                    with gr.Row(elem_id="samples"):
+                        self.ask_field = gr.Button(localised("a_field"), size="sm", min_width=70, elem_id="ask-field")
+                        self.ask_batch = gr.Button(
+                            localised("two_subjects"), size="sm", min_width=70, elem_id="ask-batch"
+                        )
+                        self.ask_real = gr.Button(
+                            localised("ask_real"), size="sm", min_width=70, elem_id="ask-real-cells"
+                        )
                     self.real_data = gr.State("")  # name of the data set whose cells are shown
                     self.real = gr.Gallery(
-                        label=localised("real_cells"),
-                        columns=3,
-                        visible=False,
-                        format="png",
-                        elem_id="real-cells",
+                        label=localised("real_cells"), columns=6, visible=False, format="png", elem_id="real-cells",
                         **quiet,
-                    )
+                    )  # fmt: skip
                     self.real_note = gr.Markdown(elem_id="real-cells-note", elem_classes="lk-note")
                 with gr.Column(scale=5, min_width=280, elem_id="cell-result"):
                     self._build_result()
+            self.field = FieldPanel(models, model)
+            self.batch = BatchPanel(models, model)
             self._add_endpoint()
         self.outputs = [
-            self.result, self.summary, self.morphology, self.pictures, self.controls, self.label, self.common_scale,
-            self.point, self.explanation, self.tta, self.compared,
+            self.result, self.summary, self.propose, self.buttons, self.pictures, self.forms, self.controls, self.label,
+            self.common_scale, self.point, self.explanation, *self.field.outputs, *self.batch.outputs,
         ]  # fmt: skip
-        self.refuse_others()
         self._wire_inputs()
         self._wire_result()
-        self._examples: dict[tuple[str, int], CellResult] = {}
+
+    def _build_result(self) -> None:
+        self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+        self.kept = gr.State([], time_to_live=SESSION_SECONDS)
+        with gr.Row(elem_id="cell-answer"):
+            with gr.Column(min_width=260):
+                self.summary = gr.HTML(panels.placeholder(t("cell_hint")), elem_id="cell-summary", padding=False)
+                self.propose = gr.Button("", visible=False, variant="primary", elem_id="propose")
+                with gr.Row(visible=False, elem_id="cell-buttons") as self.buttons:
+                    self.turn = gr.Button(localised("turn"), size="sm", min_width=80, elem_id="turn")
+                    self.cover = gr.Button(localised("cover"), size="sm", min_width=80, elem_id="cover")
+                    self.save = gr.Row()
+            with gr.Column(min_width=260):
+                self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
+        self.forms = gr.HTML(elem_id="forms", padding=False)
+        with gr.Accordion(localised("more"), open=False, visible=False, elem_id="more") as self.controls:
+            self.explanation = gr.HTML(elem_id="explanation", padding=False)
+            with gr.Row():
+                self.label = gr.Radio([], label=localised("map_for"), min_width=120)
+                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label=localised("opacity"), min_width=120)
+            self.common_scale = gr.Checkbox(False, label=localised("common_scale"))
+            self.point = gr.Dropdown([], label=localised("decide_at"), info=localised("decide_at_info"))
+        with self.save:
+            shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
+            save_button(localised("save_png"), save_result, shown, elem_id="save-result")
+        self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
 
     def open_on_load(self, demo: gr.Blocks, tabs: gr.Tabs) -> None:
         """Show a synthetic cell's result to whoever opens the page: of the model and in the tab that its address names.
@@ -118,21 +153,23 @@ class CellTab(ResultTab):
         """
         known = {tab.id for tab in tabs.children if isinstance(tab, gr.Tab)}
 
-        def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Updates:
+        def on_load(choice: str | None, opacity: float, visit: gr.Request) -> Iterator[Updates]:
             asked = visit.query_params
-            named, number, tab = asked.get("model") or choice, asked.get("example") or "1", asked.get("tab")
-            opened = {
-                self.model: gr.skip() if named == choice else named,
-                tabs: gr.Tabs(selected=tab) if tab in known else gr.skip(),
-            }
+            named, number = asked.get("model") or choice, asked.get("example") or "1"
+            tab = "code" if asked.get("view") == "api" else asked.get("tab")
+            opened: Updates = {tabs: gr.Tabs(selected=tab) if tab in known else gr.skip()}
             if not named:
-                return {**opened, **self.clear(panels.placeholder(t(self.hint)))}
+                yield {**opened, **self.clear(panels.placeholder(t("cell_hint")))}
+                return
+            if named != choice:
+                waiting = self.clear(panels.placeholder(t("loading_model", model=named)))
+                yield {**opened, self.model: named, **waiting}
 
             def first() -> Updates:
                 result = self._example(named, int(number) if number.isdecimal() else 1)
                 return self.show(replace(result, caption=t("an_example", caption=result.caption)), opacity, None)
 
-            return {**opened, **self.attempt(first)}
+            yield {**opened, **self.attempt(first)}
 
         # Not in `outputs`, whose other events leave them as they are.
         opened = [self.model, tabs, *self.outputs]
@@ -159,151 +196,186 @@ class CellTab(ResultTab):
             self._examples[name, number] = result
         return result
 
-    def _build_result(self) -> None:
-        self.result = gr.State(None, time_to_live=SESSION_SECONDS)
-        self.kept = gr.State([], time_to_live=SESSION_SECONDS)
-        with gr.Row(elem_id="cell-answer"):
-            with gr.Column(min_width=260):
-                self.summary = gr.HTML(
-                    panels.placeholder(t(self.hint)),
-                    js_on_load=refusal("upload"),
-                    elem_id="cell-summary",
-                    padding=False,
-                )
-                self.morphology = gr.HTML(elem_id="morphology", padding=False)
-            with gr.Column(min_width=260):
-                self.pictures = gr.HTML(js_on_load=panels.VIEW, elem_id="pictures", padding=False)
-        self.visit = gr.HTML(js_on_load=panels.CLICK, elem_id="visit", padding=False)
-        with gr.Column(visible=False, elem_id="cell-controls") as self.controls:
-            with gr.Row():
-                self.label = gr.Radio([], label=localised("map_for"), min_width=120)
-                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label=localised("opacity"), min_width=120)
-            self.common_scale = gr.Checkbox(False, label=localised("common_scale"))
-            with gr.Row():
-                self.point = gr.Dropdown(
-                    [], label=localised("decide_at"), info=localised("decide_at_info"), min_width=220
-                )
-                self.other = gr.Dropdown(
-                    LocalisedChoices(lambda: [(t("no_other_model"), ""), *self.models.choices()]), value="",
-                    label=localised("compare_with"), info=localised("compare_info"), elem_id="compare-cell",
-                    min_width=220,
-                )  # fmt: skip
-            with gr.Row():
-                self.ask_tta = gr.Button(localised("predict_views"), size="sm", min_width=120)
-                shown = [self.result, self.label, self.opacity, self.point, self.common_scale]
-                save_button(localised("save_png"), save_result, shown, elem_id="save-result")
-        self.compared = gr.HTML(elem_id="compared", padding=False)
-        self.explanation = gr.HTML(elem_id="explanation", padding=False)
-        self.tta = gr.HTML(elem_id="tta", padding=False)
+    def real_cells(self, choice: str | None) -> list[tuple[Image.Image, str]]:
+        """A few cells of the data set that a model was trained on, each with its class.
 
-    def show(self, result: CellResult, opacity: float, point: str | None) -> Updates:
-        """Updates that show a result, opened at the most probable class and, where it has it, the same point."""
+        Raises:
+            LeukoscopeError: no copy of it is known, or the Hub cannot be reached.
+        """
+        return [(cell.image, cell.label) for cell in self._real.of(source_of(self.models, choice))]
+
+    def attempt(self, predict: Callable[[], Updates]) -> Updates:
+        """Updates that show a result, or why there is none."""
+        try:
+            return predict()
+        except LeukoscopeError as error:
+            return self.clear(panels.message(t("failed"), str(error)))
+
+    def show(self, result: CellResult, opacity: float, point: str | None, *, keep: bool = False) -> Updates:
+        """Updates that show a result, opened at the most probable class and, where it has it, the same point.
+
+        Args:
+            keep: leave the field or the batch that the cell comes from where it is.
+        """
         points, labels = list(result.thresholds.operating_points), list(result.prediction.probabilities)
         point = point if point in points else ""
         offered = [
             (t("most_probable_class"), ""),
             *((t("threshold_of", point=point_name(name)), name) for name in points),
         ]
+        others: Updates = {} if keep else {**self.field.clear(), **self.batch.clear()}
         return {
             self.result: result,
-            self.summary: self._summary(result, point),
-            self.morphology: panels.pairs(result.morphology),
-            self.controls: gr.Column(visible=True),
-            self.label: gr.Radio(labels, value=result.prediction.most_probable),
+            self.summary: panels.decision(result, point),
+            self.propose: self._proposal(result),
+            self.buttons: gr.Row(visible=True),
+            self.controls: gr.Accordion(visible=True),
+            self.label: gr.Radio(labels, value=result.prediction.most_probable, visible=bool(result.maps)),
             self.point: gr.Dropdown(offered, value=point, visible=bool(points)),
-            self.common_scale: gr.Checkbox(False, visible=result.scale.strong is not None),
-            self.tta: "",
-            self.compared: "",
+            self.common_scale: gr.Checkbox(False, visible=bool(result.maps) and result.scale.strong is not None),
+            self.forms: "",
             **self._draw(result, result.prediction.most_probable, opacity),
+            **others,
         }
 
-    def _summary(self, result: CellResult, point: str) -> str:
-        decided = panels.decision(result.prediction.probabilities, result.decision_text(point))
-        if result.decision(point).outcome == NOT_A_CELL and self.reads_smears:
-            decided += panels.note(t("smear_model", model=self.reads_smears[0]))
-        return decided
+    def _fitting(self, result: CellResult) -> str:
+        """What fits a refused picture better: "" to cut its cells out, a model that reads such pictures, or neither."""
+        if result.foreign is None:
+            return result.model
+        if result.prediction.outcome == NOT_A_CELL and not result.remark:
+            return ""
+        return self.reads["smears" if result.measured is None else "cells"] or result.model
+
+    def _proposal(self, result: CellResult) -> gr.Button:
+        """One tap to what fits a refused picture."""
+        fitting = self._fitting(result)
+        text = t("use_model", model=fitting) if fitting else t("cut_out")
+        return gr.Button(text, visible=fitting != result.model)
 
     def _draw(self, result: CellResult, label: str, opacity: float, common_scale: bool = False) -> Updates:
         """Updates that show one class's map at one opacity."""
-        shown, strength = result.pictures(label, opacity, common_scale), result.scale.strength(result.own_peak)
-        pictures = panels.pictures(*shown, result.caption, label, result.peak(common_scale), strength)
         return {
-            self.pictures: pictures,
-            self.explanation: panels.explanation(result.map_text(label), result.facts(), result.warnings),
+            self.pictures: panels.pictures(result, label, opacity, common_scale),
+            self.explanation: panels.explanation(result, label),
         }
 
     def clear(self, html: str) -> Updates:
-        shown = (self.morphology, self.pictures, self.explanation, self.tta, self.compared)
-        kept = {self.label: gr.skip(), self.common_scale: gr.skip(), self.point: gr.skip()}
-        gone = {self.result: None, self.controls: gr.Column(visible=False), **dict.fromkeys(shown, "")}
-        return {self.summary: html, **gone, **kept}
+        """Updates that show HTML in place of a result, which is deleted."""
+        hidden = {self.buttons: gr.Row(visible=False), self.controls: gr.Accordion(visible=False)}
+        gone: Updates = {self.result: None, self.propose: gr.Button(visible=False), **hidden}
+        kept = dict.fromkeys((self.label, self.common_scale, self.point), gr.skip())
+        empty = dict.fromkeys((self.pictures, self.explanation, self.forms), "")
+        return {self.summary: html, **gone, **kept, **empty, **self.field.clear(), **self.batch.clear()}
 
-    def _predict(
-        self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, opacity: float, point: str | None
+    def read(
+        self, image: Image.Image, caption: str, remark: str, choice: str | None, opacity: float, point: str | None
     ) -> Updates:
-        return self.attempt(lambda: self.show(predict_cell(self.models, *read(), choice), opacity, point))
+        """Updates that show what a picture holds: a cell as it is, or the cells of a smear, cut out.
+
+        Raises:
+            LeukoscopeError: the picture or the model cannot be used.
+        """
+        cuts = self.models.predictor(choice).release.takes_cut_outs is not False and looks_like_smear(image)
+        if not cuts:
+            return self.show(predict_cell(self.models, image, caption, choice, remark=remark), opacity, point)
+        try:
+            field = predict_field(self.models, image, caption, choice, None)
+        except UnusableField as error:
+            unfound = f"{remark} {t('no_cut_out', reason=str(error).removeprefix(f'{caption}: '))}".strip()
+            return self.show(predict_cell(self.models, image, caption, choice, remark=unfound), opacity, point)
+        return self._show_field(field, remark, opacity, point)
+
+    def _show_field(self, field: FieldResult, remark: str, opacity: float, point: str | None) -> Updates:
+        """Updates that show a field, and its cell where it has but one."""
+        whole = [number for number, one in enumerate(field.reading.cells) if one.prediction]
+        shown = self.clear(panels.placeholder(t("click_a_cell") if whole else t("field_none")))
+        if len(whole) == 1:
+            opened = self.field.cell(field, whole[0])
+            opened = replace(opened, remark=f"{remark} {t('was_cut_out')}".strip())
+            shown = self.show(opened, opacity, point)
+        share, other = field.reading.in_distribution, self.reads["smears"]
+        if other and share is not None and share < FIELD_NEEDS:
+            shown[self.propose] = gr.Button(t("use_model", model=other), visible=True)
+        return {**shown, **self.field.show(field)}
 
     def _wire_inputs(self) -> None:
         """Connect what a visitor gives to the result."""
 
-        def on_upload(path: str | None, choice: str | None, opacity: float, point: str | None) -> Updates:
-            if path is None:
-                return {self.upload: None}
-            # Deleted only now: the page asks for the file, to show it until the result is there.
-            with deleted_afterwards([path]):
-                return {self.upload: None, **self._predict(lambda: open_upload(path), choice, opacity, point)}
+        def on_upload(
+            paths: list[str] | None, choice: str | None, opacity: float, point: str | None, pattern: str
+        ) -> Iterator[Updates]:
+            if not paths:
+                yield {self.upload: None}
+                return
+            # Deleted only now: the page may ask for the file until the result is there.
+            with deleted_afterwards(paths):
+                if not is_batch(paths):
+                    yield {
+                        self.upload: None,
+                        **self.attempt(lambda: self.read(*open_any(paths[0]), choice, opacity, point)),
+                    }
+                    return
+                yield from on_batch(lambda: open_batch(paths), choice, pattern)
+
+        def on_batch(read: Callable[[], Any], choice: str | None, pattern: str) -> Iterator[Updates]:
+            waiting = self.clear(panels.placeholder(t("reading")))
+            try:
+                for step in self.batch.predict(read, choice, pattern):
+                    yield {self.upload: None, **waiting, **step}
+                    waiting = {self.summary: panels.placeholder(t("click_a_cell"))}
+            except LeukoscopeError as error:
+                yield {self.upload: None, **self.clear(panels.message(t("failed"), str(error)))}
+
+        def on_stop(paths: list[str] | None) -> Updates:
+            # Of a batch that still waited for its turn, nobody else deletes the files.
+            with deleted_afterwards(paths or []):
+                return {self.upload: None, **self.clear(panels.placeholder(t("stopped")))}
 
         def on_pick(gallery: gr.Gallery) -> Callable[..., Updates]:
             # Not a `partial`: Gradio passes what was picked by the function's own annotations.
             def pick(
                 choice: str | None, opacity: float, point: str | None, data: str, picked: gr.SelectData
             ) -> Updates:
-                if gallery is self.real:
-                    shown = self._predict(lambda: read_real(picked.index, data), choice, opacity, point)
-                else:
-                    shown = self.attempt(lambda: self.show(self._example(choice, picked.index + 1), opacity, point))
+                def predict() -> Updates:
+                    if gallery is self.real:
+                        cell = self._real.of(DATASETS[data])[picked.index]
+                        return self.read(cell.image, t("real_cell", label=cell.label), "", choice, opacity, point)
+                    return self.show(self._example(choice, picked.index + 1), opacity, point)
+
                 # Unselected at once, so that the same example can be picked again.
-                return {gallery: gr.Gallery(selected_index=None), **shown}
+                return {gallery: gr.Gallery(selected_index=None), **self.attempt(predict)}
 
             return pick
 
+        def on_field(choice: str | None, opacity: float, point: str | None) -> Updates:
+            return self.attempt(lambda: self._show_field(self.field.example(choice), "", opacity, point))
+
         def on_model(
-            choice: str | None,
-            opacity: float,
-            point: str | None,
-            result: CellResult | None,
+            choice: str | None, opacity: float, point: str | None, result: CellResult | None
         ) -> Iterator[Updates]:
+            if result is not None and result.model == choice:  # opened by the page's address, or from a visit
+                yield {self.cells: gr.skip()}
+                return
             if choice not in self.models.loaded:
                 # The result of the model before must not stand below the name of this one.
                 yield self.clear(panels.placeholder(t("loading_model", model=choice)))
-            yield on_loaded(choice, opacity, point, result)
+            yield self.attempt(lambda: on_loaded(choice, opacity, point, result))
 
         def on_loaded(choice: str | None, opacity: float, point: str | None, result: CellResult | None) -> Updates:
-            try:
-                smears = knows_smears(self.models.predictor(choice).labels)
-            except LeukoscopeError as error:
-                return self.clear(panels.message(t("model_unusable"), str(error)))
+            smears = knows_smears(self.models.predictor(choice).labels)
             # Smears are drawn when a model first asks for them.
             fields = gr.Gallery(_smears(), visible=True) if smears else gr.Gallery(visible=False)
             offered = {self.cells: gr.Gallery(visible=not smears), self.smears: fields}
             if result is None:
-                return {**offered, **self.clear(panels.placeholder(t("model_ready", model=choice, hint=t(self.hint))))}
-            if result.model == choice:  # opened by the page's address
-                return {**offered, **self.show(result, opacity, point)}
+                return {**offered, **self.clear(panels.placeholder(t("model_ready", model=choice)))}
             if result.example:
-                number = result.example
-                return {**offered, **self.attempt(lambda: self.show(self._example(choice, number), opacity, point))}
-            return {
-                **offered,
-                **self.attempt(lambda: self.show(predict_again(self.models, result, choice), opacity, point)),
-            }
-
-        real_cells = RealCells()
+                return {**offered, **self.show(self._example(choice, result.example), opacity, point)}
+            return {**offered, **self.show(predict_again(self.models, result, choice), opacity, point)}
 
         def on_ask_real(choice: str | None) -> Updates:
             try:
                 info = source_of(self.models, choice)
-                pictures = [(png_answer(cell.image), cell.label) for cell in real_cells.of(info)]
+                pictures = [(png_answer(cell.image), cell.label) for cell in self._real.of(info)]
             except LeukoscopeError as error:
                 failed = panels.message(t("failed"), str(error))
                 return {self.real: gr.Gallery(visible=False), self.real_note: failed}
@@ -313,24 +385,28 @@ class CellTab(ResultTab):
                 self.real_note: attribution(info),
             }
 
-        def read_real(number: int, data: str) -> tuple[Image.Image, str]:
-            cell = real_cells.of(DATASETS[data])[number]
-            return cell.image, t("real_cell", label=cell.label)
-
-        busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
+        # The page itself dims what was there; "always_last": the second of two quick clicks counts.
+        quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
+        many: dict[str, Any] = {**quiet, "trigger_mode": "multiple", **self.batch.limit}
         chosen = [self.model, self.opacity, self.point]
-        given = [
-            self.upload.upload(
-                on_upload, [self.upload, *chosen], [self.upload, *self.outputs], trigger_mode="multiple", **busy
-            )
+        with_files = [self.upload, *self.outputs]
+        running: list[Any] = [
+            self.upload.upload(on_upload, [self.upload, *chosen, self.batch.pattern], with_files, **many),
+            self.ask_batch.click(
+                partial(on_batch, self.batch.sample), [self.model, self.batch.pattern], with_files, **many
+            ),
         ]
+        given = [*running, self.ask_field.click(on_field, chosen, self.outputs, **quiet)]
         for gallery in (self.cells, self.smears, self.real):
             inputs = [*chosen, self.real_data]
-            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **busy))
+            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **quiet))
         for event in given:
             self._afterwards(event.then(None, js=reveal("cell-summary"), **PRIVATE))
+        self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet)
         self._afterwards(
-            self.model.change(on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], **busy)
+            self.model.change(
+                on_model, [*chosen, self.result], [self.cells, self.smears, *self.outputs], cancels=running, **quiet
+            )
         )
         self.ask_real.click(
             on_ask_real, self.model, [self.real_data, self.real, self.real_note],
@@ -338,15 +414,15 @@ class CellTab(ResultTab):
         )  # fmt: skip
 
     def _afterwards(self, event: Any) -> None:
-        """After an event that may have changed the result: keep it for the visit, and ask the other model."""
-        inputs, outputs = [self.result, self.kept, self.model, self.other], [self.kept, self.visit, self.compared]
-        # Of the result: what the other model predicts may take a while.
+        """After an event that may have changed the result: keep it for the visit, and write the page's address."""
+        inputs, outputs = [self.result, self.kept, self.model], [self.kept, self.visit]
         quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+        event.then(None, js=READY, **PRIVATE)
         event.then(self._on_result, inputs, outputs, **quiet).then(None, js=ADDRESS, **PRIVATE)
 
     def _on_result(
-        self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None, other: str | None
-    ) -> tuple[list[CellResult], str, str]:
+        self, result: CellResult | None, kept: list[CellResult] | None, choice: str | None
+    ) -> tuple[list[CellResult], str]:
         kept = list(kept or [])
         again = [i for i, one in enumerate(kept) if result and (one.model, one.image) == (result.model, result.image)]
         if result is not None and again:
@@ -356,27 +432,10 @@ class CellTab(ResultTab):
             while len(kept) > 1 and sum(one.image.width * one.image.height for one in kept) > KEPT_PIXELS:
                 kept.pop()
         number = result.example if result else 0
-        strip = panels.visit([(one.image, one.caption) for one in kept], choice or "", number)
-        return kept, strip, self._compare(result, other)
-
-    def _compare(self, result: CellResult | None, other: str | None) -> str:
-        """The result beside what another model predicts of the same picture, as HTML; "" without one."""
-        if result is None or other in (None, "", result.model):
-            return ""
-        try:
-            both = (result, predict_again(self.models, result, other))
-        except LeukoscopeError as error:
-            return panels.message(t("model_unusable"), str(error))
-        shown = []
-        for one in both:
-            predicted, label = one.prediction, one.prediction.most_probable
-            decided = panels.decision(predicted.probabilities, one.decision_text())
-            drawn, strength = one.pictures(label, OPACITY)[1], one.scale.strength(one.own_peak)
-            shown.append((one.model, decided, drawn, label, one.peak(), strength))
-        return panels.side_by_side(shown)
+        return kept, panels.visit([(one.image, one.caption) for one in kept], choice or "", number)
 
     def _wire_result(self) -> None:
-        """Connect the controls below a result."""
+        """Connect what stands beside and below a result."""
 
         def on_kept(
             kept: list[CellResult] | None, choice: str | None, opacity: float, point: str | None, picked: gr.EventData
@@ -394,54 +453,82 @@ class CellTab(ResultTab):
             return self._draw(result, label, opacity, common_scale)
 
         def on_point(result: CellResult | None, point: str | None) -> str:
-            if result is None:
-                return panels.placeholder(t("result_deleted"))
-            return self._summary(result, point or "")
+            return panels.placeholder(t("result_deleted")) if result is None else panels.decision(result, point or "")
 
-        def on_tta(result: CellResult | None) -> str:
-            if result is None:
-                return panels.placeholder(t("result_deleted"))
-            try:
-                return f'<div role="status">{panels.note(check_views(self.models, result))}</div>'
-            except LeukoscopeError as error:
-                return panels.message(t("failed"), str(error))
+        def on_turn(result: CellResult | None) -> str:
+            return _formed(lambda one: panels.forms(turn_text(found := turned(self.models, one)), [
+                (f"{angle}°", form) for angle, form in zip(TURNS, found, strict=True)
+            ]), result)  # fmt: skip
 
-        quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+        def on_cover(result: CellResult | None, names: Sequence[str] = ()) -> str:
+            def show(one: CellResult) -> str:
+                found = covered(self.models, one, names)
+                shown = [(t(f"without_{name}"), form) for name, form in found.items()]
+                return panels.forms(cover_text(one, found), [(t("as_given"), one), *shown])
+
+            return _formed(show, result)
+
+        def on_tap(
+            result: CellResult | None, choice: str | None, opacity: float, point: str | None, tap: gr.EventData
+        ) -> Updates:
+            """Cover the part that was tapped; of a refused picture that shows more than a cell, cut out what was."""
+            if result is None:
+                return self.clear(panels.placeholder(t("result_deleted")))
+            across, down = (min(max(float(value), 0.0), 0.999) for value in tap.value)
+            left, top = across * result.image.width, down * result.image.height
+            if result.foreign is None or result.measured is not None:
+                part = part_at(result.image, int(left), int(top))
+                return {self.forms: on_cover(result, [part]) if part else panels.note(t("no_parts"))}
+            half = CROP * min(result.image.size) / 2
+            box = [max(0, int(edge)) for edge in (left - half, top - half, left + half, top + half)]
+            crop = result.image.crop((box[0], box[1], box[2], box[3]))
+            return self.attempt(lambda: self.read(crop, result.caption, t("was_cropped"), choice, opacity, point))
+
+        def on_propose(
+            result: CellResult | None, field: FieldResult | None, choice: str | None, opacity: float, point: str | None
+        ) -> Updates:
+            if field is not None:  # whose cells are unlike those of this model
+                other, name = self.reads["smears"], field.reading.source
+                show = partial(predict_cell, self.models, field.image, name, other)
+                return {self.model: other, **self.attempt(lambda: self.show(show(), opacity, point))}
+            if result is None:
+                return self.clear(panels.placeholder(t("result_deleted")))
+            if fitting := self._fitting(result):
+                return {self.model: fitting}
+            return self.attempt(lambda: self.read(result.image, result.caption, "", choice, opacity, point))
+
+        quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
         for control in (self.label, self.opacity, self.common_scale):
             control.input(
                 on_draw, [self.result, self.label, self.opacity, self.common_scale],
-                [self.summary, self.pictures, self.explanation],
-                trigger_mode="always_last", **quick,
+                [self.summary, self.pictures, self.explanation], **quick,
             )  # fmt: skip
-        inputs = [self.kept, self.model, self.opacity, self.point]
-        self._afterwards(self.visit.select(on_kept, inputs, [self.model, *self.outputs], **quick))
-        self.other.input(self._compare, [self.result, self.other], self.compared, **PRIVATE)
+        chosen = [self.model, self.opacity, self.point]
+        self._afterwards(self.visit.select(on_kept, [self.kept, *chosen], [self.model, *self.outputs], **quick))
         self.point.input(on_point, [self.result, self.point], self.summary, **quick)
-        self.ask_tta.click(on_tta, self.result, self.tta, show_progress_on=[self.tta], **PRIVATE)
+        self.turn.click(on_turn, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
+        self.cover.click(on_cover, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
+        self._afterwards(self.pictures.select(on_tap, [self.result, *chosen], self.outputs, **quick))
+        self._afterwards(
+            self.propose.click(
+                on_propose, [self.result, self.field.result, *chosen], [self.model, *self.outputs], **quick
+            )
+        )
+        for panel in (self.field, self.batch):
+            for component in panel.cells:
+                opened = component.select(self._open(panel), [panel.result, *chosen], self.outputs, **quick)
+                self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
 
-    def open_from(
-        self, pictures: Sequence[gr.HTML], result: gr.State, tabs: gr.Tabs, cell_of: Callable[[Any, int], CellResult]
-    ) -> None:
-        """Open a cell of another tab's result here when it is clicked.
-
-        Args:
-            pictures: where the cells are shown, with `panels.CLICK`.
-            result: that tab's result.
-            tabs: those of the page.
-            cell_of: predicts the cell of a number of such a result.
-        """
-
-        def on_cell(shown: Any, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
+    def _open(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:
+        def on_cell(shown: Any, choice: str | None, opacity: float, point: str | None, picked: gr.EventData) -> Updates:
             if shown is None:
                 return self.clear(panels.placeholder(t("result_deleted")))
-            return self.attempt(lambda: self.show(cell_of(shown, picked.index), opacity, point))
+            try:
+                return self.show(panel.cell(shown, picked.index), opacity, point, keep=True)
+            except LeukoscopeError as error:
+                return {self.summary: panels.message(t("failed"), str(error))}
 
-        inputs = [result, self.opacity, self.point]
-        for component in pictures:
-            # The tab is shown first, so that the page does not seem dead while the model predicts.
-            component.select(lambda: gr.Tabs(selected="cell"), None, tabs, show_progress="hidden", **PRIVATE)
-            opened = component.select(on_cell, inputs, self.outputs, show_progress_on=[self.summary], **PRIVATE)
-            self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
+        return on_cell
 
     def _add_endpoint(self) -> None:
         """The named endpoint /predict: image, model, point → outcome, probabilities, overlay, text, decision."""
@@ -466,9 +553,9 @@ class CellTab(ResultTab):
                     )
                 text = result.summary(operating_point)
             predicted = result.prediction
-            _, covered = result.pictures(predicted.most_probable, OPACITY)
+            _, overlaid = result.pictures(predicted.most_probable, OPACITY)
             decision = {**result.decision(operating_point).to_dict(), "ood_score": predicted.checks.ood_score}
-            grad_cam = png_answer(covered) if covered else None
+            grad_cam = png_answer(overlaid) if overlaid else None
             return decision["outcome"], predicted.probabilities, grad_cam, text, decision
 
         with gr.Group(visible=False):
@@ -483,13 +570,52 @@ class CellTab(ResultTab):
             gr.Button("predict").click(predict, inputs, outputs, api_name="predict")
 
 
-def _reads_smears(models: ModelCache, name: str) -> bool:
+# What a model reads: cells cut out on black, or pictures of a smear.
+_KINDS = ("cells", "smears")
+
+
+def _reads(models: ModelCache, name: str) -> str:
+    """One of `_KINDS`; "" of a model that is not embedded or does not tell."""
     release = models.embedded(name)
-    return release is not None and knows_smears(release.labels)
+    if release is None or release.takes_cut_outs is None:
+        return ""
+    return "cells" if release.takes_cut_outs else "smears"
 
 
 def _smears() -> list[tuple[Image.Image, str]]:
     return [(smear_example(number)[0], label) for number, (label, _) in enumerate(SMEAR_EXAMPLES)]
+
+
+def _formed(show: Callable[[CellResult], str], result: CellResult | None) -> str:
+    """A result in other forms as HTML, or why there are none."""
+    if result is None:
+        return panels.placeholder(t("result_deleted"))
+    try:
+        return show(result)
+    except LeukoscopeError as error:
+        return panels.message(t("failed"), str(error))
+
+
+def turn_text(results: Sequence[CellResult]) -> str:
+    """Whether a picture is predicted alike whichever way it is turned."""
+    label = results[0].prediction.most_probable
+    shares = [one.prediction.probabilities[label] for one in results]
+    same = all(one.prediction.most_probable == label for one in results)
+    low, high = percent(min(shares)), percent(max(shares))
+    return t("turn_same" if same else "turn_differs", label=label, low=low, high=high)
+
+
+def cover_text(result: CellResult, found: Mapping[str, CellResult]) -> str:
+    """What the most probable class loses without each part."""
+    if not found:
+        return t("no_parts")
+    label = result.prediction.most_probable
+    before = percent(result.prediction.probabilities[label])
+    return " ".join(
+        t("without", part=t(f"without_{name}"), label=label, before=before,
+          after=percent(one.prediction.probabilities[label]))
+        for name, one in found.items()
+    )  # fmt: skip
 
 
 class RealCells:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.result_tab import PRIVATE
+from leukoscope.web.page import PRIVATE
 from leukoscope.web.text import Localised, localised, t
 
 # Name → its inputs and outputs.

@@ -13,10 +13,11 @@ import gradio as gr
 import numpy as np
 
 from leukoscope import LeukoscopeError
+from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.models.release_files import PREDICTIONS, ReleaseInfo
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
-from leukoscope.web.result_tab import PRIVATE
+from leukoscope.web.page import PRIVATE
 from leukoscope.web.text import LocalisedChoices, language, local_number, localised, percent, point_name, t
 from leukoscope.web.upload import gradio_errors
 
@@ -31,6 +32,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
     # The second argument is the language of the HTML that is kept.
     load = lru_cache(maxsize=8)(lambda choice, language: evidence_of(models, choice))
     with gr.Tab(localised("tab_evidence"), id="evidence") as tab:
+        lead = gr.HTML(elem_id="evidence-lead", padding=False)
         other = gr.Dropdown(
             LocalisedChoices(lambda: [(t("no_other_release"), ""), *((name, name) for name in models.names)]), value="",
             allow_custom_value=True, label=localised("compare_with"), elem_id="compare",
@@ -58,6 +60,12 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
     def on_point(choice: str | None, compared: str | None, wanted: float, share: float) -> tuple[str, ...]:
         return on_choice(choice, compared, wanted, share)[:2]
 
+    def on_lead(choice: str | None) -> str:
+        try:
+            return "".join(map(panels.plain, lead_sentences(models.predictor(choice).release.metrics)))
+        except LeukoscopeError:
+            return ""  # said below
+
     inputs = [model, other, sensitivity, prevalence]
     outputs = [points, other_points, about, other_about]
     # "always_last": a release chosen while another is still being read must not be passed over.
@@ -65,6 +73,7 @@ def build_tab(models: ModelCache, model: gr.Dropdown) -> None:
         [tab.select, other.change, model.change], on_choice, inputs, outputs, show_progress_on=[about],
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
+    gr.on([tab.select, model.change], on_lead, model, lead, show_progress="hidden", **PRIVATE)
     for slider in (sensitivity, prevalence):
         slider.input(
             on_point, inputs, [points, other_points], show_progress="hidden", trigger_mode="always_last", **PRIVATE
@@ -124,12 +133,37 @@ def evidence_page(name: str, metrics: Mapping[str, Any]) -> str:
     with _drawing:
         sections = evidence_sections(metrics)
     if not sections:
-        return panels.note(t("no_measurements", model=name)) + panels.notice()
-    return "".join(map(_section, sections)) + panels.notice()
+        return panels.note(t("no_measurements", model=name))
+    return "".join(map(_section, sections))
+
+
+def lead_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """How good a release is on people it has not seen, how often it gives no class, and whether its maps hold."""
+    said, evaluations = [], metrics.get("evaluations") or []
+    unit = (metrics.get("data") or {}).get("unit")
+    if evaluations and (evaluations[0].get("split") or {}).get("disjoint_by") in ("subject", "block"):
+        of, baselines = "accuracy_by_subject", evaluations[0].get("shortcut_baselines") or {}
+        right = evaluations[0]["metrics"].get(of)
+        if right is not None:
+            said.append(t("lead_block" if unit == "block" else "lead_subject", right=round(100 * right)))
+        for name, key in (("size", "lead_size"), ("mean colour", "lead_colour")):
+            alone = baselines.get(name, {}).get(of, baselines.get(name, {}).get("accuracy"))
+            if said and alone is not None:
+                said[0] += f" {t(key, alone=round(100 * alone))}"
+                break
+    held_out = (metrics.get("ood") or {}).get("held_out")
+    abstention = (metrics.get("decisions") or {}).get("abstention")
+    if held_out and abstention:
+        refused = 1 - held_out.get("kept_share_by_subject", held_out["kept_share"])
+        unclear = 1 - abstention["default"].get("coverage_by_subject", abstention["default"]["coverage"])
+        said.append(t("lead_refused", refused=round(100 * refused), unclear=round(100 * unclear)))
+    if metrics.get("heat_maps"):
+        said.append(t("lead_maps_hold" if passes_map_checks(metrics["heat_maps"]) else "lead_maps_fail"))
+    return said
 
 
 def _section(section: Section) -> str:
-    html = f"<h3>{escape(section.heading)}</h3>{''.join(map(panels.note, section.text))}"
+    html = "".join(map(panels.note, section.text))
     if section.table:
         html += panels.table(section.table.columns, section.table.rows, label=section.heading)
     if section.terms:
@@ -137,7 +171,7 @@ def _section(section: Section) -> str:
         html += panels.details(t("what_checks_mean"), f"<dl>{terms}</dl>")
     for picture in section.pictures:
         html += f'<img class="lk-figure" src="{picture.source}" alt="{escape(picture.alt)}">'
-    return f'<section lang="en">{html}</section>'
+    return f'<section lang="en">{panels.details(section.heading, html)}</section>'
 
 
 @dataclass(frozen=True)

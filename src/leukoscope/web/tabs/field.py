@@ -1,4 +1,4 @@
-"""The tab "Field": every white cell of a smear found, boxed and classified; each opens in "Cell".
+"""A field of view below the box: every white cell of a smear found, boxed, measured and classified; each can be opened.
 
 The field is read once; what stands on the page, in the exports and behind the boxes comes from that reading. The same
 steps serve the API at /field.
@@ -9,34 +9,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import CUT_OUT_PITCH, cut_out
+from leukoscope.data.fields import CUT_OUT_PITCH, FieldCell, cut_out
 from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.page import SESSION_SECONDS, Updates
 from leukoscope.web.result import CellResult, predict_cell
-from leukoscope.web.result_tab import PRIVATE, SESSION_SECONDS, ResultTab, Updates, refusal, reveal
-from leukoscope.web.tabs.cell import CellTab
 from leukoscope.web.text import Localised, about_model, local_number, localised, outcome_text, percent, t
 from leukoscope.web.upload import (
     FIELD,
     File,
     cell_upload,
-    deleted_afterwards,
     gradio_errors,
-    open_upload,
     png_answer,
     png_file,
     read_upload,
@@ -45,13 +42,20 @@ from leukoscope.web.upload import (
 )
 
 if TYPE_CHECKING:
-    from leukoscope.inference.field import FieldReading
+    from leukoscope.inference.field import CellReading, FieldReading
 
-# Seed and classes; drawn at a scale that the fields of a 40× objective have. With these seeds, each cell gets its class
+# Seed and classes; drawn at a scale that the fields of a 40× objective have. With this seed, each cell gets its class
 # from leukoscope-densenet169-cnmc.
-EXAMPLES = ((66, ("ALL", "HEM", "ALL", "HEM", "ALL")), (22, ("ALL", "HEM", "ALL", "HEM", "ALL")))
+EXAMPLE_SEED, EXAMPLE_CLASSES = 66, ("ALL", "HEM", "ALL", "HEM", "ALL")
 EXAMPLE_SIZE, EXAMPLE_PITCH = (720, 960), 0.12
 SHOWN_SIDE = 1400
+# Sorts the strip of cells by what is chosen.
+SORT = """element.addEventListener('change', (event) => {
+  const list = element.querySelector('.lk-cells'), by = event.target.value
+  const of = (item) => Number(item.dataset[by])
+  list.append(...[...list.children].sort((one, other) => by == 'number' ? of(one) - of(other) : of(other) - of(one)))
+})
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class FieldResult:
 
     image: Image.Image
     reading: FieldReading
+
+    def cut_out(self, number: int) -> Image.Image:
+        """A whole cell, alone on black."""
+        scale = self.reading.field.scale
+        assert scale is not None  # a field without a scale has no cells
+        return cut_out(self.image, self.reading.cells[number].cell, scale.um_per_pixel)
 
 
 def predict_field(
@@ -74,118 +84,101 @@ def predict_field(
     if predictor.release.takes_cut_outs is False:
         raise LeukoscopeError(
             f"{choice}: was trained on pictures with their background, not on cells cut out on black; choose a model "
-            "of cut-out cells, or open the picture in the tab “Cell” (/predict)"
+            "of cut-out cells, or open the picture in the tab “Cells” (/predict)"
         )
     reading = models.read_field(predictor, image, caption, um_per_pixel or None)
     # As it was chosen, a revision included.
     return FieldResult(image, replace(reading, model=str(choice)))
 
 
-@lru_cache(maxsize=len(EXAMPLES))
-def _drawn(number: int) -> Image.Image:
-    seed, classes = EXAMPLES[number]
-    drawn = draw_field(classes, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, scale_bar=False, seed=seed)
+@cache
+def _drawn() -> Image.Image:
+    drawn = draw_field(
+        EXAMPLE_CLASSES, size=EXAMPLE_SIZE, um_per_pixel=EXAMPLE_PITCH, red_cells=90, scale_bar=False, seed=EXAMPLE_SEED
+    )
     return Image.fromarray(drawn.image)
 
 
-def example(number: int) -> tuple[Image.Image, str]:
-    """One of the synthetic fields and its caption."""
-    return _drawn(number), t("synthetic_field", number=number + 1)
+def example_field() -> tuple[Image.Image, str]:
+    """A synthetic field and its caption."""
+    return _drawn(), t("synthetic_field")
 
 
-class FieldTab(ResultTab):
-    """The tab, added to the Blocks being built.
+class FieldPanel:
+    """What is shown of a field, added to the Blocks being built.
 
-    Args:
-        tabs, cell_tab: where a cell of the field is opened.
+    Attributes:
+        result: the field read last; lives in a visitor's session, in memory only.
+        cells: components whose cells can be opened.
+        outputs: every component that a new field changes.
     """
 
-    hint = "field_hint"
-
-    def __init__(self, models: ModelCache, model: gr.Dropdown, tabs: gr.Tabs, cell_tab: CellTab) -> None:
-        super().__init__(models, model)
-        with gr.Tab(localised("tab_field"), id="field"):
-            self.result = gr.State(None, time_to_live=SESSION_SECONDS)
-            with gr.Row():
-                with gr.Column(scale=2, min_width=280):
-                    self.upload = cell_upload(
-                        show_label=False,
-                        sources=["upload", "clipboard"],
-                        height=160,
-                        buttons=[],
-                        elem_id="field-upload",
-                    )
-                with gr.Column(scale=3, min_width=280):
-                    pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
-                    with gr.Row():
-                        examples = [
-                            gr.Button(
-                                Localised(partial(t, "synthetic_field", number=number + 1)), size="sm", min_width=120
-                            )
-                            for number in range(len(EXAMPLES))
-                        ]
-            self.summary = gr.HTML(
-                Localised(lambda: panels.placeholder(t(self.hint))), js_on_load=refusal("field-upload"),
-                elem_id="field-summary", padding=False,
-            )  # fmt: skip
+    def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
+        self.models, self.model = models, model
+        self.result = gr.State(None, time_to_live=SESSION_SECONDS)
+        with gr.Column(visible=False, elem_id="field") as self.shown:
+            self.summary = gr.HTML(elem_id="field-summary", padding=False)
             self.picture = gr.HTML(js_on_load=panels.CLICK, elem_id="field-picture", padding=False)
-            with gr.Row(visible=False) as self.exports:
+            self.strip = gr.HTML(js_on_load=SORT + panels.CLICK, elem_id="field-cells", padding=False)
+            with gr.Row():
                 for kind in ("PNG", "CSV", "JSON"):
                     save_button(
                         Localised(partial(t, "save_as", kind=kind)), partial(save_field, kind), [self.result],
                         elem_id=f"save-field-{kind.lower()}",
                     )  # fmt: skip
-            self._add_endpoint()
-        self.outputs = [self.result, self.summary, self.picture, self.exports, self.upload]
+            with gr.Accordion(localised("more"), open=False):
+                self.pitch = gr.Number(0, label=localised("um_per_pixel"), info=localised("um_info"), step=0.01)
+        self._add_endpoint()
+        self.cells = [self.picture, self.strip]
+        self.outputs = [self.result, self.shown, self.summary, self.picture, self.strip]
+        self.pitch.submit(
+            self._on_pitch, [self.result, self.pitch], self.outputs, show_progress_on=[self.summary],
+            api_visibility="private",
+        )  # fmt: skip
 
-        busy: dict[str, Any] = {**PRIVATE, "show_progress_on": [self.summary]}
-        given = [self.upload, model, pitch]
-        running: list[Any] = [self.upload.upload(self._on_upload, given, self.outputs, trigger_mode="multiple", **busy)]
-        for number, button in enumerate(examples):
-            running.append(button.click(partial(self._on_example, number), model, self.outputs, **busy))
-            button.click(None, js=reveal("field-summary"), **PRIVATE)
-        self.upload.upload(None, js=reveal("field-summary"), **PRIVATE)
-        self.clear_on_model_change(running)
-        self.refuse_others()
-        cell_tab.open_from([self.picture], self.result, tabs, self._cell)
+    def show(self, result: FieldResult) -> Updates:
+        """Updates that show a field."""
+        return {
+            self.result: result,
+            self.shown: gr.Column(visible=True),
+            self.summary: field_summary(result.reading),
+            self.picture: boxes(result.image, result.reading),
+            self.strip: strip(result),
+        }
 
-    def clear(self, html: str) -> Updates:
-        gone = {self.result: None, self.picture: "", self.upload: None}
-        return {self.summary: html, self.exports: gr.Row(visible=False), **gone}
+    def clear(self) -> Updates:
+        """Updates that hide the field, which is deleted."""
+        return {self.result: None, self.shown: gr.Column(visible=False), self.picture: "", self.strip: ""}
 
-    def _predict(
-        self, read: Callable[[], tuple[Image.Image, str]], choice: str | None, um_per_pixel: float | None
-    ) -> Updates:
-        def show() -> Updates:
-            result = predict_field(self.models, *read(), choice, um_per_pixel)
-            return {
-                self.result: result,
-                self.summary: field_summary(result.reading),
-                self.picture: boxes(result.image, result.reading),
-                self.exports: gr.Row(visible=True),
-                self.upload: None,
-            }
+    def example(self, choice: str | None) -> FieldResult:
+        """The synthetic field, read by a model.
 
-        return self.attempt(show)
+        Raises:
+            LeukoscopeError: the model reads no fields.
+        """
+        return predict_field(self.models, *example_field(), choice, EXAMPLE_PITCH)
 
-    def _on_upload(self, path: str | None, choice: str | None, um_per_pixel: float | None) -> Updates:
-        if path is None:
-            return {self.upload: None}
-        # Deleted only now: the page asks for the file, to show it until the result is there.
-        with deleted_afterwards([path]):
-            return self._predict(lambda: open_upload(path, FIELD), choice, um_per_pixel)
-
-    def _on_example(self, number: int, choice: str | None) -> Updates:
-        return self._predict(lambda: example(number), choice, EXAMPLE_PITCH)
-
-    def _cell(self, result: FieldResult, number: int) -> CellResult:
+    def cell(self, result: FieldResult, number: int) -> CellResult:
+        """A cell of a field, predicted with its map."""
         reading = result.reading
-        assert reading.field.scale is not None  # a field without a scale has no cells
-        image = cut_out(result.image, reading.cells[number].cell, reading.field.scale.um_per_pixel)
         caption = t("cell_of", number=number + 1, source=reading.source)
         return predict_cell(
-            self.models, image, caption, reading.model, field_share=reading.in_distribution, um_per_pixel=CUT_OUT_PITCH
+            self.models,
+            result.cut_out(number),
+            caption,
+            reading.model,
+            field_share=reading.in_distribution,
+            um_per_pixel=CUT_OUT_PITCH,
         )
+
+    def _on_pitch(self, result: FieldResult | None, um_per_pixel: float | None) -> Updates:
+        if result is None:
+            return {self.summary: panels.placeholder(t("result_deleted"))}
+        reading = result.reading
+        try:
+            return self.show(predict_field(self.models, result.image, reading.source, reading.model, um_per_pixel))
+        except LeukoscopeError as error:
+            return {self.summary: panels.message(t("failed"), str(error))}
 
     def _add_endpoint(self) -> None:
         """The named endpoint /field: image, model, micrometres per pixel → reading (JSON), picture with boxes."""
@@ -210,6 +203,33 @@ class FieldTab(ResultTab):
             gr.Button("field").click(field, inputs, outputs, api_name="field")
 
 
+@dataclass(frozen=True)
+class CellSize:
+    """A cell of a field, measured: its area in µm², the share of its nucleus, 0–1, and how many parts that has."""
+
+    area: float
+    nucleus_share: float
+    lobes: int
+
+
+def cell_size(cell: FieldCell) -> CellSize:
+    """Measure a whole cell by its outline and that of its nucleus."""
+    from scipy.ndimage import label
+
+    nucleus = int(np.count_nonzero(cell.nucleus))
+    share = nucleus / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
+    parts = np.bincount(label(cell.nucleus)[0].ravel())[1:]
+    return CellSize(cell.nucleus_area / max(share, 1e-6), share, max(1, int((parts >= 0.1 * nucleus).sum())))
+
+
+def _said(found: CellReading, labels: tuple[str, ...]) -> str:
+    """A cell's outcome, with its probability where it has a class."""
+    share = ""
+    if found.prediction and found.outcome in labels:
+        share = f" {percent(found.prediction.probabilities[found.outcome])}"
+    return f"{outcome_text(found.outcome)}{share}"
+
+
 def boxes(image: Image.Image, reading: FieldReading) -> str:
     """The field with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
     shown = image.copy()
@@ -227,42 +247,58 @@ def boxes(image: Image.Image, reading: FieldReading) -> str:
             f"height:{(bottom - top) / height:.3%};border-color:{colour};"
             f"border-style:{'dashed' if outcome in DASHED else 'solid'}"
         )
-        text = f"{number + 1}: {outcome_text(outcome)}"
         if outcome == AT_EDGE:
-            marks += f'<span class="{side}" style="{place}" title="{escape(text)}"></span>'
+            title = escape(f"{number + 1}: {outcome_text(outcome)}")
+            marks += f'<span class="{side}" style="{place}" title="{title}"></span>'
             continue
-        share = ""
-        if found.prediction and outcome in reading.labels:
-            share = percent(max(found.prediction.probabilities.values()))
-        name = escape(t("open_cell", text=f"{text}, {share}" if share else text))
+        name = escape(t("open_cell", text=f"{number + 1}: {_said(found, reading.labels)}"))
+        short = f"{number + 1} {outcome}" if outcome in reading.labels else str(number + 1)
         marks += (
             f'<button class="{side}" type="button" data-cell="{number}" style="{place}" aria-label="{name}" '
-            f'title="{name}"><span aria-hidden="true">{escape(text)}</span></button>'
+            f'title="{name}"><span aria-hidden="true">{escape(short)}</span></button>'
         )
-    hint = panels.note(t("click_a_cell")) if reading.cells else ""
     alt = escape(t("field_alt", source=reading.source, number=sum(found.outcome != AT_EDGE for found in reading.cells)))
     return (
-        f'{hint}<div class="lk-field"><img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" '
-        f'height="{shown.height}">{marks}</div>'
+        f'<div class="lk-field" style="max-width:min({2 * width}px,{75 * width / height:.0f}vh)">'
+        f'<img src="{panels.data_uri(shown)}" alt="{alt}" width="{shown.width}" height="{shown.height}">{marks}</div>'
     )
+
+
+def strip(result: FieldResult) -> str:
+    """The whole cells side by side with what was measured of each, to be sorted; for an element with `SORT`."""
+    reading, shown = result.reading, ""
+    for number, found in enumerate(reading.cells):
+        if not found.cell.whole:
+            continue
+        size, picture = cell_size(found.cell), result.cut_out(number)
+        picture.thumbnail((128, 128))
+        text = f"{number + 1}: {_said(found, reading.labels)}"
+        facts = t("cell_facts", area=f"{size.area:.0f}", share=percent(size.nucleus_share), lobes=size.lobes)
+        shown += (
+            f'<li data-number="{number}" data-area="{size.area:.2f}" data-share="{size.nucleus_share:.4f}">'
+            f'<button type="button" data-cell="{number}" aria-label="{escape(t("open_cell", text=text))}">'
+            f'<img src="{panels.data_uri(picture)}" alt="" width="128" height="128"></button>'
+            f"<b>{escape(text)}</b><span>{escape(facts)}</span></li>"
+        )
+    if not shown:
+        return ""
+    orders = "".join(f'<option value="{by}">{t(f"sort_{by}")}</option>' for by in ("number", "area", "share"))
+    sort = f'<label class="lk-sort">{t("sort_by")} <select>{orders}</select></label>'
+    return f'{sort}<ul class="lk-cells">{shown}</ul>'
 
 
 def field_summary(reading: FieldReading) -> str:
     """What was found in words, how many cells of each outcome, and how it was read, as HTML."""
     scale = reading.field.scale
-    about = f"{about_model(reading.model, reading.revision)}."
+    about = about_model(reading.model, reading.revision)
     if scale:
         pitch = local_number(f"{scale.um_per_pixel:.3f}")
         source = t(f"scale_{scale.source}")
-        about = t(
-            "scale_from",
-            about=about[:-1],
-            scale=pitch,
-            source=t("guessed_from", source=source) if scale.guessed else source,
-        )
+        about = t("scale_from", about=about, scale=pitch, source=source)
     notes = "".join(f"<p>{escape(note)}</p>" for note in reading.field.notes)
     headline = f'<p class="lk-headline" role="status">{escape(_sentence(reading))}</p>'
-    return f"{headline}{panels.counts(reading.counts)}{notes}{panels.note(about)}{panels.notice()}"
+    found = {outcome: count for outcome, count in reading.counts.items() if count}
+    return f"{headline}{panels.counts(found)}{notes}{panels.note(about)}"
 
 
 def _sentence(reading: FieldReading) -> str:
@@ -299,12 +335,14 @@ def save_field(kind: str, result: FieldResult) -> File:
     table = csv.writer(text, lineterminator="\n")
     shares = [f"p_{label}" for label in reading.labels]
     table.writerow(["cell", "left", "top", "right", "bottom", "outcome", *shares, "ood_score", "nucleus_um2",
-                    "source", "model", "revision", "notice"])  # fmt: skip
+                    "area_um2", "nucleus_share", "lobes", "source", "model", "revision", "notice"])  # fmt: skip
     about = [safe_cell(reading.source), safe_cell(reading.model), reading.revision, RESEARCH_NOTICE]
-    for number, cell in enumerate(reading.to_dict()["cells"], start=1):
+    for number, (found, cell) in enumerate(zip(reading.cells, reading.to_dict()["cells"], strict=True), start=1):
         probabilities = [(cell["probabilities"] or {}).get(label, "") for label in reading.labels]
         ood = "" if cell["ood_score"] is None else cell["ood_score"]
+        size = cell_size(found.cell)
+        sizes = [f"{size.area:.2f}", f"{size.nucleus_share:.4f}", size.lobes] if found.cell.whole else [""] * 3
         table.writerow(
-            [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *about]
+            [number, *cell["box"], safe_cell(cell["outcome"]), *probabilities, ood, cell["nucleus_um2"], *sizes, *about]
         )
     return File(name, "text/csv", text.getvalue().encode())

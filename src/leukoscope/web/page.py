@@ -1,0 +1,37 @@
+"""What the tabs share of the page: how events are registered, and the scripts that run in a visitor's browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SESSION_SECONDS = 1800
+# Of every event that is no part of the public API.
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+Updates = dict[Any, Any]
+"""Component → its new value."""
+
+
+def script(name: str) -> str:
+    """A file of JavaScript beside this one, without the comment at its beginning."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("//"))
+
+
+BOX = script("box.js")
+
+# The result is there.
+READY = "() => { delete document.body.dataset.lkBusy; delete document.body.dataset.lkOffline }"
+
+ADDRESS = script("address.js")
+
+_REVEAL = """() => {
+  const shown = document.getElementById('SHOWN'), top = shown.getBoundingClientRect().top
+  const hidden = document.getElementById('notice').getBoundingClientRect().bottom
+  if (top < hidden || top > innerHeight * 0.7) shown.scrollIntoView({behavior: 'smooth'})
+}"""
+
+
+def reveal(shown: str) -> str:
+    """JavaScript that scrolls to the element of this id where it is out of sight, as a result on a phone is."""
+    return _REVEAL.replace("SHOWN", shown)

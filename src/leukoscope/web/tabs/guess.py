@@ -1,0 +1,167 @@
+"""The tab "Guess first": ten cells, a visitor's guesses against the model and against the size of the cell alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from secrets import randbelow
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.evaluation.morphology import measure_cell
+from leukoscope.web import panels
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
+from leukoscope.web.tabs.evidence import lead_sentences
+from leukoscope.web.text import localised, meaning, t
+
+CELLS, ROUNDS = 10, 10_000
+
+
+@dataclass(frozen=True)
+class GuessCell:
+    """A cell whose class is known, and what the model and its size alone say."""
+
+    image: Image.Image
+    label: str
+    model: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """Ten cells and the guesses so far; lives in a visitor's session.
+
+    Attributes:
+        measured: how good the model and size alone are on real cells, in words.
+        seed: draws the same cells again; -1 for real ones.
+    """
+
+    cells: tuple[GuessCell, ...]
+    labels: tuple[str, ...]
+    measured: str
+    seed: int = -1
+    guesses: tuple[str, ...] = ()
+
+    def right(self, of: Sequence[str]) -> int:
+        """How many of some answers are right."""
+        return sum(one == cell.label for one, cell in zip(of, self.cells, strict=False))
+
+
+def phantoms(seed: int) -> list[tuple[Image.Image, str]]:
+    """Ten synthetic cells, five of each class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation([label for label in PHANTOM_LABELS for _ in range(CELLS // len(PHANTOM_LABELS))])
+    subjects = rng.integers(20, 2000, CELLS)
+    return [
+        (Image.fromarray(draw_cell(str(label), subject=int(subject), cell=number).image), str(label))
+        for number, (label, subject) in enumerate(zip(labels, subjects, strict=True))
+    ]
+
+
+def new_round(models: ModelCache, choice: str | None, cells: Sequence[tuple[Image.Image, str]], seed: int) -> Round:
+    """Have a model and the size of the cells answer for cells whose class is known.
+
+    Raises:
+        LeukoscopeError: the model cannot be used, or tells other classes apart.
+    """
+    predictor = models.predictor(choice)
+    if not {label for _, label in cells} <= set(predictor.labels) or len(predictor.labels) != 2:
+        raise LeukoscopeError(f"{choice}: tells {', '.join(predictor.labels)} apart; choose a model of ALL and HEM")
+    metrics = predictor.release.metrics
+    positive = metrics.get("positive_label") or predictor.labels[0]
+    negative = next(label for label in predictor.labels if label != positive)
+    areas = [one.area if (one := measure_cell(image)) else 0.0 for image, _ in cells]
+    # Larger than half of the training cells; of a release that does not carry their sizes, than half of these.
+    known = (metrics.get("morphology") or {}).get("area") or areas
+    predictions = models.predict(predictor, [image for image, _ in cells])
+    return Round(
+        tuple(
+            GuessCell(image, label, one.most_probable, positive if area > np.median(known) else negative)
+            for (image, label), one, area in zip(cells, predictions, areas, strict=True)
+        ),
+        predictor.labels,
+        next(iter(lead_sentences(metrics)), ""),
+        seed,
+    )
+
+
+def build_tab(
+    models: ModelCache, model: gr.Dropdown, real_cells: Callable[[str | None], list[tuple[Image.Image, str]]]
+) -> None:
+    """Add the tab to the Blocks being built.
+
+    Args:
+        real_cells: a few cells of the data set that a model was trained on, each with its class.
+    """
+    with gr.Tab(localised("tab_guess"), id="guess"):
+        played = gr.State(None, time_to_live=SESSION_SECONDS)
+        shown = gr.HTML(panels.placeholder(t("guess_hint")), elem_id="guess", padding=False)
+        with gr.Row(visible=False, elem_id="guesses") as row:
+            buttons = [gr.Button("", variant="secondary") for _ in range(2)]
+        with gr.Row():
+            start = gr.Button(localised("guess_start"), variant="primary", elem_id="guess-start")
+            real = gr.Button(localised("guess_real"), elem_id="guess-real")
+
+    def show(found: Round) -> Updates:
+        number = len(found.guesses)
+        if number == len(found.cells):
+            return {played: found, shown: score(found), row: gr.Row(visible=False)}
+        step, drawn = t("guess_cell", number=number + 1, of=len(found.cells)), found.seed >= 0
+        names = [f"{label} ({meaning(label)})" if meaning(label) else label for label in found.labels]
+        return {
+            played: found,
+            shown: panels.guess_cell(found.cells[number].image, f"{step}, {t('guess_phantom')}" if drawn else step),
+            row: gr.Row(visible=True),
+            **{button: gr.Button(name) for button, name in zip(buttons, names, strict=True)},
+        }
+
+    def attempt(begin: Callable[[], Round]) -> Updates:
+        try:
+            return show(begin())
+        except LeukoscopeError as error:
+            return {played: None, shown: panels.message(t("failed"), str(error)), row: gr.Row(visible=False)}
+
+    def on_start(choice: str | None, before: Round | None, visit: gr.Request) -> Updates:
+        asked = visit.query_params.get("round", "")
+        # A link's cells first, then others.
+        seed = int(asked) % ROUNDS if asked.isdecimal() and before is None else randbelow(ROUNDS)
+        return attempt(lambda: new_round(models, choice, phantoms(seed), seed))
+
+    def on_real(choice: str | None) -> Updates:
+        return attempt(lambda: new_round(models, choice, real_cells(choice), -1))
+
+    def on_guess(which: int, found: Round | None) -> Updates:
+        if found is None:
+            return {shown: panels.placeholder(t("result_deleted"))}
+        return show(replace(found, guesses=(*found.guesses, found.labels[which])))
+
+    outputs = [played, shown, row, *buttons]
+    quiet: dict[str, Any] = {**PRIVATE, "show_progress_on": [shown]}
+    start.click(on_start, [model, played], outputs, **quiet)
+    real.click(on_real, model, outputs, **quiet)
+    for which, button in enumerate(buttons):
+        button.click(partial(on_guess, which), played, outputs, **quiet)
+
+
+def score(found: Round) -> str:
+    """Who was right how often, every cell with its class, and the address of these cells, as HTML."""
+    models, sizes = [one.model for one in found.cells], [one.size for one in found.cells]
+    of = len(found.cells)
+    rows = [
+        (t(name), f"{found.right(answers)} / {of}")
+        for name, answers in (("guess_you", found.guesses), ("guess_model", models), ("guess_size", sizes))
+    ]
+    cells = [
+        (cell.image, f"{cell.label}: {guess} · {cell.model} · {cell.size}")
+        for cell, guess in zip(found.cells, found.guesses, strict=True)
+    ]
+    drawn = found.seed >= 0
+    notes = [t("guess_lesson"), *([t("guess_phantoms"), found.measured] if drawn else [])]
+    return panels.guess_score(rows, cells, " ".join(notes), f"?tab=guess&round={found.seed}" if drawn else "")

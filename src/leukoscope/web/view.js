@@ -1,0 +1,51 @@
+// The picture beside its map: the divider between them, which is dragged or moved by the slider; zoom by + and -, the
+// arrow keys and Ctrl with the wheel. A tap tells the server where: two numbers from 0 to 1.
+let view = {at: 50, zoom: 1, x: 0, y: 0}, held = null, shown = ''
+const stage = () => element.querySelector('.lk-stage')
+const draw = () => {
+  if (!stage()) return
+  const source = stage().querySelector('img').src, most = () => (view.zoom - 1) / 2
+  if (source != shown) [view.zoom, view.x, view.y, shown] = [1, 0, 0, source]
+  for (const way of 'xy') view[way] = Math.max(-most(), Math.min(most(), view[way]))
+  const set = (name, value) => stage().style.setProperty(name, value)
+  set('--at', `${view.at}%`), set('--zoom', view.zoom), set('--x', `${view.x * 100}%`), set('--y', `${view.y * 100}%`)
+  stage().style.touchAction = view.zoom > 1 ? 'none' : 'pan-y'
+  if (element.querySelector('input')) element.querySelector('input').value = view.at
+}
+const zoom = (factor) => { view.zoom = Math.max(1, Math.min(8, view.zoom * factor)); draw() }
+const move = (x, y) => { view.x += x; view.y += y; draw() }
+const place = (event) => {
+  const box = stage().getBoundingClientRect()
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
+}
+element.addEventListener('input', (event) => { view.at = event.target.value; draw() })
+element.addEventListener('keydown', (event) => {
+  const keys = {'+': [zoom, 1.5], '-': [zoom, 1 / 1.5], ArrowLeft: [move, 0.1, 0], ArrowRight: [move, -0.1, 0],
+    ArrowUp: [move, 0, 0.1], ArrowDown: [move, 0, -0.1]}[event.key]
+  if (!keys || event.target != stage()) return
+  event.preventDefault(), keys[0](...keys.slice(1))
+})
+element.addEventListener('wheel', (event) => {
+  if (!event.ctrlKey || !event.target.closest('.lk-stage')) return
+  event.preventDefault(), zoom(event.deltaY < 0 ? 1.25 : 0.8)
+}, {passive: false})
+element.addEventListener('pointerdown', (event) => {
+  if (event.target.closest('.lk-stage')) held = {from: place(event), last: place(event), moved: false}
+})
+addEventListener('pointermove', (event) => {
+  if (!held || !stage()) return
+  const [x, y] = place(event)
+  held.moved ||= Math.hypot(x - held.from[0], y - held.from[1]) > 0.02
+  if (!held.moved) return
+  if (view.zoom > 1) move(x - held.last[0], y - held.last[1])
+  else if (stage().querySelector('div')) { view.at = Math.max(0, Math.min(100, x * 100)); draw() }
+  held.last = [x, y]
+})
+addEventListener('pointerup', (event) => {
+  if (held && !held.moved && event.target.closest('.lk-stage'))
+    trigger('select', {index: 0, value: held.from.map((at, i) => (at - 0.5 - view['xy'[i]]) / view.zoom + 0.5)})
+  held = null
+})
+addEventListener('pointercancel', () => { held = null })
+watch('value', draw)
+draw()
