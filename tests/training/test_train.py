@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -601,6 +602,25 @@ def test_a_refused_command_leaves_a_finished_run_alone(
     before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))
     assert message in _refusal(config)
     assert _contents(tmp_path / "run") == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
+def test_pipes_and_circles_of_links_are_named_and_the_others_train(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = next(path for path in sorted(own_cells.iterdir()) if path.is_dir())
+    os.mkfifo(home / "p9_pipe.png")
+    (home / "circle").symlink_to(own_cells)
+    (home / "p9_one.png").symlink_to(home / "p9_two.png")
+    (home / "p9_two.png").symlink_to(home / "p9_one.png")
+    signal.alarm(120)  # who waits for a pipe waits for ever
+    try:
+        train(_own(own_cells, tmp_path / "run"))
+    finally:
+        signal.alarm(0)
+    said = capsys.readouterr().out
+    assert f"{home / 'p9_pipe.png'}: is no regular file but a pipe or a device" in said
+    assert f"{home / 'p9_one.png'}: " in said and f"{home / 'p9_two.png'}: " in said
 
 
 @pytest.mark.parametrize("writes", ["write_environment", "append_row", "evaluate_predictions"])

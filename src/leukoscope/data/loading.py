@@ -7,6 +7,7 @@ own test set stays a split of its own. What could not be used is counted and nam
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import reprlib
 import shlex
@@ -396,8 +397,8 @@ def _from_folder(
         more, left_out = _found_in_folder(info, Path(validation_dir), "--validation_dir")
         not_used += left_out
         more = _with_subjects(more, Path(validation_dir), subject_pattern, None)
-        validated = {cell.path.resolve() for cell in more}
-        if both := next((cell.path for cell in found if cell.path.resolve() in validated), None):
+        validated = {os.path.realpath(cell.path) for cell in more}
+        if both := next((cell.path for cell in found if os.path.realpath(cell.path) in validated), None):
             raise LeukoscopeError(
                 f"{flag}: {both} lies below --train_dir {root}, too; give folders that do not contain each other"
             )

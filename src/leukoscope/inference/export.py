@@ -5,6 +5,7 @@ A graph is used only after its output on eight phantoms was compared with torch'
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -302,7 +303,13 @@ def _export(
                 model = openvino.convert_model(module, example_input=example)
                 model.reshape([-1, *example.shape[1:]])
                 # Half precision would round the BatchNorm statistics and a temperature folded into the classifier.
-                openvino.save_model(model, path, compress_to_fp16=False)
+                try:
+                    openvino.save_model(model, path, compress_to_fp16=False)
+                except RuntimeError:
+                    # OpenVINO does not say why it could not write.
+                    if shutil.disk_usage(path.parent).free < sum(one.nbytes for one in module.state_dict().values()):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                    raise
             else:
                 import torch
 
