@@ -209,8 +209,8 @@ def _settings(*flags: str) -> tuple[TrainingConfig, dict[str, Any]]:
 
 
 def _complete(run: Path, config: TrainingConfig) -> None:
-    (run / "release").mkdir(parents=True)
-    (run / "release" / "metrics.json").touch()
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.json").touch()
     write_args(run / "args.yaml", config, config.resolve())
 
 
