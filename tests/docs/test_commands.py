@@ -114,7 +114,7 @@ def test_every_flag_and_verb_is_known(page: Path) -> None:
         ("leukoscope data check --json x", []),
         ("leukoscope data look", ["look"]),
         ("leukoscope audit", ["audit"]),
-        ("leukoscope experiment leakage --seeds 1 --recipe x --foo", ["--foo"]),
+        ("leukoscope protocol --num_folds 1 --recipe x --foo", ["--foo"]),
         ("accelerate launch --multi_gpus train.py --recipes x", ["--multi_gpus", "--recipes"]),
         ("make demos", ["demos"]),
     ],

@@ -502,6 +502,18 @@ def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(ow
     assert _refusal(config).startswith("--per_device_train_batch_size 1: the head of this recipe normalises over")
 
 
+def test_a_run_whose_release_cannot_be_written_has_no_metrics(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise LeukoscopeError("no space")
+
+    monkeypatch.setattr("leukoscope.training.train.save_release", full_disk)
+    assert _refusal(_own(own_cells, tmp_path / "run")) == "no space"
+    assert (tmp_path / "run" / "predictions.parquet").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
+
+
 def test_a_class_without_training_cells_is_refused(own_cells: Path, tmp_path: Path) -> None:
     config = _own(own_cells, tmp_path / "run", "--max_train_samples", "1", "--per_device_train_batch_size", "1")
     message = _refusal(config)
