@@ -366,9 +366,9 @@ def test_an_interrupted_run_and_only_that_one_is_made_again(
 ) -> None:
     interrupted = finished_runs[1]
     (interrupted.folder / "metrics.json").unlink()
-    before = {run.name: (run.folder / "predictions.parquet").stat().st_mtime_ns for run in finished_runs}
+    before = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
     run_protocol(config)
-    after = {run.name: (run.folder / "predictions.parquet").stat().st_mtime_ns for run in finished_runs}
+    after = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
     assert {name for name in before if before[name] != after[name]} == {interrupted.name}
     assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
 

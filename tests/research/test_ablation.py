@@ -16,6 +16,7 @@ from leukoscope.protocol import ProtocolRun
 from research import ablation
 from research.ablation import ablation_settings, main, make_runs, read_grid, worst_subjects_accuracy
 
+ROOT = Path(__file__).parents[2]
 GRID = {"house": [], "No jitter!": ["--override", "augmentation.scale=0"]}
 COMMON = ["--num_folds", "3", "--image_size", "32"]
 
@@ -50,6 +51,18 @@ def test_what_is_no_grid_is_refused(tmp_path: Path, text: str | None, message: s
         file.write_text(text)
     with pytest.raises(LeukoscopeError, match=message):
         read_grid(file)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "ablation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_setting_of_a_committed_grid_can_be_made(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTS", str(tmp_path))
+    grid = read_grid(file)
+    for name in {word for flags in grid.values() for word in flags if word.endswith(".safetensors")}:
+        Path(name).touch()
+    made = ablation_settings(["--dataset_name", "cnmc2019", "--output_dir", str(tmp_path / "runs")], grid)
+    assert [setting.name for setting in made] == list(grid)
 
 
 def test_every_setting_is_cross_validated_in_a_folder_of_its_own(tmp_path: Path) -> None:
