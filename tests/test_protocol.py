@@ -13,18 +13,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from leukoscope.protocol import (
-    FINAL,
-    OFFICIAL_FOLDS,
-    OUT_OF_FOLD,
-    RANDOM_SPLIT,
-    ProtocolRun,
-    check_release_folder,
-    compose_release,
-    other_cells,
-    protocol_runs,
-    run_protocol,
-)
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -37,6 +25,18 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import write_json
+from leukoscope.protocol import (
+    FINAL,
+    OFFICIAL_FOLDS,
+    OUT_OF_FOLD,
+    RANDOM_SPLIT,
+    ProtocolRun,
+    check_release_folder,
+    compose_release,
+    other_cells,
+    protocol_runs,
+    run_protocol,
+)
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import DataArguments, TrainingConfig, parse_config
 from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
