@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from leukoscope.models.remote.networks import OwnNetwork
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError
@@ -113,12 +112,6 @@ def test_args_yaml_holds_the_flags_and_the_recipe_they_resolved_to(finished: Pat
     assert args["flags"]["dataset_name"] == "phantoms"
     assert args["resolved_recipe"]["image_size"] == 32
     assert args["resolved_recipe"]["architecture"] == "densenet121"
-
-
-def test_a_network_that_sees_framed_cells_brings_its_code_and_is_not_rewritten(tiny_run: Run) -> None:
-    run = tiny_run("--override", "head.levels=[1]", "block_config=[]", "framing=cell")
-    release = load_release(run / "release")
-    assert release.preprocessing.framing == "cell" and isinstance(release.network, OwnNetwork)
 
 
 def test_summary_has_a_row_an_epoch(finished: Path) -> None:
@@ -274,16 +267,6 @@ def test_keeps_the_best_epoch_and_stops_when_patience_ends(
     said = capsys.readouterr().out
     assert "no better validation score for 2 epochs: stopped" in said
     assert "kept epoch 2: validation balanced accuracy 0.900" in said
-
-
-def test_a_rate_that_follows_validation_is_refused_where_there_is_none(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(own_cells, tmp_path / "run", "--recipe", "prior_a_efficientnet_b3", "--split", "all")
-    message = _refusal(config)
-    assert message.startswith(
-        "--recipe prior_a_efficientnet_b3: its learning rate follows the validation cells and split all ("
-    )
-    assert message.endswith(") has none; leave out --no_validation or choose another --split")
-    assert not (tmp_path / "run" / "args.yaml").exists()
 
 
 def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Path) -> None:
@@ -516,10 +499,20 @@ def _refusal(config: TrainingConfig) -> str:
 
 
 def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(
-        own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "head.batch_norm=true"
-    )
+    config = _own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "pooled_norm=true")
     assert _refusal(config).startswith("--per_device_train_batch_size 1: the head of this recipe normalises over")
+
+
+def test_a_run_whose_release_cannot_be_written_has_no_metrics(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise LeukoscopeError("no space")
+
+    monkeypatch.setattr("leukoscope.training.train.save_release", full_disk)
+    assert _refusal(_own(own_cells, tmp_path / "run")) == "no space"
+    assert (tmp_path / "run" / "predictions.parquet").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
 
 
 def test_a_class_without_training_cells_is_refused(own_cells: Path, tmp_path: Path) -> None:
