@@ -199,7 +199,7 @@ def traced_command(words: Sequence[str]) -> tuple[Counter[str], int]:
 
 
 def traces() -> dict[str, tuple[Counter[str], int]]:
-    """`traced_command` of one prediction (an image file, torch) and of one training (phantoms), each in a new process."""
+    """`traced_command` of a prediction (an image file, torch) and of a training (phantoms), each in a new process."""
     sys.path.insert(0, str(SOURCE.parent))
     from PIL import Image
 

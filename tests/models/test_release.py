@@ -669,3 +669,8 @@ def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature):
 
     assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions"
     assert torch.equal(network.get_classifier().weight, before)
+
+
+def test_a_loaded_release_can_be_loaded_again(tiny_release: Path) -> None:
+    again = load_release(load_release(tiny_release))
+    assert again.folder == tiny_release and again.network is not None
