@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m 
 PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs site screenshots
+.PHONY: help demo test test-slow quality style docs site structure screenshots
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ docs: $(VENV)/.installed-test  ## render the tables and the API reference of the
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py
+
+structure: $(VENV)/.installed-test  ## print how large the source is, and how long its paths are
+	@$(RUN)/python tools/structure.py
 
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py

@@ -237,9 +237,9 @@ def parser() -> ArgumentParser:
     return made
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs that are not finished, then compare."""
-    given, flags = parser().parse_known_args()
+    given, flags = parser().parse_known_args(argv)
     require_writable(given.output.parent)
     settings = ablation_settings(flags, read_grid(given.grid))
     if given.only:

@@ -183,9 +183,9 @@ def parser() -> ArgumentParser:
     return made
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare releases, print the board, and write it as a page where one is named."""
-    given = parser().parse_args()
+    given = parser().parse_args(argv)
     compared = []
     for release in given.releases:
         folder, name, revision = find_release(release, (CONFIG, METRICS, f"{PREDICTIONS}/*.parquet"))

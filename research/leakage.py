@@ -161,9 +161,11 @@ def parser() -> ArgumentParser:
     return made
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs that are not finished, then compare."""
-    given, flags = parser().parse_known_args()
+    given, flags = parser().parse_known_args(argv)
+    if given.seeds < 1:
+        raise LeukoscopeError(f"--seeds {given.seeds}: give 1 or more")
     require_writable(given.output.parent)
     comparison = measure_leakage(parse_config(flags), range(given.seeds), given.output)
     for name, spread in comparison["difference"].items():

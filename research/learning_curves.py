@@ -142,7 +142,7 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
             if not reached:
                 continue
             parts = [CellPredictions.load(folds[fold] / f"{draws:06d}.parquet") for fold in reached]
-            turned = [json.loads((folds[fold] / f"{draws:06d}.json").read_text()) for fold in reached]
+            turned = [json.loads((folds[fold] / f"{draws:06d}.json").read_text(encoding="utf-8")) for fold in reached]
             metrics = headline(measure(pooled(parts)))
             metrics["changed_in_a_view"] = float(np.mean([one["changed_in_a_view"] for one in turned]))
             subjects = len({subject for part in parts for subject in part.subjects})

@@ -363,9 +363,9 @@ def parser() -> ArgumentParser:
     return made
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the rows that have no file yet, or print the table of those that have."""
-    given, flags = parser().parse_known_args()
+    given, flags = parser().parse_known_args(argv)
     if given.table:
         from research.tables import prior_notes, prior_table, read_results
 

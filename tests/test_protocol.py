@@ -13,18 +13,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from leukoscope.experiments.protocol import (
-    FINAL,
-    OFFICIAL_FOLDS,
-    OUT_OF_FOLD,
-    RANDOM_SPLIT,
-    ProtocolRun,
-    check_release_folder,
-    compose_release,
-    other_cells,
-    protocol_runs,
-    run_protocol,
-)
 from PIL import Image
 
 from leukoscope import LeukoscopeError
@@ -37,6 +25,18 @@ from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import write_json
+from leukoscope.protocol import (
+    FINAL,
+    OFFICIAL_FOLDS,
+    OUT_OF_FOLD,
+    RANDOM_SPLIT,
+    ProtocolRun,
+    check_release_folder,
+    compose_release,
+    other_cells,
+    protocol_runs,
+    run_protocol,
+)
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import DataArguments, TrainingConfig, parse_config
 from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
@@ -151,7 +151,7 @@ def test_runs_differ_in_nothing_but_data_and_folder(config: TrainingConfig) -> N
 # Which runs are done
 
 
-def test_a_run_is_finished_once_its_release_is_whole(
+def test_a_run_is_finished_once_it_has_its_metrics(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path
 ) -> None:
     run = next(protocol_runs(config))
@@ -161,7 +161,7 @@ def test_a_run_is_finished_once_its_release_is_whole(
     run.folder.rmdir()
     _finish_by_hand(run, data, tiny_release, seconds=1.0)
     assert run.is_finished()
-    (run.folder / "release" / "metrics.json").unlink()
+    (run.folder / "metrics.json").unlink()
     assert not run.is_finished(), "an interrupted run is made again"
 
 
@@ -237,7 +237,7 @@ def test_cells_that_no_protocol_can_measure_are_refused_before_anything_is_train
         (tmp_path / label).mkdir(exist_ok=True)
         colour = (subject, cell, 99 * (label == "HEM"))
         Image.new("RGB", (8, 8), colour).save(tmp_path / label / f"{label}{subject}_{cell}.png")
-    monkeypatch.setattr("leukoscope.experiments.protocol.train", lambda config: pytest.fail("trained"))
+    monkeypatch.setattr("leukoscope.protocol.train", lambda config: pytest.fail("trained"))
     given = ["--dataset_name", "imagefolder", "--train_dir", str(tmp_path), "--output_dir", str(tmp_path / "runs")]
     with pytest.raises(LeukoscopeError, match=message):
         run_protocol(parse_config([*given, *flags]))
@@ -365,10 +365,10 @@ def test_an_interrupted_run_and_only_that_one_is_made_again(
     config: TrainingConfig, finished_runs: list[ProtocolRun]
 ) -> None:
     interrupted = finished_runs[1]
-    (interrupted.folder / "release" / "metrics.json").unlink()
-    before = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    (interrupted.folder / "metrics.json").unlink()
+    before = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
     run_protocol(config)
-    after = {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in finished_runs}
+    after = {run.name: (run.folder / "args.yaml").stat().st_mtime_ns for run in finished_runs}
     assert {name for name in before if before[name] != after[name]} == {interrupted.name}
     assert load_release(interrupted.folder / "release").metrics["training"]["start_weights"].startswith("random")
 

@@ -179,9 +179,10 @@ def test_no_picture_carries_a_path_of_one_machine() -> None:
 
 def test_text_is_read_and_written_as_utf_8_on_every_system() -> None:
     """Windows would otherwise take its own encoding, in which metrics.json of another system is garbled."""
+    programs = (path for folder in ("research", "tools") for path in (ROOT / folder).rglob("*.py"))
     calls = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in (*SOURCE.rglob("*.py"), ROOT / "app.py", ROOT / "train.py", *(ROOT / "tools").glob("*.py"))
+        for path in (*SOURCE.rglob("*.py"), ROOT / "app.py", ROOT / "train.py", *programs)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

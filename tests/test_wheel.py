@@ -26,7 +26,7 @@ from leukoscope.data.synthetic import draw_cell
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = (
-    "data", "models", "inference", "evaluation", "training", "experiments", "reports", "hub", "web", "cli",
+    "data", "models", "inference", "evaluation", "training", "reports", "hub", "web", "cli",
 )  # fmt: skip
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
 CARDS = ("model_card/template.md", "model_card/dataset.md", "model_card/space.md")
@@ -105,7 +105,8 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
     released = {path for name in RELEASES for path in (sources / "model_card" / name).rglob("*") if path.is_file()}
     assert {path.relative_to(sources).as_posix() for path in released} <= shared
     assert all(f"leukoscope/{name}/__init__.py" in packed for name in PACKAGES)
-    assert "leukoscope/audit.py" in packed
+    assert {"leukoscope/audit.py", "leukoscope/protocol.py"} <= packed
+    assert not [name for name in names if "research" in name or "benchmarks" in name]
     assert f"leukoscope = {PYPROJECT['project']['scripts']['leukoscope']}" in commands
     needed = {
         re.split(r"[^\w.-]", line.removeprefix("Requires-Dist: "))[0]

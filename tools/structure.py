@@ -1,52 +1,51 @@
-"""How large and how readable the source is: lines by package, files on two paths, import circles, private words.
+"""How large the source is, and how long two paths through it are: `make structure`, two minutes.
 
-`python tools/structure.py` prints the numbers, with `--run` also the files that one prediction and one training on
-phantoms run through (a minute); tests/docs/test_structure.py asserts that there is no circle and that no
-word of `REMOVED_WORDS` is in a text for readers.
+Lines by package beside their budget, flags of training, dependencies, long functions; the modules that a path imports,
+and the files that one prediction and one training run enter. tests/docs/test_structure.py asserts that no import is
+part of a circle and that no word of `REMOVED_WORDS` is in a text for readers.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from graphlib import CycleError, TopologicalSorter
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = "leukoscope"
-ENTRIES = {"one training": "leukoscope.training.train", "one prediction": "leukoscope.inference.predictor"}
+SOURCE = ROOT / "src" / "leukoscope"
+PACKAGE = SOURCE.name
+# At most so many lines; modules beside the packages are "top".
+BUDGETS = {
+    "top": 1600,
+    "data": 2700,
+    "models": 1650,
+    "inference": 3000,
+    "evaluation": 3700,
+    "training": 3000,
+    "protocol": 300,
+    "reports": 1500,
+    "hub": 900,
+    "web": 3700,
+    "cli": 1450,
+}
+ALL_LINES, RESEARCH_LINES, TRAIN_FLAGS, DEPENDENCIES, FUNCTION_LINES = 23_500, 5_500, 45, 18, 70
+ENTRIES = {"one prediction": "leukoscope.inference.predictor", "one training": "leukoscope.training.train"}
+# At most so many files entered, and changes from one file to another; None where there is no aim.
+TRACES: dict[str, tuple[int, int | None]] = {"one prediction": (13, 35), "one training": (32, None)}
 
 # Words that must not be in a text for readers.
 REMOVED_WORDS = ("room", "rooms", "house", "shelf", "guard", "verdict")
-# Words that a standard term replaces; counted, so that it can be seen whether they become fewer.
-PRIVATE_WORDS = (
-    *REMOVED_WORDS,
-    "answer",
-    "answers",
-    "answered",
-    "asked",
-    "says",
-    "familiarity",
-    "recognised",
-    "draws",
-    "drawn",
-    "figures",
-    "look",
-    "looks",
-    "heat",
-    "sheet",
-    "patience",
-    "shipped",
-    "wording",
-    "to the bit",
-    "goes on",
-    "the network",
-)
 
 
 def modules(source: Path = ROOT / "src") -> dict[str, Path]:
@@ -99,6 +98,15 @@ def reached_from(entry: str, graph: Mapping[str, set[str]]) -> set[str]:
     return found
 
 
+def long_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and lines, from `def` to the last, of each function with more than `FUNCTION_LINES`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > FUNCTION_LINES:
+                yield node.name, lines
+
+
 def public_texts(root: Path = ROOT) -> dict[str, str]:
     """Place → text for readers: README, CONTRIBUTING, docs/ without code, and docstrings of public names."""
     pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
@@ -129,7 +137,7 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
                     pending.append((f"{name}.", node))
 
 
-def word_counts(texts: Mapping[str, str], words: tuple[str, ...]) -> dict[str, Counter[str]]:
+def word_counts(texts: Mapping[str, str], words: Sequence[str]) -> dict[str, Counter[str]]:
     """Word → place → how often it is there."""
     found: dict[str, Counter[str]] = {}
     for word in words:
@@ -139,84 +147,132 @@ def word_counts(texts: Mapping[str, str], words: tuple[str, ...]) -> dict[str, C
     return found
 
 
-def traced(call: Callable[[], object]) -> tuple[dict[str, set[str]], int]:
-    """Run a call and follow it through the package; modules that it imports and other threads are not counted.
+def traced(call: Callable[[], object], *, once: bool = False) -> tuple[Counter[str], int]:
+    """Run a call and follow it through the package, on every thread that it starts.
+
+    Args:
+        once: count each function and class when it is first run only.
 
     Returns:
-        file below src/leukoscope → its functions that were entered, and how often a call entered another file than the
-        one before it.
+        file below src/leukoscope → how many of its functions and classes were run, in the order in which the files
+        were entered; and how often another file was entered than the one before.
     """
-    entered: dict[str, set[str]] = {}
+    source = str(SOURCE)
+    run: dict[tuple[str, int, str], str] = {}
     changes, last = -1, ""
 
-    def note(frame: Any, event: str, _: object) -> None:
+    def note(frame: FrameType, event: str, _: object) -> None:
         nonlocal changes, last
         code = frame.f_code
-        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(ROOT / "src" / PACKAGE)):
-            file = str(Path(code.co_filename).relative_to(ROOT / "src" / PACKAGE))
-            entered.setdefault(file, set()).add(code.co_name)
-            changes, last = changes + (file != last), file
+        if event != "call" or not code.co_filename.startswith(source) or code.co_name == "<module>":
+            return
+        place = (code.co_filename, code.co_firstlineno, code.co_name)
+        if once and place in run:
+            return
+        file = run.setdefault(place, code.co_filename.removeprefix(source)[1:])
+        changes, last = changes + (file != last), file
 
+    threading.setprofile(note)
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return entered, max(0, changes)
+        threading.setprofile(None)
+    return Counter(run.values()), max(0, changes)
 
 
-def print_files_run() -> None:
-    """Print the files of one prediction, with and without loading the release, and of one training on phantoms."""
-    sys.path.insert(0, str(ROOT / "src"))
+def traced_command(words: Sequence[str]) -> tuple[Counter[str], int]:
+    """`traced` of `leukoscope WORDS` in this process, each function and class once."""
+    sys.path.insert(0, str(SOURCE.parent))
+    from leukoscope.cli import app
+
+    def call() -> None:
+        try:
+            app()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+
+    sys.argv = ["leukoscope", *words]
+    return traced(call, once=True)
+
+
+def traces() -> dict[str, tuple[Counter[str], int]]:
+    """`traced_command` of a prediction (an image file, torch) and of a training (phantoms), each in a new process."""
+    sys.path.insert(0, str(SOURCE.parent))
     from PIL import Image
 
-    from leukoscope import Predictor
     from leukoscope.data.synthetic import draw_cell
-    from leukoscope.training.config import parse_config
-    from leukoscope.training.train import train
 
     release = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
-    predictor = Predictor.from_pretrained(release, backend="torch")
-    picture = Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image)
     with tempfile.TemporaryDirectory() as folder:
-        config = parse_config(["--output_dir", f"{folder}/run", "--num_train_epochs", "1"])
-        measured = {
-            "one prediction": traced(lambda: predictor(picture)),
-            "one prediction with its map": traced(lambda: predictor(picture, explain=True)),
-            "loading and one prediction": traced(lambda: Predictor.from_pretrained(release, backend="torch")(picture)),
-            "one training": traced(lambda: train(config)),
+        os.environ["LEUKOSCOPE_CACHE"] = folder  # kept graphs would shorten the paths
+        picture = Path(folder) / "cell.png"
+        Image.fromarray(draw_cell("ALL", subject=1, cell=1, size=300, background="black").image).save(picture)
+        commands = {
+            "one prediction": ["predict", str(release), str(picture), "--backend", "torch"],
+            "one training": ["train", "--output_dir", f"{folder}/run", "--num_train_epochs", "1"],
         }
-    for what, (found, changes) in measured.items():
-        print(f"\n{what} runs through {len(found)} files with {changes} changes of file:")
-        for file, functions in found.items():
-            print(f"  {file} ({len(functions)} functions)")
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+            return {what: processes.submit(traced_command, words).result() for what, words in commands.items()}
 
 
 def main() -> None:
     """Print everything."""
     files = modules()
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
+    print_sizes(files, lines)
     graph = imports(files)
+    print(f"import circle: {' → '.join(import_circle(graph)) or 'none'}")
+    for what, entry in ENTRIES.items():
+        reached = reached_from(entry, graph)
+        print(f"\n{what}, from {entry}: imports {len(reached)} files, {sum(lines[name] for name in reached):,} lines")
+        for package in sorted({name.split(".")[1] for name in reached if "." in name}):
+            inside = sorted(name for name in reached if name.split(".")[1:2] == [package])
+            print(f"  {package}: {', '.join(name.removeprefix(f'{PACKAGE}.{package}').lstrip('.') for name in inside)}")
+    for what, (functions, changes) in traces().items():
+        most_files, most_changes = TRACES[what]
+        aim = f" (at most {most_changes})" if most_changes else ""
+        print(f"\n{what} enters {len(functions)} files (at most {most_files}) with {changes} changes of file{aim}:")
+        print("\n".join(f"  {file} ({count} functions and classes)" for file, count in functions.items()))
+
+
+def print_sizes(files: Mapping[str, Path], lines: Mapping[str, int]) -> None:
+    """Print the lines of each package beside its budget, then what else is counted."""
     by_package: dict[str, list[int]] = {}
     for name, count in lines.items():
-        package = name.split(".")[1] if files[name].parent.name != PACKAGE else "(top)"
-        by_package.setdefault(package, []).append(count)
-    for package, counts in sorted(by_package.items()):
-        print(f"{package:<12}{len(counts):>4} files{sum(counts):>8,} lines, longest {max(counts):,}")
-    print(f"{'all':<12}{len(files):>4} files{sum(lines.values()):>8,} lines")
-    for what, entry in ENTRIES.items():
-        path = reached_from(entry, graph) if entry in graph else set()
-        print(f"\n{what} ({entry}): {len(path)} files, {sum(lines[name] for name in path):,} lines")
-        for package in sorted({name.split(".")[1] for name in path if "." in name}):
-            inside = sorted(name for name in path if name.split(".")[1:2] == [package])
-            print(f"  {package}: {', '.join(name.removeprefix(f'{PACKAGE}.{package}').lstrip('.') for name in inside)}")
-    print(f"\nimport circle: {' → '.join(import_circle(graph)) or 'none'}")
-    print("\nwords in texts for readers:")
-    for word, places in word_counts(public_texts(), PRIVATE_WORDS).items():
-        if places:
-            print(f"  {word}: {places.total()} ({', '.join(name for name, _ in places.most_common(3))} …)")
-    if "--run" in sys.argv[1:]:
-        print_files_run()
+        package = name.removeprefix(f"{PACKAGE}.").split(".")[0]
+        is_top = files[name].parent == SOURCE and package not in BUDGETS
+        by_package.setdefault("top" if is_top else package, []).append(count)
+    research = [len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "research").rglob("*.py")]
+    print(f"{'':<12}{'files':>6}{'lines':>8}{'budget':>8}{'longest':>8}")
+    for package, counts, budget in (
+        *((package, counts, BUDGETS.get(package, 0)) for package, counts in sorted(by_package.items())),
+        ("all", list(lines.values()), ALL_LINES),
+        ("research", research, RESEARCH_LINES),
+    ):
+        print(f"{package:<12}{len(counts):>6}{sum(counts):>8,}{budget:>8,}{max(counts):>8,}")
+    print(f"\nflags of training: {train_flags()} (at most {TRAIN_FLAGS})")
+    print(f"run-time dependencies: {len(dependencies())} (at most {DEPENDENCIES})")
+    print(f"functions over {FUNCTION_LINES} lines:")
+    for name, path in files.items():
+        for function, count in long_functions(path):
+            print(f"  {name}.{function}: {count}")
+
+
+def dependencies() -> list[str]:
+    """What the package needs without an extra."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def train_flags() -> int:
+    """How many flags `leukoscope train --help` lists beside `--help`."""
+    command = [sys.executable, "-m", PACKAGE, "train", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return len(re.findall(r"^  --\w", shown, re.MULTILINE))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run_turn(turn: dict[str, Any], make: Callable[[], System]) -> None:
     if system.many is not None:
         result["many"] = {str(size): _cells_a_second(system.many, paths, size) for size in turn["batch_sizes"]}
     result["peak_bytes"] = peak_bytes()
-    Path(turn["result"]).write_text(json.dumps(result))
+    Path(turn["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
 def _shares(system: System, file: bytes) -> list[float]:

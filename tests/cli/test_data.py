@@ -35,7 +35,7 @@ def test_a_folder_is_described_and_the_command_to_train_on_it_is_one(folder: Pat
     result = run(folder)
     assert result.exit_code == 0, result.output
     assert "Own class folders" in result.stdout and "licence: yours" in result.stdout
-    assert "problem: whose cells these are is not known" in result.stdout
+    assert "problem: the subjects of these cells are not known" in result.stdout
     train = result.stdout.splitlines()[-1].removeprefix("train on it: leukoscope train ")
     config = parse_config(shlex.split(train))
     assert (config.data.train_dir, config.data.split) == (str(folder), "random")

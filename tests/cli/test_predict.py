@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_table_shows_each_file_with_every_class_and_the_notice(tiny_release, cel
         for share in answer["probabilities"].values():
             assert f" {share:.4f} " in row
     assert RESEARCH_NOTICE in result.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
+def test_pipes_and_circles_of_links_are_named_and_the_others_predicted(tiny_release, tmp_path):
+    cells = tmp_path / "cells"
+    save_cell(cells / "a.png")
+    os.mkfifo(cells / "pipe.png")
+    os.mkfifo(cells / "nameless")
+    (cells / "circle").symlink_to(cells)
+    (cells / "one.png").symlink_to(cells / "two.png")
+    (cells / "two.png").symlink_to(cells / "one.png")
+    signal.alarm(120)  # who waits for a pipe waits for ever
+    try:
+        result = run("predict", tiny_release, cells, "--json")
+    finally:
+        signal.alarm(0)
+    assert result.exit_code == 1
+    assert [Path(row["source"]).name for row in json.loads(result.stdout)] == ["a.png"]
+    left_out, one, pipe, two = error_lines(result)
+    assert left_out.startswith(f"{cells}: 1 file(s) left out, no pictures that can be read: no suffix 1")
+    assert one.startswith(f"error: {cells / 'one.png'}: ") and two.startswith(f"error: {cells / 'two.png'}: ")
+    assert pipe == f"error: {cells / 'pipe.png'}: is no regular file but a pipe or a device; name an image file"
 
 
 def test_a_release_that_refuses_nothing_says_so_below_the_table(tiny_release, cells, tmp_path):

@@ -21,6 +21,7 @@ from leukoscope.data.images import (
     UnreadableImage,
     cell_areas,
     check_header,
+    foreground,
     from_array,
     is_cut_out,
     open_bytes,
@@ -728,3 +729,8 @@ def test_a_cut_out_cell_has_a_border_that_is_half_black_or_more(bright: int, cut
 
 def test_pictures_of_equal_bytes_and_another_shape_have_another_hash() -> None:
     assert pixel_hash(Image.new("RGB", (16, 32))) != pixel_hash(Image.new("RGB", (32, 16)))
+
+
+def test_foreground_is_what_is_brighter_than_compressed_black() -> None:
+    levels = np.array([[[0, 0, 0], [8, 8, 8]], [[9, 0, 0], [0, 0, 255]]], dtype=np.uint8)
+    assert foreground(levels).tolist() == [[False, False], [True, True]]

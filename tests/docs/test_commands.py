@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def unknown_words(words: list[str]) -> Iterator[str]:
         start = words.index("train.py")
         yield from _unknown_to_launcher(words[:start])
         yield from (word for word in words[start:] if word.startswith("--") and word not in TRAINING_FLAGS)
+    elif words[:2] == ["python", "-m"] and words[2].startswith("research."):
+        known = set(import_module(words[2]).parser()._option_string_actions) | TRAINING_FLAGS
+        yield from (word for word in words[3:] if word.startswith("--") and word not in known)
     elif words[0] in ("leukoscope", "accelerate") and "leukoscope" in words:
         start = words.index("leukoscope")
         yield from _unknown_to_launcher(words[:start])
@@ -115,7 +119,8 @@ def test_every_flag_and_verb_is_known(page: Path) -> None:
         ("leukoscope data check --json x", []),
         ("leukoscope data look", ["look"]),
         ("leukoscope audit", ["audit"]),
-        ("leukoscope experiment leakage --seeds 1 --recipe x --foo", ["--foo"]),
+        ("leukoscope protocol --num_folds 1 --recipe x --foo", ["--foo"]),
+        ("python -m research.leakage --seeds 1 --recipe x --foo", ["--foo"]),
         ("accelerate launch --multi_gpus train.py --recipes x", ["--multi_gpus", "--recipes"]),
         ("make demos", ["demos"]),
     ],
@@ -184,7 +189,7 @@ def test_every_block_runs(page: Path, place: Path, commands: Path, tmp_path: Pat
     with serving(tmp_path / "hub") as hub:
         environment = kept | {
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "home"),
             "HF_TOKEN": WRITE_TOKEN,

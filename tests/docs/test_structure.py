@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import structure
 
 from leukoscope import Predictor
 
-ROOT = Path(__file__).parents[2]
 # A key of evaluation.json and the fields named after it.
 KNOWN_PLACES = {
     "leukoscope.evaluation.evaluate.training_overlap",
     "leukoscope.reports.html.Section",
 }
-
-
-@pytest.fixture(scope="module")
-def structure() -> Any:
-    spec = spec_from_file_location("structure", ROOT / "tools" / "structure.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules["structure"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -38,12 +26,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_no_import_is_part_of_a_circle(structure: Any) -> None:
+def test_no_import_is_part_of_a_circle() -> None:
     circle = structure.import_circle(structure.imports(structure.modules()))
     assert not circle, " → ".join(circle)
 
 
-def test_a_lazy_circle_is_found(structure: Any, tmp_path: Path) -> None:
+def test_a_lazy_circle_is_found(tmp_path: Path) -> None:
     files = {
         "__init__.py": "",
         "a.py": "from leukoscope import b\n",
@@ -59,7 +47,7 @@ def test_a_lazy_circle_is_found(structure: Any, tmp_path: Path) -> None:
     assert structure.reached_from("leukoscope.e", graph) == {"leukoscope.d", "leukoscope.e"}
 
 
-def test_the_files_that_a_call_enters_and_their_changes_are_counted(structure: Any) -> None:
+def test_the_files_that_a_call_enters_and_their_changes_are_counted() -> None:
     from leukoscope.inference.prediction import softmax
     from leukoscope.inference.tta import disagreement, tta_views
 
@@ -69,26 +57,44 @@ def test_the_files_that_a_call_enters_and_their_changes_are_counted(structure: A
         disagreement(softmax(tta_views(pixels).reshape(8, -1))[None])
         softmax(np.zeros((1, 2)))
 
-    found, changes = structure.traced(call)
-    assert found["inference/prediction.py"] == {"softmax"}
-    assert {"tta_views", "turned", "disagreement"} <= found["inference/tta.py"]
-    assert (len(found), changes) == (2, 3)
+    for once, expected in ((False, 3), (True, 2)):
+        found, changes = structure.traced(call, once=once)
+        assert found == {"inference/tta.py": 3, "inference/prediction.py": 1}
+        assert changes == expected
 
 
-def test_loading_a_release_and_predicting_stays_short(structure: Any, tiny_release: Path) -> None:
+def test_loading_a_release_and_predicting_stays_short(tiny_release: Path) -> None:
     cell = np.full((96, 96, 3), 100, np.uint8)
     Predictor.from_pretrained(tiny_release, backend="torch")  # whatever is imported first
     found, changes = structure.traced(lambda: Predictor.from_pretrained(tiny_release, backend="torch")(cell))
     assert len(found) <= 13 and changes <= 35
 
 
-def test_no_text_for_readers_uses_a_removed_word(structure: Any) -> None:
+def test_a_command_is_traced_and_its_failure_is_not_taken_for_a_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    found, _ = structure.traced_command(["release", "list"])
+    assert "leukoscope-densenet169-cnmc" in capsys.readouterr().out
+    assert "models/release_files.py" in found and "cli/release.py" in found
+    with pytest.raises(SystemExit):
+        structure.traced_command(["release", "lists"])
+
+
+def test_long_functions_are_found(tmp_path: Path) -> None:
+    longer = "def long():\n" + structure.FUNCTION_LINES * "    call()\n"
+    shorter = longer.replace("long", "short").replace("    call()\n", "", 1)
+    (tmp_path / "m.py").write_text(longer + shorter)
+    assert list(structure.long_functions(tmp_path / "m.py")) == [("long", structure.FUNCTION_LINES + 1)]
+
+
+def test_no_text_for_readers_uses_a_removed_word() -> None:
     found = structure.word_counts(structure.public_texts(), structure.REMOVED_WORDS)
     places = {f"{word}: {place}" for word, counts in found.items() for place in counts if place not in KNOWN_PLACES}
     assert not places
 
 
-def test_a_removed_word_is_found_in_a_page_and_in_a_docstring(structure: Any, tmp_path: Path) -> None:
+def test_a_removed_word_is_found_in_a_page_and_in_a_docstring(tmp_path: Path) -> None:
     write(tmp_path / "src", {"__init__.py": "", "m.py": 'class C:\n    def f(self):\n        """The Verdict."""\n'})
     for name, text in {"README.md": "Rooms.", "CONTRIBUTING.md": "`room`\n```\nroom\n```\n"}.items():
         (tmp_path / name).write_text(text)

@@ -176,7 +176,5 @@ def test_a_release_needs_out_of_fold_predictions(made_release: Path, cells: Fram
     else:
         metrics = dict(load_release(made_release).metrics) | {"evaluations": []}
         write_json(made_release / "metrics.json", metrics)
-    with pytest.raises(
-        LeukoscopeError, match=r"made: holds no out-of-fold predictions .* `leukoscope experiment protocol` made$"
-    ):
+    with pytest.raises(LeukoscopeError, match=r"made: holds no out-of-fold predictions .* `leukoscope protocol` made$"):
         assess(made_release, cells)

@@ -100,7 +100,7 @@ def test_the_folder_holds_the_app_and_no_more_of_the_package_than_it_runs(space:
     package = {name for name in files(space) if name.startswith("src/leukoscope/")}
     assert files(space) - package == {"README.md", "LICENSE", "app.py", "models.txt", "requirements.txt"}
     assert (space / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
-    for part in ("training", "experiments", "cli", "hub", "audit.py", "api.py"):
+    for part in ("training", "cli", "hub", "audit.py", "api.py", "protocol.py"):
         assert not (space / "src/leukoscope" / part).exists()
     assert (space / "src/leukoscope/data/smears.webp").is_file()
 

@@ -28,12 +28,7 @@ from leukoscope.models.release import load_release, rescale_classifier, save_rel
 from leukoscope.models.release_files import read_arrays, read_release
 
 REPOSITORY = Path(__file__).parents[2]
-# Those with code of their own have their test in test_release_code.py.
-EMBEDDED = sorted(
-    path.parent
-    for path in (REPOSITORY / "model_card").glob("*/config.json")
-    if not (path.parent / "modeling_leukoscope.py").exists()
-)
+EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))
 
 Answers = np.ndarray
 """(pictures, classes) probabilities, classes in the release's label order."""
@@ -127,6 +122,42 @@ def test_four_ways_of_loading_give_one_answer_on_real_cells(tiny_release, sample
 )
 def test_embedded_releases_give_one_answer_on_real_cells(release, sample_cells):
     assert_one_answer(release, sample_cells[::3])
+
+
+def assert_no_code(release: Path) -> None:
+    assert not [path for path in release.rglob("*") if path.suffix in (".py", ".pyc", ".so", ".pkl", ".bin", ".pt")]
+    for path in release.rglob("*.json"):
+        assert "auto_map" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("release", EMBEDDED, ids=lambda path: path.name)
+def test_no_embedded_release_contains_code(release):
+    assert_no_code(release)
+
+
+def test_no_saved_release_contains_code(tiny_release, vit_release):
+    for release in (tiny_release, vit_release):
+        assert_no_code(release)
+    assert sorted(path.name for path in tiny_release.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
+
+
+def test_a_network_that_would_need_code_is_not_saved(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    network.num_classes = 2
+    with pytest.raises(LeukoscopeError) as refused:
+        save_tiny(tmp_path / "release", network=network)
+    assert str(refused.value) == (
+        f"{tmp_path / 'release'}: Linear is no timm model; a release contains no code, so that nothing could load it"
+    )
+    assert not (tmp_path / "release").exists()
+
+
+def test_code_in_a_folder_is_never_run(copy):
+    (copy / "modeling.py").write_text(f"open({str(copy / 'sprung')!r}, 'w')\nraise SystemExit\n")
+    change_config(copy, auto_map={"AutoModelForImageClassification": "modeling.Network"}, model_type="leukoscope")
+    load_release(copy)
+    Predictor.from_pretrained(copy)(np.zeros((64, 64, 3), np.uint8))
+    assert not (copy / "sprung").exists()
 
 
 def test_a_turned_photograph_gets_the_pipelines_answer(tiny_release, phantoms, tmp_path):
@@ -503,15 +534,16 @@ def test_a_release_knows_whether_it_takes_cells_cut_out_on_black(copy, data, exp
 
 
 def save_tiny(directory: Path, **changes: object) -> Path:
+    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
     arguments = {
+        "network": build_network(recipe, 2),
         "architecture": "densenet121",
         "labels": ("ALL", "HEM"),
         "preprocessing": Preprocessing(96, 1.0),
         "metrics": {},
         **changes,
     }
-    recipe = replace(get_recipe("densenet121"), block_config=(2, 2, 2, 2))
-    return save_release(directory, build_network(recipe, 2), model_args=model_args(recipe), **arguments)
+    return save_release(directory, model_args=model_args(recipe), **arguments)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -637,3 +669,8 @@ def test_a_temperature_that_is_none_is_refused_and_changes_nothing(temperature):
 
     assert str(error.value) == f"temperature {temperature}: not a positive number; fit it on out-of-fold predictions"
     assert torch.equal(network.get_classifier().weight, before)
+
+
+def test_a_loaded_release_can_be_loaded_again(tiny_release: Path) -> None:
+    again = load_release(load_release(tiny_release))
+    assert again.folder == tiny_release and again.network is not None

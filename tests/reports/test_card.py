@@ -20,7 +20,6 @@ from leukoscope.evaluation.metrics import class_report
 from leukoscope.evaluation.ood_metrics import KINDS, ood_block
 from leukoscope.inference.ood import STATISTICS, OodDetector
 from leukoscope.models.build import FROM_SCRATCH
-from leukoscope.models.recipes import get_recipe
 from leukoscope.reports.card import render_card, write_card
 from leukoscope.reports.release_tables import detailed_evaluation
 
@@ -211,15 +210,6 @@ def test_persons_found_since_it_was_measured_are_a_known_leak(release: Path, rel
     assert "one person each: 1 = 15, H2 = H6 = H7. Where" in render_card(release).replace("\n", " ")
 
 
-def test_a_release_that_brings_its_code_says_how_to_trust_it(release: Path) -> None:
-    config = json.loads((release / "config.json").read_text())
-    assert "trust_remote_code" not in render_card(release) and "timm.create_model" in render_card(release)
-    (release / "config.json").write_text(json.dumps(config | {"model_type": "leukoscope"}))
-    card = render_card(release)
-    assert front_matter(card)["library_name"] == "transformers" and "import timm" not in card
-    assert 'model="path/to/leukoscope-test", trust_remote_code=True)\nclassify("cell.bmp")' in card
-
-
 def test_hub_id_replaces_the_folder_in_the_examples(release: Path) -> None:
     assert 'model="lab/cells"' in render_card(release, hub_id="lab/cells")
 
@@ -318,18 +308,6 @@ def test_four_classes_are_shown_each_against_the_rest(four_classes: Path) -> Non
 
 def test_a_class_without_tested_cells_has_no_shares(four_classes: Path) -> None:
     assert "| Pro | 0 | 0 (–) | 0 (–) | 0 (–) | 0 (–) |" in render_card(four_classes)
-
-
-def test_a_rebuilt_system_is_described_and_set_apart_from_its_authors_model(
-    release: Path, release_metrics: dict[str, Any]
-) -> None:
-    assert "The system it rebuilds" not in render_card(release)
-    about = get_recipe("prior_e_densenet121_frozen").about
-    release_metrics["recipe"]["about"] = about
-    (release / "metrics.json").write_text(json.dumps(release_metrics))
-    card = render_card(release)
-    assert f"## The system it rebuilds\n\n{about}\n" in card
-    assert "it is not its author's model" in card
 
 
 def test_phantoms_have_a_true_class_only_where_they_are_drawn_as_its_classes(four_classes: Path) -> None:

@@ -8,16 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from leukoscope.experiments import ablation
-from leukoscope.experiments.ablation import ablation_settings, make_runs, read_grid, worst_subjects_accuracy
-from leukoscope.experiments.protocol import ProtocolRun
-from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import app
 from leukoscope.evaluation.bootstrap import aligned
 from leukoscope.evaluation.metrics import CellPredictions, pooled
+from leukoscope.protocol import ProtocolRun
+from research import ablation
+from research.ablation import ablation_settings, main, make_runs, read_grid, worst_subjects_accuracy
 
+ROOT = Path(__file__).parents[2]
 GRID = {"house": [], "No jitter!": ["--override", "augmentation.scale=0"]}
 COMMON = ["--num_folds", "3", "--image_size", "32"]
 
@@ -54,6 +53,18 @@ def test_what_is_no_grid_is_refused(tmp_path: Path, text: str | None, message: s
         read_grid(file)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "ablation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_setting_of_a_committed_grid_can_be_made(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTS", str(tmp_path))
+    grid = read_grid(file)
+    for name in {word for flags in grid.values() for word in flags if word.endswith(".safetensors")}:
+        Path(name).touch()
+    made = ablation_settings(["--dataset_name", "cnmc2019", "--output_dir", str(tmp_path / "runs")], grid)
+    assert [setting.name for setting in made] == list(grid)
+
+
 def test_every_setting_is_cross_validated_in_a_folder_of_its_own(tmp_path: Path) -> None:
     house, other = ablation_settings([*COMMON, "--output_dir", str(tmp_path)], GRID)
     assert (house.name, other.name) == ("house", "No jitter!")
@@ -71,7 +82,7 @@ def test_every_setting_is_cross_validated_in_a_folder_of_its_own(tmp_path: Path)
         (["--dataset_name", "ball4"], "setting 'b': --dataset_name differs"),
         (["--seed", "1"], "setting 'b': --seed differs"),
         (["--max_eval_samples", "5"], "setting 'b': --max_eval_samples differs"),
-        (["--override", "ema_decay=often"], "--override ema_decay=often: 'often' does not fit; give a number"),
+        (["--override", "ema_decay=often"], "--override ema_decay=often: input should be a valid number"),
         (["--push_to_hub"], "publishes nothing"),
         (["--split", "random"], "--split: an experiment makes its own splits"),
     ],
@@ -135,26 +146,19 @@ def test_a_finished_table_is_replaced_only_by_a_finished_one_of_the_main_process
 
 
 @pytest.mark.slow
-def test_the_command_compares_settings_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_command_compares_settings_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid, results = tmp_path / "grid.yaml", tmp_path / "results" / "r.json"
     grid.write_text("house:\nbalanced: --override sampling=subjects ema_decay=0.9\n")
-    argv = [
-        "experiment",
-        "ablation",
-        str(grid),
-        "--output",
-        str(results),
-        "--output_dir",
-        str(tmp_path / "runs"),
-        "--num_folds",
-        "2",
-    ]
+    argv = [str(grid), "--output", str(results), "--output_dir", str(tmp_path / "runs"), "--num_folds", "2"]
     argv += ["--image_size", "32", "--num_train_epochs", "1", "--max_train_samples", "96"]
-    shared = CliRunner().invoke(app, [*argv, "--only", "balanced"])
-    assert shared.exit_code == 0 and not results.exists(), shared.output
-    first = CliRunner().invoke(app, argv)
-    assert first.exit_code == 0, first.output
-    assert first.output.count("finished earlier, kept") == 2
+    main([*argv, "--only", "balanced"])
+    assert not results.exists()
+    capsys.readouterr()
+    main(argv)
+    said = capsys.readouterr().out
+    assert said.count("finished earlier, kept") == 2
     made = json.loads(results.read_text())
     house, balanced = made["settings"]
     assert made["compared_with"] == "house" and made["notice"] == RESEARCH_NOTICE
@@ -170,7 +174,7 @@ def test_the_command_compares_settings_and_goes_on_where_it_stopped(tmp_path: Pa
     averaged = (one.probabilities + aligned(other, one).probabilities) / 2
     right = averaged.argmax(axis=1) == one.references
     assert made["together"]["metrics"]["accuracy"] == pytest.approx(right.mean())
-    assert "| *the mean prediction of all* |" in first.output
-    assert "| balanced |" in first.output and RESEARCH_NOTICE in first.output
-    again = CliRunner().invoke(app, argv)
-    assert again.output.count("finished earlier, kept") == 4
+    assert "| *the mean prediction of all* |" in said
+    assert "| balanced |" in said and RESEARCH_NOTICE in said
+    main(argv)
+    assert capsys.readouterr().out.count("finished earlier, kept") == 4

@@ -7,20 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from leukoscope.reports.leaderboard import (
+
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.evaluation.metrics import CellPredictions, measure
+from leukoscope.reports.formatting import cell_html
+from research.leaderboard import (
     RANKED_BY,
     compare_releases,
     first_place,
+    main,
     recorded_predictions,
     table_rows,
     write_board,
 )
-from typer.testing import CliRunner
-
-from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import app
-from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.reports.formatting import cell_html
 
 SUBJECTS, CELLS = 24, 20
 
@@ -120,26 +119,19 @@ def test_the_page_shows_every_row_and_the_notice(tmp_path, releases):
         assert all(cell_html(cell) in page for cell in row if not cell.startswith("+"))
 
 
-def test_the_command_prints_the_board_without_private_paths(releases):
-    shown = CliRunner().invoke(
-        app, ["experiment", "leaderboard", str(releases["weak"]), str(releases["strong"]), "--json"]
-    )
-    assert shown.exit_code == 0, shown.output
-    board = json.loads(shown.stdout)
-    assert names(board) == ["strong", "weak"]
-    assert board["notice"] == RESEARCH_NOTICE
-    assert str(releases["weak"].parent) not in shown.stdout
+def test_the_command_prints_the_board_without_private_paths(releases, capsys):
+    main([str(releases["weak"]), str(releases["strong"])])
+    said = capsys.readouterr().out
+    assert said.index("| 1 | strong |") < said.index("| 2 | weak |")
+    assert said.endswith(f"{RESEARCH_NOTICE}\n") and str(releases["weak"].parent) not in said
 
 
-def test_the_table_names_each_release_first_and_the_page_may_lie_in_a_new_folder(tmp_path, releases):
-    words = ["experiment", "leaderboard", str(releases["weak"]), str(releases["strong"])]
-    page = tmp_path / "new" / "board.html"
-    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, [*words, "--output", str(page)])
-    assert shown.exit_code == 0 and page.is_file()
-    lines = shown.stdout.splitlines()
-    assert lines[0] == "strong" and lines[1].startswith("  ") and len(lines[1]) <= 60
-    refused = CliRunner().invoke(app, [*words, "--output", str(page / "board.html")])
-    assert f"--output {page / 'board.html'}: cannot be written (File exists)" in " ".join(refused.stderr.split())
+def test_the_page_may_lie_in_a_new_folder_but_not_below_a_file(tmp_path, releases, capsys):
+    words, page = [str(releases["weak"]), str(releases["strong"])], tmp_path / "new" / "board.html"
+    main([*words, "--output", str(page)])
+    assert f"page: {page}\n" in capsys.readouterr().out and page.is_file()
+    with pytest.raises(LeukoscopeError, match=rf"--output {page / 'board.html'}: cannot be written \(File exists\)"):
+        main([*words, "--output", str(page / "board.html")])
 
 
 def test_cells_of_unknown_subjects_are_refused(tmp_path):

@@ -7,16 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from leukoscope.experiments.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs
 from PIL import Image
-from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.cli import app
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.splits import groups_of
 from leukoscope.data.synthetic import draw_cell
 from leukoscope.training.config import parse_config
+from research.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs, main
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +107,23 @@ def test_flags_without_an_effect_are_refused(flag: list[str]) -> None:
 
 
 def test_no_seed_is_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["experiment", "leakage", "--output", str(tmp_path / "r.json"), "--seeds", "0"])
-    assert refused.exit_code == 2 and "greater than or equal to 1" in refused.output
+    with pytest.raises(LeukoscopeError, match="^--seeds 0: give 1 or more$"):
+        main(["--output", str(tmp_path / "r.json"), "--seeds", "0"])
 
 
 @pytest.mark.slow
-def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--image_size", "32", "--num_train_epochs", "1", "--max_train_samples", "64"]
-    argv = ["experiment", "leakage", "--output", str(tmp_path / "r.json"), "--seeds", "1", *flags]
+    argv = ["--output", str(tmp_path / "r.json"), "--seeds", "1", *flags]
     argv += ["--output_dir", str(tmp_path / "runs")]
-    first = CliRunner().invoke(app, argv)
-    assert first.exit_code == 0, first.output
+    main(argv)
+    said = capsys.readouterr().out
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["train_cells"] == [64] and result["seeds"][0]["test_cells"] > 10
-    assert f"{result['difference']['f1_weighted']['mean']:+.3f}" in first.output and RESEARCH_NOTICE in first.output
-    again = CliRunner().invoke(app, argv)
-    assert again.output.count("finished earlier, kept") == 2
-    fewer = CliRunner().invoke(app, [*argv, "--max_train_samples", "48"])
-    assert fewer.exit_code == 1 and "finished with other settings (max_train_samples: 64)" in fewer.output
+    assert f"{result['difference']['f1_weighted']['mean']:+.3f}" in said and RESEARCH_NOTICE in said
+    main(argv)
+    assert capsys.readouterr().out.count("finished earlier, kept") == 2
+    with pytest.raises(LeukoscopeError, match=r"finished with other settings \(max_train_samples: 64\)"):
+        main([*argv, "--max_train_samples", "48"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import learning_curves
 import numpy as np
 import pytest
 
 from leukoscope.evaluation.metrics import CellPredictions
+from research import learning_curves
 
 RESULTS = Path(__file__).parents[2] / "results" / "learning_curves"
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from leukoscope.models.remote.networks import AlexNet, BaselineCNN, Classifier
 from torch import nn
 
+from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from leukoscope.models.build import build_network, head_parameters, penalty
-from leukoscope.models.recipes import PRIOR_SYSTEMS, Penalty, Plateau, Recipe, get_recipe
+from leukoscope.models.layers import head_parameters
+from leukoscope.models.recipes import with_overrides, with_values
+from research.prior_networks import AlexNet, BaselineCNN, Classifier, build_prior, penalty
+from research.prior_recipes import PRIOR_RECIPES, Head, Penalty, Plateau, PriorRecipe
 
 UNCHANGED = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=0, flips="none")
 C_CHANGES = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=20, flips="both")
@@ -21,10 +23,10 @@ C_CHANGES = Augmentation(scale=0, brightness=0, contrast=0, stain=0, rotation=20
 
 def on_paper(name: str, num_classes: int = 2) -> nn.Module:
     with torch.device("meta"):
-        return build_network(get_recipe(name), num_classes)
+        return build_prior(PRIOR_RECIPES[name], num_classes)
 
 
-def trained(recipe: Recipe, network: nn.Module) -> list[str]:
+def trained(recipe: PriorRecipe, network: nn.Module) -> list[str]:
     """Names of the parameters that learn."""
     return [name for name, _ in network.named_parameters() if not name.startswith(recipe.frozen or ("nothing",))]
 
@@ -35,7 +37,7 @@ def layers(module: nn.Module) -> list[str]:
     return [re.sub(r", affine=True.*", ")", str(leaf)) for leaf in leaves]
 
 
-def how_it_learns(recipe: Recipe) -> tuple[object, ...]:
+def how_it_learns(recipe: PriorRecipe) -> tuple[object, ...]:
     return (
         recipe.optimizer,
         recipe.learning_rate,
@@ -47,9 +49,9 @@ def how_it_learns(recipe: Recipe) -> tuple[object, ...]:
 
 
 def test_a_is_efficientnet_b3_under_max_pooling_and_256_units() -> None:
-    recipe, network = get_recipe("prior_a_efficientnet_b3"), on_paper("prior_a_efficientnet_b3")
+    recipe, network = PRIOR_RECIPES["prior_a_efficientnet_b3"], on_paper("prior_a_efficientnet_b3")
     assert isinstance(network, Classifier) and recipe.architecture == "tf_efficientnet_b3" and recipe.image_size == 224
-    assert layers(network.head) == [
+    assert [*layers(network.global_pool), *layers(network.head)] == [
         "AdaptiveMaxPool2d(output_size=1)",
         "BatchNorm1d(1536, eps=0.001, momentum=0.01)",
         "Linear(in_features=1536, out_features=256, bias=True)",
@@ -66,9 +68,9 @@ def test_a_is_efficientnet_b3_under_max_pooling_and_256_units() -> None:
 
 
 def test_b_is_densenet201_under_two_layers_of_64() -> None:
-    recipe, network = get_recipe("prior_b_densenet201"), on_paper("prior_b_densenet201", 4)
+    recipe, network = PRIOR_RECIPES["prior_b_densenet201"], on_paper("prior_b_densenet201", 4)
     assert isinstance(network, Classifier) and recipe.architecture == "densenet201" and recipe.image_size == 224
-    assert layers(network.head) == [
+    assert [*layers(network.global_pool), *layers(network.head)] == [
         "AdaptiveAvgPool2d(output_size=1)",
         "BatchNorm1d(1920, eps=1e-05, momentum=0.1)",
         "Linear(in_features=1920, out_features=64, bias=True)",
@@ -100,7 +102,7 @@ def test_b_is_densenet201_under_two_layers_of_64() -> None:
 def test_c_compares_four_networks_with_their_own_heads(
     name: str, kind: str, head: tuple[int, int], drop_rate: float
 ) -> None:
-    recipe, network = get_recipe(name), on_paper(name)
+    recipe, network = PRIOR_RECIPES[name], on_paper(name)
     assert type(network).__name__ == kind and recipe.head is None
     assert [p.shape for p in head_parameters(network)] == [head, head[:1]]
     assert recipe.drop_rate == drop_rate and recipe.image_size == 224
@@ -128,7 +130,7 @@ def test_c_vgg16_has_thirteen_convolutions_and_two_layers_of_4096() -> None:
 
 
 def test_d_baseline_is_three_small_convolutions_and_two_dense_layers() -> None:
-    recipe, network = get_recipe("prior_d_baseline_cnn"), on_paper("prior_d_baseline_cnn")
+    recipe, network = PRIOR_RECIPES["prior_d_baseline_cnn"], on_paper("prior_d_baseline_cnn")
     assert isinstance(network, BaselineCNN)
     assert [layer for layer in layers(network) if not layer.startswith("Dropout(p=0.0")] == [
         "Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))",
@@ -157,7 +159,7 @@ def test_d_baseline_is_three_small_convolutions_and_two_dense_layers() -> None:
     ],
 )
 def test_d_compares_three_networks_under_sgd(name: str, kind: str, image_size: int) -> None:
-    recipe, network = get_recipe(name), on_paper(name)
+    recipe, network = PRIOR_RECIPES[name], on_paper(name)
     assert type(network).__name__ == kind and recipe.head is None and recipe.image_size == image_size
     assert trained(recipe, network) == [name for name, _ in network.named_parameters()]
     assert how_it_learns(recipe) == ("sgd", 1e-2, 1e-2, 0.0, 20, 32)
@@ -171,14 +173,14 @@ def test_d_inception_has_no_auxiliary_answer() -> None:
     answer = network(torch.zeros(2, 3, 75, 75, device="meta"))
     assert isinstance(answer, torch.Tensor) and answer.shape == (2, 2)
     assert not [name for name, _ in network.named_parameters() if name.startswith("AuxLogits")]
-    recipe = get_recipe("prior_d_inception")
+    recipe = PRIOR_RECIPES["prior_d_inception"]
     assert (recipe.mean, recipe.std) == ((0.5,) * 3, (0.5,) * 3), "what its ImageNet weights were trained with"
 
 
 def test_e_is_a_frozen_densenet121_under_256_units() -> None:
-    recipe, network = get_recipe("prior_e_densenet121_frozen"), on_paper("prior_e_densenet121_frozen")
+    recipe, network = PRIOR_RECIPES["prior_e_densenet121_frozen"], on_paper("prior_e_densenet121_frozen")
     assert isinstance(network, Classifier) and recipe.architecture == "densenet121" and recipe.image_size == 224
-    assert layers(network.head) == [
+    assert [*layers(network.global_pool), *layers(network.head)] == [
         "AdaptiveAvgPool2d(output_size=1)",
         "BatchNorm1d(1024, eps=0.001, momentum=0.01)",
         "Linear(in_features=1024, out_features=256, bias=True)",
@@ -193,8 +195,8 @@ def test_e_is_a_frozen_densenet121_under_256_units() -> None:
     assert recipe.augmentation == replace(UNCHANGED, flips="horizontal")
 
 
-@pytest.mark.parametrize("recipe", PRIOR_SYSTEMS, ids=lambda recipe: recipe.name)
-def test_none_has_the_habits_of_the_house(recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", PRIOR_RECIPES.values(), ids=PRIOR_RECIPES)
+def test_none_has_the_habits_of_the_house(recipe: PriorRecipe) -> None:
     assert not recipe.class_weighted and recipe.label_smoothing == 0 and recipe.max_grad_norm is None
     assert recipe.about.startswith(f"System {recipe.name[6].upper()} (") and " Left open: " in recipe.about
 
@@ -212,8 +214,8 @@ def test_none_has_the_habits_of_the_house(recipe: Recipe) -> None:
     ],
 )
 def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) -> None:
-    recipe = replace(get_recipe(name), architecture="test_resnet", drop_path_rate=0.0)
-    network = build_network(recipe, 2)
+    recipe = replace(PRIOR_RECIPES[name], architecture="test_resnet", drop_path_rate=0.0)
+    network = build_prior(recipe, 2)
     assert network.num_features == 96
     with torch.no_grad():
         for layer in (m for m in network.head.modules() if isinstance(m, nn.Linear)):
@@ -223,8 +225,8 @@ def test_the_penalty_has_its_value_on_known_weights(name: str, expected: float) 
 
 
 def test_every_strength_counts_its_own_sum() -> None:
-    recipe = replace(get_recipe("prior_e_densenet121_frozen"), architecture="test_resnet")
-    network = build_network(recipe, 2)
+    recipe = replace(PRIOR_RECIPES["prior_e_densenet121_frozen"], architecture="test_resnet")
+    network = build_prior(recipe, 2)
     layer = network.head.hidden[0][0]
     for strength, expected in {
         "weight_l2": layer.weight.square().sum(),
@@ -237,13 +239,34 @@ def test_every_strength_counts_its_own_sum() -> None:
 
 
 def test_the_penalty_teaches_the_hidden_layer_only() -> None:
-    recipe = replace(get_recipe("prior_a_efficientnet_b3"), architecture="test_resnet", drop_path_rate=0.0)
-    network = build_network(recipe, 2)
+    recipe = replace(PRIOR_RECIPES["prior_a_efficientnet_b3"], architecture="test_resnet", drop_path_rate=0.0)
+    network = build_prior(recipe, 2)
     penalty(network, recipe).backward()
     moved = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert moved == ["head.hidden.0.0.weight", "head.hidden.0.0.bias"]
 
 
 def test_a_network_without_a_head_of_its_own_has_no_penalty() -> None:
-    recipe = get_recipe("prior_d_baseline_cnn")
-    assert penalty(build_network(recipe, 2), recipe).item() == 0
+    recipe = PRIOR_RECIPES["prior_d_baseline_cnn"]
+    assert penalty(build_prior(recipe, 2), recipe).item() == 0
+
+
+# The dataclass
+
+
+@pytest.mark.parametrize("recipe", PRIOR_RECIPES.values(), ids=PRIOR_RECIPES)
+def test_entries_are_consistent(recipe: PriorRecipe) -> None:
+    assert with_values(recipe, {}, {}) == recipe, "within every range"
+    if recipe.base_model:
+        assert recipe.base_model.startswith(f"timm/{recipe.architecture}."), "weights of this very architecture"
+    assert recipe.learning_rate <= recipe.head_learning_rate, "the head is new, the backbone is not"
+    assert recipe.schedule == "constant", "a plateau cuts a constant rate"
+    assert recipe.head is None or recipe.drop_rate == 0, "a head of its own brings its own dropout"
+
+
+def test_parts_are_overridden_by_a_dot() -> None:
+    recipe = with_overrides(PRIOR_RECIPES["prior_a_efficientnet_b3"], ["head.pooling=avg", "plateau.patience=2"])
+    assert recipe.head == replace(PRIOR_RECIPES[recipe.name].head or Head(), pooling="avg")
+    assert recipe.plateau == Plateau("val_accuracy", 0.5, 2, 3)
+    with pytest.raises(LeukoscopeError, match=r"^--override plateau.factor=2: input should be less than or equal to 1"):
+        with_overrides(recipe, ["plateau.factor=2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from leukoscope.experiments.prior_systems import CLAIMS, PRIOR_RESULTS, Row, prior_rows, reproduce
-from leukoscope.experiments.protocol import RANDOM_SPLIT
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.models.recipes import RECIPES, get_recipe
+from leukoscope.protocol import RANDOM_SPLIT
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
+from research.prior_recipes import PRIOR_RECIPES
+from research.prior_systems import CLAIMS, PRIOR_RESULTS, Row, main, prior_rows, reproduce
+
+pytestmark = pytest.mark.usefixtures("prior_recipes")
+ROOT = Path(__file__).parents[2]
 
 CNMC = ["--dataset_name", "cnmc2019"]
 SHORT = ["--num_folds", "3", "--num_train_epochs", "2"]
@@ -47,7 +51,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
     probabilities = np.stack([np.where(references == k, right, 1 - right) for k in (0, 1)], axis=1)
     of_subject = np.arange(count) // 9
     for fold, run in enumerate(row.runs):
-        (run.folder / "release").mkdir(parents=True)
+        run.folder.mkdir(parents=True)
         write_args(run.folder / "args.yaml", run.config, run.config.resolve())
         rows = np.flatnonzero(np.arange(count) // 3 % len(row.runs) == fold)
         tested = CellPredictions(
@@ -66,8 +70,7 @@ def finish_runs(row: Row, subjects: int = 6, wrong_in: int = 3, kept_epoch: int 
         block = {"split": {"fingerprint": f"f{fold}"}, "metrics": measure(tested)}
         recipe = asdict(run.config.resolve())
         metrics = {"recipe": recipe, "data": data, "training": training, "evaluations": [block]}
-        for folder in (run.folder, run.folder / "release"):
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+        (run.folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def with_config(row: Row, config: TrainingConfig) -> Row:
@@ -77,8 +80,8 @@ def with_config(row: Row, config: TrainingConfig) -> Row:
 
 def test_every_claim_has_its_recipe_and_its_data_set() -> None:
     assert len(CLAIMS) == 10
+    assert CLAIMS.keys() == PRIOR_RECIPES.keys()
     for name, claim in CLAIMS.items():
-        assert get_recipe(name) is RECIPES[name]
         assert claim.dataset in DATASETS
         assert f"prior_{claim.system.lower()}_" in name
         assert all(0 < value < 1 for value in claim.figures.values()) and "accuracy" in claim.figures
@@ -329,8 +332,9 @@ def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> Non
             ),
             *("--output_dir", str(folder / "runs"), "--output", str(folder / "results")),
         ]
-        command = [sys.executable, "-m", "leukoscope", "experiment", "reproduce", *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+        command = [sys.executable, "-m", "research.prior_systems", *flags]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "bufsize": 1}
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, **output)
 
     def result_of(folder: Path) -> tuple[dict[str, Any], CellPredictions]:
         file = folder / "results" / "prior_d_baseline_cnn-unseen.json"
@@ -359,3 +363,64 @@ def test_a_row_killed_half_way_resumes_to_the_same_result(tmp_path: Path) -> Non
     assert again.cell_ids == predicted.cell_ids
     np.testing.assert_array_equal(again.probabilities, predicted.probabilities)
     assert (result["metrics"], result["intervals"]) == (expected["metrics"], expected["intervals"])
+
+
+# The program
+
+
+def test_the_table_has_ten_rows_before_anything_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--table", "--output", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("| not run | not run |") == 10
+    assert said.endswith(f"{RESEARCH_NOTICE}\n")
+
+
+def test_cells_must_be_named() -> None:
+    with pytest.raises(LeukoscopeError, match=r"^name the cells, with --dataset_name cnmc2019 "):
+        main(["--recipe", "prior_d_baseline_cnn"])
+
+
+def test_phantoms_never_stand_among_the_prior_results() -> None:
+    with pytest.raises(
+        LeukoscopeError, match=r"^--dataset_name phantoms: prior_d_baseline_cnn is rebuilt on cnmc2019; "
+    ):
+        main(["--recipe", "prior_d_baseline_cnn", "--dataset_name", "phantoms"])
+
+
+def test_an_error_ends_the_program_in_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "research.prior_systems", "--dataset_name", "phantoms", "--recipe", "vgg"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: --recipe vgg: unknown; choose one of prior_e_")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_rows_are_made_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--image_size", 64, "--num_train_epochs", 1, "--max_train_samples", 48, "--num_folds", 3)
+    argv = (
+        "--recipe",
+        "prior_d_baseline_cnn",
+        "--output",
+        tmp_path / "rows",
+        *small,
+        "--dataset_name",
+        "phantoms",
+        "--output_dir",
+        tmp_path / "runs",
+    )
+    main([*map(str, argv)])
+    said = capsys.readouterr().out
+    random, unseen = (tmp_path / "rows" / f"prior_d_baseline_cnn-{p}.json" for p in ("random", "unseen"))
+    assert str(random) in said and str(unseen) in said
+    made = json.loads(unseen.read_text())
+    assert [(fold["epochs_run"], fold["cells"]) for fold in made["training"]["folds"]] == [(1, 48)] * 3
+    runs = tmp_path / "runs" / "prior_d_baseline_cnn-unseen"
+    assert all((runs / f"fold-{fold}" / "figures" / "confusion.png").is_file() for fold in range(3))
+    assert not (runs / "fold-0" / "release").exists(), "a release cannot hold its network"
+    main([*map(str, argv)])
+    assert capsys.readouterr().out.count("has its row, skipped") == 2
+    main(["--table", "--output", str(tmp_path / "rows")])
+    table = capsys.readouterr().out
+    assert f"{made['metrics']['accuracy']:.3f}" in table and table.count("not run") == 18

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from readme_tables import (
+
+from leukoscope import LeukoscopeError
+from leukoscope.evaluation.bootstrap import point_metrics
+from leukoscope.evaluation.metrics import CellPredictions, headline
+from leukoscope.training.config import TrainingConfig
+from research.readme_tables import (
     FLAG_REMARKS,
     HF_FLAGS,
     TIMM_FLAGS,
@@ -27,11 +32,6 @@ from readme_tables import (
     speed_table,
     update_tables,
 )
-
-from leukoscope import LeukoscopeError
-from leukoscope.evaluation.bootstrap import point_metrics
-from leukoscope.evaluation.metrics import CellPredictions, headline
-from leukoscope.training.config import TrainingConfig
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/metrics.json"))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import smears
 from PIL import Image
 
 from leukoscope.data.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE, smear_picture
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.inference.predictor import Predictor
+from research import smears
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet201-ball4"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leukoscope.reports.tables import ablation_table, prior_notes, prior_table
+from research.tables import ablation_table, prior_notes, prior_table
 
 PRIOR: dict[str, Any] = {
     "protocol": "unseen",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.recipes import RECIPES, check_ranges, get_recipe
+from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, TrainingConfig, parse_config
 from leukoscope.training.run_folder import write_args
 
@@ -100,8 +100,6 @@ def test_unknown_recipe_is_refused() -> None:
     [
         ("max_train_samples", -1, 1),
         ("max_eval_samples", 0, 1),
-        ("num_train_epochs", 0, 1),
-        ("per_device_train_batch_size", 0, 1),
         ("per_device_eval_batch_size", 0, 1),
         ("early_stopping_patience", 0, 1),
         ("seed", -1, 0),
@@ -112,11 +110,6 @@ def test_numbers_no_run_can_use_are_refused(flag: str, value: int, least: int) -
         parse_config([f"--{flag}", str(value)]).resolve()
     assert str(refused.value) == f"--{flag} {value}: give {least} or more"
     parse_config([f"--{flag}", str(least)]).resolve()
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_within_the_ranges(name: str) -> None:
-    check_ranges(RECIPES[name], {})
 
 
 def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
@@ -173,43 +166,29 @@ def test_a_value_of_another_type_ends_in_one_line(flag: str) -> None:
             "--lr_scheduler_type step: unknown; choose one of cosine, constant, linear, ",
         ),
         (["--max_train_steps", "0"], "--max_train_steps 0: give 1 or more"),
-        (["--image_size", "8"], "--image_size 8: densenet121 needs 32 or more"),
-        (["--image_size", "1100"], "--image_size 1100: releases are read up to 1024; give that or less"),
-        (["--dataset_name", "cnmc2019", "--override", "image_size=8"], "--image_size 8: densenet121 needs 32 or more"),
+        (["--image_size", "8"], "--image_size 8: input should be greater than or equal to 32"),
+        (["--image_size", "1100"], "--image_size 1100: input should be less than or equal to 1024"),
+        (["--num_train_epochs", "0"], "--num_train_epochs 0: input should be greater than or equal to 1"),
         (
-            ["--dataset_name", "cnmc2019", "--override", "num_train_epochs=0"],
-            "--override num_train_epochs=0: give 1 or more",
+            ["--per_device_train_batch_size", "0"],
+            "--per_device_train_batch_size 0: input should be greater than or equal to 1",
         ),
         (
             ["--dataset_name", "cnmc2019", "--override", "train_batch_size=-4"],
-            "--override train_batch_size=-4: give 1 or more",
+            "--override train_batch_size=-4: input should be greater than or equal to 1",
         ),
-        (
-            ["--override", "framing=cell"],
-            "--override framing=cell: timm frames no cell, so that plain pipeline() would",
-        ),
-        (["--override", "learning_rate=-1"], "--override learning_rate=-1.0: give a number above 0"),
-        (["--override", "learning_rate=-1E-4"], "--override learning_rate=-0.0001: give a number above 0"),
-        (["--override", "learning_rate=1.2.3e-4"], "--override learning_rate=1.2.3e-4: '1.2.3e-4' does not fit"),
-        (["--override", "learning_rate=.nan"], "--override learning_rate=nan: give a number above 0"),
-        (["--override", "label_smoothing=2"], "--override label_smoothing=2.0: give 0 or more, at most 1"),
-        (["--override", "augmentation.scale=-2"], "--override augmentation.scale=-2.0: give 0 or more"),
-        (["--override", "std=[0, 0, 0]"], "--override std=(0.0, 0.0, 0.0): give a number above 0"),
-        (["--override", "batch_norm_cells=-4"], "--override batch_norm_cells=-4: give 0 or more"),
-        (["--override", "epoch_cells=-5"], "--override epoch_cells=-5: give 0 or more"),
-        (["--override", "warmup_steps=-3"], "--override warmup_steps=-3: give 0 or more"),
-        (["--override", "max_grad_norm=-1"], "--override max_grad_norm=-1.0: give a number above 0"),
-        (["--override", "plateau.factor=-1"], "--override plateau.factor=-1.0: give a number above 0, at most 1"),
-        (["--override", "plateau.patience=0"], "--override plateau.patience=0: give 1 or more"),
-        (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: give 0 or more"),
+        (["--override", "learning_rate=-1E-4"], "--override learning_rate=-1E-4: input should be greater than 0"),
+        (["--override", "learning_rate=1.2.3e-4"], "--override learning_rate=1.2.3e-4: input should be a valid number"),
+        (["--override", "warmup_steps=-3"], "--override warmup_steps=-3: input should be greater than or equal to 0"),
+        (["--num_warmup_steps", "-1"], "--num_warmup_steps -1: input should be greater than or equal to 0"),
         (["--train_val_split", "1.0"], "--train_val_split 1.0: give a share of train from 0 to below 1"),
         (
             ["--train_val_split", "0.2", "--split", "subject"],
             "--train_val_split 0.2: has no effect with --split subject, which sets its own share apart; leave one out",
         ),
         (["--report_to", "tensorboard"], "--report_to tensorboard: has no effect alone; add --with_tracking"),
-        (["--learning_rate", "-1"], "--learning_rate -1.0: give a number above 0"),
-        (["--weight_decay", "-2"], "--weight_decay -2.0: give 0 or more"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: input should be greater than 0"),
+        (["--weight_decay", "-2"], "--weight_decay -2.0: input should be greater than or equal to 0"),
         (["--seed", "5000000000"], "--seed 5000000000: give a number below "),
         (["--split_file", "nowhere.json"], "--split_file nowhere.json: no such file"),
         (["--checkpointing_steps", "0"], "--checkpointing_steps 0: give epoch, no, or a number of steps from 1"),
@@ -295,15 +274,6 @@ def test_args_yaml_holds_every_flag_in_plain_values() -> None:
     assert set(flags) == {f.name for group in (DataArguments, ModelArguments, RunArguments) for f in fields(group)}
     assert flags["seed"] == 4
     assert json.loads(json.dumps(flags)) == flags
-
-
-@pytest.mark.parametrize(("recipe", "least"), [("densenet121", 32), ("prior_d_inception", 75)])
-def test_an_image_too_small_for_its_network_is_refused(recipe: str, least: int) -> None:
-    architecture = get_recipe(recipe).architecture
-    with pytest.raises(LeukoscopeError) as refused:
-        parse_config(["--recipe", recipe, "--image_size", str(least - 1)]).resolve()
-    assert str(refused.value) == f"--image_size {least - 1}: {architecture} needs {least} or more"
-    assert parse_config(["--recipe", recipe, "--image_size", str(least)]).resolve().image_size == least
 
 
 def test_the_schedule_and_its_warm_up_reach_the_recipe() -> None:

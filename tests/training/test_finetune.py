@@ -16,9 +16,11 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.models.build import build_network, classifier_parameters, is_rewritable, rewrite_for_timm
-from leukoscope.models.recipes import Head, Hidden, Recipe, get_recipe
+from leukoscope.models.build import build_network, model_args
+from leukoscope.models.layers import classifier_parameters
+from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
+from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.finetune import NetworkStart, follow_release, matching_outputs, start_from_release
 from leukoscope.training.losses import restore_class_frequencies
@@ -126,7 +128,7 @@ def test_uneven_frequencies_follow_their_class_into_our_order(tmp_path: Path, ce
 
 
 def test_a_head_trained_without_class_weights_keeps_its_bias(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    plain = {"name": "prior_d_resnet", "class_weighted": False}
+    plain = {"name": "densenet121", "class_weighted": False}
     folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(recipe=plain)), _network(2)
     started = _start(network, folder, cells, split)
     assert torch.equal(_head(network)[1], _head(load_release(folder).network)[1])
@@ -158,16 +160,6 @@ def test_other_classes_get_a_new_head_and_it_is_said(tmp_path: Path, cells: Fram
 )
 def test_classes_are_matched_by_name(theirs: Any, ours: Any, expected: Any) -> None:
     assert matching_outputs(theirs, ours) == expected
-
-
-def test_a_head_with_hidden_layers_goes_on_whole(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    recipe = replace(RECIPE, head=Head(batch_norm=True, hidden=(Hidden(8, batch_norm=True, dropout=0.2),)))
-    folder, network = _release(tmp_path / "r", _network(1, recipe)), _network(2, recipe)
-    _start(network, folder, cells, split, recipe)
-    released = load_release(folder).network.state_dict()
-    hidden = [name for name in released if name.startswith(("backbone.", "head.hidden.", "head.norm."))]
-    assert len(hidden) > 20
-    assert all(torch.equal(network.state_dict()[name], released[name]) for name in hidden)
 
 
 # What is recorded
@@ -316,10 +308,12 @@ def test_twins_that_share_their_tensors_are_told_apart(tmp_path: Path, cells: Fr
 
 
 def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    pooled_by_max = replace(RECIPE, head=Head(pooling="max"))
-    folder = _release(tmp_path / "r", _network(1, replace(RECIPE, head=Head(pooling="avg"))))
-    message = _refusal(_network(2, pooled_by_max), folder, cells, split, pooled_by_max)
-    assert message.startswith(f'--init_from {folder}: its head is {{"pooling": "avg"')
+    plain = replace(RECIPE, architecture="densenet121", block_config=(1, 1))
+    pooled_norm = replace(plain, pooled_norm=True)
+    described = {"architecture": "densenet121", "model_args": model_args(plain)}
+    folder = _release(tmp_path / "r", _network(1, plain), **described)
+    message = _refusal(_network(2, pooled_norm), folder, cells, split, pooled_norm)
+    assert message.startswith(f"--init_from {folder}: is another network than the recipe's (")
     raw = _release(tmp_path / "raw", _network(1), preprocessing=Preprocessing(32, 1.0, mean=(0, 0, 0), std=(1, 1, 1)))
     assert _refusal(_network(2), raw, cells, split).startswith(
         f"--init_from {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe small is "
@@ -344,15 +338,14 @@ def _flags(release: Path, *more: str) -> TrainingConfig:
 
 
 def _small(folder: Path, metrics: dict[str, Any]) -> Path:
-    recipe = get_recipe("prior_d_baseline_cnn")
-    network = build_network(recipe, 2)
-    return _release(folder, network, architecture="baseline_cnn", preprocessing=Preprocessing(48, 1.0), metrics=metrics)
+    network = build_network(get_recipe("densenet121"), 2)
+    return _release(folder, network, architecture="densenet121", preprocessing=Preprocessing(48, 1.0), metrics=metrics)
 
 
 def test_recipe_and_image_size_follow_the_release(tmp_path: Path) -> None:
-    folder = _small(tmp_path / "r", _metrics(recipe={"name": "prior_d_baseline_cnn"}))
+    folder = _small(tmp_path / "r", _metrics(recipe={"name": "densenet169"}))
     config = _flags(folder)
-    assert (config.model.recipe, config.resolve().image_size) == ("prior_d_baseline_cnn", 48)
+    assert (config.model.recipe, config.resolve().image_size) == ("densenet169", 48)
     assert not config.start_weights.from_scratch
     assert "--init_from r" in config.command() and str(tmp_path) not in config.command()
     assert _flags(folder, "--image_size", "64").resolve().image_size == 64
@@ -363,8 +356,7 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
     read_at_a_block = build_network(get_recipe("densenet169_block2"), 2).eval()
-    assert is_rewritable(read_at_a_block)
-    plain, built_with = rewrite_for_timm(read_at_a_block, "densenet169", torch.randn(2, 3, 64, 64))
+    plain, built_with = rewrite_for_timm(read_at_a_block, torch.randn(2, 3, 64, 64)), {"block_config": [6, 12]}
     metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
     release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
     followed = follow_release(str(release), None, None)
@@ -387,7 +379,7 @@ def test_a_release_of_an_unknown_recipe_needs_one_named(tmp_path: Path) -> None:
         with pytest.raises(LeukoscopeError) as refused:
             _flags(folder)
         assert str(refused.value) == f"--init_from {folder}: {said}; name one of its architecture with --recipe"
-        assert _flags(folder, "--recipe", "prior_d_baseline_cnn").model.image_size == 48
+        assert _flags(folder, "--recipe", "densenet121").model.image_size == 48
 
 
 def test_two_starts_exclude_each_other_before_the_release_is_opened(tmp_path: Path) -> None:

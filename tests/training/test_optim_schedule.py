@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from leukoscope.models.recipes import Plateau, Recipe, Schedule
-from leukoscope.training.optim import BestEpoch, EpochOutcome, PlateauController, cosine_with_warmup, gain, set_rates
+from leukoscope.models.recipes import Recipe, Schedule
+from leukoscope.training.optim import BestEpoch, EpochOutcome, cosine_with_warmup, gain, set_rates
 
 
 def test_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:
@@ -95,105 +94,6 @@ def test_a_metric_by_subject_gives_way_to_its_pooled_form() -> None:
 def test_a_loss_gains_by_falling() -> None:
     assert gain({"val_loss": 0.2}, "val_loss") > gain({"val_loss": 0.3}, "val_loss")
     assert gain({"val_accuracy": 0.3}, "val_accuracy") > gain({"val_accuracy": 0.2}, "val_accuracy")
-
-
-# The plateau, walked epoch by epoch
-
-
-@dataclass
-class Walk:
-    """A scripted course: train accuracy, the monitored value, and what must follow from each epoch."""
-
-    plateau: Plateau
-    rows: list[tuple[float, float]]
-    improved: str
-    rates: list[float]
-    stops: bool = True
-
-
-NAN = float("nan")
-ACCURACY = Plateau("val_accuracy", factor=0.5, patience=1, stop_patience=3)
-LOSS = Plateau("val_loss", factor=0.1, patience=2, stop_patience=2)
-SYSTEM_E = Plateau("val_loss", factor=0.5, patience=1, stop_patience=3, until_train_accuracy=0.9)
-
-WALKS = {
-    "always better": Walk(ACCURACY, [(0, 0.1), (0, 0.2), (0, 0.3)], "+++", [1, 1, 1], stops=False),
-    "three cuts in a row": Walk(ACCURACY, [(0, 0.5), (0, 0.4), (0, 0.3), (0, 0.2)], "+---", [1, 0.5, 0.25, 0.125]),
-    "an equal score is no improvement": Walk(ACCURACY, [(0, 0.5)] * 4, "+---", [1, 0.5, 0.25, 0.125]),
-    "a gain starts the count of cuts anew, and the rate stays low": Walk(
-        ACCURACY,
-        [(0, 0.5), (0, 0.4), (0, 0.4), (0, 0.6), (0, 0.5), (0, 0.5), (0, 0.5)],
-        "+--+---",
-        [1, 0.5, 0.25, 0.25, 0.125, 0.0625, 0.03125],
-    ),
-    "better than the last is not better than the best": Walk(
-        ACCURACY, [(0, 0.5), (0, 0.3), (0, 0.4), (0, 0.45)], "+---", [1, 0.5, 0.25, 0.125]
-    ),
-    "patience 2 waits two epochs a cut": Walk(
-        LOSS, [(0, 1.0), (0, 1.1), (0, 1.2), (0, 1.0), (0, 1.3)], "+----", [1, 1, 0.1, 0.1, 0.01]
-    ),
-    "a gain within the patience starts the waiting anew": Walk(
-        LOSS, [(0, 1.0), (0, 1.1), (0, 0.9), (0, 1.0), (0, 1.0)], "+-+--", [1, 1, 1, 1, 0.1], stops=False
-    ),
-    "a loss that is no number is never better": Walk(
-        LOSS, [(0, NAN), (0, NAN), (0, 1.0), (0, NAN)], "--+-", [1, 0.1, 0.1, 0.1], stops=False
-    ),
-    "training accuracy counts below the limit, whatever the loss": Walk(
-        SYSTEM_E, [(0.6, 1.0), (0.7, 2.0), (0.8, 3.0)], "+++", [1, 1, 1], stops=False
-    ),
-    "a lower loss is no gain below the limit": Walk(SYSTEM_E, [(0.6, 1.0), (0.5, 0.5)], "+-", [1, 0.5], stops=False),
-    "from the limit on the loss counts, against its lowest so far": Walk(
-        SYSTEM_E, [(0.6, 1.0), (0.8, 0.5), (0.9, 0.6), (0.95, 0.4)], "++-+", [1, 1, 0.5, 0.5], stops=False
-    ),
-    "cuts in a row are counted across the change": Walk(
-        SYSTEM_E, [(0.8, 0.5), (0.7, 0.5), (0.75, 0.6), (0.92, 0.7)], "+---", [1, 0.5, 0.25, 0.125]
-    ),
-    "falling below the limit, training accuracy counts again": Walk(
-        SYSTEM_E, [(0.85, 0.9), (0.95, 0.5), (0.89, 0.4), (0.96, 0.45)], "++--", [1, 1, 0.5, 0.25], stops=False
-    ),
-}
-
-
-def _row(plateau: Plateau, epoch: tuple[float, float]) -> dict[str, float]:
-    return {"train_accuracy": epoch[0], plateau.monitor: epoch[1]}
-
-
-@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
-def test_the_plateau_controller_walks_a_scripted_course(walk: Walk) -> None:
-    controller = PlateauController(walk.plateau)
-    outcomes, rates = [], []
-    for epoch in walk.rows:
-        outcomes.append(controller.update(_row(walk.plateau, epoch)))
-        rates.append(controller.rate)
-    assert "".join("-+"[outcome.improved] for outcome in outcomes) == walk.improved
-    assert rates == pytest.approx(walk.rates)
-    assert [bool(outcome.stop_reason) for outcome in outcomes] == [False] * (len(walk.rows) - 1) + [walk.stops]
-
-
-def test_the_controller_says_what_it_watched_and_why_it_stops() -> None:
-    controller = PlateauController(SYSTEM_E)
-    watched = [controller.update(_row(SYSTEM_E, epoch)).watched for epoch in ((0.89, 1.0), (0.9, 1.0), (0.2, 1.0))]
-    assert watched == ["train_accuracy", "val_loss", "train_accuracy"]
-    assert controller.update(_row(SYSTEM_E, (0.2, 1.0))).stop_reason == "3 cuts of the learning rate brought no gain"
-
-
-@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
-def test_a_controller_restored_from_json_continues_as_if_never_left(walk: Walk) -> None:
-    whole, resumed = PlateauController(walk.plateau), PlateauController(walk.plateau)
-    for epoch in walk.rows:
-        kept = json.loads(json.dumps(resumed.state_dict()))
-        resumed = PlateauController(walk.plateau)
-        resumed.load_state_dict(kept)
-        assert resumed.update(_row(walk.plateau, epoch)) == whole.update(_row(walk.plateau, epoch))
-        assert resumed.rate == whole.rate
-
-
-def test_a_state_once_taken_does_not_change_with_its_controller() -> None:
-    controller = PlateauController(ACCURACY)
-    controller.update(_row(ACCURACY, (0, 0.5)))
-    state = controller.state_dict()
-    controller.update(_row(ACCURACY, (0, 0.6)))
-    assert state["best"]["val_accuracy"] == 0.5
 
 
 def test_the_best_epoch_is_remembered_through_a_checkpoint() -> None:

@@ -31,7 +31,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import Head, Hidden, Penalty, Recipe
+from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 RECIPE = Recipe(
     name="small",
-    architecture="test_resnet",
+    architecture="densenet121",
     base_model="",
     image_size=32,
     num_train_epochs=5,
@@ -51,8 +51,8 @@ RECIPE = Recipe(
     head_learning_rate=1e-2,
     drop_rate=0.0,
     # Batch normalisation in the head too: a batch of one process is normalised by itself, on two processes as on one.
-    head=Head(batch_norm=True, hidden=(Hidden(8),)),
-    penalty=Penalty(weight_l2=1e-2, bias_l1=1e-2),
+    block_config=(1, 1),
+    pooled_norm=True,
 )
 
 

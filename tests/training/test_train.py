@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from leukoscope.models.remote.networks import OwnNetwork
 from safetensors.torch import load_file, save_file
 
 from leukoscope import LeukoscopeError
@@ -112,12 +112,6 @@ def test_args_yaml_holds_the_flags_and_the_recipe_they_resolved_to(finished: Pat
     assert args["flags"]["dataset_name"] == "phantoms"
     assert args["resolved_recipe"]["image_size"] == 32
     assert args["resolved_recipe"]["architecture"] == "densenet121"
-
-
-def test_a_network_that_sees_framed_cells_brings_its_code_and_is_not_rewritten(tiny_run: Run) -> None:
-    run = tiny_run("--override", "head.levels=[1]", "block_config=[]", "framing=cell")
-    release = load_release(run / "release")
-    assert release.preprocessing.framing == "cell" and isinstance(release.network, OwnNetwork)
 
 
 def test_summary_has_a_row_an_epoch(finished: Path) -> None:
@@ -273,16 +267,6 @@ def test_keeps_the_best_epoch_and_stops_when_patience_ends(
     said = capsys.readouterr().out
     assert "no better validation score for 2 epochs: stopped" in said
     assert "kept epoch 2: validation balanced accuracy 0.900" in said
-
-
-def test_a_rate_that_follows_validation_is_refused_where_there_is_none(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(own_cells, tmp_path / "run", "--recipe", "prior_a_efficientnet_b3", "--split", "all")
-    message = _refusal(config)
-    assert message.startswith(
-        "--recipe prior_a_efficientnet_b3: its learning rate follows the validation cells and split all ("
-    )
-    assert message.endswith(") has none; leave out --no_validation or choose another --split")
-    assert not (tmp_path / "run" / "args.yaml").exists()
 
 
 def test_without_validation_the_last_epoch_is_kept(own_cells: Path, tmp_path: Path) -> None:
@@ -515,10 +499,20 @@ def _refusal(config: TrainingConfig) -> str:
 
 
 def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(
-        own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "head.batch_norm=true"
-    )
+    config = _own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "pooled_norm=true")
     assert _refusal(config).startswith("--per_device_train_batch_size 1: the head of this recipe normalises over")
+
+
+def test_a_run_whose_release_cannot_be_written_has_no_metrics(
+    own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise LeukoscopeError("no space")
+
+    monkeypatch.setattr("leukoscope.training.train.save_release", full_disk)
+    assert _refusal(_own(own_cells, tmp_path / "run")) == "no space"
+    assert (tmp_path / "run" / "predictions.parquet").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
 
 
 def test_a_class_without_training_cells_is_refused(own_cells: Path, tmp_path: Path) -> None:
@@ -601,6 +595,25 @@ def test_a_refused_command_leaves_a_finished_run_alone(
     before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))
     assert message in _refusal(config)
     assert _contents(tmp_path / "run") == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on Windows")
+def test_pipes_and_circles_of_links_are_named_and_the_others_train(
+    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = next(path for path in sorted(own_cells.iterdir()) if path.is_dir())
+    os.mkfifo(home / "p9_pipe.png")
+    (home / "circle").symlink_to(own_cells)
+    (home / "p9_one.png").symlink_to(home / "p9_two.png")
+    (home / "p9_two.png").symlink_to(home / "p9_one.png")
+    signal.alarm(120)  # who waits for a pipe waits for ever
+    try:
+        train(_own(own_cells, tmp_path / "run"))
+    finally:
+        signal.alarm(0)
+    said = capsys.readouterr().out
+    assert f"{home / 'p9_pipe.png'}: is no regular file but a pipe or a device" in said
+    assert f"{home / 'p9_one.png'}: " in said and f"{home / 'p9_two.png'}: " in said
 
 
 @pytest.mark.parametrize("writes", ["write_environment", "append_row", "evaluate_predictions"])

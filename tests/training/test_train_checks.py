@@ -14,12 +14,12 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split, make_split
 from leukoscope.models.build import build_network
-from leukoscope.models.recipes import Plateau, Recipe
+from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import require_whole_step
 from leukoscope.training.optim import make_optimizer
 from leukoscope.training.run_folder import disk_space_needed, require_disk_space
-from leukoscope.training.train import choose_split, missing_classes, require_validation
+from leukoscope.training.train import choose_split, missing_classes
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
 
@@ -29,10 +29,8 @@ def _of(label: str, cell_ids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def test_a_run_that_can_end_well_passes(tmp_path: Path, cells: FramedCells, split: Split) -> None:
-    plateau = replace(RECIPE, plateau=Plateau())
-    for sides, recipe in ((split, RECIPE), (split, plateau), (make_split(cells.data, "all"), RECIPE)):
-        require_validation(sides, recipe)
-        require_disk_space(tmp_path, build_network(recipe, 2), recipe, 2)
+    for sides in (split, make_split(cells.data, "all")):
+        require_disk_space(tmp_path, build_network(RECIPE, 2), RECIPE, 2)
         assert missing_classes(cells, sides) == ()
 
 
@@ -41,16 +39,6 @@ def test_a_side_that_lacks_a_class_is_noted(cells: FramedCells, split: Split, si
     thin = replace(split, **{side: _of("HEM", getattr(split, side))})
     assert missing_classes(cells, thin) == (
         f"{side} side: no cell of class ALL; its metrics cover the other classes only",
-    )
-
-
-def test_a_rate_that_follows_validation_needs_some(cells: FramedCells) -> None:
-    everything, recipe = make_split(cells.data, "all"), replace(RECIPE, plateau=Plateau())
-    with pytest.raises(LeukoscopeError) as refused:
-        require_validation(everything, recipe)
-    assert str(refused.value) == (
-        "--recipe small: its learning rate follows the validation cells and split all (every cell trains) has none; "
-        "leave out --no_validation or choose another --split"
     )
 
 
@@ -148,17 +136,15 @@ def test_a_full_disk_is_refused_with_what_is_needed(tmp_path: Path, monkeypatch:
 
 
 def test_the_room_for_checkpoints_is_enough_and_not_wildly_more(tmp_path: Path) -> None:
-    for kind in ("adamw", "sgd"):
-        recipe = replace(RECIPE, optimizer=kind)
-        network = build_network(recipe, 2)
-        optimizer = make_optimizer(network, recipe)
-        network(torch.zeros(2, 3, 32, 32)).sum().backward()
-        optimizer.step()
-        best = {k: v.clone() for k, v in network.state_dict().items()}
-        torch.save((network.state_dict(), best, optimizer.state_dict()), tmp_path / "checkpoint")
-        written = (tmp_path / "checkpoint").stat().st_size
-        a_checkpoint = disk_space_needed(network, recipe, 2) - disk_space_needed(network, recipe, 1)
-        assert 0.6 * written < a_checkpoint < 1.5 * written, kind
+    network = build_network(RECIPE, 2)
+    optimizer = make_optimizer(network, RECIPE)
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    best = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.save((network.state_dict(), best, optimizer.state_dict()), tmp_path / "checkpoint")
+    written = (tmp_path / "checkpoint").stat().st_size
+    a_checkpoint = disk_space_needed(network, RECIPE, 2) - disk_space_needed(network, RECIPE, 1)
+    assert 0.6 * written < a_checkpoint < 1.5 * written
     assert disk_space_needed(network, RECIPE, 1) - disk_space_needed(network, RECIPE, 0) == 2 * (
         disk_space_needed(network, RECIPE, 2) - disk_space_needed(network, RECIPE, 1)
     ), "a new checkpoint is whole before an old one goes"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from transformers import pipeline
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.synthetic import draw_cell
+from leukoscope.models.build import StartWeights, build_network, load_start_weights
+from leukoscope.models.recipes import timm_recipe
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 
@@ -105,5 +109,28 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LeukoscopeError, match=r"oblong: its pretrained_cfg cannot be followed \(input_size is "):
         parse_config(["--model_name_or_path", str(oblong)])
     (tmp_path / "weights.pth").write_bytes(b"pickled")
-    with pytest.raises(LeukoscopeError, match="weights.pth: is a file; .* `leukoscope release convert "):
+    with pytest.raises(LeukoscopeError, match="weights.pth: is a file; give the folder of a release, or "):
         parse_config(["--model_name_or_path", str(tmp_path / "weights.pth")])
+
+
+@pytest.mark.parametrize("size", [56, 224])
+def test_the_lines_of_the_docs_make_a_checkpoint_of_dinov2_start_weights(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DinoBloom's layout: a teacher's backbone by DINOv2's names, with the heads of its training."""
+    monkeypatch.chdir(tmp_path)
+    donor = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224)
+    teacher = {f"backbone.{name}": tensor for name, tensor in donor.state_dict().items()}
+    teacher |= {"backbone.mask_token": torch.zeros(1, 384), "dino_head.mlp.0.weight": torch.zeros(2, 2)}
+    torch.save({"teacher": teacher}, "DinoBloom-S.pth")
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "DinoBloom" in block)
+    exec(lines, {})
+
+    recipe = replace(timm_recipe("vit_small_patch14_dinov2", "--recipe"), image_size=size)
+    network = build_network(recipe, 2)
+    load_start_weights(network, recipe, StartWeights(file=tmp_path / "DinoBloom-S.safetensors"))
+    ours, theirs = network.state_dict(), donor.state_dict()
+    blocks = [name for name in theirs if name.startswith("blocks.")]
+    assert len(blocks) == 12 * 14 and all(torch.equal(ours[name], theirs[name]) for name in blocks)
+    assert torch.equal(ours["pos_embed"], theirs["pos_embed"]) == (size == 224)

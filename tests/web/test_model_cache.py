@@ -15,6 +15,7 @@ from PIL import Image
 
 from hub_server import Hub
 from leukoscope import LeukoscopeError
+from leukoscope.data.synthetic import draw_field
 from leukoscope.models.hub_download import cached_repository
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
 from leukoscope.web.result import predict_cell
@@ -55,6 +56,22 @@ def test_it_keeps_the_model_asked_for_however_large(tiny_release: Path) -> None:
     models.predictor("a")
     models.predictor("b")
     assert models.loaded == ["b"]
+
+
+def test_a_field_goes_through_the_network_in_small_parts(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell waits until those before it are through: of sixteen, for seconds on a busy machine."""
+    models, sizes = ModelCache({"tiny": tiny_release}), []
+    backend = models.predictor("tiny").backend
+
+    def counted(self: Any, pixels: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(pixels))
+        return call(self, pixels, *args, **options)
+
+    call = type(backend).__call__
+    monkeypatch.setattr(type(backend), "__call__", counted)
+    field = draw_field(("ALL", "HEM") * 4, size=(400, 520), um_per_pixel=0.2).image
+    assert len(models.read_field(models.predictor("tiny"), Image.fromarray(field), "a.png", 0.2).cells) == 8
+    assert sum(sizes) >= 7 and max(sizes) <= 4
 
 
 def test_slow_downloads_keep_nobody_from_a_prediction(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from leukoscope.files import disk_errors
 from leukoscope.progress import progress
 
 if TYPE_CHECKING:
-    from leukoscope.data.loading import FolderReport, LoadedCells
+    from leukoscope.data.inspection import FolderReport
+    from leukoscope.data.loading import LoadedCells
 
 
 def check(
@@ -43,7 +44,8 @@ def check(
     Reads names and file headers only; `leukoscope data audit` reads the images. Exit code: 0 the cells can be trained
     on, whatever problems are listed; 1 they cannot.
     """
-    from leukoscope.data.loading import LEAST_CELLS, PRELIMINARY_TEST, inspect_folder
+    from leukoscope.data.inspection import LEAST_CELLS, inspect_folder
+    from leukoscope.data.loading import PRELIMINARY_TEST
 
     report = inspect_folder(folder, subject_pattern=subject_pattern, labels=labels)
     info = report.info
@@ -142,7 +144,7 @@ def audit(
     on one side, known subject aliases among them, are listed but do not count; neither do odd images, nor shortcuts:
     where a feature outside the cell separates the classes far better than chance, the summary ends with a warning.
     """
-    from leukoscope.data.loading import recognise
+    from leukoscope.data.inspection import recognise
 
     if split and split_file:
         raise LeukoscopeError(f"--split {split} --split_file {split_file}: both name the split; give one")

@@ -172,7 +172,7 @@ def _crop_paths(crops: Path, slides: Mapping[Path, Path]) -> dict[Path, Path]:
     """
     taken: set[str] = set()
     for path, slide in slides.items():
-        if (crops / slide).resolve() == path.resolve().parent:
+        if os.path.realpath(crops / slide) == os.path.dirname(os.path.realpath(path)):
             raise LeukoscopeError(
                 f"--crops {crops}: crops would lie among the fields of {path.parent}; name another folder"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -175,7 +176,8 @@ def save_png(image: Image, path: Path, title: str) -> None:
 
 def file_key(path: Path) -> str:
     """The same for any two paths that some file system takes for one file, as it ignores upper and lower case."""
-    return str(path.resolve()).casefold()
+    # Not `Path.resolve`, which fails for a circle of links.
+    return os.path.realpath(path).casefold()
 
 
 def numbered(path: Path, taken: set[str]) -> Path:

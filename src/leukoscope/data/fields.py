@@ -1,20 +1,19 @@
-"""From a smear to its cells: its stain and scale, and its nucleated cells, each with its outline and a box.
+"""From a field of view to its nucleated cells, each with its outline and a box: view, stain, scale, cells.
 
-A classifier of cut-out cells was not trained on red cells, scale bars or platelets; this module cuts a field of view
-into its nucleated cells. Nuclei absorb far more green than blue, red cells as much of both, print and dirt as much of
-all colours: the difference of the two optical densities tells them apart in each pixel, whatever the lamp. All lengths
-are micrometres, and the field is processed in tiles at one fixed pitch, so memory does not grow with its size.
+Nuclei absorb far more green than blue, red cells as much of both, print and dirt as much of all colours: the difference
+of the two optical densities tells them apart in each pixel, whatever the lamp. Lengths are micrometres, and a field is
+processed in tiles at one fixed pitch, so memory does not grow with its size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -33,8 +32,7 @@ FLAT = 8
 FLAT_LINE = 0.95  # share of a line
 # Bars hold titles and buttons.
 FLAT_BARS = 0.7  # mean share of their lines
-# A field's edge is a straight line at which at least this share of the pixels change; rows of cells are not so even.
-CHANGED_LINE = 0.4
+CHANGED_LINE = 0.4  # share of a line's pixels that change where a field begins; rows of cells are not so even
 # The black round an eyepiece's view is lit by stray light.
 DARK_NOISE = 24
 ROUND = 0.02  # of the radius
@@ -54,15 +52,12 @@ class Circle:
     y: float
     radius: float
 
-    def holds(self, x: ArrayLike, y: ArrayLike) -> Mask:
-        """Whether places lie within."""
-        return np.asarray(np.hypot(np.subtract(x, self.x), np.subtract(y, self.y)) <= self.radius)
-
     def mask(self, box: tuple[float, float, float, float], shape: tuple[int, int]) -> Mask:
         """(h, w) bool: which pixels lie within, of a window (left, top, right, bottom) that is reduced to `shape`."""
         y, x = ((np.arange(n) + 0.5) / n for n in shape)
         left, top, right, bottom = box
-        return self.holds((left + (right - left) * x)[None, :], (top + (bottom - top) * y)[:, None])
+        away = np.hypot(left + (right - left) * x - self.x, (top + (bottom - top) * y - self.y)[:, None])
+        return np.asarray(away <= self.radius)
 
 
 @dataclass(frozen=True)
@@ -82,14 +77,14 @@ class View:
 
 
 def find_view(image: Image.Image) -> View:
-    """Find what of an RGB picture shows a field: not its borders, a window's bars, nor what surrounds a round view.
+    """Find the part of an RGB picture that shows a field: without borders, a window's bars, and what is round a view.
 
-    Borders end in a straight line, and an eyepiece's view in a circle. Plasma may be as even, but ends in cells.
+    Borders end in a straight line, an eyepiece's view in a circle, and plasma, which may be as even, in cells.
     """
     step = -(-max(image.size) // THUMBNAIL)
     pixels = np.asarray(image.reduce(step)).astype(np.int16)
     rows, columns = slice(0, pixels.shape[0]), slice(0, pixels.shape[1])
-    # Twice, because a border at the side hides one above, and the other way round.
+    # Twice, because a border at the side hides one above, and vice versa.
     for _ in range(2):
         rows = _without_bars(pixels[:, columns], rows)
         columns = _without_bars(pixels[rows].swapaxes(0, 1), columns)
@@ -105,7 +100,7 @@ def find_view(image: Image.Image) -> View:
 
 
 def _without_bars(pixels: NDArray[np.int16], lines: slice) -> slice:
-    """Which lines of (lines, …, 3) lie between the bars or borders at both ends; those found so far are given."""
+    """The lines of (lines, …, 3), of those given, that lie between the bars or borders at both ends."""
     start = lines.start + _bar(pixels[lines])
     return slice(start, lines.stop - _bar(pixels[start : lines.stop][::-1]))
 
@@ -138,28 +133,23 @@ def _round_view(pixels: NDArray[np.int16]) -> Circle | None:
     if not count or not around.any():
         return None
     seen = seen == 1 + np.argmax(np.bincount(seen.ravel())[1:])
-    # Where the picture's own edge cuts the view, its outline is no arc.
-    outline = np.zeros_like(seen)
-    outline[1:-1, 1:-1] = (seen & ndimage.binary_dilation(around))[1:-1, 1:-1]
-    y, x = (at + 0.5 for at in np.nonzero(outline))
+    # The picture's own edge may cut the view; its outline is no arc there.
+    y, x = (at + 1.5 for at in np.nonzero((seen & ndimage.binary_dilation(around))[1:-1, 1:-1]))
+    if len(x) < 32:
+        return None
     circle = _fitted_circle(x, y)
-    if circle is None:
+    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius)
+    circle = _fitted_circle(*(at[off <= np.median(off)] for at in (x, y)))
+    if circle.radius < SMALLEST_RADIUS * min(seen.shape) or len(x) < SHORTEST_ARC * circle.radius:
         return None
-    near = np.hypot(x - circle.x, y - circle.y)
-    circle = _fitted_circle(
-        *(at[np.abs(near - circle.radius) <= np.median(np.abs(near - circle.radius))] for at in (x, y))
-    )
-    if circle is None or circle.radius < SMALLEST_RADIUS * min(seen.shape) or len(x) < SHORTEST_ARC * circle.radius:
-        return None
-    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius) > max(1.0, ROUND * circle.radius)
+    off = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius)
     inside = circle.mask((0, 0, *seen.shape[::-1]), seen.shape)
-    return circle if off.mean() <= 1 - ROUND_SHARE and inside[seen].mean() >= ROUND_SHARE else None
+    is_round = (off > max(1.0, ROUND * circle.radius)).mean() <= 1 - ROUND_SHARE
+    return circle if is_round and inside[seen].mean() >= ROUND_SHARE else None
 
 
-def _fitted_circle(x: Floats, y: Floats) -> Circle | None:
-    """The circle of least squares; None of too few points."""
-    if len(x) < 16:
-        return None
+def _fitted_circle(x: Floats, y: Floats) -> Circle:
+    """The circle of least squares."""
     # |p|² = 2 p·centre + (radius² − |centre|²) is linear in what is sought (Kåsa 1976).
     terms = np.column_stack([2 * x, 2 * y, np.ones_like(x)])
     (centre_x, centre_y, rest), *_ = np.linalg.lstsq(terms, x**2 + y**2, rcond=None)
@@ -171,14 +161,12 @@ def _fitted_circle(x: Floats, y: Floats) -> Circle | None:
 # Nuclear stain (difference of the optical densities of green and blue) lies near 0 in red cells and at 0.4 to 1.3 in
 # nuclei of BCCD and the four-class B-ALL set; bluish red cells of the latter reach 0.3.
 THRESHOLD_RANGE = (0.24, 0.50)
-# Less than this holds no nucleus of any field that fits under a microscope's camera.
-SMALLEST_NUCLEAR_SHARE = 1e-6
+SMALLEST_NUCLEAR_SHARE = 1e-6  # less holds no nucleus of any field that fits under a microscope's camera
 SMEAR_NUCLEAR_SHARE = 0.005
 DARKEST_PLASMA = 110
 # An inverted plasma lies at 20 to 40; a nucleus that fills the picture, in the darkest stain, above 50.
 DARKEST_MIDDLE = 45
-# Yellow lamps reach 1.5 between red and blue.
-LARGEST_TINT = 1.8
+LARGEST_TINT = 1.8  # between two colours; yellow lamps reach 1.5
 STAINED = 0.12  # optical density
 GREY_SPREAD = 0.03
 RED_SPREADS = 2.5  # standard deviations of red cells, above their median; 3.2 or more in BCCD's training list
@@ -217,22 +205,15 @@ class Stain:
 
 
 def measure_stain(image: Image.Image, circle: Circle | None = None) -> Stain:
-    """Read plasma and threshold off the whole field, reduced to 512 pixels a side at most.
-
-    Args:
-        image: RGB field, as `find_view` cuts it out.
-        circle: what of it is field.
-    """
+    """Read plasma and threshold off an RGB field, cut out by `find_view`, of which `circle` is field."""
     pixels = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
     if circle is not None:
         pixels = pixels[circle.mask((0, 0, *image.size), pixels.shape[:2])]
     plasma = _plasma(pixels)
     stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(pixels, plasma))
-    if stain.problem:
-        return stain
     density = stain.density(pixels)
     density = density[density.mean(axis=-1) > STAINED]
-    if not density.size:
+    if stain.problem or not density.size:
         return stain
     if float(np.percentile(np.ptp(density, axis=-1), 95)) < GREY_SPREAD:
         return replace(stain, problem="the picture is grey: nuclei are told by their stain; give the colour photograph")
@@ -253,12 +234,12 @@ def _above_red_cells(level: Floats, threshold: float) -> float:
     for _ in range(10):
         below = level[level <= threshold]
         if not below.size:
-            return threshold
+            break
         middle = float(np.median(below))
-        spread = float(np.median(middle - below[below <= middle])) * 1.4826
-        if threshold >= middle + RED_SPREADS * spread:
-            return threshold
-        threshold = middle + RED_SPREADS * spread
+        clear = middle + RED_SPREADS * float(np.median(middle - below[below <= middle])) * 1.4826
+        if threshold >= clear:
+            break
+        threshold = clear
     return threshold
 
 
@@ -267,9 +248,7 @@ def looks_like_smear(image: Image.Image) -> bool:
     small = image.copy()
     small.thumbnail((256, 256))
     pixels = np.asarray(small)
-    black = float((~foreground(pixels)).mean())
-    plasma = _plasma(pixels)
-    if black >= 0.05 or _background_problem(pixels, plasma):
+    if (~foreground(pixels)).mean() >= 0.05 or _background_problem(pixels, _plasma(pixels)):
         return False
     # A blank page and a photograph of something pale are no smears.
     stain = measure_stain(image)
@@ -293,10 +272,10 @@ def _plasma(pixels: NDArray[np.uint8]) -> Floats:
 
 
 def _background_problem(pixels: NDArray[np.uint8], plasma: Floats) -> str:
+    """Why a picture's plasma is not that of a smear; "" where it is."""
     tint = float(plasma.max() / max(float(plasma.min()), 1))
     brightness = pixels.mean(axis=-1)
-    # Round what an eyepiece shows, a photograph is black.
-    lit = brightness[brightness > BACKGROUND_LEVEL]
+    lit = brightness[brightness > BACKGROUND_LEVEL]  # around an eyepiece's view, a photograph is black
     middle = float(np.median(lit)) if lit.size else 0.0
     if middle < DARKEST_MIDDLE:
         said = f"most of it is dark ({middle:.0f} of 255)"
@@ -322,6 +301,8 @@ def otsu_threshold(values: Floats) -> float:
     return float(centres[between.argmax()])
 
 
+# Scale
+
 # The largest disc within a red cell of 7.5 µm, as a threshold on its stain leaves it (BCCD's training list).
 RED_CELL_WIDTH = 5.9
 NUCLEUS_WIDTH = 8.0
@@ -330,8 +311,7 @@ NUCLEUS_WIDTH = 8.0
 SMOOTHING = 0.25
 PALLOR = 0.6  # half-width of a pale middle, at most, in widths of the ring about it
 FEWEST_RED_CELLS = 8
-# Of a round view, which is smaller, and whose rim cuts none of those counted.
-FEWEST_WHOLE_RED_CELLS = 4
+FEWEST_WHOLE_RED_CELLS = 4  # of a round view, which is smaller, and whose rim cuts none of those counted
 WINDOW, SAMPLE = 2048, 512
 
 
@@ -352,12 +332,7 @@ class Scale:
 
 
 def measure_scale(image: Image.Image, stain: Stain, circle: Circle | None = None) -> Scale | None:
-    """Read the scale off up to five windows of a field; None where nothing in it has a size.
-
-    Args:
-        image: RGB field, as `find_view` cuts it out.
-        circle: what of it is field.
-    """
+    """Read the scale off up to five windows of an RGB field, cut out by `find_view`; None where nothing has a size."""
     red, nuclear = [], []
     for pixels, step, box in _windows(image):
         inside = np.ones(pixels.shape[:2], bool) if circle is None else circle.mask(box, pixels.shape[:2])
@@ -367,12 +342,11 @@ def measure_scale(image: Image.Image, stain: Stain, circle: Circle | None = None
         pale = matter[~nuclei & (matter < 1) & inside]
         body = (matter > max(STAINED / 2, otsu_threshold(pale) if pale.size else 0)) & inside
         red_only = ~ndimage.binary_dilation(nuclei, iterations=2) & inside
-        # What an eyepiece does not show counts as matter: cells that its rim cuts are part of it, not narrow cells.
+        # The surroundings of a round view count as matter, so that cells that its rim cuts are no narrow cells.
         red += [width * step for width in _widths(_without_pallor(body | nuclei) | ~inside, red_only)]
         nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei) | ~inside, nuclei)]
+    typical, fewest = _typical(red), FEWEST_RED_CELLS if circle is None else FEWEST_WHOLE_RED_CELLS
     # Fringes of cytoplasm and platelets are many, but narrow.
-    typical = _typical(red) if red else 0.0
-    fewest = FEWEST_RED_CELLS if circle is None else FEWEST_WHOLE_RED_CELLS
     if sum(width > typical / 2 for width in red) >= fewest:
         return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
@@ -393,7 +367,7 @@ def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float, tup
         yield np.asarray(image.resize(size, Image.Resampling.BOX, box=box)), step, box
 
 
-def _widths(mask: NDArray[np.bool_], counted: NDArray[np.bool_]) -> list[float]:
+def _widths(mask: NDArray[np.bool_], counted: Mask) -> list[float]:
     """Widths (pixels) of the largest discs that fit in a mask, where `counted`; those cut by the edge seem narrower."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     peaks = (depth == ndimage.maximum_filter(depth, 5)) & counted & (depth >= 2.5)
@@ -402,7 +376,7 @@ def _widths(mask: NDArray[np.bool_], counted: NDArray[np.bool_]) -> list[float]:
     return (2 * ndimage.maximum(depth * peaks, discs, np.arange(1, count + 1))).tolist() if count else []
 
 
-def _without_pallor(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _without_pallor(body: Mask) -> Mask:
     """Red cells with their pale middles filled, but not the plasma that a ring of cells encloses."""
     widths = _widths(body, body)
     if not widths:
@@ -417,7 +391,9 @@ def _without_pallor(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _typical(widths: list[float]) -> float:
-    """The commonest width, each counted by its size: specks are many but small, clumps wide but few."""
+    """The commonest width, each counted by its size: specks are many but small, clumps wide but few; 0 of none."""
+    if not widths:
+        return 0.0
     logs = np.log(widths)
     at = np.linspace(logs.min(), logs.max(), 200)
     density = (np.asarray(widths) ** 1.5 * np.exp(-(((at[:, None] - logs) / SMOOTHING) ** 2) / 2)).sum(axis=1)
@@ -529,21 +505,21 @@ def find_cells(
     """Find the nucleated cells of a stained smear (Romanowsky stains: May-Grünwald-Giemsa, Wright, Leishman).
 
     Args:
-        image: RGB, a field of view of any size.
-        um_per_pixel: the picture's scale where it is known; else it is guessed from the red cells.
+        image: RGB field.
+        um_per_pixel: its scale; None reads it off the red cells, or off the nuclei where these are too few.
         scale_source: where `um_per_pixel` comes from.
         settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
-        most_cells: the search ends with an error at the first tile that shows more than that, or that shows, before
-            anything is made of them, 10 times as many peaks of what is stained.
+        most_cells: the search ends with an error at the first tile that shows more than that, or that shows 10 times
+            as many peaks of what is stained.
         check: called before each tile; what it raises ends the search.
 
     Returns:
-        The cells, and what their scale rests on. A field without stained nuclei has no cells, which is no error.
+        The cells; none where nothing is stained as a nucleus is.
 
     Raises:
-        UnusableField: a grey picture, one with a dark background, a scale that cannot be true, given or guessed, or too
-            many cells.
+        UnusableField: too dark, grey or inverted; a scale that no microscope has, or, guessed, that makes nuclei of
+            cells that are none; or more than `most_cells`.
     """
     if um_per_pixel is not None and not 0.01 <= um_per_pixel <= 2:
         raise UnusableField(
@@ -553,30 +529,16 @@ def find_cells(
     stain = measure_stain(view.image, view.circle)
     if stain.problem:
         raise UnusableField(stain.problem)
-    if not stain.holds_nuclei:
-        return Field(image.size, (), Scale(um_per_pixel, scale_source) if um_per_pixel else None)
-    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else measure_scale(view.image, stain, view.circle)
-    if scale is None:
-        return Field(image.size, (), None)
-    grid = _Grid(view, max(1.0, WORKING_PITCH / scale.um_per_pixel), scale.um_per_pixel)
-    rules = settings or FinderSettings()
-    cells: list[FieldCell] = []
-    peaks = 0
-
-    def bound(more_peaks: int) -> None:
-        nonlocal peaks
-        peaks += more_peaks
-        if most_cells is not None and (len(cells) > most_cells or peaks > PEAKS_PER_CELL * most_cells):
-            raise UnusableField(
-                f"shows more than the {most_cells} nucleated cells predicted at once; crop it, check its scale, or use "
-                "leukoscope field on your own machine"
-            )
-
-    for core in grid.cores(tile):
+    scale = Scale(um_per_pixel, scale_source) if um_per_pixel else None
+    if stain.holds_nuclei:
+        scale = scale or measure_scale(view.image, stain, view.circle)
+    if scale is None or not stain.holds_nuclei:
+        return Field(image.size, (), scale)
+    finder = _Finder(view, stain, scale.um_per_pixel, settings or FinderSettings(), most_cells)
+    for core in finder.cores(tile):
         check()
-        cells += _cells_of_tile(grid, core, stain, rules, bound)
-        bound(0)
-    cells.sort(key=lambda cell: (cell.box[1], cell.box[0]))
+        finder.search(core)
+    cells = sorted(finder.cells, key=lambda cell: (cell.box[1], cell.box[0]))
     _check_scale(view, stain, scale, cells)
     return Field(image.size, tuple(cells), scale, tuple(_notes(scale, cells)))
 
@@ -623,130 +585,177 @@ def _without_plasma(mask: Mask, pixels: Image.Image) -> Mask:
     return np.asarray(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """The field at the working pitch, of which only what is asked for is ever made.
+class _Finder:
+    """The search for cells at the working pitch, of which only the tile that is searched is ever made."""
 
-    Attributes:
-        step: field pixels a working pixel, at least 1: what was never resolved is not made up.
-    """
-
-    view: View
-    step: float
-    um_per_pixel: float
-
-    @property
-    def pitch(self) -> float:
-        """Micrometres a working pixel."""
-        return self.step * self.um_per_pixel
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        width, height = self.view.image.size
-        return max(1, int(height / self.step)), max(1, int(width / self.step))
+    def __init__(self, view: View, stain: Stain, um_per_pixel: float, settings: FinderSettings, most_cells: int | None):
+        self.view, self.stain, self.settings, self.most_cells = view, stain, settings, most_cells
+        # Field pixels a working pixel, at least 1: what was never resolved is not made up.
+        self.step = max(1.0, WORKING_PITCH / um_per_pixel)
+        self.pitch = self.step * um_per_pixel  # µm a working pixel
+        width, height = view.image.size
+        self.shape = max(1, int(height / self.step)), max(1, int(width / self.step))
+        self.cells: list[FieldCell] = []
+        self.peaks = 0
 
     def cores(self, tile: int) -> Iterator[tuple[slice, slice]]:
-        """Squares that cover the grid without overlap; each cell belongs to the one its centre lies in."""
+        """Squares that cover the field without overlap; each cell belongs to the one its centre lies in."""
         rows, columns = ([slice(at, min(at + tile, n)) for at in range(0, n, tile)] for n in self.shape)
         yield from product(rows, columns)
 
-    def pixels(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        """(h, w, 3) of one window."""
-        box = tuple(edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
-        size = (columns.stop - columns.start, rows.stop - rows.start)
-        return np.asarray(self.view.image.resize(size, Image.Resampling.BOX, box=box))
-
-    def outside(self, rows: slice, columns: slice) -> Mask:
-        """(h, w) bool: what of a window an eyepiece does not show."""
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        if self.view.circle is None:
-            return np.zeros(shape, bool)
-        left, top, right, bottom = (edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
-        return ~self.view.circle.mask((left, top, right, bottom), shape)
-
-    def box(self, rows: slice, columns: slice) -> Box:
-        """Where a window lies in the picture."""
-        width, height = self.view.image.size
-        return (
-            self.view.left + int(columns.start * self.step),
-            self.view.top + int(rows.start * self.step),
-            self.view.left + min(width, round(columns.stop * self.step)),
-            self.view.top + min(height, round(rows.stop * self.step)),
+    def search(self, core: tuple[slice, slice]) -> None:
+        """Add the cells whose centre lies in a square."""
+        margin, pitch = round(OVERLAP / self.pitch), self.pitch
+        rows, columns = (
+            slice(max(0, c.start - margin), min(n, c.stop + margin)) for c, n in zip(core, self.shape, strict=True)
         )
+        level, outside = self._stained(rows, columns)
+        # Without specks and threads thinner than a micrometre, their pale gaps filled.
+        nuclei = ndimage.binary_fill_holes(ndimage.binary_opening(level > self.stain.threshold, disc(0.5 / pitch)))
+        if not nuclei.any():
+            return
+        labels = self._split(self._region(level, nuclei) & ~outside, nuclei & ~outside)
+        rim = ndimage.binary_dilation(outside, iterations=2)
+        slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / pitch
+        for number, window in enumerate(ndimage.find_objects(labels), start=1):
+            if window is None:
+                continue
+            mask = labels[window] == number
+            nucleus = mask & nuclei[window]
+            nuclear = float(nucleus.sum() * pitch**2)
+            if nuclear < self.settings.smallest_nucleus or mask.sum() * pitch**2 > self.settings.largest_cell:
+                continue
+            place = tuple(
+                slice(w.start + a.start, w.stop + a.start) for w, a in zip(window, (rows, columns), strict=True)
+            )
+            if all(c.start <= (at.start + at.stop) // 2 < c.stop for c, at in zip(core, place, strict=True)):
+                edge_width = _edge_width(level[window], slope[window], nucleus)
+                whole = not rim[window][mask].any() and all(
+                    at.start > 1 and at.stop < n - 1 for at, n in zip(place, self.shape, strict=True)
+                )
+                self.cells.append(FieldCell(self._box(*place), mask, nucleus, nuclear, edge_width, whole))
+        self._bound()
 
-    def touches_edge(self, rows: slice, columns: slice) -> bool:
-        height, width = self.shape
-        return rows.start <= 1 or columns.start <= 1 or rows.stop >= height - 1 or columns.stop >= width - 1
-
-
-def _cells_of_tile(
-    grid: _Grid, core: tuple[slice, slice], stain: Stain, settings: FinderSettings, bound: Callable[[int], None]
-) -> Iterator[FieldCell]:
-    margin = round(OVERLAP / grid.pitch)
-    around = [slice(max(0, c.start - margin), min(n, c.stop + margin)) for c, n in zip(core, grid.shape, strict=True)]
-    level = stain.nuclear(grid.pixels(*around))
-    outside = grid.outside(*around)
-    level[outside] = 0
-    level = ndimage.gaussian_filter(level, 0.25 / grid.pitch)
-    # Without specks and threads thinner than a micrometre, their pale gaps filled.
-    nuclei = ndimage.binary_fill_holes(ndimage.binary_opening(level > stain.threshold, disc(0.5 / grid.pitch)))
-    if not nuclei.any():
-        return
-    region = _cell_region(level, nuclei, stain, grid.pitch, settings)
-    labels = split_cells(region & ~outside, nuclei & ~outside, grid.pitch, settings, bound)
-    rim = ndimage.binary_dilation(outside, iterations=2)
-    slope = ndimage.gaussian_gradient_magnitude(level, 0.5) / grid.pitch
-    for number, window in enumerate(ndimage.find_objects(labels), start=1):
-        if window is None:
-            continue
-        mask = labels[window] == number
-        nucleus = mask & nuclei[window]
-        area, nuclear = mask.sum() * grid.pitch**2, nucleus.sum() * grid.pitch**2
-        if nuclear < settings.smallest_nucleus or area > settings.largest_cell:
-            continue
-        rows, columns = (slice(w.start + a.start, w.stop + a.start) for w, a in zip(window, around, strict=True))
-        middle = ((rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2)
-        if all(c.start <= at < c.stop for c, at in zip(core, middle, strict=True)):
-            yield FieldCell(
-                box=grid.box(rows, columns),
-                mask=mask,
-                nucleus=nucleus,
-                nucleus_area=float(nuclear),
-                edge_width=_edge_width(level[window], slope[window], nucleus),
-                whole=not grid.touches_edge(rows, columns) and not rim[window][mask].any(),
+    def _bound(self) -> None:
+        """Raise `UnusableField` where more cells, or many more peaks, were found than are wanted."""
+        most = self.most_cells
+        if most is not None and (len(self.cells) > most or self.peaks > PEAKS_PER_CELL * most):
+            raise UnusableField(
+                f"shows more than the {most} nucleated cells predicted at once; crop it, check its scale, or use "
+                "leukoscope field on your own machine"
             )
 
+    def _stained(self, rows: slice, columns: slice) -> tuple[Floats, Mask]:
+        """(h, w) nuclear stain of a window, and what of it an eyepiece does not show, where it is 0."""
+        box = tuple(edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        level = self.stain.nuclear(np.asarray(self.view.image.resize(shape[::-1], Image.Resampling.BOX, box=box)))
+        circle = self.view.circle
+        outside = np.zeros(shape, bool) if circle is None else ~circle.mask(box, shape)
+        level[outside] = 0
+        return ndimage.gaussian_filter(level, 0.25 / self.pitch), outside
 
-def _cell_region(
-    level: NDArray[np.floating], nuclei: Mask, stain: Stain, pitch: float, settings: FinderSettings
-) -> Mask:
-    """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
-    stained = level > min(max(stain.threshold * settings.cytoplasm_share, stain.red_level), stain.threshold)
-    near = ndimage.distance_transform_edt(~nuclei) <= settings.cytoplasm_reach / pitch
-    region = nuclei | ndimage.binary_opening(stained & near, disc(1.0 / pitch))
-    # Padded: a closing would otherwise eat into cells at the edge.
-    gap = max(1, round(settings.lobe_gap / 2 / pitch))
-    closed = ndimage.binary_closing(np.pad(region, gap + 1), disc(gap))[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
-    return ndimage.binary_fill_holes(closed)
+    def _box(self, rows: slice, columns: slice) -> Box:
+        """Where a window lies in the picture."""
+        (width, height), (left, top) = self.view.image.size, (self.view.left, self.view.top)
+        right, bottom = min(width, round(columns.stop * self.step)), min(height, round(rows.stop * self.step))
+        return left + int(columns.start * self.step), top + int(rows.start * self.step), left + right, top + bottom
+
+    def _region(self, level: Floats, nuclei: Mask) -> Mask:
+        """Nuclei and the cytoplasm about them; bluish red cells farther off are left out."""
+        stain, settings, pitch = self.stain, self.settings, self.pitch
+        stained = level > min(max(stain.threshold * settings.cytoplasm_share, stain.red_level), stain.threshold)
+        near = ndimage.distance_transform_edt(~nuclei) <= settings.cytoplasm_reach / pitch
+        region = nuclei | ndimage.binary_opening(stained & near, disc(1.0 / pitch))
+        # Padded: a closing would otherwise eat into cells at the edge.
+        gap = max(1, round(settings.lobe_gap / 2 / pitch))
+        closed = ndimage.binary_closing(np.pad(region, gap + 1), disc(gap))[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
+        return ndimage.binary_fill_holes(closed)
+
+    def _split(self, region: Mask, nuclei: Mask) -> NDArray[np.int32]:
+        """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987).
+
+        Returns:
+            (h, w) 0, or the number of the cell from 1.
+        """
+        reach = round(np.sqrt(self.settings.largest_cell / np.pi) / self.pitch)
+        labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
+        for number, (y, x, radius) in enumerate(self._discs(region, nuclei), start=1):
+            window = tuple(
+                slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
+            )
+            rows, columns = np.ogrid[window]
+            power = (rows - y) ** 2 + (columns - x) ** 2 - radius**2
+            nearer = region[window] & (power < nearest[window])
+            labels[window][nearer] = number
+            nearest[window][nearer] = power[nearer]
+        return labels
+
+    def _discs(self, region: Mask, nuclei: Mask) -> list[tuple[int, int, float]]:
+        """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
+        round_ones = [one for one in self._peaks(nuclei) if one[2] * self.pitch >= self.settings.round_nucleus]
+        v, u, r = np.reshape(round_ones, (-1, 3)).T
+        return round_ones + [
+            one for one in self._peaks(region) if (np.hypot(one[0] - v, one[1] - u) > one[2] + r).all()
+        ]
+
+    def _peaks(self, mask: Mask) -> list[tuple[int, int, float]]:
+        """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
+        depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / self.pitch)
+        # A square, because its filter costs the same at any size.
+        side = 2 * round(self.settings.split_distance / 2 / self.pitch) + 1
+        tops = mask & (depth == ndimage.maximum_filter(depth, side))
+        # Bounded before the peaks are compared.
+        self.peaks += int(tops.sum())
+        self._bound()
+        places = sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]])
+        # An array, because a picture of dots has thousands of peaks, and each is compared with all before it.
+        kept, count = np.empty((len(places), 3)), 0
+        for y, x in places:
+            radius = float(depth[y, x])
+            v, u, r = kept[:count].T
+            near = kept[:count][np.hypot(v - y, u - x) <= 2 * r + radius, :2].astype(int)
+            if not any(_waist(depth, at, (y, x)) >= self.settings.waist * radius for at in near.tolist()):
+                kept[count] = y, x, radius
+                count += 1
+        return [(int(y), int(x), radius) for y, x, radius in kept[:count].tolist()]
 
 
-def _edge_width(level: NDArray[np.floating], slope: NDArray[np.floating], nucleus: Mask) -> float:
+def _waist(depth: Floats, one: Sequence[int], other: Sequence[int]) -> float:
+    """Least depth on the straight line between two centres."""
+    steps = max(2, round(np.hypot(one[0] - other[0], one[1] - other[1])))
+    rows, columns = (np.linspace(a, b, steps).round().astype(int) for a, b in zip(one, other, strict=True))
+    return float(depth[rows, columns].min())
+
+
+def _edge_width(level: Floats, slope: Floats, nucleus: Mask) -> float:
     """Contrast of the nucleus over the steepness of its outline, µm."""
     rim = nucleus ^ ndimage.binary_erosion(nucleus)
     contrast = float(np.median(level[nucleus]))
     return contrast / max(float(np.percentile(slope[rim], 75)), 1e-6)
 
 
-def _check_scale(view: View, stain: Stain, scale: Scale, cells: list[FieldCell]) -> None:
+def _nucleus_width(cells: Sequence[FieldCell]) -> float:
+    """Diameter of a disc as large as the median nucleus, µm."""
+    return 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
+
+
+def _check_scale(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCell]) -> None:
     """Refuse a scale read off this field that would make its nuclei those of no white cell."""
     if scale.source not in ("red cells", "nuclei"):
         return
     low, high = POSSIBLE_NUCLEI
     if cells:
-        width = 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
+        width = _nucleus_width(cells)
     else:
         # What is stained may be platelets, but if it is larger than any nucleus, it was taken for no cell for its size.
-        low, width = 0.0, _nuclear_width(view, stain) * scale.um_per_pixel
+        widths = []
+        for pixels, step, box in _windows(view.image):
+            nuclei = stain.nuclear(pixels) > stain.threshold
+            if view.circle is not None:
+                nuclei &= view.circle.mask(box, nuclei.shape)
+            widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
+        low, width = 0.0, _typical(widths) * scale.um_per_pixel
     if not low <= width <= high:
         raise UnusableField(
             f"the nuclei found would be {width:.1f} µm wide at the {scale.um_per_pixel:.3f} µm per pixel guessed from "
@@ -755,24 +764,12 @@ def _check_scale(view: View, stain: Stain, scale: Scale, cells: list[FieldCell])
         )
 
 
-def _nuclear_width(view: View, stain: Stain) -> float:
-    """The commonest width of what is stained as nuclei are, in pixels; 0 where there is nothing."""
-    widths = []
-    for pixels, step, box in _windows(view.image):
-        nuclei = stain.nuclear(pixels) > stain.threshold
-        if view.circle is not None:
-            nuclei &= view.circle.mask(box, nuclei.shape)
-        widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
-    return _typical(widths) if widths else 0.0
-
-
-def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
-    if cells and float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
-        yield "The field looks out of focus: chromatin cannot be judged in it."
+def _notes(scale: Scale, cells: Sequence[FieldCell]) -> Iterator[str]:
     if cells:
-        width = 2 * float(np.sqrt(np.median([cell.nucleus_area for cell in cells]) / np.pi))
-        if not PLAUSIBLE_NUCLEI[0] <= width <= PLAUSIBLE_NUCLEI[1]:
-            low, high = PLAUSIBLE_NUCLEI
+        if float(np.median([cell.edge_width for cell in cells])) > BLURRED_EDGE:
+            yield "The field looks out of focus: chromatin cannot be judged in it."
+        (low, high), width = PLAUSIBLE_NUCLEI, _nucleus_width(cells)
+        if not low <= width <= high:
             yield (
                 f"The nuclei found are {width:.1f} µm wide at {scale.um_per_pixel:.3f} µm per pixel ({scale.source}); "
                 f"those of white cells are {low:g} to {high:g} µm wide: the count is not plausible, check the scale."
@@ -781,80 +778,6 @@ def _notes(scale: Scale, cells: list[FieldCell]) -> Iterator[str]:
         yield "The scale is guessed from the red cells, taken to be 7.5 µm wide; better give it."
     if scale.source == "nuclei":
         yield "Too few red cells to read the scale from: it is guessed from the nuclei; better give it."
-
-
-def split_cells(
-    region: Mask,
-    nuclei: Mask,
-    pitch: float,
-    settings: FinderSettings,
-    bound: Callable[[int], None] = lambda peaks: None,
-) -> NDArray[np.int32]:
-    """Touching cells apart: each pixel to the disc it lies deepest in (a power diagram, Aurenhammer 1987).
-
-    Args:
-        region: (h, w) cells with their cytoplasm.
-        nuclei: (h, w) their nuclei.
-        pitch: micrometres per pixel.
-        bound: called with the number of peaks before these are compared; what it raises ends the search.
-
-    Returns:
-        (h, w) 0, or the number of the cell from 1.
-    """
-    reach = round(np.sqrt(settings.largest_cell / np.pi) / pitch)
-    labels, nearest = np.zeros(region.shape, np.int32), np.full(region.shape, np.inf, np.float32)
-    for number, (y, x, radius) in enumerate(_discs(region, nuclei, pitch, settings, bound), start=1):
-        window = tuple(
-            slice(max(0, at - reach), min(n, at + reach + 1)) for at, n in zip((y, x), region.shape, strict=True)
-        )
-        rows, columns = np.ogrid[window]
-        power = (rows - y) ** 2 + (columns - x) ** 2 - radius**2
-        nearer = region[window] & (power < nearest[window])
-        labels[window][nearer] = number
-        nearest[window][nearer] = power[nearer]
-    return labels
-
-
-def _discs(
-    region: Mask, nuclei: Mask, pitch: float, settings: FinderSettings, bound: Callable[[int], None]
-) -> list[tuple[int, int, float]]:
-    """One disc (y, x, radius) a cell: a round nucleus stands for one, lobes share the disc of their cell."""
-    peaks = _peaks(nuclei, pitch, settings, bound)
-    round_ones = [disc for disc in peaks if disc[2] * pitch >= settings.round_nucleus]
-    v, u, r = np.reshape(round_ones, (-1, 3)).T
-    return round_ones + [
-        (y, x, radius)
-        for y, x, radius in _peaks(region, pitch, settings, bound)
-        if (np.hypot(y - v, x - u) > radius + r).all()
-    ]
-
-
-def _peaks(
-    mask: Mask, pitch: float, settings: FinderSettings, bound: Callable[[int], None]
-) -> list[tuple[int, int, float]]:
-    """Where a mask is deepest and how deep, deepest first; two peaks without a waist between them are one."""
-    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), 0.6 / pitch)
-    # A square, because its filter costs the same at any size.
-    tops = mask & (depth == ndimage.maximum_filter(depth, 2 * round(settings.split_distance / 2 / pitch) + 1))
-    bound(int(tops.sum()))
-    places = sorted(np.argwhere(tops).tolist(), key=lambda at: -depth[at[0], at[1]])
-    # An array, because a picture of dots has thousands of peaks, and each is compared with all before it.
-    kept, count = np.empty((len(places), 3)), 0
-    for y, x in places:
-        radius = float(depth[y, x])
-        v, u, r = kept[:count].T
-        near = kept[:count][np.hypot(v - y, u - x) <= 2 * r + radius, :2].astype(int)
-        if not any(_waist(depth, (at[0], at[1]), (y, x)) >= settings.waist * radius for at in near.tolist()):
-            kept[count] = y, x, radius
-            count += 1
-    return [(int(y), int(x), radius) for y, x, radius in kept[:count].tolist()]
-
-
-def _waist(depth: NDArray[np.floating], one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Least depth on the straight line between two centres."""
-    steps = max(2, round(np.hypot(one[0] - other[0], one[1] - other[1])))
-    rows, columns = (np.linspace(a, b, steps).round().astype(int) for a, b in zip(one, other, strict=True))
-    return float(depth[rows, columns].min())
 
 
 def disc(radius: float) -> Mask:

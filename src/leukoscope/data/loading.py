@@ -1,12 +1,13 @@
 """From a folder, a Hub data set or the phantom generator to one 🤗 `DatasetDict` that all other packages read.
 
 Rows carry `image`, `label`, `subject`, `cell_id` and `fold`. The labelled cells are the `train` split; a publisher's
-own test set stays a split of its own. What could not be used is counted and named, never silently dropped.
+own test set stays a split of its own. What could not be used is counted and named.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import reprlib
 import shlex
@@ -42,18 +43,16 @@ from leukoscope.data.images import (
 from leukoscope.data.registry import (
     CNMC_NAME,
     DATASETS,
-    OTHER,
     RESERVED_LABELS,
     CellFile,
     DatasetInfo,
     cell_id_of,
     cells_of_table,
     dataset_info,
-    files_left_out,
     find_class_folders,
     passed_over,
 )
-from leukoscope.data.splits import SIDES, SUBJECT_FOLDS
+from leukoscope.data.splits import SIDES
 from leukoscope.data.synthetic import phantom_cells
 from leukoscope.progress import note, progress
 
@@ -80,8 +79,8 @@ class LoadedCells:
     Attributes:
         info: the registry entry, with the labels found when the entry leaves them open.
         cells: `train` and, where the publisher has one, `preliminary_test`.
-        fingerprint: sha256 over (cell id, label, subject, content) of every row; the same data gives the same value
-            whatever the folder. The content is a file's size in bytes, or a hash where no file can be looked up.
+        fingerprint: sha256 over (cell id, label, subject, content) of every row, whatever the folder. The content is a
+            file's size in bytes, or a hash where no file can be looked up.
         unreadable: one message per file that could not be used.
         count_differences: one line per partition whose counts differ from the publisher's.
         passed_over: one line per reason for which images given are not among the cells.
@@ -120,10 +119,7 @@ class LoadedCells:
         return replace(self, info=replace(self.info, positive_label=label))
 
     def without(self, problems: Mapping[str, str]) -> LoadedCells:
-        """The same data less the cells found damaged, given as cell id → message.
-
-        The fingerprint stays: who only lists the files must find the same data as who decodes them.
-        """
+        """The same data, and fingerprint, less the cells found damaged, given as cell id → message."""
         if not problems:
             return self
         from datasets import DatasetDict
@@ -132,11 +128,7 @@ class LoadedCells:
             name: rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell not in problems])
             for name, rows in self.cells.items()
         }
-        return replace(
-            self,
-            cells=DatasetDict(parts),
-            unreadable=(*self.unreadable, *problems.values()),
-        )
+        return replace(self, cells=DatasetDict(parts), unreadable=(*self.unreadable, *problems.values()))
 
     def report(self) -> str:
         """What a person should know about the data before training, one line per fact."""
@@ -280,6 +272,12 @@ class _Row(NamedTuple):
     fold: str = ""
 
 
+def _images(values: list[object]) -> Dataset:
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
+
+
 def _assemble(
     info: DatasetInfo,
     images: Dataset,
@@ -294,6 +292,8 @@ def _assemble(
 
     labels = info.labels or tuple(sorted({row.label for row in rows}))
     _check_labels(labels, source, on_hub=bool(info.hub_id))
+    if info.name not in DATASETS or info.find_cells is find_class_folders:
+        info = replace(info, background=_background(images))
     text = Value("string")
     columns = {
         "label": [row.label for row in rows],
@@ -303,23 +303,16 @@ def _assemble(
     }
     features = Features(label=ClassLabel(names=list(labels)), subject=text, cell_id=text, fold=text)
     table = concatenate_datasets([images, Dataset.from_dict(columns, features=features)], axis=1)
-    held_out = [i for i, row in enumerate(rows) if row.fold == PRELIMINARY_TEST]
-    parts = {"train": table.select([i for i, row in enumerate(rows) if row.fold != PRELIMINARY_TEST])}
-    if held_out:
-        parts[PRELIMINARY_TEST] = table.select(held_out)
-    if info.name not in DATASETS or info.find_cells is find_class_folders:
-        info = replace(info, background=_background(images))
+    held_out = np.array([row.fold == PRELIMINARY_TEST for row in rows])
+    parts = {"train": table.select(np.flatnonzero(~held_out))}
+    if held_out.any():
+        parts[PRELIMINARY_TEST] = table.select(np.flatnonzero(held_out))
     digest = hashlib.sha256()
     for row in sorted(rows):
         digest.update(("\t".join(map(str, row[:4])) + "\n").encode())
-    return LoadedCells(
-        replace(info, labels=labels),
-        DatasetDict(parts),
-        digest.hexdigest(),
-        tuple(unreadable),
-        tuple(_compare_counts(info, rows)),
-        tuple(passed_over),
-    )
+    different = tuple(_compare_counts(info, rows))
+    info = replace(info, labels=labels)
+    return LoadedCells(info, DatasetDict(parts), digest.hexdigest(), tuple(unreadable), different, tuple(passed_over))
 
 
 def _check_labels(labels: Sequence[str], source: str, *, on_hub: bool) -> None:
@@ -371,12 +364,6 @@ def _compare_counts(info: DatasetInfo, rows: Sequence[_Row]) -> Iterator[str]:
                 yield f"{fold or 'all'} {label}: {count:,} cells here, {official:,} published"
 
 
-def _images(values: list[object]) -> Dataset:
-    from datasets import Dataset, Features, Image
-
-    return Dataset.from_dict({"image": values}, features=Features(image=Image()))
-
-
 # From folders
 
 
@@ -384,16 +371,16 @@ def _from_folder(
     info: DatasetInfo,
     root: Path,
     sides: Mapping[str, str | None],
-    subject_pattern: str | None,
+    pattern: str | None,
     labels: str | Path | None,
     validation_dir: str | Path | None,
 ) -> LoadedCells:
-    table = None if labels is None else _read_labels(Path(labels), subject_pattern)
-    found, not_used = _found_in_folder(info, root, "--train_dir", table)
+    table = None if labels is None else _read_labels(Path(labels), pattern)
+    cells, not_used = _found_in_folder(info, root, "--train_dir", table)
     if info.name == "imagefolder" and not (table and table.has_labels):
-        found, left_out = _with_own_splits(found, root, sides)
+        cells, left_out = _with_own_splits(cells, root, sides)
         not_used += left_out
-    found = _with_subjects(found, root, subject_pattern, table)
+    cells = _with_subjects(cells, root, pattern, table)
     if validation_dir is not None:
         flag = f"--validation_dir {validation_dir}"
         if labels is not None:
@@ -401,30 +388,30 @@ def _from_folder(
                 f"--labels {labels} {flag}: the table names the files of one folder, and these are two; put "
                 "both into one as train/ and validation/, or use --subject_pattern"
             )
-        if any(cell.fold == "validation" for cell in found):
+        if any(cell.fold == "validation" for cell in cells):
             raise LeukoscopeError(f"{flag}: {root} has a validation folder of its own; leave one out")
         more, left_out = _found_in_folder(info, Path(validation_dir), "--validation_dir")
         not_used += left_out
-        more = _with_subjects(more, Path(validation_dir), subject_pattern, None)
-        validated = {cell.path.resolve() for cell in more}
-        if both := next((cell.path for cell in found if cell.path.resolve() in validated), None):
+        more = _with_subjects(more, Path(validation_dir), pattern, None)
+        validated = {os.path.realpath(cell.path) for cell in more}
+        if both := next((cell.path for cell in cells if os.path.realpath(cell.path) in validated), None):
             raise LeukoscopeError(
                 f"{flag}: {both} lies below --train_dir {root}, too; give folders that do not contain each other"
             )
-        found = [replace(cell, fold=cell.fold or "train") for cell in found]
-        found += [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
+        cells = [replace(cell, fold=cell.fold or "train") for cell in cells]
+        cells += [replace(cell, fold="validation", cell_id=f"validation/{cell.cell_id}") for cell in more]
     paths: dict[str, Path] = {}
-    for cell in found:
+    for cell in cells:
         # A cell present twice (say as .bmp and .webp) would stand on two sides of a random split.
         if (other := paths.setdefault(cell.cell_id, cell.path)) != cell.path:
             raise LeukoscopeError(f"{cell.path}: cell {cell.cell_id} is already there as {other}; keep one of the two")
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_header_problem, found))
-    readable = [cell for cell, problem in zip(found, problems, strict=True) if not problem]
+        problems = list(pool.map(_header_problem, cells))
+    readable = [cell for cell, problem in zip(cells, problems, strict=True) if not problem]
     unreadable = [problem for problem in problems if problem]
     source = f"--train_dir {root}"
     if not readable:
-        raise LeukoscopeError(f"{source}: none of its {len(found)} images can be read; first: {unreadable[0]}")
+        raise LeukoscopeError(f"{source}: none of its {len(cells)} images can be read; first: {unreadable[0]}")
     rows = [_Row(c.cell_id, c.label, c.subject, c.path.stat().st_size, c.fold) for c in readable]
     images = _images([str(c.path) for c in readable])
     return _assemble(info, images, rows, source, unreadable=unreadable, passed_over=not_used)
@@ -491,26 +478,22 @@ def _with_own_splits(
 
     They have some where flags name them, or where `train` and another side lie directly below the folder.
     """
-    # The folder that was unpacked may hold nothing but the data set's own.
     parts = [cell.path.relative_to(root).parts for cell in cells]
-    depth = 0
+    depth = 0  # the folder that was unpacked may hold nothing but the data set's own
     while len({one[depth] for one in parts}) == 1 and all(len(one) > depth + 3 for one in parts):
         depth += 1
     home = root.joinpath(*parts[0][:depth])
-    places = [one[depth:] for one in parts]
-    tops: Counter[str] = Counter()
-    for top, *below in places:
-        tops[top] += len(below) > 1
-    side_of = _own_sides([top for top, deep in tops.items() if deep], given, str(home))
+    # Top folder of each cell, and whether there is another between it and the picture.
+    tops = [(one[depth], len(one) > depth + 2) for one in parts]
+    side_of = _own_sides(list(dict.fromkeys(top for top, deep in tops if deep)), given, str(home))
     if not any(given.values()) and not ("train" in side_of.values() and len(side_of) > 1):
         return cells, []
-    _require_train(side_of, tops, f"--train_dir {home}")
-    kept, left = [], Counter[str]()
-    for cell, (top, *below) in zip(cells, places, strict=True):
-        if top in side_of and len(below) > 1:
-            kept.append(replace(cell, fold=side_of[top]))
-        else:
-            left[top] += 1
+    _require_train(side_of, dict.fromkeys(top for top, _ in tops), f"--train_dir {home}")
+    used = [deep and top in side_of for top, deep in tops]
+    kept = [
+        replace(cell, fold=side_of[top]) for cell, (top, _), is_used in zip(cells, tops, used, strict=True) if is_used
+    ]
+    left = Counter(top for (top, _), is_used in zip(tops, used, strict=True) if not is_used)
     return kept, [f"folder {top!r} not used: {count:,} image file(s), of no split" for top, count in left.items()]
 
 
@@ -577,16 +560,16 @@ def _from_hub(
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise LeukoscopeError(
-            f"data set {hub_id}: cannot be loaded from the Hub ({_reason(error)}); "
-            f"check the id and the network, or give a local copy with --dataset_name {name} --train_dir DIR"
+            f"data set {hub_id}: cannot be loaded from the Hub ({_reason(error)}); check the id and the network, or "
+            f"give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
     source = f"data set {hub_id}"
     if info.name not in DATASETS:
         info = _described(hub_id, info)
     side_of = {"train": "train"} if sides is None else _own_sides(found, sides, source)
     _require_train(side_of, found, source)
-    first = next(iter(found.values()))
-    others = {name: split.num_examples for name, split in (first.info.splits or {}).items() if name not in side_of}
+    splits = next(iter(found.values())).info.splits or {}
+    others = {name: split.num_examples for name, split in splits.items() if name not in side_of}
     own_test = others.pop(PRELIMINARY_TEST, None)
     not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in others.items()]
     tables = {}
@@ -601,9 +584,7 @@ def _from_hub(
         tables["train"] = concatenate_datasets([tables["train"], load_dataset(hub_id, split=PRELIMINARY_TEST)])
     rows: list[_Row] = []
     for side, table in tables.items():
-        rows += _hub_rows(source, table, columns, side if len(tables) > 1 else "", len(rows))
-    if info.labels:
-        rows = [row._replace(label=_spelled(row.label, info.labels, source)) for row in rows]
+        rows += _hub_rows(info, table, columns, side if len(tables) > 1 else "", len(rows), source)
     images = concatenate_datasets([_pictures(table, columns["image"]) for table in tables.values()])
     return _assemble(info, images, rows, source, passed_over=not_used)
 
@@ -659,7 +640,9 @@ def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
     return table.select_columns(column).rename_columns({column: "image"}).cast_column("image", Image(decode=decode))
 
 
-def _hub_rows(source: str, table: Dataset, columns: Mapping[str, str], side: str, first: int) -> list[_Row]:
+def _hub_rows(
+    info: DatasetInfo, table: Dataset, columns: Mapping[str, str], side: str, first: int, source: str
+) -> list[_Row]:
     """The rows of one split; the name of a side other than train goes before its cell ids.
 
     Args:
@@ -681,17 +664,20 @@ def _hub_rows(source: str, table: Dataset, columns: Mapping[str, str], side: str
         )
     folds = [side] * len(ids) if side else _column(table, ["fold"]) or [""] * len(ids)
     prefix = "" if side in ("", "train") else f"{side}/"
-    labels = _hub_labels(source, table, columns["label"], ids)
+    spelled = {label.casefold(): label for label in info.labels}
     pictures = _pictures(table, columns["image"], decode=False)
     rows = []
-    for cell, label, subject, fold, row in zip(ids, labels, subjects, folds, pictures, strict=True):
+    for cell, label, subject, fold, row in zip(ids, table[columns["label"]], subjects, folds, pictures, strict=True):
+        if not (name := _class_name(label, table, columns["label"], f"{source}: cell {cell}")):
+            raise LeukoscopeError(f"{source}: cell {cell} has no label; remove its row")
+        if spelled and name.casefold() not in spelled:
+            raise LeukoscopeError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
         if row["image"] is None:
             raise LeukoscopeError(f"{source}: cell {cell} has no image; remove its row")
         # Two data sets may agree in all but their pictures.
         content = hashlib.sha256(encoded_content(row["image"])).hexdigest()
-        rows.append(
-            _Row(prefix + cell.removeprefix(prefix), label, subject, content, "" if fold is None else str(fold))
-        )
+        name = spelled.get(name.casefold(), name)
+        rows.append(_Row(prefix + cell.removeprefix(prefix), name, subject, content, str(fold or "")))
     return rows
 
 
@@ -712,36 +698,22 @@ def _hub_ids(table: Dataset, first: int) -> list[str]:
     return names if len(set(names)) == len(names) else [Path(one).as_posix() for one in ids]
 
 
-def _hub_labels(source: str, table: Dataset, column: str, ids: Sequence[str]) -> Iterator[str]:
+def _class_name(label: object, table: Any, column: str, cell: str) -> str:
+    """The class that a label of a Hub data set means; "" for none. Refuses what names no one class, such as a list."""
     from datasets import ClassLabel
 
-    feature = table.features[column]
-    name_of = feature.int2str if isinstance(feature, ClassLabel) else str
-    for cell, label in zip(ids, table[column], strict=True):
-        if label in (None, -1, ""):
-            raise LeukoscopeError(f"{source}: cell {cell} has no label; remove its row")
-        _require_class(f"{source}: cell {cell}", label, column)
-        yield name_of(label)
-
-
-def _require_class(cell: str, label: object, column: str) -> None:
-    """Refuse a label that does not name one class, such as a list."""
+    if label in (None, -1, ""):
+        return ""
     if not isinstance(label, str | int):
         raise LeukoscopeError(
             f"{cell} has the label {reprlib.repr(label)} in column {column!r}, a {type(label).__name__}; give each "
             "cell one class, as a text or a whole number, or name another column with --label_column_name"
         )
+    feature = (table.features or {}).get(column)
+    return str(feature.int2str(label) if isinstance(feature, ClassLabel) else label)
 
 
-def _spelled(label: str, labels: Iterable[str], source: str) -> str:
-    """A label as the registry's entry spells it."""
-    for known in labels:
-        if label.casefold() == known.casefold():
-            return known
-    raise LeukoscopeError(f"{source}: unknown label {label!r}; expected one of {', '.join(labels)}")
-
-
-# Sets are often sorted by class or patient; a shuffle of this many rows mixes neighbours, and after so many rows no
+# Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours, and after so many rows no
 # further class is waited for.
 BUFFER, MOST_ROWS = 64, 400
 
@@ -763,30 +735,24 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
     Raises:
         LeukoscopeError: no network, no such data set, one laid out otherwise, or one without a readable picture.
     """
-    from datasets import ClassLabel, Image, load_dataset
+    from datasets import Image, load_dataset
 
+    cells: dict[str, list[StreamedCell]] = {}
     try:
         rows = load_dataset(hub_id, split="train", streaming=True).shuffle(seed=0, buffer_size=BUFFER)
         rows = rows.select_columns(["image", "label"]).cast_column("image", Image(decode=False))
-        feature = (rows.features or {}).get("label")
-        name_of = feature.int2str if isinstance(feature, ClassLabel) else str
-        cells: dict[str, list[StreamedCell]] = {}
         for row in rows.take(MOST_ROWS):
-            if row["label"] in (None, -1, ""):
+            if not (label := _class_name(row["label"], rows, "label", f"data set {hub_id}: a cell")):
                 continue
-            _require_class(f"data set {hub_id}: a cell", row["label"], "label")
-            label = name_of(row["label"])
             found = cells.setdefault(label, [])
             if len(found) < each and row["image"] and row["image"]["bytes"]:
-                try:
+                with suppress(UnreadableImage):
                     found.append(StreamedCell(open_bytes(row["image"]["bytes"], label), label))
-                except UnreadableImage:
-                    continue
             if len(cells) > 1 and all(len(found) == each for found in cells.values()):
                 break
     except LeukoscopeError:
         raise
-    except Exception as error:  # the client raises a dozen unrelated types for "cannot be had"
+    except Exception as error:  # the client raises a dozen unrelated types
         raise LeukoscopeError(
             f"data set {hub_id}: cannot be streamed from the Hub ({_reason(error)}); check the network"
         ) from None
@@ -794,121 +760,3 @@ def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
     if not streamed:
         raise LeukoscopeError(f"data set {hub_id}: no readable picture among its first {MOST_ROWS} rows")
     return streamed
-
-
-# What a folder is, before anything is trained on it: which data set, how many cells of whom, what is odd. Only names
-# and file headers are read, so that it is quick; `leukoscope data audit` reads every pixel.
-
-FEW_CELLS = 10
-"""Of a class: 15 % of them, the validation and the test side of a split by image, are one cell or more."""
-LEAST_CELLS = 2
-"""Of a class: one to train on and one to test on."""
-_SPLIT_WITHOUT_SUBJECTS = {"block": "block", "subject": "random"}
-
-
-@dataclass(frozen=True)
-class FolderReport:
-    """A folder, as training would read it.
-
-    Attributes:
-        info: the data set found, with the labels found.
-        partitions: publisher's partition ("" where there is none) → label → number of cells.
-        subjects: label → subject → number of its cells, aliases joined; {} for a label whose subjects are not known.
-        training_subjects: label → how many of them have cells outside the publisher's own test.
-        problems: one line each, what is missing, odd or left out.
-    """
-
-    info: DatasetInfo
-    partitions: Mapping[str, Mapping[str, int]]
-    subjects: Mapping[str, Mapping[str, int]]
-    training_subjects: Mapping[str, int]
-    problems: tuple[str, ...]
-
-    @property
-    def split_flags(self) -> list[str]:
-        """The flags of `train.py` for the most honest split that these cells allow; [] where it is the default."""
-        if self.partitions.keys() <= set(SIDES):
-            return []
-        fewest = min(self.training_subjects.values())
-        if fewest >= SUBJECT_FOLDS:
-            return []
-        if fewest > 1:
-            return ["--split", "subject-cv", "--num_folds", str(min(fewest, 5)), "--no_validation"]
-        return ["--split", _SPLIT_WITHOUT_SUBJECTS[self.info.group]]
-
-
-def inspect_folder(root: Path, *, subject_pattern: str | None = None, labels: Path | None = None) -> FolderReport:
-    """Recognise a folder's data set and count its cells.
-
-    Args:
-        root: the folder.
-        subject_pattern, labels: as for `load_cells`; with either, the folder is read as plain class folders.
-
-    Raises:
-        LeukoscopeError: no such folder, no cell of any known layout in it, or cells that could not be trained on.
-    """
-    own_subjects = subject_pattern is not None or labels is not None
-    info = DATASETS["imagefolder"] if own_subjects else recognise(root)
-    try:
-        data = load_cells(info.name, root, subject_pattern=subject_pattern, labels=labels)
-    except LeukoscopeError as error:
-        # The folder is no flag here.
-        raise LeukoscopeError(str(error).removeprefix("--train_dir ")) from None
-    partitions: dict[str, Counter[str]] = {}
-    subjects: dict[str, Counter[str]] = {label: Counter() for label in data.info.labels}
-    for fold, label, subject in (row for cells in data.cells.values() for row in _rows(data.info, cells)):
-        partitions.setdefault(fold, Counter())[label] += 1
-        if subject:
-            subjects[label][subject] += 1
-    met = {(label, subject) for _, label, subject in _rows(data.info, data.train) if subject}
-    training = {label: sum(one == label for one, _ in met) for label in data.info.labels}
-    counts = Counter(label for _, label, _ in _rows(data.info, data.train))
-    few = [
-        f"{label}: {counts[label]} cell(s); fewer than {FEW_CELLS} leave a side of the split without any, gather more"
-        for label in data.info.labels
-        if counts[label] < FEW_CELLS
-    ]
-    problems = (*data.count_differences, *data.passed_over, *data.unreadable, *few)
-    problems += tuple(_subject_problems(data.info, training))
-    return FolderReport(data.info, partitions, subjects, training, problems)
-
-
-def recognise(root: Path) -> DatasetInfo:
-    """The entry of `DATASETS` whose layout most pictures of a folder follow, else that of plain class folders.
-
-    Raises:
-        LeukoscopeError: no such folder, or no picture laid out in any known way.
-    """
-    if not root.is_dir():
-        raise LeukoscopeError(f"{root}: no such folder; give the folder that a data set was unpacked to")
-    folder = ImageFolder.read(root)
-    found = {info.name: list(info.find_cells(folder)) for info in DATASETS.values() if info.find_cells is not None}
-    own = found.pop("imagefolder")
-    best = DATASETS[max(found, key=lambda name: len(found[name]))]
-    if len(found[best.name]) > len(files_left_out(best, folder, found[best.name])[OTHER]):
-        return best
-    if own:
-        return DATASETS["imagefolder"]
-    layouts = "; ".join(f"{info.name}: {info.layout}" for info in DATASETS.values() if info.find_cells)
-    raise LeukoscopeError(f"{root}: holds no picture laid out as one of the known data sets; expected {layouts}")
-
-
-def _rows(info: DatasetInfo, cells: Dataset) -> Iterator[tuple[str, str, str]]:
-    """(partition, label, subject) of every cell."""
-    labels = (info.labels[index] for index in cells["label"][:])
-    yield from zip(cells["fold"][:], labels, cells["subject"][:], strict=True)
-
-
-def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
-    if not any(subjects.values()):
-        split = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
-        fix = "give --subject_pattern or --labels" if info.name == "imagefolder" else split
-        yield f"whose cells these are is not known: no figure on them applies to a new subject; {fix}"
-        return
-    for label, known in subjects.items():
-        if known < SUBJECT_FOLDS:
-            few = f"{label}: {known} subject(s) to train on, fewer than the {SUBJECT_FOLDS} of --split subject"
-            if min(subjects.values()) < 2:
-                yield f"{few}: no figure on so few applies to a new subject; gather cells of more subjects"
-            else:
-                yield f"{few}; cross-validate as the last line shows, or gather cells of more subjects"

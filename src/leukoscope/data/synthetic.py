@@ -1,14 +1,11 @@
 """Synthetic white cells that stand in for patients.
 
-Tests, the offline smoke training and the demo's examples start here: `draw_cell` paints one lymphoid
-cell from numbers alone, shaped after the C-NMC 2019 training cells, so that nothing downstream needs
-a patient's image. A phantom has the form of what the loaders return (RGB, uint8, the cell cut out on black
-or lying in a smear), belongs to a subject with a stain and a cell size of its own, and has the same pixels
-whenever it is drawn again. Phantoms test the software; they say nothing about leukaemia, and no metric
-measured on them belongs in a results table.
+`draw_cell` paints one lymphoid cell from numbers alone, shaped after the C-NMC 2019 training cells: tests, the offline
+smoke training and the demo's examples need no patient's image. Phantoms test the software; they say nothing about
+leukaemia, and no metric measured on them belongs in a results table.
 
-All lengths below are pixels of the native 450-px frame unless a name states otherwise. Random fields
-live on grids tied to that frame, never to the output, so that a cell drawn smaller is the same cell.
+Lengths are pixels of the native 450-px frame unless a name states otherwise. Random fields live on grids tied to that
+frame, never to the output, so that a cell drawn smaller is the same cell.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +28,22 @@ from leukoscope.data.images import foreground
 
 Background = Literal["black", "smear"]
 Floats = NDArray[np.floating]  # float32 wherever a whole image is at stake: half the time of float64
+Disc = tuple[float, float, float]  # y, x of the centre, and the radius
 
 PHANTOM_LABELS = ("ALL", "HEM")
-
 NATIVE_SIZE = 450  # C-NMC 2019 frames are 450x450
 MIN_SIZE = 32  # below this the chromatin that tells the classes apart is gone
 MAX_RADIUS = 212.0  # leaves a margin round the largest cell
 
-# Colours are means over 660 C-NMC 2019 training cells (folds 0 and 1, at most 16 a subject) with the
-# cell mask max(R, G, B) > 8; CHROMATIN and SHADE are the first principal directions of 431 cells' nuclei below and
-# above 16 px, in levels a unit; BASOPHILIC is the colour of cytoplasm where there is more of it than a rim, set by eye.
+# Means over 660 C-NMC 2019 training cells (folds 0 and 1, at most 16 a subject); CHROMATIN and SHADE are the first
+# principal directions of 431 cells' nuclei below and above 16 px, in levels a unit; BASOPHILIC, the colour of cytoplasm
+# where there is more of it than a rim, and the colours on the slide (May-Gruenwald-Giemsa) are set by eye.
 NUCLEUS_RGB = np.array([68, 27, 78], np.float32)
 CYTOPLASM_RGB = np.array([88, 56, 98], np.float32)
 BASOPHILIC_RGB = np.array([68, 56, 108], np.float32)
 CHROMATIN_RGB = np.array([7.6, 4.2, 2.6], np.float32)
 SHADE_RGB = np.array([7.4, 4.7, 5.6], np.float32)
 TINT_RGB = np.array([1.6, 0.2, -2.2], np.float32)
-
-# On the slide: plasma, red cells and basophilic cytoplasm as in May-Gruenwald-Giemsa smears, set by eye.
 PLASMA_RGB = np.array([236, 220, 217], np.float32)
 RED_CELL_RGB = np.array([206, 150, 152], np.float32)
 FRINGE_RGB = np.array([172, 166, 206], np.float32)
@@ -61,11 +56,7 @@ CHROMATIN_NODES, CHROMATIN_PITCH = 128, 2.5
 PATCHES = 12.0
 SHADE_NODES, SHADE_PITCH = 64, 6.0
 SHADE_GRAIN = 14.0  # with the chromatin it reproduces the contrast of real nuclei from 2 to 32 px
-SHADE_CONTRAST = 0.80
 SMEAR_NODES, SMEAR_PITCH = 72, 6.4  # reaches past the frame, so that the seam of the grid never shows
-
-# A cell's random streams, one a purpose, so that the background never changes the cell.
-_SUBJECT_STREAM, _SMEAR_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
@@ -85,8 +76,7 @@ class PhantomCell:
     cell_id: str
 
 
-@dataclass(frozen=True)
-class _Morphology:
+class _Morphology(NamedTuple):
     """How the cells of one class look; spreads are standard deviations of the logarithm."""
 
     radius: float
@@ -119,12 +109,11 @@ _MORPHOLOGY = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Stain:
+class _Stain(NamedTuple):
     """What the slide and the patient add to every cell of one subject.
 
-    Strength is relative optical density (Beer-Lambert): it darkens green most and blue least, which is
-    how brightness differs between C-NMC subjects too.
+    Strength is relative optical density (Beer-Lambert): it darkens green most and blue least, which is how brightness
+    differs between C-NMC subjects too.
     """
 
     strength: float
@@ -132,28 +121,26 @@ class _Stain:
     warmth: float
     size: float
 
+    @classmethod
+    def of_subject(cls, rng: np.random.Generator, form: _Morphology) -> _Stain:
+        """Spreads between subjects are a little above those of C-NMC (R 5.7, G 3.7, B 5.4, R - B 2.4 levels)."""
+        strength, saturation = _spread(rng, 0.062), _spread(rng, 0.04)
+        return cls(strength, saturation, 1.4 * _bounded_normal(rng), _spread(rng, form.subject_spread))
 
-@dataclass(frozen=True)
-class _Contour:
-    """A cell outline round `centre` (y, x from the frame's middle): per angle the radius, the factor
-    that turns radial into perpendicular distance, and the thickness of the cytoplasm; (ANGLES + 1, 3)."""
-
-    centre: tuple[float, float]
-    table: Floats
-
-    @property
-    def reach(self) -> float:
-        return float(self.table[:, 0].max())
+    def apply(self, colour: Floats, strength: float = 1.0) -> Floats:
+        grey = colour.mean(axis=-1, keepdims=True)
+        stained = grey + np.float32(self.saturation) * (colour - grey)
+        stained += np.float32(self.warmth) * np.array([1, 0, -1], np.float32)
+        return 255 * (np.clip(stained, 1, 255) / 255) ** np.float32(self.strength * strength)
 
 
-@dataclass(frozen=True)
-class _Window:
+class _Window(NamedTuple):
     """The part of the output frame a cell touches, in polar coordinates round its centre."""
 
     span: tuple[slice, slice]
     y: Floats
     x: Floats
-    depth: Floats
+    depth: Floats  # below the outline; negative outside
     rim: Floats
     centrality: Floats
 
@@ -185,24 +172,37 @@ def draw_cell(
     Raises:
         ValueError: an argument lies outside the ranges above.
     """
-    _check_cell(label, subject, cell)
+    if label not in PHANTOM_LABELS:
+        raise ValueError(f"label is {label!r}; a phantom cell is one of {', '.join(PHANTOM_LABELS)}")
+    for what, value in (("subject", subject), ("cell", cell)):
+        if value < 0:
+            raise ValueError(f"{what} is {value}; number {what}s from 0 upwards")
     _check_frame(size, background, seed)
     form = _MORPHOLOGY[label]
     key = (seed, PHANTOM_LABELS.index(label), subject)
-    stain = _draw_stain(_generator(*key, stream=_SUBJECT_STREAM), form)
+    stain = _Stain.of_subject(_generator(*key, stream=1), form)
     rng = _generator(*key, cell)
     # Cells of a C-NMC subject spread by R 4.9, G 2.8, B 4.3 levels; a little less keeps subjects apart.
-    strength = float(np.exp(0.045 * _bounded_normal(rng)))
-    contour = _draw_contour(rng, form, stain)
-    window = _rasterise(contour, size)
+    strength = _spread(rng, 0.045)
+    window, reach = _draw_outline(rng, form, stain, size)
     colour = _paint(rng, form, window)
     if background == "black":
-        image = _on_black(_apply_stain(colour, stain, strength), window, size)
+        # An edge of nearly two output pixels, as soft as that of real cells.
+        coverage = np.clip(0.6 * window.depth * (size / NATIVE_SIZE) + 0.5, 0, 1)
+        image = np.zeros((size, size, 3), np.uint8)
+        image[window.span] = _to_uint8(stain.apply(colour, strength) * coverage[..., None])
     else:
-        smear_rng = _generator(*key, cell, stream=_SMEAR_STREAM)
-        smear = _apply_stain(_draw_smear(smear_rng, contour), stain)
-        field = _resample(smear, SMEAR_PITCH, *_axes(size))
-        image = _on_smear(colour, window, field, stain, strength)
+        # A stream of its own, so that the background never changes the cell.
+        smear = stain.apply(_draw_smear(_generator(*key, cell, stream=2), reach))
+        field = _resample(smear, SMEAR_PITCH, _axis(size), _axis(size))
+        patch = field[window.span]
+        # C-NMC outlines run close to the nucleus; on the slide a fringe of cytoplasm lies beyond them.
+        fringe = stain.apply(FRINGE_RGB)
+        patch += _smoothstep((window.depth + FRINGE_WIDTH) / 8 + 0.5)[..., None] * (fringe - patch)
+        patch += _smoothstep(window.depth / 8 + 0.5)[..., None] * (
+            stain.apply(colour, SMEAR_STRENGTH * strength) - patch
+        )
+        image = _to_uint8(field)
     name = f"phantom-{label.lower()}-{subject:02d}"
     return PhantomCell(image, label, name, f"{name}_{cell:03d}")
 
@@ -215,15 +215,12 @@ def phantom_cells(
     background: Background = "black",
     seed: int = 0,
 ) -> Iterator[PhantomCell]:
-    """Yield a balanced set of phantom cells, ordered by label, subject and cell.
+    """Yield a balanced set of phantom cells, ordered by label, subject and cell, drawn one at a time.
 
     Args:
         subjects_per_class: phantom patients of each label, >= 1.
         cells_per_subject: cells of each patient, >= 1.
         size, background, seed: as for `draw_cell`.
-
-    Returns:
-        An iterator over `2 * subjects_per_class * cells_per_subject` cells, drawn one at a time.
 
     Raises:
         ValueError: at the call, not at the first cell, when an argument is out of range.
@@ -236,14 +233,6 @@ def phantom_cells(
         draw_cell(label, subject=subject, cell=cell, size=size, background=background, seed=seed)
         for label, subject, cell in product(PHANTOM_LABELS, range(subjects_per_class), range(cells_per_subject))
     )
-
-
-def _check_cell(label: str, subject: int, cell: int) -> None:
-    if label not in PHANTOM_LABELS:
-        raise ValueError(f"label is {label!r}; a phantom cell is one of {', '.join(PHANTOM_LABELS)}")
-    for name, value in (("subject", subject), ("cell", cell)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; number {name}s from 0 upwards")
 
 
 def _check_frame(size: int, background: str, seed: int) -> None:
@@ -267,33 +256,16 @@ def _bounded_normal(rng: np.random.Generator) -> float:
     return float(np.clip(rng.standard_normal(), -2.2, 2.2))
 
 
-def _draw_stain(rng: np.random.Generator, form: _Morphology) -> _Stain:
-    """Spreads between subjects a little above those of C-NMC (R 5.7, G 3.7, B 5.4, R - B 2.4 levels)."""
-    return _Stain(
-        strength=float(np.exp(0.062 * _bounded_normal(rng))),
-        saturation=float(np.exp(0.04 * _bounded_normal(rng))),
-        warmth=1.4 * _bounded_normal(rng),
-        size=float(np.exp(form.subject_spread * _bounded_normal(rng))),
-    )
+def _spread(rng: np.random.Generator, spread: float) -> float:
+    """A factor about 1; `spread` is the standard deviation of its logarithm."""
+    return float(np.exp(spread * _bounded_normal(rng)))
 
 
-def _draw_contour(rng: np.random.Generator, form: _Morphology, stain: _Stain) -> _Contour:
-    """An outline from random harmonics, sometimes indented."""
+def _draw_outline(rng: np.random.Generator, form: _Morphology, stain: _Stain, size: int) -> tuple[_Window, float]:
+    """A cell's outline, sometimes indented, with its cytoplasm, and its largest radius."""
     angles = np.linspace(0, 2 * np.pi, ANGLES, endpoint=False)
     radius = form.radius * stain.size * np.exp(form.cell_spread * _bounded_normal(rng))
-    outline = _harmonics(rng, form, angles)
-    notch, nuclear_notch = _indentation(rng, form, angles)
-    outline *= 1 - notch
-    outline = np.minimum(outline * (radius / np.sqrt(np.mean(outline**2))), MAX_RADIUS)
-    slope = np.gradient(np.concatenate([outline[-1:], outline, outline[:1]]))[1:-1] * ANGLES / (2 * np.pi)
-    rim = _cytoplasm(rng, form, angles) + nuclear_notch * radius
-    table = np.stack([outline, 1 / np.hypot(1, slope / outline), rim], axis=1)
-    centre = rng.normal(0, 2.0, 2)
-    return _Contour((centre[0], centre[1]), np.concatenate([table, table[:1]]).astype(np.float32))
-
-
-def _harmonics(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative radius per angle; amplitudes fall nearly as in the outlines of C-NMC cells (.07 at order 2)."""
+    # Harmonics whose amplitudes fall nearly as in the outlines of C-NMC cells (.07 at order 2).
     order = np.arange(2, 65)
     scale = 0.068 * (2 / order) ** 1.7
     # Elongation (order 2) is nearly the same in both classes; irregularity acts on the finer orders.
@@ -304,25 +276,38 @@ def _harmonics(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.f
     smooth = np.where(np.arange(spectrum.size) < 9, spectrum, 0)
     # Segmentation leaves some cells ragged, on one side more than on the other.
     one_sided = np.exp(np.cos(angles - 2 * np.pi * rng.random()))
-    return 1 + np.fft.irfft(smooth, ANGLES) + 0.6 * one_sided * np.fft.irfft(spectrum - smooth, ANGLES)
-
-
-def _indentation(
-    rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Dents of the cell and of its nucleus at one angle, as fractions of the radius."""
+    outline = 1 + np.fft.irfft(smooth, ANGLES) + 0.6 * one_sided * np.fft.irfft(spectrum - smooth, ANGLES)
+    # Dents of the cell and of its nucleus at one angle, as fractions of the radius.
     present, position, depth, nuclear_depth, width = rng.random(5)
     dent = _bump(angles, position, 0.13 + 0.17 * width) * (present < form.notch_chance)
-    return (0.04 + 0.14 * depth) * dent, 0.14 * nuclear_depth * dent
-
-
-def _cytoplasm(rng: np.random.Generator, form: _Morphology, angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thickness of the cytoplasm: a thin rim, widening to a crescent on one side in some cells."""
+    outline *= 1 - (0.04 + 0.14 * depth) * dent
+    outline = np.minimum(outline * (radius / np.sqrt(np.mean(outline**2))), MAX_RADIUS)
+    slope = np.gradient(np.concatenate([outline[-1:], outline, outline[:1]]))[1:-1] * ANGLES / (2 * np.pi)
+    # Cytoplasm: a thin rim, widening to a crescent on one side in some cells.
     thickness = form.rim * np.exp(0.35 * _bounded_normal(rng))
     position, crescent = rng.random(2)
-    phases = 2 * np.pi * rng.random((6, 1))
-    uneven = np.cos(np.arange(2, 8)[:, None] * angles + phases).mean(axis=0)
-    return thickness * (np.exp(1.2 * uneven) + 2.5 * crescent**2 * _bump(angles, position, 0.6))
+    uneven = np.cos(np.arange(2, 8)[:, None] * angles + 2 * np.pi * rng.random((6, 1))).mean(axis=0)
+    rim = thickness * (np.exp(1.2 * uneven) + 2.5 * crescent**2 * _bump(angles, position, 0.6))
+    # Per angle the radius, what turns radial into perpendicular distance, and the thickness of the cytoplasm.
+    table = [outline, 1 / np.hypot(1, slope / outline), rim + 0.14 * nuclear_depth * dent * radius]
+    return _rasterise(np.stack(table, axis=1).astype(np.float32), rng.normal(0, 2.0, 2), size), float(
+        np.float32(outline.max())
+    )
+
+
+def _rasterise(table: Floats, centre: NDArray[np.float64], size: int) -> _Window:
+    """Lay an outline, (ANGLES, 3), round a centre (y, x from the frame's middle)."""
+    margin = float(table[:, 0].max()) + FRINGE_WIDTH + 6 + NATIVE_SIZE / size
+    axis = _axis(size)
+    spans = [slice(*np.searchsorted(axis, [at - margin, at + margin]).tolist()) for at in centre]
+    y, x = (axis[span] - np.float32(at) for span, at in zip(spans, centre, strict=True))
+    rho = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
+    turn = np.arctan2(y[:, None], x[None, :]) * np.float32(ANGLES / (2 * np.pi)) % np.float32(ANGLES)
+    index = np.minimum(turn.astype(np.intp), ANGLES - 1)
+    low = table[index]
+    low += (table[(index + 1) % ANGLES] - low) * (turn - index).astype(np.float32)[..., None]
+    radius, perpendicular, rim = low[..., 0], low[..., 1], low[..., 2]
+    return _Window((spans[0], spans[1]), y, x, (radius - rho) * perpendicular, rim, 1 - rho / radius)
 
 
 def _bump(angles: NDArray[np.float64], position: float, width: float) -> NDArray[np.float64]:
@@ -331,28 +316,9 @@ def _bump(angles: NDArray[np.float64], position: float, width: float) -> NDArray
     return np.exp(-0.5 * (offset / width) ** 2)
 
 
-def _axes(size: int) -> tuple[Floats, Floats]:
-    axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * NATIVE_SIZE
-    return axis, axis
-
-
-def _rasterise(contour: _Contour, size: int) -> _Window:
-    """Depth below the outline (negative outside) for every pixel the cell may touch."""
-    margin = contour.reach + FRINGE_WIDTH + 6 + NATIVE_SIZE / size
-    spans, axes = [], []
-    for axis, centre in zip(_axes(size), contour.centre, strict=True):
-        start, stop = np.searchsorted(axis, [centre - margin, centre + margin])
-        spans.append(slice(int(start), int(stop)))
-        axes.append(axis[start:stop] - np.float32(centre))
-    y, x = axes
-    rho = np.sqrt(y[:, None] ** 2 + x[None, :] ** 2)
-    turn = np.arctan2(y[:, None], x[None, :]) * np.float32(ANGLES / (2 * np.pi)) % np.float32(ANGLES)
-    index = np.minimum(turn.astype(np.intp), ANGLES - 1)
-    low = contour.table[index]
-    low += (contour.table[index + 1] - low) * (turn - index).astype(np.float32)[..., None]
-    radius, perpendicular, rim = low[..., 0], low[..., 1], low[..., 2]
-    depth = (radius - rho) * perpendicular
-    return _Window((spans[0], spans[1]), y, x, depth, rim, 1 - rho / radius)
+def _axis(size: int) -> Floats:
+    """Where the pixels of an output frame lie in the native one."""
+    return ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * NATIVE_SIZE
 
 
 def _paint(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floats:
@@ -361,9 +327,14 @@ def _paint(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floa
     shade = _noise(rng, SHADE_NODES, SHADE_GRAIN / SHADE_PITCH)
     tint = _noise(rng, SHADE_NODES, SHADE_GRAIN / SHADE_PITCH)
     shade, tint = np.moveaxis(_resample(np.stack([shade, tint], axis=-1), SHADE_PITCH, *at), -1, 0)
-    chromatin = _resample(_chromatin(rng, form)[..., None], CHROMATIN_PITCH, *at)[..., 0]
-    chromatin += _nucleoli(rng, form, window)
-    shade = SHADE_CONTRAST * shade + 0.3 * np.clip(window.centrality, 0, 1)
+    # Nuclear texture in units of CHROMATIN_RGB: fine and open, or gathered into clumps.
+    grain = form.grain * _spread(rng, form.grain_spread)
+    texture = _noise(rng, CHROMATIN_NODES, grain / CHROMATIN_PITCH, coarsest=2.2 * grain / CHROMATIN_PITCH)
+    # Real nuclei are skewed to the light side, pale gaps in a dark ground, and in patches more than in others.
+    gaps = np.exp(form.clumping * texture + 0.3 * _noise(rng, CHROMATIN_NODES, PATCHES / CHROMATIN_PITCH))
+    texture = form.contrast * (gaps - gaps.mean()) / gaps.std()
+    chromatin = _resample(texture[..., None], CHROMATIN_PITCH, *at)[..., 0] + _nucleoli(rng, form, window)
+    shade = 0.80 * shade + 0.3 * np.clip(window.centrality, 0, 1)
     # Nuclei turn from indigo at their edge to red-violet within.
     tint = 0.6 * tint - 2.4 * np.exp(np.minimum(-window.depth / 14, 0)) + 0.3
     nucleus = NUCLEUS_RGB + chromatin[..., None] * CHROMATIN_RGB + shade[..., None] * SHADE_RGB
@@ -372,16 +343,6 @@ def _paint(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floa
     cytoplasm = CYTOPLASM_RGB + blue * (BASOPHILIC_RGB - CYTOPLASM_RGB) + 0.4 * shade[..., None] * SHADE_RGB
     inside = _smoothstep((window.depth - window.rim) / 7 + 0.5)[..., None]
     return cytoplasm + inside * (nucleus - cytoplasm)
-
-
-def _chromatin(rng: np.random.Generator, form: _Morphology) -> Floats:
-    """Nuclear texture in units of CHROMATIN_RGB: fine and open, or gathered into clumps; square, periodic."""
-    grain = form.grain * float(np.exp(form.grain_spread * _bounded_normal(rng)))
-    field = _noise(rng, CHROMATIN_NODES, grain / CHROMATIN_PITCH, coarsest=2.2 * grain / CHROMATIN_PITCH)
-    patches = _noise(rng, CHROMATIN_NODES, PATCHES / CHROMATIN_PITCH)
-    # Real nuclei are skewed to the light side, pale gaps in a dark ground, and in patches more than in others.
-    gaps = np.exp(form.clumping * field + 0.3 * patches)
-    return form.contrast * (gaps - gaps.mean()) / gaps.std()
 
 
 def _nucleoli(rng: np.random.Generator, form: _Morphology, window: _Window) -> Floats:
@@ -399,36 +360,17 @@ def _nucleoli(rng: np.random.Generator, form: _Morphology, window: _Window) -> F
     return spots
 
 
-def _apply_stain(colour: Floats, stain: _Stain, strength: float = 1.0) -> Floats:
-    grey = colour.mean(axis=-1, keepdims=True)
-    stained = grey + np.float32(stain.saturation) * (colour - grey)
-    stained += np.float32(stain.warmth) * np.array([1, 0, -1], np.float32)
-    return 255 * (np.clip(stained, 1, 255) / 255) ** np.float32(stain.strength * strength)
-
-
-def _on_black(colour: Floats, window: _Window, size: int) -> NDArray[np.uint8]:
-    # An edge of nearly two output pixels, as soft as that of real cells.
-    coverage = np.clip(0.6 * window.depth * (size / NATIVE_SIZE) + 0.5, 0, 1)
-    image = np.zeros((size, size, 3), np.uint8)
-    image[window.span] = _to_uint8(colour * coverage[..., None])
-    return image
-
-
-def _on_smear(colour: Floats, window: _Window, field: Floats, stain: _Stain, strength: float) -> NDArray[np.uint8]:
-    # C-NMC outlines run close to the nucleus; on the slide a fringe of cytoplasm lies beyond them.
-    patch = field[window.span]
-    fringe = _apply_stain(FRINGE_RGB, stain)
-    patch += _smoothstep((window.depth + FRINGE_WIDTH) / 8 + 0.5)[..., None] * (fringe - patch)
-    cell = _apply_stain(colour, stain, SMEAR_STRENGTH * strength)
-    patch += _smoothstep(window.depth / 8 + 0.5)[..., None] * (cell - patch)
-    return _to_uint8(field)
-
-
-def _draw_smear(rng: np.random.Generator, contour: _Contour) -> Floats:
-    """A pale plasma field with blurred red cells round the white one; (SMEAR_NODES, SMEAR_NODES, 3)."""
+def _draw_smear(rng: np.random.Generator, reach: float) -> Floats:
+    """Pale plasma with five to eight blurred red cells beside the white one; (SMEAR_NODES, SMEAR_NODES, 3)."""
     axis = (np.arange(SMEAR_NODES, dtype=np.float32) - (SMEAR_NODES - 1) / 2) * SMEAR_PITCH
     red = np.zeros((SMEAR_NODES, SMEAR_NODES), np.float32)
-    for y, x, radius in _red_cells(rng, contour.reach):
+    count = int(rng.integers(5, 9))
+    first = rng.uniform(0, 2 * np.pi)
+    for place, (jitter, gap, width) in enumerate(rng.random((count, 3)).tolist()):
+        radius = 50 + 14 * width
+        angle = first + 2 * np.pi * (place + 0.5 * jitter) / count
+        away = reach + radius * (0.85 + 0.9 * gap)
+        y, x = away * math.sin(angle), away * math.cos(angle)
         depth = radius - np.hypot(axis[:, None] - y, axis[None, :] - x)
         pallor = 1 - 0.45 * _smoothstep(depth / radius * 1.6 - 0.4)
         red = np.maximum(red, _smoothstep(depth / 10 + 0.5) * pallor)
@@ -437,36 +379,19 @@ def _draw_smear(rng: np.random.Generator, contour: _Contour) -> Floats:
     return PLASMA_RGB + 3 * shade + red * (RED_CELL_RGB - PLASMA_RGB)
 
 
-def _red_cells(rng: np.random.Generator, reach: float) -> list[tuple[float, float, float]]:
-    """Centres (y, x) and radii of five to eight red cells, beside the white cell rather than under it."""
-    count = int(rng.integers(5, 9))
-    turn = rng.uniform(0, 2 * np.pi)
-    cells = []
-    for place, (jitter, gap, width) in enumerate(rng.random((count, 3)).tolist()):
-        radius = 50 + 14 * width
-        angle = turn + 2 * np.pi * (place + 0.5 * jitter) / count
-        distance = reach + radius * (0.85 + 0.9 * gap)
-        cells.append((distance * math.sin(angle), distance * math.cos(angle), radius))
-    return cells
-
-
 def _noise(rng: np.random.Generator, nodes: int, grain: float, coarsest: float | None = None) -> Floats:
     """A periodic Gaussian field of unit variance; (nodes, nodes), smoothed by `grain` nodes.
 
     With `coarsest`, what smoothing by so many nodes would leave is taken away.
     """
-    envelope = np.exp(_squared_frequencies(nodes) * np.float32(-0.5 * grain**2))
+    full, half = 2 * np.pi * np.fft.fftfreq(nodes), 2 * np.pi * np.fft.rfftfreq(nodes)
+    squared = (full[:, None] ** 2 + half[None, :] ** 2).astype(np.float32)
+    envelope = np.exp(squared * np.float32(-0.5 * grain**2))
     if coarsest:
-        envelope -= np.exp(_squared_frequencies(nodes) * np.float32(-0.5 * coarsest**2))
+        envelope -= np.exp(squared * np.float32(-0.5 * coarsest**2))
     parts = rng.standard_normal((2, nodes, nodes // 2 + 1), np.float32)
     field = np.fft.irfft2((parts[0] + 1j * parts[1]) * envelope, (nodes, nodes))
     return ((field - field.mean()) / field.std()).astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _squared_frequencies(nodes: int) -> Floats:
-    full, half = 2 * np.pi * np.fft.fftfreq(nodes), 2 * np.pi * np.fft.rfftfreq(nodes)
-    return (full[:, None] ** 2 + half[None, :] ** 2).astype(np.float32)
 
 
 def _resample(grid: Floats, pitch: float, y: Floats, x: Floats) -> Floats:
@@ -498,6 +423,8 @@ def _to_uint8(colour: Floats) -> NDArray[np.uint8]:
     rounded = colour + np.float32(0.5)
     return np.minimum(rounded, 255, out=rounded).astype(np.uint8)
 
+
+# Fields
 
 RED_CELL_RADIUS, RED_CELL_SPREAD = 3.75, 0.05  # µm, and relative
 PLATELET_RADIUS = 1.2
@@ -562,36 +489,39 @@ def draw_field(
         raise ValueError(f"um_per_pixel is {um_per_pixel}; a cell needs {MIN_SIZE} px, so 0.8 or less")
     rng = np.random.default_rng(seed)
     cells = [draw_cell(label, subject=seed, cell=n, size=side, seed=seed).image for n, label in enumerate(classes)]
-    places = _places(rng, [_radius(cell) for cell in cells], size, spacing)
+    taken = _places(rng, [float(np.sqrt(foreground(cell).sum() / np.pi)) for cell in cells], size, spacing)
     labels = np.zeros(size, np.uint16)
     canvas = np.tile(PLASMA_RGB, (*size, 1))
-    taken = [(*place, _radius(cell)) for place, cell in zip(places, cells, strict=True)]
-    _lay_discs(canvas, _beside(rng, taken, size, red_cells, RED_CELL_RADIUS / um_per_pixel), RED_CELL_RGB, pallor=0.45)
-    _lay_discs(canvas, _beside(rng, taken, size, platelets, PLATELET_RADIUS / um_per_pixel), PLATELET_RGB, pallor=0)
-    for number, (cell, place) in enumerate(zip(cells, places, strict=True), start=1):
-        _lay_cell(canvas, labels, cell, place, number, CYTOPLASM_WIDTH / um_per_pixel)
+    for count, radius, colour, pallor in (
+        (red_cells, RED_CELL_RADIUS, RED_CELL_RGB, 0.45),
+        (platelets, PLATELET_RADIUS, PLATELET_RGB, 0),
+    ):
+        for disc in _beside(rng, taken, size, count, radius / um_per_pixel):
+            _lay_disc(canvas, disc, colour, pallor)
+    for number, (cell, place) in enumerate(zip(cells, taken, strict=True), start=1):
+        mask = _lay_cell(canvas, cell, place, CYTOPLASM_WIDTH / um_per_pixel)
+        labels[mask] = number
     noisy = canvas + rng.normal(0, NOISE, canvas.shape)
     image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
     if scale_bar:
-        _burn_scale_bar(image, um_per_pixel)
+        # A black bar of 10 µm on a white label, as microscope software burns it in.
+        length, unit = 10 / um_per_pixel, max(2.0, min(image.size) / 60)
+        right, bottom = image.width - 2 * unit, image.height - 2 * unit
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((right - length - unit, bottom - 3 * unit, right + unit, bottom + unit), fill="white")
+        draw.rectangle((right - length, bottom - unit, right, bottom), fill="black")
     return PhantomField(np.asarray(image), labels, tuple(classes), um_per_pixel)
 
 
-def _radius(cell: NDArray[np.uint8]) -> float:
-    return float(np.sqrt(foreground(cell).sum() / np.pi))
-
-
-def _places(
-    rng: np.random.Generator, radii: Sequence[float], size: tuple[int, int], spacing: float
-) -> list[tuple[float, float]]:
-    """Centres (y, x), each far enough from all before it and whole within the field."""
-    places: list[tuple[float, float]] = []
+def _places(rng: np.random.Generator, radii: Sequence[float], size: tuple[int, int], spacing: float) -> list[Disc]:
+    """Discs of these radii, each far enough from all before it and whole within the field."""
+    places: list[Disc] = []
     for radius in radii:
         edge = 1.3 * radius
         for _ in range(TRIES):
             y, x = (float(rng.uniform(edge, max(edge, n - edge))) for n in size)
-            if all(np.hypot(y - v, x - u) >= spacing * (radius + r) for (v, u), r in zip(places, radii, strict=False)):
-                places.append((y, x))
+            if all(np.hypot(y - v, x - u) >= spacing * (radius + r) for v, u, r in places):
+                places.append((y, x, radius))
                 break
         else:
             raise ValueError(
@@ -601,14 +531,10 @@ def _places(
 
 
 def _beside(
-    rng: np.random.Generator,
-    taken: Sequence[tuple[float, float, float]],
-    size: tuple[int, int],
-    count: int,
-    radius: float,
-) -> Iterator[tuple[float, float, float]]:
-    """Centres and radii of up to `count` discs that cover no white cell, and each other by a quarter at most."""
-    laid: list[tuple[float, float, float]] = []
+    rng: np.random.Generator, taken: Sequence[Disc], size: tuple[int, int], count: int, radius: float
+) -> Iterator[Disc]:
+    """Up to `count` discs that cover no white cell, and each other by a quarter at most."""
+    laid: list[Disc] = []
     for _ in range(count):
         width = radius * float(np.exp(RED_CELL_SPREAD * rng.standard_normal()))
         for _ in range(TRIES):
@@ -620,32 +546,27 @@ def _beside(
                 break
 
 
-def _lay_discs(canvas: Floats, discs: Iterator[tuple[float, float, float]], colour: Floats, *, pallor: float) -> None:
-    for y, x, radius in discs:
-        spans = [(max(0, int(at - radius - 2)), int(at + radius + 4)) for at in (y, x)]
-        rows, columns = (slice(*span) for span in spans)
-        patch = canvas[rows, columns]
-        down, across = (np.arange(start, start + n) for (start, _), n in zip(spans, patch.shape, strict=False))
-        depth = radius - np.hypot(down[:, None] - y, across - x)
-        cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
-        # Overlapping red cells darken as two layers of stain do.
-        patch *= 1 - cover[..., None] * (1 - colour / PLASMA_RGB)
+def _lay_disc(canvas: Floats, disc: Disc, colour: Floats, pallor: float) -> None:
+    """A red cell or a platelet; `pallor` is how much its middle is paler."""
+    y, x, radius = disc
+    spans = [(max(0, int(at - radius - 2)), int(at + radius + 4)) for at in (y, x)]
+    patch = canvas[slice(*spans[0]), slice(*spans[1])]
+    down, across = (np.arange(start, start + n) for (start, _), n in zip(spans, patch.shape, strict=False))
+    depth = radius - np.hypot(down[:, None] - y, across - x)
+    cover = np.clip(depth / 2 + 0.5, 0, 1) * (1 - pallor * np.clip(depth / radius * 1.6 - 0.4, 0, 1))
+    # Overlapping red cells darken as two layers of stain do.
+    patch *= 1 - cover[..., None] * (1 - colour / PLASMA_RGB)
 
 
-def _lay_cell(
-    canvas: Floats,
-    labels: NDArray[np.uint16],
-    cell: NDArray[np.uint8],
-    place: tuple[float, float],
-    number: int,
-    rim: float,
-) -> None:
-    top, left = (round(at - len(cell) / 2) for at in place)
-    rows, columns = (slice(max(0, at), min(n, at + len(cell))) for at, n in zip((top, left), labels.shape, strict=True))
+def _lay_cell(canvas: Floats, cell: NDArray[np.uint8], place: Disc, rim: float) -> NDArray[np.bool_]:
+    """A white cell with a fringe of cytoplasm `rim` pixels wide; its place as an (H, W) mask."""
+    top, left = (round(at - len(cell) / 2) for at in place[:2])
+    rows, columns = (
+        slice(max(0, at), min(n, at + len(cell))) for at, n in zip((top, left), canvas.shape, strict=False)
+    )
     shown = cell[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     mask = ndimage.binary_fill_holes(foreground(shown))
-    outside = ndimage.distance_transform_edt(~mask)
-    fringe = np.clip((rim - outside) / 2 + 0.5, 0, 1)[..., None]
+    fringe = np.clip((rim - ndimage.distance_transform_edt(~mask)) / 2 + 0.5, 0, 1)[..., None]
     patch = canvas[rows, columns]
     patch += fringe * (FRINGE_RGB - patch)
     # The cut-out's outermost pixels fade to black, which on a slide they do not: they take the colour further in.
@@ -653,17 +574,9 @@ def _lay_cell(
     y, x = ndimage.distance_transform_edt(depth < 2.5, return_distances=False, return_indices=True)
     pale = 255 * (np.maximum(shown[y, x], 1) / 255) ** np.float32(STRENGTH)
     patch += np.clip(depth / 2, 0, 1)[..., None] * (pale - patch)
-    labels[rows, columns][mask] = number
-
-
-def _burn_scale_bar(image: Image.Image, um_per_pixel: float) -> None:
-    """A black bar of 10 µm on a white label, as microscope software burns it in."""
-    length = 10 / um_per_pixel
-    unit = max(2.0, min(image.size) / 60)
-    right, bottom = image.width - 2 * unit, image.height - 2 * unit
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((right - length - unit, bottom - 3 * unit, right + unit, bottom + unit), fill="white")
-    draw.rectangle((right - length, bottom - unit, right, bottom), fill="black")
+    whole = np.zeros(canvas.shape[:2], bool)
+    whole[rows, columns] = mask
+    return whole
 
 
 # Synthetic smears, one picture one class, for releases that were trained on the four-class B-ALL set: drawn by

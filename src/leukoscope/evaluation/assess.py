@@ -93,7 +93,7 @@ def assess(
     if "folds" not in first or not kept.is_file() or "recalibration" in metrics:
         raise LeukoscopeError(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
-            "`leukoscope experiment protocol` made"
+            "`leukoscope protocol` made"
         )
     made_from, given = metrics["data"]["fingerprint"], cells.data.fingerprint
     if made_from != given:

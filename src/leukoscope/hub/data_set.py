@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from leukoscope import LeukoscopeError
 from leukoscope.audit import ScannedCells, open_cell
-from leukoscope.data.loading import PRELIMINARY_TEST, recognise
+from leukoscope.data.inspection import recognise
+from leukoscope.data.loading import PRELIMINARY_TEST
 from leukoscope.data.registry import DATASETS, DatasetInfo
 from leukoscope.files import resource_file
 from leukoscope.hub.publish import Destination, Published, scratch_folder, upload

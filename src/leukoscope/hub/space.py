@@ -40,11 +40,11 @@ ZERO_GPU = {"torch": ">=2.8,<2.12", "torchvision": ">=0.23,<0.27"}
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What only training, measuring and the command line run.
 _LEFT_OUT = (
-    *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "experiments", "hub", "training"),
-    *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
-    *("precision.py", "tables.py", "thresholds.py"),
+    *("__pycache__", "*.pyi", "__main__.py", "api.py", "audit.py", "cli", "hub", "protocol.py", "training"),
+    *("assess.py", "audit_page.py", "augmentation.py", "build.py", "card.py", "ood_metrics.py", "precision.py"),
+    *("recipes.py", "rewrite.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "pydantic", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),

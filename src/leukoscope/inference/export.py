@@ -5,6 +5,7 @@ A graph is used only after its output on eight phantoms was compared with torch'
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from leukoscope.inference.gradcam import GRADCAM, explain_features, is_map_of_ch
 from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend, NoGraph, blank_picture
 from leukoscope.inference.prediction import softmax
 from leukoscope.inference.runtime import OPENVINO, PACKAGES
-from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, folder_name
+from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, WEIGHTS, public_name
 
 if TYPE_CHECKING:
     import torch
@@ -262,16 +263,10 @@ def _report(release: ReleaseInfo, backend: str, probability: float, of_peak: flo
         "probability_difference": probability,
         "heat_map_difference": of_peak,
         "labels": list(release.labels),
-        "model": _shown_name(release),
+        "model": public_name(release.name, release.revision),
         "revision": release.revision,
         "notice": RESEARCH_NOTICE,
     }
-
-
-def _shown_name(release: ReleaseInfo) -> str:
-    """A release's Hub id, or the name of its folder: what is exported may be published."""
-    assert release.folder is not None
-    return release.name if release.revision else folder_name(release.folder)
 
 
 def _as_module(network: nn.Module, forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> nn.Module:
@@ -302,7 +297,13 @@ def _export(
                 model = openvino.convert_model(module, example_input=example)
                 model.reshape([-1, *example.shape[1:]])
                 # Half precision would round the BatchNorm statistics and a temperature folded into the classifier.
-                openvino.save_model(model, path, compress_to_fp16=False)
+                try:
+                    openvino.save_model(model, path, compress_to_fp16=False)
+                except RuntimeError:
+                    # OpenVINO does not say why it could not write.
+                    if shutil.disk_usage(path.parent).free < sum(one.nbytes for one in module.state_dict().values()):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                    raise
             else:
                 import torch
 
@@ -468,7 +469,7 @@ def _write_settings(release: ReleaseInfo, folder: Path, report: dict[str, Any]) 
     base = f"base_model: {release.name}\n" if release.revision else ""
     (folder / CARD).write_text(
         f"---\nlibrary_name: transformers.js\npipeline_tag: image-classification\n{base}---\n\n"
-        f"# {_shown_name(release).rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
+        f"# {report['model'].rpartition('/')[2]}, for transformers.js\n\n**{RESEARCH_NOTICE}**\n\n"
         f"ONNX graphs of a Leukoscope release; classes: {', '.join(release.labels)}. They take `pixel_values` and give "
         f"`{'` and `'.join(report['outputs'])}`. `{REPORT}` says how far each file lies from the release. Image "
         "processors of other libraries resize and crop otherwise than the release does, and its probabilities then "

@@ -153,6 +153,7 @@ def read_field(
     scale_source: ScaleSource = "given",
     most_cells: int | None = None,
     seconds: float | None = None,
+    batch_size: int = 16,
 ) -> FieldReading:
     """Find a field's cells and predict each.
 
@@ -163,6 +164,7 @@ def read_field(
         scale_source: where `um_per_pixel` comes from.
         most_cells: limit of the cells to be predicted; None for any number.
         seconds: time limit; None for any time.
+        batch_size: cells that go through the network at once.
 
     Raises:
         UnreadableImage: the file cannot be opened.
@@ -204,7 +206,7 @@ def read_field(
                 check()
                 yield cut_out(image, cell, scale)
 
-    predictions = predictor(cut_outs())
+    predictions = predictor(cut_outs(), batch_size=batch_size)
     share = _share_in_distribution(predictions)
     in_order = iter(prediction.in_field(share, predictor.thresholds) for prediction in predictions)
     cells = tuple(CellReading(cell, next(in_order) if cell.whole else None) for cell in field.cells)

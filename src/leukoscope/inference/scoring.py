@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import groupby, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -515,4 +516,7 @@ def _write_xlsx(table: pa.Table, path: Path) -> None:
     for batch in table.to_batches(max_chunksize=10_000):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             sheet.append([text(value) if isinstance(value, str) else value for value in row])
-    book.save(path)
+    # In memory first: where the disk refuses, openpyxl leaves a traceback behind.
+    buffer = BytesIO()
+    book.save(buffer)
+    path.write_bytes(buffer.getvalue())

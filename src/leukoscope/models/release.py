@@ -228,7 +228,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
             "restore config.json and model.safetensors from one release"
         ) from None
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Release(**vars(info), network=network)
+    return Release(**(vars(info) | {"network": network}))
 
 
 def round_as_stored(network: nn.Module, *, head: bool = True) -> None:

@@ -211,7 +211,7 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
     Raises:
         LeukoscopeError: with what to do instead.
     """
-    complete = (run_folder / "release" / METRICS).exists()
+    complete = (run_folder / METRICS).exists()
     if which == LATEST and complete:
         raise LeukoscopeError(
             f"--resume_from_checkpoint latest: the run in {run_folder} is complete; give another --output_dir, or "

@@ -38,6 +38,8 @@ MAX_DOWNLOAD = 400 * 2**20
 MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 # Of one field: half a minute of a small machine.
 MOST_CELLS, FIELD_SECONDS = 500, 60
+# Cells of a field at once: a visitor's cell waits until these are through the network.
+FIELD_BATCH = 4
 # One cell takes well under a second; the rest is for a graphics card that has to start.
 GPU_SECONDS = 15
 _P = ParamSpec("_P")
@@ -310,7 +312,15 @@ def _read_field(
 ) -> FieldReading:
     from leukoscope.inference.field import read_field
 
-    return read_field(predictor, image, source, um_per_pixel=um_per_pixel, most_cells=MOST_CELLS, seconds=FIELD_SECONDS)
+    return read_field(
+        predictor,
+        image,
+        source,
+        um_per_pixel=um_per_pixel,
+        most_cells=MOST_CELLS,
+        seconds=FIELD_SECONDS,
+        batch_size=FIELD_BATCH,
+    )
 
 
 def best_device() -> str:

@@ -354,10 +354,17 @@ def png_answer(image: Image.Image) -> str:
 
     Returns:
         its path.
+
+    Raises:
+        LeukoscopeError: the disk is full; `delete_old` makes room.
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)
     path = Path(get_upload_folder()) / f"{ANSWER_FOLDER}{secrets.token_hex(16)}" / "image.png"
-    path.parent.mkdir(parents=True)
-    image.save(path, pnginfo=about, compress_level=1)
+    try:
+        path.parent.mkdir(parents=True)
+        image.save(path, pnginfo=about, compress_level=1)
+    except OSError:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise LeukoscopeError("the disk of this server is full; try again in a few minutes") from None
     return str(path)

@@ -20,8 +20,8 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
-from leukoscope.inference.patient import PatientPrediction
 from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
@@ -171,7 +171,7 @@ class BatchPanel:
             person: whom a report would be on; the first where the result does not know that person.
         """
         point, decided = point if point in result.points else "", result.at_point(point)
-        persons = [person.patient for person in decided.persons]
+        persons = [person.subject for person in decided.persons]
         if person not in persons:
             person = persons[0] if persons else None
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
@@ -343,8 +343,8 @@ def _persons(result: BatchResult, point: str) -> str:
         low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
         numbers = map(str, (one.cells, one.refused, one.abstained))
-        seen = f" ({t('in_training')})" if one.patient in result.trained_on else ""
-        rows.append((f"{one.patient}{seen}", outcome_text(one.outcome), share, span, *numbers))
+        seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""
+        rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *numbers))
     heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("person_rule", rule=result.persons[0].rule.text)
@@ -362,8 +362,8 @@ def _seen(result: BatchResult) -> str:
     return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
 
 
-def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
-    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.patient]
+def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
+    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
     drawn = strip_plot(
         [result.rows[i].probabilities[one.positive_label] for i in numbers],
         [result.rows[i].decision.outcome for i in numbers],
@@ -372,7 +372,7 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
     )
     reason = f": {one.reason}" if one.reason else ""
     return (
-        f'<section class="lk-subject"><h3>{escape(one.patient)}</h3>'
+        f'<section class="lk-subject"><h3>{escape(one.subject)}</h3>'
         f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
         "</section>"
     )

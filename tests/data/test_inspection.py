@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import inspect_folder, load_cells, recognise
+from leukoscope.data.inspection import inspect_folder, recognise
+from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
 from leukoscope.training.config import parse_config
 
@@ -28,7 +29,7 @@ def cnmc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_cnmc_is_recognised_and_counted_by_class_and_person(cnmc: Path) -> None:
+def test_cnmc_is_recognised_and_counted_by_class_and_subject(cnmc: Path) -> None:
     report = inspect_folder(cnmc)
     assert (report.info.name, report.split_flags) == ("cnmc2019", ["--split", "random"]), "one HEM subject"
     assert report.partitions == {"fold_0": {"ALL": 3, "HEM": 1}, "fold_1": {"HEM": 1}}
@@ -38,14 +39,16 @@ def test_cnmc_is_recognised_and_counted_by_class_and_person(cnmc: Path) -> None:
     assert f"{few}: no figure on so few applies to a new subject; gather cells of more subjects" in report.problems
 
 
-def test_ball4_is_recognised_and_said_to_name_no_patients(tmp_path: Path) -> None:
+def test_ball4_is_recognised_and_said_to_name_no_subjects(tmp_path: Path) -> None:
     _cell(tmp_path / "Original/Benign/WBC-Benign-001.jpg")
     _cell(tmp_path / "Original/Pro/WBC-Malignant-Pro-001.jpg")
     _cell(tmp_path / "Segmented/Pro/WBC-Malignant-Pro-001.jpg")
     report = inspect_folder(tmp_path)
     assert (report.info.name, report.split_flags) == ("ball4", ["--split", "block"])
     assert report.partitions == {"": {"Benign": 1, "Pro": 1}}
-    assert any("whose cells these are is not known" in line and "--split block" in line for line in report.problems)
+    assert any(
+        "the subjects of these cells are not known" in line and "--split block" in line for line in report.problems
+    )
 
 
 def test_class_folders_of_ones_own_are_recognised(tmp_path: Path) -> None:

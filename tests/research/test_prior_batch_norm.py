@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from leukoscope.training.optim import recompute_batch_norm
+from research.prior_training import recompute_batch_norm
 
 VALUES = np.random.default_rng(0).normal(5.0, 3.0, size=(40, 2)).astype(np.float32)
 

@@ -1,0 +1,376 @@
+"""How prior systems are trained: optimiser, penalty, plateau and PreciseBN, beside what `Trainer` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import nn
+
+from leukoscope import LeukoscopeError
+from leukoscope.data.augmentation import Augmentation
+from leukoscope.data.loading import load_cells
+from leukoscope.data.pixel_cache import FramedCells, frame_cells
+from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.splits import make_split
+from leukoscope.data.synthetic import draw_cell
+from leukoscope.models.recipes import get_recipe
+from leukoscope.training.checkpoint import Checkpoints
+from leukoscope.training.config import RunArguments, TrainingConfig
+from leukoscope.training.data import FeatureInputs
+from leukoscope.training.train import make_accelerator
+from leukoscope.training.trainer import Trainer
+from research.prior_networks import build_prior, penalty
+from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
+from research.prior_training import PlateauController, PriorTrainer, make_optimizer, recompute_batch_norm
+
+PREPROCESSING = Preprocessing(32, 1.0)
+RECIPE = PriorRecipe(
+    name="small",
+    architecture="test_resnet",
+    base_model="",
+    image_size=32,
+    num_train_epochs=3,
+    train_batch_size=8,
+    learning_rate=0.01,
+    head_learning_rate=0.02,
+    weight_decay=0.5,
+    label_smoothing=0.0,
+    head=Head(hidden=(Hidden(8),)),
+    class_weighted=False,
+    schedule="constant",
+)
+SETTINGS: dict[str, Any] = {"flags": {}, "resolved_recipe": {}}
+MakeTrainer = Callable[..., PriorTrainer]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
+    """Two classes, 8 subjects each, 2 cells a subject."""
+    root = tmp_path_factory.mktemp("cells")
+    for label in ("ALL", "HEM"):
+        (root / label).mkdir()
+        for subject, cell in np.ndindex(8, 2):
+            image = draw_cell(label, subject=subject, cell=cell, size=32).image
+            Image.fromarray(image).save(root / label / f"{label}{subject}_{cell}.png")
+    data = load_cells("imagefolder", str(root), subject_pattern=r"/(?P<subject>\w+)_", image_size=64)
+    return frame_cells(data, PREPROCESSING)
+
+
+@pytest.fixture
+def trainer_for(cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
+    """A trainer for a recipe on a few cells, with the flags of a run."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
+
+    def make(
+        recipe: PriorRecipe, *, split: str = "subject", checkpoints: Checkpoints | None = None, **flags: Any
+    ) -> PriorTrainer:
+        config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
+        set_seed(config.run.seed)
+        accelerator = make_accelerator(config, recipe)
+        sides = make_split(cells.data, split)
+        return PriorTrainer(accelerator, cells, sides, recipe, PREPROCESSING, config.run, checkpoints=checkpoints)
+
+    return make
+
+
+def _scripted(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, **columns: list[float]
+) -> list[dict[str, torch.Tensor]]:
+    """Prescribe the validation metrics of each epoch; returns the weights that each of them was given for."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate() -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        return {name: values[len(seen) - 1] for name, values in columns.items()}
+
+    monkeypatch.setattr(trainer, "_validate", validate)
+    return seen
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "numbers"),
+    [
+        ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.999), "fused": True}),
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "amsgrad": False, "fused": True}),
+        ("adamax", torch.optim.Adamax, {"betas": (0.9, 0.999)}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": False, "fused": True}),
+    ],
+)
+def test_a_recipe_names_its_optimiser(name: str, kind: type, numbers: dict[str, object]) -> None:
+    optimizer = make_optimizer(build_prior(RECIPE, 2), replace(RECIPE, optimizer=name))
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert {key: group[key] for key in numbers} == numbers
+
+
+@pytest.mark.parametrize(("name", "spares"), [("adamw", True), ("adam", False), ("adamax", False), ("sgd", False)])
+def test_adamw_spares_biases_and_norms_and_the_others_decay_everything(name: str, spares: bool) -> None:
+    network = build_prior(RECIPE, 2)
+    groups = make_optimizer(network, replace(RECIPE, optimizer=name)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for parameter in network.parameters():
+        assert decay[id(parameter)] == (0.0 if spares and parameter.ndim == 1 else 0.5)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
+def test_plain_optimisers_step_as_torch_does_on_all_parameters(name: str) -> None:
+    """Weight decay is L2: part of the gradient, on every parameter."""
+    recipe = replace(RECIPE, optimizer=name, learning_rate=0.1, head_learning_rate=0.1)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adamax": torch.optim.Adamax}[name]
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    networks: list[nn.Module] = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        twin = build_prior(recipe, 2)
+        parameters = twin.parameters()
+        optimizer = make_optimizer(twin, recipe) if ours else kind(parameters, lr=0.1, weight_decay=0.5, **extra)
+        for _ in range(2):
+            twin.eval()(torch.ones(2, 3, 32, 32)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        networks.append(twin)
+    for one, other in zip(*(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_trainer_uses_it(trainer_for: MakeTrainer) -> None:
+    trainer = trainer_for(replace(RECIPE, optimizer="sgd", num_train_epochs=1), split="all")
+    list(trainer.fit(build_prior(trainer.recipe, 2)))
+    assert trainer.optimizer.param_groups[0]["momentum"] == 0.9
+
+
+# The loss
+
+
+def test_training_and_validation_loss_hold_the_penalty(trainer_for: MakeTrainer) -> None:
+    recipe = replace(RECIPE, penalty=Penalty(weight_l2=0.5, bias_l1=0.25), num_train_epochs=1)
+    trainer, network = trainer_for(recipe), build_prior(recipe, 2)
+    (row,) = trainer.fit(network)
+    predictions = trainer.predict(trainer.split.validation)
+    own = np.log(predictions.probabilities)[np.arange(len(predictions.references)), predictions.references]
+    strength = float(penalty(network, recipe).detach())
+    assert strength > 0.1 and row["val_loss"] == pytest.approx(float(-own.mean()) + strength, abs=1e-4)
+    assert row["train_loss"] > strength
+
+
+def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(trainer_for: MakeTrainer) -> None:
+    sizes = []
+    for strength in (0.0, 5.0):
+        recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
+        trainer = trainer_for(recipe, split="all")
+        network = build_prior(recipe, 2)
+        list(trainer.fit(network))
+        sizes.append(float(network.head.hidden[0][0].weight.detach().square().sum()))
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, cells: FramedCells) -> None:
+    recipe = replace(RECIPE, ema_decay=0.9, batch_norm_cells=16, num_train_epochs=2)
+    trainer, network = trainer_for(recipe, split="all"), build_prior(recipe, 2)
+    list(trainer.fit(network))
+    kept = network.backbone.bn1.running_mean.clone()
+    rows = cells.rows(trainer.split.train)
+    spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
+    recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, trainer.batch_size)
+    torch.testing.assert_close(network.backbone.bn1.running_mean, kept, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_taken_anew_before_every_validation(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(replace(RECIPE, batch_norm_cells=12, train_batch_size=4, num_train_epochs=2))
+    judged = _scripted(trainer, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
+
+    list(trainer.fit(build_prior(trainer.recipe, 2)))
+
+    batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
+    assert batches and set(batches) == {12 // 4}
+
+
+def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RECIPE, num_train_epochs=9, plateau=Plateau("val_accuracy", 0.5, patience=1, stop_patience=2))
+    trainer, network = trainer_for(recipe, early_stopping_patience=1), build_prior(recipe, 2)
+    seen = _scripted(trainer, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
+    rows = list(trainer.fit(network))
+    assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.005, 0.005, 0.0025]
+    assert (trainer.epochs_run, trainer.kept_epoch) == (5, 3)
+    assert all(torch.equal(v, seen[2][k]) for k, v in network.state_dict().items())
+    said = capsys.readouterr().out
+    assert "2 cuts of the learning rate brought no gain: stopped" in said
+    assert "kept epoch 3: validation accuracy 0.800" in said
+
+
+def test_a_plateau_needs_validation_cells(trainer_for: MakeTrainer) -> None:
+    with pytest.raises(LeukoscopeError) as refused:
+        trainer_for(replace(RECIPE, plateau=Plateau()), split="all")
+    assert str(refused.value) == (
+        "--recipe small: its learning rate follows the validation cells and split all (every cell trains) has none; "
+        "leave out --no_validation or choose another --split"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd", "selected_by": "val_loss"},
+        {"optimizer": "adamax", "plateau": Plateau("val_loss", 0.5, 1, 9)},
+    ],
+    ids=["sgd", "adamax with a plateau"],
+)
+def test_a_killed_run_resumes_bit_exactly(
+    trainer_for: MakeTrainer, tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, **change)
+    whole, network = trainer_for(recipe), build_prior(recipe, 2)
+    rows = list(whole.fit(network))
+    killed = trainer_for(recipe, checkpoints=Checkpoints(tmp_path, SETTINGS, limit=1))
+    next(killed.fit(build_prior(recipe, 2)))
+    checkpoints = Checkpoints(tmp_path, SETTINGS, limit=1)
+    checkpoints.resume("latest")
+    resumed, again = trainer_for(recipe, checkpoints=checkpoints), build_prior(recipe, 2)
+    columns = ("train_loss", "val_loss", "learning_rate")
+    assert [[row[k] for k in columns] for row in resumed.fit(again)] == [[row[k] for k in columns] for row in rows]
+    assert resumed.kept_epoch == whole.kept_epoch
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
+
+
+def test_a_head_on_a_frozen_backbone_learns_from_features_computed_once(trainer_for: MakeTrainer) -> None:
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="none")
+    head = Head(batch_norm=True, hidden=(Hidden(8, dropout=0.2),))
+    recipe = replace(RECIPE, frozen=("backbone",), augmentation=still, head=head, drop_rate=0.0)
+    trainer, network = trainer_for(recipe, split="all"), build_prior(recipe, 2)
+    rows = list(trainer.fit(network))
+    assert isinstance(trainer.inputs, FeatureInputs) and rows[0]["train_loss"] != rows[-1]["train_loss"]
+    other = trainer_for(recipe, split="all")
+    other.cache_features = False
+    anew = list(other.fit(build_prior(recipe, 2)))
+    assert [row["train_loss"] for row in anew] == pytest.approx([row["train_loss"] for row in rows], abs=1e-4)
+
+
+def test_a_recipe_of_the_core_trains_as_with_its_own_trainer(trainer_for: MakeTrainer) -> None:
+    small = {"block_config": (1, 1), "image_size": 32, "train_batch_size": 8, "num_train_epochs": 1}
+    recipe = replace(get_recipe("densenet121"), **small)
+    networks = []
+    for ours in (True, False):
+        trainer: Trainer = trainer_for(recipe, split="all")
+        if not ours:
+            trainer = Trainer(trainer.accelerator, trainer.cells, trainer.split, recipe, PREPROCESSING, trainer.run)
+            set_seed(0)
+        networks.append(build_prior(recipe, 2))
+        list(trainer.fit(networks[-1]))
+    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+# The plateau, walked epoch by epoch
+
+
+@dataclass
+class Walk:
+    """A scripted course: train accuracy, the monitored value, and what must follow from each epoch."""
+
+    plateau: Plateau
+    rows: list[tuple[float, float]]
+    improved: str
+    rates: list[float]
+    stops: bool = True
+
+
+NAN = float("nan")
+ACCURACY = Plateau("val_accuracy", factor=0.5, patience=1, stop_patience=3)
+LOSS = Plateau("val_loss", factor=0.1, patience=2, stop_patience=2)
+SYSTEM_E = Plateau("val_loss", factor=0.5, patience=1, stop_patience=3, until_train_accuracy=0.9)
+
+WALKS = {
+    "always better": Walk(ACCURACY, [(0, 0.1), (0, 0.2), (0, 0.3)], "+++", [1, 1, 1], stops=False),
+    "three cuts in a row": Walk(ACCURACY, [(0, 0.5), (0, 0.4), (0, 0.3), (0, 0.2)], "+---", [1, 0.5, 0.25, 0.125]),
+    "an equal score is no improvement": Walk(ACCURACY, [(0, 0.5)] * 4, "+---", [1, 0.5, 0.25, 0.125]),
+    "a gain starts the count of cuts anew, and the rate stays low": Walk(
+        ACCURACY,
+        [(0, 0.5), (0, 0.4), (0, 0.4), (0, 0.6), (0, 0.5), (0, 0.5), (0, 0.5)],
+        "+--+---",
+        [1, 0.5, 0.25, 0.25, 0.125, 0.0625, 0.03125],
+    ),
+    "better than the last is not better than the best": Walk(
+        ACCURACY, [(0, 0.5), (0, 0.3), (0, 0.4), (0, 0.45)], "+---", [1, 0.5, 0.25, 0.125]
+    ),
+    "patience 2 waits two epochs a cut": Walk(
+        LOSS, [(0, 1.0), (0, 1.1), (0, 1.2), (0, 1.0), (0, 1.3)], "+----", [1, 1, 0.1, 0.1, 0.01]
+    ),
+    "a gain within the patience starts the waiting anew": Walk(
+        LOSS, [(0, 1.0), (0, 1.1), (0, 0.9), (0, 1.0), (0, 1.0)], "+-+--", [1, 1, 1, 1, 0.1], stops=False
+    ),
+    "a loss that is no number is never better": Walk(
+        LOSS, [(0, NAN), (0, NAN), (0, 1.0), (0, NAN)], "--+-", [1, 0.1, 0.1, 0.1], stops=False
+    ),
+    "training accuracy counts below the limit, whatever the loss": Walk(
+        SYSTEM_E, [(0.6, 1.0), (0.7, 2.0), (0.8, 3.0)], "+++", [1, 1, 1], stops=False
+    ),
+    "a lower loss is no gain below the limit": Walk(SYSTEM_E, [(0.6, 1.0), (0.5, 0.5)], "+-", [1, 0.5], stops=False),
+    "from the limit on the loss counts, against its lowest so far": Walk(
+        SYSTEM_E, [(0.6, 1.0), (0.8, 0.5), (0.9, 0.6), (0.95, 0.4)], "++-+", [1, 1, 0.5, 0.5], stops=False
+    ),
+    "cuts in a row are counted across the change": Walk(
+        SYSTEM_E, [(0.8, 0.5), (0.7, 0.5), (0.75, 0.6), (0.92, 0.7)], "+---", [1, 0.5, 0.25, 0.125]
+    ),
+    "falling below the limit, training accuracy counts again": Walk(
+        SYSTEM_E, [(0.85, 0.9), (0.95, 0.5), (0.89, 0.4), (0.96, 0.45)], "++--", [1, 1, 0.5, 0.25], stops=False
+    ),
+}
+
+
+def _row(plateau: Plateau, epoch: tuple[float, float]) -> dict[str, float]:
+    return {"train_accuracy": epoch[0], plateau.monitor: epoch[1]}
+
+
+@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
+def test_the_plateau_controller_walks_a_scripted_course(walk: Walk) -> None:
+    controller = PlateauController(walk.plateau)
+    outcomes, rates = [], []
+    for epoch in walk.rows:
+        outcomes.append(controller.update(_row(walk.plateau, epoch)))
+        rates.append(controller.rate)
+    assert "".join("-+"[outcome.improved] for outcome in outcomes) == walk.improved
+    assert rates == pytest.approx(walk.rates)
+    assert [bool(outcome.stop_reason) for outcome in outcomes] == [False] * (len(walk.rows) - 1) + [walk.stops]
+
+
+def test_the_controller_says_what_it_watched_and_why_it_stops() -> None:
+    controller = PlateauController(SYSTEM_E)
+    watched = [controller.update(_row(SYSTEM_E, epoch)).watched for epoch in ((0.89, 1.0), (0.9, 1.0), (0.2, 1.0))]
+    assert watched == ["train_accuracy", "val_loss", "train_accuracy"]
+    assert controller.update(_row(SYSTEM_E, (0.2, 1.0))).stop_reason == "3 cuts of the learning rate brought no gain"
+
+
+@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
+def test_a_controller_restored_from_json_continues_as_if_never_left(walk: Walk) -> None:
+    whole, resumed = PlateauController(walk.plateau), PlateauController(walk.plateau)
+    for epoch in walk.rows:
+        kept = json.loads(json.dumps(resumed.state_dict()))
+        resumed = PlateauController(walk.plateau)
+        resumed.load_state_dict(kept)
+        assert resumed.update(_row(walk.plateau, epoch)) == whole.update(_row(walk.plateau, epoch))
+        assert resumed.rate == whole.rate
+
+
+def test_a_state_once_taken_does_not_change_with_its_controller() -> None:
+    controller = PlateauController(ACCURACY)
+    controller.update(_row(ACCURACY, (0, 0.5)))
+    state = controller.state_dict()
+    controller.update(_row(ACCURACY, (0, 0.6)))
+    assert state["best"]["val_accuracy"] == 0.5

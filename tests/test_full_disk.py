@@ -1,0 +1,253 @@
+"""A full disk, at each writer: one error that names place and fix; what was there stays, and nothing is added."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hub_server import Hub
+from leukoscope import LeukoscopeError
+from leukoscope.cli import app
+from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.hub.publish import Destination, publish
+from leukoscope.models.release import edit_release
+from leukoscope.web.upload import png_answer
+from release_fixtures import METRICS
+
+MEGABYTES = 256  # training asks for 72 before it begins
+PREDICTIONS = (
+    Path(__file__).parents[1] / "model_card" / "leukoscope-densenet169-cnmc" / "predictions" / "subject_cv.parquet"
+)
+PATIENTS = {
+    "positive_label": "ALL",
+    "rule": {"pooling": "mean", "coefficients": [1.0], "intercept": 0.0},
+    "least_cells": 2,
+    "measured": {
+        "persons": 41,
+        "auroc": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "sensitivity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 26, "of": 28},
+        "specificity": {"share": 0.9, "low": 0.8, "high": 1.0, "right": 11, "of": 13},
+        "error_rate": {"share": 0.05, "low": 0.01, "high": 0.2},
+    },
+}
+SUBJECTS = ("--subject_pattern", r"(?P<subject>\w+)_")
+FIELD = ("field", "release", "field.png", "--um_per_pixel", "0.2")
+SCORE = ("score", "release", "--input", "cells")
+EXPORT = ("release", "export", "release", "--output", "OUT/graph", "--format")
+TRAIN = (
+    *("train", "--dataset_name", "imagefolder", "--train_dir", "cells", *SUBJECTS, "--split", "subject-cv"),
+    *("--num_folds", "3", "--no_validation", "--image_size", "32", "--num_train_epochs", "1", "--from_scratch"),
+    *("--per_device_train_batch_size", "4", "--override", "block_config=[2,2,2,2]", "--mixed_precision", "no"),
+)
+# Commands that replace what they wrote before; OUT is a folder of the disk.
+REPLACING: dict[str, Sequence[str]] = {
+    "maps": ("predict", "release", "cell.png", "--explain", "OUT/maps"),
+    "overlay": (*FIELD, "--output", "OUT/overlay.png"),
+    "crops": (*FIELD, "--crops", "OUT/crops"),
+    "patient report": ("patient", "release", "one", "--output", "OUT/report.html"),
+    "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
+    "audit": ("data", "audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
+    "card": ("release", "card", "OUT/release"),
+    "leaderboard": ("experiment", "leaderboard", "release", "release", "--output", "OUT/board.html"),
+    **{name: (*EXPORT, name) for name in ("openvino", "onnx", "transformers.js", "endpoint")},
+    "space": ("release", "space", "lab/cells", "--output", "OUT/space"),
+    "run": (*TRAIN, "--output_dir", "OUT/run"),
+}
+LONG = ("evaluation", "card", "leaderboard", "onnx", "transformers.js")
+# Commands that refuse to.
+ONCE: dict[str, Sequence[str]] = {
+    **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".xlsx", ".parquet", ".json")},
+    "subjects": (*SCORE, *SUBJECTS, "--output", "OUT/scores.csv", "--by_subject", "OUT/subjects.xlsx"),
+    **{
+        f"persons {kind}": ("patient", "release", "cells", *SUBJECTS, "--output", f"OUT/persons{kind}")
+        for kind in (".csv", ".xlsx", ".parquet", ".json")
+    },
+}
+
+
+class Disk:
+    """A file system of a few megabytes, with a folder in which commands write."""
+
+    def __init__(self, path: Path):
+        self.out, self._filler = path / "out", path / "filler"
+        self.out.mkdir()
+
+    def contents(self) -> dict[str, bytes | None]:
+        """Each path in the folder, and what its file holds."""
+        found = sorted(self.out.rglob("*"))
+        return {path.relative_to(self.out).as_posix(): path.read_bytes() if path.is_file() else None for path in found}
+
+    def fill(self, left: int) -> None:
+        """Leave so many bytes, rounded up to whole pages."""
+        self._filler.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.out).free - left
+        self._filler.write_bytes(bytes(free - free % 4096))
+
+    def empty(self) -> None:
+        """Take away what filled it."""
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a release, a cell, a field and 24 cells of six subjects."""
+    folder = tmp_path / "inputs"
+    release = folder / "release"
+    shutil.copytree(tiny_release, release)
+    (release / "metrics.json").write_text(json.dumps(METRICS | {"patients": PATIENTS}))
+    (release / "predictions").mkdir()
+    shutil.copy(PREDICTIONS, release / "predictions")
+    Image.fromarray(draw_cell("ALL").image).save(folder / "cell.png")
+    Image.fromarray(draw_field(size=(300, 380), um_per_pixel=0.2).image).save(folder / "field.png")
+    for label in ("ALL", "HEM"):
+        for subject in range(3):
+            for cell in range(4):
+                path = folder / "cells" / label / f"{label}{subject}_{cell}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(draw_cell(label, subject=subject, cell=cell, size=64).image).save(path)
+    (folder / "one").symlink_to(folder / "cells" / "ALL")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(words: Sequence[str], disk: Disk) -> tuple[int, str]:
+    """The exit code of a command and what it says on stderr."""
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [word.replace("OUT", str(disk.out)) for word in words])
+    assert isinstance(result.exception, SystemExit | None), repr(result.exception)
+    return result.exit_code, result.stderr
+
+
+def refused(words: Sequence[str], disk: Disk, left: int) -> None:
+    """Run a command on a full disk, which it must name together with the fix."""
+    disk.fill(left)
+    code, said = run(words, disk)
+    disk.empty()
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1, said
+    assert "No space left on device" in errors[0] and "free some space or " in errors[0], said
+    assert str(disk.out) in errors[0]
+
+
+def half_of_the_largest(contents: dict[str, bytes | None]) -> int:
+    """Bytes, at least a page; where that would hold it all, skip the test."""
+    read = ("release/model", "release/predictions")
+    largest = max(len(content) for path, content in contents.items() if content and not path.startswith(read))
+    if largest <= 4096:
+        pytest.skip("all that it writes fits into one page")
+    return max(4096, largest // 2)
+
+
+@pytest.mark.parametrize("partly", [False, True], ids=["full", "half of a file fits"])
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in REPLACING])
+def test_what_a_command_wrote_before_stays_as_it_was(
+    name: str, partly: bool, disk: Disk, inputs: Path, hub: Hub
+) -> None:
+    if name in ("card", "space"):
+        (inputs / "release" / "metrics.json").write_text(json.dumps(METRICS))
+    if name == "card":
+        shutil.copytree(inputs / "release", disk.out / "release")
+    if name == "space":
+        publish(inputs / "release", Destination("lab/cells"))
+    code, said = run(REPLACING[name], disk)
+    assert code in (0, 2), said
+    before = disk.contents()
+    refused(REPLACING[name], disk, half_of_the_largest(before) if partly else 0)
+    assert disk.contents() == before
+
+
+@pytest.mark.parametrize("partly", [False, True], ids=["full", "half of a file fits"])
+@pytest.mark.parametrize("name", ONCE)
+def test_a_table_that_does_not_fit_leaves_nothing(name: str, partly: bool, disk: Disk, inputs: Path) -> None:
+    assert run(ONCE[name], disk)[0] == 0
+    whole = disk.contents()
+    shutil.rmtree(disk.out)
+    disk.out.mkdir()
+    refused(ONCE[name], disk, half_of_the_largest(whole) if partly else 0)
+    parts = {path for path in disk.contents() if ".parts" in path}
+    assert disk.contents().keys() == parts and (not parts or ONCE[name][0] == "score"), "what was scored is kept"
+    assert not any(path.endswith(".tmp") for path in parts)
+    assert run(ONCE[name], disk)[0] == 0
+    assert disk.contents().keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "push", "cells", "lab/cells", *SUBJECTS, "--licence", "cc-by-4.0", "--citation", "Doe (2026)."),
+        ("release", "push", "release", "--hub_model_id", "lab/cells"),
+    ],
+    ids=["data", "release"],
+)
+def test_an_upload_that_cannot_be_prepared_changes_nothing_on_the_hub(
+    words: Sequence[str], disk: Disk, inputs: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inputs / "release" / "metrics.json").write_text(json.dumps(METRICS))
+    monkeypatch.setattr("tempfile.tempdir", str(disk.out))
+    refused(words, disk, 8192)
+    assert disk.contents() == {}
+    repositories = hub.storage.repositories.values()
+    assert not [file for one in repositories for file in one.at("main").files if file.endswith((".parquet", "tensors"))]
+
+
+def test_cells_that_do_not_fit_into_the_cache_leave_nothing_there(
+    disk: Disk, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(disk.out / "cache"))
+    refused((*TRAIN, "--output_dir", "run"), disk, 8192)
+    assert not [path for path, content in disk.contents().items() if content is not None]
+
+
+@pytest.mark.slow
+def test_a_graph_that_does_not_fit_into_the_cache_is_done_without(
+    disk: Disk, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(disk.out / "cache"))
+    monkeypatch.delenv("LEUKOSCOPE_BACKEND")
+    disk.fill(8192)
+    code, said = run(("predict", "release", "cell.png", "--device", "cpu"), disk)
+    assert code == 0, said
+    assert not [path for path, content in disk.contents().items() if content is not None]
+    refused(("predict", "release", "cell.png", "--backend", "openvino"), disk, 8192)
+
+
+@pytest.mark.parametrize("left", [0, 1 << 20])
+def test_a_changed_release_that_does_not_fit_leaves_the_old_one(disk: Disk, inputs: Path, left: int) -> None:
+    """As `release assess` and `release recalibrate` write it."""
+    shutil.copytree(inputs / "release", disk.out / "release")
+    before = disk.contents()
+    disk.fill(left)
+    said = r"release: the release cannot be written there \(.*No space left on device.*\); free some space or"
+    with pytest.raises(LeukoscopeError, match=said), edit_release(disk.out / "release"):
+        pass
+    assert disk.contents() == before
+
+
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_picture_that_the_demo_cannot_keep_for_a_program_is_one_message(
+    disk: Disk, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(disk.out))
+    disk.fill(left)
+    with pytest.raises(LeukoscopeError, match="the disk of this server is full; try again in a few minutes"):
+        png_answer(Image.effect_noise((400, 400), 50).convert("RGB"))
+    assert disk.contents() == {}
