@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope import audit
-from leukoscope.audit import Duplicate, find_duplicates, linked, picture_key
+from leukoscope import duplicates as module
 from leukoscope.data.synthetic import draw_cell
+from leukoscope.duplicates import Duplicate, find_duplicates, linked, picture_key
 
 
 def phantom(cell: int, *, label: str = "ALL", background: str = "black", size: int = 160) -> Image.Image:
@@ -87,7 +87,7 @@ def test_pairs_are_the_same_however_few_are_compared_at_once(monkeypatch: pytest
     cells = [stored(phantom(1), format="JPEG", quality=quality) for quality in (60, 70, 80, 90)]
     together = duplicates(*cells)
     assert len(together) == 6
-    monkeypatch.setattr(audit, "_PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 1)
     assert duplicates(*cells) == together
 
 
