@@ -46,33 +46,45 @@ def write_audit_page(path: Path, findings: Findings, seen: ScannedCells) -> Path
 
 def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     """What would inflate metrics, then each finding with its pictures."""
-    data, split, unit = findings["data"], findings["split"], findings["data"]["unit"]
-    lines: list[str] = findings["inflating"]
-    rows: list[Sequence[str]] = []
-    scope = f"the split checked ({split['strategy']}, {split['detail']})" if split else f"splits by {unit}"
+    data, split, lines = findings["data"], findings["split"], findings["inflating"]
+    scope = f"the split checked ({split['strategy']}, {split['detail']})" if split else f"splits by {data['unit']}"
     nothing = f"Nothing was found that would inflate metrics on {scope}."
     yield Section("What would inflate metrics", lines or [nothing], verdict="bad" if lines else "good")
     if findings["warnings"]:
         yield Section("Shortcuts outside the cell", findings["warnings"], verdict="warning")
+    if findings["subject_aliases"]["groups"]:
+        yield _aliases(findings["subject_aliases"])
+    yield from _copies(findings, seen)
+    yield _shortcuts(findings)
+    yield _classes(findings)
+    yield _sizes(findings)
+    yield _odd_pictures(findings["odd_pictures"], seen)
+    counts = findings["counts"]
+    lines = [f"Unreadable: {message}" for message in findings["unreadable"]]
+    lines += [f"Counts differ: {line}" for line in counts["differences"]] + counts["passed_over"]
+    nothing = "Every file could be read, and no count differs from a published one."
+    yield Section("Files and counts", lines or [nothing], verdict="warning" if lines else "good")
 
-    if groups := findings["subject_aliases"]["groups"]:
-        for group in groups:
-            links = (
-                f"{' – '.join(link['subjects'])}: {link['identical']} identical, {link['near']} near-identical"
-                for link in group["links"]
-            )
-            joined = "all" if group["known"] else f"not {', '.join(group['unjoined'])}"
-            rows.append((" = ".join(group["subjects"]), joined, "; ".join(links)))
-        proposed = findings["subject_aliases"]["proposed"].items()
-        text = [
-            "Subject ids that share cells belong to one person: kept apart, they put that person on both sides of a "
-            "split.",
-            f"Proposed subject_aliases: {', '.join(f'{other} → {one}' for other, one in proposed)}",
-        ]
-        columns = ("one person", "already joined when loading", "pairs of pictures they share")
-        verdict = "bad" if any(not group["known"] for group in groups) else "warning"
-        yield Section("Subjects under several ids", text, Table(columns, rows), verdict=verdict)
 
+def _aliases(aliases: Findings) -> Section:
+    rows = []
+    for group in aliases["groups"]:
+        links = (
+            f"{' – '.join(link['subjects'])}: {link['identical']} identical, {link['near']} near-identical"
+            for link in group["links"]
+        )
+        joined = "all" if group["known"] else f"not {', '.join(group['unjoined'])}"
+        rows.append((" = ".join(group["subjects"]), joined, "; ".join(links)))
+    text = [
+        "Subject ids that share cells belong to one person: kept apart, they put that person on both sides of a split.",
+        f"Proposed subject_aliases: {', '.join(f'{other} → {one}' for other, one in aliases['proposed'].items())}",
+    ]
+    columns = ("one person", "already joined when loading", "pairs of pictures they share")
+    known = all(group["known"] for group in aliases["groups"])
+    return Section("Subjects under several ids", text, Table(columns, rows), verdict="warning" if known else "bad")
+
+
+def _copies(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     duplicates = findings["duplicates"]
     kinds, criteria = (duplicates["identical"], duplicates["near"]), duplicates["criteria"]
     text = [
@@ -80,7 +92,7 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
         f"{criteria['hash_bits_at_most']} of 255 bits and, reduced to 32 × 32, differ by at most "
         f"{criteria['difference_at_most']:g} grey levels with a correlation of at least "
         f"{criteria['correlation_at_least']:g}, as they lie or after a turn or flip.",
-        f"Splits keep a {unit} on one side; a pair within one does no harm there.",
+        f"Splits keep a {findings['data']['unit']} on one side; a pair within one does no harm there.",
     ]
     verdict = "bad" if any(kind["inflates"] for kind in kinds) else ""
     yield Section("Copies", text, copies_table(findings), verdict=verdict)
@@ -90,22 +102,25 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
             about = f"{shown} of {len(pairs)}, those first that would inflate metrics or lie in two subjects."
             yield Section(heading, [about], pictures=[_pair_picture(pair, seen) for pair in pairs[:shown]])
 
+
+def _shortcuts(findings: Findings) -> Section:
     shortcuts = findings["shortcuts"]
     if "not_measured" in shortcuts:
-        yield Section("Shortcuts", [f"Not measured: {shortcuts['not_measured']}"], verdict="warning")
-    else:
-        tested = shortcuts["split"]
-        text = [
-            "What logistic regression predicts from features that have nothing to do with a cell's inner structure. "
-            "A network is worth what it adds to these.",
-            f"Tested on {shortcuts['cells']:,} cells, {tested['folds']} fold(s), {tested['strategy']}, disjoint by "
-            f"{tested['disjoint_by']}. Chance: balanced accuracy {shortcuts['chance_balanced_accuracy']:.3f}. "
-            f"Left out — {shortcuts['left_out']}.",
-        ]
-        table = shortcuts_table(findings)
-        rows = [(*row, FEATURES[row[0]]) for row in table.rows]
-        yield Section("Shortcuts", text, Table((*table.columns, "what it is"), rows))
+        return Section("Shortcuts", [f"Not measured: {shortcuts['not_measured']}"], verdict="warning")
+    tested = shortcuts["split"]
+    text = [
+        "What logistic regression predicts from features that have nothing to do with a cell's inner structure. "
+        "A network is worth what it adds to these.",
+        f"Tested on {shortcuts['cells']:,} cells, {tested['folds']} fold(s), {tested['strategy']}, disjoint by "
+        f"{tested['disjoint_by']}. Chance: balanced accuracy {shortcuts['chance_balanced_accuracy']:.3f}. "
+        f"Left out — {shortcuts['left_out']}.",
+    ]
+    table = shortcuts_table(findings)
+    rows = [(*row, FEATURES[row[0]]) for row in table.rows]
+    return Section("Shortcuts", text, Table((*table.columns, "what it is"), rows))
 
+
+def _classes(findings: Findings) -> Section:
     mixed, subjects, text = findings["subjects_in_two_classes"], findings["subjects"], []
     if mixed["subjects"]:
         named = "; ".join(
@@ -125,35 +140,31 @@ def _sections(findings: Findings, seen: ScannedCells) -> Iterator[Section]:
     else:
         text.append("Subjects are not known: no metric can be shown to hold for a subject the model never saw.")
     verdict = "bad" if mixed["suspect"] else "" if subjects else "warning"
-    yield Section(
-        "Classes and subjects", text, Table(("class", "cells", "subjects, as published"), rows), pictures, verdict
-    )
+    table = Table(("class", "cells", "subjects, as published"), rows)
+    return Section("Classes and subjects", text, table, pictures, verdict)
 
+
+def _sizes(findings: Findings) -> Section:
     sizes = findings["picture_sizes"]
     rows = [(size, count(number)) for size, number in list(sizes.items())[:_SHOWN_SIZES]]
     text = [] if len(sizes) <= _SHOWN_SIZES else [f"The {_SHOWN_SIZES} most common of {len(sizes)} picture sizes."]
     pictures = []
-    if data["background"] == "black":
+    if findings["data"]["background"] == "black":
         alt = "Boxes: the cells' bounding-box area by class and by subject"
         caption = "Area of the box around a cell: boxes hold the middle half, whiskers 90 % of the cells."
         pictures.append(plot_picture(areas_figure(findings), alt, caption))
-    yield Section("Sizes", text, Table(("width × height in pixels", "pictures"), rows), pictures)
+    return Section("Sizes", text, Table(("width × height in pixels", "pictures"), rows), pictures)
 
-    odd = findings["odd_pictures"]
-    rows = [(name, count(odd["counts"][name]), meaning) for name, meaning in ODDITIES.items()]
-    pictures = [
-        cell_picture(open_cell(seen.rows[p["row"]]), f"Picture {p['cell']}", f"{p['cell']}: {', '.join(p['why'])}")
-        for name in ODDITIES
-        for p in [p for p in odd["pictures"] if p["why"][0] == name][:_SHOWN_ODD]
-    ]
+
+def _odd_pictures(odd: Findings, seen: ScannedCells) -> Section:
+    rows, pictures = [], []
+    for name, meaning in ODDITIES.items():
+        rows.append((name, count(odd["counts"][name]), meaning))
+        for one in [one for one in odd["pictures"] if one["why"][0] == name][:_SHOWN_ODD]:
+            caption = f"{one['cell']}: {', '.join(one['why'])}"
+            pictures.append(cell_picture(open_cell(seen.rows[one["row"]]), f"Picture {one['cell']}", caption))
     verdict = "warning" if odd["pictures"] else "good"
-    yield Section("Odd pictures", (), Table(("what", "pictures", "meaning"), rows), pictures, verdict)
-
-    counts = findings["counts"]
-    lines = [f"Unreadable: {message}" for message in findings["unreadable"]]
-    lines += [f"Counts differ: {line}" for line in counts["differences"]] + counts["passed_over"]
-    nothing = "Every file could be read, and no count differs from a published one."
-    yield Section("Files and counts", lines or [nothing], verdict="warning" if lines else "good")
+    return Section("Odd pictures", (), Table(("what", "pictures", "meaning"), rows), pictures, verdict)
 
 
 def copies_table(findings: Findings) -> Table:
