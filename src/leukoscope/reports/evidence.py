@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from leukoscope.evaluation.plots import reliability_diagram, subject_strip, subjects_curve
+from leukoscope.evaluation.plots import reliability_diagram, subjects_curve
 from leukoscope.inference.gradcam import passes_map_checks
 from leukoscope.reports.formatting import Table, count, gain, metric_name, minutes, new_aliases, pooling, share
-from leukoscope.reports.html import Picture, Section, plot_picture
+from leukoscope.reports.html import Section, plot_picture, subjects_section
 from leukoscope.reports.release_tables import (
     RESULT_METRICS,
     baselines_table,
@@ -18,18 +18,14 @@ from leukoscope.reports.release_tables import (
     tta_table,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Metrics = Mapping[str, Any]
 
 
-def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] = plot_picture) -> list[Section]:
-    """Everything that the Evidence tab shows of a release, one section a question.
+def evidence_sections(metrics: Metrics) -> list[Section]:
+    """Everything that the Evidence tab shows of a release, one section for each question.
 
     Args:
         metrics: the content of metrics.json.
-        draw: makes a picture of a plot and its text equivalent; the demo translates the plot first.
 
     Returns:
         sections for each block that was measured; none without evaluations. Plots are drawn with matplotlib, so only
@@ -40,38 +36,23 @@ def evidence_sections(metrics: Metrics, draw: Callable[[Figure, str], Picture] =
     """
     if not metrics.get("evaluations"):
         return []
+    first = metrics["evaluations"][0]
     # What the test sets are disjoint by: blocks of neighbouring images where subjects are unknown.
     unit = "block" if metrics.get("data", {}).get("unit") == "block" else "subject"
     sections = [_evaluations(metrics, unit)]
-    if subjects := metrics["evaluations"][0]["metrics"].get("subjects"):
-        sections.append(_subjects(subjects, metrics["labels"], unit, draw))
+    if subjects := first["metrics"].get("subjects"):
+        sections.append(subjects_section(subjects, metrics["labels"], unit))
     if block := metrics.get("patients"):
-        sections.append(_persons(block, draw))
+        sections.append(_one_prediction(block))
     if block := metrics.get("calibration"):
-        before, after = (share(block[side]["ece"]) for side in ("before", "after"))
-        alt = f"Reliability diagram: expected calibration error {before} as trained, {after} when temperature-scaled"
-        text = [f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."]
-        if block["temperature"] == 1 and block.get("fitted_temperature"):
-            text.append("The temperature was left out: it did not help; the release gives the scores as trained.")
-        picture = draw(reliability_diagram(block), alt)
-        sections.append(Section("Are its probabilities calibrated?", text, pictures=[picture]))
-    if metrics["evaluations"][0].get("shortcut_baselines"):
-        table = baselines_table(metrics["evaluations"][0], unit)
-        about = (
-            "Logistic regression on features that have nothing to do with what a cell looks like, on the same cells."
-        )
-        sections.append(Section("Baselines without a network", [about], table))
+        sections.append(_calibration(block))
+    if first.get("shortcut_baselines"):
+        about = "Logistic regression on features that do not show what a cell looks like, on the same cells."
+        sections.append(Section("Baselines without a network", [about], baselines_table(first, unit)))
     if block := metrics.get("heat_maps"):
         sections.append(_maps(block, unit))
     if block := metrics.get("views"):
-        agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
-        gained = (
-            f"The mean prediction of {block['definition']}; {count(block['cells'])} cells; estimates: "
-            f"{block['estimates']}. The predictions agree on {count(agreeing['cells'])} cells "
-            f"({share(agreeing['accuracy'])} correct) and differ on {count(others['cells'])} "
-            f"({share(others['accuracy'])})."
-        )
-        sections.append(Section("What does test-time augmentation gain?", [gained], tta_table(block, unit)))
+        sections.append(_tta(block, unit))
     if metrics.get("training"):
         sections.append(_training(metrics, unit))
     return [*sections, Section("Limits", _limits(metrics, unit))]
@@ -92,22 +73,27 @@ def _evaluations(metrics: Metrics, unit: str) -> Section:
     return Section(f"Unseen {unit}s beside the random split", text, Table(columns, rows, text_columns=2))
 
 
-def _subjects(subjects: Metrics, labels: list[str], unit: str, draw: Callable[[Figure, str], Picture]) -> Section:
-    name, worst = min(subjects.items(), key=lambda item: item[1]["accuracy"])
-    alt = (
-        f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
-        f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
+def _calibration(block: Metrics) -> Section:
+    before, after = (share(block[side]["ece"]) for side in ("before", "after"))
+    alt = f"Reliability diagram: expected calibration error {before} as trained, {after} when temperature-scaled"
+    text = [f"{alt}. Estimates: {block['estimates']}; judged on {block['judged_on']}."]
+    if block["temperature"] == 1 and block.get("fitted_temperature"):
+        text.append("The temperature was left out: it did not help; the release gives the scores as trained.")
+    return Section("Are its probabilities calibrated?", text, pictures=[plot_picture(reliability_diagram(block), alt)])
+
+
+def _tta(block: Metrics, unit: str) -> Section:
+    agreeing, others = block["agreeing_cells"], block["disagreeing_cells"]
+    gained = (
+        f"The mean prediction of {block['definition']}; {count(block['cells'])} cells; estimates: "
+        f"{block['estimates']}. The predictions agree on {count(agreeing['cells'])} cells "
+        f"({share(agreeing['accuracy'])} correct) and differ on {count(others['cells'])} "
+        f"({share(others['accuracy'])})."
     )
-    figure = subject_strip(subjects, labels, unit)
-    for axes in figure.axes:
-        title = axes.get_title(loc="left")
-        if len(labels) > 2:  # over narrow panels, titles of one line run into each other
-            title = title.replace(" · ", "\n")
-        axes.set_title(title, loc="left", fontsize=9)
-    return Section(f"{unit.capitalize()} by {unit}", [f"{alt}."], pictures=[draw(figure, alt)])
+    return Section("What does test-time augmentation gain?", [gained], tta_table(block, unit))
 
 
-def _persons(block: Metrics, draw: Callable[[Figure, str], Picture]) -> Section:
+def _one_prediction(block: Metrics) -> Section:
     few, many = block["curve"][0], block["curve"][-1]
     alt = (
         f"Balanced accuracy over subjects against the number of cells used: {share(few['balanced_accuracy'])} with "
@@ -120,7 +106,8 @@ def _persons(block: Metrics, draw: Callable[[Figure, str], Picture]) -> Section:
         f"{block['measured']['persons']} subjects of one laboratory, each of one class only: nothing here applies to "
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
-    return Section("One prediction for a subject", text, persons_table(block), [draw(subjects_curve(block), alt)])
+    pictures = [plot_picture(subjects_curve(block), alt)]
+    return Section("One prediction for a subject", text, persons_table(block), pictures)
 
 
 def _maps(block: Metrics, unit: str) -> Section:

@@ -37,7 +37,13 @@ from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import write_json
 from leukoscope.reports.formatting import Table, count, fraction, metric_name, rendered, share, span
-from leukoscope.reports.release_tables import classes_table, comparison_table, metrics_table, subjects_table
+from leukoscope.reports.release_tables import (
+    classes_table,
+    comparison_table,
+    metrics_table,
+    subjects_table,
+    worst_first,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -255,14 +261,7 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
         "Metrics", list(_interval_notes(evaluation)), metrics_table(evaluation["figures"], intervals, unit), [plot]
     )
     if subjects := metrics["subjects"]:
-        below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
-        alt = f"Accuracy of each of {len(subjects)} {unit}s by class; {below} lie below one half."
-        text = (
-            f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {_WORST} worst at most:"
-        )
-        plot = plot_picture(subject_strip(subjects, list(metrics["per_class"]), unit), alt)
-        table = subjects_table(subjects, unit, most=_WORST)
-        yield Section(f"{unit.capitalize()} by {unit}", [text], table, [plot])
+        yield subjects_section(subjects, list(metrics["per_class"]), unit)
     if evaluation["decisions"]:
         yield Section("Decisions", ["The metrics count every cell.", decisions_line(evaluation["decisions"])])
     if evaluation["patients"]:
@@ -298,6 +297,19 @@ def _sections(evaluation: Mapping[str, Any]) -> Iterator[Section]:
     versions = ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items())
     rows.append(("made", f"{evaluation['created']}, {versions}"))
     yield Section("Made from", table=Table(("what", "which"), rows, text_columns=2))
+
+
+def subjects_section(subjects: Mapping[str, Any], labels: Sequence[str], unit: str) -> Section:
+    """The block "subjects" of an evaluation: a plot of their accuracies, and the worst of them in a table."""
+    below = sum(subject["accuracy"] < 0.5 for subject in subjects.values())
+    name, worst = worst_first(subjects)[0]
+    alt = (
+        f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
+        f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
+    )
+    text = f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {_WORST} worst at most:"
+    plot = plot_picture(subject_strip(subjects, labels, unit), alt)
+    return Section(f"{unit.capitalize()} by {unit}", [text], subjects_table(subjects, unit, most=_WORST), [plot])
 
 
 def _interval_notes(evaluation: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """A report on one subject's cells: one HTML file with nothing to fetch, which prints to two sides of A4.
 
 It shows the prediction for the subject, every cell's probability, the cells most and least like the positive class with
-their Grad-CAM maps, what was refused, and what the release's predictions are worth on unseen subjects.
+their Grad-CAM maps, the refused cells, and how the release performs on unseen subjects.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -35,46 +34,19 @@ if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
 
 SHOWN = 6
-"""Cells most, and cells least like the positive class."""
+"""Number of cells most like the positive class, and of cells least like it."""
 SHOWN_REFUSED = 12
 PRINT_SECONDS = 120
 _SIDE = 160
-
 _WIDTH, _HEIGHT, _MARGIN = 720, 130, 26
 _USED, _REFUSED = "#0072B2", "#9aa0a6"
-
-
-@dataclass(frozen=True)
-class ShownCell:
-    """A cell that a report shows: its prediction, explained, and how the report calls it."""
-
-    prediction: Prediction
-    name: str
-
-
-def cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """Which of a subject's cells a report shows.
-
-    Args:
-        probabilities: (N,) of the positive class.
-        outcomes: of the same cells.
-
-    Returns:
-        indices of the most and the least positive cells in use, no cell in both, and of refused ones.
-    """
-    refused = np.isin(np.asarray(outcomes), REFUSED)
-    order = [int(i) for i in np.argsort(-np.asarray(probabilities), kind="stable") if not refused[i]]
-    most = order[: min(SHOWN, (len(order) + 1) // 2)]
-    least = order[len(most) :][::-1][:SHOWN]
-    return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
 
 
 def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch_size: int = 16) -> str:
     """Predict all cells of a source as one subject's, and report on them; see `patient_report`.
 
     Args:
-        name: stands in the report; "" names nobody. Files are called by their numbers, since their names may name a
-            subject.
+        name: of the subject, for the title. Cells are numbered, since names of files may contain the subject's.
 
     Raises:
         LeukoscopeError: the release was not measured by subject, the cells are of several subjects, or a file cannot be
@@ -89,30 +61,118 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
         )
     of_hash: dict[str, tuple[Prediction, str | EncodedImage]] = {}
     for cell, found in zip(given, predictor((cell.picture for cell in given), batch_size=batch_size), strict=True):
-        of_hash.setdefault(found.pixel_hash, (found, cell.picture))  # a copy adds nothing to what is known
+        of_hash.setdefault(found.pixel_hash, (found, cell.picture))  # copies count once
     cells, pictures = zip(*of_hash.values(), strict=True)
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
-    person = rule.predict(probabilities, outcomes, subject=name)
-    positive = probabilities[:, rule.labels.index(rule.positive_label)]
-    shown = tuple(
-        [ShownCell(predictor(pictures[i], explain=True), f"cell {i + 1}") for i in chosen]
-        for chosen in cells_to_show(positive, outcomes)
-    )
-    release = predictor.release
     return patient_report(
-        person,
-        positive,
+        rule.predict(probabilities, outcomes, subject=name),
+        probabilities[:, rule.labels.index(rule.positive_label)],
         outcomes,
-        (shown[0], shown[1], shown[2]),
-        model=release.name,
-        revision=release.revision,
-        metrics=release.metrics,
+        lambda chosen: predictor([pictures[i] for i in chosen], explain=True, batch_size=1),
+        model=predictor.release.name,
+        revision=predictor.release.revision,
+        metrics=predictor.release.metrics,
     )
+
+
+def patient_report(
+    subject: SubjectPrediction,
+    probabilities: np.ndarray,
+    outcomes: Sequence[str],
+    explain: Callable[[Sequence[int]], Sequence[Prediction]],
+    *,
+    model: str,
+    revision: str,
+    metrics: Mapping[str, Any],
+) -> str:
+    """Render the report as HTML.
+
+    Args:
+        subject: the prediction; its name stands in the title, where it has one.
+        probabilities: (N,) of the positive class, of all the subject's cells.
+        outcomes: of the same cells.
+        explain: gives the explained predictions of some of these cells, by their indices.
+        model, revision: what predicted.
+        metrics: the release's metrics.json.
+    """
+    positive, data = subject.positive_label, metrics["data"]
+    shown = []
+    for chosen in _cells_to_show(probabilities, outcomes):
+        names = [f"cell {i + 1}" for i in chosen]
+        shown.append(list(zip(names, explain(chosen) if chosen else (), strict=True)))
+    most, least, refused = shown
+    maps = [found.heatmaps[positive] for _, found in (*most, *least) if found.heatmaps is not None]
+    # One scale for the cells of a report: on the release's own, most maps of real cells are too faint to be printed.
+    peak = max((float(one.evidence.max()) for one in maps), default=0.0)
+    headline = f"No class: {subject.outcome}"
+    if subject.probability is not None and not subject.reason:
+        headline = f"{subject.outcome} (probability of {positive} {share(subject.probability)})"
+    citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
+    return rendered(
+        Path(__file__).with_name("patient_report.html"),
+        title=f"Report on the cells of {subject.subject or 'one subject'}",
+        subject=subject,
+        headline=headline,
+        facts=_facts(subject, model, revision),
+        strip=strip_plot(probabilities, outcomes),
+        with_maps=bool(maps),
+        montages=[
+            (f"The cells most like {positive}", [_figure(*cell, positive, peak) for cell in most]),
+            (f"The cells least like {positive}", [_figure(*cell, positive, peak) for cell in least]),
+        ],
+        refused=[_figure(*cell, positive, None) for cell in refused],
+        trust=_trust(metrics),
+        citation=citation,
+        date=date.today().isoformat(),
+    )
+
+
+def _cells_to_show(probabilities: np.ndarray, outcomes: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
+    """Indices of the most and the least positive cells in use, no cell in both, and of refused ones."""
+    refused = np.isin(np.asarray(outcomes), REFUSED)
+    order = [int(i) for i in np.argsort(-np.asarray(probabilities), kind="stable") if not refused[i]]
+    most = order[: min(SHOWN, (len(order) + 1) // 2)]
+    least = order[len(most) :][::-1][:SHOWN]
+    return most, least, [int(i) for i in np.flatnonzero(refused)[:SHOWN_REFUSED]]
+
+
+def _facts(subject: SubjectPrediction, model: str, revision: str) -> dict[str, str]:
+    facts = {"cells": f"{subject.cells}, of which {subject.used} in use and {subject.refused} refused"}
+    if subject.probability is not None and subject.interval is not None:
+        positive, (low, high) = subject.positive_label, subject.interval
+        interval = span({"low": low, "high": high})
+        facts |= {
+            f"probability of {positive}": f"{share(subject.probability)} ({interval})",
+            "the interval": "95 %, from bootstrap samples of this subject's cells; it does not say how subjects differ",
+            f"share of {positive}": f"{share(subject.share_positive)} of the cells in use",
+            "unsure cells": f"{subject.abstained} of the cells in use get no class by themselves",
+        }
+    facts |= {"rule": subject.rule.text, "operating point": "most probable class (one half)"}
+    # The path of a local folder may name a subject or a laboratory.
+    return facts | {"model": public_name(model, revision), "revision": revision or "local files"}
+
+
+def _trust(metrics: Mapping[str, Any]) -> list[str]:
+    """Sentences on how the release performs on unseen subjects, and on what that does not cover."""
+    block = metrics["patients"]
+    measured = block["measured"]
+    # A recalibrated release was measured on the cells that it was recalibrated with.
+    laboratory = metrics.get("recalibration", {}).get("data") or metrics["data"]["title"]
+    return [
+        f"Measured on {measured['persons']} subjects whom the networks, the pooling and the threshold had not seen: "
+        f"AUROC {with_span(measured['auroc'])}, sensitivity for {block['positive_label']} "
+        f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
+        "intervals.",
+        f"These were {measured['persons']} subjects of one laboratory ({laboratory}), each of one class only. "
+        "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
+        "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
+        RESEARCH_NOTICE,
+    ]
 
 
 def print_to_pdf(page: Path, pdf: Path) -> None:
-    """Print a page as a browser would.
+    """Print a page to PDF with Chromium.
 
     Raises:
         LeukoscopeError: no Chromium on this machine, or it failed.
@@ -141,79 +201,6 @@ def print_to_pdf(page: Path, pdf: Path) -> None:
             shutil.copyfile(printed, temporary)
 
 
-def patient_report(
-    person: SubjectPrediction,
-    probabilities: np.ndarray,
-    outcomes: Sequence[str],
-    shown: tuple[Sequence[ShownCell], Sequence[ShownCell], Sequence[ShownCell]],
-    *,
-    model: str,
-    revision: str,
-    metrics: Mapping[str, Any],
-) -> str:
-    """The report as HTML.
-
-    Args:
-        person: the prediction; its name stands in the title, where it has one.
-        probabilities, outcomes: (N,) of all the subject's cells, as for `cells_to_show`.
-        shown: the cells that `cells_to_show` chose, in its order.
-        model, revision: what predicted.
-        metrics: the release's metrics.json.
-    """
-    most, least, refused = shown
-    positive, data = person.positive_label, metrics["data"]
-    maps = [cell.prediction.heatmaps[positive] for cell in (*most, *least) if cell.prediction.heatmaps is not None]
-    # One scale for the cells of a report: on the release's own, most maps of real cells are too faint to be printed.
-    peak = max((float(one.evidence.max()) for one in maps), default=0.0)
-    headline = f"No class: {person.outcome}"
-    if person.probability is not None and not person.reason:
-        headline = f"{person.outcome} (probability of {positive} {share(person.probability)})"
-    facts = {"cells": f"{person.cells}, of which {person.used} in use and {person.refused} refused"}
-    if person.probability is not None and person.interval is not None:
-        low, high = person.interval
-        interval = span({"low": low, "high": high})
-        facts[f"probability of {person.positive_label}"] = f"{share(person.probability)} ({interval})"
-        facts["the interval"] = (
-            "95 %, from bootstrap samples of this subject's cells; it does not say how subjects differ"
-        )
-        facts[f"share of {person.positive_label}"] = f"{share(person.share_positive)} of the cells in use"
-        facts["unsure cells"] = f"{person.abstained} of the cells in use get no class by themselves"
-    facts |= {"rule": person.rule.text, "operating point": "most probable class (one half)"}
-    # A folder's path may name a subject or a laboratory.
-    facts |= {"model": public_name(model, revision), "revision": revision or "local files"}
-    measured = metrics["patients"]["measured"]
-    # A release that was recalibrated was measured on the cells that it was recalibrated with.
-    laboratory = metrics.get("recalibration", {}).get("data") or data["title"]
-    trust = [
-        f"Measured on {measured['persons']} subjects whom the networks, the pooling and the threshold had not seen: "
-        f"AUROC {with_span(measured['auroc'])}, sensitivity for {metrics['patients']['positive_label']} "
-        f"{fraction(measured['sensitivity'])}, specificity {fraction(measured['specificity'])}; in brackets 95 % "
-        "intervals.",
-        f"These were {measured['persons']} subjects of one laboratory ({laboratory}), each of one class only. "
-        "Nothing here applies to mixed marrow, to minimal residual disease, or to another stain or microscope.",
-        "A Grad-CAM map shows where the network's evidence lies, not whether the evidence is medically sound.",
-        RESEARCH_NOTICE,
-    ]
-    citation = f"Training data: {data['citation']} Licence: {data['licence']}." if data.get("citation") else ""
-    return rendered(
-        Path(__file__).with_name("patient_report.html"),
-        title=f"Report on the cells of {person.subject}" if person.subject else "Report on the cells of one subject",
-        person=person,
-        headline=headline,
-        facts=facts,
-        strip=strip_plot(probabilities, outcomes),
-        with_maps=bool(maps),
-        montages=[
-            (f"The cells most like {positive}", [_figure(cell, positive, peak) for cell in most]),
-            (f"The cells least like {positive}", [_figure(cell, positive, peak) for cell in least]),
-        ],
-        refused=[_figure(cell, positive, None) for cell in refused],
-        trust=trust,
-        citation=citation,
-        date=date.today().isoformat(),
-    )
-
-
 def strip_plot(
     probabilities: np.ndarray | Sequence[float],
     outcomes: Sequence[str],
@@ -221,7 +208,7 @@ def strip_plot(
     threshold: float = 0.5,
     cells: Sequence[int] | None = None,
 ) -> str:
-    """Every cell of a subject as a dot, sorted by its probability, as an SVG.
+    """Draw every cell of a subject as a dot, sorted by its probability, as an SVG.
 
     Args:
         probabilities: (N,) of the positive class, 0–1.
@@ -262,19 +249,15 @@ def strip_plot(
     )
 
 
-def _figure(cell: ShownCell, positive: str, peak: float | None) -> dict[str, str]:
+def _figure(name: str, found: Prediction, positive: str, peak: float | None) -> dict[str, str]:
     """One cell as the network saw it and, where `peak` gives the end of the colour scale, its map."""
-    probability = share(cell.prediction.probabilities[positive])
-    left, top, right, bottom = (round(edge) for edge in cell.prediction.view_box)
+    probability = share(found.probabilities[positive])
+    left, top, right, bottom = (round(edge) for edge in found.view_box)
     seen = left, top, right, bottom
-    what = f"{cell.name}: {cell.prediction.outcome}, probability of {positive} {probability}"
-    image = cell.prediction.picture
-    assert image is not None, "explained"
-    shown = {"picture": cell_picture(image.crop(seen), what, side=_SIDE).source, "alt": what}
-    if peak is None or cell.prediction.heatmaps is None:
-        return shown | {"caption": cell.name}
-    drawn = cell.prediction.overlay(positive, peak=peak)
-    return shown | {
-        "caption": f"{cell.name} · {probability}",
-        "map": cell_picture(drawn.crop(seen), what, side=_SIDE).source,
-    }
+    what = f"{name}: {found.outcome}, probability of {positive} {probability}"
+    assert found.picture is not None, "explained"
+    shown = {"picture": cell_picture(found.picture.crop(seen), what, side=_SIDE).source, "alt": what}
+    if peak is None or found.heatmaps is None:
+        return shown | {"caption": name}
+    drawn = found.overlay(positive, peak=peak).crop(seen)
+    return shown | {"caption": f"{name} · {probability}", "map": cell_picture(drawn, what, side=_SIDE).source}

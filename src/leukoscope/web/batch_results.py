@@ -362,7 +362,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     Raises:
         LeukoscopeError: no such subject, or pictures that are no longer kept.
     """
-    from leukoscope.reports.patient_report import ShownCell, cells_to_show, patient_report
+    from leukoscope.reports.patient_report import patient_report
 
     person = next((one for one in result.persons if one.subject == subject), None)
     if person is None:
@@ -370,17 +370,12 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
     rows = result.at_point("").cells_by_subject()[person.subject]
     positive = np.array([row.probabilities[person.positive_label] for row in rows])
     outcomes = [row.decision.outcome for row in rows]
-    predictor, shown = models.predictor(result.model), []
-    for chosen in cells_to_show(positive, outcomes):
-        images = [rows[i].open() for i in chosen]
-        predictions = models.predict(predictor, images, explain=True) if images else []
-        names = [t("cell_number", number=i + 1) for i in chosen]
-        shown.append([ShownCell(*one) for one in zip(predictions, names, strict=True)])
+    predictor = models.predictor(result.model)
     html = patient_report(
         replace(person, subject=name.strip()),
         positive,
         outcomes,
-        (shown[0], shown[1], shown[2]),
+        lambda chosen: models.predict(predictor, [rows[i].open() for i in chosen], explain=True),
         model=result.model,
         revision=result.revision,
         metrics=result.metrics,
