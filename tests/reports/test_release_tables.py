@@ -17,8 +17,8 @@ from leukoscope.reports.release_tables import (
     calibration_table,
     cells_needed,
     folds_table,
-    persons_table,
     points_table,
+    subject_rule_table,
     tta_table,
 )
 
@@ -111,12 +111,12 @@ def test_calibration_and_operating_points_are_shown_by_subject_where_they_were_m
 
 def test_persons_stand_beside_what_the_size_of_their_cells_alone_gives() -> None:
     block = json.loads((EMBEDDED[0] / "metrics.json").read_text())["patients"] | {"size_only": None}
-    assert "cell size alone" not in str(persons_table(block))
+    assert "cell size alone" not in str(subject_rule_table(block))
     rate = {"share": 0.8, "low": 0.5, "high": 0.9, "right": 8, "of": 10}
     auroc = {"value": 0.898, "low": 0.78, "high": 0.98}
     alone = {"auroc": auroc, "sensitivity": rate, "specificity": rate}
     alone["difference"] = {"difference": 0.03, "low": -0.093, "high": 0.165}
-    assert persons_table(block | {"size_only": alone}).rows[-4:-2] == [
+    assert subject_rule_table(block | {"size_only": alone}).rows[-4:-2] == [
         ["AUROC, cell size alone", "0.898 (0.78–0.98)"],
         ["AUROC, less that of cell size alone", "+0.030 (-0.093 to +0.165)"],
     ]

@@ -1,4 +1,4 @@
-"""An audit as a page: first what would inflate metrics, then the pictures that show it."""
+"""The HTML page of an audit: what would inflate metrics, then each finding with pictures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _SHOWN_PAIRS = 21
 _SHOWN_ODD = 7
 _SHOWN_SIZES = 8
 _SIDE = 128  # pixels of a shown picture
-# More subjects than this cannot be named below their boxes.
-_NAMED_SUBJECTS = 60
+_NAMED_SUBJECTS = 60  # at most, below their boxes
 _CROSSED = {
     "pairs": "pairs",
     "subjects": "across subjects, as published",
@@ -36,7 +35,7 @@ _CROSSED = {
 
 
 def write_audit_page(path: Path, findings: Findings, seen: ScannedCells) -> Path:
-    """Write the findings of `audit_cells` with pictures of the cells they are about."""
+    """Write the findings of `audit_cells`, with pictures of their cells."""
     data = findings["data"]
     lead = [f"{data['cells']:,} pictures. {data['citation']}".strip()]
     if data["synthetic"]:
@@ -168,7 +167,7 @@ def _odd_pictures(odd: Findings, seen: ScannedCells) -> Section:
 
 
 def copies_table(findings: Findings) -> Table:
-    """What copies of a picture cross, without what could not be counted."""
+    """Counts of the copies that cross subjects, classes and splits, as far as these are known."""
     known = {
         "subjects": findings["subjects"],
         "official_folds": findings["data"]["official_folds"],
@@ -181,7 +180,7 @@ def copies_table(findings: Findings) -> Table:
 
 
 def shortcuts_table(findings: Findings) -> Table:
-    """What each feature alone predicts; "–" for what could not be measured, without rows where nothing was."""
+    """Metrics of each feature alone, "–" where one could not be measured; no rows where none was measured."""
     keys = ("balanced_accuracy", "f1_weighted", "auroc")
     features = findings["shortcuts"].get("features", {})
     rows = [(name, *(share(measured[key]) for key in keys)) for name, measured in features.items()]
@@ -189,7 +188,7 @@ def shortcuts_table(findings: Findings) -> Table:
 
 
 def _telling(pairs: Sequence[Findings]) -> list[Findings]:
-    """The pairs to look at first: harmful ones, every two subjects in turn, the least alike of them before others."""
+    """Sort pairs: harmful ones first, then those across subjects, each two subjects in turn, least alike first."""
     turn: Counter[tuple[str, ...]] = Counter()
     ranked = []
     for pair in sorted(pairs, key=lambda pair: -pair["difference"]):
@@ -200,7 +199,7 @@ def _telling(pairs: Sequence[Findings]) -> list[Findings]:
 
 
 def _pair_picture(pair: Findings, seen: ScannedCells) -> Picture:
-    """Both pictures, one above the other."""
+    """One picture above the other."""
     from PIL import Image
 
     both = Image.new("RGB", (_SIDE, 2 * _SIDE + 4), "white")
@@ -213,7 +212,7 @@ def _pair_picture(pair: Findings, seen: ScannedCells) -> Picture:
 
 
 def cells_figure(findings: Findings) -> Figure:
-    """How many cells each subject has, one panel per class, most first."""
+    """Plot the number of cells of each subject, one panel per class, most first."""
     figure = new_figure(9.5, 2.6)
     for axes, (label, colour, subjects) in _panels(figure, findings, lambda s: -sum(s["cells"].values())):
         heights = [subject["cells"][label] for _, subject in subjects]
@@ -225,7 +224,7 @@ def cells_figure(findings: Findings) -> Figure:
 
 
 def areas_figure(findings: Findings) -> Figure:
-    """Quantiles of the cells' area: all of a class first, then each of its subjects, smallest first."""
+    """Plot quantiles of the cells' area: of each class, then of its subjects, smallest first."""
     figure = new_figure(9.5, 3.2)
     for axes, (label, colour, subjects) in _panels(figure, findings, lambda s: s["area"][2]):
         named = [("all", findings["classes"][label]), *subjects]

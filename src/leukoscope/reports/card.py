@@ -1,4 +1,4 @@
-"""The model card of a release, rendered from its metrics.json: no value in it is typed."""
+"""The model card of a release, rendered from its metrics.json."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "model_card/template.md"
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
-# The alt text of each plot of the card, in the order of the card.
+# Plot → its alt text, in the order of the card.
 SHOWN = {
     "samples": "Synthetic cells (phantoms) with this release's predictions and probabilities; nothing about patients",
     "network": "The network's stages from the picture to the logits, with their outputs and numbers of parameters",
@@ -66,7 +66,7 @@ _OWN_START_WEIGHTS = (
     "channels selected from ImageNet EfficientNet-B4",
     "stem and dense blocks 1-3 of ImageNet DenseNet201",
 )
-EXAMPLES = "examples/phantom_*.png"  # what the Hub's page of a model offers to predict
+EXAMPLES = "examples/phantom_*.png"  # pictures that the Hub's page of a model offers to predict
 FRONT_AND_TEXT = "---\n{{ card_data }}\n---\n\n{{ body }}"
 
 
@@ -162,7 +162,7 @@ def _measured(release: Path) -> dict[str, Any]:
 
 
 def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples: Mapping[str, str]) -> ModelCardData:
-    """The YAML that the Hub reads: what the model is, and its test results."""
+    """The card's YAML front matter: a description of the model, and its test results."""
     from huggingface_hub import ModelCardData
 
     dataset, base_model = _hub_dataset(metrics["data"]["name"]), _base_model(metrics)
@@ -187,18 +187,14 @@ def _card_data(metrics: Mapping[str, Any], name: str, *, licence: str, examples:
 
 
 def default_licence(metrics: Mapping[str, Any]) -> str:
-    """The licence of weights whose author named none.
-
-    Returns:
-        "apache-2.0" where the data set and the licence of the start weights are known to allow it, else "".
-    """
+    """The licence of weights whose author named none: "apache-2.0" where data and start weights allow it, else ""."""
     free = metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS)
     known = metrics["data"]["name"] in DATASETS.keys() - {"imagefolder"}
     return "apache-2.0" if known and (free or _is_permissive(_base_model(metrics) or "")) else ""
 
 
 def _is_permissive(base_model: str) -> bool:
-    """Whether timm names a licence of these weights that lets anybody publish what is made from them."""
+    """Whether timm names a permissive licence for these weights."""
     from timm.models import get_pretrained_cfg
 
     try:
@@ -222,7 +218,7 @@ def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
         ("roc_auc", "auroc", "AUROC"),
     )
     for block in metrics["evaluations"]:
-        if block["name"] == "recalibration":  # on cells of no data set that has a name
+        if block["name"] == "recalibration":  # its cells belong to no published data set
             continue
         for metric_type, key, name in kinds:
             if (value := block["metrics"].get(key)) is not None:
@@ -250,7 +246,7 @@ def _hub_dataset(name: str) -> str | None:
 
 
 def _base_model(metrics: Mapping[str, Any]) -> str | None:
-    """The Hub repository that training started from; None where it was a file, a folder or random weights."""
+    """The Hub repository of the start weights; None for a file, a folder or random weights."""
     training, pretrained = metrics["training"], metrics["recipe"].get("base_model")
     started_from = training.get("started_from")
     if started_from:
@@ -261,7 +257,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
 
 
 def draw_examples(release: Path) -> list[Path]:
-    """Draw one synthetic cell per class, which the Hub's page of the model offers to predict; see `EXAMPLES`.
+    """Draw one synthetic cell per class into `EXAMPLES`.
 
     Raises:
         LeukoscopeError: no release.
@@ -277,7 +273,7 @@ def draw_examples(release: Path) -> list[Path]:
 
 
 def draw_plots(release: Path, loaded: Release | None = None) -> list[Path]:
-    """Draw every plot that the release has the weights or the metrics for.
+    """Draw every plot for which the release has weights or metrics.
 
     Args:
         loaded: the release with its network; None loads it.

@@ -1,4 +1,4 @@
-"""What a release's metrics.json holds, as sections of text, tables and plots: the Evidence tab of the demo."""
+"""The blocks of a release's metrics.json as sections of text, tables and plots: the Evidence tab of the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leukoscope.reports.release_tables import (
     baselines_table,
     evaluation_row,
     explanation_table,
-    persons_table,
+    subject_rule_table,
     tta_table,
 )
 
@@ -107,7 +107,7 @@ def _one_prediction(block: Metrics) -> Section:
         "mixed marrow, to minimal residual disease, or to another stain.",
     ]
     pictures = [plot_picture(subjects_curve(block), alt)]
-    return Section("One prediction for a subject", text, persons_table(block), pictures)
+    return Section("One prediction for a subject", text, subject_rule_table(block), pictures)
 
 
 def _maps(block: Metrics, unit: str) -> Section:

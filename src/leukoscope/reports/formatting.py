@@ -1,4 +1,4 @@
-"""How values and tables are written in cards, README, HTML pages and the demo: one rule each."""
+"""Format values and tables, by one rule each, for cards, README, HTML pages and the demo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BY_SUBJECT = "_by_subject"
 
 
 def rendered(template: Path, **values: Any) -> str:
-    """Render a Jinja template, in which a name without a value is an error; values are escaped in .html alone.
+    """Render a Jinja template; a name without a value is an error, and values are escaped in .html only.
 
     Args:
         template: it may use the functions below as filters, `notice` and `version`.
@@ -58,19 +58,19 @@ class Table:
     text_columns: int = 1
 
     def __str__(self) -> str:
-        """The table in Markdown; what a cell holds of it, such as **bold**, stays."""
+        """The table in Markdown; Markdown within a cell, such as **bold**, is kept."""
         rule = "---|" * self.text_columns + "--:|" * (len(self.columns) - self.text_columns)
         lines = [f"| {' | '.join(map(_in_one_cell, cells))} |" for cells in (self.columns, *self.rows)]
         return "\n".join([lines[0], f"|{rule}", *lines[1:]])
 
 
 def _in_one_cell(text: str) -> str:
-    """A text that ends neither its cell nor its line and starts no HTML element."""
+    """Escape what would end a Markdown cell or its line, or start an HTML element."""
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").splitlines())
 
 
 def cell_html(text: str) -> str:
-    """A table cell's text as HTML in which no interval, such as 0.81–0.94, is broken at its dash."""
+    """A table cell's text as HTML; intervals such as 0.81–0.94 are not wrapped at their dash."""
     return re.sub(r"(?<![\d.,])\(?[\d.,]+–[\d.,]+\)?", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
@@ -78,31 +78,31 @@ def metric_name(key: str, unit: str = "subject") -> str:
     """The name of a metric of metrics.json or evaluation.json.
 
     Args:
-        unit: what stands for a person in the data set, "subject" or "block".
+        unit: what the subjects of the data set are, "subject" or "block".
     """
     if key.endswith(_BY_SUBJECT):
         return f"{metric_name(key.removesuffix(_BY_SUBJECT))} by {unit}"
-    if key == "subject_auroc":  # not the AUROC of subjects, for whom a rule was chosen on others
+    if key == "subject_auroc":  # unlike the AUROC of the rule for subjects, which is cross-fitted
         return f"AUROC of {unit}s' mean logits"
     return _METRIC_NAMES.get(key) or f"recall of {key.removeprefix('recall_')}"
 
 
 def share(value: Any) -> str:
-    """A share of 1 with three digits; a dash where a value does not exist."""
+    """A share of 1 with three digits; a dash for a missing value."""
     from jinja2 import Undefined
 
     return "–" if value is None or isinstance(value, Undefined) else f"{value:.3f}"
 
 
 def gain(value: float | None) -> str:
-    """A difference of shares, its sign always shown."""
+    """A difference of shares, always with its sign; a dash for a missing value."""
     return "–" if value is None else f"{value:+.3f}"
 
 
 def span(interval: Mapping[str, Any] | None) -> str:
-    """An interval of shares with two digits: more would suggest too much precision. A dash where there is none.
+    """An interval of shares with two digits: more would suggest too much precision. A dash for a missing one.
 
-    It has three where two would show an end as 0 or 1 that is neither; and as many, up to four, as two ends differ in.
+    It has three digits where two would round an end to 0 or 1, and up to four where fewer would make both ends equal.
     """
     low, high = (interval["low"], interval["high"]) if interval else (None, None)
     if low is None or high is None:
@@ -111,12 +111,12 @@ def span(interval: Mapping[str, Any] | None) -> str:
     digits = 3 if any(round(end, 2) in (0, 1) and end not in (0, 1) for end in ends) else 2
     while ends[0] != ends[1] and round(ends[0], digits) == round(ends[1], digits) and digits < 4:
         digits += 1
-    # A dash before a minus sign cannot be read.
+    # A dash before a minus sign is unreadable.
     return f"{low:.{digits}f}{' to ' if low < 0 else '–'}{high:.{digits}f}"
 
 
 def with_span(estimate: Mapping[str, Any] | None, key: str = "value") -> str:
-    """A share and its interval, from one block that contains both; a dash where there is none, or it is of nobody."""
+    """A share and its interval, from one block that contains both; a dash where either is missing."""
     return f"{share(estimate[key])} ({span(estimate)})" if estimate and estimate[key] is not None else "–"
 
 
@@ -135,7 +135,7 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
 
 
 def fraction(rate: Mapping[str, Any]) -> str:
-    """A share of few subjects: counts, share and interval; of nobody the counts alone."""
+    """A share of few subjects: counts, share and interval; only the counts where there is no subject."""
     counts = f"{rate['right']} of {rate['of']}"
     return f"{counts}, {share(rate['right'] / rate['of'])} ({span(rate)})" if rate["of"] else counts
 
@@ -156,10 +156,10 @@ def minutes(seconds: float) -> str:
 
 
 def new_aliases(metrics: Mapping[str, Any]) -> list[str]:
-    """Subjects that a release counts separately, although its data set is now known to hold one person under them.
+    """Subject ids that a release counts separately, but that are now known to be of one person.
 
     Returns:
-        one "H2 = H6 = H7" a person; empty when the release was measured with all that is known today.
+        "H2 = H6 = H7" for each person; empty when the release was measured with all ids known today.
     """
     info = trained_on(metrics)
     if info is None:

@@ -1,7 +1,7 @@
-"""Reports as single HTML files, and the one of an evaluation: evaluation.json for programs, evaluation.html for people.
+"""Pages as single HTML files, and the evaluation of a model: evaluation.json and evaluation.html.
 
-Beside the metrics, an evaluation records what they estimate, which of the subjects may have trained the model, and the
-interval by subject beside the naive one by cell.
+Besides the metrics, an evaluation records what they estimate, whether tested subjects trained the model, and intervals
+by subject beside the naive ones by cell.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Picture:
 
     Attributes:
         source: a `data:` URI, from `plot_picture` or `cell_picture`.
-        alt: what it shows, in words, for who cannot see it.
+        alt: its text alternative.
         caption: the line below it.
     """
 
@@ -80,8 +80,8 @@ class Section:
         text: paragraphs of plain text; nothing in it is read as markup.
         table: shown where it has rows.
         pictures: plots across the page, or many small pictures in a grid.
-        verdict: "good", "warning", "bad" or "" — coloured, and written in words as well.
-        terms: what words of the table mean; the demo shows them at a reader's wish.
+        verdict: "good", "warning", "bad" or ""; shown as a coloured word.
+        terms: word of the table → its meaning; the demo shows them on request.
     """
 
     heading: str
@@ -126,7 +126,7 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 
     Args:
         title: its heading.
-        lead: the paragraphs below it: the result in short.
+        lead: the paragraphs below the heading: a summary.
 
     Raises:
         OSError: the file cannot be written.
@@ -138,15 +138,15 @@ def write_page(path: Path, title: str, lead: Sequence[str], sections: Sequence[S
 def build_evaluation(
     predicted: ModelPredictions, cells: SelectedCells | None, *, compared: ModelPredictions | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """The content of evaluation.json.
+    """Compute the content of evaluation.json.
 
     Args:
-        cells: the cells that were predicted, where the data set is at hand.
+        cells: the cells that were predicted; None where only their predictions are at hand.
         compared: another model's predictions of the same cells.
         seed: of the bootstrap samples.
 
     Raises:
-        LeukoscopeError: no cell at all, or two models that did not predict the same cells.
+        LeukoscopeError: no predicted cell, or two models that did not predict the same cells.
     """
     predictions, unreadable = predicted.predictions, cells.data.unreadable if cells else ()
     if not predictions.cell_ids:

@@ -1,6 +1,6 @@
-"""The blocks of a release's metrics.json as tables, for the model card, the README and the Evidence tab of the demo.
+"""The blocks of metrics.json and evaluation.json as tables: no other module makes a table of one.
 
-The page of an evaluation shows the tables that `measure` alone suffices for.
+The model card, the README, the Evidence tab of the demo and the page of an evaluation show them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from leukoscope.reports.formatting import (
 Metrics = Mapping[str, Any]
 
 RESULT_METRICS = ("auroc_by_subject", "auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
-"""The metrics of an evaluation that are shown, in their order."""
+"""The metrics of an evaluation that tables show, in this order."""
 _DETAIL_METRICS = ("auroc_by_subject", "balanced_accuracy_by_subject", "auroc", "balanced_accuracy", "f1_weighted")
-"""Those of what has no intervals, where they were measured."""
+"""The metrics of folds, baselines and test-time augmentation, where they were measured."""
 POINT_NAMES = {
     "sensitivity_95": "95 % sensitivity wanted",
     "specificity_95": "95 % specificity wanted",
@@ -44,7 +44,7 @@ _CALIBRATION_NAMES = {
 
 
 def detailed_evaluation(metrics: Metrics) -> Metrics | None:
-    """The evaluation that is shown in detail: that of the recalibration, else the first; None without any."""
+    """The evaluation to show in detail: that of the recalibration, else the first; None without evaluations."""
     evaluations = metrics["evaluations"]
     return evaluations[-1 if "recalibration" in metrics else 0] if evaluations else None
 
@@ -57,7 +57,7 @@ def evaluation_row(metrics: Metrics, block: Metrics) -> dict[str, str]:
         `RESULT_METRICS` with their intervals, accuracy; and of the cell's area alone size_auroc, size_aurocs (that and
         the one at equal size) and size_f1.
     """
-    # Subjects found under several ids after the measurement may be on two sides of a split by subject.
+    # One person under several ids may be on two sides of a split by subject.
     by_subject = "a few, found since" if new_aliases(metrics) else "no"
     both_sides = {"cell": "yes", "subject": by_subject, "block": "not known, but no block of neighbouring images"}
     size_only = block.get("size_only_baseline") or {}
@@ -113,7 +113,7 @@ def classes_table(measured: Metrics) -> Table:
 
 
 def baselines_table(block: Metrics, unit: str = "subject") -> Table:
-    """What logistic regression on trivial features reaches on the cells of an evaluation, beside the model."""
+    """Metrics of logistic regression on trivial features, on the cells of an evaluation, and of the network."""
     baselines = block["shortcut_baselines"]
     keys = _measured_of((_DETAIL_METRICS[0], "auroc_equal_size", *_DETAIL_METRICS[1:]), baselines.values())
     values = {**baselines, "*the network*": block["metrics"]}
@@ -124,7 +124,7 @@ def baselines_table(block: Metrics, unit: str = "subject") -> Table:
 
 
 def _measured_of(keys: Iterable[str], blocks: Collection[Metrics]) -> list[str]:
-    """The keys that one block at least holds: releases made earlier lack some."""
+    """The keys that at least one block holds: releases made earlier lack some."""
     return [key for key in keys if any(key in block for block in blocks)]
 
 
@@ -152,7 +152,7 @@ def subjects_table(subjects: Metrics, unit: str = "subject", *, most: int | None
 
 
 def worst_first(subjects: Metrics) -> list[tuple[str, Metrics]]:
-    """Subjects by their accuracy; of equal ones, the one with more cells comes first."""
+    """Sort subjects by accuracy, and those of equal accuracy by their number of cells, most first."""
     return sorted(subjects.items(), key=lambda item: (item[1]["accuracy"], -item[1]["cells"]))
 
 
@@ -168,7 +168,7 @@ def calibration_table(block: Metrics, unit: str = "subject") -> Table:
 
 
 def points_table(points: Metrics, unit: str = "subject") -> Table:
-    """The operating points of a two-class release; what each reaches is cross-fitted."""
+    """The operating points of a two-class release, with cross-fitted metrics."""
     keys = _measured_of([*(f"{rate}_by_subject" for rate in _RATES), *_RATES], [points["youden"]["cross_fitted"]])
     rows = []
     for point, name in POINT_NAMES.items():
@@ -182,8 +182,8 @@ def points_table(points: Metrics, unit: str = "subject") -> Table:
 _RATES = ("sensitivity", "specificity")
 
 
-def persons_table(block: Metrics) -> Table:
-    """One prediction for a subject: the measurements of the "patients" block."""
+def subject_rule_table(block: Metrics) -> Table:
+    """Metrics of one prediction per subject: the block "patients"."""
     measured = block["measured"]
     without_class = (
         f"{measured['abstained']} abstained from, {measured['too_few_cells']} with fewer than {block['least_cells']} "
@@ -207,13 +207,13 @@ def persons_table(block: Metrics) -> Table:
 
 
 def cells_needed(block: Metrics) -> str:
-    """From how many cells on a subject gets a class; "more than" where even so many were measured not to suffice."""
+    """The fewest cells of a subject that gets a class; "more than" where so many were measured not to suffice."""
     number = count(block["least_cells"])
     return number if block.get("least_cells_suffice", True) else f"more than {number}"
 
 
-def person_cells_table(block: Metrics) -> Table:
-    """The same for subjects of whom only some cells, chosen at random, are used."""
+def fewer_cells_table(block: Metrics) -> Table:
+    """The same metrics where only some cells of each subject, drawn at random, are used."""
     keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "balanced_accuracy_all_cells")
     names = ("AUROC", *_RATES, "balanced accuracy", "with all their cells")
     rows = [[str(row["cells"]), str(row["persons"]), *(share(row[key]) for key in keys)] for row in block["curve"]]
@@ -221,7 +221,7 @@ def person_cells_table(block: Metrics) -> Table:
 
 
 def ood_table(block: Metrics) -> Table:
-    """How many pictures of each kind the OOD detector refuses."""
+    """Share of the pictures of each kind that the OOD detector refuses."""
     rows = [
         [kind["shows"], str(kind["pictures"]), share(kind["auroc"]), share(kind["refused_share"])]
         for kind in block["kinds"].values()
@@ -230,7 +230,7 @@ def ood_table(block: Metrics) -> Table:
 
 
 def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
-    """What white cells of healthy donors, none of them leukaemic, and those found in fields are predicted as."""
+    """Predictions for white cells of healthy donors, none of them leukaemic, and for those found in fields."""
     rows = [
         [
             "of fields of view, donors not described" if source == OF_FIELDS else name,
@@ -246,7 +246,7 @@ def healthy_table(block: Metrics, labels: Sequence[str]) -> Table:
 
 
 def explanation_table(block: Metrics) -> Table:
-    """The checks of the Grad-CAM maps, block "heat_maps", each with the cells that it could be made on."""
+    """The checks of the Grad-CAM maps: the block "heat_maps"."""
     rows = [
         [check.replace("_", " "), name.replace("_", " "), with_span(one, "mean") if one.get("low") is not None else
          share(one["mean"]), count(one["cells"])]
@@ -258,7 +258,7 @@ def explanation_table(block: Metrics) -> Table:
 
 
 def tta_table(block: Metrics, unit: str = "subject") -> Table:
-    """What test-time augmentation changes, block "views"."""
+    """Metrics with and without test-time augmentation: the block "views"."""
     rows = []
     for key in _measured_of(_DETAIL_METRICS, [block["difference"]]):
         one = block["difference"][key]
@@ -269,7 +269,7 @@ def tta_table(block: Metrics, unit: str = "subject") -> Table:
 
 
 def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
-    """Every metric of an evaluation with both its intervals.
+    """Every metric of an evaluation with its intervals by subject and by cell.
 
     Args:
         values: metric → value.
@@ -285,7 +285,7 @@ def metrics_table(values: Metrics, intervals: Metrics, unit: str) -> Table:
 
 
 def comparison_table(differences: Metrics, level: float, resampled: str, unit: str) -> Table:
-    """Two models on the same cells and the same bootstrap samples.
+    """Metrics of two models on the same cells and the same bootstrap samples.
 
     Args:
         differences: of `paired_difference`.
