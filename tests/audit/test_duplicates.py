@@ -10,7 +10,7 @@ from PIL import Image
 
 from leukoscope import audit
 from leukoscope.audit import Duplicate, find_duplicates, linked, picture_key
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 
 def phantom(cell: int, *, label: str = "ALL", background: str = "black", size: int = 160) -> Image.Image:
