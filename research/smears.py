@@ -1,7 +1,7 @@
 """Draw the synthetic smears that stand in for the four-class B-ALL set (Ghaderzadeh et al. 2021), each of one class.
 
 Releases trained on whole fields of view cannot classify a cell cut out on black; for them `python research/smears.py`
-writes the pictures that `leukoscope.data.synthetic.smear_picture` reads.
+writes the pictures that `leukoscope.synthetic.smear_picture` reads.
 As in the real set, a class here is a kind of slide: its palette, how crowded and how sharp it is, and the size of its
 cells. If a release predicts the intended class, it uses such features; that says nothing about leukaemia.
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from leukoscope.data.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE
+from leukoscope.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE
 
 Floats = NDArray[np.floating]
 Colour = tuple[float, float, float]

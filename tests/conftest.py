@@ -90,9 +90,9 @@ def watched_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory
     import numpy as np
     from PIL import Image
 
-    from leukoscope.data.synthetic import phantom_cells
     from leukoscope.inference.ood import fit_detector, picture_statistics
     from leukoscope.models.release_files import OOD, read_release
+    from leukoscope.synthetic import phantom_cells
 
     folder = tmp_path_factory.mktemp("watched") / "tiny"
     shutil.copytree(tiny_release, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell, draw_field
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell, draw_field
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96

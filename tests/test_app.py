@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.synthetic import draw_cell, draw_field
 from leukoscope.web.address import server_address
 from leukoscope.web.tabs.code import snippets
 

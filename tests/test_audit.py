@@ -17,7 +17,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
 SUBJECTS = {"ALL": ("a0", "a1", "a2"), "HEM": ("h0", "h1", "h2")}

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import duplicates as module
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.duplicates import Duplicate, find_duplicates, linked, picture_key
+from leukoscope.synthetic import draw_cell
 
 
 def phantom(cell: int, *, label: str = "ALL", background: str = "black", size: int = 160) -> Image.Image:

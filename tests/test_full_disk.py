@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from hub_server import Hub
 from leukoscope import LeukoscopeError
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.hub.publish import Destination, publish
 from leukoscope.models.release import edit_release
+from leukoscope.synthetic import draw_cell, draw_field
 from leukoscope.web.upload import png_answer
 from release_fixtures import METRICS
 

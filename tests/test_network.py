@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 # Python runs it at the start of each process. CPython tells an audit hook of every socket, whoever opens it.
 GUARD = """

@@ -20,7 +20,6 @@ from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
 from leukoscope.models.recipes import RECIPES
 from leukoscope.models.release import load_release
@@ -37,6 +36,7 @@ from leukoscope.protocol import (
     protocol_runs,
     run_protocol,
 )
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
 from leukoscope.training.config import DataArguments, TrainingConfig, parse_config
 from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import __version__
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -35,7 +35,7 @@ PUBLIC = {
     "leukoscope.data.loading": ("LoadedCells",),
     "leukoscope.data.inspection": ("inspect_folder", "FolderReport"),
     "leukoscope.data.splits": ("Split", "load_split"),
-    "leukoscope.data.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
+    "leukoscope.synthetic": ("draw_cell", "phantom_cells", "PhantomCell", "draw_field"),
     "leukoscope.inference.prediction": ("Reason", "Checks"),
     "leukoscope.inference.runtime": ("Runtime",),
     "leukoscope.inference.subject": ("SubjectPrediction",),

@@ -203,7 +203,7 @@ def traces() -> dict[str, tuple[Counter[str], int]]:
     sys.path.insert(0, str(SOURCE.parent))
     from PIL import Image
 
-    from leukoscope.data.synthetic import draw_cell
+    from leukoscope.synthetic import draw_cell
 
     release = ROOT / "model_card" / "leukoscope-densenet169-cnmc"
     with tempfile.TemporaryDirectory() as folder:

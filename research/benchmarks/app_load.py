@@ -30,8 +30,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, __version__
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.models.release import write_json
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "benchmarks" / "app_load.json"

@@ -25,9 +25,9 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.fields import Box, FieldCell, FinderSettings, cut_out, find_cells, measure_scale, measure_stain
 from leukoscope.data.images import open_field
-from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release_files import write_json
+from leukoscope.synthetic import draw_field
 
 RESULTS = Path(__file__).parents[2] / "results" / "fields.json"
 # All other settings were set by hand; HOW_CHOSEN says on what.

@@ -23,8 +23,8 @@ from typing import Any
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import write_json
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import machine
 
 ROOT = Path(__file__).parents[2]

@@ -114,7 +114,7 @@ def _lay_out(flags: argparse.Namespace, folder: Path) -> Path:
 
     from leukoscope.data.folders import ImageFolder
     from leukoscope.data.images import BACKGROUND_LEVEL, open_image
-    from leukoscope.data.synthetic import draw_cell
+    from leukoscope.synthetic import draw_cell
 
     folder.mkdir()
     found = ImageFolder.read(flags.data / "cnmc2019").images if flags.data else []

@@ -25,8 +25,8 @@ import psutil
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.release_files import folder_name, write_json
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.run_folder import machine, versions
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"

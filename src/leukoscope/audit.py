@@ -19,7 +19,7 @@ import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.data.folders import ImageFolder
-from leukoscope.data.images import UnreadableImage, cell_areas, foreground, open_encoded
+from leukoscope.data.images import UnreadableImage, cell_area, foreground, open_encoded
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.splits import Split, cross_validation, groups_of, split_unit
 from leukoscope.duplicates import (
@@ -104,7 +104,7 @@ def scan_cells(data: LoadedCells) -> ScannedCells:
             return str(error)
         small = np.asarray(image.resize((FEATURE_SIDE, FEATURE_SIDE), Resampling.BOX))
         features = {name: values[0] for name, values in trivial_features([small], background).items()}
-        area = float(cell_areas([small])[0]) if background == "black" else None
+        area = cell_area(small) if background == "black" else None
         oddities = tuple(_oddities(np.asarray(image), small, background))
         return CellScan(picture_key(image), image.size, features, area, oddities)
 

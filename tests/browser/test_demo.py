@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference.gradcam import EvidenceScale
 from leukoscope.models.release_files import read_metrics
+from leukoscope.synthetic import draw_cell, draw_field
 from leukoscope.web.tabs.batch import sample_batch
 
 pytestmark = pytest.mark.slow

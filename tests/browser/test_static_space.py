@@ -19,11 +19,11 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.space import write_static_space
 from leukoscope.inference.ood import picture_statistics
 from leukoscope.inference.prediction import Prediction
 from leukoscope.models.release_files import read_release
+from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = pytest.mark.slow

@@ -19,9 +19,9 @@ from leukoscope import LeukoscopeError
 from leukoscope.cli import EXAMPLES, app
 from leukoscope.cli import train as train_command
 from leukoscope.cli.options import print_table
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.files import embedded_releases
 from leukoscope.models.hub_download import find_release
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import DataArguments, ModelArguments, RunArguments, parse_config
 
 LINES = EXAMPLES.strip().splitlines()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from leukoscope.cli import app
 from leukoscope.data.registry import CNMC_PRELIM_LABELS
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 
 

@@ -17,7 +17,7 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 PATTERN = r"(?P<subject>[^/_]+)_\d+"
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 OUT_OF_FOLD = RELEASE / "predictions" / "subject_cv.parquet"

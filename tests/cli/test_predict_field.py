@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
 from leukoscope.data.images import is_cut_out, open_image
-from leukoscope.data.synthetic import draw_cell, draw_field
+from leukoscope.synthetic import draw_cell, draw_field
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.runtime import Runtime
+from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, Predictor
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.sources import SourceCell, open_source
 from leukoscope.reports.patient_report import report_on
+from leukoscope.synthetic import draw_cell
 
 BLOCK: dict[str, Any] = {
     "positive_label": "ALL",

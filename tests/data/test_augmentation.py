@@ -12,7 +12,7 @@ from PIL import Image
 
 from leukoscope.data.augmentation import Augmentation, Augmenter, in_view
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 STILL = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0)
 

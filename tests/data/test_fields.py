@@ -27,7 +27,7 @@ from leukoscope.data.fields import (
     measure_stain,
 )
 from leukoscope.data.images import BACKGROUND_LEVEL, open_field
-from leukoscope.data.synthetic import PhantomField, draw_cell, draw_field
+from leukoscope.synthetic import PhantomField, draw_cell, draw_field
 
 MIXED = ("ALL", "HEM") * 4
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data import images, pixel_cache, preprocessing
-from leukoscope.data.images import cell_areas, open_image, pixel_hash
+from leukoscope.data.images import cell_area, open_image, pixel_hash
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import CellsOnDemand, PixelRows, decode_cells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
@@ -50,7 +50,7 @@ def _files() -> list[str]:
 
 def test_pixels_are_the_framed_pictures_in_row_order(folder: Path, cells: datasets.Dataset) -> None:
     pixels, hashes, areas, problems = decode_cells(cells, SMALL, "data")
-    assert areas == pytest.approx(cell_areas(np.asarray(open_image(folder / f"{c}.png")) for c in cells["cell_id"]))
+    assert areas == pytest.approx([cell_area(np.asarray(open_image(folder / f"{c}.png"))) for c in cells["cell_id"]])
     assert hashes == [pixel_hash(open_image(folder / f"{cell}.png")) for cell in cells["cell_id"]]
     assert (pixels.shape, pixels.dtype, problems) == ((6, 16, 16, 3), np.uint8, {})
     frame = SMALL.frame

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 ROOT = Path(__file__).parents[2]
 PIECE = re.compile(

@@ -19,7 +19,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_field
 from leukoscope.evaluation import precision
 from leukoscope.evaluation.assess import _with_intervals, assess
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure
@@ -31,6 +30,7 @@ from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import PREDICTIONS, write_json
+from leukoscope.synthetic import draw_field
 from leukoscope.training.config import parse_config
 from leukoscope.training.run_folder import describe_run
 

@@ -15,13 +15,13 @@ from leukoscope import LeukoscopeError, progress
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import phantom_cells
 from leukoscope.evaluation.assess import _about, predict_framed, recalibrate
 from leukoscope.inference.ood import OodDetector
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import OOD
+from leukoscope.synthetic import phantom_cells
 
 SIZE = 64
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.baselines import (
     ALL_TOGETHER,
     FEATURES,
@@ -18,6 +17,7 @@ from leukoscope.evaluation.baselines import (
     trivial_features,
 )
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.synthetic import draw_cell
 
 CELLS = 48
 ROWS = np.arange(CELLS)

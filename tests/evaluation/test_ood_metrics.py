@@ -16,7 +16,6 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import find_cnmc_cells
-from leukoscope.data.synthetic import draw_cell, draw_field, phantom_cells
 from leukoscope.evaluation.ood_metrics import (
     FROM_ELSEWHERE,
     KINDS,
@@ -30,6 +29,7 @@ from leukoscope.evaluation.ood_metrics import (
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release_files import OOD
+from leukoscope.synthetic import draw_cell, draw_field, phantom_cells
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 PREPROCESSING = Preprocessing(96, 350 / 450)

@@ -24,9 +24,9 @@ from leukoscope.audit import audit_cells, open_cell, scan_cells
 from leukoscope.cli import app
 from leukoscope.data.registry import CNMC_PRELIM_LABELS
 from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.hub.data_set import described, push_data_set
 from leukoscope.hub.publish import Destination
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
 ID = "lab/cells"
 OWN = ("--subject_pattern", r"(?P<subject>P\d+)_")

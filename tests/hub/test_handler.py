@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.handler import EndpointHandler
 from leukoscope.hub.space import write_endpoint
+from leukoscope.synthetic import draw_cell
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
 # What the tests' environment has and the endpoint's list has not; it is not found, as there.

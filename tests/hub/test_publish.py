@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError
 from leukoscope.cli import app
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.publish import Destination, check_can_publish, publish
 from leukoscope.reports.card import draw_examples, render_card
+from leukoscope.synthetic import draw_cell
 
 MAY_NOT_WRITE = (
     "your token may not write there; make one that may at https://huggingface.co/settings/tokens, or name a repository "

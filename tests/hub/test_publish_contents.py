@@ -11,9 +11,9 @@ from PIL import Image
 
 from hub_server import Hub
 from leukoscope import LeukoscopeError
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.hub.publish import Destination, is_release_file, publish, release_contents, unpublished_files
 from leukoscope.reports.card import SHOWN
+from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 # How picture files of every kind we read begin, wherever they stand in a file.

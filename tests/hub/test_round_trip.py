@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from hub_server import READ_TOKEN, WRITE_TOKEN, Fault, Hub, serving
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 from scratch import CELLS, SUBJECTS, lay_out
 
 ROOT = Path(__file__).parents[2]

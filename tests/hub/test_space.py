@@ -102,7 +102,7 @@ def test_the_folder_holds_the_app_and_no_more_of_the_package_than_it_runs(space:
     assert (space / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
     for part in ("training", "cli", "hub", "audit.py", "api.py", "protocol.py"):
         assert not (space / "src/leukoscope" / part).exists()
-    assert (space / "src/leukoscope/data/smears.webp").is_file()
+    assert (space / "src/leukoscope/smears.webp").is_file()
 
 
 def test_every_import_of_the_folder_is_in_the_folder_or_in_its_requirements(space: Path) -> None:

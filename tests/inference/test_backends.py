@@ -18,7 +18,6 @@ from timm import create_model
 
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import backends, export, runtime
 from leukoscope.inference.backends import TorchBackend, float32_backend, open_backend
 from leukoscope.inference.export import ALLOWED, REPORT, export_release, kept_graph, write_graph
@@ -27,6 +26,7 @@ from leukoscope.inference.graph import GRAPHS, HEAD, ExportedBackend
 from leukoscope.inference.runtime import Runtime, gpu_or_cpu
 from leukoscope.models.release import load_release, save_release
 from leukoscope.models.release_files import ReleaseInfo, read_release
+from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted((Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 # Of the two DenseNets the smaller one, also without -m slow.

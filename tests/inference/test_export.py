@@ -16,12 +16,12 @@ from timm import create_model
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference import export
 from leukoscope.inference.export import REPORT, TRANSFORMERS_JS, WEB_GRAPH, WEB_QUANTISED, export_release
 from leukoscope.inference.prediction import softmax
 from leukoscope.models.release import save_release
 from leukoscope.models.release_files import CARD, CONFIG, PROCESSOR, read_release
+from leukoscope.synthetic import draw_cell
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ from PIL import Image
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
 from leukoscope.data.loading import load_cells
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.foreign import match_labels, open_classifier, predict_cells
+from leukoscope.synthetic import draw_cell
 
 
 @pytest.fixture(scope="module")

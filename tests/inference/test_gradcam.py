@@ -24,7 +24,6 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.backends import TorchBackend
 from leukoscope.inference.gradcam import (
     EvidenceScale,
@@ -40,6 +39,7 @@ from leukoscope.inference.graph import blank_picture
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.tta import VIEWS, average_maps, tta_views, turned, turned_back
 from leukoscope.models.release import load_release
+from leukoscope.synthetic import draw_cell
 
 RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_card").glob("*/config.json"))
 SIZE = 96

@@ -16,9 +16,9 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import find_cnmc_cells
-from leukoscope.data.synthetic import phantom_cells
 from leukoscope.inference.ood import GROUPS, STATISTICS, OodDetector, fit_detector, picture_statistics
 from leukoscope.models.release_files import OOD, read_release
+from leukoscope.synthetic import phantom_cells
 
 SIZE = 96
 FRAME = Preprocessing(SIZE, 350 / 450).frame

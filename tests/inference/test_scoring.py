@@ -31,7 +31,6 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_bytes, open_image
-from leukoscope.data.synthetic import draw_cell, draw_field
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, WITHOUT_CLASS, Thresholds
@@ -46,6 +45,7 @@ from leukoscope.inference.scoring import (
 from leukoscope.inference.sources import open_source
 from leukoscope.models.release import load_release
 from leukoscope.models.release_files import OOD
+from leukoscope.synthetic import draw_cell, draw_field
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = r"^(?P<subject>\w+)-"

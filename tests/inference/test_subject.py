@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.stats import trim_mean
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.scoring import predict_subjects
 from leukoscope.inference.sources import open_source
 from leukoscope.inference.subject import SubjectRule, logits_of, pool
+from leukoscope.synthetic import draw_cell
 
 RULE = SubjectRule(("HEM", "ALL"), "ALL", "mean", (1.0,), 0.0, 3)
 BLOCK: dict[str, Any] = {

@@ -21,11 +21,11 @@ from PIL import Image
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network, model_args
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
 from leukoscope.models.release_files import read_arrays, read_release
+from leukoscope.synthetic import draw_cell
 
 REPOSITORY = Path(__file__).parents[2]
 EMBEDDED = sorted(path.parent for path in (REPOSITORY / "model_card").glob("*/config.json"))

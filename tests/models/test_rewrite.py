@@ -10,11 +10,11 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, with_overrides
 from leukoscope.models.release import is_timm_model, load_release, save_release
 from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
+from leukoscope.synthetic import draw_cell
 
 BLOCKS = {"block_config": [6, 12]}
 

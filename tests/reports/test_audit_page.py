@@ -10,8 +10,8 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.audit import audit_cells, published_subjects, scan_cells
 from leukoscope.data.loading import LoadedCells, load_cells
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.reports.audit_page import areas_figure, cells_figure, copies_table, write_audit_page
+from leukoscope.synthetic import draw_cell
 
 
 @pytest.fixture(scope="module")

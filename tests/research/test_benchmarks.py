@@ -24,9 +24,9 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.train import make_accelerator, preprocessing_for
 

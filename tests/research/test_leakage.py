@@ -12,7 +12,7 @@ from PIL import Image
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.splits import groups_of
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 from research.leakage import SEEN, UNSEEN, compare_leakage, leakage_pair, leakage_runs, main
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from leukoscope import Predictor
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, load_release
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 from research.prior_networks import build_prior

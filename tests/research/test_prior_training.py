@@ -21,8 +21,8 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import make_split
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.recipes import get_recipe
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE, smear_picture
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.inference.predictor import Predictor
+from leukoscope.synthetic import SMEAR_LABELS, SMEAR_SHEET, SMEAR_SIZE, smear_picture
 from research import smears
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet201-ball4"

@@ -12,7 +12,7 @@ from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 
 
 @pytest.fixture(scope="session")

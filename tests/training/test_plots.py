@@ -18,9 +18,9 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.evaluation.metrics import CellPredictions, class_report
 from leukoscope.inference.predictor import Predictor
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.plots import draw_run, network_stages, phantom_samples
 
 # Four classes of ten cells; two Early taken for Pre, one Pre for Pro.

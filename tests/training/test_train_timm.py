@@ -16,9 +16,9 @@ from timm.data import create_transform, resolve_data_config
 from transformers import pipeline
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.models.build import StartWeights, build_network, load_start_weights
 from leukoscope.models.recipes import timm_recipe
+from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import parse_config
 from leukoscope.training.train import train
 

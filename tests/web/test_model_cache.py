@@ -15,8 +15,8 @@ from PIL import Image
 
 from hub_server import Hub
 from leukoscope import LeukoscopeError
-from leukoscope.data.synthetic import draw_field
 from leukoscope.models.hub_download import cached_repository
+from leukoscope.synthetic import draw_field
 from leukoscope.web.model_cache import PREDICTIONS_AT_ONCE, ModelCache, find_releases, listed_models, weights_bytes
 from leukoscope.web.result import predict_cell
 

@@ -17,7 +17,7 @@ import pytest
 from gradio import route_utils
 from PIL import Image
 
-from leukoscope.data.synthetic import draw_cell
+from leukoscope.synthetic import draw_cell
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import t

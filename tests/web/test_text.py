@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
-from leukoscope.data.synthetic import draw_field
 from leukoscope.evaluation.morphology import Morphology
 from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.synthetic import draw_field
 from leukoscope.web.text import (
     DecisionText,
     decision_text,

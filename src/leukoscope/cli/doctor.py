@@ -156,9 +156,9 @@ def check_releases(folder: Path) -> Iterator[Finding]:
     """Check of every release in a folder that it loads, predicts a phantom, and has the classes of its metrics."""
     from PIL import Image
 
-    from leukoscope.data.synthetic import draw_cell
     from leukoscope.inference.predictor import Predictor
     from leukoscope.models.release_files import release_folders
+    from leukoscope.synthetic import draw_cell
 
     if not folder.is_dir():
         raise LeukoscopeError(f"--releases {folder}: no such folder; check the path")

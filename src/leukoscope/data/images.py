@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -303,16 +303,9 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) > BACKGROUND_LEVEL
 
 
-def cell_areas(cells: Iterable[np.ndarray]) -> np.ndarray:
-    """Area of cut-out cells as a share of the picture.
-
-    Args:
-        cells: N cells on black, (S, S, 3) uint8 each; read one at a time.
-
-    Returns:
-        (N,) float, 0–1; 0 for an empty picture.
-    """
-    return np.asarray([np.mean(foreground(cell)) for cell in cells])
+def cell_area(pixels: np.ndarray) -> float:
+    """The share of an (S, S, 3) uint8 picture that a cell on black covers, 0–1."""
+    return float(np.mean(foreground(pixels)))
 
 
 def is_cut_out(image: Image.Image) -> bool:

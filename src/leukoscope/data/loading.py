@@ -53,8 +53,8 @@ from leukoscope.data.registry import (
     passed_over,
 )
 from leukoscope.data.splits import SIDES
-from leukoscope.data.synthetic import phantom_cells
 from leukoscope.progress import note, progress
+from leukoscope.synthetic import phantom_cells
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -24,7 +24,7 @@ import numpy as np
 from leukoscope import LeukoscopeError
 from leukoscope.data import images as images_module
 from leukoscope.data import preprocessing as preprocessing_module
-from leukoscope.data.images import UnreachableImage, UnreadableImage, foreground, open_encoded, pixel_hash
+from leukoscope.data.images import UnreachableImage, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import groups_of
@@ -117,12 +117,10 @@ class CellsOnDemand:
             LeukoscopeError: a damaged cell, named.
         """
         rows = np.arange(len(self))[index]
-        if rows.ndim == 0:
-            return self._preprocessing.frame(self._picture(int(rows)))
-        pixels = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for place, row in enumerate(rows.tolist()):
+        pixels = np.empty((rows.size, *self.shape[1:]), self.dtype)
+        for place, row in enumerate(rows.reshape(-1).tolist()):
             pixels[place] = self._preprocessing.frame(self._picture(row))
-        return pixels
+        return pixels if rows.ndim else pixels[0]
 
     def areas(self, rows: np.ndarray) -> np.ndarray:
         """(N,) the share of its whole picture that each of these cells covers.
@@ -210,7 +208,7 @@ def _opened(encoded: Dataset, row: int, cell: str) -> Image.Image | str:
 
 def _area(image: Image.Image) -> float:
     """The share of a picture that its cell covers, as the cache keeps it."""
-    return round(float(np.mean(foreground(np.asarray(image)))), 6)
+    return round(cell_area(np.asarray(image)), 6)
 
 
 def decode_cells(

@@ -1,9 +1,8 @@
-"""The one home of preprocessing.
+"""From a picture to network input.
 
-`Preprocessing` is written into a release's config.json when a model is saved; training, evaluation, prediction, the
-demo and transformers' `pipeline()` all read it from there. Pictures become network input in two steps: `frame`
-(PIL: resize, centre crop — done once and cached in training) and `normalise` (tensors: scale, standardise). Only the
-second needs torch, so a prediction by another backend does without.
+`Preprocessing` is written into a release's config.json; training, evaluation, prediction, the demo and transformers'
+`pipeline()` read it from there. It has two steps: `frame` (Pillow: resize, centre crop; cached in training) and
+`normalise` (tensors: scale, standardise). Only the second needs torch.
 """
 
 from __future__ import annotations
@@ -51,35 +50,28 @@ class Preprocessing:
                 no square, a crop that is not central, or a `mean` or `std` that is not three finite numbers.
         """
         _, height, width = cfg["input_size"]
+        crop_pct, interpolation = cfg["crop_pct"], cfg["interpolation"]
         if height != width:
             raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
         if cfg.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
-        if not 0 < cfg["crop_pct"] <= 1:
-            raise ValueError(f"crop_pct is {cfg['crop_pct']!r}, no share of the picture")
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct is {crop_pct!r}, no share of the picture")
         if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
             raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are read here")
-        if width / cfg["crop_pct"] > MAX_RESIZED:
-            raise ValueError(
-                f"crop_pct is {cfg['crop_pct']!r} at {width} pixels: every picture would be resized to "
-                f"{width / cfg['crop_pct']:.0f} pixels, more than {MAX_RESIZED}"
-            )
-        if not isinstance(cfg["interpolation"], str):
-            raise ValueError(f"interpolation is {cfg['interpolation']!r}, no name of a filter")
-        Image.Resampling[cfg["interpolation"].upper()]
+        if (resized := width / crop_pct) > MAX_RESIZED:
+            size = f"{resized:.0f} pixels, more than {MAX_RESIZED}"
+            raise ValueError(f"crop_pct is {crop_pct!r} at {width} pixels: every picture would be resized to {size}")
+        if not isinstance(interpolation, str):
+            raise ValueError(f"interpolation is {interpolation!r}, no name of a filter")
+        Image.Resampling[interpolation.upper()]
         # Of pixels scaled to 0–1; a `std` that float32 rounds to 0 would make every probability nan.
         for key, least in (("mean", -255), ("std", 1e-6)):
             values = cfg[key]
             numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
             if not numbers or len(values) != 3 or not all(least <= value <= 255 for value in values):
                 raise ValueError(f"{key} is {values!r}; three numbers from {least:g} to 255 are read here")
-        return cls(
-            image_size=width,
-            crop_pct=cfg["crop_pct"],
-            interpolation=cfg["interpolation"],
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-        )
+        return cls(width, crop_pct, interpolation, tuple(cfg["mean"]), tuple(cfg["std"]))
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The keys that timm and transformers read from config.json."""
@@ -102,8 +94,8 @@ class Preprocessing:
         (width, height), (left, top) = self._resized(image)
         filter_ = Image.Resampling[self.interpolation.upper()]
         framed = Image.new("RGB", (self.image_size, height))
-        # Pillow resizes every row by itself, then every column. Those that are black stay black, and those beyond the
-        # crop are not asked for: of a cut-out cell's file, half the work is left.
+        # Pillow resizes every row by itself, then every column: those that are black, or beyond the crop, are left out,
+        # which halves the work for a cut-out cell.
         if filled := image.getbbox():
             _, first, _, end = filled
             rows = image.crop((0, first, image.width, end)).resize((width, end - first), filter_)

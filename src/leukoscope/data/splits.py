@@ -167,8 +167,8 @@ def make_split(
     cells = _Cells(data, group, seed)
     train, val, test = cells.everything, list[int](), list[int]()
     if strategy == "random":
-        train, rest = cells.by_image(train, 0.30)
-        val, test = cells.by_image(rest, 0.5)
+        train, rest = cells.apart(train, 0.30)
+        val, test = cells.apart(rest, 0.5)
         detail = "70/15/15 by image"
     elif strategy == "all":
         detail = "every cell trains"
@@ -176,7 +176,7 @@ def make_split(
         train, val, test = (cells.in_folds([side]) for side in SIDES)
         detail = "the data set's own splits"
         if not val and validation and train_val_split:
-            train, val = cells.validation_share(train, train_val_split)
+            train, val = cells.apart(train, train_val_split, "give another --train_val_split (0 for no validation)")
             # Of whole groups it is another share than was asked for.
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
@@ -190,7 +190,8 @@ def make_split(
         train, test = cells.fold(0, SUBJECT_FOLDS)
         detail = f"about 70/15/15 by {group}"
     if strategy in ("subject", "block") or (validation and strategy not in ("random", "all", "given")):
-        train, val = cells.set_validation_apart(train)
+        without = "subject-cv or official" if group == "subject" else "block-cv"
+        train, val = cells.apart(train, 1 / (SUBJECT_FOLDS - 1), f"use --split {without} with --no_validation")
     split = cells.split(strategy, train, val, test, detail)
     return replace(split, notes=(*split.notes, note)) if note else split
 
@@ -277,8 +278,10 @@ class _Cells:
         # The publisher's own test set takes part only where it is named.
         self.everything = list(range(len(data.train)))
 
-    def by_image(self, rows: list[int], share: float) -> tuple[list[int], list[int]]:
-        """The rows without a random share of each class, and that share."""
+    def apart(self, rows: list[int], share: float, advice: str = "") -> tuple[list[int], list[int]]:
+        """The rows without about this share of each class, and that share, of whole groups."""
+        if self.group != "cell":
+            return self._grouped_folds(rows, max(2, round(1 / share)), advice)[0]
         from sklearn.model_selection import train_test_split
 
         try:
@@ -306,27 +309,13 @@ class _Cells:
         folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=self.seed).split(labels, labels))
         return folds[fold][0].tolist(), folds[fold][1].tolist()
 
-    def set_validation_apart(self, train: list[int]) -> tuple[list[int], list[int]]:
-        """The rows without the validation side, and that side: as large as the test side of `subject`."""
-        if self.group == "cell":
-            return self.by_image(train, 1 / (SUBJECT_FOLDS - 1))
-        without = "subject-cv or official" if self.group == "subject" else "block-cv"
-        return self._grouped_folds(train, SUBJECT_FOLDS - 1, f"use --split {without} with --no_validation")[0]
-
-    def validation_share(self, train: list[int], share: float) -> tuple[list[int], list[int]]:
-        """The rows without about that share of them, by whole groups, and that share."""
-        if self.group == "cell":
-            return self.by_image(train, share)
-        advice = "give another --train_val_split (0 for no validation)"
-        return self._grouped_folds(train, max(2, round(1 / share)), advice)[0]
-
     def _grouped_folds(self, rows: list[int], num_folds: int, advice: str) -> list[tuple[list[int], list[int]]]:
         """Deal whole groups out to folds, stratified by class and by size, as the seed decides.
 
-        The groups of a class, largest first, are dealt in rounds of one per fold, in random order: so every fold tests
-        as many groups of a class as any other, to one, and about as many cells, while seeds differ. (scikit-learn's
-        `StratifiedGroupKFold` places groups greedily by size: where sizes differ as subjects' do, its seed decides
-        nothing.) Of several such deals the one is kept whose folds depend least on single groups.
+        The groups of a class, largest first, are dealt in rounds of one per fold, in random order, so that every fold
+        tests about as many groups and cells of a class as any other; of several deals the one is kept whose folds
+        depend least on single groups. (scikit-learn's `StratifiedGroupKFold` places groups greedily by size: where
+        sizes differ as subjects' do, its seed decides nothing.)
         """
         names, group_of = np.unique([self.groups[i] for i in rows], return_inverse=True)
         counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)

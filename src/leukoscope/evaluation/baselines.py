@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leukoscope.data.images import cell_areas, foreground
+from leukoscope.data.images import cell_area, foreground
 from leukoscope.evaluation.explanation_metrics import SCALE_BAR_SIDE
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 
@@ -54,7 +54,7 @@ def log_areas(areas: np.ndarray) -> np.ndarray:
 def _black_features(cell: np.ndarray) -> dict[str, np.ndarray]:
     inside = cell[foreground(cell)]
     colour = inside.mean(axis=0) if len(inside) else np.zeros(3)
-    return {"size": log_areas(cell_areas([cell])), "mean colour": colour}
+    return {"size": log_areas(np.asarray([cell_area(cell)])), "mean colour": colour}
 
 
 def _smear_features(cell: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,7 +20,6 @@ from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.synthetic import Background, phantom_cells
 from leukoscope.inference.ood import (
     FOLDS,
     KEPT_SHARE,
@@ -31,6 +30,7 @@ from leukoscope.inference.ood import (
 )
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import HEALTHY, OF_FIELDS
+from leukoscope.synthetic import Background, phantom_cells
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Predictor

@@ -223,11 +223,11 @@ def write_static_space(
         LeukoscopeError: as `write_space`; the release's network cannot be made into a graph, it resizes by a filter
             that the page does not know, or the runtime cannot be had.
     """
-    from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
     from leukoscope.inference.export import WEB_GRAPH, WEB_QUANTISED, write_transformers_js
     from leukoscope.inference.gradcam import map_colours
     from leukoscope.inference.ood import GROUPS, OodDetector
     from leukoscope.inference.prediction import REASON_TEXTS, SIDE_MAY_DIFFER, Thresholds
+    from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
     assert release.folder is not None
     preprocessing, thresholds = release.preprocessing, Thresholds.from_metrics(release.metrics)

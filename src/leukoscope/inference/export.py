@@ -215,8 +215,8 @@ class _Reference:
         import torch
 
         from leukoscope.data.registry import trained_on
-        from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
         from leukoscope.models.release import load_release
+        from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 
         network = load_release(release).network
         info = trained_on(release.metrics)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import UnreadableImage, cell_areas, open_encoded, pixel_hash
+from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
@@ -142,7 +142,7 @@ def predict_cells(
                 else:
                     small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
                     probabilities, outcome = next(predictions)
-                    area = float(cell_areas([small])[0])
+                    area = cell_area(small)
                     yield PredictedCell(cell, probabilities, our_name.get(outcome, outcome), area, pixel_hash(picture))
 
     # A generator of its own, so that wrong arguments are refused by the call and not by the first cell.

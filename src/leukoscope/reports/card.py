@@ -10,7 +10,6 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.synthetic import PHANTOM_LABELS, knows_smears
 from leukoscope.evaluation.assess import NOT_KNOWN
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.plots import (
@@ -42,6 +41,7 @@ from leukoscope.models.release_files import (
 )
 from leukoscope.reports import formatting, release_tables
 from leukoscope.reports.release_tables import detailed_evaluation
+from leukoscope.synthetic import PHANTOM_LABELS, knows_smears
 from leukoscope.training.plots import phantom_samples, phantoms_for, structure_figure
 
 if TYPE_CHECKING:

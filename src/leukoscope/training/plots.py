@@ -22,7 +22,6 @@ from torch import nn
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, trained_on
-from leukoscope.data.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 from leukoscope.evaluation.metrics import CellPredictions, class_report, even_sample
 from leukoscope.evaluation.plots import (
     SampleCell,
@@ -37,6 +36,7 @@ from leukoscope.files import disk_errors, write_atomic
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.layers import frozen_modules
 from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
+from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.synthetic import draw_cell
 from leukoscope.inference.prediction import Checks, Thresholds
+from leukoscope.synthetic import draw_cell
 from leukoscope.web import batch_files, panels
 from leukoscope.web.app import build_demo
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch, subjects_of, suggested_pattern

@@ -19,10 +19,10 @@ import gradio as gr
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (

@@ -20,8 +20,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, looks_like_smear
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DATASETS, DatasetInfo, trained_on
-from leukoscope.data.synthetic import knows_smears
 from leukoscope.inference.prediction import FIELD_NEEDS, NOT_A_CELL
+from leukoscope.synthetic import knows_smears
 from leukoscope.web import panels
 from leukoscope.web.batch_files import is_batch, open_batch
 from leukoscope.web.model_cache import ModelCache

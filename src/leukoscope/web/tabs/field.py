@@ -20,10 +20,10 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import CUT_OUT_PITCH, FieldCell, cut_out
-from leukoscope.data.synthetic import draw_field
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell
+from leukoscope.synthetic import draw_field
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import SESSION_SECONDS, Updates

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.evaluation.morphology import measure_cell
+from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates

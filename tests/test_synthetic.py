@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.synthetic import PHANTOM_LABELS, PhantomCell, draw_cell, phantom_cells
+from leukoscope.synthetic import PHANTOM_LABELS, PhantomCell, draw_cell, phantom_cells
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:

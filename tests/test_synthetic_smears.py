@@ -10,7 +10,7 @@ from PIL import Image
 
 from leukoscope.data.fields import looks_like_smear
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, knows_smears, smear_picture
+from leukoscope.synthetic import SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 
 
 def test_labels_are_those_of_the_real_set() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leukoscope.data.synthetic import draw_field
+from leukoscope.synthetic import draw_field
 
 
 def test_equal_arguments_give_equal_pixels_and_another_seed_another_field():
