@@ -385,7 +385,7 @@ def save_report(models: ModelCache, result: BatchResult, subject: str | None, na
         revision=result.revision,
         metrics=result.metrics,
     )
-    if person.patient in result.trained_on:
-        said = t("too_good", subjects=name.strip() or person.patient)
+    if person.subject in result.trained_on:
+        said = t("too_good", subjects=name.strip() or person.subject)
         html = html.replace("</h1>", f'</h1><p class="notice"><strong>{escape(said)}</strong></p>', 1)
     return File("leukoscope-report.html", "text/html", html.encode())

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import measure_stain, otsu_threshold
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 from leukoscope.data.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay

@@ -23,7 +23,7 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from leukoscope.data.fields import measure_stain
-from leukoscope.data.framing import foreground
+from leukoscope.data.images import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
     ABSTAIN,

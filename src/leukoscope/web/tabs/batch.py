@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from html import escape
 from io import BytesIO
+from threading import Semaphore
 from typing import Any
 
 import gradio as gr
@@ -20,8 +21,8 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.synthetic import PHANTOM_LABELS, draw_cell
-from leukoscope.inference.patient import PatientPrediction
 from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
@@ -108,13 +109,11 @@ class BatchPanel:
         result: the batch predicted last; lives in a visitor's session, in memory only.
         cells: components whose cells can be opened.
         outputs: every component that a new batch changes.
-        limit: of the events that predict a batch.
     """
-
-    limit = LIMIT
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         self.models, self.model = models, model
+        self._line = Semaphore(LIMIT["concurrency_limit"])
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
             self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
@@ -171,7 +170,7 @@ class BatchPanel:
             person: whom a report would be on; the first where the result does not know that person.
         """
         point, decided = point if point in result.points else "", result.at_point(point)
-        persons = [person.patient for person in decided.persons]
+        persons = [person.subject for person in decided.persons]
         if person not in persons:
             person = persons[0] if persons else None
         points = [(t("most_probable_class"), ""), *((point_name(one), one) for one in decided.points)]
@@ -208,11 +207,17 @@ class BatchPanel:
         found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()))
         begun = {self.pattern: pattern, self.shown: gr.Column(visible=True), self.ended: gr.Column(visible=False)}
         yield {**begun, self.stop: gr.Button(visible=True), self.summary: progress(0, len(names), 0.0, found)}
-        for step in predict_batch(self.models, batch, choice, pattern):
-            if isinstance(step, BatchResult):
-                yield self.show(step, next(iter(ORDERS)), "")
-            else:
-                yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
+        # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
+        while not self._line.acquire(timeout=1):
+            yield {self.summary: progress(0, len(names), 0.0, found)}
+        try:
+            for step in predict_batch(self.models, batch, choice, pattern):
+                if isinstance(step, BatchResult):
+                    yield self.show(step, next(iter(ORDERS)), "")
+                else:
+                    yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
+        finally:
+            self._line.release()
 
     def cell(self, result: BatchResult, number: int) -> CellResult:
         """A cell of a batch, predicted with its map.
@@ -343,8 +348,8 @@ def _persons(result: BatchResult, point: str) -> str:
         low, high = (local_number(f"{edge:.3f}") for edge in one.interval or (0.0, 0.0))
         span = "–" if one.interval is None else t("span", low=low, high=high)
         numbers = map(str, (one.cells, one.refused, one.abstained))
-        seen = f" ({t('in_training')})" if one.patient in result.trained_on else ""
-        rows.append((f"{one.patient}{seen}", outcome_text(one.outcome), share, span, *numbers))
+        seen = f" ({t('in_training')})" if one.subject in result.trained_on else ""
+        rows.append((f"{one.subject}{seen}", outcome_text(one.outcome), share, span, *numbers))
     heads = (t("person"), t("outcome"), t("probability_of", label=positive), t("interval"), t("cells"), t("refused"),
              t("abstained"))  # fmt: skip
     rule = t("person_rule", rule=result.persons[0].rule.text)
@@ -362,8 +367,8 @@ def _seen(result: BatchResult) -> str:
     return panels.message(t("warning"), t("too_good", subjects=", ".join(sorted(result.trained_on))))
 
 
-def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
-    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.patient]
+def _strip(result: BatchResult, one: SubjectPrediction, point: str) -> str:
+    numbers = [i for i, row in enumerate(result.rows) if row.subject == one.subject]
     drawn = strip_plot(
         [result.rows[i].probabilities[one.positive_label] for i in numbers],
         [result.rows[i].decision.outcome for i in numbers],
@@ -372,7 +377,7 @@ def _strip(result: BatchResult, one: PatientPrediction, point: str) -> str:
     )
     reason = f": {one.reason}" if one.reason else ""
     return (
-        f'<section class="lk-subject"><h3>{escape(one.patient)}</h3>'
+        f'<section class="lk-subject"><h3>{escape(one.subject)}</h3>'
         f"{panels.note(f'{outcome_text(one.outcome)}{reason}')}{drawn}"
         "</section>"
     )
