@@ -110,7 +110,7 @@ class Visit:
         """Wait until a decision stands in place of the example's."""
         self.page.wait_for_function(
             "!document.querySelector('#pictures figcaption')?.innerText.includes('an example')"
-            " && document.querySelector('#cell-summary .lk-headline')"
+            " && document.querySelector('#cell-summary .lk-short') && !document.body.dataset.lkBusy"
         )
 
     def tab(self, name: str) -> None:

@@ -37,8 +37,7 @@ def test_one_cell(visits: Callable[..., Any], folder: Path) -> None:
 
 def test_a_field_of_view(visits: Callable[..., Any], folder: Path) -> None:
     visit = visits(viewport={"width": WIDTH, "height": HEIGHT})
-    visit.tab("Field")
-    visit.page.get_by_role("button", name="Synthetic field 1").click()
+    visit.page.locator("#ask-field").click()
     visit.page.locator("#field-picture button.lk-box").first.wait_for()
     taken(visit, folder / "app_field.png")
 

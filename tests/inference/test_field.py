@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.inference.field import AT_EDGE, CUT_OUT_AS_C_NMC, FieldReading, draw_reading, read_field
 from leukoscope.inference.ood import STATISTICS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision
 from leukoscope.synthetic import draw_field
 
 CLASSES = ("ALL", "HEM", "ALL", "HEM")
@@ -232,6 +232,26 @@ def test_the_legend_of_a_narrow_field_is_not_cut_off(predictor, size):
     legend = np.asarray(drawn)[height:]
     assert (legend < 200).any(), "it is there"
     assert (legend[:, -4:] == 255).all() and (legend[-2:] == 255).all()
+
+
+def test_what_is_drawn_is_numbered_as_in_the_table_and_never_certain(predictor, smear, monkeypatch):
+    reading = read_field(predictor, smear, um_per_pixel=0.2)
+    sure = {label: share for label, share in zip(reading.labels, (0.9979, 0.0021), strict=True)}
+    cells = tuple(
+        replace(
+            one, prediction=one.prediction and replace(one.prediction, probabilities=sure, decision=Decision("ALL"))
+        )
+        for one in reading.cells
+    )
+    drawn: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda pen, at, said, *more: (drawn.append(said), text(pen, at, said, *more))
+    )
+    draw_reading(smear, replace(reading, cells=cells))
+    assert [said for said in drawn if said[0].isdigit()] == [
+        f"{number} ALL > 99 %" if one.prediction else str(number) for number, one in enumerate(cells, 1)
+    ]
 
 
 def test_the_overlay_draws_what_is_out_of_distribution_differently(predictor, smear):

@@ -240,7 +240,7 @@ DRAWN_SIDE, SMALLEST_SIDE = 1600, 800
 
 
 def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callable[[str], str] = str) -> Image.Image:
-    """Draw every cell's box and outcome, and a legend below.
+    """Draw every cell's box, its number as in the table and its outcome, and a legend below.
 
     Args:
         image: the field that was read.
@@ -257,7 +257,7 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
     field = image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(field)
     colours = {label: CLASS_COLOURS[k % len(CLASS_COLOURS)] for k, label in enumerate(reading.labels)} | OTHER_COLOURS
-    for cell in reading.cells:
+    for number, cell in enumerate(reading.cells, start=1):
         box, colour = tuple(edge * factor for edge in cell.cell.box), colours[cell.outcome]
         left, top, right, bottom = box
         if cell.outcome in DASHED:
@@ -269,9 +269,10 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
         if cell.outcome in REFUSED:
             pen.line((left, top, right, bottom), colour, 1)
             pen.line((left, bottom, right, top), colour, 1)
+        text = str(number)
         if cell.outcome in reading.labels and cell.prediction:
-            share = cell.prediction.probabilities[cell.outcome]
-            pen.text((left, max(0, top - font_size - 2)), f"{cell.outcome} {share:.2f}", colour, font)
+            text += f" {cell.outcome} {_percent(cell.prediction.probabilities[cell.outcome])}"
+        pen.text((left, max(0, top - font_size - 2)), text, colour, font)
     counts = [(f"{translate(outcome)}: {count}", colours[outcome]) for outcome, count in reading.counts.items()]
     notice = [(word, "#3c3c41") for word in translate(RESEARCH_NOTICE).split()]
     placed, y = [], size[1] + 4
@@ -290,6 +291,11 @@ def draw_reading(image: Image.Image, reading: FieldReading, *, translate: Callab
     for at, text, colour in placed:
         pen.text(at, text, colour, font)
     return drawn
+
+
+def _percent(share: float) -> str:
+    """A share in whole per cent that never rounds to certainty."""
+    return "> 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
 def drawing_font(size: int) -> ImageFont.FreeTypeFont:

@@ -9,6 +9,7 @@ import stat
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -757,3 +758,18 @@ def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None
     )["patients"]
     assert needed["least_cells"] < SAMPLE_CELLS, "a few of them may be refused"
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
+
+
+def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: BatchPanel, tiny_release: Path) -> None:
+    batch = Batch([BatchFile(f"{n}.png", partial(cell_png, n)) for n in range(2)])
+    assert panel._line.acquire() and panel._line.acquire()
+    steps = panel.predict(lambda: batch, "tiny", "")
+    next(steps)
+    assert "0 of 2 pictures predicted" in str(next(steps)[panel.summary])
+    panel._line.release()
+    *_, last = steps
+    assert isinstance(last[panel.result], BatchResult)
+    assert panel._line.acquire(blocking=False), "the next one may begin"
+    events = build_demo(ModelCache({"tiny": tiny_release})).fns.values()
+    (upload,) = (one for one in events if getattr(one.fn, "__name__", "") == "on_upload")
+    assert upload.concurrency_limit == "default" and upload.concurrency_id != "batch"

@@ -140,10 +140,10 @@ def test_the_picture_decides_what_is_shown(picture: str, kind: str) -> None:
     tab = _tab(models)
     field = example_field()[0]
     boxes = [one.cell.box for one in predict_field(models, field, "", "cnmc", EXAMPLE_PITCH).reading.cells]
-    left, top, right, bottom = boxes[1]
+    left, top, right, bottom = boxes[2]
     image = {
         "cell": lambda: example(0)[0],
-        "crop": lambda: field.crop((left - 160, top - 160, right + 160, bottom + 160)),
+        "crop": lambda: field.crop((left - 60, top - 60, right + 60, bottom + 60)),
         "field": lambda: field,
         "blank": lambda: BLANK.resize((450, 450)),
     }[picture]()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from starlette.datastructures import URL
 
-from leukoscope import RESEARCH_NOTICE, Predictor
+from leukoscope import Predictor
 from leukoscope.models.release_files import ReleaseInfo
 from leukoscope.web.app import build_demo
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.tabs import code as use_from_code
 from leukoscope.web.tabs import evidence
-from leukoscope.web.tabs.evidence import Scores, evidence_page, points_table, scores_of
+from leukoscope.web.tabs.evidence import Scores, evidence_page, lead_sentences, points_table, scores_of
 
 RELEASES = Path(__file__).parents[3] / "model_card"
 RELEASE = RELEASES / "leukoscope-densenet169-cnmc"
@@ -44,7 +44,6 @@ def test_every_figure_shown_is_the_release_s_own() -> None:
     said = f"the worst is {name} ({worst['label']}) with {worst['accuracy']:.3f} of {worst['cells']} cells"
     assert said in page
     assert page.count("data:image/svg+xml;base64,") == 3
-    assert RESEARCH_NOTICE in page
     assert "Removing what the map marks lowers the class's probability no more than removing random pixels" in unescape(
         page
     )
@@ -127,7 +126,7 @@ def test_the_chosen_point_agrees_with_the_release_s_own(folder: Path) -> None:
 def test_without_committed_answers_the_named_points_are_shown() -> None:
     assert scores_of(release(None, METRICS)) is None
     shown = points_table(METRICS, None, 0.95, 0.5)
-    assert "Youden" in shown and "sensitivity, chosen" not in shown and "has no predictions of its own" in shown
+    assert "Youden" in shown and "sensitivity, chosen" not in shown and "comes without predictions" in shown
     assert "names no operating points" in points_table({}, None, 0.95, 0.5)
 
 
@@ -211,3 +210,14 @@ def test_missing_mcp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     demo = build_demo(ModelCache({}))
     texts = [str(getattr(block, "value", "")) for block in demo.blocks.values()]
     assert any("does not offer the Model Context Protocol" in text for text in texts)
+
+
+def test_evidence_begins_with_three_plain_sentences() -> None:
+    assert lead_sentences(METRICS) == [
+        "Of 100 cells from people it has not seen, it tells 85 rightly. Cell size alone: 78.",
+        "Of 100 cells like its own it refuses 2, and on 17 it abstains.",
+        "Its maps failed our tests: they show where it reacts, not why.",
+    ]
+    blocks = {**METRICS, "data": {**METRICS["data"], "unit": "block"}}
+    assert lead_sentences(blocks)[0].startswith("Its data names no people: of 100 cells of unseen blocks of pictures")
+    assert lead_sentences({}) == []

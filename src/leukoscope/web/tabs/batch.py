@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from html import escape
 from io import BytesIO
+from threading import Semaphore
 from typing import Any
 
 import gradio as gr
@@ -108,13 +109,11 @@ class BatchPanel:
         result: the batch predicted last; lives in a visitor's session, in memory only.
         cells: components whose cells can be opened.
         outputs: every component that a new batch changes.
-        limit: of the events that predict a batch.
     """
-
-    limit = LIMIT
 
     def __init__(self, models: ModelCache, model: gr.Dropdown) -> None:
         self.models, self.model = models, model
+        self._line = Semaphore(LIMIT["concurrency_limit"])
         self.result = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(visible=False, elem_id="batch") as self.shown:
             self.stop = gr.Button(localised("stop"), size="sm", min_width=80, elem_id="batch-stop")
@@ -208,11 +207,17 @@ class BatchPanel:
         found = subjects_found(list(subjects_of(names, pattern, batch.subjects).values()))
         begun = {self.pattern: pattern, self.shown: gr.Column(visible=True), self.ended: gr.Column(visible=False)}
         yield {**begun, self.stop: gr.Button(visible=True), self.summary: progress(0, len(names), 0.0, found)}
-        for step in predict_batch(self.models, batch, choice, pattern):
-            if isinstance(step, BatchResult):
-                yield self.show(step, next(iter(ORDERS)), "")
-            else:
-                yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
+        # Not the event's own limit: single pictures come by the same event, and must not wait for batches.
+        while not self._line.acquire(timeout=1):
+            yield {self.summary: progress(0, len(names), 0.0, found)}
+        try:
+            for step in predict_batch(self.models, batch, choice, pattern):
+                if isinstance(step, BatchResult):
+                    yield self.show(step, next(iter(ORDERS)), "")
+                else:
+                    yield {self.summary: progress(step, len(names), time.monotonic() - start, found)}
+        finally:
+            self._line.release()
 
     def cell(self, result: BatchResult, number: int) -> CellResult:
         """A cell of a batch, predicted with its map.

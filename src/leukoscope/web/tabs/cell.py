@@ -385,9 +385,10 @@ class CellTab:
                 self.real_note: attribution(info),
             }
 
-        # The page itself dims what was there; "always_last": the second of two quick clicks counts.
+        # The page itself dims what was there. The second of two quick clicks counts; where a click says which, Gradio's
+        # "always_last" would send the first one's data again.
         quiet: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
-        many: dict[str, Any] = {**quiet, "trigger_mode": "multiple", **self.batch.limit}
+        many: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
         chosen = [self.model, self.opacity, self.point]
         with_files = [self.upload, *self.outputs]
         running: list[Any] = [
@@ -399,7 +400,7 @@ class CellTab:
         given = [*running, self.ask_field.click(on_field, chosen, self.outputs, **quiet)]
         for gallery in (self.cells, self.smears, self.real):
             inputs = [*chosen, self.real_data]
-            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **quiet))
+            given.append(gallery.select(on_pick(gallery), inputs, [gallery, *self.outputs], **many))
         for event in given:
             self._afterwards(event.then(None, js=reveal("cell-summary"), **PRIVATE))
         self.batch.stop.click(on_stop, self.upload, with_files, cancels=running, **quiet)
@@ -498,17 +499,18 @@ class CellTab:
             return self.attempt(lambda: self.read(result.image, result.caption, "", choice, opacity, point))
 
         quick: dict[str, Any] = {**PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
+        each: dict[str, Any] = {**quick, "trigger_mode": "multiple"}
         for control in (self.label, self.opacity, self.common_scale):
             control.input(
                 on_draw, [self.result, self.label, self.opacity, self.common_scale],
                 [self.summary, self.pictures, self.explanation], **quick,
             )  # fmt: skip
         chosen = [self.model, self.opacity, self.point]
-        self._afterwards(self.visit.select(on_kept, [self.kept, *chosen], [self.model, *self.outputs], **quick))
+        self._afterwards(self.visit.select(on_kept, [self.kept, *chosen], [self.model, *self.outputs], **each))
         self.point.input(on_point, [self.result, self.point], self.summary, **quick)
         self.turn.click(on_turn, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
         self.cover.click(on_cover, self.result, self.forms, show_progress_on=[self.forms], **PRIVATE)
-        self._afterwards(self.pictures.select(on_tap, [self.result, *chosen], self.outputs, **quick))
+        self._afterwards(self.pictures.select(on_tap, [self.result, *chosen], self.outputs, **each))
         self._afterwards(
             self.propose.click(
                 on_propose, [self.result, self.field.result, *chosen], [self.model, *self.outputs], **quick
@@ -516,7 +518,7 @@ class CellTab:
         )
         for panel in (self.field, self.batch):
             for component in panel.cells:
-                opened = component.select(self._open(panel), [panel.result, *chosen], self.outputs, **quick)
+                opened = component.select(self._open(panel), [panel.result, *chosen], self.outputs, **each)
                 self._afterwards(opened.then(None, js=reveal("cell-summary"), **PRIVATE))
 
     def _open(self, panel: FieldPanel | BatchPanel) -> Callable[..., Updates]:

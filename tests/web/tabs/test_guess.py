@@ -1,0 +1,45 @@
+"""The tab "Guess first" without a browser: who is right how often, and on which cells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leukoscope import LeukoscopeError
+from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.tabs.guess import CELLS, new_round, phantoms, score
+
+EMBEDDED = Path(__file__).parents[3] / "model_card"
+
+
+def test_a_round_is_drawn_again_from_its_number() -> None:
+    one, again, other = phantoms(7), phantoms(7), phantoms(8)
+    assert [label for _, label in one].count("ALL") == [label for _, label in one].count("HEM") == CELLS // 2
+    assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(one, again, strict=True))
+    assert [np.asarray(a).tobytes() for a, _ in one] != [np.asarray(a).tobytes() for a, _ in other]
+
+
+def test_you_the_model_and_size_alone_are_counted_on_the_same_cells() -> None:
+    models = ModelCache({"cnmc": EMBEDDED / "leukoscope-densenet169-cnmc"})
+    found = new_round(models, "cnmc", phantoms(7), 7)
+    sizes = {one.size for one in found.cells}
+    assert (
+        len(found.cells) == CELLS and sizes <= {"ALL", "HEM"} and {one.model for one in found.cells} <= sizes | {"ALL"}
+    )
+    ended = replace(found, guesses=tuple(cell.label for cell in found.cells))
+    page = score(ended)
+    assert f"{CELLS} / {CELLS}" in page and "?tab=guess&amp;round=7" in page
+    assert "Cells drawn by a program test no model. On real ones: Of 100 cells from people it has not seen" in page
+    assert "Cell size alone: 78." in page
+    assert ended.right([one.size for one in found.cells]) == sum(one.size == one.label for one in found.cells)
+    real = score(replace(ended, seed=-1))
+    assert "test no model" not in real and "round=" not in real, "real cells cannot be drawn again"
+
+
+def test_a_model_of_other_classes_is_named() -> None:
+    models = ModelCache({"ball4": EMBEDDED / "leukoscope-densenet201-ball4"})
+    with pytest.raises(LeukoscopeError, match="^ball4: tells Benign, Early, Pre, Pro apart; choose a model of ALL"):
+        new_round(models, "ball4", phantoms(1), 1)
