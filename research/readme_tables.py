@@ -82,6 +82,7 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "shortcuts": shortcuts_table(read_results(results / "audit")),
         "prior": prior_table(prior),
         "prior-notes": prior_notes(prior),
+        "curves": curves_table(read_results(results / "learning_curves")),
         "ablation": ablation_table(read_results(results / "ablation")),
         "fields": fields_table(read_results(results, "fields.json")),
         "speed": speed_table(results / "benchmarks"),
@@ -346,6 +347,30 @@ def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     tested = ("tested subjects unseen", "their other cells trained on", "the leak is worth (over seeds)")
     table = Table(("data", "recipe", "training cells", "metric", *tested), rows, text_columns=2)
     return f"{table}\n"
+
+
+def curves_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Learning curves: a row for each recipe and picture size, a column for each number of cells drawn."""
+    curves = [curve for result in results for curve in result["curves"]]
+    keys = list(dict.fromkeys((one["recipe"], one["image_size"], tuple(one["folds"])) for one in curves))
+    lengths = sorted({one["draws"] for one in curves})
+    rows = []
+    for recipe, size, folds in keys:
+        measured = {
+            one["draws"]: one["metrics"]
+            for one in curves
+            if (one["recipe"], one["image_size"], tuple(one["folds"])) == (recipe, size, folds)
+        }
+        shown = [
+            " / ".join(share(measured[draws][key]) for key in ("auroc", "auroc_by_subject", "auroc_equal_size"))
+            if draws in measured
+            else "–"
+            for draws in lengths
+        ]
+        rows.append([recipe, f"{size} px", ", ".join(map(str, folds)), *shown])
+    heads = [f"{count(draws)} cells" for draws in lengths]
+    table = Table(("recipe", "picture", "folds", *heads), rows, text_columns=3)
+    return f"AUROC over all cells / by subject / at equal size, after so many training cells:\n\n{table}"
 
 
 def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from research.readme_tables import (
     FLAG_REMARKS,
     HF_FLAGS,
     TIMM_FLAGS,
+    curves_table,
     decisions_table,
     fields_table,
     flags_table,
@@ -155,6 +156,19 @@ def test_a_precision_that_was_not_measured_on_unseen_subjects_says_so(
     assert precision_table([release]).splitlines()[2:] == [
         "| `leukoscope-test` | int8 | 12 of 1,000 | 2,000 | -0.001 (-0.004 to +0.002) | 3.5 % | 0.996 | no |",
         "| `leukoscope-test` | bfloat16 | 12 of 1,000 | not measured | – | – | – | no |",
+    ]
+
+
+def test_a_curve_has_a_row_and_each_length_a_column() -> None:
+    about = {"recipe": "densenet121", "image_size": 224}
+    metrics = {"auroc": 0.9, "auroc_by_subject": 0.8, "auroc_equal_size": 0.7}
+    curves = [
+        about | {"draws": 2000, "folds": [0, 1], "metrics": metrics},
+        about | {"draws": 4000, "folds": [0], "metrics": metrics},
+    ]
+    assert curves_table([{"curves": curves}]).splitlines()[-2:] == [
+        "| densenet121 | 224 px | 0, 1 | 0.900 / 0.800 / 0.700 | – |",
+        "| densenet121 | 224 px | 0 | – | 0.900 / 0.800 / 0.700 |",
     ]
 
 
