@@ -36,8 +36,8 @@ from leukoscope.models.release_files import write_json
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, LATEST, Checkpoints, checkpoints_in, run_settings
 from leukoscope.training.config import parse_config
-from leukoscope.training.data import evenly_spread
-from leukoscope.training.train import choose_split, make_accelerator, preprocessing_for
+from leukoscope.training.data import evenly_spread, preprocessing_for
+from leukoscope.training.train import choose_split, make_accelerator
 from leukoscope.training.trainer import Trainer
 
 EPOCH_CELLS = 2000
@@ -52,7 +52,7 @@ TURNED_CELLS = 192
 COMMON = (
     *("--dataset_name", "cnmc2019", "--split", "subject-cv", "--num_folds", "5", "--no_validation"),
     *("--lr_scheduler_type", "constant_with_warmup", "--num_warmup_steps", "60"),
-    *("--num_train_epochs", str(MEASURED_AT[-1]), "--save_total_limit", "1"),
+    *("--num_train_epochs", str(MEASURED_AT[-1])),
     *("--override", f"epoch_cells={EPOCH_CELLS}", "ema_decay=0.998"),
 )
 
@@ -71,14 +71,13 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     data = config.data.load(recipe.image_size)
     network = build_network(recipe, len(data.info.labels))
     start = load_start_weights(network, recipe, config.start_weights)
-    preprocessing = preprocessing_for(recipe, data)
-    cells = frame_cells(data, preprocessing, keep=True)
+    cells = frame_cells(data, preprocessing_for(recipe, data), keep=True)
     split = choose_split(config, cells.data)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder, run_settings(config, recipe), limit=1)
+    checkpoints = Checkpoints(folder, run_settings(config, recipe))
     if checkpoints_in(folder / FOLDER):
         checkpoints.resume(LATEST)
-    trainer = Trainer(accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints)
+    trainer = Trainer(accelerator, network, cells, split, recipe, seed=config.run.seed, checkpoints=checkpoints)
     about: dict[str, Any] = {
         "start_weights": start,
         "test_subjects": sorted({cells.subjects[row] for row in cells.rows(split.test)}),
@@ -87,10 +86,10 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     about |= {"learning_rate": recipe.learning_rate, "sampling": recipe.sampling, "flags": flags}
     write_atomic(folder / "about.json", json.dumps(about, indent=1))
     # Rows of an earlier session come first; the network is then already that of the last of them.
-    for row in trainer.fit(network):
+    for row in trainer.fit():
         epoch = row["epoch"]
         path = folder / f"{epoch * EPOCH_CELLS:06d}.parquet"
-        if epoch in MEASURED_AT and epoch == trainer.state.progress.epoch and not path.exists():
+        if epoch in MEASURED_AT and epoch == trainer.state.epoch and not path.exists():
             unshifted = trainer.predict(split.test)
             counts = trainer.loss.class_counts.cpu().numpy()
             predictions = with_class_frequencies(unshifted, counts)
@@ -111,7 +110,7 @@ def with_class_frequencies(predictions: CellPredictions, counts: np.ndarray) -> 
 
 def changed_classes(trainer: Trainer, rows: np.ndarray, counts: np.ndarray) -> float:
     """Share of cells whose most probable class changes in any of the seven other views (quarter turns, mirrored)."""
-    trainer.eval_model.eval()
+    model = trainer.inputs.model(trainer.state.eval_network).eval()
     classes = []
     with torch.inference_mode():
         for first in range(0, len(rows), 64):
@@ -120,7 +119,7 @@ def changed_classes(trainer: Trainer, rows: np.ndarray, counts: np.ndarray) -> f
             for mirrored in (items, items.flip(3)):
                 for turns in range(4):
                     inputs = trainer.inputs.for_prediction(torch.rot90(mirrored, turns, (2, 3)))
-                    logits = trainer.eval_model(inputs).float() + torch.log(torch.as_tensor(counts, dtype=torch.float))
+                    logits = model(inputs).float() + torch.log(torch.as_tensor(counts, dtype=torch.float))
                     views.append(logits.argmax(dim=1))
             classes.append(torch.stack(views))
     seen = torch.cat(classes, dim=1)

@@ -204,7 +204,7 @@ def prior_rows(
             )
     # Blocks of neighbouring images stand for subjects where a data set names none.
     unit = known_of(data).group
-    splits = {RANDOM: "random-cv", UNSEEN: f"{unit}-cv"}
+    splits: dict[str, Any] = {RANDOM: "random-cv", UNSEEN: f"{unit}-cv"}
     estimates = {RANDOM: RANDOM_SPLIT, UNSEEN: OUT_OF_FOLD}
     rows = []
     for recipe, protocol in product(chosen, protocols or PROTOCOLS):

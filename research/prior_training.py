@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,11 @@ from leukoscope.data.splits import Split
 from leukoscope.models.layers import freeze
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.data import Inputs, evenly_spread
-from leukoscope.training.optim import EpochOutcome, gain, parameter_groups
+from leukoscope.training.optim import parameter_groups
 from leukoscope.training.train import train
-from leukoscope.training.trainer import Trainer
+from leukoscope.training.trainer import Selection, Trainer, gain
 from research.prior_networks import build_prior, penalty
-from research.prior_recipes import Plateau, PriorRecipe
+from research.prior_recipes import Plateau
 
 # The usual value since Sutskever et al. 2013 (ICML, PMLR 28(3):1139).
 _MOMENTUM = 0.9
@@ -38,9 +38,9 @@ class PriorTrainer(Trainer):
             LeukoscopeError: the recipe's learning rate follows validation cells and there are none.
         """
         super().__init__(*args, **settings)
-        if isinstance(self.recipe, PriorRecipe) and self.recipe.plateau:
+        self.plateau: Plateau | None = getattr(self.recipe, "plateau", None)
+        if self.plateau:
             _require_validation(self.split, self.recipe)
-            self.judge = PlateauController(self.recipe.plateau)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """The recipe's optimiser."""
@@ -50,22 +50,27 @@ class PriorTrainer(Trainer):
         """The loss with the recipe's penalty."""
         return super().compute_loss(logits, labels, network) + penalty(network, self.recipe)
 
-    def _set_rates(self, step: int) -> float:
-        """Lower the scheduled rate by the cuts of the plateau."""
-        rate, cut = super()._set_rates(step), getattr(self.judge, "rate", 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= cut
-        return rate * cut
+    def select_epoch(self) -> Selection:
+        """By the plateau, where the recipe has one."""
+        if not self.plateau:
+            return super().select_epoch()
+        return follow_plateau(self.state.rows, self.plateau)[0]
 
     def _train_epoch(self) -> dict[str, Any]:
-        """Take the BatchNorm statistics anew after the epoch, where the recipe says so."""
+        """Cut the rate by the plateau before the epoch; take the BatchNorm statistics anew after it."""
+        if self.plateau:
+            _, rate = follow_plateau(self.state.rows, self.plateau)
+            scheduler = self.state.scheduler
+            scheduler.base_lrs = [group["initial_lr"] * rate for group in self.optimizer.param_groups]
+            for group, lr in zip(self.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = lr  # the schedule of these recipes is constant
         row = super()._train_epoch()
         if cells := getattr(self.recipe, "batch_norm_cells", 0):
             # Evenly spread over the training side, whatever its order; for the network that is validated and kept.
             spread = evenly_spread(self.cells.rows(self.split.train), cells)
-            self.eval_model.train()
+            model = self.inputs.model(self.state.eval_network).train()
             freeze(self.state.eval_network, self.recipe.frozen)
-            recompute_batch_norm(self.eval_model, self.inputs, spread, self.accelerator, self.batch_size)
+            recompute_batch_norm(model, self.inputs, spread, self.accelerator, self.recipe.train_batch_size)
         return row
 
 
@@ -101,50 +106,33 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adamax(groups) if kind == "adamax" else torch.optim.Adam(groups, fused=True)
 
 
-class PlateauController:
-    """Cuts the learning rate when a metric stops improving, and ends training after several cuts without a gain.
+def follow_plateau(rows: Sequence[Mapping[str, Any]], plateau: Plateau) -> tuple[Selection, float]:
+    """Cut the learning rate when a metric stops improving; stop after several cuts in a row without a gain.
 
     The best of both watched columns is remembered at every epoch, so that a change of what is watched starts from the
     best value seen so far.
 
-    Attributes:
-        rate: factor on the scheduled learning rate.
+    Args:
+        rows: of summary.csv, with train_accuracy and the plateau's `monitor`.
+
+    Returns:
+        the last epoch that improved what was watched then, and the factor on the learning rate.
     """
-
-    def __init__(self, plateau: Plateau):
-        self.plateau = plateau
-        self.rate = 1.0
-        self._best: dict[str, float] = {}
-        self._waited = self._cuts = 0
-
-    def update(self, row: Mapping[str, Any]) -> EpochOutcome:
-        """Judge an epoch by its row of summary.csv, which holds train_accuracy and the plateau's `monitor`."""
-        plateau = self.plateau
-        until = plateau.until_train_accuracy
+    best: dict[str, float] = {}
+    rate, waited, cuts, kept, kept_by, until = 1.0, 0, 0, 0, "", plateau.until_train_accuracy
+    for row in rows:
         watched = "train_accuracy" if until is not None and row["train_accuracy"] < until else plateau.monitor
         # A value that is no number is never better.
         columns = ("train_accuracy", plateau.monitor)
-        better = {name: gain(row, name) for name in columns if gain(row, name) > self._best.get(name, -math.inf)}
-        self._best |= better
-        self._waited = 0 if watched in better else self._waited + 1
+        better = {name: gain(row, name) for name in columns if gain(row, name) > best.get(name, -math.inf)}
+        best |= better
+        waited = 0 if watched in better else waited + 1
         if watched in better:
-            self._cuts = 0
-        elif self._waited >= plateau.patience:
-            self.rate *= plateau.factor
-            self._waited, self._cuts = 0, self._cuts + 1
-        stop = self._cuts >= plateau.stop_patience
-        return EpochOutcome(
-            watched, watched in better, f"{self._cuts} cuts of the learning rate brought no gain" * stop
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, in plain JSON values."""
-        return {"rate": self.rate, "best": dict(self._best), "waited": self._waited, "cuts": self._cuts}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        self.rate, self._best = state["rate"], dict(state["best"])
-        self._waited, self._cuts = state["waited"], state["cuts"]
+            cuts, kept, kept_by = 0, row["epoch"], watched
+        elif waited >= plateau.patience:
+            rate, waited, cuts = rate * plateau.factor, 0, cuts + 1
+    stop = cuts >= plateau.stop_patience
+    return Selection(kept, kept_by, f"{cuts} cuts of the learning rate brought no gain" * stop), rate
 
 
 def recompute_batch_norm(

@@ -32,7 +32,7 @@ COMMANDS = {
     "score": ["score", "RELEASE", "--input", ".", "--output", "scores.csv"],
     "export": ["release", "export", "RELEASE", "--format", "openvino", "--output", "exported"],
     "train": ["train", "--output_dir", "run"],
-    "train, tracked": ["train", "--output_dir", "run", "--with_tracking"],
+    "train, tracked": ["train", "--output_dir", "run", "--report_to", "trackio"],
 }
 DEMO = """
 import threading, time, urllib.request

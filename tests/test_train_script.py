@@ -42,8 +42,6 @@ def test_a_launched_run_ends_with_a_release(tmp_path: Path) -> None:
     assert "run folder: run" in lines
     assert lines[-1] == "release:    run/release", "said when it is complete, with its card"
     assert (tmp_path / "run" / "release" / "README.md").is_file()
-    (estimate,) = (number for number, line in enumerate(lines) if line.startswith("training takes about "))
-    assert estimate < next(number for number, line in enumerate(lines) if line.startswith("epoch 1 "))
     release = tmp_path / "run" / "release"
     assert {path.name for path in release.iterdir()} >= {"config.json", "metrics.json", "model.safetensors"}
     assert json.loads((release / "config.json").read_text())["label_names"] == ["ALL", "HEM"]
@@ -68,7 +66,7 @@ def test_it_trains_on_real_cells_and_judges_them_subject_by_subject(tmp_path: Pa
     [
         (["--dataset_name", "cnmc2019", "--train_dir", "nowhere"], "error: --train_dir nowhere: no such folder; "),
         (["--recipe", "vgg"], "error: --recipe vgg: unknown; choose one of "),
-        (["--seed", "-1"], "error: --seed -1: give 0 or more"),
+        (["--seed", "-1"], "error: --seed -1: input should be greater than or equal to 0"),
     ],
     ids=["folder", "recipe", "seed"],
 )
@@ -93,7 +91,7 @@ def test_a_mistake_is_the_last_line_and_without_a_traceback(tmp_path: Path, laun
     ended = _run([sys.executable, "-m", *launcher, "--seed", "-1"], tmp_path, timeout=300)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("error: --seed -1: give 0 or more")
+    assert ended.stderr.splitlines()[-1].startswith("error: --seed -1: input should be greater than or equal to 0")
 
 
 def test_without_arguments_it_learns_phantoms_of_subjects_it_never_saw(tmp_path: Path) -> None:
@@ -110,7 +108,7 @@ def test_without_arguments_it_learns_phantoms_of_subjects_it_never_saw(tmp_path:
 # Killed, asked to stop, and gone on with
 
 SMALL = ("--image_size", "32", "--max_train_samples", "64", "--num_train_epochs", "3", "--mixed_precision", "no")
-EVERY_STEP = ("--checkpointing_steps", "1", "--save_total_limit", "3")
+EVERY_STEP = ("--checkpointing_steps", "1")
 
 
 @pytest.fixture
@@ -149,7 +147,7 @@ def test_killed_three_times_and_asked_to_stop_once_it_ends_as_if_never_interrupt
         return any(folder.glob(f"{number:05d}-*"))
 
     def half_written() -> bool:
-        return written(3) and any(folder.glob(".*.tmp/tensors.safetensors"))
+        return written(3) and any(folder.glob(".*.tmp/*/tensors.safetensors"))
 
     first = start(*flags)
     _when(lambda: written(2), first)

@@ -32,8 +32,8 @@ from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import round_as_stored
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import DataArguments, RunArguments, TrainingConfig
-from leukoscope.training.data import FeatureInputs, features_file, frozen_features
-from leukoscope.training.train import choose_split, make_accelerator, preprocessing_for
+from leukoscope.training.data import FeatureInputs, features_file, frozen_features, preprocessing_for
+from leukoscope.training.train import choose_split, make_accelerator
 from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "frozen_features.json"
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Features kept by an earlier run would make the first epoch free.
         os.environ["LEUKOSCOPE_CACHE"] = folder
-        result = _measure(recipe, cells, split, accelerator, config)
+        result = _measure(recipe, cells, split, accelerator)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS, result)
     typical = result["seconds_an_epoch"]
@@ -74,14 +74,9 @@ def _flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(
-    recipe: Recipe, cells: FramedCells, split: Split, accelerator: Accelerator, config: TrainingConfig
-) -> dict[str, Any]:
+def _measure(recipe: Recipe, cells: FramedCells, split: Split, accelerator: Accelerator) -> dict[str, Any]:
     """Random weights: what the backbone holds does not change what it costs."""
     preprocessing = preprocessing_for(recipe, cells.data)
-
-    def trainer(cache_features: bool) -> Trainer:
-        return Trainer(accelerator, cells, split, recipe, preprocessing, config.run, cache_features=cache_features)
 
     def built() -> nn.Module:
         set_seed(0)
@@ -90,8 +85,11 @@ def _measure(
         round_as_stored(network, head=False)
         return network
 
+    def trainer(cache_features: bool) -> Trainer:
+        return Trainer(accelerator, built(), cells, split, recipe, seed=0, cache_features=cache_features)
+
     reader = trainer(True)
-    anew, kept = trainer(False).fit(built()), reader.fit(built())
+    anew, kept = trainer(False).fit(), reader.fit()
     network = built()
     started = time.perf_counter()
     path = features_file(network, cells, recipe)

@@ -289,7 +289,7 @@ def test_a_damaged_cell_on_demand_is_named_with_the_way_out(folder: Path, cells:
     with pytest.raises(LeukoscopeError) as refused:
         on_demand[np.array([0, row])]
     assert str(refused.value).startswith(f"{path}: the image is damaged or cut short (")
-    assert str(refused.value).endswith("; or let --cache_images leave damaged cells out")
+    assert str(refused.value).endswith("; or leave out --no_cache_images, and damaged cells are left out")
     assert on_demand[0].max() > 0
 
 

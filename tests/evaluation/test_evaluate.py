@@ -23,7 +23,6 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import dataset_info
 from leukoscope.data.splits import make_split
 from leukoscope.evaluation.evaluate import (
-    KnownCells,
     SelectedCells,
     keep_cells,
     predictions_in_file,
@@ -32,6 +31,7 @@ from leukoscope.evaluation.evaluate import (
     training_overlap,
 )
 from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.overlap import KnownCells
 from leukoscope.inference.foreign import Classifier
 from leukoscope.models.release_files import write_json
 
@@ -196,10 +196,6 @@ def test_training_cells_under_another_data_set_s_name_are_no_test(everything, tm
         f"These weights were trained on another data set (C-NMC), which holds {count} of these {count} cells, too: "
         "not a test."
     )
-
-
-def test_short_names_recognise_no_cell():
-    assert KnownCells(names=frozenset({"12"})).among(["ALL/12.png"], None) == 0
 
 
 def test_known_aliases_are_one_person(everything):

@@ -19,7 +19,6 @@ from leukoscope.evaluation.plots import (
     curves_plot,
     interval_plot,
     network_plot,
-    one_vs_rest_plot,
     reliability_diagram,
     risk_coverage_curve,
     roc_plot,
@@ -163,17 +162,6 @@ def test_curves_show_what_was_recorded_and_the_epoch_kept():
 def test_a_run_without_validation_has_one_panel():
     (loss,) = curves_plot([{"epoch": 1.0, "train_loss": 0.7}], kept_epoch=1).axes
     assert loss.get_ylabel() == "loss"
-
-
-def test_every_class_stands_against_the_rest():
-    row = {"recall": 0.9, "specificity": 0.99, "one_vs_rest_accuracy": 0.975}
-    figure = one_vs_rest_plot({"Early": row, "Pre": row | {"recall": 0.5, "specificity": None}})
-    axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["Early", "Pre"]
-    sensitivity = next(line for line in axes.lines if line.get_label() == "sensitivity")
-    assert sensitivity.get_xdata().tolist() == [0.9, 0.5]
-    assert {"0.500", "0.990", "0.975"} <= set(texts(figure))
-    assert len({line.get_marker() for line in axes.lines}) == 3, "told apart without colour"
 
 
 def test_the_network_table_holds_every_stage():

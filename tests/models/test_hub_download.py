@@ -65,7 +65,7 @@ def test_a_release_that_comes_along_is_found_by_its_name_from_every_folder(
     name = "leukoscope-densenet169-cnmc"
     assert find_release(name) == (embedded_releases() / name, name, "")
     assert Predictor.from_pretrained(name).release.name == name
-    assert parse_config(["--model_name_or_path", name]).model.init_from == name
+    assert parse_config(["--model_name_or_path", name]).model.model_name_or_path == name
     for other in ("template.md", "..", "", "/", "leukoscope-densenet169-cnmc/ood.safetensors"):
         assert local_release(other) in (None, Path(other))
     assert local_release("x" * 300) is None, "too long for a file"

@@ -63,7 +63,7 @@ def trained(
     flags = ["--recipe", recipe.name, "--image_size", str(recipe.image_size), "--pretrained_weights", str(start)]
     # Without batch normalisation the signal fades: two steps tell pictures apart only with a faster head.
     if not any(name.endswith("running_mean") for name in load_file(start)):
-        flags += ["--head_learning_rate", "1e-2"]
+        flags += ["--override", "head_learning_rate=1e-2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEUKOSCOPE_CACHE", str(folder / "cache"))
         config, networks = parse_config([*flags, *SMALL, "--output_dir", str(folder / "run")]), []

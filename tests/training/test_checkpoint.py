@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ from leukoscope.training.config import RunArguments, TrainingConfig, launch_comm
 from leukoscope.training.data import FeatureInputs
 from leukoscope.training.run_folder import write_args
 from leukoscope.training.train import make_accelerator
-from leukoscope.training.trainer import Trainer
+from leukoscope.training.trainer import Selection, Trainer
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(
@@ -77,7 +76,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path, SETTINGS, limit=2)
+    return Checkpoints(tmp_path, SETTINGS)
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
@@ -166,28 +165,18 @@ def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], 
 
 def test_flags_that_change_no_result_may_change() -> None:
     then = run_settings(config := parse_config([]), config.resolve())
-    flags = ("--output_dir", "x", "--checkpointing_steps", "7", "--save_total_limit", "5", "--hub_private")
+    flags = ("--output_dir", "x", "--checkpointing_steps", "7", "--report_to", "tensorboard", "--quiet")
     other = parse_config([*flags, "--resume_from_checkpoint"])
     assert other.run.resume_from_checkpoint == "latest"
     assert other_settings(then, run_settings(other, other.resolve())) == []
 
 
-def test_what_an_older_run_did_not_know_stands_for_its_default() -> None:
+def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
     now = run_settings(config := parse_config([]), config.resolve())
     then = {group: dict(now[group]) for group in now}
-    del then["flags"]["gradient_accumulation_steps"], then["resolved_recipe"]["max_grad_norm"]
-    assert other_settings(then, now) == []
-    # A field that existed once, at what was its default.
-    then["resolved_recipe"]["subject_robustness"] = 0.0
-    assert other_settings(then, now) == []
-    augmentation = then["resolved_recipe"]["augmentation"]
-    then["resolved_recipe"]["augmentation"] = {**augmentation, "cutout": 0.0, "pooled_size": False}
-    assert other_settings(then, now) == []
-    then["resolved_recipe"]["augmentation"] = {**augmentation, "cutout": 0.3}
-    assert [line[:21] for line in other_settings(then, now)] == ["recipe's augmentation"]
-    then["resolved_recipe"]["augmentation"] = augmentation
-    then["flags"]["gradient_accumulation_steps"] = 3
-    assert other_settings(then, now) == ["gradient_accumulation_steps: 3"]
+    del then["flags"]["gradient_accumulation_steps"]
+    then["resolved_recipe"]["cutout"] = 0.3
+    assert other_settings(then, now) == ["gradient_accumulation_steps: None", "recipe's cutout: 0.3"]
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
@@ -257,12 +246,11 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     [("no", []), ("epoch", ["2-step-0"]), ("999", ["2-step-0"]), ("2", ["1-step-2", "1-step-4", "2-step-0"])],
 )
 def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
-    cells: FramedCells, tmp_path: Path, steps: str, written: list[str]
+    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, written: list[str]
 ) -> None:
-    trainer, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, steps).trainer()
-    assert trainer.checkpoints is not None
-    trainer.checkpoints.limit = 9
-    list(trainer.fit(network))
+    trainer = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, steps).trainer()
+    monkeypatch.setattr("leukoscope.training.checkpoint.KEPT", 9)
+    list(trainer.fit())
     assert [path.name.partition("-epoch-")[2] for path in checkpoints_in(tmp_path / FOLDER)] == written
 
 
@@ -282,7 +270,7 @@ class Runs:
         self.recipe, self.cells, self.folder, self.steps = recipe, cells, folder, steps
         self.flags = RunArguments(mixed_precision="no", **flags)
 
-    def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> tuple[Trainer, torch.nn.Module]:
+    def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> Trainer:
         set_seed(self.flags.seed)
         accelerator = make_accelerator(TrainingConfig(run=self.flags), self.recipe)
         kept = Checkpoints(self.folder, SETTINGS, steps=self.steps) if checkpoints else None
@@ -295,16 +283,15 @@ class Runs:
             # The start weights are of no consequence: all comes from the checkpoint.
             with torch.no_grad():
                 network.head.classifier.weight.zero_()
-            np.random.uniform(size=9), torch.rand(3)
-        trainer = Trainer(accelerator, self.cells, split, self.recipe, PREPROCESSING, self.flags, checkpoints=kept)
-        return trainer, network
+            torch.rand(3)
+        return Trainer(accelerator, network, self.cells, split, self.recipe, seed=self.flags.seed, checkpoints=kept)
 
     def whole(self) -> tuple[Trainer, list[dict[str, Any]]]:
-        trainer, network = self.trainer(checkpoints=False)
-        return trainer, list(trainer.fit(network))
+        trainer = self.trainer(checkpoints=False)
+        return trainer, list(trainer.fit())
 
     def killed_after(self, steps: int, *, resume: bool = False) -> None:
-        trainer, network = self.trainer(resume=resume)
+        trainer = self.trainer(resume=resume)
         after_step = trainer._after_step
 
         def dying() -> None:
@@ -314,11 +301,11 @@ class Runs:
 
         trainer._after_step = dying  # type: ignore[method-assign]
         with pytest.raises(Killed):
-            list(trainer.fit(network))
+            list(trainer.fit())
 
     def resumed(self) -> tuple[Trainer, list[dict[str, Any]]]:
-        trainer, network = self.trainer(resume=True)
-        return trainer, list(trainer.fit(network))
+        trainer = self.trainer(resume=True)
+        return trainer, list(trainer.fit())
 
 
 def _same(one: tuple[Trainer, list[dict[str, Any]]], other: tuple[Trainer, list[dict[str, Any]]]) -> None:
@@ -330,7 +317,7 @@ def _same(one: tuple[Trainer, list[dict[str, Any]]], other: tuple[Trainer, list[
     of_the_machine = {"seconds", "images_per_second", "data_wait_percent", "peak_memory_mb"}
     rows = [[{k: v for k, v in row.items() if k not in of_the_machine} for row in run[1]] for run in (one, other)]
     assert rows[0] == rows[1]
-    assert (one[0].epochs_run, one[0].kept_epoch) == (other[0].epochs_run, other[0].kept_epoch)
+    assert one[0].select_epoch() == other[0].select_epoch()
     answers = [trainer.predict(trainer.split.test) for trainer, _ in (one, other)]
     assert np.array_equal(answers[0].probabilities, answers[1].probabilities)
 
@@ -363,10 +350,10 @@ def test_a_resumed_run_knows_the_best_epoch_before_it(
     cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = (0.1, 0.5, 0.5)
-    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_loss": losses[trainer.state.progress.epoch]})
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_loss": losses[trainer.state.epoch]})
     runs = Runs(replace(RECIPE, selected_by="val_loss"), cells, tmp_path, "1")
     whole = runs.whole()
-    assert whole[0].kept_epoch == 1
+    assert whole[0].select_epoch().epoch == 1
     runs.killed_after(whole[0].steps_per_epoch + 3)
     _same(runs.resumed(), whole)
 
@@ -391,58 +378,36 @@ def test_a_head_on_kept_features_resumes_bit_exactly(cells: FramedCells, tmp_pat
 def test_a_run_that_had_stopped_early_is_not_trained_further(
     cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(RECIPE, num_train_epochs=9, selected_by="val_accuracy")
+    recipe = replace(RECIPE, num_train_epochs=9, selected_by="val_accuracy", early_stopping_patience=2)
     monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_accuracy": 0.5})
-    runs = Runs(recipe, cells, tmp_path, "epoch", early_stopping_patience=2)
-    trainer, network = runs.trainer()
-    rows = list(trainer.fit(network))
+    runs = Runs(recipe, cells, tmp_path, "epoch")
+    trainer = runs.trainer()
+    rows = list(trainer.fit())
     assert len(rows) == 3
     _same(runs.resumed(), (trainer, rows))
 
 
-@pytest.mark.parametrize("when", ["_after_step", "_validate"])
-def test_a_run_stopped_behind_its_last_step_is_not_trained_further(
-    cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: list[Any], when: str
-) -> None:
-    """The last of --max_train_steps lies within an epoch, whose other batches must not be trained on."""
-    runs = Runs(RECIPE, cells, tmp_path, "no", max_train_steps=2)
-    whole = runs.whole()
-    trainer, network = runs.trainer()
-    do = getattr(trainer, when)
-
-    def signalled() -> Any:
-        if trainer._steps_done == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return do()
-
-    monkeypatch.setattr(trainer, when, signalled)
-    with pytest.raises(Interrupted):
-        list(trainer.fit(network))
-    _same(runs.resumed(), whole)
-
-
 def test_each_process_gets_its_own_random_state_back(cells: FramedCells, tmp_path: Path) -> None:
-    trainer, network = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").trainer()
-    list(trainer.fit(network))
+    trainer = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "no").trainer()
+    list(trainer.fit())
     first = random_states(torch.device("cpu"))
-    draws = (lambda: torch.rand(3).tolist(), lambda: np.random.normal(), lambda: random.gauss(0, 1))
-    expected = [draw() for draw in draws]
-    second, later = random_states(torch.device("cpu")), [draw() for draw in draws]
+    expected = torch.rand(3).tolist()
+    second, later = random_states(torch.device("cpu")), torch.rand(3).tolist()
     saved = trainer.state.checkpoint()
     states = {f"random/{k}": torch.stack([first[k], second[k]]) for k in first}
     for process, numbers in ((0, expected), (1, later)):
         accelerator = SimpleNamespace(process_index=process, num_processes=2, device=torch.device("cpu"))
         state = replace(trainer.state, accelerator=accelerator)
         state.restore(replace(saved, tensors=saved.tensors | states))
-        assert [draw() for draw in draws] == numbers
+        assert torch.rand(3).tolist() == numbers
 
 
 def test_time_spent_before_an_interruption_counts(cells: FramedCells, tmp_path: Path) -> None:
     runs = Runs(replace(RECIPE, num_train_epochs=1), cells, tmp_path, "epoch")
-    trainer, network = runs.trainer()
-    list(trainer.fit(network))
+    trainer = runs.trainer()
+    list(trainer.fit())
     (last,) = checkpoints_in(tmp_path / FOLDER)
-    spent = json.loads((last / "state.json").read_text())["values"]["progress"]["seconds"]
+    spent = json.loads((last / "state.json").read_text())["values"]["seconds"]
     assert 0 < spent <= trainer.seconds
     assert runs.resumed()[0].seconds > spent
 
@@ -451,25 +416,24 @@ def test_time_spent_before_an_interruption_counts(cells: FramedCells, tmp_path: 
 def test_what_is_no_number_never_reaches_a_checkpoint(
     cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    trainer, network = Runs(RECIPE, cells, tmp_path, "1").trainer()
+    trainer = Runs(RECIPE, cells, tmp_path, "1").trainer()
     step = trainer._step
 
     def third_fails(*batch: torch.Tensor) -> torch.Tensor:
         metrics = step(*batch)
-        if trainer.state.progress.step < 2:
+        if trainer.state.step < 2:
             return metrics
         if what == "loss":
             return metrics * torch.nan
         with torch.no_grad():
-            network.head.classifier.weight[0, 0] = torch.inf
+            trainer.network.head.classifier.weight[0, 0] = torch.inf
         return metrics
 
     monkeypatch.setattr(trainer, "_step", third_fails)
-    value = {"loss": "nan", "weight": "inf"}[what]
-    with pytest.raises(
-        LeukoscopeError, match=f"^epoch 1: the {what} is {value}; lower --learning_rate and start again"
-    ):
-        list(trainer.fit(network))
+    bad_loss = "^epoch 1, batch 3: the loss is nan for the cells .* lower --learning_rate, and start again$"
+    said = {"loss": bad_loss, "weight": "^epoch 1: a weight is not finite; lower --learning_rate and start"}[what]
+    with pytest.raises(LeukoscopeError, match=said):
+        list(trainer.fit())
     assert checkpoints_in(tmp_path / FOLDER)[-1].name == "00002-epoch-1-step-2"
 
 
@@ -496,7 +460,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
 ) -> None:
     runs = Runs(RECIPE, cells, tmp_path, "no")
     whole = runs.whole()
-    trainer, network = runs.trainer()
+    trainer = runs.trainer()
     after_step, validate = trainer._after_step, trainer._validate
 
     def signalled_step() -> None:
@@ -511,7 +475,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_with_its_number(
 
     trainer._after_step, trainer._validate = signalled_step, signalled_validation  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as stopped:
-        list(trainer.fit(network))
+        list(trainer.fit())
     step = whole[0].steps_per_epoch if validating else 2
     assert stopped.value.code == 128 + number
     assert f"asked to stop: checkpoint written at epoch 1, step {step}" in capsys.readouterr().out
@@ -526,16 +490,17 @@ def test_a_signal_after_the_last_epoch_leaves_the_finished_network_alone(
     # Class weights are undone when fitting ends: a checkpoint of that would have them undone twice.
     runs = Runs(replace(RECIPE, class_weighted=True, num_train_epochs=1), cells, tmp_path, "no")
     whole = runs.whole()
-    trainer, network = runs.trainer()
-    judge = trainer.judge.update
+    trainer = runs.trainer()
+    select = trainer.select_epoch
 
-    def signalled(row: dict[str, Any]) -> Any:
+    def signalled() -> Selection:
         # Validation is over, and with it the last moment that a checkpoint is taken at.
-        os.kill(os.getpid(), signal.SIGTERM)
-        return judge(row)
+        if trainer.state.rows and not trainer.stop.noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return select()
 
-    trainer.judge.update = signalled  # type: ignore[method-assign]
-    rows = list(trainer.fit(network))
+    trainer.select_epoch = signalled  # type: ignore[method-assign]
+    rows = list(trainer.fit())
     assert trainer.stop.noted
     _same((trainer, rows), whole)
     assert checkpoints_in(tmp_path / FOLDER) == [], "the run is complete; nothing is left to resume"

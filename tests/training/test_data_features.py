@@ -28,11 +28,11 @@ from leukoscope.training.data import (
     HeadOnFeatures,
     PixelInputs,
     backbone_hash,
-    caching_pays_off,
     can_cache_features,
     features_file,
     features_suffice,
     frozen_features,
+    make_inputs,
 )
 from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
@@ -69,24 +69,15 @@ def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
     return path, frozen_features(path, network, cells, PREPROCESSING, MIRRORED.views)
 
 
-def _fitted(
-    recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool, **flags: int
-) -> tuple[Trainer, list[dict]]:
+def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features: bool) -> tuple[Trainer, list[dict]]:
     set_seed(0)
     network = build_network(recipe, 2)
     with torch.no_grad():
         for parameter in network.head.classifier.parameters():
             parameter.zero_()
-    trainer = Trainer(
-        make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe),
-        cells,
-        split,
-        recipe,
-        PREPROCESSING,
-        RunArguments(**flags),
-        cache_features=cache_features,
-    )
-    return trainer, list(trainer.fit(network))
+    accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
+    trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cache_features)
+    return trainer, list(trainer.fit())
 
 
 # Which systems it is for
@@ -113,18 +104,21 @@ def test_of_the_recipes_it_is_for_the_frozen_densenet_alone() -> None:
     assert not can_cache_features(get_recipe("densenet121"))
 
 
-def test_a_run_too_short_to_gain_by_it_computes_no_features(cells: FramedCells) -> None:
-    assert not caching_pays_off(cells, RECIPE, passes=63), "32 cells in two looks"
-    assert caching_pays_off(cells, RECIPE, passes=64)
+def test_a_run_too_short_to_gain_by_it_computes_no_features(cells: FramedCells, split: Split) -> None:
+    accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), RECIPE)
+    for passes, kind in ((63, PixelInputs), (64, FeatureInputs)):  # 32 cells in two looks
+        inputs = make_inputs(accelerator, build_network(RECIPE, 2), cells, RECIPE, 0, passes=passes)
+        assert isinstance(inputs, kind)
 
 
-def test_a_run_of_few_steps_learns_from_cells_whatever_another_run_kept(
+def test_a_short_run_learns_from_cells_whatever_another_run_kept(
     cells: FramedCells, split: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(_fitted(RECIPE, cells, split, cache_features=True, max_train_steps=1)[0].inputs, PixelInputs)
+    short = replace(RECIPE, num_train_epochs=1, epoch_cells=4)
+    assert isinstance(_fitted(short, cells, split, cache_features=True)[0].inputs, PixelInputs)
     assert "features" not in capsys.readouterr().out
     assert isinstance(_fitted(RECIPE, cells, split, cache_features=True)[0].inputs, FeatureInputs)
-    assert isinstance(_fitted(RECIPE, cells, split, cache_features=True, max_train_steps=1)[0].inputs, PixelInputs)
+    assert isinstance(_fitted(short, cells, split, cache_features=True)[0].inputs, PixelInputs)
 
 
 # The same to train on
@@ -280,9 +274,9 @@ def test_the_last_layer_of_a_timm_model_learns_on_kept_features_as_on_pixels(
         set_seed(0)
         network = build_network(recipe, 2)
         accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
-        trainer = Trainer(accelerator, cells, split, recipe, PREPROCESSING, RunArguments(), cache_features=cached)
-        list(trainer.fit(network))
-        assert isinstance(trainer.learner, HeadOnFeatures) is cached
+        trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cached)
+        list(trainer.fit())
+        assert isinstance(trainer.model, HeadOnFeatures) is cached
         fitted.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     assert all(torch.allclose(tensor, fitted[1][name], atol=1e-5) for name, tensor in fitted[0].items())
 

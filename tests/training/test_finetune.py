@@ -22,7 +22,7 @@ from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import load_release, rescale_classifier, save_release
 from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.training.config import TrainingConfig, parse_config
-from leukoscope.training.finetune import NetworkStart, follow_release, matching_outputs, start_from_release
+from leukoscope.training.finetune import NetworkStart, matching_outputs, start_from_release
 from leukoscope.training.losses import restore_class_frequencies
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, drop_rate=0.0)
@@ -202,9 +202,9 @@ def test_a_release_that_knows_a_tested_subject_is_refused(tmp_path: Path, cells:
     known = _trained_on(cells, [*_subjects(cells, split.train), *tested])
     message = _refusal(_network(2), _release(tmp_path / "r", _network(1), metrics=known), cells, split)
     assert message == (
-        f"--init_from r: was trained on subject {tested[0]} ({len(tested)} in all) of this run's test side, so its "
-        "metrics would be inflated; use --split all, which reports none, a --split_file that tests subjects it never "
-        "saw, or other cells"
+        f"--model_name_or_path r: was trained on subject {tested[0]} ({len(tested)} in all) of this run's test side, "
+        "so its metrics would be inflated; use --split all, which reports none, a --split_file that tests subjects it "
+        "never saw, or other cells"
     )
     everything = make_split(cells.data, "all")
     assert _start(_network(2), tmp_path / "r", cells, everything).notes == (), "no metric is inflated"
@@ -292,7 +292,8 @@ def test_training_cells_under_another_data_set_s_name_are_refused(
 ) -> None:
     release = _keeps_predictions(_release(tmp_path / "r", _network(1)), cells, split.test)
     message = _refusal(_network(2), release, cells, split)
-    assert message.startswith(f"--init_from r: was made from {len(split.test)} of the {len(split.test)} cells of this")
+    count = len(split.test)
+    assert message.startswith(f"--model_name_or_path r: was made from {count} of the {count} cells of this run's test")
 
 
 # What does not fit
@@ -302,8 +303,8 @@ def test_twins_that_share_their_tensors_are_told_apart(tmp_path: Path, cells: Fr
     folder = _release(tmp_path / "r", _network(1), architecture="test_resnet")
     recipe = replace(RECIPE, architecture="tf_test_resnet")
     assert _refusal(_network(2), folder, cells, split, recipe) == (
-        f"--init_from {folder}: its architecture is test_resnet, that of --recipe small is tf_test_resnet; leave "
-        "--recipe out to follow the release"
+        f"--model_name_or_path {folder}: its architecture is test_resnet, that of --recipe small is tf_test_resnet; "
+        "leave --recipe out to follow the release"
     )
 
 
@@ -313,10 +314,10 @@ def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: Framed
     described = {"architecture": "densenet121", "model_args": model_args(plain)}
     folder = _release(tmp_path / "r", _network(1, plain), **described)
     message = _refusal(_network(2, pooled_norm), folder, cells, split, pooled_norm)
-    assert message.startswith(f"--init_from {folder}: is another network than the recipe's (")
+    assert message.startswith(f"--model_name_or_path {folder}: is another network than the recipe's (")
     raw = _release(tmp_path / "raw", _network(1), preprocessing=Preprocessing(32, 1.0, mean=(0, 0, 0), std=(1, 1, 1)))
     assert _refusal(_network(2), raw, cells, split).startswith(
-        f"--init_from {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe small is "
+        f"--model_name_or_path {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe "
     )
 
 
@@ -324,7 +325,7 @@ def test_no_such_release_and_a_pickle_are_refused_with_the_flag(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
     message = _refusal(_network(2), tmp_path / "nowhere", cells, split)
-    assert message.startswith(f"--init_from {tmp_path / 'nowhere'}: no such folder, and no Hub id either")
+    assert message.startswith(f"--model_name_or_path {tmp_path / 'nowhere'}: no such folder, and no Hub id either")
     folder = _release(tmp_path / "r", _network(1))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "pickled weights can run code and are never loaded" in _refusal(_network(2), folder, cells, split)
@@ -334,7 +335,8 @@ def test_no_such_release_and_a_pickle_are_refused_with_the_flag(
 
 
 def _flags(release: Path, *more: str) -> TrainingConfig:
-    return parse_config(["--dataset_name", "imagefolder", "--train_dir", "d", "--init_from", str(release), *more])
+    data = ("--dataset_name", "imagefolder", "--train_dir", "d")
+    return parse_config([*data, "--model_name_or_path", str(release), *more])
 
 
 def _small(folder: Path, metrics: dict[str, Any]) -> Path:
@@ -347,7 +349,7 @@ def test_recipe_and_image_size_follow_the_release(tmp_path: Path) -> None:
     config = _flags(folder)
     assert (config.model.recipe, config.resolve().image_size) == ("densenet169", 48)
     assert not config.start_weights.from_scratch
-    assert "--init_from r" in config.command() and str(tmp_path) not in config.command()
+    assert "--model_name_or_path r" in config.command() and str(tmp_path) not in config.command()
     assert _flags(folder, "--image_size", "64").resolve().image_size == 64
     assert _flags(folder, "--recipe", "densenet121").model.recipe == "densenet121", "asked for: refused when built"
 
@@ -359,9 +361,9 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
     plain, built_with = rewrite_for_timm(read_at_a_block, torch.randn(2, 3, 64, 64)), {"block_config": [6, 12]}
     metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
     release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
-    followed = follow_release(str(release), None, None)
-    assert (followed["recipe"], followed["image_size"]) == ("densenet169_block2_finetuned", 32)
-    recipe = get_recipe(followed["recipe"])
+    model = _flags(release).model
+    assert (model.recipe, model.image_size) == ("densenet169_block2_finetuned", 32)
+    recipe = get_recipe(model.recipe)
     network = build_network(recipe, 2)
     started = _start(network, release, cells, split, recipe)
     assert started.remarks == ("the head of r is kept",)
@@ -372,23 +374,27 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
 
 def test_a_release_of_an_unknown_recipe_needs_one_named(tmp_path: Path) -> None:
     for metrics, said in (
-        (_metrics(recipe={"name": "house_9"}), "was made by the recipe house_9, unknown here"),
-        ({}, "does not say which recipe made it"),
+        (_metrics(recipe={"name": "house_9"}), "its recipe house_9 is unknown here"),
+        ({}, "it does not say which recipe made it"),
     ):
         folder = _small(tmp_path / "r", metrics)
         with pytest.raises(LeukoscopeError) as refused:
             _flags(folder)
-        assert str(refused.value) == f"--init_from {folder}: {said}; name one of its architecture with --recipe"
+        assert str(refused.value) == (
+            f"--model_name_or_path {folder}: {said}; name one of its architecture with --recipe"
+        )
         assert _flags(folder, "--recipe", "densenet121").model.image_size == 48
 
 
 def test_two_starts_exclude_each_other_before_the_release_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="^--from_scratch and --init_from exclude each other; leave one out$"):
-        _flags(tmp_path / "nowhere", "--from_scratch")
-    with pytest.raises(LeukoscopeError, match="^--pretrained_weights and --init_from exclude each other; leave one"):
-        _flags(tmp_path / "nowhere", "--pretrained_weights", "w.safetensors")
+    nowhere = tmp_path / "nowhere"
+    for flags in (["--from_scratch"], ["--pretrained_weights", "w.safetensors"]):
+        with pytest.raises(
+            LeukoscopeError, match=f"^--model_name_or_path {nowhere} and {flags[0]} exclude each other;"
+        ):
+            _flags(nowhere, *flags)
 
 
 def test_a_hub_release_that_cannot_be_had_is_one_clear_message() -> None:
-    with pytest.raises(LeukoscopeError, match="^--init_from nobody/no-such-model@main: the Hub cannot be reached"):
+    with pytest.raises(LeukoscopeError, match="^--model_name_or_path nobody/no-such-model@main: the Hub cannot be rea"):
         _flags(Path("nobody/no-such-model@main"))

@@ -82,10 +82,9 @@ def test_its_end_adds_time_and_memory(
 ) -> None:
     write_environment(tmp_path, accelerator, config, data)
     before = _written(tmp_path)
-    complete_environment(tmp_path, accelerator, 12.5, batch_size=8)
+    complete_environment(tmp_path, accelerator, 12.5)
     written = _written(tmp_path)
     assert written["wall_seconds"] == 12.5
-    assert written["batch"] == {"cells": 8, "batches_a_step": 1}
     assert written["finished"] >= written["started"]
     (process,) = written["peak_memory"]["process_bytes"]
     assert 10**8 < process <= psutil.virtual_memory().total, "torch alone takes more than 100 MB"

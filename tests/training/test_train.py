@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -258,7 +257,7 @@ def test_keeps_the_best_epoch_and_stops_when_patience_ends(
 ) -> None:
     scores = _GivenScores(0.6, 0.9, 0.8, 0.7, 0.95)
     _with_scores(scores, monkeypatch)
-    run = train(_own(own_cells, tmp_path / "run", "--num_train_epochs", "5", "--early_stopping_patience", "2"))
+    run = train(_own(own_cells, tmp_path / "run", "--num_train_epochs", "5", "--override", "early_stopping_patience=2"))
     assert len(_summary(run)) == 4, "two epochs after the best one it stops, before the fifth"
     released = load_file(run / "release" / "model.safetensors")
     kept, last = scores.networks[1], scores.networks[3]
@@ -296,20 +295,6 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
     said = capsys.readouterr().out
     assert "splits of its own: train 28, test 4" in said
     assert BY_IMAGE in said
-
-
-def test_a_number_of_steps_takes_the_place_of_the_epochs(
-    own_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # 32 cells make eight steps of four an epoch.
-    run = train(
-        _own(own_cells, tmp_path / "run", "--split", "all", "--max_train_steps", "11", "--num_train_epochs", "9")
-    )
-    said = capsys.readouterr().out
-    assert re.search(r"^training takes about [^:]+: 2 epoch\(s\), 11 batches in all, going by one batch$", said, re.M)
-    rows = _summary(run)
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[1]["learning_rate"]) < float(rows[0]["learning_rate"]), "the rate falls over these steps"
 
 
 def test_training_on_every_cell_claims_no_test_figure(own_cells: Path, tmp_path: Path) -> None:
@@ -500,7 +485,7 @@ def _refusal(config: TrainingConfig) -> str:
 
 def test_one_cell_at_a_time_is_refused_where_the_head_normalises_over_a_batch(own_cells: Path, tmp_path: Path) -> None:
     config = _own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "1", "--override", "pooled_norm=true")
-    assert _refusal(config).startswith("--per_device_train_batch_size 1: the head of this recipe normalises over")
+    assert _refusal(config).startswith("--per_device_train_batch_size 1: this recipe's head normalises over a batch")
 
 
 def test_a_run_whose_release_cannot_be_written_has_no_metrics(
@@ -530,10 +515,8 @@ def test_a_batch_larger_than_the_data_is_refused(own_cells: Path, tmp_path: Path
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_releases_nothing(own_cells: Path, tmp_path: Path) -> None:
-    config = _own(
-        own_cells, tmp_path / "run", "--split", "all", "--learning_rate", "1e30", "--head_learning_rate", "1e30"
-    )
-    refusal = _refusal(config)
+    rates = ("--learning_rate", "1e30", "--override", "head_learning_rate=1e30", "schedule=constant")
+    refusal = _refusal(_own(own_cells, tmp_path / "run", "--split", "all", *rates))
     assert refusal.startswith("epoch 1, batch 2: the loss is nan for the cells ")
     assert refusal.endswith("; look at them, or lower --learning_rate, and start again")
     assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["cells"]) == 4

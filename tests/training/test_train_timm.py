@@ -62,7 +62,7 @@ def test_it_trains_an_epoch_is_released_and_answers_alike(
     assert (predictions[0].heatmaps is not None) is has_map
 
     config = parse_config(["--model_name_or_path", str(release), "--dataset_name", "phantoms"])
-    assert config.model.init_from == str(release)
+    assert config.model.model_name_or_path == str(release)
     assert (config.model.recipe, config.model.image_size) == (metrics["recipe"]["name"], size)
 
 
@@ -90,12 +90,12 @@ def test_a_folder_in_timms_format_gives_weights_size_and_standardisation(tmp_pat
     ("flags", "message"),
     [
         (["--recipe", "densenet121"], "resnet18 and --recipe exclude each other; leave one out"),
-        (["--init_from", "x", "--pretrained_weights", "y"], "and --init_from and --pretrained_weights exclude each"),
+        (["--from_scratch", "--pretrained_weights", "y"], "--from_scratch and --pretrained_weights exclude each"),
     ],
 )
 def test_two_starts_are_refused(flags: list[str], message: str) -> None:
     with pytest.raises(LeukoscopeError, match=message):
-        parse_config(["--model_name_or_path", "resnet18", *flags])
+        parse_config(["--model_name_or_path", "resnet18", *flags]).resolve()
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation, Augmenter
@@ -28,9 +29,9 @@ from leukoscope.models.release import load_release, round_as_stored, save_releas
 from leukoscope.progress import track
 from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.data import FeatureInputs
-from leukoscope.training.optim import cosine_with_warmup, find_batch_size, parameter_groups
-from leukoscope.training.train import make_accelerator, preprocessing_for
+from leukoscope.training.data import FeatureInputs, preprocessing_for
+from leukoscope.training.optim import parameter_groups
+from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 
 PREPROCESSING = Preprocessing(32, 1.0)
@@ -71,15 +72,23 @@ def cells(own_cells: Path) -> FramedCells:
 
 @pytest.fixture
 def trainer_for(cells: FramedCells) -> MakeTrainer:
-    """A trainer for a recipe on a few cells, with the flags of a run."""
+    """A trainer for a recipe's network on a few cells, with the flags of a run."""
 
     def make(
-        recipe: Recipe, *, split: str = "subject", trainer_class: type[Trainer] = Trainer, **flags: Any
+        recipe: Recipe,
+        *,
+        split: str = "subject",
+        trainer_class: type[Trainer] = Trainer,
+        compiled: bool = False,
+        of: FramedCells = cells,
+        **flags: Any,
     ) -> Trainer:
         config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
         set_seed(config.run.seed)
         accelerator = make_accelerator(config, recipe)
-        return trainer_class(accelerator, cells, make_split(cells.data, split), recipe, PREPROCESSING, config.run)
+        network = build_network(recipe, 2)
+        sides = make_split(of.data, split)
+        return trainer_class(accelerator, network, of, sides, recipe, seed=config.run.seed, compiled=compiled)
 
     return make
 
@@ -105,8 +114,9 @@ def test_answers_are_those_of_the_release_in_float32_though_training_was_in_bf16
     trainer_for: MakeTrainer, cells: FramedCells, tmp_path: Path
 ) -> None:
     """Answers of half precision, or of weights that are rounded only when they are saved, are another network's."""
-    trainer, network = trainer_for(RECIPE, split="all", mixed_precision="bf16"), build_network(RECIPE, 2)
-    list(trainer.fit(network))
+    trainer = trainer_for(RECIPE, split="all", mixed_precision="bf16")
+    network = trainer.network
+    list(trainer.fit())
     round_as_stored(network)
     ids = tuple(cells.data.train["cell_id"])
     answers = trainer.predict(ids)
@@ -127,8 +137,9 @@ def test_features_computed_once_are_those_of_the_release(trainer_for: MakeTraine
     still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="none")
     densenet = {"architecture": "densenet121", "block_config": (1, 1), "pooled_norm": True}
     recipe = replace(RECIPE, **densenet, frozen=("backbone",), augmentation=still)
-    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
-    list(trainer.fit(network))
+    trainer = trainer_for(recipe, split="all")
+    network = trainer.network
+    list(trainer.fit())
     assert isinstance(trainer.inputs, FeatureInputs)
     ids = tuple(cells.data.train["cell_id"])
     head = {k: v.clone() for k, v in network.head.state_dict().items()}
@@ -157,10 +168,9 @@ def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
         return augmented(augment, pixels, rows, epoch)
 
     monkeypatch.setattr(Augmenter, "__call__", recorded)
-    ours = build_network(recipe, 2)
-    twin = build_network(recipe, 2)
+    ours, twin = trainer.network, build_network(recipe, 2)
     twin.load_state_dict(ours.state_dict())
-    list(trainer.fit(ours))
+    list(trainer.fit())
     monkeypatch.undo()
 
     head = {id(p) for p in classifier_parameters(twin)}
@@ -169,13 +179,11 @@ def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
         groups.setdefault((1e-3 if id(p) in head else 2e-4, 0.05 if p.ndim > 1 else 0.0), []).append(p)
     settings = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     optimizer = torch.optim.AdamW(settings, fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    schedule = get_scheduler("cosine", optimizer, round(0.1 * len(batches)), len(batches))
     counts = torch.bincount(torch.from_numpy(cells.labels)).float()
     augment = Augmenter(recipe.augmentation, cells.data.info.background, seed=0)
     twin.train()
-    for step, (rows, epoch) in enumerate(batches):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * cosine_with_warmup(step, len(batches), 0.1)
+    for rows, epoch in batches:
         pixels = torch.from_numpy(cells.pixels[rows]).permute(0, 3, 1, 2)
         labels = torch.from_numpy(cells.labels[rows])
         logits = twin(PREPROCESSING.normalise(augment(pixels, rows, epoch)))
@@ -183,6 +191,7 @@ def test_our_recipe_learns_bit_exactly_what_this_plain_loop_learns(
         (loss * (counts.sum() / (2 * counts))[labels]).mean().backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 5.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     shift = torch.log(counts / counts.sum())
     with torch.no_grad():
@@ -197,12 +206,13 @@ def test_early_layers_that_are_frozen_record_no_gradients(trainer_for: MakeTrain
     early = get_recipe("densenet201").frozen
     small = {"block_config": (2, 2, 2, 2), "image_size": 32, "train_batch_size": 8}
     recipe = replace(get_recipe("densenet121"), **small, frozen=early, num_train_epochs=1)
-    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    trainer = trainer_for(recipe, split="all")
+    network = trainer.network
     seen: list[tuple[bool, bool]] = []
     last = network.get_submodule("features.transition2")
     last.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
     before = {k: v.clone() for k, v in last.state_dict().items()}
-    list(trainer.fit(network))
+    list(trainer.fit())
     assert seen
     assert set(seen) == {(False, False)}, "in eval mode, with nothing to differentiate below it"
     assert all(torch.equal(v, last.state_dict()[k]) for k, v in before.items())
@@ -214,8 +224,8 @@ def test_early_layers_that_are_frozen_record_no_gradients(trainer_for: MakeTrain
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_validation_loss_is_the_training_loss_on_those_cells(trainer_for: MakeTrainer, ema_decay: float) -> None:
     recipe = replace(RECIPE, label_smoothing=0.1, num_train_epochs=1, ema_decay=ema_decay)
-    trainer, network = trainer_for(recipe), build_network(recipe, 2)
-    (row,) = trainer.fit(network)
+    trainer = trainer_for(recipe)
+    (row,) = trainer.fit()
     answers = trainer.predict(trainer.split.validation)
     logs, truth = np.log(answers.probabilities), answers.references
     own, both = logs[np.arange(len(truth)), truth], logs.mean(axis=1)
@@ -230,9 +240,10 @@ def test_only_a_class_weighted_loss_is_weighted_and_undone(trainer_for: MakeTrai
     weights = len(cells.labels) / (2 * torch.bincount(torch.from_numpy(cells.labels)).float())
     for weighted, expected in ((True, (each * weights).mean()), (False, each.mean())):
         recipe = replace(RECIPE, class_weighted=weighted, learning_rate=1e-30, head_learning_rate=1e-30, weight_decay=0)
-        trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+        trainer = trainer_for(recipe, split="all")
+        network = trainer.network
         before = network.fc.bias.detach().clone()
-        list(trainer.fit(network))
+        list(trainer.fit())
         torch.testing.assert_close(trainer.loss(logits, labels), expected)
         moved = (network.fc.bias - before).abs().max()
         assert bool(moved > 0.1) is weighted
@@ -240,9 +251,10 @@ def test_only_a_class_weighted_loss_is_weighted_and_undone(trainer_for: MakeTrai
 
 def test_classes_sampled_equally_are_not_weighted_too_but_undone(trainer_for: MakeTrainer) -> None:
     recipe = replace(RECIPE, sampling="subjects", learning_rate=1e-30, head_learning_rate=1e-30, class_weighted=True)
-    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    trainer = trainer_for(recipe, split="all")
+    network = trainer.network
     before = network.fc.bias.detach().clone()
-    list(trainer.fit(network))
+    list(trainer.fit())
     assert trainer.loss.class_weights.tolist() == [1.0, 1.0]
     frequencies = trainer.loss.class_counts / trainer.loss.class_counts.sum()
     shift = network.fc.bias.detach() - before
@@ -253,11 +265,11 @@ def test_balanced_epochs_show_every_class_equally_often(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, sampling="subjects", train_batch_size=4, num_train_epochs=4)
-    trainer, network = trainer_for(recipe, split="all"), build_network(recipe, 2)
+    trainer = trainer_for(recipe, split="all")
     shown: list[int] = []
     fed = trainer._step
     monkeypatch.setattr(trainer, "_step", lambda inputs, labels: shown.extend(labels.tolist()) or fed(inputs, labels))
-    list(trainer.fit(network))
+    list(trainer.fit())
     classes = np.bincount(shown)
     assert abs(classes[0] - classes[1]) <= 0.1 * len(shown), "though two thirds of the cells are ALL"
 
@@ -266,22 +278,24 @@ def test_the_mean_of_the_weights_is_what_is_judged_kept_and_released(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, ema_decay=0.99, num_train_epochs=2, train_batch_size=4)
-    trainer, network = trainer_for(recipe), build_network(recipe, 2)
+    trainer = trainer_for(recipe)
+    network = trainer.network
     judged: list[torch.Tensor] = []
     validate = trainer._validate
 
     def seen() -> dict[str, float]:
-        assert trainer.eval_model is trainer.state.eval_network is not network
+        assert trainer.state.eval_network is not network
+        assert trainer.state.average and trainer.state.average.get_decay(2) < 0.5, "start weights are soon forgotten"
         judged.append(trainer.state.eval_network.fc.weight.detach().clone())
         return validate()
 
     monkeypatch.setattr(trainer, "_validate", seen)
-    course = trainer.fit(network)
+    course = trainer.fit()
     next(course)
     assert not torch.equal(judged[0], network.fc.weight), "the learner is ahead of the mean"
     list(course)
-    assert torch.equal(network.fc.weight, judged[trainer.kept_epoch - 1])
-    assert trainer.eval_model is trainer.learner
+    assert torch.equal(network.fc.weight, judged[trainer.select_epoch().epoch - 1])
+    assert trainer.state.eval_network is network
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(None, False), (1e-6, True)])
@@ -290,9 +304,9 @@ def test_gradients_are_clipped_only_where_the_recipe_says_so(
 ) -> None:
     recipe = replace(RECIPE, weight_decay=0.0, max_grad_norm=limit, num_train_epochs=1)
     trainer = trainer_for(recipe, split="all", trainer_class=SGDTrainer)
-    network = build_network(recipe, 2)
+    network = trainer.network
     before = network.fc.weight.detach().clone()
-    list(trainer.fit(network))
+    list(trainer.fit())
     moved = float((network.fc.weight - before).detach().abs().max())
     assert (moved < 1e-6) is clipped
 
@@ -306,8 +320,8 @@ def test_a_step_of_several_batches_learns_from_their_mean(trainer_for: MakeTrain
     for batch, steps in ((8, 1), (4, 2)):
         its = replace(recipe, train_batch_size=batch)
         trainer = trainer_for(its, split="all", trainer_class=SGDTrainer, gradient_accumulation_steps=steps)
-        networks.append(build_network(its, 2))
-        rows = list(trainer.fit(networks[-1]))
+        networks.append(trainer.network)
+        rows = list(trainer.fit())
         assert trainer.steps_per_epoch == len(cells.labels) // 8
         assert len(rows) == 3
     for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
@@ -319,43 +333,33 @@ def test_batches_that_fill_no_step_are_left_out(trainer_for: MakeTrainer, monkey
     seen: list[int] = []
     step = trainer._step
     monkeypatch.setattr(trainer, "_step", lambda *batch: seen.append(len(batch[1])) or step(*batch))
-    list(trainer.fit(build_network(RECIPE, 2)))
+    list(trainer.fit())
     assert seen == [4] * 4 * 3, "of six batches the last two would make half a step"
 
 
 def test_a_step_larger_than_the_data_is_refused(trainer_for: MakeTrainer) -> None:
-    trainer = trainer_for(RECIPE, split="all", gradient_accumulation_steps=4)
     with pytest.raises(LeukoscopeError) as refused:
-        list(trainer.fit(build_network(RECIPE, 2)))
+        trainer_for(RECIPE, split="all", gradient_accumulation_steps=4)
     assert str(refused.value) == (
         "--per_device_train_batch_size 8 × --gradient_accumulation_steps 4: larger than the 24 training cells; give a "
         "smaller one"
     )
 
 
-def test_a_batch_too_large_for_the_device_is_learnt_from_in_parts(
-    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_batch_too_large_for_the_device_is_refused_with_flags_that_fit(
+    trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small_device(trainer: Trainer, *_: object) -> int:
-        def attempt(cells: int) -> None:
-            if cells > 4:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    def full(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        return find_batch_size(trainer.accelerator, trainer.recipe, attempt)
-
-    recipe = replace(WITHOUT_BATCH_NORM, train_batch_size=8, num_train_epochs=2)
-    networks = []
-    for fits in (True, False):
-        if not fits:
-            monkeypatch.setattr(Trainer, "_fitting_batch_size", small_device)
-        trainer = trainer_for(recipe, split="all", trainer_class=SGDTrainer)
-        networks.append(build_network(recipe, 2))
-        rows = list(trainer.fit(networks[-1]))
-        assert trainer.batch_size == (8 if fits else 4)
-        assert (len(rows), trainer.steps_per_epoch) == (2, 3)
-    assert "2 batches of 4 make one step" in capsys.readouterr().out
-    for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+    trainer = trainer_for(replace(RECIPE, train_batch_size=4), split="all", gradient_accumulation_steps=3)
+    monkeypatch.setattr(trainer, "_step", full)
+    with pytest.raises(LeukoscopeError) as refused:
+        list(trainer.fit())
+    assert str(refused.value) == (
+        "cpu: out of memory with 4 cell(s) at a time; give --per_device_train_batch_size 2 "
+        "--gradient_accumulation_steps 6"
+    )
 
 
 # Speed
@@ -366,10 +370,9 @@ def test_cells_decoded_when_asked_for_teach_bit_exactly_the_same(
 ) -> None:
     networks, answers = [], []
     for keep in (True, False):
-        trainer = trainer_for(replace(RECIPE, num_train_epochs=2))
-        trainer.cells = frame_cells(cells.data, PREPROCESSING, keep=keep)
-        networks.append(build_network(RECIPE, 2))
-        list(trainer.fit(networks[-1]))
+        trainer = trainer_for(replace(RECIPE, num_train_epochs=2), of=frame_cells(cells.data, PREPROCESSING, keep=keep))
+        networks.append(trainer.network)
+        list(trainer.fit())
         answers.append(trainer.predict(trainer.split.test).probabilities)
     assert np.array_equal(*answers)
     for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
@@ -383,7 +386,7 @@ def test_only_what_is_predicted_is_measured_for_its_area(
     measured: list[int] = []
     monkeypatch.setattr(FramedCells, "areas_of", lambda cells, rows: measured.append(len(rows)))
     trainer = trainer_for(replace(RECIPE, num_train_epochs=1))
-    list(trainer.fit(build_network(RECIPE, 2)))
+    list(trainer.fit())
     assert measured == []
     trainer.predict(trainer.split.test)
     assert measured == [len(trainer.split.test)]
@@ -399,11 +402,11 @@ def test_validation_and_prediction_show_how_far_they_are(
         return track(items, label, total, **more)
 
     monkeypatch.setattr(trainer_module, "track", noted)
-    trainer = trainer_for(replace(RECIPE, num_train_epochs=1), per_device_eval_batch_size=1)
-    list(trainer.fit(build_network(RECIPE, 2)))
+    trainer = trainer_for(replace(RECIPE, num_train_epochs=1, train_batch_size=2))
+    list(trainer.fit())
     trainer.predict(trainer.split.test)
-    cells = [len(side) for side in (trainer.split.validation, trainer.split.test)]
-    assert shown[1:] == [("validation", cells[0]), ("prediction", cells[1])]
+    batches = [-(-len(side) // 4) for side in (trainer.split.validation, trainer.split.test)]
+    assert shown[1:] == [("validation", batches[0]), ("prediction", batches[1])]
 
 
 def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
@@ -417,7 +420,7 @@ def test_an_epoch_says_how_fast_it_was_what_it_waited_for_and_what_it_held(
 
     monkeypatch.setattr(Augmenter, "__call__", slowly)
     trainer = trainer_for(replace(RECIPE, num_train_epochs=2), split="all")
-    for row in trainer.fit(build_network(RECIPE, 2)):
+    for row in trainer.fit():
         waited = row["data_wait_percent"] / 100 * row["seconds"]
         assert 0.6 - 0.1 <= waited <= row["seconds"] + 0.1, "three batches"
         assert row["images_per_second"] == pytest.approx(24 / row["seconds"], rel=0.2)
@@ -435,9 +438,9 @@ def test_a_compiled_network_learns_the_same_under_its_names(
     recipe = replace(RECIPE, num_train_epochs=1, **change)
     networks, rows, answers = [], [], []
     for compiled in (False, True):
-        trainer = trainer_for(recipe, torch_compile=compiled)
-        networks.append(build_network(recipe, 2))
-        rows.append(list(trainer.fit(networks[-1])))
+        trainer = trainer_for(recipe, compiled=compiled)
+        networks.append(trainer.network)
+        rows.append(list(trainer.fit()))
         answers.append(trainer.predict(trainer.split.test).probabilities)
         assert list(trainer.state.checkpoint().part("network")) == list(networks[-1].state_dict())
         assert not any("_orig_mod" in name for name in networks[-1].state_dict())
@@ -449,7 +452,7 @@ def test_a_compiled_network_learns_the_same_under_its_names(
 
 
 def test_a_constant_rate_neither_warms_up_nor_falls(trainer_for: MakeTrainer) -> None:
-    rows = list(trainer_for(RECIPE, split="all").fit(build_network(RECIPE, 2)))
+    rows = list(trainer_for(RECIPE, split="all").fit())
     assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.01]
 
 
@@ -465,9 +468,9 @@ def test_the_recipe_says_which_metric_picks_the_epoch(
         val_accuracy=[0.9, 0.7, 0.8],
         val_balanced_accuracy=[0.6, 0.7, 0.8],
     )
-    network = build_network(RECIPE, 2)
-    list(trainer.fit(network))
-    assert trainer.kept_epoch == kept
+    network = trainer.network
+    list(trainer.fit())
+    assert trainer.select_epoch().epoch == kept
     assert all(torch.equal(v, seen[kept - 1][k]) for k, v in network.state_dict().items())
 
 

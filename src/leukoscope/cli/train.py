@@ -44,9 +44,7 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.training.train import train as train_network
 
     flags = config.run
-    to = Destination(
-        flags.hub_model_id or "", flags.hub_revision, flags.hub_private, flags.hub_create_pr, flags.hub_tag
-    )
+    to = Destination(flags.hub_model_id or "")
     if flags.push_to_hub:
         check_can_publish(to)
     try:

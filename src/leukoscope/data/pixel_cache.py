@@ -133,7 +133,7 @@ class CellsOnDemand:
     def _picture(self, row: int) -> Image.Image:
         found = _opened(self._encoded, row, self._ids[row])
         if isinstance(found, str):
-            raise LeukoscopeError(f"{found}; or let --cache_images leave damaged cells out")
+            raise LeukoscopeError(f"{found}; or leave out --no_cache_images, and damaged cells are left out")
         return found
 
 

@@ -29,10 +29,10 @@ from leukoscope.evaluation.bootstrap import (
     subject_intervals,
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
-from leukoscope.evaluation.evaluate import KnownCells, seen_in_training
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
 from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
+from leukoscope.evaluation.overlap import KnownCells, seen_in_training
 from leukoscope.evaluation.precision import precision_block
 from leukoscope.evaluation.subjects import subject_rule_block, subject_scores_block
 from leukoscope.evaluation.thresholds import decision_block

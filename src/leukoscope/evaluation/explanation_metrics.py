@@ -19,6 +19,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.images import foreground
 from leukoscope.data.pixel_cache import PixelRows
+from leukoscope.evaluation.baselines import SCALE_BAR_SIDE
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.metrics import CellPredictions, even_sample
 from leukoscope.inference.backends import Backend, TorchBackend, float32_backend
@@ -36,9 +37,6 @@ RANDOM_MAPS = 2
 # The blur's standard deviation as a share of the side. After narrower blurs a C-NMC network still predicts one class
 # for all cells (HEM, at 1/8 and less); at 1/4 its probabilities are near 0.5, and the same for cells of both classes.
 BLUR = 1 / 4
-# ball4 has scale bars of two sizes, 27 × 11 and 31 × 28 pixels of 224, in all pictures of all classes; a square of this
-# share of the side in the lower right corner covers both.
-SCALE_BAR_SIDE = 1 / 7
 ESTIMATES = "these weights, on the cells drawn, whether or not they were trained on"
 
 DEFINITIONS = {

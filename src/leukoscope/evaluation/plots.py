@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY = "#767676"
+SAMPLES = 18  # cells in a grid of samples
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _DASHED = (0, (4, 3))
 _LONGEST_NAME = 18  # characters of a class's name in the title of a panel, of which four stand side by side
@@ -38,11 +39,6 @@ _CURVES: Mapping[str, Mapping[str, tuple[str, str, str, Any]]] = {
         "val_accuracy": ("validation", BLUE, "s", "-"),
         "val_balanced_accuracy": ("validation, balanced over classes", GREEN, "^", "-"),
     },
-}
-_ONE_VS_REST = {
-    "recall": ("sensitivity", BLUE, "o"),
-    "specificity": ("specificity", VERMILION, "s"),
-    "one_vs_rest_accuracy": ("accuracy, one against the rest", GREEN, "^"),
 }
 _POINTS = {  # name in metrics.json → legend, colour, marker
     "sensitivity_95": ("95 % sensitivity", VERMILION, "s"),
@@ -279,28 +275,6 @@ def curves_plot(epochs: Sequence[Mapping[str, float]], kept_epoch: int) -> Figur
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend_above(axes, fontsize=8)
         plain(axes)
-    return figure
-
-
-def one_vs_rest_plot(classes: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot sensitivity, specificity and accuracy of each class against all others.
-
-    Args:
-        classes: name → recall, specificity and one_vs_rest_accuracy (0–1), as `class_report` gives them.
-    """
-    figure = new_figure(_WIDTH, 1.2 + 0.55 * len(classes))
-    axes = figure.subplots()
-    for offset, (key, (text, colour, marker)) in zip((-0.18, 0, 0.18), _ONE_VS_REST.items(), strict=True):
-        values = [np.nan if row[key] is None else row[key] for row in classes.values()]
-        lines = np.arange(len(classes)) + offset
-        axes.plot(values, lines, marker, color=colour, label=text, markersize=7)
-        for value, line in zip(values, lines, strict=True):
-            axes.annotate(f"{value:.3f}", (value, line), (6, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(classes)), list(classes))
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.margins(x=0.1)
-    _rows_plain(axes)
-    _legend_above(axes, ncols=3)
     return figure
 
 

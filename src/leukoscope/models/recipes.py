@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -17,8 +18,11 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_INPUT
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Schedule = Literal["cosine", "constant", "linear", "cosine_with_restarts", "polynomial", "constant_with_warmup"]
-"""How the learning rate goes: cosine and constant are Leukoscope's own, the others are transformers'."""
+"""Names of `transformers.get_scheduler`."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,7 +42,7 @@ class Recipe:
         base_model: Hub repository of its pretrained weights (safetensors); "" starts from random ones.
         block_config: layers of each dense block, for a DenseNet with fewer blocks than its architecture; () keeps all.
         pooled_norm: train a DenseNet with BatchNorm after pooling instead of before; see `models.rewrite`.
-        finetuned_by: the recipe that fine-tunes its releases (`--init_from`), where this one cannot.
+        finetuned_by: the recipe that fine-tunes its releases (`--model_name_or_path`), where this one cannot.
         image_size: side of the input in pixels.
         learning_rate: peak rate of the pretrained layers.
         head_learning_rate: peak rate of the new head.
@@ -46,7 +50,8 @@ class Recipe:
         frozen: modules that keep their pretrained weights and statistics; "backbone" is all but the head. Ignored when
             starting from scratch.
         cpu_precision: "bf16" or "no": which is faster for this backbone on a CPU (GPUs always use bf16).
-        schedule: how the learning rate goes: constant has no warm-up, all others but constant_with_warmup fall to zero.
+        schedule: the learning rate's schedule: constant has no warm-up, all others but constant_with_warmup fall to
+            zero.
         warmup_share: share of all steps over which the rate rises to its peak; `warmup_steps`, unless None, is their
             number.
         max_grad_norm: gradients are clipped to this norm; None does not clip.
@@ -59,6 +64,7 @@ class Recipe:
         batch_norm_frozen: every BatchNorm keeps its pretrained statistics.
         selected_by: the validation metric whose best epoch is kept; one by subject gives way to its pooled form where
             subjects are unknown or a class is missing.
+        early_stopping_patience: epochs without a better one after which training stops.
         mean, std: what pixels in 0–1 are standardised with.
         interpolation: how images are resized: a filter of Pillow's by timm's name.
     """
@@ -90,6 +96,7 @@ class Recipe:
     selected_by: Literal["val_balanced_accuracy_by_subject", "val_balanced_accuracy", "val_accuracy", "val_loss"] = (
         "val_balanced_accuracy_by_subject"
     )
+    early_stopping_patience: FromOne = 8
     block_config: tuple[FromOne, ...] = ()
     pooled_norm: bool = False
     finetuned_by: str = ""
@@ -172,7 +179,7 @@ RECIPES: dict[str, Recipe] = {
             sampling="subjects",
             finetuned_by="densenet169_block2_finetuned",
         ),
-        # Fine-tunes such a release (`--init_from`): its last BatchNorm must keep its statistics, see
+        # Fine-tunes such a release (`--model_name_or_path`): its last BatchNorm must keep its statistics, see
         # `rewrite_for_timm`.
         Recipe(
             name="densenet169_block2_finetuned",
@@ -256,6 +263,7 @@ def timm_recipe(name: str, flag: str) -> Recipe:
 # Fields that cannot be overridden: they name a recipe.
 _FIXED = ("name", "finetuned_by")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
+_Part = TypeVar("_Part", bound="DataclassInstance")
 
 
 def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
@@ -296,8 +304,14 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
     return recipe
 
 
-def with_values(recipe: _Recipe, values: Mapping[str, Any], given_as: Mapping[str, str]) -> _Recipe:
-    """A recipe with other values, all of them checked by their types' ranges.
+@cache
+def checker(kind: type[_Part]) -> TypeAdapter[_Part]:
+    """What checks the values of a dataclass by its types and their ranges."""
+    return TypeAdapter(kind)
+
+
+def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str, str]) -> _Part:
+    """A recipe, or flags, with other values, all of them checked by their types' ranges.
 
     Args:
         values: by the name of the field; those of its parts after a dot.
@@ -314,7 +328,7 @@ def with_values(recipe: _Recipe, values: Mapping[str, Any], given_as: Mapping[st
             part = part[outer]
         part[name] = value
     try:
-        return TypeAdapter(type(recipe)).validate_python(content)
+        return checker(type(recipe)).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         places = [str(place) for place in first["loc"]]

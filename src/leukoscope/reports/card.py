@@ -40,9 +40,9 @@ from leukoscope.models.release_files import (
     read_release,
 )
 from leukoscope.reports import formatting, release_tables
+from leukoscope.reports.release_plots import phantom_samples, phantoms_for, structure_figure
 from leukoscope.reports.release_tables import detailed_evaluation
 from leukoscope.synthetic import PHANTOM_LABELS, knows_smears
-from leukoscope.training.plots import phantom_samples, phantoms_for, structure_figure
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -1,16 +1,13 @@
 """Checkpoints: what changes during training, written to disk so that an interrupted run resumes bit-exactly.
 
-A checkpoint is a folder with two files and no pickle: tensors as safetensors, the rest as JSON with a digest over both.
-It is written whole or not at all; a damaged one is detected, and a run with other settings is refused.
+A checkpoint is a folder with two files: tensors as safetensors, the rest as JSON with a digest over both. Own code,
+because Accelerate's `save_state` writes pickles, which can run code when they are loaded, and not atomically.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-import random
 import re
 import shutil
 import signal
@@ -22,25 +19,24 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from leukoscope import LeukoscopeError
+from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release_files import METRICS
 from leukoscope.progress import note
-from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, file_name
-from leukoscope.training.optim import Judge
-from leukoscope.training.run_folder import ARGS, plain
+from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
+from leukoscope.training.run_folder import ARGS, KEPT, plain
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
 
-FOLDER = "checkpoints"
-LATEST = "latest"
+FOLDER, LATEST = "checkpoints", "latest"
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
 
@@ -69,16 +65,16 @@ class Checkpoints:
         resumed: the checkpoint that the run resumes from, once `resume` has found one.
     """
 
-    def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch", limit: int = 2):
+    def __init__(self, run_folder: Path, settings: Mapping[str, Any], *, steps: str = "epoch"):
         """Keep checkpoints below a run folder.
 
         Args:
             settings: what determines the result of this run, as `run_settings` gives it.
             steps: "epoch" to save when an epoch ends, a number to save after every so many steps, too, or "no" to save
                 only when asked to stop.
-            limit: how many are kept.
         """
-        self.folder, self.settings, self.limit = run_folder / FOLDER, plain(dict(settings)), limit
+        self.run_folder, self.folder = run_folder, run_folder / FOLDER
+        self.settings = plain(dict(settings))
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -88,7 +84,7 @@ class Checkpoints:
         return self.every_steps is not None and step % self.every_steps == 0
 
     def save(self, checkpoint: Checkpoint, epoch: int, step: int) -> Path:
-        """Write a checkpoint, then remove those beyond the limit.
+        """Write a checkpoint, then remove all but the last `KEPT`.
 
         Args:
             epoch: the epoch under way, counted from 1.
@@ -97,30 +93,22 @@ class Checkpoints:
         Raises:
             LeukoscopeError: it cannot be written; the earlier ones are untouched.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         earlier = checkpoints_in(self.folder)
         number = int(earlier[-1].name[:5]) + 1 if earlier else 1
         target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
-        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
-        try:
-            # What a killed process was writing.
-            for unfinished in self.folder.glob(".*.tmp"):
+        problem, otherwise = f"{target}: the checkpoint cannot be written", "resume from the one before with"
+        with disk_errors(problem, f"{otherwise} --resume_from_checkpoint latest"):
+            for unfinished in self.folder.glob(".*.tmp"):  # by a process that was killed
                 shutil.rmtree(unfinished)
-            temporary.mkdir(parents=True)
-            save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
-            record = {"settings": self.settings, "values": checkpoint.values}
-            digest = _digest(temporary / _TENSORS, record)
-            (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1), encoding="utf-8")
-            temporary.rename(target)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise LeukoscopeError(
-                f"{target}: the checkpoint cannot be written ({error}); free some space and resume from the one before "
-                "with --resume_from_checkpoint latest"
-            ) from None
-        for path in [*earlier, target][: -self.limit]:
+            with atomic_folder(target) as temporary:
+                temporary.mkdir()
+                save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, temporary / _TENSORS)
+                record = {"settings": self.settings, "values": checkpoint.values}
+                digest = _digest(temporary / _TENSORS, record)
+                (temporary / _STATE).write_text(json.dumps({**record, "sha256": digest}, indent=1), encoding="utf-8")
+        for path in [*earlier, target][:-KEPT]:
             shutil.rmtree(path)
         return target
 
@@ -161,39 +149,27 @@ def run_settings(config: TrainingConfig, recipe: Recipe, **more: Any) -> dict[st
     return {"flags": config.as_dict(), "resolved_recipe": plain(asdict(recipe)), **more}
 
 
+# The cells of a split are compared by its fingerprint, whatever drew them; the start weights by their file's name.
+_NOT_COMPARED = (*NOT_THE_RESULT, "split", "split_file", "positive_label", "finetuned_by")
+
+
 def other_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List the settings of an earlier run that differ from this one's, as "name: the value then".
 
-    Of the start weights the file's name counts, not its folder.
-
     Args:
-        then: from `run_settings` or args.yaml. A flag or a recipe's field that it lacks is newer than the run and
-            stands for its default; one that exists no more is ignored, within a part of the recipe where it was off.
+        then: from `run_settings` or args.yaml.
         now: from `run_settings`.
     """
-    defaults = {"flags": TrainingConfig().as_dict(), "resolved_recipe": plain(asdict(Recipe("", "", "")))}
-    groups = (("flags", ""), ("resolved_recipe", "recipe's "))
     different = []
-    for group, prefix in groups:
-        made = {**defaults[group], **then[group]}
-        # The cells of a split are compared by its fingerprint, whatever dealt them out.
-        left_out = (*NOT_THE_RESULT, "finetuned_by", "about", "split", "split_file", "positive_label")
-        names = [k for k in now[group] if k not in left_out]
-        different += [
-            f"{prefix}{k}: {made.get(k)}" for k in names if _still_known(made.get(k), now[group][k]) != now[group][k]
-        ]
-    weights = file_name(then["flags"].get("pretrained_weights"))
-    if weights != file_name(now["flags"].get("pretrained_weights")):
-        different.append(f"pretrained_weights: {weights}")
-    rest = now.keys() - {group for group, _ in groups}
-    return different + [f"{k}: {then.get(k)}" for k in sorted(rest) if then.get(k) != now[k]]
-
-
-def _still_known(then: Any, now: Any) -> Any:
-    """A setting of an earlier run; of a part of a recipe without fields that exist no more and were off."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return {k: v for k, v in then.items() if k in now or v}
-    return then
+    for group, prefix in (("flags", ""), ("resolved_recipe", "recipe's ")):
+        made, wanted = then[group], now[group]
+        names = [name for name in {**wanted, **made} if name not in _NOT_COMPARED]
+        different += [f"{prefix}{name}: {made.get(name)}" for name in names if made.get(name) != wanted.get(name)]
+    weights = [Path(settings["flags"].get("pretrained_weights") or "").name for settings in (then, now)]
+    if weights[0] != weights[1]:
+        different.append(f"pretrained_weights: {weights[0] or None}")
+    rest = sorted(now.keys() - {"flags", "resolved_recipe"})
+    return different + [f"{name}: {then.get(name)}" for name in rest if then.get(name) != now[name]]
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -235,13 +211,12 @@ def check_resume(run_folder: Path, which: str | None, settings: Mapping[str, Any
 
 
 def _different_run(args: Path, now: Mapping[str, Any]) -> list[str]:
-    """The settings of the run that wrote this args.yaml that differ from this one's, its data folders included."""
+    """The settings of the run that wrote this args.yaml that differ from this one's, its data folder included."""
     if not args.is_file():
         return [f"no {args.name} names them"]
     then = yaml.safe_load(args.read_text(encoding="utf-8"))
-    made, wanted = then["flags"], now["flags"]
-    folders = [f"{k}: {made.get(k)}" for k in ("train_dir", "validation_dir") if made.get(k) != wanted[k]]
-    return [*other_settings(then, now), *folders]
+    folder = then["flags"].get("train_dir")
+    return other_settings(then, now) + [f"train_dir: {folder}"] * (folder != now["flags"]["train_dir"])
 
 
 def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
@@ -269,35 +244,35 @@ def _digest(tensors: Path, record: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-_PLAIN = ("epoch", "step", "rows", "waited", "kept_epoch", "kept_for", "stopped")
-
-
 @dataclass
-class Progress:
-    """How far a training has come.
+class TrainingState:
+    """What changes while a network is trained.
 
     Attributes:
-        epoch: epochs that are over.
+        network: unwrapped.
+        average: exponential moving average of the weights, where the recipe keeps one.
+        kept: weights of the best epoch so far.
+        rows: of summary.csv, one per epoch that is over.
         step: optimiser steps done in the epoch under way.
         batches: (2,) loss and accuracy of every batch of that epoch that this process saw.
-        rows: of summary.csv, one per epoch that is over.
-        waited: seconds of the epoch under way that passed until batches were ready.
-        kept_epoch: the epoch whose weights are kept, counted from 1; 0 for none.
-        kept_for: its metric and value, for a person.
-        stopped: further epochs would bring no gain.
-        started, epoch_started: on the clock of `time.perf_counter`, set back by the seconds before an interruption.
+        started: on the clock of `time.perf_counter`, set back by the seconds before an interruption.
     """
 
-    epoch: int = 0
+    accelerator: Accelerator
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    average: ModelEmaV3 | None = None
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     batches: list[torch.Tensor] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    waited: float = 0.0
-    kept_epoch: int = 0
-    kept_for: str = ""
-    stopped: bool = False
     started: float = field(default_factory=time.perf_counter)
-    epoch_started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are over."""
+        return len(self.rows)
 
     @property
     def seconds(self) -> float:
@@ -305,87 +280,45 @@ class Progress:
         return time.perf_counter() - self.started
 
     @property
-    def epoch_seconds(self) -> float:
-        """Spent on the training side of the epoch under way, interruptions not counted."""
-        return time.perf_counter() - self.epoch_started
-
-    def add_waiting(self, seconds: float) -> None:
-        """Add time that passed until a batch was ready."""
-        self.waited += seconds
-
-    def values(self) -> dict[str, Any]:
-        """All but the batches, in plain JSON values."""
-        plain = {name: getattr(self, name) for name in _PLAIN}
-        return {**plain, "seconds": self.seconds, "epoch_seconds": self.epoch_seconds}
-
-
-@dataclass
-class TrainingState:
-    """What changes while a network is trained.
-
-    Attributes:
-        network: unwrapped.
-        judge: remembers the best epoch.
-        ema: of the weights, where the recipe keeps one.
-        kept: weights of the best epoch so far.
-    """
-
-    accelerator: Accelerator
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    judge: Judge
-    ema: ModelEmaV3 | None = None
-    progress: Progress = field(default_factory=Progress)
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
     def eval_network(self) -> nn.Module:
-        """The network that is validated and kept: the EMA's, where there is one."""
-        return self.network if self.ema is None else self.ema.module
-
-    def keep_weights(self, reason: str) -> None:
-        """Copy the weights as those of the epoch under way; `reason` is its `kept_for`."""
-        self.kept = {k: v.detach().clone() for k, v in self.eval_network.state_dict().items()}
-        self.progress.kept_epoch, self.progress.kept_for = self.progress.epoch + 1, reason
+        """The network that is validated and kept: the average, where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def checkpoint(self) -> Checkpoint:
-        """Copy this moment; every process must call it, because each gives its random states and losses."""
+        """Snapshot the training state; every process must call it, because each gives its random state and losses."""
         parts: dict[str, dict[str, torch.Tensor]] = {
             "network": {k: v.detach() for k, v in self.network.state_dict().items()},
             "kept": self.kept,
             "optimizer": optimizer_tensors(self.optimizer, self.network),
             "random": {k: self._of_all(v) for k, v in random_states(self.accelerator.device).items()},
         }
-        if self.progress.batches:
-            parts["progress"] = {"figures": self._of_all(torch.stack(self.progress.batches))}
-        if self.ema is not None:
-            parts["average"] = self.ema.module.state_dict()
+        if self.batches:
+            parts["epoch"] = {"batches": self._of_all(torch.stack(self.batches))}
+        if self.average is not None:
+            parts["average"] = self.average.module.state_dict()
         tensors = {f"{part}/{k}": v.cpu() for part, named in parts.items() for k, v in named.items()}
-        values = {"progress": self.progress.values(), "judge": self.judge.state_dict()}
+        values = {name: getattr(self, name) for name in ("rows", "step", "seconds")}
+        values["scheduler"] = self.scheduler.state_dict()
         if (scaler := self.accelerator.scaler) is not None:
             values["loss_scale"] = scaler.state_dict()  # of fp16
         return Checkpoint(tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that as many processes made."""
-        mine, device = self.accelerator.process_index, self.accelerator.device
+        mine, device, values = self.accelerator.process_index, self.accelerator.device, checkpoint.values
         self.network.load_state_dict(checkpoint.part("network"))
         self.kept = {k: v.to(device) for k, v in checkpoint.part("kept").items()}
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.part("optimizer"))
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.part("average"))
-        self.judge.load_state_dict(checkpoint.values["judge"])
-        if "loss_scale" in checkpoint.values and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint.values["loss_scale"])
-        batches = checkpoint.part("progress").get("figures")
-        unbound = [] if batches is None else list(batches[mine].to(device).unbind())
-        values, now = checkpoint.values["progress"], time.perf_counter()
-        self.progress = Progress(
-            **{name: values[name] for name in _PLAIN},
-            batches=unbound,
-            started=now - values["seconds"],
-            epoch_started=now - values["epoch_seconds"],
-        )
+        self.scheduler.load_state_dict(values["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.part("average"))
+        if "loss_scale" in values and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(values["loss_scale"])
+        batches = checkpoint.part("epoch").get("batches")
+        self.batches = [] if batches is None else list(batches[mine].to(device).unbind())
+        self.rows, self.step, self.started = values["rows"], values["step"], time.perf_counter() - values["seconds"]
         # Cloned, because torch's generators misread a state that is part of a larger tensor.
         set_random_states({k: v[mine].clone() for k, v in checkpoint.part("random").items()}, device)
 
@@ -424,28 +357,15 @@ def load_optimizer_tensors(
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of all random generators of this process, each as a tensor of fixed length."""
-    _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    states = {
-        "python": torch.tensor(words),
-        "python_gauss": torch.tensor([math.nan if gauss is None else gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss]),
-        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
-        "torch": torch.get_rng_state(),
-    }
+    """The states of torch's random generators in this process; training draws from no others."""
+    states = {"torch": torch.get_rng_state()}
     if device.type != "cpu":
         states["device"] = torch.get_device_module(device).get_rng_state()
     return states
 
 
 def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set all random generators to what `random_states` read."""
-    gauss = float(states["python_gauss"])
-    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
-    *keys, position, has_gauss = states["numpy"].tolist()
-    cached = float(states["numpy_gauss"])
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    """Set the generators to what `random_states` read."""
     torch.set_rng_state(states["torch"])
     if "device" in states:
         torch.get_device_module(device).set_rng_state(states["device"])

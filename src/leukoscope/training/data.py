@@ -22,12 +22,14 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.augmentation import Augmenter, View, in_view
+from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import CellsOnDemand, FramedCells, require_space
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.files import atomic_file, cache_root, disk_errors, write_atomic
 from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
+from leukoscope.models.release import round_as_stored
 from leukoscope.progress import note, track
 
 _MAX_WORKERS = 8  # more would read ahead of any network here
@@ -57,6 +59,10 @@ class PixelInputs:
         """A batch of items without augmentation."""
         return self.preprocessing.normalise(items)
 
+    def model(self, network: nn.Module) -> nn.Module:
+        """The part of a network that takes these inputs: all of it."""
+        return network
+
 
 class FeatureInputs:
     """A frozen backbone's features of every cell in each of its V views; items are (V, F) float32."""
@@ -75,6 +81,9 @@ class FeatureInputs:
 
     def for_prediction(self, items: torch.Tensor) -> torch.Tensor:
         return items[:, 0]
+
+    def model(self, network: nn.Module) -> nn.Module:
+        return HeadOnFeatures(network)
 
 
 Inputs = PixelInputs | FeatureInputs
@@ -116,18 +125,9 @@ class WholeSteps(BatchSampler):
 def training_loader(
     cells: CellDataset, batch_size: int, accelerator: Accelerator, sampler: Sampler[int]
 ) -> DataLoader[Any]:
-    """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate.
-
-    Args:
-        batch_size: cells per batch of one process.
-        sampler: gives each epoch's order.
-
-    Raises:
-        LeukoscopeError: an epoch of fewer cells than a step takes.
-    """
-    processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
-    require_whole_step(len(cells), len(sampler), batch_size, processes, batches)  # type: ignore[arg-type]
-    return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, batch_size, processes * batches))
+    """Batches of an epoch in whole optimiser steps, to be prepared by Accelerate; `batch_size` is per process."""
+    batches_per_step = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    return _loader(cells, accelerator, batch_sampler=WholeSteps(sampler, batch_size, batches_per_step))
 
 
 def prediction_loader(cells: CellDataset, batch_size: int, accelerator: Accelerator) -> DataLoader[Any]:
@@ -151,14 +151,9 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
     )
 
 
-def require_whole_step(cells: int, epoch_cells: int, batch_size: int, processes: int, batches: int) -> None:
-    """Raise `LeukoscopeError` where an epoch has fewer cells than an optimiser step takes.
-
-    Args:
-        cells: training cells.
-        epoch_cells: those that an epoch shows, at most as many.
-        batch_size, processes, batches: a step takes their product.
-    """
+def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerator: Accelerator) -> None:
+    """Raise `LeukoscopeError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
+    processes, batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
     if epoch_cells >= batch_size * processes * batches:
         return
     fewer = f"{cells} training cells" if epoch_cells == cells else f"{epoch_cells} cells of an epoch (epoch_cells)"
@@ -170,11 +165,7 @@ def require_whole_step(cells: int, epoch_cells: int, batch_size: int, processes:
 
 
 def read(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader.
-
-    Raises:
-        LeukoscopeError: a damaged cell, where cells are decoded on demand.
-    """
+    """The batches of a loader; raises `LeukoscopeError` at a damaged cell, where cells are decoded on demand."""
     try:
         yield from loader
     except LeukoscopeError as error:
@@ -217,16 +208,15 @@ def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
 class SubjectBalancedSampler(Sampler[int]):
     """Samples every class equally often, and in a class every subject equally often.
 
-    Patients differ in their number of cells by a factor of ten and more: sampled by cell, a few of them decide what a
-    class looks like. No cell of a subject comes a second time before all others came once. The order depends on (seed,
-    epoch) alone.
+    Subjects differ in their number of cells by a factor of ten and more: sampled by cell, a few of them decide what a
+    class looks like. No cell of a subject comes a second time before all others came once.
     """
 
     def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None):
         """Args:
         labels: (N,) class of each position.
         subjects: N subject ids; cells whose subject is unnamed ("") count as one subject per class.
-        size: cells per epoch; None takes as many as there are: an epoch then costs the same however it is drawn.
+        size: cells per epoch; None takes as many as there are.
         """
         self.seed, self.epoch, self.size = seed, 0, len(labels) if size is None else size
         named = np.asarray(subjects)
@@ -257,8 +247,7 @@ def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """(P,) equal counts that add up to `total`; who gets the remainder is random."""
     counts = np.full(parts, total // parts)
     if left := total % parts:
-        # Without probabilities, though all are alike, a seed would give another order than in earlier versions.
-        counts[rng.choice(parts, size=left, replace=False, p=np.full(parts, 1 / parts))] += 1
+        counts[rng.choice(parts, size=left, replace=False)] += 1
     return counts
 
 
@@ -266,7 +255,39 @@ def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 #
 # Where nothing below the head is trained and a cell has finitely many views (quarter turns and mirrored), the pooled
 # features of every view are computed once, kept on disk, and read by every run. The file is named for the decoded
-# cells, the backbone's weights and the versions; a digest beside it reveals a damaged one.
+# cells, the backbone's weights and the views; a digest beside it reveals a damaged one.
+
+
+def make_inputs(
+    accelerator: Accelerator, network: nn.Module, cells: FramedCells, recipe: Recipe, seed: int, *, passes: int
+) -> Inputs:
+    """Make the inputs that a recipe's network is trained on: pixels, or cached features where these pay off.
+
+    Args:
+        network: with its start weights; a frozen backbone is rounded to what its release will hold.
+        passes: how many cells the whole run shows the network; 0 for no cached features.
+    """
+    augment = Augmenter(recipe.augmentation, cells.data.info.background, seed)
+    preprocessing = preprocessing_for(recipe, cells.data)
+    pixels = PixelInputs(cells, preprocessing, augment)
+    if "backbone" in recipe.frozen:
+        round_as_stored(network, head=False)
+    # Features that another run left do not count: the same command would then give other weights.
+    pays_off = passes and passes >= len(cells.pixels) * len(recipe.augmentation.views)
+    if pixels.decodes or not can_cache_features(recipe) or not pays_off:
+        return pixels
+    path = features_file(network, cells, recipe)
+    network.to(accelerator.device)
+    if not features_suffice(network, pixels.for_prediction(pixels.items(np.zeros(1, dtype=np.int64)))):
+        return pixels
+    # One process computes; the others read what it kept.
+    with accelerator.main_process_first():
+        return FeatureInputs(frozen_features(path, network, cells, preprocessing, recipe.augmentation.views), augment)
+
+
+def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
+    """This recipe's preprocessing of this data set."""
+    return Preprocessing(recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std)
 
 
 class HeadOnFeatures(nn.Module):
@@ -286,21 +307,10 @@ def can_cache_features(recipe: Recipe) -> bool:
     return "backbone" in recipe.frozen and recipe.augmentation.only_views and not recipe.drop_rate
 
 
-def caching_pays_off(cells: FramedCells, recipe: Recipe, passes: int) -> bool:
-    """True where a run of that many forward passes needs at least as many as computing all features takes.
-
-    Features that another run left do not count: the same command would then give other weights.
-    """
-    return passes >= len(cells.pixels) * len(recipe.augmentation.views)
-
-
 def features_suffice(network: nn.Module, picture: torch.Tensor) -> bool:
-    """True where the head gives for a picture's pooled features what the whole network gives for the picture.
+    """True where the head gives for a (1, 3, S, S) picture's pooled features what the whole network gives for it.
 
     Some networks of timm do not pool the features that their last layer sees.
-
-    Args:
-        picture: (1, 3, S, S) standardised.
     """
     try:
         features = _pooled(network, picture)

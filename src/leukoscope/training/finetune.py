@@ -1,8 +1,7 @@
-"""Start weights of a run from a release, which is fine-tuned on a user's own cells.
+"""What follows from --model_name_or_path: the recipe, or a release that is fine-tuned on a user's own cells.
 
-The release lies in a folder or on the Hub and is rebuilt by our own code from config.json and safetensors; no code that
-comes with it is run. The same classes keep its head, other classes get a new one. What the release was trained on is
-recorded, and no subject of it is ever tested on.
+Of a release, the same classes keep its head, other classes get a new one. What it was trained on is recorded, and no
+subject of it is tested on.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.evaluate import KnownCells, SeenInTraining, seen_in_training, trainings_of
+from leukoscope.evaluation.overlap import KnownCells, SeenInTraining, seen_in_training, trainings_of
 from leukoscope.models.build import copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release, local_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
@@ -47,54 +46,57 @@ class NetworkStart:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def open_release(init_from: str) -> Release:
-    """Open the release that --init_from names: a folder, `owner/name` or `owner/name@revision`.
+def open_release(name: str) -> Release:
+    """Open the release that --model_name_or_path names: a folder, `owner/name` or `owner/name@revision`.
 
     Raises:
         LeukoscopeError: as `Predictor.from_pretrained`, with the flag's name.
     """
     try:
-        folder, name, revision = find_release(init_from, KNOWN_CELLS)
+        folder, name, revision = find_release(name, KNOWN_CELLS)
         return load_release(folder, name=name, revision=revision)
     except LeukoscopeError as error:
-        raise LeukoscopeError(f"--init_from {error}") from None
+        raise LeukoscopeError(f"--model_name_or_path {error}") from None
 
 
-def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that --model_name_or_path stands for.
+def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that follow from --model_name_or_path.
 
     Args:
-        name: a model of timm, with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's
-            format (config.json and model.safetensors) whose network has no classes.
-        flags: those of `ModelArguments`.
+        flags: those of `ModelArguments`; `recipe` and `image_size` are None where not given. The model is one of timm,
+            with or without "timm/" and a tag; a release; or a folder or a Hub repository in timm's format (config.json
+            and model.safetensors) whose network has no classes.
 
     Returns:
-        `recipe`; `init_from`; or `recipe`, `pretrained_weights`, `pretrained_name`, `image_size` and `override`.
+        of a model of timm its `recipe`; of a release `recipe`, `image_size` and its name with the Hub's commit; of a
+        folder in timm's format `recipe`, `image_size`, `pretrained_weights`, `pretrained_name` and `override`. But for
+        a release, `model_name_or_path` is None then.
 
     Raises:
         LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
     """
-    import timm
-
-    starts = ("recipe", "init_from", "pretrained_weights")
-    if given := [f"--{flag}" for flag in starts if flags[flag]]:
-        raise LeukoscopeError(
-            f"--model_name_or_path {name} and {' and '.join(given)} exclude each other; leave one out"
-        )
+    name = flags["model_name_or_path"]
     if local_release(name) is None and ("/" not in name or name.startswith(TIMM)):
-        return {"recipe": timm_recipe(name, "--model_name_or_path").name}
+        _require_alone(flags, "recipe")
+        return {"model_name_or_path": None, "recipe": timm_recipe(name, "--model_name_or_path").name}
+    _require_alone(flags, "from_scratch", "pretrained_weights")
     if Path(name).is_file():
         raise LeukoscopeError(
             f"--model_name_or_path {name}: is a file; give the folder of a release, or for weights alone --recipe and "
             "--pretrained_weights"
         )
     try:
-        folder = find_release(name, (CONFIG, WEIGHTS))[0]
+        folder, _, revision = find_release(name, (CONFIG, WEIGHTS))
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (LeukoscopeError, OSError, ValueError) as error:
+    except LeukoscopeError as error:
+        raise LeukoscopeError(f"--model_name_or_path {error}") from None
+    except (OSError, ValueError) as error:
         raise LeukoscopeError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
     if not isinstance(config, dict) or config.get("label_names"):
-        return {"init_from": name}
+        return _follow_release(name, flags["recipe"], flags["image_size"])
+    _require_alone(flags, "recipe")
+    import timm
+
     architecture, cfg = str(config.get("architecture")), config.get("pretrained_cfg")
     if not isinstance(cfg, dict) or not timm.is_model(architecture):
         raise LeukoscopeError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
@@ -105,8 +107,9 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     recipe = timm_recipe(architecture, "--model_name_or_path")
     differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
     settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
-    at = "" if local_release(name) is not None else f"@{folder.name[:12]}"
+    at = f"@{revision[:12]}" if revision else ""
     return {
+        "model_name_or_path": None,
         "recipe": recipe.name,
         "pretrained_weights": str(folder / WEIGHTS),
         "pretrained_name": flags["pretrained_name"] or f"{cfg.get('tag') or architecture} of {Path(name).name}{at}",
@@ -115,56 +118,51 @@ def follow_model(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def follow_release(init_from: str, recipe: str | None, image_size: int | None) -> dict[str, Any]:
-    """Take from a release what the flags leave open: recipe, image size, and the Hub's commit.
+def _require_alone(flags: Mapping[str, Any], *others: str) -> None:
+    if given := [f"--{flag}" for flag in others if flags[flag]]:
+        raise LeukoscopeError(
+            f"--model_name_or_path {flags['model_name_or_path']} and {' and '.join(given)} exclude each other; leave "
+            "one out"
+        )
 
-    Args:
-        init_from, recipe, image_size: the flags; None where not given.
 
-    Returns:
-        the three flags to use.
-
-    Raises:
-        LeukoscopeError: a release that cannot be opened, or whose recipe is unknown and none is given.
-    """
-    release = open_release(init_from)
+def _follow_release(name: str, recipe: str | None, image_size: int | None) -> dict[str, Any]:
+    release = open_release(name)
     made_by = release.metrics.get("recipe", {}).get("name")
     if recipe is None:
         try:
             followed = get_recipe(made_by or "")
         except LeukoscopeError:
-            said = f"was made by the recipe {made_by}, unknown here" if made_by else "does not say which recipe made it"
+            reason = f"its recipe {made_by} is unknown here" if made_by else "it does not say which recipe made it"
             raise LeukoscopeError(
-                f"--init_from {init_from}: {said}; name one of its architecture with --recipe"
+                f"--model_name_or_path {name}: {reason}; name one of its architecture with --recipe"
             ) from None
         # Rewritten for timm, it is no longer the network that the recipe builds.
-        made_by = followed.finetuned_by or made_by
+        recipe = followed.finetuned_by or followed.name
     return {
-        "recipe": recipe or made_by,
+        "model_name_or_path": f"{release.name}@{release.revision}" if release.revision else name,
+        "recipe": recipe,
         "image_size": image_size or release.preprocessing.image_size,
-        "init_from": f"{release.name}@{release.revision}" if release.revision else init_from,
     }
 
 
-def start_from_release(
-    network: nn.Module, recipe: Recipe, init_from: str, cells: FramedCells, split: Split
-) -> NetworkStart:
+def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
     """Load the weights of a release into a new network.
 
     Args:
         network: as `build_network` made it for `recipe` and the classes of `cells`; changed in place.
-        init_from: the release to fine-tune.
+        name: of the release, as --model_name_or_path gives it.
 
     Raises:
         LeukoscopeError: a release of another network or standardisation than the recipe's; or one that was trained on
             subjects of this run's test side.
     """
-    release = open_release(init_from)
+    release = open_release(name)
     assert release.folder is not None, "it was opened from files"
     _require_same_build(release, network, recipe)
     notes = _check_seen_cells(release, cells, split)
     outputs = matching_outputs(release.labels, cells.data.info.labels)
-    copy_weights(network, release.network, outputs, source=f"--init_from {release.name}")
+    copy_weights(network, release.network, outputs, source=f"--model_name_or_path {release.name}")
     name = name_of(release)
     if outputs is None:
         ours, theirs = ", ".join(cells.data.info.labels), ", ".join(release.labels)
@@ -212,8 +210,8 @@ def _require_same_build(release: Release, network: nn.Module, recipe: Recipe) ->
     ):
         if its != ours:
             raise LeukoscopeError(
-                f"--init_from {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; leave "
-                "--recipe out to follow the release"
+                f"--model_name_or_path {release.name}: its {what} is {its}, that of --recipe {recipe.name} is {ours}; "
+                "leave --recipe out to follow the release"
             )
 
 
@@ -250,14 +248,14 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
     tested, validated = seen_of(split.test), seen_of(split.validation)
     if tested.subjects:
         raise LeukoscopeError(
-            f"--init_from {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) of this "
-            "run's test side, so its metrics would be inflated; use --split all, which reports none, a --split_file "
-            f"that tests {unit}s it never saw, or other cells"
+            f"--model_name_or_path {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) "
+            "of this run's test side, so its metrics would be inflated; use --split all, which reports none, a "
+            f"--split_file that tests {unit}s it never saw, or other cells"
         )
     if tested.cells:
         raise LeukoscopeError(
-            f"--init_from {name}: was made from {tested.cells:,} of the {len(split.test):,} cells of this run's test "
-            "side, so its metrics would be inflated; use --split all, which reports none, or other cells"
+            f"--model_name_or_path {name}: was made from {tested.cells:,} of the {len(split.test):,} cells of this "
+            "run's test side, so its metrics would be inflated; use --split all, which reports none, or other cells"
         )
     if not split.test and not split.validation:
         return ()

@@ -1,4 +1,4 @@
-"""What training minimises, the check that it stays a number, and the correction of a class-weighted network."""
+"""What training minimises, the check that it stays finite, and the correction of a class-weighted network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ class TrainingLoss:
         Args:
             labels: (N,) classes of the training cells.
             names: of the K classes.
-            device: where losses are computed.
 
         Raises:
             LeukoscopeError: a class without training cells.
@@ -53,14 +52,7 @@ class TrainingLoss:
         self.class_weights = weights.to(device)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of a batch.
-
-        Args:
-            logits, labels: (B, K) and (B,).
-
-        Returns:
-            () float32.
-        """
+        """Compute the loss of a batch, () float32, from (B, K) logits and (B,) labels."""
         losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
         # Divided by the batch size, not by the sum of the weights: the same on one process as on many.
         return (losses * self.class_weights[labels]).mean()
@@ -72,13 +64,10 @@ class TrainingLoss:
 
 
 def restore_class_frequencies(network: nn.Module, class_counts: torch.Tensor) -> None:
-    """Make the probabilities follow the training data's class frequencies again.
+    """Make the probabilities follow the training data's class frequencies again, given the (K,) cells of each class.
 
     A class-weighted loss teaches a network to predict as if all classes were equally frequent. Adding the logarithm of
     the true frequencies to the head's bias undoes that exactly (Saerens et al. 2002, doi:10.1162/089976602753284446).
-
-    Args:
-        class_counts: (K,) training cells of each class.
     """
     shift = torch.log(class_counts / class_counts.sum())
     with torch.no_grad():
@@ -93,18 +82,18 @@ class LossMonitor:
 
     Attributes:
         cell_of: row of the cells → cell id.
-        out: run folder, for the list of a bad batch.
+        out: run folder, for the list of a bad batch; None writes none.
         every: batches between two checks.
     """
 
     accelerator: Accelerator
     cell_of: Mapping[int, str]
-    out: Path
+    out: Path | None
     every: int = 50
     _unread: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, init=False)
 
     def note(self, epoch: int, batch: int, loss: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add a batch, and check all since the last check when it is time.
+        """Add a batch, and check all since the last check after `every` batches.
 
         Args:
             epoch, batch: counted from 0; the batch within the epoch.
@@ -119,13 +108,10 @@ class LossMonitor:
             self.check(epoch, batch)
 
     def check(self, epoch: int, batch: int) -> None:
-        """Check the losses collected since the last check: at an epoch's end, and before a checkpoint is written.
-
-        Args:
-            epoch, batch: of the last batch added, counted from 0.
+        """Check the losses collected since the last check; `epoch` and `batch` are of the last one, counted from 0.
 
         Raises:
-            LeukoscopeError: a loss that is no number, with its batch.
+            LeukoscopeError: a loss that is not finite, with its batch.
         """
         unread, self._unread = self._unread, []
         if not unread:
@@ -142,12 +128,14 @@ class LossMonitor:
         value = self.accelerator.gather(loss.to(device).reshape(1)).tolist()[process]
         gathered = self.accelerator.gather(rows.to(device)).reshape(processes, -1)
         cells = [self.cell_of[row] for row in gathered[process].tolist()]
-        if self.accelerator.is_main_process:
-            found = {"notice": RESEARCH_NOTICE, "epoch": epoch + 1, "batch": batch + 1, "loss": str(value)}
-            write_json(self.out / BAD_BATCH, found | {"cells": cells})
+        listed = ""
+        if self.out is not None:
+            listed = f" (all in {self.out / BAD_BATCH})"
+            if self.accelerator.is_main_process:
+                found = {"notice": RESEARCH_NOTICE, "epoch": epoch + 1, "batch": batch + 1, "loss": str(value)}
+                write_json(self.out / BAD_BATCH, found | {"cells": cells})
         more = f" and {len(cells) - _NAMED_CELLS} more" if len(cells) > _NAMED_CELLS else ""
         raise LeukoscopeError(
             f"epoch {epoch + 1}, batch {batch + 1}: the loss is {value} for the cells "
-            f"{', '.join(cells[:_NAMED_CELLS])}{more} (all in {self.out / BAD_BATCH}); look at them, or lower "
-            "--learning_rate, and start again"
+            f"{', '.join(cells[:_NAMED_CELLS])}{more}{listed}; look at them, or lower --learning_rate, and start again"
         )

@@ -12,13 +12,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,19 +33,22 @@ from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, require_space
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure
+from leukoscope.evaluation.metrics import CellPredictions, even_sample, headline, measure
+from leukoscope.evaluation.plots import SAMPLES, SampleCell, curves_plot, samples_plot, save_plot
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.models.recipes import Recipe
-from leukoscope.models.release_files import SCHEMA_VERSION, write_json
+from leukoscope.models.release_files import FIGURES, SCHEMA_VERSION, write_json
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 THESE_WEIGHTS = "these weights"
 ARGS, ENVIRONMENT, LOCK = "args.yaml", "environment.json", ".lock"
+KEPT = 2  # checkpoints; the second is for when the last is damaged
 # Tables, plots and logs; measured on runs of several thousand cells, generously rounded.
 _BESIDES_WEIGHTS = 50_000_000
-# Numbers that AdamW keeps of each trained parameter.
-_OPTIMIZER_NUMBERS = 2
 
 
 @contextmanager
@@ -89,31 +92,27 @@ def locked(out: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def require_disk_space(out: Path, network: nn.Module, recipe: Recipe, checkpoints: int) -> None:
+def require_disk_space(out: Path, network: nn.Module, recipe: Recipe) -> None:
     """Raise `LeukoscopeError` where the run folder's disk has too little space for the release and the checkpoints.
 
     Checkpoints that lie there are part of that space: they are resumed from, or removed first.
     """
     kept = sum(file.stat().st_size for file in (out / "checkpoints").rglob("*") if file.is_file())
-    needed = max(0, disk_space_needed(network, recipe, checkpoints) - kept)
+    needed = max(0, disk_space_needed(network, recipe) - kept)
     with disk_errors(f"--output_dir {out}: no space for the results", "give a folder on another disk", needed=needed):
         require_space(out, needed)
 
 
-def disk_space_needed(network: nn.Module, recipe: Recipe, checkpoints: int) -> int:
-    """Bytes that a run folder may come to hold.
+def disk_space_needed(network: nn.Module, recipe: Recipe) -> int:
+    """Bytes that a run folder may come to hold: the release, and one checkpoint more than are kept.
 
-    The release takes at most the weights in full precision. A checkpoint holds the weights, those of the best epoch,
-    their EMA where the recipe keeps one, and the optimiser's state; a new one is written before an old one is removed.
-
-    Args:
-        network: with what is frozen marked so, or not yet: then a little more space is required.
-        checkpoints: how many are kept at a time; 0 without.
+    A checkpoint holds the weights, those of the best epoch, their average where the recipe keeps one, and AdamW's two
+    numbers for each trained parameter.
     """
     weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
     trained = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
-    checkpoint = (3 if recipe.ema_decay else 2) * weights + _OPTIMIZER_NUMBERS * trained
-    return weights + (checkpoints + 1) * checkpoint * bool(checkpoints) + _BESIDES_WEIGHTS
+    checkpoint = (3 if recipe.ema_decay else 2) * weights + 2 * trained
+    return weights + (KEPT + 1) * checkpoint + _BESIDES_WEIGHTS
 
 
 def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedCells, split: Split) -> dict[str, Any]:
@@ -128,6 +127,42 @@ def evaluate_predictions(out: Path, predictions: CellPredictions, cells: FramedC
         baseline.save(out / "size_only_predictions.parquet")
         block["size_only_baseline"] = headline(measure(baseline))
     return block
+
+
+def draw_run(
+    out: Path,
+    rows: Sequence[Mapping[str, Any]],
+    kept_epoch: int,
+    predictions: CellPredictions | None,
+    cells: FramedCells,
+) -> None:
+    """Draw `figures/` of a run: the curves of its epochs, and some test cells with their predictions.
+
+    Raises:
+        LeukoscopeError: the folder cannot be written.
+    """
+    folder = out / FIGURES
+    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
+        folder.mkdir(exist_ok=True)
+        save_plot(curves_plot(rows, kept_epoch), folder / "curves.png")
+        if predictions is not None:
+            save_plot(_tested_samples(predictions, cells), folder / "samples.png")
+
+
+def _tested_samples(predictions: CellPredictions, cells: FramedCells) -> Figure:
+    """Test cells with their predictions, sampled evenly over classes and subjects by a fixed seed."""
+    chosen = even_sample(predictions.references, predictions.subjects, SAMPLES, seed=0)
+    names, rows = predictions.label_names, cells.rows(predictions.cell_ids)
+    shown = [
+        SampleCell(
+            cells.pixels[rows[i]],
+            names[predictions.predicted[i]],
+            float(predictions.probabilities[i].max()),
+            names[predictions.references[i]],
+        )
+        for i in chosen
+    ]
+    return samples_plot(shown, "test cells, sampled evenly over classes and subjects; none was chosen by hand")
 
 
 def evaluation_block(predictions: CellPredictions, split: Split) -> dict[str, Any]:
@@ -191,13 +226,14 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def append_row(file: Any, row: dict[str, Any]) -> None:
-    """Add one epoch to summary.csv."""
-    writer = csv.DictWriter(file, fieldnames=list(row))
-    if row["epoch"] == 1:
-        writer.writeheader()
-    writer.writerow(row)
-    file.flush()
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one epoch to summary.csv; the first begins the file."""
+    first = row["epoch"] == 1
+    with path.open("w" if first else "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if first:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def result_lines(block: dict[str, Any]) -> str:
@@ -250,13 +286,8 @@ def write_environment(
     write_json(path, now | ({"earlier": [*before.pop("earlier", []), before]} if before else {}), exact=True)
 
 
-def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *, batch_size: int) -> None:
-    """Add when the run ended, how long it took and the most memory it held; called by every process.
-
-    Args:
-        seconds: of wall time.
-        batch_size: cells that a process took at a time: fewer than the recipe's where a GPU was too small for them.
-    """
+def complete_environment(out: Path, accelerator: Accelerator, seconds: float) -> None:
+    """Add when the run ended, the seconds it took and the most memory it held; called by every process."""
     memory = accelerator.gather(torch.tensor([peak_memory()], dtype=torch.int64, device=accelerator.device))
     if not accelerator.is_main_process:
         return
@@ -265,8 +296,7 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float, *,
     if accelerator.device.type == "cuda":
         peaks["gpu_bytes"] = gpu
     path = out / ENVIRONMENT
-    batch = {"cells": batch_size, "batches_a_step": accelerator.gradient_accumulation_steps}
-    ended = {"finished": _now(), "wall_seconds": seconds, "batch": batch, "peak_memory": peaks}
+    ended = {"finished": _now(), "wall_seconds": seconds, "peak_memory": peaks}
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | ended, exact=True)
 
 
@@ -346,94 +376,51 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_PROJECT = "leukoscope"
 # With one of these set, trackio sends metrics to a server or to the Hub.
 _SENDS_AWAY = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID")
 
 
-def check_tracking(config: TrainingConfig) -> None:
-    """Refuse, before anything is loaded, a tracker that could not start, or that would show more than was asked for.
+def check_tracking(tracker: str | None) -> None:
+    """Refuse, before anything is loaded, a tracker that could not start or would send metrics away.
 
     Raises:
-        LeukoscopeError: the tracker is not installed, or set by the environment to send metrics away; no token for the
-            Space, one that everybody sees already, or no network to look it up.
+        LeukoscopeError: the tracker is not installed, or the environment makes it send metrics away.
     """
-    tracker = config.tracker
-    if tracker is None:
-        return
     # Accelerate itself would only warn, and track nothing.
-    if tracker not in map(str, get_available_trackers()):
+    if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise LeukoscopeError(
-            f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or train without "
-            "--with_tracking"
+            f"--report_to {tracker}: {tracker} is not installed; `pip install {tracker}`, or leave the flag out"
         )
     for name in _SENDS_AWAY if tracker == "trackio" else ():
         if os.environ.get(name):
             raise LeukoscopeError(
-                f"{name}={os.environ[name]}: trackio would send the run's metrics there; unset it, tracking here stays "
-                "on this machine unless you name a Space with --trackio_space_id"
+                f"{name}={os.environ[name]}: trackio would send the run's metrics there; unset it, tracking stays on "
+                "this machine"
             )
-    if config.run.trackio_space_id:
-        _check_space(config.run.trackio_space_id, public=config.run.trackio_public)
-
-
-def _check_space(space: str, *, public: bool) -> None:
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-
-    flag = f"--trackio_space_id {space}"
-    if get_token() is None:
-        raise LeukoscopeError(f"{flag}: no Hub token found; run `hf auth login` or set HF_TOKEN")
-    try:
-        if "/" not in space:
-            raise HFValidationError
-        is_private = HfApi().space_info(space, timeout=10).private
-    except HFValidationError:
-        raise LeukoscopeError(f"{flag}: give the Space as owner/name") from None
-    except RepositoryNotFoundError:
-        return  # trackio will make it
-    except (HTTPError, OSError):
-        raise LeukoscopeError(f"{flag}: the Hub cannot be reached; check the network, or track without it") from None
-    if not is_private and not public:
-        raise LeukoscopeError(
-            f"{flag}: everybody can see this Space; add --trackio_public to show the metrics there, or name another one"
-        )
 
 
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
-    """Start the run's tracker; does nothing without --with_tracking.
+    """Start the run's tracker; does nothing without --report_to.
 
-    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them, or in the
-    Space of --trackio_space_id.
+    TensorBoard's files lie in the run folder's `tensorboard`, trackio's where `trackio show` looks for them.
 
     Args:
-        accelerator: made with `log_with=config.tracker` and `project_dir=config.output_dir`.
-
-    Raises:
-        LeukoscopeError: the Hub refused to make the Space.
+        accelerator: made with `log_with=config.run.report_to` and `project_dir=config.output_dir`.
     """
-    from huggingface_hub.errors import HTTPError
-
-    if config.tracker is None:
+    if config.run.report_to is None:
         return
     # A resumed run logs its earlier epochs again: its curve is a new one, and complete.
-    trackio = {"name": "/".join(config.output_dir.resolve().parts[-2:]), "resume": "never", "embed": False}
-    space = config.run.trackio_space_id
-    trackio |= {"space_id": space, "private": not config.run.trackio_public} if space else {}
-    try:
-        with nullcontext() if space else _hub_offline():
-            accelerator.init_trackers(
-                # To TensorBoard this is the folder below the run's.
-                "tensorboard" if config.tracker == "tensorboard" else _PROJECT,
-                config=_flat({**config.public(), "resolved_recipe": asdict(recipe)}),
-                init_kwargs={"trackio": trackio, "wandb": {"name": trackio["name"], "dir": str(config.output_dir)}},
-            )
-    except (HTTPError, OSError, ValueError) as error:
-        if not space:
-            raise
-        raise LeukoscopeError(
-            f"--trackio_space_id {space}: cannot be used ({str(error).splitlines()[0]}); check it, or track without it"
-        ) from None
+    name = "/".join(config.output_dir.resolve().parts[-2:])
+    with _hub_offline():
+        accelerator.init_trackers(
+            # To TensorBoard this is the folder below the run's.
+            "tensorboard" if config.run.report_to == "tensorboard" else "leukoscope",
+            config=_flat({**config.public(), "resolved_recipe": asdict(recipe)}),
+            init_kwargs={
+                "trackio": {"name": name, "resume": "never", "embed": False},
+                "wandb": {"name": name, "dir": str(config.output_dir)},
+            },
+        )
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:

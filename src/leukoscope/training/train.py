@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -27,8 +27,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
-from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.splits import BY_IMAGE, TRAIN_VAL_SPLIT, Split, load_split, make_split
+from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors
 from leukoscope.inference.runtime import usable_cores
 from leukoscope.models.build import build_network, load_start_weights, model_args
@@ -39,16 +38,16 @@ from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.data import evenly_spread, require_whole_step
+from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.finetune import NetworkStart, start_from_release
-from leukoscope.training.losses import BAD_BATCH, LossMonitor
-from leukoscope.training.plots import draw_run
+from leukoscope.training.losses import BAD_BATCH
 from leukoscope.training.run_folder import (
     ARGS,
     append_row,
     check_tracking,
     complete_environment,
     describe_run,
+    draw_run,
     evaluate_predictions,
     finish_tracking,
     locked,
@@ -87,45 +86,132 @@ def train(
         LeukoscopeError: anything the user can fix, before the first step where possible.
         Interrupted: Ctrl-C or SIGTERM came, and a checkpoint was written.
     """
-    recipe = config.resolve()
-    check_tracking(config)
+    recipe, out, resume = config.resolve(), config.output_dir, config.run.resume_from_checkpoint
+    check_tracking(config.run.report_to)
     accelerator = make_accelerator(config, recipe)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    out = config.output_dir
-    check_resume(out, config.run.resume_from_checkpoint, run_settings(config, recipe))
-    if accelerator.is_main_process:
-        with disk_errors(f"--output_dir {out}: cannot be written", "give another folder"):
-            out.mkdir(parents=True, exist_ok=True)
-            (out / ".writable").touch()
-            (out / ".writable").unlink()
-    # The processes of one launched run share the folder: the main one locks it for all of them.
-    with locked(out) if accelerator.is_main_process else nullcontext():
-        return _train(config, recipe, accelerator, build, trainer_class)
-
-
-def _train(
-    config: TrainingConfig,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    build: Callable[[Recipe, int], nn.Module],
-    trainer_class: type[Trainer],
-) -> Path:
-    """The training itself, in a folder that no other training writes to."""
-    out, resume = config.output_dir, config.run.resume_from_checkpoint
+    check_resume(out, resume, run_settings(config, recipe))
     written = partial(disk_errors, f"--output_dir {out}: cannot be written", "give another folder")
-    set_seed(config.run.seed)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            with written():
+                out.mkdir(parents=True, exist_ok=True)
+            # The processes of one launched run share the folder: the main one locks it for all of them.
+            held.enter_context(locked(out))
 
-    with accelerator.main_process_first():
-        data = config.data.load(recipe.image_size)
-    # Start weights that cannot be had are told before all cells are decoded, which may take minutes.
-    network = build(recipe, len(data.info.labels))
-    weights = "" if config.model.init_from else load_start_weights(network, recipe, config.start_weights)
-    preprocessing = preprocessing_for(recipe, data)
-    with accelerator.main_process_first():
-        cells = frame_cells(data, preprocessing, keep=config.data.cache_images)
+        # Cells, split and network
+        set_seed(config.run.seed)
+        with accelerator.main_process_first():
+            data = config.data.load(recipe.image_size)
+        # Before the cells are decoded, which may take minutes: start weights may be missing.
+        network = build(recipe, len(data.info.labels))
+        fine_tuned = config.model.model_name_or_path
+        start = NetworkStart("" if fine_tuned else load_start_weights(network, recipe, config.start_weights))
+        preprocessing = preprocessing_for(recipe, data)
+        with accelerator.main_process_first():
+            cells = frame_cells(data, preprocessing, keep=not config.data.no_cache_images)
+        split = choose_split(config, cells.data)
+        if fine_tuned:
+            start = start_from_release(network, recipe, fine_tuned, cells, split)
+        notes = (*start.notes, *missing_classes(cells, split))
+        drawn, split = split, replace(split, notes=(*split.notes, *notes))
+        _report(config, recipe, cells, split, start)
+        if recipe.train_batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+            raise LeukoscopeError(
+                "--per_device_train_batch_size 1: this recipe's head normalises over a batch; give 2 or more"
+            )
+        if accelerator.is_main_process:
+            require_disk_space(out, network, recipe)
+
+        # Checkpoints and the trainer
+        settings = {  # besides flags and recipe, under the names that a person would look for
+            "processes (accelerate launch --num_processes)": accelerator.num_processes,
+            "--mixed_precision": accelerator.mixed_precision,
+            "the data's fingerprint": cells.data.fingerprint,
+            "the split's fingerprint": split.fingerprint,
+        }
+        checkpoints = Checkpoints(out, run_settings(config, recipe, **settings), steps=config.run.checkpointing_steps)
+        if resume:
+            checkpoints.resume(resume)
+        trainer = trainer_class(
+            accelerator,
+            network,
+            cells,
+            split,
+            recipe,
+            seed=config.run.seed,
+            compiled=config.run.torch_compile,
+            checkpoints=checkpoints,
+        )
+
+        # Nothing is removed before every process has found everything in order.
+        accelerator.wait_for_everyone()
+        start_tracking(accelerator, config, recipe)
+        with written():
+            write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
+            if accelerator.is_main_process:
+                _remove_earlier_run(out, keep_checkpoints=resume is not None)
+                drawn.save(out / "split.json")
+                write_args(out / ARGS, config, recipe)
+
+        # Epochs
+        for epoch_row in trainer.fit():
+            if accelerator.is_main_process:
+                with written():
+                    append_row(out / "summary.csv", epoch_row)
+            track_epoch(accelerator, epoch_row)
+
+        # Test side and release
+        round_as_stored(network)
+        predictions = trainer.predict(split.test) if split.test else None
+        rows, kept_epoch = trainer.state.rows, trainer.select_epoch().epoch
+        if accelerator.is_main_process:
+            with written():
+                metrics = describe_run(config, recipe, cells, split, start.name, accelerator.device)
+                metrics["training"] |= {
+                    **start.provenance,
+                    "processes": accelerator.num_processes,
+                    "seconds": trainer.seconds,
+                    "epochs_run": len(rows),
+                    "kept_epoch": kept_epoch,
+                }
+                if predictions is not None:
+                    block = evaluate_predictions(out, predictions, cells, split)
+                    metrics["evaluations"].append(block)
+                    accelerator.print(result_lines(block), flush=True)
+                    track_result(accelerator, block, epochs_run=len(rows), kept_epoch=kept_epoch)
+                released = network
+                if isinstance(network, PooledNormDenseNet):
+                    measured = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
+                    pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[measured].transpose(0, 3, 1, 2)))
+                    released = rewrite_for_timm(network, preprocessing.normalise(pixels))
+                if is_timm_model(released):
+                    save_release(
+                        out / "release",
+                        released,
+                        architecture=recipe.architecture,
+                        model_args=model_args(recipe),
+                        labels=cells.data.info.labels,
+                        preprocessing=preprocessing,
+                        metrics=metrics,
+                        description=f"{recipe.name} on {cells.data.info.title}; research only",
+                    )
+                # Last of the results: a run that has it is finished.
+                write_json(out / METRICS, metrics)
+                draw_run(out, rows, kept_epoch, predictions, cells)
+                checkpoints.remove()
+                accelerator.print(f"run folder: {out}", flush=True)
+        with written():
+            complete_environment(out, accelerator, trainer.seconds)
+        finish_tracking(accelerator)
+        accelerator.wait_for_everyone()
+    return out
+
+
+def _report(config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, start: NetworkStart) -> None:
+    """Print what a run trains on and starts from."""
     note(cells.data.report())
-    split = choose_split(config, cells.data)
     note(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
         f"{len(split.test):,} test; no {split.group} on two sides"
@@ -138,113 +224,13 @@ def _train(
         note("  no class is the positive one: no sensitivity and no operating points (--positive_label names it)")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
-
-    start = NetworkStart(weights)
-    if config.model.init_from:
-        start = start_from_release(network, recipe, config.model.init_from, cells, split)
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
-    if recipe.train_batch_size == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in network.modules()):
-        raise LeukoscopeError(
-            "--per_device_train_batch_size 1: the head of this recipe normalises over the cells of a batch; give 2 "
-            "or more"
-        )
-    batches_per_step = config.run.gradient_accumulation_steps
-    epoch_cells = min(recipe.epoch_cells or len(split.train), len(split.train))
-    require_whole_step(
-        len(split.train), epoch_cells, recipe.train_batch_size, accelerator.num_processes, batches_per_step
-    )
-    if accelerator.is_main_process:
-        require_disk_space(out, network, recipe, config.run.save_total_limit)
-    notes = (*start.notes, *missing_classes(cells, split))
-    drawn, split = split, replace(split, notes=(*split.notes, *notes))
-    for line in (*start.remarks, *notes):
+    for line in start.remarks:
         note(f"  {line}")
-    # Named as a person would look for it: beside the flags, what determines the result.
-    settings = {
-        "processes (accelerate launch --num_processes)": accelerator.num_processes,
-        "--mixed_precision": accelerator.mixed_precision,
-        "the data's fingerprint": cells.data.fingerprint,
-        "the split's fingerprint": split.fingerprint,
-    }
-    checkpoints = Checkpoints(
-        out,
-        run_settings(config, recipe, **settings),
-        steps=config.run.checkpointing_steps,
-        limit=config.run.save_total_limit,
-    )
-    if resume:
-        checkpoints.resume(resume)
-    monitor = LossMonitor(accelerator, {row: cell for cell, row in cells.row_of.items()}, out)
-    trainer = trainer_class(
-        accelerator, cells, split, recipe, preprocessing, config.run, checkpoints=checkpoints, monitor=monitor
-    )
-
-    # Nothing is removed before every process has found all of it in order.
-    accelerator.wait_for_everyone()
-    start_tracking(accelerator, config, recipe)
-    with written():
-        write_environment(out, accelerator, config, cells.data, resumed=resume is not None)
-        if accelerator.is_main_process:
-            _remove_earlier_run(out, keep_checkpoints=resume is not None)
-            drawn.save(out / "split.json")
-            write_args(out / ARGS, config, recipe)
-    summary = out / "summary.csv"
-    with summary.open("w", newline="", encoding="utf-8") if accelerator.is_main_process else nullcontext() as file:
-        for epoch_row in trainer.fit(network):
-            if file is not None:
-                with written():
-                    append_row(file, epoch_row)
-            track_epoch(accelerator, epoch_row)
-
-    round_as_stored(network)
-    predictions = trainer.predict(split.test) if split.test else None
-    with written():
-        if accelerator.is_main_process:
-            metrics = describe_run(config, recipe, cells, split, start.name, accelerator.device)
-            metrics["training"] |= {
-                **start.provenance,
-                "processes": accelerator.num_processes,
-                "seconds": trainer.seconds,
-                "epochs_run": trainer.epochs_run,
-                "kept_epoch": trainer.kept_epoch,
-            }
-            if predictions is not None:
-                block = evaluate_predictions(out, predictions, cells, split)
-                metrics["evaluations"].append(block)
-                accelerator.print(result_lines(block), flush=True)
-                track_result(accelerator, block, epochs_run=trainer.epochs_run, kept_epoch=trainer.kept_epoch)
-            released = network
-            if isinstance(network, PooledNormDenseNet):
-                rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
-                pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
-                released = rewrite_for_timm(network, preprocessing.normalise(pixels))
-            if is_timm_model(released):
-                save_release(
-                    out / "release",
-                    released,
-                    architecture=recipe.architecture,
-                    model_args=model_args(recipe),
-                    labels=cells.data.info.labels,
-                    preprocessing=preprocessing,
-                    metrics=metrics,
-                    description=f"{recipe.name} on {cells.data.info.title}; research only",
-                )
-            # Last of the results: a run that has it is finished.
-            write_json(out / METRICS, metrics)
-            draw_run(out, network, cells)
-            checkpoints.remove()
-            accelerator.print(f"run folder: {out}", flush=True)
-        complete_environment(out, accelerator, trainer.seconds, batch_size=trainer.batch_size)
-    finish_tracking(accelerator)
-    accelerator.wait_for_everyone()
-    return out
 
 
 def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
-    """Make the accelerator for CPU, GPU or several.
-
-    The precision is the flag's, else that of `accelerate launch` or its configuration, else what suits the device; it
-    is printed with what decided on it.
+    """Make the accelerator for CPU, GPU or several, and print its precision and what chose it.
 
     Raises:
         LeukoscopeError: an unknown precision, or one that this device does not have; or processes that a launcher
@@ -269,7 +255,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
-        log_with=config.tracker,
+        log_with=config.run.report_to,
         project_dir=config.output_dir,
         # Given here, it is not taken from the environment, which a checkpoint does not record.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
@@ -292,11 +278,6 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, usable_cores() // local_processes))
     return accelerator
-
-
-def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
-    """This recipe's preprocessing of this data set."""
-    return Preprocessing(recipe.image_size, data.info.crop_pct, recipe.interpolation, recipe.mean, recipe.std)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
@@ -322,7 +303,6 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             validation=not args.no_validation,
             train_folds=args.train_folds,
             test_folds=args.test_folds,
-            train_val_split=TRAIN_VAL_SPLIT if args.train_val_split is None else args.train_val_split,
         )
     drawn = f"split {split.strategy} ({split.detail})"
     if args.no_validation and split.validation:
@@ -330,13 +310,8 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
             "--split subject-cv, block-cv or random-cv"
         )
-    used = {
-        "fold": split.strategy.endswith("-cv"),
-        "num_folds": split.strategy.endswith("-cv"),
-        "train_folds": split.strategy == "official",
-        "test_folds": split.strategy == "official",
-        "train_val_split": split.strategy == "given" and (args.train_val_split == 0 or "set apart" in split.detail),
-    }
+    crossed, official = split.strategy.endswith("-cv"), split.strategy == "official"
+    used = {"fold": crossed, "num_folds": crossed, "train_folds": official, "test_folds": official}
     for flag, has_effect in used.items():
         value = getattr(args, flag)
         if value != getattr(defaults, flag) and (args.split_file or not has_effect):
@@ -369,11 +344,10 @@ def _remove_earlier_run(out: Path, *, keep_checkpoints: bool) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library of this process keep the memory it frees.
+    """Let glibc keep the memory that this process frees; does nothing without glibc.
 
-    glibc returns every large block to the system at once. A training step on a CPU asks for the same blocks again, and
-    the page faults that this costs take between a tenth and nearly half of its time. Does nothing where there is no
-    glibc.
+    It returns every large block to the system at once. A training step on a CPU asks for the same blocks again, and the
+    page faults that this costs take between a tenth and nearly half of its time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
-from leukoscope.evaluation.evaluate import same_person, trainings_of
+from leukoscope.evaluation.overlap import same_person, trainings_of
 from leukoscope.inference.prediction import REFUSED, Checks, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule

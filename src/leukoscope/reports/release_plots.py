@@ -1,126 +1,28 @@
-"""The plots of a finished run, in `figures/` of the run folder, made from its files.
-
-Curves, confusion matrix, each class by itself, the network's stages and a grid of cells with their predictions. A run
-folder may show its owner's test cells; where nothing was tested, and in releases, phantoms take their place. Model
-cards use parts of this module.
-"""
+"""Plots of a release that its card alone shows: phantoms with its predictions, and the stages of its network."""
 
 from __future__ import annotations
 
-import csv
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.registry import DATASETS, trained_on
-from leukoscope.evaluation.metrics import CellPredictions, class_report, even_sample
-from leukoscope.evaluation.plots import (
-    SampleCell,
-    confusion_plot,
-    curves_plot,
-    network_plot,
-    one_vs_rest_plot,
-    samples_plot,
-    save_plot,
-)
-from leukoscope.files import disk_errors, write_atomic
+from leukoscope.evaluation.plots import SAMPLES, SampleCell, network_plot, samples_plot
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.layers import frozen_modules
-from leukoscope.models.release_files import FIGURES, ReleaseInfo, read_metrics, write_json
+from leukoscope.models.release_files import ReleaseInfo
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SAMPLES = 18
 # A module with more than this share of the parameters is shown by its parts instead of one row.
 _TOO_LARGE = 0.75
-
-
-def draw_run(out: Path, network: nn.Module, cells: FramedCells) -> list[Path]:
-    """Plot a finished run into its `figures/` folder, which is emptied first.
-
-    Args:
-        out: the run folder with summary.csv, metrics.json, release/ and, where cells were tested, predictions.parquet.
-        network: the trained network.
-        cells: the run's.
-
-    Returns:
-        The pictures, and class_report.txt and .json, where something was tested.
-
-    Raises:
-        LeukoscopeError: the folder cannot be written.
-    """
-    folder = out / FIGURES
-    shutil.rmtree(folder, ignore_errors=True)
-    with disk_errors(f"{folder}: the plots cannot be written there", "check who may write there"):
-        folder.mkdir(exist_ok=True)
-        saved = [save_plot(figure, folder / f"{name}.png") for name, figure in _plots(out, network, cells)]
-        tested = read_metrics(out)["evaluations"]
-        return saved + (write_class_report(folder, tested[0]["metrics"]) if tested else [])
-
-
-def _plots(out: Path, network: nn.Module, cells: FramedCells) -> Iterator[tuple[str, Figure]]:
-    metrics = read_metrics(out)
-    with (out / "summary.csv").open(newline="", encoding="utf-8") as file:
-        epochs = [{k: float(v) for k, v in row.items() if v not in (None, "", "nan")} for row in csv.DictReader(file)]
-    yield "curves", curves_plot(epochs, metrics["training"]["kept_epoch"])
-    yield "network", structure_figure(network, metrics["recipe"]["image_size"], metrics["recipe"]["frozen"])
-    if not metrics["evaluations"]:
-        yield "samples", phantom_samples(Predictor.from_pretrained(out / "release", backend="torch", device="cpu"))
-        return
-    tested = metrics["evaluations"][0]["metrics"]
-    yield "confusion", confusion_plot(tested["confusion_matrix"], metrics["labels"])
-    if len(metrics["labels"]) > 2:
-        yield "one_vs_rest", one_vs_rest_plot(class_report(tested)["classes"])
-    yield "samples", tested_samples(CellPredictions.load(out / "predictions.parquet"), cells)
-
-
-def write_class_report(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
-    """Write class_report.json, and class_report.txt for a person."""
-    report = class_report(metrics)
-    write_json(folder / "class_report.json", report)
-    return [write_atomic(folder / "class_report.txt", _as_text(report)), folder / "class_report.json"]
-
-
-def _as_text(report: Mapping[str, Any]) -> str:
-    columns = ("precision", "recall", "specificity", "f1", "one_vs_rest_accuracy")
-    rows = {**report["classes"], "mean over classes": report["mean"] | {"support": report["cells"]}}
-    first = max(map(len, rows))
-
-    def line(name: str, row: Mapping[str, Any]) -> str:
-        shares = ("–" if row[key] is None else f"{row[key]:.3f}" for key in columns)
-        cells = (f"{share:>{max(len(key), 9)}}" for key, share in zip(columns, shares, strict=True))
-        return "  ".join([f"{name:{first}}", *cells, f"{row['support']:>7,}"])
-
-    head = "  ".join([" " * first, *(f"{key.replace('_', ' '):>9}" for key in columns), f"{'cells':>7}"])
-    overall = f"accuracy {report['accuracy']:.3f}, balanced accuracy {report['balanced_accuracy']:.3f}"
-    return "\n".join([head, *(line(name, row) for name, row in rows.items()), "", overall, RESEARCH_NOTICE, ""])
-
-
-def tested_samples(predictions: CellPredictions, cells: FramedCells) -> Figure:
-    """Test cells with their predictions, sampled evenly over classes and subjects by a fixed seed."""
-    chosen = even_sample(predictions.references, predictions.subjects, SAMPLES, seed=0)
-    names, rows = predictions.label_names, cells.rows(predictions.cell_ids)
-    shown = [
-        SampleCell(
-            cells.pixels[rows[i]],
-            names[predictions.predicted[i]],
-            float(predictions.probabilities[i].max()),
-            names[predictions.references[i]],
-        )
-        for i in chosen
-    ]
-    return samples_plot(shown, "test cells, sampled evenly over classes and subjects; none was chosen by hand")
 
 
 def phantom_samples(predictor: Predictor) -> Figure:
