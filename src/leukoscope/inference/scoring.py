@@ -15,10 +15,10 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import groupby, islice, tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -352,35 +352,56 @@ def predict_subjects(
             picture, or as `CellSource.subject_of`.
     """
     rule = SubjectRule.of_release(predictor.release)
-    found: dict[str, tuple[list[list[float]], list[str]]] = {}
-    first: dict[str, tuple[str, str]] = {}
-    copies: list[str] = []
+    probabilities: list[list[float]] = []
+    outcomes: list[str] = []
     unreadable = [UnreadableImage(f"{file}: {reason}") for file, reason in source.unreadable]
-    cells, pictures = tee(source.read([range(source.count)]))
-    predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
-    for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
-        if isinstance(prediction, UnreadableImage):
-            unreadable.append(prediction)
-            continue
-        name = source.subject_of(cell, predictor.labels)
-        owner, file = first.setdefault(prediction.pixel_hash or cell.file, (name, cell.file))
-        if owner != name:
-            raise LeukoscopeError(
-                f"{cell.file}: is the same picture as {file}, pixel for pixel, which is of another subject "
-                f"({name!r} and {owner!r}); give it to one of them"
-            )
-        if file != cell.file:
-            copies.append(f"{cell.file} of {file}")
-            continue
-        probabilities, outcomes = found.setdefault(name, ([], []))
-        probabilities.append(list(prediction.probabilities.values()))
-        outcomes.append(prediction.outcome)
-    if not found:
+
+    def predicted() -> Iterator[tuple[str, str, str]]:
+        cells, pictures = tee(source.read([range(source.count)]))
+        predictions = predictor.iter_predictions((cell.picture for cell in pictures), batch_size=batch_size)
+        for cell, prediction in track(zip(cells, predictions, strict=True), "predicting cells", source.count):
+            if isinstance(prediction, UnreadableImage):
+                unreadable.append(prediction)
+            else:
+                probabilities.append(list(prediction.probabilities.values()))
+                outcomes.append(prediction.outcome)
+                yield cell.file, source.subject_of(cell, predictor.labels), prediction.pixel_hash
+
+    rows = _rows_by_subject(predicted())
+    if not rows:
         raise LeukoscopeError(f"none of the {len(unreadable)} files could be read, the first: {unreadable[0]}")
+    found = [
+        rule.predict(np.array([probabilities[row] for row in own]), [outcomes[row] for row in own], subject=subject)
+        for subject, own in rows.items()
+    ]
+    return found, unreadable
+
+
+def _rows_by_subject(cells: Iterable[tuple[str, str, str]], otherwise: str = "") -> dict[str, list[int]]:
+    """(name, subject, pixel hash) of each cell → sorted subject → numbers of its cells; copies count once.
+
+    Raises:
+        LeukoscopeError: two subjects have the same picture; `otherwise` is another way out.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    rows: dict[str, list[int]] = {}
+    copies: list[str] = []
+    for row, (name, subject, pixels) in enumerate(cells):
+        if pixels not in first:
+            first[pixels] = name, subject
+            rows.setdefault(subject, []).append(row)
+            continue
+        other, owner = first[pixels]
+        if owner != subject:
+            raise LeukoscopeError(
+                f"{name}: is the same picture as {other}, pixel for pixel, which is of another subject "
+                f"({subject!r} and {owner!r}); give it to one of them{otherwise}"
+            )
+        copies.append(f"{name} of {other}")
     if copies:
-        said = f"{len(copies)} picture(s) are copies of others, pixel for pixel, and count once"
+        said = f"{len(copies):,} picture(s) are copies of others, pixel for pixel, and count once"
         note(f"{said}, for example {copies[0]}", err=True)
-    return [rule.predict(np.array(found[name][0]), found[name][1], subject=name) for name in sorted(found)], unreadable
+    return dict(sorted(rows.items()))
 
 
 def subjects_table(predictions: Sequence[SubjectPrediction]) -> pa.Table:
@@ -407,25 +428,13 @@ def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | N
     columns = [f"p_{label}" for label in labels]
     # As dictionaries, since both hold few different texts.
     texts = ["subject", "outcome"]
-    cells = pq.read_table(joined, columns=[*texts, "pixel_hash", *columns], read_dictionary=texts)
+    cells = pq.read_table(joined, columns=["cell_id", *texts, "pixel_hash", *columns], read_dictionary=texts)
     cells = cells.filter(pc.is_valid(cells["subject"]))
-    subjects, hashes, outcomes = (cells[name].to_pylist() for name in ("subject", "pixel_hash", "outcome"))
-    first: dict[str, int] = {}
-    for row, (subject, pixels) in enumerate(zip(subjects, hashes, strict=True)):
-        kept = first.setdefault(pixels, row)
-        if subjects[kept] != subject:
-            named = pq.read_table(joined, columns=["cell_id", "subject"])
-            ids = named.filter(pc.is_valid(named["subject"]))["cell_id"]
-            raise LeukoscopeError(
-                f"{ids[row]}: is the same picture as {ids[kept]}, pixel for pixel, which is of another subject "
-                f"({subject!r} and {subjects[kept]!r}); give it to one of them, or leave out --by_subject"
-            )
-    if copies := len(subjects) - len(first):
-        note(f"{copies:,} picture(s) are copies of others of their subject, pixel for pixel, and count once", err=True)
+    outcomes = cells["outcome"].to_pylist()
     probabilities = np.stack([cells[name].to_numpy() for name in columns], axis=1)
+    keys = zip(*(cells[name].to_pylist() for name in ("cell_id", "subject", "pixel_hash")), strict=True)
     rows = []
-    for subject, numbers in groupby(sorted(first.values(), key=lambda row: (subjects[row], row)), subjects.__getitem__):
-        own = list(numbers)
+    for subject, own in _rows_by_subject(keys, ", or leave out --by_subject").items():
         decided = [outcomes[row] for row in own]
         counts = Counter(decided)
         predicted = {} if rule is None else rule.predict(probabilities[own], decided).to_dict()
