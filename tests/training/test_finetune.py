@@ -356,9 +356,12 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
     read_at_a_block = build_network(get_recipe("densenet169_block2"), 2).eval()
-    plain, built_with = rewrite_for_timm(read_at_a_block, torch.randn(2, 3, 64, 64)), {"block_config": [6, 12]}
+    plain = build_network(replace(get_recipe("densenet169_block2"), pooled_norm=False), 2)
+    plain = rewrite_for_timm(read_at_a_block, plain, torch.randn(2, 3, 64, 64))
     metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
-    release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
+    release = _release(
+        tmp_path / "r", plain, architecture="densenet169", model_args={"block_config": [6, 12]}, metrics=metrics
+    )
     followed = follow_release(str(release), None, None)
     assert (followed["recipe"], followed["image_size"]) == ("densenet169_block2_finetuned", 32)
     recipe = get_recipe(followed["recipe"])

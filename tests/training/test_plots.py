@@ -55,7 +55,9 @@ def small_network(classes: int = 4) -> nn.Module:
             fc=nn.Linear(4, classes),
         )
     )
-    return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+    network = nn.Sequential(OrderedDict(backbone=backbone, head=head))
+    network.get_classifier = lambda: head
+    return network
 
 
 @pytest.fixture

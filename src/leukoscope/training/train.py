@@ -35,7 +35,7 @@ from leukoscope.models.build import build_network, load_start_weights, model_arg
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
-from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
+from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -214,10 +214,11 @@ def _train(
                 accelerator.print(result_lines(block), flush=True)
                 track_result(accelerator, block, epochs_run=trainer.epochs_run, kept_epoch=trainer.kept_epoch)
             released = network
-            if isinstance(network, PooledNormDenseNet):
+            if recipe.pooled_norm:
                 rows = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
                 pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
-                released = rewrite_for_timm(network, preprocessing.normalise(pixels))
+                plain = build_network(replace(recipe, pooled_norm=False), len(cells.data.info.labels))
+                released = rewrite_for_timm(network, plain, preprocessing.normalise(pixels))
             if is_timm_model(released):
                 save_release(
                     out / "release",
