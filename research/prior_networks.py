@@ -148,6 +148,10 @@ class AlexNet(nn.Module):
         """(B, 3, S, S) standardised pixels → (B, 256, h, w)."""
         return self.features(pixels)
 
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.classifier[-1]
+
     def forward_head(self, features: torch.Tensor) -> torch.Tensor:
         """(B, 256, h, w) → (B, K) logits."""
         return self.classifier(self.avgpool(features).flatten(1))
@@ -179,6 +183,10 @@ class BaselineCNN(nn.Module):
     def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) standardised pixels → (B, 16, h, w)."""
         return self.features(pixels)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.classifier
 
     def forward_head(self, features: torch.Tensor) -> torch.Tensor:
         """(B, 16, h, w) → (B, K) logits."""

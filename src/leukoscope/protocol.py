@@ -209,10 +209,8 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     """
     check_release_folder(directory)
     # Metrics belong together only when all runs saw the same data and started from the same weights.
-    for what, block, key in (
-        ("data fingerprint", "data", "fingerprint"),
-        ("start weights", "training", "start_weights"),
-    ):
+    same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights"))
+    for what, block, key in same:
         found = {run.name: read_metrics(run.folder)[block][key] for run in runs}
         if len(set(found.values())) > 1:
             raise LeukoscopeError(f"{runs[0].folder.parent}: runs differ in their {what} ({found}); redo them")

@@ -90,7 +90,7 @@ def test_a_path_and_a_tuple_become_what_args_yaml_can_hold() -> None:
     assert _of_kind(str | None, "output_dir", Path("runs/x")) == "runs/x"
     assert _of_kind(list[str], "override", ("drop_rate=0.1",)) == ["drop_rate=0.1"]
     assert _of_kind(float | None, "learning_rate", 1) == 1 and _of_kind(float | None, "learning_rate", None) is None
-    with pytest.raises(lk.LeukoscopeError, match="^--image_size 8: densenet121 needs 32 or more"):
+    with pytest.raises(lk.LeukoscopeError, match="^--image_size 8: input should be greater than or equal to 32"):
         lk.train(recipe=None, image_size=8)
 
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.build import build_network
-from leukoscope.models.layers import classifier_parameters, head_parameters
+from leukoscope.models.layers import classifier_parameters, frozen_modules, head_parameters
 from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, timm_recipe, with_values
 
 
@@ -60,7 +60,7 @@ def test_it_answers_from_its_least_size_up_and_drops_in_training_only(built: tup
 
 def test_the_modules_it_freezes_exist_and_are_an_early_part_of_it(built: tuple[Recipe, nn.Module]) -> None:
     recipe, network = built
-    frozen = {id(p) for name in recipe.frozen for p in network.get_submodule(name).parameters()}
+    frozen = {id(p) for module in frozen_modules(network, recipe.frozen).values() for p in module.parameters()}
     parameters = list(network.parameters())
     assert [id(p) in frozen for p in parameters] == [True] * len(frozen) + [False] * (len(parameters) - len(frozen))
     assert not frozen & {id(p) for p in head_parameters(network)}

@@ -46,7 +46,7 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("lr=1", "lr is unknown; choose one of architecture, base_model, image_size"),
         ("name=mine", "name is unknown"),
         ("augmentation.scal=1", "scal is unknown; choose one of scale, brightness"),
-        ("augmentation=1", "augmentation has parts; assign one, augmentation.KEY=VALUE, of scale, brightness"),
+        ("augmentation=1", "input should be a dictionary or an instance of Augmentation"),
         ("learning_rate.x=1", "x is unknown; 0.0002 has no parts"),
         ("learning_rate=fast", "input should be a valid number"),
         ("learning_rate=true", "input should be a valid number"),

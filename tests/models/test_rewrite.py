@@ -5,28 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import get_recipe, with_overrides
-from leukoscope.models.release import is_timm_model, load_release, save_release
-from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
+from leukoscope.models.release import load_release, save_release
+from leukoscope.models.rewrite import pooled_norm_densenet, rewrite_for_timm
 from leukoscope.synthetic import draw_cell
 
 BLOCKS = {"block_config": [6, 12]}
 
 
-def network_of(classes: int = 3) -> PooledNormDenseNet:
+def network_of(classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    network = PooledNormDenseNet("densenet121", classes, **BLOCKS).eval().requires_grad_(False)
-    norm = network.head.norm
+    network = pooled_norm_densenet("densenet121", classes, **BLOCKS).eval().requires_grad_(False)
+    norm = network.classifier.norm
     norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
-    network.head.classifier.weight.normal_(std=0.1)
-    network.head.classifier.bias.normal_()
+    network.classifier.last.weight.normal_(std=0.1)
+    network.classifier.last.bias.normal_()
     return network
+
+
+def rewritten(network: nn.Module, pixels: torch.Tensor) -> nn.Module:
+    plain = timm.create_model("densenet121", num_classes=network.num_classes, **BLOCKS)
+    return rewrite_for_timm(network, plain, pixels)
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +45,37 @@ def pixels() -> torch.Tensor:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_plain_network_has_the_same_probabilities(pixels: torch.Tensor, classes: int) -> None:
     network = network_of(classes)
-    plain = rewrite_for_timm(network, pixels)
+    plain = rewritten(network, pixels)
     other = torch.randn(3, 3, 96, 96)
-    assert is_timm_model(plain) and not is_timm_model(network)
     for given in (pixels, other):
         assert torch.allclose(plain(given).softmax(1), network(given).softmax(1), atol=1e-6)
 
 
 def test_nothing_is_clipped_and_the_average_place_activates_no_class(pixels: torch.Tensor) -> None:
-    plain = rewrite_for_timm(network_of(), pixels)
+    plain = rewritten(network_of(), pixels)
     features = plain.forward_features(pixels)
     assert float(features.min()) > 0
     maps = torch.einsum("kc,bchw->bkhw", plain.classifier.weight, features)
     assert maps.mean(dim=(0, 2, 3)).abs().max() < 1e-3 * maps.abs().max()
 
 
-def test_it_has_timms_methods(pixels: torch.Tensor) -> None:
+def test_a_network_that_is_not_the_same_is_reported(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leukoscope.models.rewrite._TOLERANCE", -1.0)
+    with pytest.raises(LeukoscopeError, match="has logits that differ by .*; report this$"):
+        rewritten(network_of(), pixels)
+
+
+def test_it_is_normalised_after_pooling(pixels: torch.Tensor) -> None:
     network = network_of()
     features = network.forward_features(pixels)
-    pooled = network.forward_head(features, pre_logits=True)
-    assert pooled.shape == (4, network.num_features) and torch.allclose(pooled, features.mean(dim=(2, 3)))
-    assert torch.equal(network.get_classifier()(pooled), network.forward_head(features))
-    assert torch.equal(network(pixels), network.forward_head(features))
     assert features.min() < 0, "no ReLU before pooling"
+    pooled = network.forward_head(features, pre_logits=True)
+    assert torch.allclose(pooled, features.mean(dim=(2, 3)), atol=1e-6)
+    assert torch.equal(network.get_classifier()(pooled), network(pixels))
 
 
 def test_its_head_drops_features_in_training_only(pixels: torch.Tensor) -> None:
-    network = PooledNormDenseNet("densenet121", 2, drop_rate=0.5, **BLOCKS)
+    network = pooled_norm_densenet("densenet121", 2, drop_rate=0.5, **BLOCKS)
     features = network.eval().forward_features(pixels)
     assert torch.equal(network.forward_head(features), network.forward_head(features))
     torch.manual_seed(0)
@@ -87,7 +98,7 @@ def test_its_release_opens_in_the_plain_pipeline_with_the_same_probabilities(
     network, preprocessing = network_of(2), Preprocessing(64, 1.0)
     release = save_release(
         tmp_path / "release",
-        rewrite_for_timm(network, pixels),
+        rewritten(network, pixels),
         architecture="densenet121",
         model_args=BLOCKS,
         labels=("ALL", "HEM"),

@@ -282,7 +282,7 @@ class Runs:
         if resume:
             # The start weights are of no consequence: all comes from the checkpoint.
             with torch.no_grad():
-                network.head.classifier.weight.zero_()
+                network.classifier.last.weight.zero_()
             torch.rand(3)
         return Trainer(accelerator, network, self.cells, split, self.recipe, seed=self.flags.seed, checkpoints=kept)
 
@@ -328,7 +328,7 @@ def _same(one: tuple[Trainer, list[dict[str, Any]]], other: tuple[Trainer, list[
         ({}, "1"),
         ({}, "epoch"),
         ({"schedule": "constant", "selected_by": "val_loss"}, "2"),
-        ({"frozen": ("backbone.features.conv0",)}, "1"),
+        ({"frozen": ("features.conv0",)}, "1"),
         ({"sampling": "subjects", "ema_decay": 0.9}, "1"),
     ],
     ids=["every step", "every epoch", "constant rate", "frozen layer", "for unseen subjects"],
@@ -426,7 +426,7 @@ def test_what_is_no_number_never_reaches_a_checkpoint(
         if what == "loss":
             return metrics * torch.nan
         with torch.no_grad():
-            trainer.network.head.classifier.weight[0, 0] = torch.inf
+            trainer.network.classifier.last.weight[0, 0] = torch.inf
         return metrics
 
     monkeypatch.setattr(trainer, "_step", third_fails)

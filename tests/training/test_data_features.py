@@ -73,7 +73,7 @@ def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features:
     set_seed(0)
     network = build_network(recipe, 2)
     with torch.no_grad():
-        for parameter in network.head.classifier.parameters():
+        for parameter in network.classifier.last.parameters():
             parameter.zero_()
     accelerator = make_accelerator(TrainingConfig(run=RunArguments(mixed_precision="no")), recipe)
     trainer = Trainer(accelerator, network, cells, split, recipe, cache_features=cache_features)
@@ -91,7 +91,7 @@ def _fitted(recipe: Recipe, cells: FramedCells, split: Split, *, cache_features:
         ({"augmentation": replace(MIRRORED, rotation=20.0)}, False),
         ({"augmentation": replace(MIRRORED, brightness=0.1)}, False),
         ({"frozen": ()}, False),
-        ({"frozen": ("backbone.features.conv0",)}, False),
+        ({"frozen": ("features.conv0",)}, False),
         ({"drop_rate": 0.1}, False),
     ],
 )
@@ -163,8 +163,8 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_and_records_no_gradients
     round_as_stored(untrained, head=False)
     assert backbone_hash(trainer.network) == backbone_hash(untrained)
     trainer._train_mode()
-    assert trainer.network.head.training
-    assert not any(module.training for module in trainer.network.backbone.modules())
+    assert trainer.network.classifier.training
+    assert not any(module.training for module in trainer.network.features.modules())
     features = trainer.network.forward_features(torch.zeros(2, 3, 32, 32))
     assert features.grad_fn is None
     assert not features.requires_grad
@@ -195,13 +195,13 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(network: nn.
 
     first = file()
     with torch.no_grad():
-        network.head.classifier.weight.add_(1)
+        network.classifier.last.weight.add_(1)
     assert file() == first
     assert file(replace(RECIPE, augmentation=replace(MIRRORED, flips="both"))) != first
     other = frame_cells(cells.data, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
     assert file(these=other) != first
     with torch.no_grad():
-        network.backbone.features.norm0.running_mean.add_(1e-3)
+        network.features.norm0.running_mean.add_(1e-3)
     assert file() != first
 
 
@@ -248,7 +248,7 @@ def test_an_interrupted_computation_leaves_nothing(
         if len(passes) > 2:
             raise KeyboardInterrupt
 
-    handle = network.backbone.global_pool.register_forward_pre_hook(interrupted)
+    handle = network.global_pool.register_forward_pre_hook(interrupted)
     with pytest.raises(KeyboardInterrupt):
         _kept(network, cells)
     handle.remove()

@@ -358,8 +358,10 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
     read_at_a_block = build_network(get_recipe("densenet169_block2"), 2).eval()
-    plain, built_with = rewrite_for_timm(read_at_a_block, torch.randn(2, 3, 64, 64)), {"block_config": [6, 12]}
+    plain = build_network(replace(get_recipe("densenet169_block2"), pooled_norm=False), 2)
+    plain = rewrite_for_timm(read_at_a_block, plain, torch.randn(2, 3, 64, 64))
     metrics = _metrics(recipe={"name": "densenet169_block2"}, training={"start_weights": "ImageNet", "subjects": ["1"]})
+    built_with = {"block_config": [6, 12]}
     release = _release(tmp_path / "r", plain, architecture="densenet169", model_args=built_with, metrics=metrics)
     model = _flags(release).model
     assert (model.recipe, model.image_size) == ("densenet169_block2_finetuned", 32)

@@ -142,10 +142,10 @@ def test_features_computed_once_are_those_of_the_release(trainer_for: MakeTraine
     list(trainer.fit())
     assert isinstance(trainer.inputs, FeatureInputs)
     ids = tuple(cells.data.train["cell_id"])
-    head = {k: v.clone() for k, v in network.head.state_dict().items()}
+    head = {k: v.clone() for k, v in network.classifier.state_dict().items()}
     before = trainer.predict(ids)
     round_as_stored(network)
-    network.head.load_state_dict(head)
+    network.classifier.load_state_dict(head)
     pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[cells.rows(before.cell_ids)].transpose(0, 3, 1, 2)))
     with torch.inference_mode():
         expected = network.eval()(PREPROCESSING.normalise(pixels)).softmax(dim=1).numpy()

@@ -20,12 +20,13 @@ from torch import nn
 
 from leukoscope import LeukoscopeError
 from leukoscope.models.hub_download import first_line
-from leukoscope.models.layers import classifier_names, classifier_parameters
+from leukoscope.models.layers import backbone_state, classifier_names, classifier_parameters, head_names
 from leukoscope.models.recipes import TIMM, Recipe
-from leukoscope.models.release_files import read_safetensors
-from leukoscope.models.rewrite import PooledNormDenseNet
+from leukoscope.models.release_files import WEIGHTS, read_safetensors
+from leukoscope.models.rewrite import pooled_norm_densenet
 
-FROM_SCRATCH = "random initialisation (no pretrained weights)"
+# Names of start weights in metrics.json; the Hub's repository follows the second.
+FROM_SCRATCH, FROM_HUB = "random initialisation (no pretrained weights)", "pretrained weights "
 # Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
 _AUXILIARY = "AuxLogits."
 
@@ -62,7 +63,7 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
 
     # DenseNet takes no drop_path_rate at all.
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    create = create or (PooledNormDenseNet if recipe.pooled_norm else timm.create_model)
+    create = create or (pooled_norm_densenet if recipe.pooled_norm else timm.create_model)
     try:
         network = create(
             recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
@@ -113,49 +114,44 @@ def model_args(recipe: Recipe) -> dict[str, Any]:
 def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) -> str:
     """Load start weights into the backbone.
 
-    Args:
-        start: where from; a recipe of `RECIPES` without pretrained weights starts from random ones unless a file is
-            given.
-
     Returns:
         the true name of these weights.
 
     Raises:
         LeukoscopeError: missing or damaged file, weights of another architecture, undeclared missing tensors, an
-            unreachable Hub, or a model of timm whose weights are not on it.
+            unreachable Hub, or a model of timm without weights on it.
     """
-    if recipe.name.startswith(TIMM) and not (start.from_scratch or start.file or recipe.base_model):
+    published = recipe.base_model or recipe.name.startswith(TIMM)
+    if start.from_scratch or not (start.file or published):
+        return FROM_SCRATCH
+    if not (start.file or recipe.base_model):
         raise LeukoscopeError(
             f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
             "--from_scratch"
         )
-    if start.from_scratch or (start.file is None and not recipe.base_model):
-        return FROM_SCRATCH
+    file, name = start.file or _downloaded(recipe.base_model), f"{FROM_HUB}{recipe.base_model}"
+    if start.file:
+        name = start.name or start.file.stem
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone: nn.Module = getattr(network, "backbone", network)
-    if start.file is not None:
-        left_out = _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
-        return (start.name or start.file.stem) + left_out
+    source = str(start.file or recipe.base_model)
+    return name + _fill(backbone, read_safetensors(file), recipe, source, start)
+
+
+def _downloaded(base_model: str) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
+        return Path(hf_hub_download(base_model, WEIGHTS, etag_timeout=5))
     except (HTTPError, HFValidationError, OSError) as error:
         # Asked for what is not cached, the client does not say why it asked nobody.
         offline = constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError)
         reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
         raise LeukoscopeError(
-            f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give "
+            f"{base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give "
             "--pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
-    left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
-    return hub_weights_name(recipe.base_model) + left_out
-
-
-def hub_weights_name(base_model: str) -> str:
-    """The name of start weights from the Hub in metrics.json."""
-    return f"pretrained weights {base_model}"
 
 
 def _fill(
@@ -171,9 +167,9 @@ def _fill(
         # It expects weights of its architecture; others are left as they are, and named below.
         with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             tensors = converted(dict(tensors), network)
-    head = {f"{name}.{part}" for name in classifier_names(network) for part in ("weight", "bias")}
-    wanted = {k: v for k, v in network.state_dict().items() if k not in head and not k.endswith("num_batches_tracked")}
-    given = {k: v for k, v in tensors.items() if k not in head and not k.startswith(_AUXILIARY)}
+    left_alone = (*(f"{name}." for name in head_names(network)), _AUXILIARY)
+    wanted = {k: v for k, v in backbone_state(network).items() if not k.endswith("num_batches_tracked")}
+    given = {k: v for k, v in tensors.items() if not k.startswith(left_alone)}
     unknown = sorted(k for k in given if k not in wanted and not k.endswith("num_batches_tracked"))
     if recipe.block_config:
         # The last BatchNorm stands behind another block than in the file.

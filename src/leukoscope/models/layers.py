@@ -1,11 +1,9 @@
-"""Which parameters of a network are its last layer, its head and its backbone.
-
-A network is a timm model; or, in training only, a timm model as `backbone` under a `head` of its own.
-"""
+"""Which parameters of a network are its last layer, its head and its backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,27 +20,34 @@ def classifier_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [p for name in classifier_names(network) for p in network.get_submodule(name).parameters()]
 
 
+def head_names(network: Any) -> list[str]:
+    """The names of what follows the pooled features: the last linear layer, and what else is new in front of it."""
+    head = network.get_classifier()
+    modules = head if isinstance(head, tuple) else (head,)
+    return [name for name, module in network.named_modules() if any(module is one for one in modules)]
+
+
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What is new in a network that starts from pretrained weights: a head of its own, else the last linear layer."""
-    head = getattr(network, "head", None) if hasattr(network, "backbone") else None
-    return list(head.parameters()) if isinstance(head, nn.Module) else classifier_parameters(network)
+    """What is new in a network that starts from pretrained weights."""
+    return [parameter for name in head_names(network) for parameter in network.get_submodule(name).parameters()]
 
 
 def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and statistics of all but the head, by name."""
-    if isinstance(backbone := getattr(network, "backbone", None), nn.Module):
-        return backbone.state_dict()
-    last = tuple(f"{name}." for name in classifier_names(network))
-    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(last)}
+    head = tuple(f"{name}." for name in head_names(network))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(head)}
 
 
 def frozen_modules(network: nn.Module, frozen: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that a recipe's `frozen` names; "backbone" of a timm model is all but its last linear layer."""
-    if "backbone" not in frozen or hasattr(network, "backbone"):
+    """The modules that a recipe's `frozen` names; "backbone" is all but the head."""
+    if "backbone" not in frozen:
         return {name: network.get_submodule(name) for name in frozen}
-    last = [f"{name}." for name in classifier_names(network)]
-    modules = network.named_modules()
-    return {name: module for name, module in modules if name and not any(one.startswith(f"{name}.") for one in last)}
+    head = [f"{name}." for name in head_names(network)]
+
+    def holds_head(name: str) -> bool:
+        return any(one.startswith(f"{name}.") or f"{name}.".startswith(one) for one in head)
+
+    return {name: module for name, module in network.named_modules() if name and not holds_head(name)}
 
 
 def freeze(network: nn.Module, frozen: Sequence[str]) -> None:

@@ -107,15 +107,6 @@ class Recipe:
 
 UNCHANGED = Augmentation(scale=0.0, brightness=0.0, contrast=0.0, stain=0.0, rotation=0.0, flips="none")
 
-_DENSENET_EARLY = (
-    "features.conv0",
-    "features.norm0",
-    "features.denseblock1",
-    "features.transition1",
-    "features.denseblock2",
-    "features.transition2",
-)
-
 # Few subjects have most cells. Sampled by cell, they decide what a class looks like; sampled evenly, and few times,
 # with all layers trained, the network generalises better to unseen subjects (results/ablation).
 _FOR_UNSEEN_SUBJECTS: dict[str, Any] = {
@@ -161,7 +152,10 @@ RECIPES: dict[str, Recipe] = {
             architecture="densenet201",
             base_model="timm/densenet201.tv_in1k",
             num_train_epochs=3,
-            frozen=_DENSENET_EARLY,
+            frozen=(
+                *("features.conv0", "features.norm0", "features.denseblock1", "features.transition1"),
+                *("features.denseblock2", "features.transition2"),
+            ),
             cpu_precision="bf16",
         ),
         # Early and middle feature maps hold a cell's texture. Only the head is trained, on features computed once.
@@ -288,10 +282,6 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
                 shown = f"choose one of {', '.join(known)}" if known else f"{part!r} has no parts"
                 raise LeukoscopeError(f"--override {assignment}: {name} is unknown; {shown}")
             part = part[name]
-        if isinstance(part, dict):
-            raise LeukoscopeError(
-                f"--override {assignment}: {key} has parts; assign one, {key}.KEY=VALUE, of {', '.join(part)}"
-            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -331,9 +321,9 @@ def with_values(recipe: _Part, values: Mapping[str, Any], given_as: Mapping[str,
         return checker(type(recipe)).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        places = [str(place) for place in first["loc"]]
-        keys = (".".join(places[:end]) for end in range(len(places), 0, -1))
-        given = next((given_as[key] for key in keys if key in given_as), f"{'.'.join(places)}={first['input']}")
+        place = ".".join(map(str, first["loc"]))
+        given = [words for key, words in given_as.items() if f"{place}.".startswith(f"{key}.")]
+        given.append(f"{place}={first['input']}")
         # Of a tuple, pydantic calls a value that is not there a required field.
         reason = "give more values" if first["type"] == "missing" else first["msg"][0].lower() + first["msg"][1:]
-        raise LeukoscopeError(f"{given}: {reason}") from None
+        raise LeukoscopeError(f"{given[0]}: {reason}") from None

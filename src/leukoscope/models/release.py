@@ -88,13 +88,12 @@ def save_release(
         LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
             refuses.
     """
-    target = Path(directory)
+    target, outputs = Path(directory), network.num_classes
     if not is_timm_model(network):
         raise LeukoscopeError(
             f"{target}: {type(network).__name__} is no timm model; a release contains no code, so that nothing could "
             "load it"
         )
-    outputs = network.num_classes
     if outputs != len(labels):
         raise LeukoscopeError(
             f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label an output"
@@ -217,8 +216,8 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
             raise LeukoscopeError(
                 f"{root / WEIGHTS}: damaged ({name} holds numbers that are not finite); restore it from the release"
             )
-    _require_as_large(root, config, len(info.labels), sum(tensor.numel() for tensor in tensors.values()))
-    network = _network(root, config, len(info.labels))
+    _require_as_large(root, config, sum(tensor.numel() for tensor in tensors.values()))
+    network = _network(root, config)
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as error:
@@ -256,11 +255,11 @@ def _stored_halved(network: nn.Module) -> set[str]:
     return {name for name, v in state if v.is_floating_point() and "running_" not in name and name not in kept}
 
 
-def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, given: int) -> None:
+def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None:
     """Refuse a config.json whose network is far larger than the weights beside it, before it takes any memory."""
     with torch.device("meta"):
         try:
-            planned = sum(tensor.numel() for tensor in _network(root, config, num_classes).state_dict().values())
+            planned = sum(tensor.numel() for tensor in _network(root, config).state_dict().values())
         except (NotImplementedError, RuntimeError):
             return  # a network that cannot be planned without numbers
     if planned > given + _MAX_EXCESS:
@@ -270,7 +269,7 @@ def _require_as_large(root: Path, config: Mapping[str, Any], num_classes: int, g
         )
 
 
-def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Module:
+def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     """The network of a config.json with random weights."""
     import timm
 
@@ -291,7 +290,9 @@ def _network(root: Path, config: Mapping[str, Any], num_classes: int) -> nn.Modu
                 "within their bounds — leave it out, or open the model with timm"
             )
     try:
-        return timm.create_model(config["architecture"], pretrained=False, num_classes=num_classes, **model_args)
+        return timm.create_model(
+            config["architecture"], pretrained=False, num_classes=config["num_classes"], **model_args
+        )
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LeukoscopeError(
             f"{root / CONFIG}: {config['architecture']} cannot be built with its model_args ({error}); restore it from "

@@ -271,7 +271,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     from safetensors.numpy import load_file
 
-    return load_safetensors(path, load_file)
+    return _loaded(path, load_file)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -286,15 +286,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise LeukoscopeError(
             f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
         )
-    return load_safetensors(path, load_file)
+    return _loaded(path, load_file)
 
 
-def load_safetensors(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
-    """Read a safetensors file with the `load_file` of NumPy or torch.
-
-    Raises:
-        LeukoscopeError: missing, damaged, or not given by the system.
-    """
+def _loaded(path: Path, load_file: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
+    """Read a safetensors file with the `load_file` of NumPy or torch."""
     from safetensors import SafetensorError
 
     if not path.is_file():

@@ -24,7 +24,7 @@ from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import Runtime
-from leukoscope.models.build import FROM_SCRATCH, hub_weights_name
+from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import Release, load_release
@@ -252,7 +252,7 @@ def _base_model(metrics: Mapping[str, Any]) -> str | None:
     if started_from:
         return started_from["release"] if started_from["revision"] else None
     # Releases made earlier say "ImageNet weights" of any network of timm's.
-    names = (hub_weights_name(pretrained), f"ImageNet weights {pretrained}")
+    names = (f"{FROM_HUB}{pretrained}", f"ImageNet weights {pretrained}")
     return pretrained if pretrained and training["start_weights"] in names else None
 
 

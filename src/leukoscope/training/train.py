@@ -34,7 +34,7 @@ from leukoscope.models.build import build_network, load_start_weights, model_arg
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
-from leukoscope.models.rewrite import PooledNormDenseNet, rewrite_for_timm
+from leukoscope.models.rewrite import rewrite_for_timm
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
@@ -182,10 +182,11 @@ def train(
                     accelerator.print(result_lines(block), flush=True)
                     track_result(accelerator, block, epochs_run=len(rows), kept_epoch=kept_epoch)
                 released = network
-                if isinstance(network, PooledNormDenseNet):
+                if recipe.pooled_norm:
                     measured = np.sort(evenly_spread(cells.rows(split.train), _MEASURED_CELLS))
                     pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[measured].transpose(0, 3, 1, 2)))
-                    released = rewrite_for_timm(network, preprocessing.normalise(pixels))
+                    plain = build_network(replace(recipe, pooled_norm=False), len(cells.data.info.labels))
+                    released = rewrite_for_timm(network, plain, preprocessing.normalise(pixels))
                 if is_timm_model(released):
                     save_release(
                         out / "release",
