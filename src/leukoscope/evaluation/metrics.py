@@ -1,7 +1,6 @@
 """Classification metrics of a table of predictions: over cells, by subject, and among cells of equal size.
 
-The pooled metrics come from a local `evaluate.Metric` on top of scikit-learn: they combine with other 🤗 evaluate
-metrics and work offline. `…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
+`…_by_subject`: a cell weighs 1 / (cells of its subject), so that every subject has the same
 weight. `auroc_equal_size`: AUROC within deciles of the cell area, each counted by the weight of its pairs of cells; it
 measures what a network knows beyond a cell's size, and cells weigh as by subject where subjects are known.
 
@@ -16,15 +15,12 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
-
-if TYPE_CHECKING:
-    import evaluate
 
 
 @dataclass(frozen=True)
@@ -182,26 +178,6 @@ def even_sample(labels: np.ndarray, subjects: Sequence[str], size: int, seed: in
     return order[:size]
 
 
-def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
-    """Make a local `evaluate.Metric` for K classes: predictions are (N, K) probabilities, references (N,) classes."""
-    import datasets
-    import evaluate
-
-    class CellMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            row = datasets.Features(
-                predictions=datasets.List(datasets.Value("float64")), references=datasets.Value("int64")
-            )
-            return evaluate.MetricInfo(
-                description="Classification of single cells", citation="", features=row, inputs_description=""
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            return _class_metrics(np.asarray(predictions), np.asarray(references), list(label_names))
-
-    return CellMetric()
-
-
 POOLED = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED)
 
@@ -223,8 +199,7 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     """
     names, references = predictions.label_names, predictions.references
     probabilities = predictions.probabilities.astype(float)
-    metrics = cell_metric(names).compute(predictions=probabilities, references=references)
-    assert metrics is not None
+    metrics = _class_metrics(probabilities, references, list(names))
     weights = predictions.subject_weights
     if weights is not None and len(weights):
         weighted = _class_metrics(probabilities, references, list(names), weights)

@@ -44,7 +44,7 @@ _LEFT_OUT = (
     *("assess.py", "audit_page.py", "card.py", "leaderboard.py", "modeling_leukoscope.py", "ood_metrics.py"),
     *("precision.py", "tables.py", "thresholds.py"),
 )
-_NOT_NEEDED = ("accelerate", "evaluate", "openpyxl", "packaging", "psutil", "transformers", "typer")
+_NOT_NEEDED = ("accelerate", "openpyxl", "transformers", "typer")
 # Of our requirements, what a prediction imports.
 _TO_PREDICT = (
     *("torch", "torchvision", "timm", "huggingface-hub", "safetensors", "openvino"),
