@@ -6,7 +6,7 @@ WORKDIR /app
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 GRADIO_ANALYTICS_ENABLED=False
 
 # Builds without CUDA are gigabytes smaller; the two must come from one index.
-RUN python -m pip install --index-url https://download.pytorch.org/whl/cpu "torch>=2.14" "torchvision>=0.29"
+RUN python -m pip install --index-url https://download.pytorch.org/whl/cpu "torch>=2.6" "torchvision>=0.21"
 COPY requirements.txt ./
 RUN python -m pip install -r requirements.txt
 

@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(RUN)/python,$(RUN)/python -m 
 PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 MAKE_VENV := $(if $(UV),$(UV) venv --python "$(PYTHON)",$(PYTHON) -m venv)
 
-.PHONY: help demo test test-slow quality style docs site structure screenshots
+.PHONY: help demo test test-slow quality style docs site structure release screenshots
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,12 +23,15 @@ test: $(VENV)/.installed-test  ## run the offline tests
 test-slow: $(VENV)/.installed-test  ## run the slow tests, offline too
 	$(PYTEST) -m slow
 
-quality: $(VENV)/.installed-test  ## lint, formatting, types and the order of the packages
+quality: $(VENV)/.installed-test  ## lint, formatting, types, the order of the packages, dependencies and workflows
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	@find src -name '*.pyi' -delete  # Gradio's stubs would be checked in place of our components
 	$(RUN)/mypy
 	PYTHONPATH=src $(RUN)/lint-imports
+	$(RUN)/deptry .
+	$(RUN)/zizmor --offline --quiet .github
+	@if command -v actionlint; then actionlint; else echo "actionlint is not installed: the workflows' syntax is unchecked"; fi
 
 style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 	$(RUN)/ruff check --fix .
@@ -46,13 +49,16 @@ site: $(VENV)/.installed-test  ## build the documentation site into build/site; 
 structure: $(VENV)/.installed-test  ## print how large the source is, and how long its paths are
 	@$(RUN)/python tools/structure.py
 
+release:  ## check that tree, changelog and version agree, and print the steps of a release
+	@$(PYTHON) tools/release.py
+
 screenshots: $(VENV)/.installed-test  ## take the README's pictures of the demo anew; needs Chromium
 	LEUKOSCOPE_SCREENSHOTS=docs LEUKOSCOPE_BROWSER=required $(RUN)/python -m pytest -m slow tests/browser/test_screenshots.py
 
 # Stamps: a second call installs nothing until one of the two files changes. Editable, so that `leukoscope` runs this
 # very source.
 $(VENV)/.installed: requirements.txt pyproject.toml | $(RUN)/python
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[all]"
 	@touch $@
 
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(RUN)/python

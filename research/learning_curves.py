@@ -158,7 +158,9 @@ def plot(folder: Path) -> None:
     figure = new_figure(9.0, 3.2 * len(folds))
     panels = figure.subplots(len(folds), len(PLOTTED), sharex=True, squeeze=False)
     for run, about in zip(runs, abouts, strict=True):
-        measured = [(int(path.stem), json.loads(path.read_text())) for path in sorted(run.glob("[0-9]*.json"))]
+        measured = [
+            (int(path.stem), json.loads(path.read_text(encoding="utf-8"))) for path in sorted(run.glob("[0-9]*.json"))
+        ]
         style = {"color": SIZE_COLOURS[about["image_size"]], "linestyle": LINES[recipes.index(about["recipe"])]}
         label = f"{about['recipe']}, {about['image_size']} px"
         for axes, key in zip(panels[folds.index(about["fold"])], PLOTTED, strict=True):

@@ -27,10 +27,9 @@ def test_what_is_copied_is_there_and_reaches_the_build() -> None:
 
 def test_it_installs_and_starts_what_make_demo_does() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "$(INSTALL) -e ." in makefile and "$(RUN)/python -m pip install" in makefile
-    # The app alone, without the command: what the package itself asks for.
+    assert '$(INSTALL) -e ".[all]"' in makefile and "$(RUN)/python -m pip install" in makefile
+    # The app alone, without the command: the list of the extra "all".
     assert "python -m pip install -r requirements.txt" in _all("RUN")
-    assert 'dependencies = { file = ["requirements.txt"] }' in (ROOT / "pyproject.toml").read_text()
     assert "\t$(RUN)/python app.py\n" in makefile
     assert _all("CMD") == ['["python", "app.py"]']
 

@@ -31,6 +31,8 @@ PACKAGES = (
 RELEASES = sorted(path.parent.name for path in (ROOT / "model_card").glob("*/config.json"))
 CARDS = ("model_card/template.md", "model_card/dataset.md", "model_card/space.md")
 SHIPPED = ("app.py", "train.py", "requirements.txt", "LICENSE", *CARDS)
+# What the extras bring, and nothing else that is needed.
+EXTRAS = ("gradio", "gradio_client", "onnx", "onnxruntime", "openpyxl", "openvino", "starlette", "trackio")
 START_SECONDS = 300  # a busy machine with two cores
 
 
@@ -55,18 +57,32 @@ def wheel(sources: Path) -> Path:
     return found
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment that holds the wheel, and borrows from this one what the wheel depends on."""
-    environment = tmp_path_factory.mktemp("environment")
+def _install(wheel: Path, environment: Path, borrowed: str | Path) -> Path:
+    """The `bin` of a new environment that holds the wheel, and borrows what the wheel depends on from a folder."""
     venv.create(environment, symlinks=True)
     (site,) = environment.glob("lib/python*/site-packages")
     # A path alone: this environment's own, editable Leukoscope stays out of sight.
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "borrowed.pth").write_text(f"{borrowed}\n")
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "--no-deps"]
     done = subprocess.run([*pip, "--no-index", str(wheel)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with all that this one has."""
+    return _install(wheel, tmp_path_factory.mktemp("environment"), sysconfig.get_path("purelib"))
+
+
+@pytest.fixture(scope="module")
+def without_extras(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment that lacks `EXTRAS`."""
+    borrowed = tmp_path_factory.mktemp("borrowed")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name.partition("-")[0] not in (*EXTRAS, "leukoscope"):
+            (borrowed / path.name).symlink_to(path)
+    return _install(wheel, tmp_path_factory.mktemp("without_extras"), borrowed)
 
 
 def _elsewhere(folder: Path, **own: str) -> dict[str, str]:
@@ -113,8 +129,7 @@ def test_wheel_holds_every_package_and_the_command(sources: Path, wheel: Path) -
         for line in metadata.splitlines()
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
-    listed = (line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#"))
-    assert needed == {re.split(r"[^\w.-]", line)[0] for line in listed}
+    assert needed == {re.split(r"[^\w.-]", line)[0] for line in PYPROJECT["project"]["dependencies"]}
 
 
 @pytest.mark.slow
@@ -140,6 +155,30 @@ def test_outside_the_repository_a_cell_is_explained(installed: Path, tmp_path: P
     assert list(row["probabilities"]) == ["ALL", "HEM"] and row["ood_score"] > 0
     assert row["outcome"] in ("ALL", "HEM", "abstain")
     assert list((tmp_path / "overlays").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_without_the_extras_it_trains_and_predicts_and_names_what_is_missing(
+    without_extras: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(draw_cell("ALL").image).save(tmp_path / "cell.png")
+    command = without_extras / "leukoscope"
+    examined = _run(command, "doctor", cwd=tmp_path)
+    assert examined.returncode == 0 and "packages fit" in examined.stdout, examined.stdout + examined.stderr
+    tiny = ("--num_train_epochs", "1", "--image_size", "32", "--max_train_samples", "32", "--mixed_precision", "no")
+    trained = _run(command, "train", "--output_dir", "run", *tiny, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    predicted = _run(command, "predict", "run/release", "cell.png", "--explain", "maps", "--json", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    assert list(json.loads(predicted.stdout)[0]["probabilities"]) == ["ALL", "HEM"]
+    score = ("score", "run/release", "--input", "cell.png", "--output")
+    for words, missing in (
+        (("demo",), "error: the demo needs gradio, which is missing; pip install 'leukoscope[demo]'\n"),
+        ((*score, "a.xlsx"), "error: --output a.xlsx: needs openpyxl, which is missing; pip install openpyxl, or give"),
+        (("predict", "run/release", "cell.png", "--backend", "openvino"), "needs a package that is missing"),
+    ):
+        refused = _run(command, *words, cwd=tmp_path)
+        assert refused.returncode == 1 and missing in refused.stderr, refused.stderr
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ def copy_pages(pages: Path) -> None:
     shutil.rmtree(pages, ignore_errors=True)
     tracked = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
     sources = [ROOT / name for name in tracked.stdout.splitlines() if not _NO_PAGES.match(name)]
-    linked = {(page.parent / link).resolve() for page in sources for link in _LINK.findall(page.read_text("utf-8"))}
+    linked = {
+        (page.parent / link).resolve() for page in sources for link in _LINK.findall(page.read_text(encoding="utf-8"))
+    }
     for source in (*sources, *(path for path in linked if path.is_file() and path.is_relative_to(ROOT))):
         target = pages / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

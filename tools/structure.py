@@ -199,7 +199,7 @@ def traced_command(words: Sequence[str]) -> tuple[Counter[str], int]:
 
 
 def traces() -> dict[str, tuple[Counter[str], int]]:
-    """`traced_command` of a prediction (an image file, torch) and of a training (phantoms), each in a new process."""
+    """`traced_command` of one prediction by torch and of one training on phantoms, each in a process of its own."""
     sys.path.insert(0, str(SOURCE.parent))
     from PIL import Image
 

@@ -21,7 +21,7 @@ from leukoscope.cli.doctor import (
     check_versions,
     examine,
 )
-from leukoscope.files import embedded_releases, resource_file
+from leukoscope.files import embedded_releases
 
 # The package's attribute of that name is the command.
 doctor = sys.modules["leukoscope.cli.doctor"]
@@ -33,23 +33,38 @@ def copied(tiny_release: Path, tmp_path: Path) -> Path:
 
 
 def test_this_installation_has_what_it_needs() -> None:
-    found = check_versions(resource_file("requirements.txt"))
+    found = check_versions()
     assert (found.state, found.next_step) == ("good", "") and f"torch {torch.__version__.split('+')[0]}" in found.seen
 
 
-def test_missing_and_old_packages_are_named_with_the_command(tmp_path: Path) -> None:
-    listed = tmp_path / "requirements.txt"
-    listed.write_text("# the list\nno-such-package-here>=1\npillow>=9999  # newer than any\nnumpy>=1\n")
-    found = check_versions(listed)
-    assert found.state == "broken" and found.next_step == f"pip install -r {listed}"
+def _needing(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr(doctor, "requires", lambda package: list(lines))
+
+
+def test_missing_and_old_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    _needing(monkeypatch, "no-such-package-here>=1", "pillow<=9999,>=9998", "numpy>=1")
+    found = check_versions()
+    assert found.state == "broken" and found.next_step == "pip install --upgrade leukoscope"
     first, second = found.seen.split("; ")
     assert first == "no-such-package-here is missing"
-    assert second.startswith("pillow is ") and second.endswith("needed is >=9999")
+    assert second.startswith("pillow is ") and second.endswith("needed is <=9999,>=9998")
+
+
+def test_what_an_extra_brings_is_checked_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = '; extra == "demo"'
+    _needing(monkeypatch, "numpy>=1", f"no-such-package-here>=1{extra}", f"leukoscope[demo]{extra}")
+    assert check_versions().state == "good"
+    _needing(monkeypatch, "numpy>=1", f"pillow[all]>=9999{extra}")
+    assert check_versions().state == "broken"
+
+
+def test_a_source_that_is_not_installed_is_told_how_to_be() -> None:
+    found = check_versions("no-such-package-here")
+    assert (found.state, found.next_step) == ("advice", 'pip install --editable ".[all]"')
 
 
 def test_a_package_that_is_missing_ends_the_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "requirements.txt").write_text("no-such-package-here\n")
-    monkeypatch.setattr(doctor, "resource_file", lambda name: tmp_path / name)
+    _needing(monkeypatch, "no-such-package-here")
     assert [(found.name, found.state) for found in examine(tmp_path)] == [("versions", "broken"), ("device", "good")]
 
 

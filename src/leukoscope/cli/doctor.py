@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,11 @@ import typer
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, __version__
 from leukoscope.cli.options import AsJson, print_table
-from leukoscope.files import cache_root, embedded_releases, resource_file
+from leukoscope.files import cache_root, embedded_releases
 
 GOOD, ADVICE, BROKEN = STATES = ("good", "advice", "broken")
 NEEDED_ON_DISK = 5_000_000_000  # bytes: a release, its run's checkpoints and the decoded cells of one data set
-_NAMED = ("torch", "torchvision", "timm", "transformers", "accelerate", "gradio", "huggingface-hub")
+_NAMED = ("torch", "timm", "transformers", "accelerate", "gradio", "huggingface-hub")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def doctor(
 
 def examine(releases: Path) -> Iterator[Finding]:
     """Make every check, the quick ones first; the sub-folders of `releases` are the releases to try."""
-    yield (versions := check_versions(resource_file("requirements.txt")))
+    yield (versions := check_versions())
     yield (device := check_device())
     if BROKEN in (versions.state, device.state):  # the other checks would fail for the same reason
         return
@@ -74,24 +75,34 @@ def examine(releases: Path) -> Iterator[Finding]:
     yield from check_releases(releases)
 
 
-def check_versions(requirements: Path) -> Finding:
-    """Compare Python and every package of a requirements.txt with what is installed."""
-    from packaging.requirements import Requirement
+def check_versions(package: str = "leukoscope") -> Finding:
+    """Compare Python and what a package needs with what is installed; what extras bring, where it is there."""
+    from transformers.utils.versions import require_version
 
-    lines = (line.split("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
-    installed, problems = {}, []
-    for package in map(Requirement, filter(None, lines)):
+    try:
+        listed = requires(package) or []
+    except PackageNotFoundError:
+        seen = f"{package} runs from its source, so nothing tells which versions it needs"
+        return Finding("versions", ADVICE, seen, 'pip install --editable ".[all]"')
+    fitting, problems = {}, []
+    for line in listed:
+        needed, _, only_if = line.partition(";")
+        name, bounds = re.match(r"([\w.-]+)(?:\[.*\])?(.*)", needed.strip()).groups()  # type: ignore[union-attr]
         try:
-            installed[package.name] = version(package.name)
+            found = version(name)
         except PackageNotFoundError:
-            problems.append(f"{package.name} is missing")
+            if not only_if:
+                problems.append(f"{name} is missing")
             continue
-        if not package.specifier.contains(installed[package.name], prereleases=True):
-            problems.append(f"{package.name} is {installed[package.name]}, needed is {package.specifier}")
+        try:
+            require_version(name + bounds)
+            fitting[name] = found
+        except ImportError:
+            problems.append(f"{name} is {found}, needed is {bounds}")
     if problems:
-        return Finding("versions", BROKEN, "; ".join(problems), f"pip install -r {requirements}")
-    named = ", ".join(f"{name} {installed[name]}" for name in _NAMED if name in installed)
-    seen = f"leukoscope {__version__}, Python {platform.python_version()}, {named}; all {len(installed)} packages fit"
+        return Finding("versions", BROKEN, "; ".join(problems), f"pip install --upgrade {package}")
+    named = ", ".join(f"{name} {fitting[name]}" for name in _NAMED if name in fitting)
+    seen = f"leukoscope {__version__}, Python {platform.python_version()}, {named}; all {len(fitting)} packages fit"
     return Finding("versions", GOOD, seen)
 
 

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import islice, tee
 from pathlib import Path
@@ -450,10 +451,12 @@ def _by_subject_table(joined: Path, labels: Sequence[str], rule: SubjectRule | N
 
 
 def check_table(path: Path, flag: str) -> None:
-    """Raise `LeukoscopeError` for a file name of another kind than a table."""
+    """Raise `LeukoscopeError` for a file name that is no table's, and for .xlsx without the package that writes it."""
     if path.suffix.lower() not in TABLE_SUFFIXES:
         kinds = ", ".join(TABLE_SUFFIXES)
         raise LeukoscopeError(f"{flag} {path}: is no kind of table written here; give a name that ends in {kinds}")
+    if path.suffix.lower() == ".xlsx" and not find_spec("openpyxl"):
+        raise LeukoscopeError(f"{flag} {path}: needs openpyxl, which is missing; pip install openpyxl, or give a .csv")
 
 
 def safe_cell(text: str) -> str:

@@ -302,9 +302,9 @@ def complete_environment(out: Path, accelerator: Accelerator, seconds: float) ->
 
 def peak_memory() -> tuple[int, int]:
     """The most bytes this process ever held in main memory, and PyTorch on its GPU since the run began (else 0)."""
-    import psutil
-
     if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
         resident = psutil.Process().memory_info().peak_wset
     elif sys.platform == "darwin":
         import resource
@@ -319,14 +319,18 @@ def peak_memory() -> tuple[int, int]:
 
 def machine() -> dict[str, Any]:
     """System, processor, main memory and GPUs; sizes in bytes."""
-    import psutil
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
 
+        memory = psutil.virtual_memory().total
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory,
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
 
