@@ -41,37 +41,44 @@ if TYPE_CHECKING:
 TASKS = "label_studio.json"
 
 
+Fields = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMG",
+        help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
+    ),
+]
+Overlay = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
+]
+Scale = Annotated[
+    float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
+]
+OneScale = Annotated[
+    bool,
+    typer.Option(
+        "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
+    ),
+]
+Crops = Annotated[
+    Path | None,
+    typer.Option(
+        "--crops",
+        metavar="DIR",
+        help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
+        f"Label Studio imports DIR/{TASKS}.",
+    ),
+]
+
+
 def field(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMG",
-            help="Fields of view: photographs of stained smears; or a folder of them, each folder in it a slide.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Draw the outcomes over the field; of several, to PNG-<name of the field>."),
-    ] = None,
-    um_per_pixel: Annotated[
-        float | None, typer.Option("--um_per_pixel", help="Micrometres per pixel; else guessed from the red cells.")
-    ] = None,
-    one_scale: Annotated[
-        bool,
-        typer.Option(
-            "--one_scale", help="The fields are of one microscope: use the median of their scales (done for a folder)."
-        ),
-    ] = False,
-    crops: Annotated[
-        Path | None,
-        typer.Option(
-            "--crops",
-            metavar="DIR",
-            help="Write each whole cell, cut out on black, to DIR/<slide>/<field>-<its number in --json, from 0>.png; "
-            f"Label Studio imports DIR/{TASKS}.",
-        ),
-    ] = None,
+    images: Fields,
+    output: Overlay = None,
+    um_per_pixel: Scale = None,
+    one_scale: OneScale = False,
+    crops: Crops = None,
     backend: Backend = "",
     precision: Precision = "auto",
     device: Device = "auto",
@@ -108,7 +115,10 @@ def field(
         except LeukoscopeError as error:
             problems.append(error)
     if crops is not None and readings:
-        _write_tasks(crops)
+        try:
+            _write_tasks(crops)
+        except LeukoscopeError as error:
+            problems.append(error)
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:

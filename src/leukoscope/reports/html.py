@@ -307,7 +307,8 @@ def subjects_section(subjects: Mapping[str, Any], labels: Sequence[str], unit: s
         f"Accuracy of each of {len(subjects)} {unit}s by class; the worst is {name} ({worst['label']}) with "
         f"{share(worst['accuracy'])} of {worst['cells']} cells predicted correctly"
     )
-    text = f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {_WORST} worst at most:"
+    shown = min(_WORST, len(subjects))
+    text = f"{below} of {len(subjects)} {unit}s have most of their cells predicted wrong. The {shown} worst:"
     plot = plot_picture(subject_strip(subjects, labels, unit), alt)
     return Section(f"{unit.capitalize()} by {unit}", [text], subjects_table(subjects, unit, most=_WORST), [plot])
 
