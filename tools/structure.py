@@ -147,6 +147,10 @@ def word_counts(texts: Mapping[str, str], words: Sequence[str]) -> dict[str, Cou
     return found
 
 
+# Comprehensions have frames of their own before Python 3.12.
+_NO_FUNCTIONS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>")
+
+
 def traced(call: Callable[[], object], *, once: bool = False) -> tuple[Counter[str], int]:
     """Run a call and follow it through the package, on every thread that it starts.
 
@@ -164,7 +168,7 @@ def traced(call: Callable[[], object], *, once: bool = False) -> tuple[Counter[s
     def note(frame: FrameType, event: str, _: object) -> None:
         nonlocal changes, last
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(source) or code.co_name == "<module>":
+        if event != "call" or not code.co_filename.startswith(source) or code.co_name in _NO_FUNCTIONS:
             return
         place = (code.co_filename, code.co_firstlineno, code.co_name)
         if once and place in run:

@@ -229,7 +229,10 @@ def test_a_field_s_cells_get_one_outcome_whichever_way_it_is_read(
     outcomes = [cell.outcome for cell in ours.cells]
     assert len(outcomes) >= 4
     assert [cell.outcome for cell in seen.reading.cells] == outcomes
-    assert told["cells"] == reading["cells"] == ours.to_dict()["cells"]
+    for cells in (told["cells"], reading["cells"]):
+        for cell, expected in zip(cells, ours.to_dict()["cells"], strict=True):
+            # The demo predicts four at a time; sums are ordered otherwise in batches of other sizes.
+            assert cell == expected | {"probabilities": pytest.approx(expected["probabilities"], abs=1e-4)}
     assert told["counts"] == reading["counts"] == ours.counts == seen.reading.counts
     assert told["in_distribution"] == reading["in_distribution"] == ours.in_distribution
     if known:
