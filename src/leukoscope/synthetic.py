@@ -66,7 +66,7 @@ class PhantomCell:
     Attributes:
         image: (size, size, 3) uint8 RGB.
         label: "ALL" (leukaemic blast) or "HEM" (normal precursor).
-        subject: the phantom patient, e.g. "phantom-all-03"; every subject has one label.
+        subject: the phantom subject, e.g. "phantom-all-03"; every subject has one label.
         cell_id: unique within one seed, e.g. "phantom-all-03_007".
     """
 
@@ -110,7 +110,7 @@ _MORPHOLOGY = {
 
 
 class _Stain(NamedTuple):
-    """What the slide and the patient add to every cell of one subject.
+    """What the slide and the subject add to every cell of one subject.
 
     Strength is relative optical density (Beer-Lambert): it darkens green most and blue least, which is how brightness
     differs between C-NMC subjects too.
@@ -158,13 +158,13 @@ def draw_cell(
 
     Args:
         label: "ALL" or "HEM"; sets size, outline and chromatin (never the stain).
-        subject: number of the phantom patient within its class, >= 0; sets stain and mean cell size.
+        subject: number of the phantom subject within its class, >= 0; sets stain and mean cell size.
         cell: number of the cell within the subject, >= 0.
         size: edge of the square image in pixels, >= 32; 450 is the native C-NMC frame, any other
             size shows the same picture scaled.
         background: "black" cuts the cell out as C-NMC 2019 does (exactly 0 outside); "smear" lays it
             on a pale field among blurred red cells, in the lighter tones of an unnormalised smear.
-        seed: >= 0; another seed is another set of patients.
+        seed: >= 0; another seed is another set of subjects.
 
     Returns:
         A `PhantomCell` whose image is (size, size, 3) uint8 RGB.
@@ -218,8 +218,8 @@ def phantom_cells(
     """Yield a balanced set of phantom cells, ordered by label, subject and cell, drawn one at a time.
 
     Args:
-        subjects_per_class: phantom patients of each label, >= 1.
-        cells_per_subject: cells of each patient, >= 1.
+        subjects_per_class: phantom subjects of each label, >= 1.
+        cells_per_subject: cells of each subject, >= 1.
         size, background, seed: as for `draw_cell`.
 
     Raises:
