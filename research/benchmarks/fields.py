@@ -23,7 +23,16 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE
-from leukoscope.data.fields import Box, FieldCell, FinderSettings, cut_out, find_cells, measure_scale, measure_stain
+from leukoscope.data.fields import (
+    Box,
+    FieldCell,
+    FinderSettings,
+    View,
+    cut_out,
+    find_cells,
+    measure_scale,
+    measure_stain,
+)
 from leukoscope.data.images import open_field
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release_files import write_json
@@ -144,7 +153,7 @@ def _scales(bccd: Path, names: Sequence[str]) -> dict[str, Any]:
     ratios = []
     for name in names:
         image = open_field(bccd / "JPEGImages" / f"{name}.jpg")
-        scale = measure_scale(image, measure_stain(image))
+        scale = measure_scale(View(image), measure_stain(View(image)))
         ratios.append(scale.um_per_pixel / BCCD_UM_PER_PIXEL if scale else np.nan)
     known = np.array(ratios)[np.isfinite(ratios)]
     return {

@@ -1,8 +1,6 @@
-"""Synthetic white cells that stand in for patients.
+"""Synthetic white cells, shaped after the C-NMC 2019 training cells, that stand in for patients' cells.
 
-`draw_cell` paints one lymphoid cell from numbers alone, shaped after the C-NMC 2019 training cells: tests, the offline
-smoke training and the demo's examples need no patient's image. Phantoms test the software; they say nothing about
-leukaemia, and no metric measured on them belongs in a results table.
+They test the software and say nothing about leukaemia: no metric measured on them belongs in a results table.
 
 Lengths are pixels of the native 450-px frame unless a name states otherwise. Random fields live on grids tied to that
 frame, never to the output, so that a cell drawn smaller is the same cell.
@@ -66,7 +64,7 @@ class PhantomCell:
     Attributes:
         image: (size, size, 3) uint8 RGB.
         label: "ALL" (leukaemic blast) or "HEM" (normal precursor).
-        subject: the phantom patient, e.g. "phantom-all-03"; every subject has one label.
+        subject: the phantom subject, e.g. "phantom-all-03"; every subject has one label.
         cell_id: unique within one seed, e.g. "phantom-all-03_007".
     """
 
@@ -92,11 +90,10 @@ class _Morphology(NamedTuple):
     nucleolus_chance: float
 
 
-# Radii give the median areas of the C-NMC 2019 training cells (36,500 and 27,000 px²); the spreads let
-# the classes overlap as the real ones do (AUC of the area about 0.8). Blasts: irregular, indented, fine
-# open chromatin with nucleoli. Normal precursors: rounder, with clumped chromatin. Real classes differ less in grain:
-# it was chosen so that leukoscope-densenet169-cnmc predicts the intended class, and that a network trained for a
-# minute at 96 px can tell the classes apart on subjects it never saw.
+# Radii give the median areas of the C-NMC 2019 training cells (36,500 and 27,000 px²); the spreads let the classes
+# overlap as the real ones do (AUC of the area about 0.8). Blasts: irregular, indented, open chromatin with nucleoli.
+# Normal precursors: rounder, with clumped chromatin. Real classes differ less in grain: it was chosen so that
+# leukoscope-densenet169-cnmc predicts the intended class, and a network trained for a minute at 96 px as well.
 _MORPHOLOGY = {
     "ALL": _Morphology(
         radius=105.0, subject_spread=0.055, cell_spread=0.088, irregularity=1.0, notch_chance=0.40, rim=2.2,
@@ -110,13 +107,9 @@ _MORPHOLOGY = {
 
 
 class _Stain(NamedTuple):
-    """What the slide and the patient add to every cell of one subject.
+    """What the slide and the subject add to every cell of one subject."""
 
-    Strength is relative optical density (Beer-Lambert): it darkens green most and blue least, which is how brightness
-    differs between C-NMC subjects too.
-    """
-
-    strength: float
+    strength: float  # relative optical density: it darkens green most and blue least, as C-NMC's subjects differ
     saturation: float
     warmth: float
     size: float
@@ -158,16 +151,12 @@ def draw_cell(
 
     Args:
         label: "ALL" or "HEM"; sets size, outline and chromatin (never the stain).
-        subject: number of the phantom patient within its class, >= 0; sets stain and mean cell size.
+        subject: number of the phantom subject within its class, >= 0; sets stain and mean cell size.
         cell: number of the cell within the subject, >= 0.
-        size: edge of the square image in pixels, >= 32; 450 is the native C-NMC frame, any other
-            size shows the same picture scaled.
-        background: "black" cuts the cell out as C-NMC 2019 does (exactly 0 outside); "smear" lays it
-            on a pale field among blurred red cells, in the lighter tones of an unnormalised smear.
-        seed: >= 0; another seed is another set of patients.
-
-    Returns:
-        A `PhantomCell` whose image is (size, size, 3) uint8 RGB.
+        size: edge of the square image in pixels, >= 32; 450 is the native C-NMC frame.
+        background: "black" cuts the cell out as C-NMC 2019 does (exactly 0 outside); "smear" lays it on a pale field
+            among blurred red cells, in the lighter tones of an unnormalised smear.
+        seed: >= 0; another seed is another set of subjects.
 
     Raises:
         ValueError: an argument lies outside the ranges above.
@@ -218,8 +207,8 @@ def phantom_cells(
     """Yield a balanced set of phantom cells, ordered by label, subject and cell, drawn one at a time.
 
     Args:
-        subjects_per_class: phantom patients of each label, >= 1.
-        cells_per_subject: cells of each patient, >= 1.
+        subjects_per_class: phantom subjects of each label, >= 1.
+        cells_per_subject: cells of each subject, >= 1.
         size, background, seed: as for `draw_cell`.
 
     Raises:

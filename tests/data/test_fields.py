@@ -201,7 +201,7 @@ ROUND: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def scale_of(image: Image.Image) -> float:
     view = find_view(image)
-    scale = measure_scale(view.image, measure_stain(view.image, view.circle), view.circle)
+    scale = measure_scale(view, measure_stain(view))
     return scale.um_per_pixel if scale else np.inf
 
 

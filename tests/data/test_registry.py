@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -125,14 +124,6 @@ def test_leaves_out_files_that_are_not_cells(tmp_path: Path) -> None:
     assert [cell.cell_id for cell in find_cnmc_cells(ImageFolder.read(tmp_path))] == ["UID_1_1_1_all"]
 
 
-def test_cells_are_found_in_one_order_whatever_order_they_were_written_in(tmp_path: Path) -> None:
-    names = [f"fold_0/all/UID_1_1_{n}_all.png" for n in range(5)]
-    _place(tmp_path / "a", *names)
-    _place(tmp_path / "b", *reversed(names))
-    first, second = ([p.name for p in ImageFolder.read(tmp_path / part).images] for part in "ab")
-    assert first == second == sorted(first)
-
-
 @pytest.mark.parametrize(
     ("name", "subject"), [("UID_11_22_2_all", "11"), ("UID_H6_1_1_hem", "H6"), ("UID_h3_1_20_hem", "h3")]
 )
@@ -244,37 +235,6 @@ def test_folders_above_the_classes_are_named(tmp_path: Path) -> None:
         DATASETS["imagefolder"], ImageFolder.read(tmp_path), list(find_class_folders(ImageFolder.read(tmp_path)))
     )
     assert "the folders above the classes (P01, P02 …) were not used: if they are subjects, give --subject_patt" in said
-
-
-def test_pictures_are_found_by_content_whatever_they_are_called(tmp_path: Path) -> None:
-    for kind, name in {
-        "PNG": "a",
-        "JPEG": "b.jfif",
-        "BMP": "c.dat",
-        "TIFF": "d.1",
-        "WEBP": "e.img",
-        "GIF": "f",
-    }.items():
-        (tmp_path / "ALL").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 40)).save(tmp_path / "ALL" / name, kind)
-    (tmp_path / "ALL" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
-    (tmp_path / "ALL" / "notes.txt").write_text("BM is no bitmap")
-    os.mkfifo(tmp_path / "ALL" / "pipe")
-    for junk in ("@eaDir", "__MACOSX", ".ipynb_checkpoints"):
-        (tmp_path / junk).mkdir()
-        Image.new("RGB", (40, 40)).save(tmp_path / junk / "thumbnail.png")
-    (tmp_path / "ALL" / "Thumbs.db").write_bytes(b"x")
-    (tmp_path / "HEM").mkdir()
-    assert [path.name for path in ImageFolder.read(tmp_path).images] == ["a", "b.jfif", "c.dat", "d.1", "e.img", "f"]
-    told = list(
-        passed_over(
-            DATASETS["imagefolder"], ImageFolder.read(tmp_path), list(find_class_folders(ImageFolder.read(tmp_path)))
-        )
-    )
-    assert told == [
-        "2 file(s) left out, no pictures that can be read: .heic 1, no suffix 1; export them as PNG or JPEG",
-        "folder 'HEM' holds no picture that can be read: it makes no class",
-    ]
 
 
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leukoscope.data.fields import measure_stain
+from leukoscope.data.fields import View, measure_stain
 from leukoscope.evaluation.morphology import Morphology
 from leukoscope.inference.prediction import Checks, Thresholds
 from leukoscope.synthetic import draw_field
@@ -197,7 +197,7 @@ def test_evidence_in_a_smear_is_placed() -> None:
 def test_evidence_in_a_stained_smear_is_shared_between_nuclei_and_the_rest() -> None:
     drawn = draw_field(("ALL", "HEM"), size=(160, 320), um_per_pixel=0.12, red_cells=12, scale_bar=False, seed=1)
     view = Image.fromarray(drawn.image)
-    stain = measure_stain(view)
+    stain = measure_stain(View(view))
     nuclei = stain.nuclear(drawn.image) > stain.threshold
     filled = percent(float(nuclei.mean()))
     assert told(nuclei.astype(np.float32), view, "Pro") == (

@@ -22,7 +22,8 @@ from leukoscope.data.images import BACKGROUND_LEVEL, foreground, is_cut_out
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Window = tuple[float, float, float, float]
 
 # View
 
@@ -52,8 +53,8 @@ class Circle:
     y: float
     radius: float
 
-    def mask(self, box: tuple[float, float, float, float], shape: tuple[int, int]) -> Mask:
-        """(h, w) bool: which pixels lie within, of a window (left, top, right, bottom) that is reduced to `shape`."""
+    def mask(self, box: Window, shape: tuple[int, int]) -> Mask:
+        """(h, w) bool: which pixels of a window that is reduced to `shape` lie within."""
         y, x = ((np.arange(n) + 0.5) / n for n in shape)
         left, top, right, bottom = box
         away = np.hypot(left + (right - left) * x - self.x, (top + (bottom - top) * y - self.y)[:, None])
@@ -75,12 +76,13 @@ class View:
     top: int = 0
     circle: Circle | None = None
 
+    def inside(self, box: Window, shape: tuple[int, int]) -> Mask:
+        """(h, w) bool: which pixels of a window that is reduced to `shape` show field."""
+        return np.ones(shape, bool) if self.circle is None else self.circle.mask(box, shape)
+
 
 def find_view(image: Image.Image) -> View:
-    """Find the part of an RGB picture that shows a field: without borders, a window's bars, and what is round a view.
-
-    Borders end in a straight line, an eyepiece's view in a circle, and plasma, which may be as even, in cells.
-    """
+    """Find the part of an RGB picture that shows a field: no borders, no bars of a window, no surroundings."""
     step = -(-max(image.size) // THUMBNAIL)
     pixels = np.asarray(image.reduce(step)).astype(np.int16)
     rows, columns = slice(0, pixels.shape[0]), slice(0, pixels.shape[1])
@@ -204,11 +206,10 @@ class Stain:
         return density[..., 1] - density[..., 2]
 
 
-def measure_stain(image: Image.Image, circle: Circle | None = None) -> Stain:
-    """Read plasma and threshold off an RGB field, cut out by `find_view`, of which `circle` is field."""
-    pixels = np.asarray(image.reduce(-(-max(image.size) // THUMBNAIL)))
-    if circle is not None:
-        pixels = pixels[circle.mask((0, 0, *image.size), pixels.shape[:2])]
+def measure_stain(view: View) -> Stain:
+    """Read plasma and threshold off a field."""
+    pixels = np.asarray(view.image.reduce(-(-max(view.image.size) // THUMBNAIL)))
+    pixels = pixels[view.inside((0, 0, *view.image.size), pixels.shape[:2])]
     plasma = _plasma(pixels)
     stain = Stain(plasma, THRESHOLD_RANGE[1], 0.0, False, _background_problem(pixels, plasma))
     density = stain.density(pixels)
@@ -226,11 +227,7 @@ def measure_stain(image: Image.Image, circle: Circle | None = None) -> Stain:
 
 
 def _above_red_cells(level: Floats, threshold: float) -> float:
-    """A threshold that bluish red cells stay below, however few nuclei a field holds.
-
-    With hardly a nucleus, the best division is one between darker and paler red cells; so it is raised until it lies
-    clear of what it leaves below.
-    """
+    """A threshold raised until it lies clear of what it leaves below: with hardly a nucleus, it divides red cells."""
     for _ in range(10):
         below = level[level <= threshold]
         if not below.size:
@@ -251,7 +248,7 @@ def looks_like_smear(image: Image.Image) -> bool:
     if (~foreground(pixels)).mean() >= 0.05 or _background_problem(pixels, _plasma(pixels)):
         return False
     # A blank page and a photograph of something pale are no smears.
-    stain = measure_stain(image)
+    stain = measure_stain(View(image))
     return bool((stain.nuclear(pixels) > stain.threshold).mean() >= SMEAR_NUCLEAR_SHARE)
 
 
@@ -261,7 +258,7 @@ def is_cut_out_cell(image: Image.Image) -> bool:
         return False
     view = find_view(image)
     bordered = view.image is not image or view.circle is not None
-    return not bordered or bool(measure_stain(view.image, view.circle).problem)
+    return not bordered or bool(measure_stain(view).problem)
 
 
 def _plasma(pixels: NDArray[np.uint8]) -> Floats:
@@ -331,11 +328,10 @@ class Scale:
         return self.source != "given"
 
 
-def measure_scale(image: Image.Image, stain: Stain, circle: Circle | None = None) -> Scale | None:
-    """Read the scale off up to five windows of an RGB field, cut out by `find_view`; None where nothing has a size."""
+def measure_scale(view: View, stain: Stain) -> Scale | None:
+    """Read the scale off up to five windows of a field; None where nothing has a size."""
     red, nuclear = [], []
-    for pixels, step, box in _windows(image):
-        inside = np.ones(pixels.shape[:2], bool) if circle is None else circle.mask(box, pixels.shape[:2])
+    for pixels, step, inside in _windows(view):
         density = stain.density(pixels)
         nuclei = (density[..., 1] - density[..., 2] > stain.threshold) & inside
         matter = density.mean(axis=-1)
@@ -345,16 +341,16 @@ def measure_scale(image: Image.Image, stain: Stain, circle: Circle | None = None
         # The surroundings of a round view count as matter, so that cells that its rim cuts are no narrow cells.
         red += [width * step for width in _widths(_without_pallor(body | nuclei) | ~inside, red_only)]
         nuclear += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei) | ~inside, nuclei)]
-    typical, fewest = _typical(red), FEWEST_RED_CELLS if circle is None else FEWEST_WHOLE_RED_CELLS
+    typical, fewest = _typical(red), FEWEST_RED_CELLS if view.circle is None else FEWEST_WHOLE_RED_CELLS
     # Fringes of cytoplasm and platelets are many, but narrow.
     if sum(width > typical / 2 for width in red) >= fewest:
         return Scale(RED_CELL_WIDTH / typical, "red cells")
     return Scale(NUCLEUS_WIDTH / _typical(nuclear), "nuclei") if nuclear else None
 
 
-def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float, tuple[float, float, float, float]]]:
-    """Centre and quarters of a large field, else all of it; each at most 512 pixels a side, its reduction and place."""
-    width, height = image.size
+def _windows(view: View) -> Iterator[tuple[NDArray[np.uint8], float, Mask]]:
+    """Centre and quarters of a large field, else all of it: at most 512 pixels a side, the reduction, what is field."""
+    width, height = view.image.size
     places = [(0.5, 0.5)]
     if max(width, height) > WINDOW:
         places += [(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)]
@@ -364,7 +360,8 @@ def _windows(image: Image.Image) -> Iterator[tuple[NDArray[np.uint8], float, tup
         step = max(1.0, max(w, h) / SAMPLE)
         size = (max(1, int(w / step)), max(1, int(h / step)))
         box = (left, top, left + size[0] * step, top + size[1] * step)
-        yield np.asarray(image.resize(size, Image.Resampling.BOX, box=box)), step, box
+        pixels = np.asarray(view.image.resize(size, Image.Resampling.BOX, box=box))
+        yield pixels, step, view.inside(box, pixels.shape[:2])
 
 
 def _widths(mask: NDArray[np.bool_], counted: Mask) -> list[float]:
@@ -508,7 +505,6 @@ def find_cells(
         image: RGB field.
         um_per_pixel: its scale; None reads it off the red cells, or off the nuclei where these are too few.
         scale_source: where `um_per_pixel` comes from.
-        settings: what counts as a cell.
         tile: side of the squares it is worked through in, in working pixels; more memory, fewer seams.
         most_cells: the search ends with an error at the first tile that shows more than that, or that shows 10 times
             as many peaks of what is stained.
@@ -526,12 +522,12 @@ def find_cells(
             f"scale {um_per_pixel} µm per pixel: a microscope's lies between 0.01 and 2; check the unit"
         )
     view = find_view(image)
-    stain = measure_stain(view.image, view.circle)
+    stain = measure_stain(view)
     if stain.problem:
         raise UnusableField(stain.problem)
     scale = Scale(um_per_pixel, scale_source) if um_per_pixel else None
     if stain.holds_nuclei:
-        scale = scale or measure_scale(view.image, stain, view.circle)
+        scale = scale or measure_scale(view, stain)
     if scale is None or not stain.holds_nuclei:
         return Field(image.size, (), scale)
     finder = _Finder(view, stain, scale.um_per_pixel, settings or FinderSettings(), most_cells)
@@ -650,8 +646,7 @@ class _Finder:
         box = tuple(edge * self.step for edge in (columns.start, rows.start, columns.stop, rows.stop))
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         level = self.stain.nuclear(np.asarray(self.view.image.resize(shape[::-1], Image.Resampling.BOX, box=box)))
-        circle = self.view.circle
-        outside = np.zeros(shape, bool) if circle is None else ~circle.mask(box, shape)
+        outside = ~self.view.inside(box, shape)
         level[outside] = 0
         return ndimage.gaussian_filter(level, 0.25 / self.pitch), outside
 
@@ -750,10 +745,8 @@ def _check_scale(view: View, stain: Stain, scale: Scale, cells: Sequence[FieldCe
     else:
         # What is stained may be platelets, but if it is larger than any nucleus, it was taken for no cell for its size.
         widths = []
-        for pixels, step, box in _windows(view.image):
-            nuclei = stain.nuclear(pixels) > stain.threshold
-            if view.circle is not None:
-                nuclei &= view.circle.mask(box, nuclei.shape)
+        for pixels, step, inside in _windows(view):
+            nuclei = (stain.nuclear(pixels) > stain.threshold) & inside
             widths += [width * step for width in _widths(ndimage.binary_fill_holes(nuclei), nuclei)]
         low, width = 0.0, _typical(widths) * scale.um_per_pixel
     if not low <= width <= high:

@@ -74,9 +74,7 @@ class Listing(NamedTuple):
 
 
 def walk(root: Path) -> Iterator[Listing]:
-    """List a folder and those below it, in a fixed order, without hidden files and junk.
-
-    Follows a link to a folder unless that lies below `root` or above it, so no file is met twice.
+    """List a folder and those below it, in a fixed order, without hidden files and junk, each file once.
 
     Raises:
         LeukoscopeError: a folder that cannot be read.

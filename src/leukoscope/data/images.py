@@ -78,13 +78,7 @@ class EncodedImage:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open one image file as an upright 8-bit RGB picture.
-
-    Args:
-        path: a BMP, PNG, JPEG, TIFF or WebP file.
-
-    Returns:
-        A fully decoded RGB image (H×W, 3 channels, 0–255), turned by its EXIF orientation.
+    """Open a BMP, PNG, JPEG, TIFF or WebP file as a decoded 8-bit RGB picture, turned by its EXIF orientation.
 
     Raises:
         UnreadableImage: missing, empty, corrupt, animated, CMYK, 16-bit, tiny, huge or strip-like files.
@@ -118,14 +112,7 @@ def encoded_content(encoded: Mapping[str, Any]) -> bytes:
 
 
 def check_header(path: str | Path) -> tuple[int, int]:
-    """Refuse what the header alone shows to be unusable, without decoding a pixel.
-
-    Returns:
-        (width, height) in pixels, as stored.
-
-    Raises:
-        UnreadableImage: see `open_image`; damage inside the pixel data is found only by decoding.
-    """
+    """(width, height) as stored; refuses what the header shows to be unusable, as `open_image` does."""
     with _identified(_file(path), path) as image:
         return image.size
 
@@ -316,14 +303,7 @@ def is_cut_out(image: Image.Image) -> bool:
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:
-    """Make an RGB image from pixels.
-
-    Args:
-        array: (H, W, 3) or (H, W), uint8, 0–255.
-
-    Raises:
-        UnreadableImage: any other shape or dtype.
-    """
+    """Make an RGB image from (H, W, 3) or (H, W) uint8 pixels; raises `UnreadableImage` for any others."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise UnreadableImage(
             f"{name}: has shape {array.shape} and dtype {array.dtype}; give (H, W, 3) or (H, W) of uint8, 0–255"

@@ -95,10 +95,7 @@ class PixelRows:
 
 
 class CellsOnDemand:
-    """Cells that are decoded each time they are indexed, like the (N, S, S, 3) array that `decode_cells` keeps.
-
-    Nothing is written anywhere, and a damaged cell is found only when it is decoded.
-    """
+    """Cells decoded each time they are indexed, like the (N, S, S, 3) array that `decode_cells` keeps on disk."""
 
     dtype = np.dtype(np.uint8)
 
@@ -111,11 +108,7 @@ class CellsOnDemand:
         return self.shape[0]
 
     def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> np.ndarray:
-        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array of rows or of truth values.
-
-        Raises:
-            LeukoscopeError: a damaged cell, named.
-        """
+        """(S, S, 3) for a number, (B, S, S, 3) for a slice or an array; raises `LeukoscopeError` for a damaged cell."""
         rows = np.arange(len(self))[index]
         pixels = np.empty((rows.size, *self.shape[1:]), self.dtype)
         for place, row in enumerate(rows.reshape(-1).tolist()):
@@ -123,11 +116,7 @@ class CellsOnDemand:
         return pixels if rows.ndim else pixels[0]
 
     def areas(self, rows: np.ndarray) -> np.ndarray:
-        """(N,) the share of its whole picture that each of these cells covers.
-
-        Raises:
-            LeukoscopeError: a damaged cell, named.
-        """
+        """(N,) the share of its whole picture that each of these cells covers."""
         return np.asarray([_area(self._picture(row)) for row in rows.tolist()], dtype=float)
 
     def _picture(self, row: int) -> Image.Image:
@@ -160,9 +149,7 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing, *, keep: bool =
 
 
 def without_damaged(data: LoadedCells) -> LoadedCells:
-    """The cells whose pictures can be decoded; the others are named in `unreadable`.
-
-    A training run leaves them out before it draws its split, so the same split is drawn of these alone.
+    """The cells whose pictures can be decoded, of which training draws its split; `unreadable` names the others.
 
     Raises:
         UnreachableImage: a file that is missing now.

@@ -18,7 +18,7 @@ from leukoscope.data.cell_tables import CellTable, content_of, csv_rows, located
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import IMAGE_SUFFIXES
 
-# What is said of a cell or a subject instead of a class (`Decision`, `PatientPrediction`): no class may be called so.
+# Outcomes of a cell or a subject without a class: no class may be called so.
 ABSTAIN = "abstain"
 OUT_OF_DISTRIBUTION = "out of distribution"
 NOT_A_CELL = "not a cell"
@@ -43,22 +43,19 @@ class DatasetInfo:
 
     Attributes:
         labels: class names in the order of the network's outputs.
-        positive_label: the class whose detection "sensitivity" speaks of; empty where none is named, as with more than
-            two classes.
+        positive_label: the class that "sensitivity" is of; "" with more than two classes.
         official_counts: publisher's partition → label → number of cells.
-        subject_aliases: subject id → the id it is the same person as.
-        group: the unit that must not stand on two sides of an honest split.
+        subject_aliases: subject id → another id of the same subject.
+        group: the unit that must not stand on two sides of a split.
         background: what surrounds a cell; augmentation fills uncovered corners with it.
         crop_pct: the central share of the shorter side that the network sees.
         picture_side: pixels a side of every picture, where these are squares that show all cells at one scale.
-        recipe: the recipe that did best on its cells; empty for the default of `train.py`.
-        url: where its publisher offers it; empty where there is nothing to fetch.
-        find_cells: walks a local folder; empty for data sets that are generated rather than read.
+        recipe: the recipe that did best on its cells; "" for the default of `train.py`.
+        find_cells: finds the cells of a local folder; None for data sets that are generated.
         label_list: the publisher's file without which the preliminary test has no labels.
-        other_folders: folders known to hold images that are no cells of their own; they need no mention.
+        other_folders: folders of images that are no cells of their own; they need no mention.
         hub_id: the Hub data set used when no local folder is given.
-        licence_id: `licence` as the Hub names it; empty where the owner of the cells has to say.
-        synthetic: True when no image shows a real cell.
+        licence_id: `licence` as the Hub names it; "" where the owner of the cells has to say.
         copy_of: the registry's name for what a data set of the Hub, published with `leukoscope data push`, holds.
     """
 

@@ -150,11 +150,10 @@ def make_split(
     """Draw a split and assert that its sides are disjoint.
 
     Args:
-        strategy: `subject` (about 70/15/15, no subject on two sides), `subject-cv` (class-stratified k-fold by
-            subject; `fold` is tested), `official` (the publisher's named folds), `random` (70/15/15 by image,
-            stratified), `random-cv` (class-stratified k-fold by image), `block` and `block-cv` (like `subject` and
-            `subject-cv`, by blocks of neighbouring images), `all` (train on everything, test on nothing: for a final
-            release), `given` (the data set's own splits); None takes `given` where there are some, else `subject`.
+        strategy: `subject` (about 70/15/15 by subject), `subject-cv` (k-fold by subject; `fold` is tested), `block` and
+            `block-cv` (the same by blocks of neighbouring images), `random` and `random-cv` (the same by image),
+            `official` (the publisher's named folds), `all` (train on everything: for a final release), `given` (the
+            data set's own splits); None takes `given` where there are some, else `subject`. All stratify by class.
         validation: set part of the training side apart to choose the checkpoint.
         train_val_split: `given` without a validation split: about which share of train that part is, 0–1; of whole
             subjects at most a half.
@@ -209,9 +208,7 @@ def split_unit(data: LoadedCells) -> Literal["subject", "block", "cell"]:
 
 
 def cross_validation(data: LoadedCells) -> list[Split]:
-    """Up to five folds by `split_unit`, without a validation side; one random split where only images are known.
-
-    There are fewer folds where a class has fewer units.
+    """Five folds by `split_unit`, or one for each unit of the rarest class; one random split where there are no units.
 
     Raises:
         LeukoscopeError: a class has fewer than two units.
@@ -230,11 +227,7 @@ def cross_validation(data: LoadedCells) -> list[Split]:
 
 
 def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
-    """What a strategy keeps on one side ("subject", "block" or "cell"), and a note on who is not kept so.
-
-    Raises:
-        LeukoscopeError: an unknown strategy, or data that it cannot split.
-    """
+    """What a strategy keeps on one side ("subject", "block" or "cell"), and a note on subjects that are not kept so."""
     if strategy not in STRATEGIES:
         raise LeukoscopeError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title

@@ -224,8 +224,8 @@ def series_scale(images: Iterable[Image.Image]) -> float | None:
     scales = []
     for image in images:
         view = find_view(image)
-        stain = measure_stain(view.image, view.circle)
-        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(view.image, stain, view.circle)
+        stain = measure_stain(view)
+        scale = None if stain.problem or not stain.holds_nuclei else measure_scale(view, stain)
         if scale is not None and scale.source == "red cells":
             scales.append(scale.um_per_pixel)
     return float(np.median(scales)) if scales else None

@@ -249,7 +249,8 @@ class Predictor:
             UnreadableImage: for the first picture that cannot be used.
         """
         rule = SubjectRule.of_release(self.release)
-        cells = without_copies(self(_pictures(images), batch_size=batch_size))
+        predictions = self(_pictures(images), batch_size=batch_size)
+        cells = [predictions[number] for number in without_copies(predictions)]
         probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
         return rule.predict(probabilities, [cell.outcome for cell in cells], subject=name)
 

@@ -6,7 +6,7 @@ it stands in the "patients" block of metrics.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -248,9 +248,9 @@ class SubjectRule:
         )
 
 
-def without_copies(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Keep one prediction of each picture: a copy adds nothing to what is known of a subject."""
-    first: dict[str, Prediction] = {}
-    for prediction in predictions:
-        first.setdefault(prediction.pixel_hash or str(id(prediction)), prediction)
+def without_copies(predictions: Sequence[Prediction]) -> list[int]:
+    """Return the indices of the pictures that differ: a copy adds nothing to what is known of a subject."""
+    first: dict[str, int] = {}
+    for number, prediction in enumerate(predictions):
+        first.setdefault(prediction.pixel_hash or str(number), number)
     return list(first.values())

@@ -21,13 +21,12 @@ import numpy as np
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.files import atomic_file
 from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
-from leukoscope.inference.subject import SubjectRule
+from leukoscope.inference.subject import SubjectRule, without_copies
 from leukoscope.models.release_files import public_name
 from leukoscope.reports.formatting import fraction, rendered, share, span, with_span
 from leukoscope.reports.html import cell_picture
 
 if TYPE_CHECKING:
-    from leukoscope.data.images import EncodedImage
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.sources import CellSource
@@ -59,10 +58,9 @@ def report_on(predictor: Predictor, source: CellSource, *, name: str = "", batch
             f"{len(subjects)} subjects ({subjects[0]!r}, {subjects[1]!r} …): a report is of one; give the folder that "
             "holds one subject's pictures, or write a table of all with --output patients.csv"
         )
-    of_hash: dict[str, tuple[Prediction, str | EncodedImage]] = {}
-    for cell, found in zip(given, predictor((cell.picture for cell in given), batch_size=batch_size), strict=True):
-        of_hash.setdefault(found.pixel_hash, (found, cell.picture))  # copies count once
-    cells, pictures = zip(*of_hash.values(), strict=True)
+    predictions = predictor((cell.picture for cell in given), batch_size=batch_size)
+    kept = without_copies(predictions)
+    cells, pictures = [predictions[number] for number in kept], [given[number].picture for number in kept]
     probabilities = np.array([list(cell.probabilities.values()) for cell in cells])
     outcomes = [cell.outcome for cell in cells]
     return patient_report(

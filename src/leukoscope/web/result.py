@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import measure_stain, otsu_threshold
+from leukoscope.data.fields import View, measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
@@ -301,7 +301,7 @@ def parts_of(image: Image.Image) -> dict[str, np.ndarray]:
     pixels = np.asarray(image)
     cell = foreground(pixels)
     if (~cell).mean() < BLACK_SHARE:
-        stain = measure_stain(image)
+        stain = measure_stain(View(image))
         if stain.problem or not stain.holds_nuclei:
             return {}
         nucleus = stain.nuclear(pixels) > stain.threshold

@@ -22,7 +22,7 @@ import numpy as np
 from gradio.context import LocalContext
 from PIL import Image
 
-from leukoscope.data.fields import measure_stain
+from leukoscope.data.fields import View, measure_stain
 from leukoscope.data.images import foreground
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
 from leukoscope.inference.prediction import (
@@ -318,7 +318,7 @@ def map_share(heat: np.ndarray, view: Image.Image, on_cell: float | None = None)
         # Nearly all of such a cell is nucleus: the two are not told apart.
         inside = share_within(heat, cell) if on_cell is None else on_cell
         return MapShare("cell", inside, float(cell.mean()))
-    stain = measure_stain(view)
+    stain = measure_stain(View(view))
     if stain.problem or not stain.holds_nuclei:
         return MapShare("")
     nuclei = stain.nuclear(pixels) > stain.threshold
