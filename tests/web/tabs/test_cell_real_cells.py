@@ -19,7 +19,7 @@ RELEASE = Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnm
 
 
 def test_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # five seconds after a stream
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)  # five seconds after a stream
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 2, "label": ["ALL", "HEM"]})
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
     info, cells = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub")), RealCells()
