@@ -15,6 +15,7 @@ import tomllib
 import urllib.request
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,14 @@ def wheel(sources: Path) -> Path:
     return found
 
 
-def _install(wheel: Path, environment: Path, borrowed: str | Path) -> Path:
-    """The `bin` of a new environment that holds the wheel, and borrows what the wheel depends on from a folder."""
+def _install(wheel: Path, environment: Path, without: Sequence[str]) -> Path:
+    """The `bin` of a new environment that holds the wheel, and borrows all else from this one but some modules."""
     venv.create(environment, symlinks=True)
     (site,) = environment.glob("lib/python*/site-packages")
-    # A path alone: this environment's own, editable Leukoscope stays out of sight.
-    (site / "borrowed.pth").write_text(f"{borrowed}\n")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        # This environment's own, editable Leukoscope stays out of sight, too.
+        if path.name.partition("-")[0] not in ("leukoscope", *without) and path.suffix != ".pth":
+            (site / path.name).symlink_to(path)
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "--no-deps"]
     done = subprocess.run([*pip, "--no-index", str(wheel)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -72,17 +75,13 @@ def _install(wheel: Path, environment: Path, borrowed: str | Path) -> Path:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of an environment with all that this one has."""
-    return _install(wheel, tmp_path_factory.mktemp("environment"), sysconfig.get_path("purelib"))
+    return _install(wheel, tmp_path_factory.mktemp("environment"), ())
 
 
 @pytest.fixture(scope="module")
 def without_extras(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of an environment that lacks `EXTRAS`."""
-    borrowed = tmp_path_factory.mktemp("borrowed")
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if path.name.partition("-")[0] not in (*EXTRAS, "leukoscope"):
-            (borrowed / path.name).symlink_to(path)
-    return _install(wheel, tmp_path_factory.mktemp("without_extras"), borrowed)
+    return _install(wheel, tmp_path_factory.mktemp("without_extras"), EXTRAS)
 
 
 def _elsewhere(folder: Path, **own: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from leukoscope.data.loading import stream_cells
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` waits five seconds after each stream of Parquet, for threads that would disturb a process's end."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
 
 
 def _published(folder: Path, labels: list[str | None], label: datasets.ClassLabel | datasets.Value) -> str:

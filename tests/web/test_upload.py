@@ -78,7 +78,7 @@ def test_every_upload_has_a_folder_of_its_own(cache: Path, monkeypatch: pytest.M
     assert folders[0] != folders[1]
     assert all(folder.startswith(OWN_FOLDER) for folder in folders)
     # Neither was ever finished.
-    route_utils.delete_files_created_by_app(demo, age=0)
+    route_utils.delete_files_created_by_app(demo, age=None)
     assert not list(cache.iterdir())
 
 

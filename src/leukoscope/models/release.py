@@ -257,6 +257,8 @@ def _stored_halved(network: nn.Module) -> set[str]:
 
 def _require_as_large(root: Path, config: Mapping[str, Any], given: int) -> None:
     """Refuse a config.json whose network is far larger than the weights beside it, before it takes any memory."""
+    import timm  # noqa: F401 - on the meta device, torch 2.6 could not import what timm needs
+
     with torch.device("meta"):
         try:
             planned = sum(tensor.numel() for tensor in _network(root, config).state_dict().values())

@@ -167,6 +167,8 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
     models = ModelCache(find_releases(releases), listed_models(hub_ids))
     # Of the events, each with its session and time, Gradio keeps ten thousand unless it is told otherwise.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    # Not by `launch`, whose older versions do not know it.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     limit_arenas()
     demo = build_demo(models)
     keep_uploads_apart(demo)
@@ -191,7 +193,6 @@ def serve(releases: Path, hub_ids: Path, address: Address) -> None:
                 theme=build_theme(),
                 css=CSS,
                 footer_links=[],
-                run_history=False,
                 enable_monitoring=False,
                 prevent_thread_lock=True,
                 quiet=True,

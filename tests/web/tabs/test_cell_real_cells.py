@@ -19,7 +19,8 @@ RELEASE = Path(__file__).parents[3] / "model_card" / "leukoscope-densenet169-cnm
 
 
 def test_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # five seconds after a stream
+    # Five seconds after a stream; older versions do not wait.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))] * 2, "label": ["ALL", "HEM"]})
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "hub" / "train.parquet")
     info, cells = replace(DATASETS["cnmc2019"], hub_id=str(tmp_path / "hub")), RealCells()
