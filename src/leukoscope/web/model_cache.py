@@ -39,7 +39,7 @@ MAX_DOWNLOADS = 2 * 2**30  # of all that visitors named, on disk
 # Of one field: half a minute of a small machine.
 MOST_CELLS, FIELD_SECONDS = 500, 60
 # Cells of a field at once: a visitor's cell waits until these are through the network.
-FIELD_BATCH = 4
+FIELD_BATCH = 2
 # One cell takes well under a second; the rest is for a graphics card that has to start.
 GPU_SECONDS = 15
 _P = ParamSpec("_P")
