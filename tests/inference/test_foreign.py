@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 
 from leukoscope import LeukoscopeError, Predictor
-from leukoscope.data.images import UnreadableImage, open_image
+from leukoscope.data.images import open_image
 from leukoscope.data.loading import load_cells
-from leukoscope.inference.foreign import match_labels, open_classifier, predict_cells
+from leukoscope.evaluation.evaluate import ModelPredictions, predictions_of_model, select_cells
+from leukoscope.inference.foreign import match_labels, open_classifier
 from leukoscope.synthetic import draw_cell
 
 
@@ -58,8 +60,12 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = {"blast": "all", "normal": "HEM"}
 
 
-def _predictions(*args, **kwargs):
-    return {cell: prediction for cell, prediction, *_ in predict_cells(*args, **kwargs)}
+def predicted(model: Path, cells: Path, **options: Any) -> ModelPredictions:
+    return predictions_of_model(open_classifier(model), select_cells(load_cells("imagefolder", cells)), **options)
+
+
+def by_cell(found: ModelPredictions) -> dict[str, np.ndarray]:
+    return dict(zip(found.predictions.cell_ids, found.predictions.probabilities, strict=True))
 
 
 def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells):
@@ -67,50 +73,32 @@ def test_a_foreign_model_predicts_what_its_own_pipeline_predicts(foreign, cells)
 
     classifier = open_classifier(foreign)
     assert (classifier.labels, classifier.metrics, classifier.revision) == (("normal", "Blast"), {}, "")
-    rows = load_cells("imagefolder", cells).train
-    predictions = {
-        cell: prediction
-        for cell, prediction, *_ in predict_cells(classifier, rows, ("ALL", "HEM"), label_map=NAMES, batch_size=2)
-    }
+    predictions = by_cell(predicted(foreign, cells, label_map=NAMES, batch_size=2))
 
     plain = pipeline("image-classification", model=str(foreign))
-    assert list(predictions) == rows["cell_id"][:]
-    for cell in ("ALL/0", "HEM/1", "ALL/2", "ALL/4"):
+    assert list(predictions) == ["ALL/0", "ALL/2", "ALL/4", "HEM/1"]
+    for cell, probabilities in predictions.items():
         expected = {row["label"]: row["score"] for row in plain(str(cells / f"{cell}.png"))}
-        assert predictions[cell] == pytest.approx([expected["Blast"], expected["normal"]], abs=1e-5)
-    assert np.ptp([prediction[0] for prediction in predictions.values() if isinstance(prediction, np.ndarray)]) > 1e-3
+        assert probabilities == pytest.approx([expected["Blast"], expected["normal"]], abs=1e-5)
+    assert np.ptp([probabilities[0] for probabilities in predictions.values()]) > 1e-3
 
 
-def test_a_release_gives_the_outcomes_of_predict(tiny_release, cells):
-    rows = load_cells("imagefolder", cells).train
-    found = list(predict_cells(open_classifier(tiny_release), rows, ("HEM", "ALL"), batch_size=2))
-
-    readable = [cells / f"{cell.cell_id}.png" for cell in found if cell.outcome]
-    assert len(readable) == 4
-    predicted = Predictor.from_pretrained(tiny_release)(readable)
-    assert [cell.outcome for cell in found if cell.outcome] == [prediction.outcome for prediction in predicted]
-
-
-def test_a_damaged_cell_has_its_error_in_its_place(foreign, cells):
-    rows = load_cells("imagefolder", cells).train
-    predictions = {
-        cell: prediction
-        for cell, prediction, *_ in predict_cells(
-            open_classifier(foreign), rows, ("ALL", "HEM"), label_map=NAMES, batch_size=3
-        )
-    }
-    assert isinstance(predictions["HEM/3"], UnreadableImage)
-    assert f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short" in str(predictions["HEM/3"])
-    assert sum(isinstance(prediction, np.ndarray) for prediction in predictions.values()) == 4
+def test_a_release_gives_the_probabilities_and_outcomes_of_predict(tiny_release, cells):
+    assert open_classifier(tiny_release).metrics["labels"] == ["ALL", "HEM"]
+    found = predicted(tiny_release, cells, batch_size=2)
+    readable = [cells / f"{cell}.png" for cell in found.predictions.cell_ids]
+    expected = Predictor.from_pretrained(tiny_release)(readable)
+    assert len(readable) == 4 and found.outcomes == tuple(prediction.outcome for prediction in expected)
+    for probabilities, prediction in zip(found.predictions.probabilities, expected, strict=True):
+        assert probabilities == pytest.approx([prediction.probabilities[label] for label in ("ALL", "HEM")], abs=1e-5)
 
 
-def test_a_release_predicts_as_the_predictor_does(tiny_release, cells):
-    classifier = open_classifier(tiny_release)
-    assert classifier.metrics["labels"] == ["ALL", "HEM"]
-    rows = load_cells("imagefolder", cells).train
-    predictions = _predictions(classifier, rows, ("HEM", "ALL"))
-    predicted = Predictor.from_pretrained(tiny_release)(open_image(cells / "ALL" / "0.png")).probabilities
-    assert predictions["ALL/0"] == pytest.approx([predicted["HEM"], predicted["ALL"]], abs=1e-5)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_damaged_cell_is_named_and_the_others_are_predicted(foreign, cells, batch_size):
+    found = predicted(foreign, cells, label_map=NAMES, batch_size=batch_size)
+    (damaged,) = found.left_out
+    assert damaged.startswith(f"{cells / 'HEM' / '3.png'}: the image is damaged or cut short")
+    assert len(by_cell(found)) == 4 and "HEM/3" not in by_cell(found)
 
 
 def test_classes_meet_by_name_whatever_the_case():
@@ -143,9 +131,10 @@ def test_a_class_that_the_model_lacks_cannot_be_named():
     assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith("it lacks some of these: leave their cells out")
 
 
-def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells):
+def test_unmatched_classes_are_refused_before_a_cell_is_opened(foreign, cells, monkeypatch):
+    monkeypatch.setattr("leukoscope.evaluation.evaluate.open_encoded", None)
     with pytest.raises(LeukoscopeError, match="its classes are normal, Blast, those of the data set ALL, HEM"):
-        predict_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"))
+        predicted(foreign, cells)
 
 
 def test_pickled_weights_are_never_loaded(foreign, tmp_path):
@@ -232,4 +221,4 @@ def test_without_a_network_a_hub_id_fails_at_once():
 
 def test_a_batch_of_nothing_is_refused(foreign, cells):
     with pytest.raises(LeukoscopeError, match="--batch_size 0: give 1 or more"):
-        predict_cells(open_classifier(foreign), load_cells("imagefolder", cells).train, ("ALL", "HEM"), batch_size=0)
+        predicted(foreign, cells, label_map=NAMES, batch_size=0)

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.loading import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
 from leukoscope.data.splits import Split, groups_of, load_split, make_split
 from leukoscope.evaluation.metrics import CellPredictions
 from leukoscope.evaluation.overlap import KnownCells, same_cells, same_person, seen_in_training, source_of, trainings_of
-from leukoscope.inference.foreign import Classifier, PredictedCell, match_labels, predict_cells
+from leukoscope.inference.foreign import Classifier, match_labels
 from leukoscope.models.release_files import folder_name, read_metrics
-from leukoscope.progress import track
+from leukoscope.progress import progress
+
+_AREA_SIDE = 224
 
 
 @dataclass(frozen=True)
@@ -134,58 +138,74 @@ def predictions_of_model(
     label_map: Mapping[str, str] | None = None,
     batch_size: int = 16,
 ) -> ModelPredictions:
-    """Predict the selected cells with a Leukoscope release or any other classifier.
-
-    Damaged cells are named in `left_out`.
+    """Predict the selected cells with a release or any other classifier; `left_out` names damaged cells.
 
     Args:
-        classifier, cells, label_map, batch_size: as for `predict_cells`.
+        label_map: the model's class → the data set's; see `match_labels`.
 
     Raises:
-        LeukoscopeError: its classes are not those of the data set; see `predict_cells`.
+        LeukoscopeError: classes that cannot be matched, before any cell is opened.
     """
+    from datasets import Image as ImageFeature
     from datasets import concatenate_datasets
 
+    if batch_size < 1:
+        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
     labels, wanted = cells.data.info.labels, set(cells.split.test)
+    matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
+    to_ours = np.eye(len(labels))[list(matched)]
+    our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
     rows = concatenate_datasets(list(cells.data.cells.values()))
     rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
-    stream = predict_cells(classifier, rows, labels, label_map=label_map, batch_size=batch_size)
-    damaged: list[str] = []
-    found: list[tuple[int, PredictedCell]] = []
-    name = _public_name(classifier.name)
-    for row, cell in enumerate(track(stream, f"predicting with {name}", len(rows))):
-        if isinstance(cell.probabilities, np.ndarray):
-            found.append((row, cell))
-        else:
-            damaged.append(str(cell.probabilities))
-    predicted, units = rows.select([row for row, _ in found]), groups_of(cells.data, cells.data.info.group)
+    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
+    name, kept = _public_name(classifier.name), list[int]()
+    damaged, outcomes, hashes = list[str](), list[str](), list[str]()
+    probabilities, areas = [np.zeros((0, len(labels)))], list[float]()
+    with progress(f"predicting with {name}", len(rows)) as advance:
+        for first in range(0, len(rows), batch_size):
+            batch, pictures = encoded[first : first + batch_size], []
+            for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
+                try:
+                    pictures.append(open_encoded(image, cell))
+                    kept.append(row)
+                except UnreadableImage as error:
+                    damaged.append(str(error))
+            if pictures:
+                theirs, decided = classifier.predict(pictures)
+                probabilities.append(theirs @ to_ours)
+                outcomes += [our_name.get(outcome, outcome) for outcome in decided or ()]
+                hashes += map(pixel_hash, pictures)
+                areas += map(_area, pictures)
+            advance(len(batch["cell_id"]))
+    rows, units = rows.select(kept), groups_of(cells.data, cells.data.info.group)
     predictions = CellPredictions(
-        tuple(predicted["cell_id"][:]),
-        tuple(units[cell] for cell in predicted["cell_id"][:]),
-        np.asarray(predicted["label"][:], dtype=int),
-        np.asarray([cell.probabilities for _, cell in found]).reshape(-1, len(labels)),
+        tuple(rows["cell_id"][:]),
+        tuple(units[cell] for cell in rows["cell_id"][:]),
+        np.asarray(rows["label"][:], dtype=int),
+        np.concatenate(probabilities),
         labels,
-        np.asarray([cell.area for _, cell in found]) if cells.data.info.background == "black" else None,
-        tuple(cell.pixel_hash for _, cell in found),
+        np.asarray(areas) if cells.data.info.background == "black" else None,
+        tuple(hashes),
     )
     metrics = dict(classifier.metrics)
     if rule := metrics.get("patients"):
-        matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
-        our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
-        named = rule["positive_label"]
-        metrics["patients"] = {**rule, "positive_label": our_name.get(named, named)}
-    overlap = training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder))
+        metrics["patients"] = {**rule, "positive_label": our_name.get(rule["positive_label"], rule["positive_label"])}
     return ModelPredictions(
         predictions,
         name,
         classifier.revision,
-        "these weights",
-        overlap,
-        tuple(damaged),
-        metrics,
-        cells.data.info.group,
-        tuple(cell.outcome for _, cell in found if cell.outcome),
+        estimates="these weights",
+        overlap=training_overlap(metrics, predictions, cells, KnownCells.of_release(classifier.folder)),
+        left_out=tuple(damaged),
+        metrics=metrics,
+        unit=cells.data.info.group,
+        outcomes=tuple(outcomes),
     )
+
+
+def _area(picture: Image.Image) -> float:
+    """The cell's share of its picture, which needs no fine detail."""
+    return cell_area(np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST)))
 
 
 def predictions_in_file(path: Path, cells: SelectedCells | None = None) -> ModelPredictions:

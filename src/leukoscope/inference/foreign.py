@@ -1,51 +1,27 @@
 """Open and run any image classifier: our releases, or what `pipeline("image-classification")` of transformers opens.
 
-A model that is no release is loaded from safetensors only, and its own code runs only where the user allows that. Its
-classes are matched to the data set's before the first cell is opened.
+A model that is no release is loaded from safetensors only, and its own code runs only where the user allows that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.inference.predictor import Predictor
 from leukoscope.inference.runtime import AUTO, Runtime, gpu_or_cpu
 from leukoscope.models.hub_download import KNOWN_CELLS, fetch_files, find_release
 from leukoscope.models.release_files import CONFIG, read_release
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 # Keys of a release's config.json that a plain transformers model lacks.
 _RELEASE_KEYS = {"architecture", "num_classes", "label_names", "pretrained_cfg"}
-# An area needs no fine detail.
-_AREA_SIDE = 224
-
-
-class PredictedCell(NamedTuple):
-    """A cell as `predict_cells` predicts it.
-
-    Attributes:
-        probabilities: (K,) of the data set's classes; the error where the picture is damaged.
-        outcome: a class of the data set, or why there is none; "" for a damaged picture and a model that is no release.
-        area: the share of the picture that is not black.
-        pixel_hash: see `pixel_hash`.
-    """
-
-    cell_id: str
-    probabilities: np.ndarray | UnreadableImage
-    outcome: str = ""
-    area: float = 0.0
-    pixel_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,58 +71,6 @@ def open_classifier(model: str | Path, *, device: str = AUTO, trust_remote_code:
         # Beside a release's files: its image processor, and weights in shards.
         fetch_files(name, revision, ("*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])))
     return _from_pipeline(folder, name, revision, gpu_or_cpu() if device == AUTO else device, trust_remote_code)
-
-
-def predict_cells(
-    classifier: Classifier,
-    cells: Dataset,
-    labels: Sequence[str],
-    *,
-    label_map: Mapping[str, str] | None = None,
-    batch_size: int = 16,
-) -> Iterator[PredictedCell]:
-    """Predict every cell, a batch at a time; a damaged one has its error in its place.
-
-    Args:
-        cells: rows with `image` and `cell_id`.
-        labels: the K classes of the data set.
-        label_map: the model's class → ours; see `match_labels`.
-
-    Raises:
-        LeukoscopeError: classes that cannot be matched, before any cell is opened.
-    """
-    from datasets import Image as ImageFeature
-
-    if batch_size < 1:
-        raise LeukoscopeError(f"--batch_size {batch_size}: give 1 or more")
-    matched = match_labels(classifier.name, classifier.labels, labels, label_map or {})
-    to_ours = np.eye(len(labels))[list(matched)]
-    our_name = {their: labels[our] for their, our in zip(classifier.labels, matched, strict=True)}
-    encoded = cells.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-
-    def opened(image: Mapping[str, Any], cell: str) -> Image.Image | UnreadableImage:
-        try:
-            return open_encoded(image, cell)
-        except UnreadableImage as error:
-            return error
-
-    def predicted() -> Iterator[PredictedCell]:
-        for rows in encoded.iter(batch_size):
-            found = [opened(image, cell) for image, cell in zip(rows["image"], rows["cell_id"], strict=True)]
-            pictures = [picture for picture in found if isinstance(picture, Image.Image)]
-            theirs, outcomes = classifier.predict(pictures) if pictures else (np.zeros((0, len(matched))), None)
-            predictions = zip(theirs @ to_ours, outcomes or [""] * len(pictures), strict=True)
-            for cell, picture in zip(rows["cell_id"], found, strict=True):
-                if isinstance(picture, UnreadableImage):
-                    yield PredictedCell(cell, picture)
-                else:
-                    small = np.asarray(picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST))
-                    probabilities, outcome = next(predictions)
-                    area = cell_area(small)
-                    yield PredictedCell(cell, probabilities, our_name.get(outcome, outcome), area, pixel_hash(picture))
-
-    # A generator of its own, so that wrong arguments are refused by the call and not by the first cell.
-    return predicted()
 
 
 def match_labels(
