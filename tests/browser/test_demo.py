@@ -107,7 +107,7 @@ def test_the_page_speaks_the_visitor_s_language_and_can_be_switched(
     # What follows is in the language that was chosen, not in the browser's.
     (tmp_path / "text.png").write_bytes(b"not a picture")
     upload(visit, tmp_path / "text.png")
-    failed = {"de": "Das ging nicht", "en": "This did not work"}[second]
+    failed = {"de": "Das hat nicht funktioniert", "en": "This did not work"}[second]
     visit.page.locator("#cell-summary .lk-message", has_text=failed).wait_for()
     assert "text.png: is not an image" in visit.page.locator("#cell-summary").inner_text(), "errors are in English"
 
@@ -564,6 +564,7 @@ def test_the_persons_of_an_unpacked_data_set_are_found_within_its_folders(
     visit = visits()
     upload(visit, tmp_path / "C-NMC.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(3).wait_for()
+    visit.page.locator("#batch-more button").first.click()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() == r"UID_(H?\d+)_"
     assert visit.page.locator(".lk-subject h3").all_inner_texts() == ["1", "2", "H1", "H2"]
     assert "--" not in visit.page.locator("#batch-summary").inner_text()
@@ -612,6 +613,7 @@ def test_persons_go_from_a_zip_to_a_report_on_two_pages(
     visit = visits(**PHONE) if phone else visits()
     upload(visit, tmp_path / "persons.zip", "upload")
     visit.page.locator(".lk-subject svg").nth(1).wait_for()
+    visit.page.locator("#batch-more button").first.click()
     assert visit.page.locator("#batch-pattern textarea, #batch-pattern input").input_value() != ""
     answer = visit.page.locator("#batch-summary")
     assert "2 subjects" not in answer.inner_text(), "the progress gave way to the result"
@@ -655,7 +657,7 @@ def test_a_batch_can_be_stopped(visits: Callable[..., Any]) -> None:
 
 # Progress passes too quickly to be waited for.
 _WATCH_PROGRESS = """() => new MutationObserver(() => {
-  if (/ of 21 pictures predicted/.test(document.querySelector('#batch-summary').innerText)) window.progress = true
+  if (/ of 21 pictures predicted/.test(document.querySelector('#batch-summary')?.innerText)) window.progress = true
 }).observe(document.body, {subtree: true, childList: true, characterData: true})"""
 
 
@@ -726,7 +728,7 @@ _WATCH_LOADING = """() => { window.percentages = 0
 def test_without_a_network_real_cells_are_refused_in_one_sentence(visits: Callable[..., Any]) -> None:
     visit = visits()
     visit.page.locator("#ask-real-cells").click()
-    visit.page.get_by_text("cannot be loaded from the Hub just now").wait_for()
+    visit.page.get_by_text("cannot be streamed from the Hub").wait_for()
     visit.pick_example()
 
 

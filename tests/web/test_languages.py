@@ -111,7 +111,7 @@ _NO_TEXT = {"CSS", "VIEW", "CLICK", "ADDRESS", "BOX", "READY", "SORT", "NAMED_AS
 # Answers to a program, lines on the terminal, and what becomes part of an error.
 _NOT_ON_THE_PAGE = ("app.py: Leukoscope is ready at", "app.py: This server keeps", "batch_files.py: ",
                     "upload.py: one cell", "upload.py: crop it", "upload.py: a field", "upload.py: cut it",
-                    "upload.py: of a local folder")  # fmt: skip
+                    "upload.py: of a local folder", "evidence.py: mean colour")  # fmt: skip
 
 
 def test_no_english_text_stands_outside_the_table() -> None:

@@ -33,6 +33,8 @@ def build_theme() -> gr.themes.Base:
         block_info_text_color="*neutral_700",
         block_shadow="none",
         color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
         slider_color="*primary_700",
         slider_color_dark="*primary_300",
     )

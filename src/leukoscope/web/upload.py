@@ -356,7 +356,7 @@ def png_answer(image: Image.Image) -> str:
         its path.
 
     Raises:
-        LeukoscopeError: the disk is full; `delete_old` makes room.
+        LeukoscopeError: the disk is full; `delete_old` frees it.
     """
     about = PngInfo()
     about.add_text("Disclaimer", RESEARCH_NOTICE)

@@ -19,7 +19,7 @@ from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import PRIVATE, SESSION_SECONDS, Updates
 from leukoscope.web.tabs.evidence import lead_sentences
-from leukoscope.web.text import localised, meaning, t
+from leukoscope.web.text import Localised, localised, meaning, t
 
 CELLS, ROUNDS = 10, 10_000
 
@@ -102,7 +102,7 @@ def build_tab(
     """
     with gr.Tab(localised("tab_guess"), id="guess"):
         played = gr.State(None, time_to_live=SESSION_SECONDS)
-        shown = gr.HTML(panels.placeholder(t("guess_hint")), elem_id="guess", padding=False)
+        shown = gr.HTML(Localised(lambda: panels.placeholder(t("guess_hint"))), elem_id="guess", padding=False)
         with gr.Row(visible=False, elem_id="guesses") as row:
             buttons = [gr.Button("", variant="secondary") for _ in range(2)]
         with gr.Row():
