@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,9 @@ import torch
 from torch import nn
 
 from leukoscope import LeukoscopeError
-from leukoscope.models.hub_download import first_line
 from leukoscope.models.layers import classifier_names, classifier_parameters
 from leukoscope.models.recipes import TIMM, Recipe
 from leukoscope.models.release_files import read_safetensors
-from leukoscope.models.rewrite import PooledNormDenseNet
 
 FROM_SCRATCH = "random initialisation (no pretrained weights)"
 # Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
@@ -49,6 +47,23 @@ class StartWeights:
     ignore_mismatched: bool = False
 
 
+@dataclass(frozen=True)
+class NetworkStart:
+    """What a network starts from, and what follows from it.
+
+    Attributes:
+        name: what its weights truly are, for the card.
+        remarks: for a person, one line each.
+        notes: what weakens the run's metrics, one line each; they belong to the split.
+        provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
+    """
+
+    name: str
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
 def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The recipe's network with random weights, in channels-last memory.
 
@@ -62,7 +77,12 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
 
     # DenseNet takes no drop_path_rate at all.
     depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
-    create = create or (PooledNormDenseNet if recipe.pooled_norm else timm.create_model)
+    if create is None:
+        create = timm.create_model
+        if recipe.pooled_norm:
+            from leukoscope.models.rewrite import PooledNormDenseNet
+
+            create = PooledNormDenseNet
     try:
         network = create(
             recipe.architecture, num_classes=num_classes, drop_rate=recipe.drop_rate, **depth, **model_args(recipe)
@@ -138,6 +158,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
         return (start.name or start.file.stem) + left_out
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+
+    from leukoscope.models.hub_download import first_line
 
     try:
         path = hf_hub_download(recipe.base_model, "model.safetensors", etag_timeout=5)
