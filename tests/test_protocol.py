@@ -306,15 +306,6 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
     )
 
 
-def test_a_folder_of_validation_cells_belongs_to_what_is_compared(cells: Path) -> None:
-    config = TrainingConfig(DataArguments("imagefolder", str(cells / "fold_0"), validation_dir=str(cells / "fold_1")))
-    data = config.data.load(32)
-    then = {"fingerprint": data.fingerprint, "cells": len(data.train)}
-    assert other_cells(then, config) == []
-    alone = replace(config, data=replace(config.data, validation_dir=None))
-    assert other_cells(then, alone) == [f"the data's fingerprint: {data.fingerprint[:12]}"]
-
-
 def test_pictures_found_damaged_when_decoded_do_not_make_it_another_run(
     config: TrainingConfig, data: LoadedCells, tiny_release: Path, tmp_path: Path
 ) -> None:
