@@ -37,14 +37,12 @@ class StartWeights:
         name: what the weights truly are, for the card; defaults to the file's name.
         may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
         from_scratch: start from random weights, without a download.
-        ignore_mismatched: leave out tensors of another shape than the network's.
     """
 
     file: Path | None = None
     name: str = ""
     may_miss: tuple[str, ...] = ()
     from_scratch: bool = False
-    ignore_mismatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone: nn.Module = getattr(network, "backbone", network)
     if start.file is not None:
-        left_out = _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
-        return (start.name or start.file.stem) + left_out
+        _fill(backbone, read_safetensors(start.file), recipe, str(start.file), start)
+        return start.name or start.file.stem
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
@@ -171,8 +169,8 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
             f"{recipe.base_model}: its weights cannot be fetched from the Hub ({reason}); check the network, give "
             "--pretrained_weights FILE.safetensors, or train with --from_scratch"
         ) from None
-    left_out = _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
-    return hub_weights_name(recipe.base_model) + left_out
+    _fill(backbone, read_safetensors(Path(path)), recipe, recipe.base_model, start)
+    return hub_weights_name(recipe.base_model)
 
 
 def hub_weights_name(base_model: str) -> str:
@@ -182,12 +180,8 @@ def hub_weights_name(base_model: str) -> str:
 
 def _fill(
     network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, start: StartWeights
-) -> str:
-    """Copy tensors into a backbone; the classifier always stays new.
-
-    Returns:
-        what was left out as of another shape, to follow the weights' name; "" for nothing.
-    """
+) -> None:
+    """Copy tensors into a backbone; the classifier always stays new."""
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
     if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
         # It expects weights of its architecture; others are left as they are, and named below.
@@ -209,9 +203,7 @@ def _fill(
         unknown = [k for k in unknown if k not in above]
         given = {k: v for k, v in given.items() if k in wanted or k in unknown}
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
-    left_out = reshaped if start.ignore_mismatched else []
-    wanted, given = ({k: v for k, v in tensors.items() if k not in left_out} for tensors in (wanted, given))
-    if unknown or len(reshaped) > len(left_out):
+    if unknown or reshaped:
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
         raise LeukoscopeError(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
@@ -224,7 +216,6 @@ def _fill(
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
-    return f" without {len(left_out)} tensor(s) of another shape, e.g. {left_out[0]}" if left_out else ""
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
