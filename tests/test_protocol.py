@@ -32,15 +32,14 @@ from leukoscope.protocol import (
     ProtocolRun,
     check_release_folder,
     compose_release,
-    other_cells,
     protocol_runs,
     run_protocol,
 )
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
-from leukoscope.training.config import DataArguments, TrainingConfig, parse_config
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.data import preprocessing_for
 from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
-from leukoscope.training.train import preprocessing_for
 from leukoscope.training.trainer import Trainer
 
 FOLDS = 2

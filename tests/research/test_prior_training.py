@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from leukoscope.training.train import make_accelerator
 from leukoscope.training.trainer import Trainer
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Head, Hidden, Penalty, Plateau, PriorRecipe
-from research.prior_training import PlateauController, PriorTrainer, make_optimizer, recompute_batch_norm
+from research.prior_training import PriorTrainer, follow_plateau, make_optimizer, recompute_batch_norm
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = PriorRecipe(
@@ -49,7 +48,7 @@ RECIPE = PriorRecipe(
     schedule="constant",
 )
 SETTINGS: dict[str, Any] = {"flags": {}, "resolved_recipe": {}}
-MakeTrainer = Callable[..., PriorTrainer]
+MakeTrainer = Callable[..., Trainer]
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +66,16 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
 
 @pytest.fixture
 def trainer_for(cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
-    """A trainer for a recipe on a few cells, with the flags of a run."""
+    """A trainer for a recipe's network on a few cells."""
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
 
     def make(
-        recipe: PriorRecipe, *, split: str = "subject", checkpoints: Checkpoints | None = None, **flags: Any
-    ) -> PriorTrainer:
-        config = TrainingConfig(run=RunArguments(**{"mixed_precision": "no", **flags}))
+        recipe: PriorRecipe, *, split: str = "subject", kind: type[Trainer] = PriorTrainer, **settings: Any
+    ) -> Trainer:
+        config = TrainingConfig(run=RunArguments(mixed_precision="no"))
         set_seed(config.run.seed)
-        accelerator = make_accelerator(config, recipe)
-        sides = make_split(cells.data, split)
-        return PriorTrainer(accelerator, cells, sides, recipe, PREPROCESSING, config.run, checkpoints=checkpoints)
+        accelerator, network = make_accelerator(config, recipe), build_prior(recipe, 2)
+        return kind(accelerator, network, cells, make_split(cells.data, split), recipe, **settings)
 
     return make
 
@@ -147,7 +145,7 @@ def test_plain_optimisers_step_as_torch_does_on_all_parameters(name: str) -> Non
 
 def test_the_trainer_uses_it(trainer_for: MakeTrainer) -> None:
     trainer = trainer_for(replace(RECIPE, optimizer="sgd", num_train_epochs=1), split="all")
-    list(trainer.fit(build_prior(trainer.recipe, 2)))
+    list(trainer.fit())
     assert trainer.optimizer.param_groups[0]["momentum"] == 0.9
 
 
@@ -156,8 +154,9 @@ def test_the_trainer_uses_it(trainer_for: MakeTrainer) -> None:
 
 def test_training_and_validation_loss_hold_the_penalty(trainer_for: MakeTrainer) -> None:
     recipe = replace(RECIPE, penalty=Penalty(weight_l2=0.5, bias_l1=0.25), num_train_epochs=1)
-    trainer, network = trainer_for(recipe), build_prior(recipe, 2)
-    (row,) = trainer.fit(network)
+    trainer = trainer_for(recipe)
+    network: Any = trainer.network
+    (row,) = trainer.fit()
     predictions = trainer.predict(trainer.split.validation)
     own = np.log(predictions.probabilities)[np.arange(len(predictions.references)), predictions.references]
     strength = float(penalty(network, recipe).detach())
@@ -170,20 +169,21 @@ def test_the_penalty_shrinks_the_hidden_layers_it_is_put_on(trainer_for: MakeTra
     for strength in (0.0, 5.0):
         recipe = replace(RECIPE, penalty=Penalty(weight_l2=strength))
         trainer = trainer_for(recipe, split="all")
-        network = build_prior(recipe, 2)
-        list(trainer.fit(network))
+        network: Any = trainer.network
+        list(trainer.fit())
         sizes.append(float(network.head.hidden[0][0].weight.detach().square().sum()))
     assert sizes[1] < 0.5 * sizes[0]
 
 
 def test_recomputed_statistics_are_those_of_the_ema(trainer_for: MakeTrainer, cells: FramedCells) -> None:
     recipe = replace(RECIPE, ema_decay=0.9, batch_norm_cells=16, num_train_epochs=2)
-    trainer, network = trainer_for(recipe, split="all"), build_prior(recipe, 2)
-    list(trainer.fit(network))
+    trainer = trainer_for(recipe, split="all")
+    network: Any = trainer.network
+    list(trainer.fit())
     kept = network.backbone.bn1.running_mean.clone()
     rows = cells.rows(trainer.split.train)
     spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int)]
-    recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, trainer.batch_size)
+    recompute_batch_norm(network.train(), trainer.inputs, spread, trainer.accelerator, recipe.train_batch_size)
     torch.testing.assert_close(network.backbone.bn1.running_mean, kept, rtol=1e-3, atol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_batch_statistics_are_taken_anew_before_every_validation(
     trainer = trainer_for(replace(RECIPE, batch_norm_cells=12, train_batch_size=4, num_train_epochs=2))
     judged = _scripted(trainer, monkeypatch, val_balanced_accuracy=[0.6, 0.7])
 
-    list(trainer.fit(build_prior(trainer.recipe, 2)))
+    list(trainer.fit())
 
     batches = [int(v) for weights in judged for k, v in weights.items() if k.endswith("num_batches_tracked")]
     assert batches and set(batches) == {12 // 4}
@@ -204,11 +204,12 @@ def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
     trainer_for: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = replace(RECIPE, num_train_epochs=9, plateau=Plateau("val_accuracy", 0.5, patience=1, stop_patience=2))
-    trainer, network = trainer_for(recipe, early_stopping_patience=1), build_prior(recipe, 2)
+    trainer = trainer_for(replace(recipe, early_stopping_patience=1))
+    network: Any = trainer.network
     seen = _scripted(trainer, monkeypatch, val_accuracy=[0.6, 0.5, 0.8, 0.8, 0.7, 0.9], val_loss=[1.0] * 6)
-    rows = list(trainer.fit(network))
+    rows = list(trainer.fit())
     assert [row["learning_rate"] for row in rows] == [0.01, 0.01, 0.005, 0.005, 0.0025]
-    assert (trainer.epochs_run, trainer.kept_epoch) == (5, 3)
+    assert (len(rows), trainer.select_epoch().epoch) == (5, 3)
     assert all(torch.equal(v, seen[2][k]) for k, v in network.state_dict().items())
     said = capsys.readouterr().out
     assert "2 cuts of the learning rate brought no gain: stopped" in said
@@ -236,29 +237,27 @@ def test_a_killed_run_resumes_bit_exactly(
     trainer_for: MakeTrainer, tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, **change)
-    whole, network = trainer_for(recipe), build_prior(recipe, 2)
-    rows = list(whole.fit(network))
-    killed = trainer_for(recipe, checkpoints=Checkpoints(tmp_path, SETTINGS, limit=1))
-    next(killed.fit(build_prior(recipe, 2)))
-    checkpoints = Checkpoints(tmp_path, SETTINGS, limit=1)
+    whole = trainer_for(recipe)
+    rows = list(whole.fit())
+    next(trainer_for(recipe, checkpoints=Checkpoints(tmp_path, SETTINGS)).fit())
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
     checkpoints.resume("latest")
-    resumed, again = trainer_for(recipe, checkpoints=checkpoints), build_prior(recipe, 2)
+    resumed = trainer_for(recipe, checkpoints=checkpoints)
     columns = ("train_loss", "val_loss", "learning_rate")
-    assert [[row[k] for k in columns] for row in resumed.fit(again)] == [[row[k] for k in columns] for row in rows]
-    assert resumed.kept_epoch == whole.kept_epoch
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
+    assert [[row[k] for k in columns] for row in resumed.fit()] == [[row[k] for k in columns] for row in rows]
+    assert resumed.select_epoch() == whole.select_epoch()
+    again = resumed.network.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in whole.network.state_dict().items())
 
 
 def test_a_head_on_a_frozen_backbone_learns_from_features_computed_once(trainer_for: MakeTrainer) -> None:
     still = Augmentation(0.0, 0.0, 0.0, 0.0, rotation=0.0, flips="none")
     head = Head(batch_norm=True, hidden=(Hidden(8, dropout=0.2),))
     recipe = replace(RECIPE, frozen=("backbone",), augmentation=still, head=head, drop_rate=0.0)
-    trainer, network = trainer_for(recipe, split="all"), build_prior(recipe, 2)
-    rows = list(trainer.fit(network))
+    trainer = trainer_for(recipe, split="all")
+    rows = list(trainer.fit())
     assert isinstance(trainer.inputs, FeatureInputs) and rows[0]["train_loss"] != rows[-1]["train_loss"]
-    other = trainer_for(recipe, split="all")
-    other.cache_features = False
-    anew = list(other.fit(build_prior(recipe, 2)))
+    anew = list(trainer_for(recipe, split="all", cache_features=False).fit())
     assert [row["train_loss"] for row in anew] == pytest.approx([row["train_loss"] for row in rows], abs=1e-4)
 
 
@@ -266,13 +265,10 @@ def test_a_recipe_of_the_core_trains_as_with_its_own_trainer(trainer_for: MakeTr
     small = {"block_config": (1, 1), "image_size": 32, "train_batch_size": 8, "num_train_epochs": 1}
     recipe = replace(get_recipe("densenet121"), **small)
     networks = []
-    for ours in (True, False):
-        trainer: Trainer = trainer_for(recipe, split="all")
-        if not ours:
-            trainer = Trainer(trainer.accelerator, trainer.cells, trainer.split, recipe, PREPROCESSING, trainer.run)
-            set_seed(0)
-        networks.append(build_prior(recipe, 2))
-        list(trainer.fit(networks[-1]))
+    for kind in (PriorTrainer, Trainer):
+        trainer = trainer_for(recipe, split="all", kind=kind)
+        networks.append(trainer.network)
+        list(trainer.fit())
     for (name, one), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
@@ -334,43 +330,24 @@ WALKS = {
 }
 
 
-def _row(plateau: Plateau, epoch: tuple[float, float]) -> dict[str, float]:
-    return {"train_accuracy": epoch[0], plateau.monitor: epoch[1]}
+def _rows(plateau: Plateau, course: list[tuple[float, float]]) -> list[dict[str, float]]:
+    return [{"epoch": n + 1, "train_accuracy": a, plateau.monitor: b} for n, (a, b) in enumerate(course)]
 
 
 @pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
-def test_the_plateau_controller_walks_a_scripted_course(walk: Walk) -> None:
-    controller = PlateauController(walk.plateau)
-    outcomes, rates = [], []
-    for epoch in walk.rows:
-        outcomes.append(controller.update(_row(walk.plateau, epoch)))
-        rates.append(controller.rate)
-    assert "".join("-+"[outcome.improved] for outcome in outcomes) == walk.improved
-    assert rates == pytest.approx(walk.rates)
-    assert [bool(outcome.stop_reason) for outcome in outcomes] == [False] * (len(walk.rows) - 1) + [walk.stops]
+def test_a_plateau_is_followed_along_a_scripted_course(walk: Walk) -> None:
+    rows = _rows(walk.plateau, walk.rows)
+    found = [follow_plateau(rows[: n + 1], walk.plateau) for n in range(len(rows))]
+    assert "".join("-+"[kept.epoch == n + 1] for n, (kept, _) in enumerate(found)) == walk.improved
+    assert [rate for _, rate in found] == pytest.approx(walk.rates)
+    assert [bool(kept.stop_reason) for kept, _ in found] == [False] * (len(rows) - 1) + [walk.stops]
 
 
-def test_the_controller_says_what_it_watched_and_why_it_stops() -> None:
-    controller = PlateauController(SYSTEM_E)
-    watched = [controller.update(_row(SYSTEM_E, epoch)).watched for epoch in ((0.89, 1.0), (0.9, 1.0), (0.2, 1.0))]
-    assert watched == ["train_accuracy", "val_loss", "train_accuracy"]
-    assert controller.update(_row(SYSTEM_E, (0.2, 1.0))).stop_reason == "3 cuts of the learning rate brought no gain"
-
-
-@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS.keys())
-def test_a_controller_restored_from_json_continues_as_if_never_left(walk: Walk) -> None:
-    whole, resumed = PlateauController(walk.plateau), PlateauController(walk.plateau)
-    for epoch in walk.rows:
-        kept = json.loads(json.dumps(resumed.state_dict()))
-        resumed = PlateauController(walk.plateau)
-        resumed.load_state_dict(kept)
-        assert resumed.update(_row(walk.plateau, epoch)) == whole.update(_row(walk.plateau, epoch))
-        assert resumed.rate == whole.rate
-
-
-def test_a_state_once_taken_does_not_change_with_its_controller() -> None:
-    controller = PlateauController(ACCURACY)
-    controller.update(_row(ACCURACY, (0, 0.5)))
-    state = controller.state_dict()
-    controller.update(_row(ACCURACY, (0, 0.6)))
-    assert state["best"]["val_accuracy"] == 0.5
+def test_it_says_what_the_kept_epoch_was_judged_by_and_why_training_stops() -> None:
+    rows = _rows(SYSTEM_E, [(0.89, 1.0), (0.9, 0.5), (0.2, 1.0), (0.2, 1.0), (0.2, 1.0)])
+    assert [follow_plateau(rows[:n], SYSTEM_E)[0].watched for n in (1, 2, 3)] == [
+        "train_accuracy",
+        "val_loss",
+        "val_loss",
+    ]
+    assert follow_plateau(rows, SYSTEM_E)[0].stop_reason == "3 cuts of the learning rate brought no gain"
