@@ -18,9 +18,8 @@ from leukoscope.data.splits import Split
 from leukoscope.models.layers import freeze
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.data import Inputs, evenly_spread
-from leukoscope.training.optim import parameter_groups
 from leukoscope.training.train import train
-from leukoscope.training.trainer import Selection, Trainer, gain
+from leukoscope.training.trainer import Selection, Trainer, gain, parameter_groups
 from research.prior_networks import build_prior, penalty
 from research.prior_recipes import Plateau
 

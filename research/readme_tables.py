@@ -101,13 +101,13 @@ HF_FLAGS = (
 )
 # Ours → those of timm's train.py that mean the same.
 TIMM_FLAGS = {
-    **{"dataset_name": "--dataset", "train_dir": "data_dir", "train_split": "--train-split"},
-    **{"validation_split": "--val-split", "model_name_or_path": "--model --pretrained", "image_size": "--img-size"},
+    **{"dataset_name": "--dataset", "train_dir": "data_dir"},
+    **{"model_name_or_path": "--model --pretrained", "image_size": "--img-size"},
     **{"pretrained_weights": "--initial-checkpoint", "config": "--config", "num_train_epochs": "--epochs"},
-    **{"per_device_train_batch_size": "--batch-size", "per_device_eval_batch_size": "--validation-batch-size"},
+    **{"per_device_train_batch_size": "--batch-size"},
     **{"gradient_accumulation_steps": "--grad-accum-steps", "learning_rate": "--lr", "weight_decay": "--weight-decay"},
     **{"lr_scheduler_type": "--sched", "num_warmup_steps": "--warmup-epochs", "mixed_precision": "--amp"},
-    **{"torch_compile": "--torchcompile", "seed": "--seed", "save_total_limit": "--checkpoint-hist"},
+    **{"torch_compile": "--torchcompile", "seed": "--seed"},
     **{"resume_from_checkpoint": "--resume", "output_dir": "--output", "report_to": "--log-wandb"},
     "override": "--opt --drop --drop-path --smoothing --mean --std --interpolation --model-ema-decay --clip-grad",
 }
@@ -115,7 +115,11 @@ TIMM_FLAGS = {
 FLAG_REMARKS = {
     "dataset_name": "A name known here or a Hub id; without it, phantoms.",
     "train_dir": "Stands beside `--dataset_name imagefolder`, which says what the folder holds.",
-    "train_val_split": "For own splits without a validation split; other splits set their own share apart.",
+    "validation_dir": "Class folders below `train_dir`: `train/`, `validation/`, `test/`.",
+    "train_val_split": "0.15 where own splits lack a validation side; `--no_validation` for none.",
+    "per_device_eval_batch_size": "Twice the training batch.",
+    "max_train_steps": "Epochs of `--override epoch_cells=…` cells.",
+    "with_tracking": "`--report_to` alone.",
     "model_name_or_path": "Models of timm and releases; those of transformers alone are not trained here.",
     "lr_scheduler_type": "Default: the recipe's, mostly cosine.",
     "num_warmup_steps": "Default: a tenth of all steps.",
@@ -124,7 +128,7 @@ FLAG_REMARKS = {
     "checkpointing_steps": "Default: epoch; `no` for none.",
     "resume_from_checkpoint": "`latest` finds the checkpoint by itself.",
     "ignore_mismatched_sizes": "Not needed for other classes, which always get a new head.",
-    "hub_token": "Recorded nowhere.",
+    "hub_token": "`HF_TOKEN` or `hf auth login`.",
     "trust_remote_code": "Code that comes with a model or a data set is never run.",
 }
 

@@ -32,15 +32,14 @@ from leukoscope.protocol import (
     ProtocolRun,
     check_release_folder,
     compose_release,
-    other_cells,
     protocol_runs,
     run_protocol,
 )
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.checkpoint import Interrupted
-from leukoscope.training.config import DataArguments, TrainingConfig, parse_config
+from leukoscope.training.config import TrainingConfig, parse_config
+from leukoscope.training.data import preprocessing_for
 from leukoscope.training.run_folder import THESE_WEIGHTS, describe_run, evaluation_block, write_args
-from leukoscope.training.train import preprocessing_for
 from leukoscope.training.trainer import Trainer
 
 FOLDS = 2
@@ -304,15 +303,6 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
         f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
         "--output_dir or remove it"
     )
-
-
-def test_a_folder_of_validation_cells_belongs_to_what_is_compared(cells: Path) -> None:
-    config = TrainingConfig(DataArguments("imagefolder", str(cells / "fold_0"), validation_dir=str(cells / "fold_1")))
-    data = config.data.load(32)
-    then = {"fingerprint": data.fingerprint, "cells": len(data.train)}
-    assert other_cells(then, config) == []
-    alone = replace(config, data=replace(config.data, validation_dir=None))
-    assert other_cells(then, alone) == [f"the data's fingerprint: {data.fingerprint[:12]}"]
 
 
 def test_pictures_found_damaged_when_decoded_do_not_make_it_another_run(

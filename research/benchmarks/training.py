@@ -38,10 +38,9 @@ from leukoscope.models.release import save_release
 from leukoscope.models.release_files import write_json
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.optim import make_optimizer
 from leukoscope.training.run_folder import machine, peak_memory, versions
 from leukoscope.training.train import keep_freed_memory, make_accelerator
-from leukoscope.training.trainer import Trainer
+from leukoscope.training.trainer import Trainer, make_optimizer
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
 DIFFERS = [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from leukoscope import LeukoscopeError
 
@@ -73,28 +71,17 @@ def train(**flags: Any) -> Path:
     model = replace(config.model, recipe=flags.get("recipe"))  # type: ignore[arg-type]
     if config.run.push_to_hub:
         raise LeukoscopeError("train(push_to_hub=True): publishes nothing; use `leukoscope release push` afterwards")
-    with quiet(config.run.quiet), _token_restored():
+    with quiet(config.run.quiet):
         folder = train_network(complete(replace(config, model=model)))
     if PartialState().is_main_process:
         write_card(folder / "release")
     return folder
 
 
-@contextmanager
-def _token_restored() -> Iterator[None]:
-    """Restore HF_TOKEN after the block: a run's `hub_token` is set there."""
-    before = os.environ.get("HF_TOKEN")
-    try:
-        yield
-    finally:
-        os.environ.pop("HF_TOKEN", None)
-        if before is not None:
-            os.environ["HF_TOKEN"] = before
-
-
 def _of_kind(kind: Any, name: str, value: Any) -> Any:
     """Convert a flag's value to what the command line would give; raises `LeukoscopeError` for another type."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kinds = tuple(str if get_origin(one) is Literal else one for one in kinds)
     if isinstance(value, Path) and str in kinds:
         return str(value)
     if get_origin(kind) is list:
@@ -106,7 +93,8 @@ def _of_kind(kind: Any, name: str, value: Any) -> Any:
             return value
     elif isinstance(value, (*kinds, int) if float in kinds else kinds):
         return value
-    wanted = kind if get_args(kind) else kind.__name__
+    names = ("None" if one is type(None) else one.__name__ for one in kinds)
+    wanted = kind if get_origin(kind) is list else " | ".join(names)
     raise LeukoscopeError(f"train({name}={value!r}): is of type {type(value).__name__}; give {wanted}")
 
 

@@ -109,7 +109,7 @@ def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
     Raises:
         LeukoscopeError: one of them is given.
     """
-    names = ("split", "split_file", "fold", "train_folds", "test_folds", "train_val_split", "no_validation", *also)
+    names = ("split", "split_file", "fold", "train_folds", "test_folds", "no_validation", *also)
     given = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
     for flag in (*given, *["push_to_hub"] * config.run.push_to_hub):
         raise LeukoscopeError(f"--{flag}: an experiment makes its own splits and publishes nothing; leave it out")

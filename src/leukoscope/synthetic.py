@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from leukoscope.data.fields import CUT_OUT_PITCH, CUT_OUT_SIDE, Box
-from leukoscope.data.images import foreground
+from leukoscope.data.images import CUT_OUT_PITCH, CUT_OUT_SIDE, foreground
 
 Background = Literal["black", "smear"]
 Floats = NDArray[np.floating]  # float32 wherever a whole image is at stake: half the time of float64
@@ -442,7 +441,7 @@ class PhantomField:
     um_per_pixel: float
 
     @property
-    def boxes(self) -> list[Box]:
+    def boxes(self) -> list[tuple[int, int, int, int]]:
         """(left, top, right, bottom) of each white cell, in pixels."""
         found = ndimage.find_objects(self.labels)
         return [(c.start, r.start, c.stop, r.stop) for r, c in (window for window in found if window)]

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from leukoscope.data import fields
 from leukoscope.data.fields import (
-    CUT_OUT_PITCH,
     PEAKS_PER_CELL,
     Field,
     FieldCell,
@@ -26,7 +25,7 @@ from leukoscope.data.fields import (
     measure_scale,
     measure_stain,
 )
-from leukoscope.data.images import BACKGROUND_LEVEL, open_field
+from leukoscope.data.images import BACKGROUND_LEVEL, CUT_OUT_PITCH, open_field
 from leukoscope.synthetic import PhantomField, draw_cell, draw_field
 
 MIXED = ("ALL", "HEM") * 4

@@ -725,7 +725,7 @@ def test_flags_name_a_hub_data_sets_splits_and_columns(tmp_path: Path) -> None:
     assert data.train["subject"][:] == ["one-a", "one-b", "two-a", "two-b"]
     assert data.passed_over == ("Hub split 'three' not used: 2 rows",)
     assert _refusal(load_cells, hub_id, **columns) == (
-        f"data set {hub_id}: has no split called train, only one, two, three; name it with --train_split"
+        f"data set {hub_id}: has no split called train, only one, two, three; publish a copy that has one"
     )
     assert _refusal(load_cells, hub_id, **columns, train_split="four") == (
         f"--train_split four: data set {hub_id} has no such split, only one, two, three"

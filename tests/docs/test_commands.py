@@ -168,7 +168,7 @@ def _tiny(line: str) -> str:
     code, hash_, comment = line.partition("    #")
     if "train.py" not in code and not code.startswith("leukoscope train"):
         return line
-    start = "" if "--init_from" in code or "--help" in code else " --from_scratch"
+    start = "" if "--model_name_or_path leukoscope" in code or "--help" in code else " --from_scratch"
     return f"{code} {TINY}{start}{hash_}{comment}"
 
 

@@ -103,11 +103,12 @@ def hub(place: Path) -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def versions(hub: Hub, place: Path) -> dict[str, str]:
     """Two versions on the Hub: what training pushed, and a colder one pushed by hand. Tag → commit."""
-    push = ("--push_to_hub", "--hub_model_id", ID, "--hub_tag", "v1")
-    trained = run(hub, place, *TRAIN, "--output_dir", "run", *push)
+    trained = run(hub, place, *TRAIN, "--output_dir", "run", "--push_to_hub", "--hub_model_id", ID)
     assert f"published: {hub.url}/{ID} (commit " in trained.stdout
+    push = ("-m", "leukoscope", "release", "push")
+    run(hub, place, *push, "run/release", "--hub_model_id", ID, "--tag", "v1")
     _write_colder(place / "run" / "release", place / "colder")
-    pushed = run(hub, place, "-m", "leukoscope", "release", "push", "colder", "--hub_model_id", ID, "--tag", "v2")
+    pushed = run(hub, place, *push, "colder", "--hub_model_id", ID, "--tag", "v2")
     assert f"published: {hub.url}/{ID} (commit " in pushed.stdout
     return dict(hub.repository(ID).tags)
 

@@ -129,20 +129,6 @@ def test_a_tensor_of_another_shape_is_named(network: nn.Module, recipe: Recipe, 
     assert "(0 unknown and 1 differently shaped tensors, e.g. features.conv0.weight has shape (64, 3, 3, 3))" in message
 
 
-def test_tensors_of_another_shape_are_left_out_where_asked_and_named(
-    network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
-) -> None:
-    before = network.features.conv0.weight.clone()
-    reshaped = _saved(donor | {"features.conv0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.safetensors")
-    assert load_start_weights(network, recipe, replace(reshaped, ignore_mismatched=True)) == (
-        "w without 1 tensor(s) of another shape, e.g. features.conv0.weight"
-    )
-    assert torch.equal(network.features.conv0.weight, before)
-    assert torch.equal(network.features.norm0.weight, donor["features.norm0.weight"])
-    unknown = _saved(donor | {"other.weight": torch.zeros(1)}, tmp_path / "u.safetensors")
-    assert "(1 unknown and 0 differently shaped" in _refusal(network, recipe, replace(unknown, ignore_mismatched=True))
-
-
 def test_missing_tensors_are_refused_unless_declared(
     network: nn.Module, recipe: Recipe, donor: Tensors, tmp_path: Path
 ) -> None:

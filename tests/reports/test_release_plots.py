@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from leukoscope.inference.predictor import Predictor
+from leukoscope.models.release import load_release
 from leukoscope.reports.release_plots import network_stages, phantom_samples
 
 
@@ -31,7 +31,7 @@ def small_network(classes: int = 4) -> nn.Module:
 
 
 def test_phantoms_say_that_they_are_no_patients(tiny_release: Path) -> None:
-    figure = phantom_samples(Predictor.from_pretrained(tiny_release))
+    figure = phantom_samples(load_release(tiny_release))
     assert figure.get_suptitle() == "phantoms: synthetic cells, none of a patient; their predictions measure nothing"
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 18 and all(title[0] in "✓✗" for title in titles)
@@ -41,7 +41,7 @@ def test_no_answer_is_right_or_wrong_where_phantoms_are_of_no_class(tiny_release
     copy = shutil.copytree(tiny_release, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"label_names": ["Benign", "Early"]}))
-    titles = [axes.get_title() for axes in phantom_samples(Predictor.from_pretrained(copy)).axes]
+    titles = [axes.get_title() for axes in phantom_samples(load_release(copy)).axes]
     assert len(titles) == 18 and all(re.fullmatch(r"(Benign|Early) [01]\.\d\d", title) for title in titles)
 
 

@@ -28,7 +28,8 @@ from leukoscope.models.recipes import get_recipe
 from leukoscope.models.release import load_release
 from leukoscope.synthetic import draw_cell
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.train import make_accelerator, preprocessing_for
+from leukoscope.training.data import preprocessing_for
+from leukoscope.training.train import make_accelerator
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "research" / "benchmarks"
@@ -161,13 +162,13 @@ def test_training_reads_the_features_that_the_benchmark_kept(drawn, tmp_path, mo
     cells = frame_cells(data, preprocessing_for(recipe, data))
     train, validation = (tuple(c for c in cells.row_of if f"/{side}-" in c) for side in ("train", "validation"))
     split = Split("benchmark", "cell", 0, data.fingerprint, train, validation, (), "")
-    result = _measure(recipe, cells, split, make_accelerator(config, recipe), config)
+    result = _measure(recipe, cells, split, make_accelerator(config, recipe))
     assert len(list(tmp_path.glob("features-*.npy"))) == 1
     assert result["cells"] == {"kept": 10, "trained_on": 8, "validated_on": 2}
     assert result["largest_loss_difference"] < 1e-4
     with pytest.raises(SystemExit, match=r"npy: training did not read these features; give a recipe whose backbone is"):
         turned = replace(recipe, augmentation=replace(recipe.augmentation, rotation=5.0))
-        _measure(turned, cells, split, make_accelerator(config, recipe), config)
+        _measure(turned, cells, split, make_accelerator(config, recipe))
 
 
 def test_the_cold_epoch_includes_the_features_and_heads_are_not_compared_with_networks(drawn, monkeypatch):

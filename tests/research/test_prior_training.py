@@ -66,7 +66,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> FramedCells:
 
 @pytest.fixture
 def trainer_for(cells: FramedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
-    """A trainer for a recipe on a few cells, with the flags of a run."""
+    """A trainer for a recipe's network on a few cells."""
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
 
     def make(

@@ -19,9 +19,9 @@ from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import require_whole_step
-from leukoscope.training.optim import make_optimizer
 from leukoscope.training.run_folder import disk_space_needed, require_disk_space
 from leukoscope.training.train import choose_split, missing_classes
+from leukoscope.training.trainer import make_optimizer
 
 RECIPE = Recipe(name="small", architecture="test_resnet", base_model="", image_size=32, train_batch_size=4)
 

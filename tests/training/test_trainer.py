@@ -30,9 +30,8 @@ from leukoscope.progress import track
 from leukoscope.training import trainer as trainer_module
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.optim import parameter_groups
 from leukoscope.training.train import make_accelerator
-from leukoscope.training.trainer import Trainer
+from leukoscope.training.trainer import Trainer, parameter_groups
 
 PREPROCESSING = Preprocessing(32, 1.0)
 RECIPE = Recipe(

@@ -36,7 +36,6 @@ def run(config: TrainingConfig) -> None:
     """
     from accelerate import PartialState
 
-    from leukoscope.hub.publish import Destination, check_can_publish, publish
     from leukoscope.progress import quiet
     from leukoscope.reports.card import write_card
     from leukoscope.training.checkpoint import Interrupted
@@ -44,8 +43,10 @@ def run(config: TrainingConfig) -> None:
     from leukoscope.training.train import train as train_network
 
     flags = config.run
-    to = Destination(flags.hub_model_id or "")
     if flags.push_to_hub:
+        from leukoscope.hub.publish import Destination, check_can_publish, publish
+
+        to = Destination(flags.hub_model_id or "", private=flags.hub_private)
         check_can_publish(to)
     try:
         with quiet(flags.quiet):
@@ -56,7 +57,7 @@ def run(config: TrainingConfig) -> None:
         PartialState().destroy_process_group()
         raise
     if PartialState().is_main_process:
-        write_card(release, hub_id=to.id)
+        write_card(release, hub_id=flags.hub_model_id or "")
         print("release:   ", release, flush=True)
         if flags.push_to_hub:
             print("published:", publish(release, to))

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.images import BACKGROUND_LEVEL, foreground, is_cut_out
+from leukoscope.data.images import BACKGROUND_LEVEL, CUT_OUT_PITCH, CUT_OUT_SIDE, foreground, is_cut_out
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -404,10 +404,6 @@ WORKING_PITCH = 0.3
 TILE = 1024  # working pixels
 # Two cells side by side: no cell that a tile owns is cut by the tile's edge, nor is its neighbour.
 OVERLAP = 40.0
-# Micrometres per pixel of C-NMC 2019's cut-out cells. Not published: this makes its median normal cell (186 px) 11 µm
-# and its median blast (216 px) 13 µm wide, as lymphoid cells are in smears.
-CUT_OUT_PITCH = 0.06
-CUT_OUT_SIDE = 450
 PLASMA_REACH = 0.55  # µm: two working pixels
 # µm; a lymphocyte's nucleus is 6 to 9 wide, a blast's up to 14.
 PLAUSIBLE_NUCLEI = (5.5, 15.0)

@@ -258,7 +258,7 @@ def _own_sides(names: Collection[str], given: Mapping[str, str | None], source: 
 def _require_train(side_of: Mapping[str, str], names: Iterable[str], source: str) -> None:
     if "train" not in side_of.values():
         raise LeukoscopeError(
-            f"{source}: has no split called train, only {', '.join(names)}; name it with --train_split"
+            f"{source}: has no split called train, only {', '.join(names)}; publish a copy that has one"
         )
 
 

@@ -175,7 +175,7 @@ def make_split(
         train, val, test = (cells.in_folds([side]) for side in SIDES)
         detail = "the data set's own splits"
         if not val and validation and train_val_split:
-            train, val = cells.apart(train, train_val_split, "give another --train_val_split (0 for no validation)")
+            train, val = cells.apart(train, train_val_split, "leave the validation side out with --no_validation")
             # Of whole groups it is another share than was asked for.
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {group.replace('cell', 'image')}"
@@ -240,8 +240,7 @@ def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[str, str]:
         )
     if strategy == "given" and not data.own_splits:
         raise LeukoscopeError(
-            f"--split given: {title} has no splits of its own; choose another --split, or name its splits with "
-            "--train_split, --validation_split and --test_split"
+            f"--split given: {title} has no splits of its own called train, validation and test; choose another --split"
         )
     if not len(data.train):
         raise LeukoscopeError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")

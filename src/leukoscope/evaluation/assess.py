@@ -30,7 +30,7 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.explanation_metrics import explanation_blocks
-from leukoscope.evaluation.metrics import CellPredictions, headline, measure, pooled
+from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions, headline, measure, pooled
 from leukoscope.evaluation.ood_metrics import fit_and_measure_detector, healthy_outcomes
 from leukoscope.evaluation.overlap import KnownCells, seen_in_training
 from leukoscope.evaluation.precision import precision_block
@@ -62,7 +62,6 @@ SUBJECTS_NEEDED = 5
 CELLS_NEEDED = 50
 """Of each class: a quantile at 95 % or 98 % needs more cells than it leaves out."""
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
-NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
 
 
 def assess(

@@ -26,6 +26,9 @@ from leukoscope.files import atomic_file
 if TYPE_CHECKING:
     import evaluate
 
+NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some of them trained them cannot be told"
+"""What metrics of a recalibration estimate where it is not known which cells trained the weights."""
+
 
 @dataclass(frozen=True)
 class CellPredictions:

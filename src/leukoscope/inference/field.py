@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.fields import (
-    CUT_OUT_PITCH,
     Field,
     FieldCell,
     ScaleSource,
@@ -29,7 +28,7 @@ from leukoscope.data.fields import (
     measure_scale,
     measure_stain,
 )
-from leukoscope.data.images import open_field, to_rgb
+from leukoscope.data.images import CUT_OUT_PITCH, open_field, to_rgb
 from leukoscope.inference.prediction import (
     ABSTAIN,
     FIELD_NEEDS,

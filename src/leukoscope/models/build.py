@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,29 @@ class StartWeights:
         name: what the weights truly are, for the card; defaults to the file's name.
         may_miss: patterns (`blocks.6.1.conv_*`) of tensors the file is known to lack.
         from_scratch: start from random weights, without a download.
-        ignore_mismatched: leave out tensors of another shape than the network's.
     """
 
     file: Path | None = None
     name: str = ""
     may_miss: tuple[str, ...] = ()
     from_scratch: bool = False
-    ignore_mismatched: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkStart:
+    """What a network starts from, and what follows from it.
+
+    Attributes:
+        name: what its weights truly are, for the card.
+        remarks: for a person, one line each.
+        notes: what weakens the run's metrics, one line each; they belong to the split.
+        provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
+    """
+
+    name: str
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Module] | None = None) -> nn.Module:
@@ -156,12 +171,8 @@ def _downloaded(base_model: str) -> Path:
 
 def _fill(
     network: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, source: str, start: StartWeights
-) -> str:
-    """Copy tensors into a backbone; the classifier always stays new.
-
-    Returns:
-        what was left out as of another shape, to follow the weights' name; "" for nothing.
-    """
+) -> None:
+    """Copy tensors into a backbone; the classifier always stays new."""
     # timm's own reading of published files: position embeddings for another picture size, other projects' names.
     if (converted := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)) is not None:
         # It expects weights of its architecture; others are left as they are, and named below.
@@ -183,9 +194,7 @@ def _fill(
         unknown = [k for k in unknown if k not in above]
         given = {k: v for k, v in given.items() if k in wanted or k in unknown}
     reshaped = sorted(k for k in given if k in wanted and given[k].shape != wanted[k].shape)
-    left_out = reshaped if start.ignore_mismatched else []
-    wanted, given = ({k: v for k, v in tensors.items() if k not in left_out} for tensors in (wanted, given))
-    if unknown or len(reshaped) > len(left_out):
+    if unknown or reshaped:
         example = unknown[0] if unknown else f"{reshaped[0]} has shape {tuple(given[reshaped[0]].shape)}"
         raise LeukoscopeError(
             f"{source}: these weights are not for {recipe.architecture} ({len(unknown)} unknown and {len(reshaped)} "
@@ -198,7 +207,6 @@ def _fill(
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=False)
-    return f" without {len(left_out)} tensor(s) of another shape, e.g. {left_out[0]}" if left_out else ""
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:

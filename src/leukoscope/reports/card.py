@@ -10,8 +10,7 @@ from PIL import Image
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.registry import DATASETS
-from leukoscope.evaluation.assess import NOT_KNOWN
-from leukoscope.evaluation.metrics import CellPredictions
+from leukoscope.evaluation.metrics import NOT_KNOWN, CellPredictions
 from leukoscope.evaluation.plots import (
     confusion_plot,
     reliability_diagram,
@@ -22,8 +21,6 @@ from leukoscope.evaluation.plots import (
 )
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels, passes_map_checks
-from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import Runtime
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
 from leukoscope.models.recipes import TIMM
@@ -239,6 +236,7 @@ def _hub_dataset(name: str) -> str | None:
     """The id of the data set on the Hub; None where there is none, as for a folder of parquet files."""
     if name in DATASETS:
         return DATASETS[name].hub_id
+
     try:
         return parse_hub_id(name)[0]
     except LeukoscopeError:
@@ -294,7 +292,7 @@ def _plots(release: Path, loaded: Release | None) -> Iterator[tuple[str, Figure]
     metrics = read_metrics(release)
     if loaded is not None:
         recipe = metrics["recipe"]
-        yield "samples", phantom_samples(Predictor(loaded, Runtime("torch", "cpu")))
+        yield "samples", phantom_samples(loaded)
         yield "network", structure_figure(loaded.network, recipe["image_size"], recipe["frozen"])
     tested = detailed_evaluation(metrics)
     if tested is not None:

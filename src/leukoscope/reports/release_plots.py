@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from leukoscope.data.registry import DATASETS, trained_on
 from leukoscope.evaluation.plots import SAMPLES, SampleCell, network_plot, samples_plot
-from leukoscope.inference.predictor import Predictor
 from leukoscope.models.layers import frozen_modules
+from leukoscope.models.release import Release
 from leukoscope.models.release_files import ReleaseInfo
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, knows_smears, smear_picture
 
@@ -25,22 +26,19 @@ if TYPE_CHECKING:
 _TOO_LARGE = 0.75
 
 
-def phantom_samples(predictor: Predictor) -> Figure:
+def phantom_samples(release: Release) -> Figure:
     """Phantoms with a release's predictions: they may be published, since no patient's cell is shown.
 
     Phantoms are drawn as ALL and HEM or, for a release of the four-class B-ALL set, as smears of its classes; where the
     release has none of these classes, its predictions are marked neither right nor wrong.
     """
-    phantoms = list(phantoms_for(predictor.release))
-    predictions = predictor([image for _, image in phantoms])
+    phantoms, frame = list(phantoms_for(release)), release.preprocessing.frame
+    pixels = torch.from_numpy(np.stack([frame(Image.fromarray(image)) for _, image in phantoms])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        probabilities = release.network(release.preprocessing.normalise(pixels)).softmax(dim=1)
     shown = [
-        SampleCell(
-            image,
-            predicted.most_probable,
-            max(predicted.probabilities.values()),
-            label if label in predictor.labels else "",
-        )
-        for (label, image), predicted in zip(phantoms, predictions, strict=True)
+        SampleCell(image, release.labels[int(row.argmax())], float(row.max()), label if label in release.labels else "")
+        for (label, image), row in zip(phantoms, probabilities, strict=True)
     ]
     return samples_plot(shown, "phantoms: synthetic cells, none of a patient; their predictions measure nothing")
 

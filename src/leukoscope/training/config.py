@@ -26,7 +26,6 @@ from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights
 from leukoscope.models.recipes import RECIPES, Recipe, Schedule, checker, get_recipe, with_overrides, with_values
-from leukoscope.training.finetune import follow_model
 
 _RECIPE = "densenet121"
 # Fields of the recipe that flags set.
@@ -43,7 +42,7 @@ _RECIPE_FLAGS = {
 # `other_cells` compares the cells, `other_settings` the name of the start weights.
 NOT_THE_RESULT = (
     *("output_dir", "train_dir", "pretrained_weights", "no_cache_images", "checkpointing_steps"),
-    *("resume_from_checkpoint", "report_to", "quiet", "push_to_hub", "hub_model_id"),
+    *("resume_from_checkpoint", "report_to", "quiet", "push_to_hub", "hub_model_id", "hub_private"),
 )
 _OF_SPLIT = ("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation")
 _PATHS = ("train_dir", "split_file", "labels", "pretrained_weights")
@@ -198,6 +197,7 @@ class RunArguments:
         "Publish the release on the Hugging Face Hub when training ends; `leukoscope release push` has more options.",
     )
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
+    hub_private: bool = _flag(False, "Make that repository private; one that exists must be.")
 
 
 _KINDS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)
@@ -429,6 +429,8 @@ def complete(config: TrainingConfig) -> TrainingConfig:
     """
     model = config.model
     if model.model_name_or_path:
+        from leukoscope.training.finetune import follow_model
+
         model = replace(model, **follow_model(asdict(model)))
     recipe = vars(model)["recipe"]
     return replace(config, model=replace(model, recipe=_RECIPE if recipe is None else recipe))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,29 +20,12 @@ from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.overlap import KnownCells, SeenInTraining, seen_in_training, trainings_of
-from leukoscope.models.build import copy_weights
+from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release, local_release
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
 from leukoscope.models.release import Release, load_release, rescale_classifier
 from leukoscope.models.release_files import CONFIG, WEIGHTS, folder_name
 from leukoscope.training.losses import restore_class_frequencies
-
-
-@dataclass(frozen=True)
-class NetworkStart:
-    """What a network starts from, and what follows from it.
-
-    Attributes:
-        name: what its weights truly are, for the card.
-        remarks: for a person, one line each.
-        notes: what weakens the run's metrics, one line each; they belong to the split.
-        provenance: for the "training" block of metrics.json; {} unless a release is fine-tuned.
-    """
-
-    name: str
-    remarks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def open_release(name: str) -> Release:

@@ -30,7 +30,7 @@ from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.files import disk_errors
 from leukoscope.inference.runtime import usable_cores
-from leukoscope.models.build import build_network, load_start_weights, model_args
+from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, round_as_stored, save_release
 from leukoscope.models.release_files import METRICS, write_json
@@ -39,7 +39,6 @@ from leukoscope.progress import note
 from leukoscope.training.checkpoint import FOLDER, Checkpoints, check_resume, run_settings
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
-from leukoscope.training.finetune import NetworkStart, start_from_release
 from leukoscope.training.losses import BAD_BATCH
 from leukoscope.training.run_folder import (
     ARGS,
@@ -113,6 +112,8 @@ def train(
             cells = frame_cells(data, preprocessing, keep=not config.data.no_cache_images)
         split = choose_split(config, cells.data)
         if fine_tuned:
+            from leukoscope.training.finetune import start_from_release
+
             start = start_from_release(network, recipe, fine_tuned, cells, split)
         notes = (*start.notes, *missing_classes(cells, split))
         drawn, split = split, replace(split, notes=(*split.notes, *notes))

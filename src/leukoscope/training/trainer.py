@@ -15,13 +15,15 @@ from accelerate.data_loader import skip_first_batches
 from accelerate.utils import AutocastKwargs, broadcast
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import RandomSampler, Sampler
+from transformers import get_scheduler
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import CellPredictions, measure
-from leukoscope.models.layers import freeze
+from leukoscope.models.layers import freeze, head_parameters
 from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
@@ -36,7 +38,6 @@ from leukoscope.training.data import (
     training_loader,
 )
 from leukoscope.training.losses import LossMonitor, TrainingLoss
-from leukoscope.training.optim import make_optimizer, make_scheduler
 from leukoscope.training.run_folder import peak_memory
 
 _VALIDATION_METRICS = (
@@ -82,6 +83,37 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], selected_by: str, patience: in
             best, kept = score, row["epoch"]
     stop = len(rows) - gained >= patience
     return Selection(kept, watched, f"no better validation score for {patience} epochs" * stop)
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the parameters that are trained.
+
+    Args:
+        network: as `build_network` makes it; what is frozen has `requires_grad` off.
+    """
+    return torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
+
+
+def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay, as torch's optimisers take them.
+
+    The head has a rate of its own; biases and norms do not decay.
+    """
+    head = {id(p) for p in head_parameters(network)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            rate = recipe.head_learning_rate if id(parameter) in head else recipe.learning_rate
+            decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
+    """Make the recipe's schedule: one of transformers' that warms up linearly and ends after `total_steps`."""
+    warmup = round(total_steps * recipe.warmup_share) if recipe.warmup_steps is None else recipe.warmup_steps
+    schedule: LambdaLR = get_scheduler(recipe.schedule, optimizer, warmup, total_steps)
+    return schedule
 
 
 class Trainer:

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.data.fields import CUT_OUT_PITCH, FieldCell, cut_out
+from leukoscope.data.fields import FieldCell, cut_out
+from leukoscope.data.images import CUT_OUT_PITCH
 from leukoscope.inference.field import AT_EDGE, CLASS_COLOURS, DASHED, OTHER_COLOURS, draw_reading
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.scoring import safe_cell

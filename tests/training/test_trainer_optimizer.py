@@ -9,7 +9,7 @@ from torch import nn
 from leukoscope.models.build import build_network
 from leukoscope.models.layers import head_parameters
 from leukoscope.models.recipes import Recipe
-from leukoscope.training.optim import make_optimizer, parameter_groups
+from leukoscope.training.trainer import make_optimizer, parameter_groups
 
 RECIPE = Recipe(
     name="small",

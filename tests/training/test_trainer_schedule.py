@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from leukoscope.models.recipes import Recipe, Schedule
-from leukoscope.training.optim import make_scheduler
+from leukoscope.training.trainer import make_scheduler
 
 
 def _rates(recipe: Recipe, steps: int) -> list[list[float]]:
