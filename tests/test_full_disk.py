@@ -1,4 +1,4 @@
-"""A full disk, at each writer: one error that names place and fix; what was there stays, and nothing is added."""
+"""A full disk, at each writer: an error that names place and fix; what was there stays, and nothing is added."""
 
 from __future__ import annotations
 
@@ -55,12 +55,11 @@ REPLACING: dict[str, Sequence[str]] = {
     "evaluation": ("evaluate", "--predictions", str(PREDICTIONS), "--output", "OUT/evaluation"),
     "audit": ("data", "audit", "cells", *SUBJECTS, "--output", "OUT/audit"),
     "card": ("release", "card", "OUT/release"),
-    "leaderboard": ("experiment", "leaderboard", "release", "release", "--output", "OUT/board.html"),
     **{name: (*EXPORT, name) for name in ("openvino", "onnx", "transformers.js", "endpoint")},
     "space": ("release", "space", "lab/cells", "--output", "OUT/space"),
     "run": (*TRAIN, "--output_dir", "OUT/run"),
 }
-LONG = ("evaluation", "card", "leaderboard", "onnx", "transformers.js")
+LONG = ("evaluation", "card", "onnx", "transformers.js")
 # Commands that refuse to.
 ONCE: dict[str, Sequence[str]] = {
     **{f"score {kind}": (*SCORE, "--output", f"OUT/scores{kind}") for kind in (".csv", ".xlsx", ".parquet", ".json")},
@@ -143,9 +142,10 @@ def refused(words: Sequence[str], disk: Disk, left: int) -> None:
     code, said = run(words, disk)
     disk.empty()
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(errors) == 1, said
-    assert "No space left on device" in errors[0] and "free some space or " in errors[0], said
-    assert str(disk.out) in errors[0]
+    # Of a field, its crops and the list of them are refused one after the other.
+    assert code == 1 and 1 <= len(errors) <= (2 if "--crops" in words else 1), said
+    for error in errors:
+        assert "No space left on device" in error and "free some space or " in error and str(disk.out) in error
 
 
 def half_of_the_largest(contents: dict[str, bytes | None]) -> int:
@@ -169,7 +169,7 @@ def test_what_a_command_wrote_before_stays_as_it_was(
     if name == "space":
         publish(inputs / "release", Destination("lab/cells"))
     code, said = run(REPLACING[name], disk)
-    assert code in (0, 2), said
+    assert code == 0 or (name == "audit" and code == 2), said  # with findings, it ends with 2
     before = disk.contents()
     refused(REPLACING[name], disk, half_of_the_largest(before) if partly else 0)
     assert disk.contents() == before
