@@ -144,13 +144,11 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
             f"{recipe.name}: the Hub has no weights of it; give --pretrained_weights FILE.safetensors, or train with "
             "--from_scratch"
         )
-    file, name = start.file or _downloaded(recipe.base_model), f"{FROM_HUB}{recipe.base_model}"
-    if start.file:
-        name = start.name or start.file.stem
+    tensors = read_safetensors(start.file or _downloaded(recipe.base_model))
     # A head of its own is new as a whole: the file's tensors carry the backbone's names.
     backbone: nn.Module = getattr(network, "backbone", network)
-    source = str(start.file or recipe.base_model)
-    return name + _fill(backbone, read_safetensors(file), recipe, source, start)
+    _fill(backbone, tensors, recipe, str(start.file or recipe.base_model), start)
+    return start.name or start.file.stem if start.file else f"{FROM_HUB}{recipe.base_model}"
 
 
 def _downloaded(base_model: str) -> Path:
