@@ -36,7 +36,7 @@ from leukoscope.training.checkpoint import other_settings, run_settings
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
 from leukoscope.training.run_folder import plain
 from research.commands import make_parser, run
-from research.prior_recipes import PRIOR_RECIPES, register
+from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
 from research.prior_training import train_prior
 
 PRIOR_RESULTS = Path("results/prior")
@@ -145,9 +145,9 @@ class Row:
             made = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        flags = {**made["flags"], **_weights_in(made["training"]["command"])}
-        then = {"flags": flags, "resolved_recipe": made["recipe"]}
-        different = other_settings(then, run_settings(self.config, self.config.resolve()))
+        then = _settings(made["flags"] | _weights_in(made["training"]["command"]), made["recipe"])
+        now = run_settings(self.config, self.config.resolve())
+        different = other_settings(then, _settings(now["flags"], now["resolved_recipe"]))
         different += other_cells(made["data"], self.config)
         if different:
             raise LeukoscopeError(
@@ -161,6 +161,16 @@ def _flags(config: TrainingConfig) -> dict[str, Any]:
     """The flags that determine a row's result and are not the defaults."""
     defaults = TrainingConfig().as_dict()
     return {k: plain(v) for k, v in config.as_dict().items() if k not in NOT_THE_RESULT and v != defaults[k]}
+
+
+def _settings(flags: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `run_settings` lists them today: what a row lacks was the default, what is gone is left out."""
+    given = {"flags": flags, "resolved_recipe": recipe}
+    defaults = {"flags": TrainingConfig().as_dict(), "resolved_recipe": plain(asdict(PriorRecipe("", "", "")))}
+    return {
+        group: {name: given[group].get(name, default) for name, default in names.items() if name != "about"}
+        for group, names in defaults.items()
+    }
 
 
 def _weights_in(command: str) -> dict[str, str]:
@@ -336,8 +346,7 @@ def _compare_protocols(row: Row) -> None:
     made = [json.loads(file.read_text(encoding="utf-8")) for file in (by_image, unseen)]
     set_ups = [
         {
-            "flags": one["flags"],
-            "resolved_recipe": one["recipe"],
+            **_settings(one["flags"], one["recipe"]),
             "start_weights": one["training"]["start_weights"],
             "fingerprint": one["data"]["fingerprint"],
         }

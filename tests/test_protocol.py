@@ -219,7 +219,7 @@ BY_NAME = ["--subject_pattern", r"/(?P<subject>\w+)_"]
         (
             7,
             [],
-            r"^cell ALL/ALL0_0: its subject is not known \(126 such cells\); a protocol .*--subject_pattern or --sub",
+            r"^cell ALL/ALL0_0: its subject is not known \(126 such cells\); a protocol .*--subject_pattern or --lab",
         ),
         (
             4,

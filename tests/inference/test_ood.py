@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from safetensors.numpy import load_file, save_file
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.fields import cut_out, find_cells
+from leukoscope.data.fields import UnusableField, cut_out, find_cells
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
@@ -328,7 +328,10 @@ def test_real_cells_pass_and_white_cells_of_another_laboratory_are_refused(real_
         refused = []
         for path in sorted(kind.glob("*.jpg"))[::10]:
             picture = open_image(path)
-            field = find_cells(picture)
+            try:
+                field = find_cells(picture)
+            except UnusableField:  # too few red cells for a scale: refused before the detector sees it
+                continue
             assert field.scale is not None
             cells = [frame(cut_out(picture, cell, field.scale.um_per_pixel)) for cell in field.cells if cell.whole]
             refused += [detector.scores(cell[None])[0] > 1.5 for cell in cells]

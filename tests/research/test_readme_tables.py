@@ -324,7 +324,7 @@ def test_fields_are_told_with_what_they_were_counted_on() -> None:
 def test_every_flag_of_hugging_faces_script_is_there_or_says_why_not() -> None:
     parser_flags = set(TrainingConfig().as_dict())
     missing = [flag for flag in HF_FLAGS if flag not in parser_flags]
-    assert missing == ["trust_remote_code"]
+    assert "trust_remote_code" in missing
     assert all(FLAG_REMARKS.get(flag, "").endswith(".") for flag in missing)
     assert TIMM_FLAGS.keys() | FLAG_REMARKS.keys() <= parser_flags | set(HF_FLAGS)
     table = str(flags_table())

@@ -208,7 +208,7 @@ def test_listed_models_come_before_embedded_releases(tmp_path: Path) -> None:
 
 
 def test_it_says_how_to_get_a_model() -> None:
-    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Type the Hub id of one"):
+    with pytest.raises(LeukoscopeError, match="This demo comes with no model. Type a Hub id above"):
         ModelCache({}).predictor(None)
     with pytest.raises(LeukoscopeError, match="No model is chosen"):
         ModelCache({"x": Path("x")}).predictor(" ")

@@ -251,12 +251,15 @@ def push(
     from huggingface_hub.utils import disable_progress_bars as disable_upload_bars
 
     from leukoscope.audit import audit_cells, published_subjects, scan_cells
+    from leukoscope.data.loading import subject_rule
     from leukoscope.data.splits import own_split
     from leukoscope.hub.data_set import described, push_data_set, train_command
     from leukoscope.hub.publish import Destination, check_can_publish
 
     to = Destination(hub_id, private=not public, kind="dataset")
     to.require_usable()
+    if subject_pattern is not None:
+        subject_rule(subject_pattern)  # a bad pattern is refused before the Hub is asked
     own_subjects = subject_pattern is not None or labels is not None
     info = described(folder, licence=licence, citation=citation, own_subjects=own_subjects)
     disable_progress_bars()

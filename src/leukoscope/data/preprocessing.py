@@ -50,9 +50,9 @@ class Preprocessing:
                 no square, a crop that is not central, or a `mean` or `std` that is not three finite numbers.
         """
         _, height, width = cfg["input_size"]
-        crop_pct, interpolation = cfg["crop_pct"], cfg["interpolation"]
         if height != width:
             raise ValueError(f"input_size is {list(cfg['input_size'])}, no square; only square inputs are framed here")
+        crop_pct, interpolation = cfg["crop_pct"], cfg["interpolation"]
         if cfg.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is made here")
         if not 0 < crop_pct <= 1:
