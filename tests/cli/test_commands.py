@@ -112,7 +112,7 @@ def test_one_flag_has_one_meaning() -> None:
 def test_a_model_has_one_spelling(tiny_release: Path) -> None:
     assert COMMANDS["predict"].make_context("predict", ["m", "a.png", "b.png"]).params["model"] == "m"
     spaces = COMMANDS["release space"].make_context("space", ["o/a", "o/b", "--output", "x"])
-    assert list(spaces.params["models"]) == ["o/a", "o/b"] and spaces.params["output"] == Path("x")
+    assert list(spaces.params["models"]) == ["o/a", "o/b"] and Path(spaces.params["output"]) == Path("x")
     result = run("predict", tiny_release)
     assert result.exit_code == 2 and "Missing argument" in result.stderr and "IMG" in result.stderr
     result = run("predict", "a.png", "--model", tiny_release)
