@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -267,8 +268,7 @@ def print_sizes(files: Mapping[str, Path], lines: Mapping[str, int]) -> None:
 
 def dependencies() -> list[str]:
     """What the package needs without an extra."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 
 
 def train_flags() -> int:
