@@ -244,12 +244,15 @@ def test_ci_says_how_to_get_a_browser_when_it_cannot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_import_against_the_flow_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    skip = shutil.ignore_patterns("__pycache__", "*.pyi")
+    shutil.copytree(SOURCE, tmp_path / "src/leukoscope", ignore=skip)
+    shutil.copytree(ROOT / "research", tmp_path / "research", ignore=skip)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     check = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
-    as_is = _run(*check, cwd=tmp_path, PYTHONPATH=str(tmp_path / "src"))
+    path = os.pathsep.join([str(tmp_path / "src"), str(tmp_path)])
+    as_is = _run(*check, cwd=tmp_path, PYTHONPATH=path)
     assert as_is.returncode == 0, as_is.stdout
     (tmp_path / "src/leukoscope/data/against.py").write_text("import leukoscope.training.train\n")
-    against = _run(*check, cwd=tmp_path, PYTHONPATH=str(tmp_path / "src"))
+    against = _run(*check, cwd=tmp_path, PYTHONPATH=path)
     assert against.returncode == 1
     assert "leukoscope.data is not allowed to import leukoscope.training" in against.stdout

@@ -621,5 +621,6 @@ def test_without_subjects_validation_is_set_apart_by_image() -> None:
 
 
 def test_given_splits_are_refused_where_there_are_none(patients: LoadedCells) -> None:
-    with pytest.raises(LeukoscopeError, match="--split given: .* has no splits of its own; choose another --split"):
+    problem = "--split given: .* has no splits of its own called train, validation and test; choose another --split"
+    with pytest.raises(LeukoscopeError, match=problem):
         make_split(patients, "given")

@@ -18,6 +18,7 @@ from torch import nn
 
 from leukoscope import Predictor
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.evaluation.metrics import class_report
 from leukoscope.models.layers import backbone_state
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import is_timm_model, load_release
@@ -34,8 +35,6 @@ SMALL = (
     *("--num_train_epochs", "1", "--per_device_train_batch_size", "8"),
     *("--max_train_samples", "16", "--max_eval_samples", "8", "--learning_rate", "1e-4"),
 )
-# What every prior system shows of itself; one_vs_rest.png joins them with more than two classes.
-FIGURES = ["class_report.json", "class_report.txt", "confusion.png", "curves.png", "network.png", "samples.png"]
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / "black.png"), str(folder / "smear.png")]
 
 
-def test_the_run_shows_what_it_did(trained: Trained) -> None:
-    assert sorted(path.name for path in (trained.out / "figures").iterdir()) == FIGURES
+def test_the_run_says_what_it_did(trained: Trained) -> None:
+    assert sorted(path.name for path in (trained.out / "figures").iterdir()) == ["curves.png", "samples.png"]
     metrics = json.loads((trained.out / "metrics.json").read_text())
     assert metrics["recipe"]["name"] == trained.recipe.name and metrics["recipe"]["about"] == trained.recipe.about
     assert metrics["evaluations"][0]["metrics"]["cells"] == 8
 
 
 def test_it_learns_what_is_not_frozen(trained: Trained) -> None:
-    start, now = load_file(trained.start), backbone_state(trained.network)
+    start, now = load_file(trained.start), backbone_state(getattr(trained.network, "backbone", trained.network))
     stayed = [torch.equal(tensor.half(), start[name].half()) for name, tensor in now.items()]
     assert all(stayed) == (trained.recipe.frozen == ("backbone",))
 
@@ -147,7 +146,6 @@ def test_four_classes_are_also_shown_each_against_the_rest(tmp_path: Path) -> No
     data = ["--dataset_name", "imagefolder", "--train_dir", str(tmp_path / "cells"), "--split", "random"]
     flags = ["--recipe", "prior_d_baseline_cnn", "--image_size", "64", *SMALL]
     run = train_prior(parse_config([*data, *flags, "--output_dir", str(tmp_path / "run")]))
-    assert sorted(path.name for path in (run / "figures").iterdir()) == sorted([*FIGURES, "one_vs_rest.png"])
-    report = json.loads((run / "figures" / "class_report.json").read_text())
+    report = class_report(json.loads((run / "metrics.json").read_text())["evaluations"][0]["metrics"])
     assert list(report["classes"]) == [name for name, *_ in looks]
     assert all(0 <= row["one_vs_rest_accuracy"] <= 1 for row in report["classes"].values())

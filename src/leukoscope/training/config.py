@@ -258,8 +258,9 @@ class TrainingConfig:
                 train_batch_size=16,
                 learning_rate=1e-3,
                 drop_rate=0.0,
-                # From random weights validation jumps from epoch to epoch, and a run may stop early in a trough.
+                # From random weights validation jumps from epoch to epoch: averaged, and never stopped in a trough.
                 ema_decay=recipe.ema_decay or 0.9,
+                early_stopping_patience=12,
             )
         recipe = with_overrides(recipe, self.model.override)
         if self.start_weights.from_scratch:
