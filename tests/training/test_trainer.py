@@ -444,7 +444,7 @@ def test_a_compiled_network_learns_the_same_under_its_names(
         assert list(trainer.state.checkpoint().part("network")) == list(networks[-1].state_dict())
         assert not any("_orig_mod" in name for name in networks[-1].state_dict())
     assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-3)
-    assert np.allclose(*answers, atol=1e-3)
+    assert np.allclose(*answers, atol=1e-3 if backend == "eager" else 5e-3)
 
 
 # The rate, and what is kept
