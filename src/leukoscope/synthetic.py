@@ -570,6 +570,7 @@ def _lay_cell(canvas: Floats, cell: NDArray[np.uint8], place: Disc, rim: float) 
 # Synthetic smears, one picture one class, for releases that were trained on the four-class B-ALL set: drawn by
 # research/smears.py and kept as one sheet, one column per class.
 SMEAR_LABELS = ("Benign", "Early", "Pre", "Pro")
+SMEARS = 5  # of each class
 SMEAR_SIZE = 224
 SMEAR_SHEET = Path(__file__).with_name("smears.webp")
 
@@ -584,7 +585,7 @@ def smear_picture(label: str, number: int) -> NDArray[np.uint8]:
 
     Args:
         label: one of `SMEAR_LABELS`.
-        number: 0 to 4, its row in the sheet.
+        number: below `SMEARS`, its row in the sheet.
     """
     top, left = number * SMEAR_SIZE, SMEAR_LABELS.index(label) * SMEAR_SIZE
     return _smear_sheet()[top : top + SMEAR_SIZE, left : left + SMEAR_SIZE]

@@ -95,6 +95,8 @@ class Visit:
         self.page.goto(address)
         self.page.locator("#examples button").first.wait_for()
         self.page.locator("#pictures img").nth(1).wait_for()  # the example that everyone meets
+        # Its last event, after which nothing undoes what a test begins.
+        self.page.wait_for_function("new URLSearchParams(location.search).has('model')")
 
     def _note(self, url: str, address: str) -> None:
         if not url.startswith((address, "data:", "blob:")):

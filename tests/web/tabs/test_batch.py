@@ -760,6 +760,17 @@ def test_the_sample_holds_two_persons_whom_the_suggested_pattern_finds() -> None
     assert Image.open(io.BytesIO(sample_batch().files[0].read())).size[0] > 64
 
 
+def test_a_model_of_smears_is_given_smears_and_refuses_none_of_them() -> None:
+    models = ModelCache({"ball4": Path(__file__).parents[3] / "model_card" / "leukoscope-densenet201-ball4"})
+    with gradio.Blocks():
+        sample = BatchPanel(models, gradio.Dropdown(["ball4"])).sample("ball4")
+    names = [file.name for file in sample.files]
+    found = subjects_of(names, suggested_pattern(names, ("Benign", "Early", "Pre", "Pro")), {})
+    assert [*found.values()] == ["synthetic-1"] * 5 + ["synthetic-2"] * 5
+    *_, result = predict_batch(models, sample, "ball4", "")
+    assert [row.decision.outcome for row in result.rows] == ["Benign"] * 5 + ["Early"] * 5
+
+
 def test_a_batch_waits_for_two_others_and_a_single_picture_for_none(panel: BatchPanel, tiny_release: Path) -> None:
     batch = Batch([BatchFile(f"{n}.png", partial(cell_png, n)) for n in range(2)])
     assert panel._line.acquire() and panel._line.acquire()

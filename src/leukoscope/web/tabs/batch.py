@@ -23,7 +23,7 @@ from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports.patient_report import strip_plot
-from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
+from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, SMEARS, draw_cell, knows_smears, smear_picture
 from leukoscope.web import panels
 from leukoscope.web.batch_files import SUGGESTIONS, Batch, BatchFile, open_batch, subjects_of, suggested_pattern
 from leukoscope.web.batch_results import (
@@ -69,21 +69,22 @@ ORDERS: dict[str, Callable[[BatchRow], tuple[float | str, ...]]] = {
 }
 
 
-@lru_cache(maxsize=1)
-def sample_batch() -> Batch:
-    """Cells of two synthetic subjects, drawn by a program: each of one class, from no patient."""
+@lru_cache(maxsize=2)
+def sample_batch(smears: bool = False) -> Batch:
+    """Cut-out cells or smears of two synthetic subjects, drawn by a program: each of one class, from no patient."""
 
     def draw(person: int, cell: int) -> bytes:
-        label = PHANTOM_LABELS[person % len(PHANTOM_LABELS)]
+        label = (SMEAR_LABELS if smears else PHANTOM_LABELS)[person]
+        pixels = smear_picture(label, cell) if smears else draw_cell(label, subject=person, cell=cell).image
         buffer = BytesIO()
-        Image.fromarray(draw_cell(label, subject=person, cell=cell).image).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     return Batch(
         [
             BatchFile(f"synthetic-{person + 1}/cell-{cell + 1:02d}.png", partial(draw, person, cell))
             for person in range(SAMPLE_PERSONS)
-            for cell in range(SAMPLE_CELLS)
+            for cell in range(SMEARS if smears else SAMPLE_CELLS)
         ]
     )
 
@@ -190,9 +191,13 @@ class BatchPanel:
         """Updates that hide the batch, which is deleted."""
         return {self.result: None, self.shown: gr.Column(visible=False), self.gallery: ""}
 
-    def sample(self) -> Batch:
-        """What is read where nothing was uploaded."""
-        return sample_batch()
+    def sample(self, choice: str | None) -> Batch:
+        """Two synthetic subjects, in pictures as the model reads them.
+
+        Raises:
+            LeukoscopeError: the model cannot be used.
+        """
+        return sample_batch(knows_smears(self.models.predictor(choice).labels))
 
     def predict(self, read: Callable[[], Batch], choice: str | None, pattern: str) -> Iterator[Updates]:
         """Show whose cells these are, then how many are predicted, then the result.

@@ -326,6 +326,9 @@ class CellTab:
             except LeukoscopeError as error:
                 yield {self.upload: None, **self.clear(panels.message(t("failed"), str(error)))}
 
+        def on_sample(choice: str | None, pattern: str) -> Iterator[Updates]:
+            yield from on_batch(lambda: self.batch.sample(choice), choice, pattern)
+
         def on_stop(paths: list[str] | None) -> Updates:
             # Of a batch that still waited for its turn, nobody else deletes the files.
             with deleted_afterwards(paths or []):
@@ -393,9 +396,7 @@ class CellTab:
         with_files = [self.upload, *self.outputs]
         running: list[Any] = [
             self.upload.upload(on_upload, [self.upload, *chosen, self.batch.pattern], with_files, **many),
-            self.ask_batch.click(
-                partial(on_batch, self.batch.sample), [self.model, self.batch.pattern], with_files, **many
-            ),
+            self.ask_batch.click(on_sample, [self.model, self.batch.pattern], with_files, **many),
         ]
         given = [*running, self.ask_field.click(on_field, chosen, self.outputs, **quiet)]
         for gallery in (self.cells, self.smears, self.real):
