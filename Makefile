@@ -37,11 +37,10 @@ style: $(VENV)/.installed-test  ## fix what the linter and the formatter can fix
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
-docs: $(VENV)/.installed-test  ## render the tables and the API reference of the README and of docs/
+docs: $(VENV)/.installed-test  ## render the cards, and the tables of the README and of docs/
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
 	$(RUN)/python research/readme_tables.py
 	$(RUN)/python research/metrics_plot.py
-	$(RUN)/python tools/api_reference.py
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py

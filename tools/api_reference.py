@@ -1,4 +1,4 @@
-"""The API reference of docs/python.md, rendered from docstrings between its markers: `make docs`.
+"""The API reference, rendered from docstrings: `make site` puts it below docs/python.md.
 
 The names listed here are meant to stay; other names may change from one version to the next.
 """
@@ -16,8 +16,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-PAGE = ROOT / "docs" / "python.md"
-START, END = "<!-- reference: rendered by `make docs` -->", "<!-- end of reference -->"
 PUBLIC = {
     "leukoscope": (
         "load_dataset",
@@ -47,15 +45,6 @@ PUBLIC = {
     "leukoscope.hub.publish": ("publish", "Destination"),
     "leukoscope.cli.doctor": ("examine", "Finding"),
 }
-
-
-def main() -> None:
-    """Put the reference into its page."""
-    from leukoscope.files import write_atomic
-
-    before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    write_atomic(PAGE, f"{before}{START}\n{reference()}\n{END}{rest.split(END)[1]}")
-    print(PAGE.relative_to(ROOT))
 
 
 def reference() -> str:
@@ -123,7 +112,3 @@ def _as_markdown(text: str) -> str:
         else:
             lines.append(line.removeprefix("    "))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Build the documentation site from the pages of the repository: `python tools/site.py`, or `make site`.
 
 The pages are those that are read in the repository. They are copied with every file that they link to, so that each
-link is checked; Zensical then builds them, and any warning is an error.
+link is checked; the page on Python gets the reference of the API. Zensical then builds them, and any warning is an error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from api_reference import reference
 
 ROOT = Path(__file__).parents[1]
 # Forms, and the templates of cards: no pages.
@@ -30,6 +32,8 @@ def copy_pages(pages: Path) -> None:
         target = pages / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+    with (pages / "docs" / "python.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n{reference()}\n")
 
 
 if __name__ == "__main__":
