@@ -1,7 +1,7 @@
 """Build the documentation site from the pages of the repository: `python tools/site.py`, or `make site`.
 
 The pages are those that are read in the repository. They are copied with every file that they link to, so that each
-link is checked; the page on Python gets the reference of the API. Zensical then builds them, and any warning is an error.
+link is checked; the page on Python gets the reference of the API. Zensical then builds them; any warning is an error.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.folders import ImageFolder
 from leukoscope.data.images import open_image
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.data.registry import find_cnmc_cells
+from leukoscope.data.registry import NOT_A_CELL, OUT_OF_DISTRIBUTION, find_cnmc_cells
 from leukoscope.evaluation.ood_metrics import (
     FROM_ELSEWHERE,
     KINDS,
@@ -27,7 +27,7 @@ from leukoscope.evaluation.ood_metrics import (
     white_cell_sources,
 )
 from leukoscope.inference.ood import STATISTICS, OodDetector, fit_detector, picture_statistics
-from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
+from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.models.release_files import OOD
 from leukoscope.synthetic import draw_cell, draw_field, phantom_cells
 

@@ -20,8 +20,9 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.images import UnreadableImage, open_image
+from leukoscope.data.registry import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.inference.gradcam import overlay, share_on_cell
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Thresholds, softmax
+from leukoscope.inference.prediction import Thresholds, softmax
 from leukoscope.inference.tta import average_maps, tta_views
 from leukoscope.models.release_files import OOD
 from leukoscope.synthetic import draw_cell, draw_field

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from leukoscope.data.registry import ABSTAIN, TOO_FEW_CELLS
 from leukoscope.evaluation.bootstrap import (
     Interval,
     bootstrap_subjects,
@@ -22,8 +23,8 @@ from leukoscope.evaluation.bootstrap import (
 )
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, SUBJECTS_NEEDED, calibrated, who_fitted
 from leukoscope.evaluation.metrics import CellPredictions
-from leukoscope.inference.prediction import ABSTAIN, WITHOUT_CLASS
-from leukoscope.inference.subject import POOLINGS, TOO_FEW_CELLS, SubjectRule, logits_of, pool
+from leukoscope.inference.prediction import WITHOUT_CLASS
+from leukoscope.inference.subject import POOLINGS, SubjectRule, logits_of, pool
 
 CELL_COUNTS = (1, 3, 5, 10, 20, 50)
 REPEATS = 5000

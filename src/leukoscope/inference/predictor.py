@@ -332,7 +332,7 @@ def _require_name(model: object, method: str) -> None:
 
 def _is_picture(images: object) -> bool:
     """Whether something given is one picture, rather than several of them."""
-    alone = str | os.PathLike | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
+    alone = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
     # A file is an iterable too, of its lines.
     return isinstance(images, alone) or hasattr(images, "read")
 

@@ -211,7 +211,7 @@ def _snapshot(
 
     class Hidden(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
     # On a terminal the client shows bars of its own, elsewhere nothing.
     bars = sys.stderr.isatty() and not is_quiet()

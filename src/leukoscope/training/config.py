@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 from pydantic import Field
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.loading import SUBJECT_COLUMNS, LoadedCells, load_cells
+from leukoscope.data.cell_tables import SUBJECT_COLUMNS
+from leukoscope.data.loading import LoadedCells, load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from math import prod
 from pathlib import Path
 from shutil import rmtree
@@ -183,8 +184,8 @@ class ModelCache:
         """`call`, whose first argument is a model, once a thread of the line is free."""
         borrowing = self._on_gpu(call)
 
-        def wait_and_call(predictor: Predictor, *args: _P.args, **options: _P.kwargs) -> _T:
-            return line.submit(copy_context().run, borrowing, predictor, *args, **options).result()
+        def wait_and_call(predictor: Predictor, /, *args: _P.args, **options: _P.kwargs) -> _T:
+            return line.submit(copy_context().run, partial(borrowing, predictor, *args, **options)).result()
 
         return wait_and_call
 
@@ -203,7 +204,7 @@ class ModelCache:
 
         borrowed = spaces.GPU(duration=GPU_SECONDS)(by_name)
 
-        def with_gpu(predictor: Predictor, *args: _P.args, **options: _P.kwargs) -> _T:
+        def with_gpu(predictor: Predictor, /, *args: _P.args, **options: _P.kwargs) -> _T:
             with self._lock:
                 names = [name for name, (loaded, _) in self._loaded.items() if loaded is predictor]
             about = predictor.release

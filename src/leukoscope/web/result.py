@@ -18,10 +18,11 @@ from PIL import Image, ImageDraw
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import View, measure_stain, otsu_threshold
 from leukoscope.data.images import foreground
+from leukoscope.data.registry import NOT_A_CELL
 from leukoscope.inference.field import drawing_font
 from leukoscope.inference.gradcam import BLACK_SHARE, EvidenceScale, HeatMap, map_colours, overlay
 from leukoscope.inference.ood import GROUPS, OodDetector, picture_statistics
-from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Thresholds
+from leukoscope.inference.prediction import REFUSED, Decision, Thresholds
 from leukoscope.synthetic import SMEAR_LABELS, draw_cell, smear_picture
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.text import (

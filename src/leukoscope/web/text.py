@@ -24,14 +24,9 @@ from PIL import Image
 
 from leukoscope.data.fields import View, measure_stain
 from leukoscope.data.images import foreground
+from leukoscope.data.registry import ABSTAIN
 from leukoscope.inference.gradcam import BLACK_SHARE, share_within
-from leukoscope.inference.prediction import (
-    ABSTAIN,
-    REFUSED,
-    Decision,
-    Reason,
-    Thresholds,
-)
+from leukoscope.inference.prediction import REFUSED, Decision, Reason, Thresholds
 
 if TYPE_CHECKING:
     from leukoscope.evaluation.morphology import Morphology

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.data.registry import OUT_OF_DISTRIBUTION
 from leukoscope.inference.gradcam import HeatMap
-from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION, Decision
+from leukoscope.inference.prediction import Decision
 from leukoscope.web import panels
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.result import (

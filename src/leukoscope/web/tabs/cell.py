@@ -19,8 +19,8 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.fields import UnusableField, looks_like_smear
 from leukoscope.data.loading import StreamedCell, stream_cells
-from leukoscope.data.registry import DATASETS, DatasetInfo, trained_on
-from leukoscope.inference.prediction import FIELD_NEEDS, NOT_A_CELL
+from leukoscope.data.registry import DATASETS, NOT_A_CELL, DatasetInfo, trained_on
+from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.synthetic import knows_smears
 from leukoscope.web import panels
 from leukoscope.web.batch_files import is_batch, open_batch
